@@ -1,0 +1,1 @@
+../../litejobs.py

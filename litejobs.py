@@ -1,0 +1,4895 @@
+"""litejobs: a durable job queue in one file, on SQLite.
+
+Drop it into a script or a desktop application, run cron-style work, or develop
+without a broker. A complete program:
+
+    from litejobs import LiteJobs
+
+    jobs = LiteJobs("jobs.db")
+
+    @jobs.define(queue="emails", max_attempts=5, timeout=30)
+    def send_email(to: str, subject: str, body: str = "") -> None:
+        print(f"to {to}: {subject}")
+
+    if __name__ == "__main__":
+        send_email.enqueue("user@example.com", subject="Welcome!")
+        jobs.work(workers=2, until="empty")
+
+Words. A *definition* is a named, typed piece of work. A *job* is one row: a
+definition with its payload. An *attempt* is one execution of a job, a *queue* a
+named lane of jobs. A *node* is a running `work()`: one supervisor process with
+its *workers*, child processes that run jobs. A *dead letter* is a job that failed
+for good. One enqueues a job; a node claims, runs and settles it; people retry and
+cancel; duties stage, rescue and prune.
+
+States, each change one transaction:
+
+    scheduled ──▶ pending ──▶ running ──▶ completed
+                     ▲           ├──────▶ failed      (the dead letters)
+                     │           ├──────▶ cancelled
+                     └─ retrying ◀┘
+
+The file is read from top to bottom, and each section uses only those above it:
+Errors, Values, Policies, Wire (JSON), Definitions, Execution (one attempt),
+Store (all SQL), Duties, Worker, Supervisor, LiteJobs (what users hold), Command
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import asyncio
+import atexit
+import base64
+import collections.abc
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import functools
+import heapq
+import importlib
+import importlib.util
+import inspect
+import itertools
+import json
+import logging
+import marshal
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import random
+import re
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+import traceback
+import types
+import typing
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import ModuleType
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    Union,
+    Unpack,
+    overload,
+)
+from uuid import UUID
+
+import apsw
+import attrs
+import cattrs
+from cattrs.cols import (
+    is_namedtuple,
+    namedtuple_dict_structure_factory,
+    namedtuple_dict_unstructure_factory,
+)
+from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
+from typing_extensions import TypeVar
+
+__version__ = "0.1.0"
+
+logger = logging.getLogger("litejobs")
+
+
+################################################################################
+# Errors
+#
+# Everything that litejobs raises on its own account is a LitejobsError. The facts
+# are fields; the text is one sentence that names the thing and says what to do.
+################################################################################
+
+
+class LitejobsError(Exception):
+    """Every error that litejobs raises on its own account."""
+
+
+@attrs.define(eq=False)
+class DefinitionError(LitejobsError):
+    """A definition that cannot be made, found or run."""
+
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"definition {self.name!r}: {self.problem}"
+
+
+@attrs.define(eq=False)
+class OptionError(LitejobsError, ValueError):
+    """An option, or a value for it, that does not exist."""
+
+    option: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.problem}"
+
+
+@attrs.define(eq=False)
+class PayloadError(LitejobsError, ValueError):
+    """A payload that does not fit its definition; each problem names its field."""
+
+    name: str
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}"
+
+
+@attrs.define(eq=False)
+class FileError(LitejobsError):
+    """A file that cannot serve as a queue, or no longer can."""
+
+    path: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+@attrs.define(eq=False)
+class FileReplacedError(FileError):
+    """The file was removed, moved or replaced while it was open: what was written
+    since then is not in the file that now bears the name."""
+
+
+@attrs.define(eq=False)
+class BusyError(FileError):
+    """Others held the file's write lock for too long; nothing was written."""
+
+
+@attrs.define(eq=False)
+class OutcomeUnknownError(FileError):
+    """A commit failed half-way: what it wrote may be there or not. Look before you
+    enqueue again."""
+
+
+@attrs.define(eq=False)
+class JobNotFoundError(LitejobsError, LookupError):
+    """No job has this id: it never existed, was deleted, or was pruned."""
+
+    id: int
+
+    def __str__(self) -> str:
+        return f"no job has the id {self.id}: it was deleted or pruned, or never existed"
+
+
+@attrs.define(eq=False)
+class JobFailedError(LitejobsError):
+    """The job whose result was asked for has none: it failed or was cancelled."""
+
+    id: int
+    name: str
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"job {self.id} ({self.name}) is {self.state} and has no result: {self.reason}"
+
+
+@attrs.define(eq=False)
+class WaitTimeoutError(LitejobsError, TimeoutError):
+    """The job did not end in the time that one was ready to wait."""
+
+    id: int
+    state: str
+
+    def __str__(self) -> str:
+        return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
+
+
+@attrs.define(eq=False)
+class WorkerError(LitejobsError):
+    """Workers cannot start, so that no job would ever run."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+################################################################################
+# Values
+#
+# What the other sections pass to each other: rows, jobs, failures, time. Times are
+# integer microseconds since the epoch inside, aware datetimes outside; durations
+# are timedeltas, and people may write seconds.
+################################################################################
+
+R = TypeVar("R", default=Any)
+T = TypeVar("T")
+
+State = Literal["scheduled", "pending", "running", "retrying", "completed", "failed", "cancelled"]
+STATES: tuple[State, ...] = typing.get_args(State)
+WAITING: tuple[State, ...] = ("scheduled", "pending", "retrying")
+FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
+
+Clock = Callable[[], int]
+Duration = float | timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+LONGEST = timedelta(days=36500)
+
+
+def system_clock() -> int:
+    """Microseconds since the epoch, now."""
+    return time.time_ns() // 1000
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since the epoch of an aware datetime, exactly."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The moment as an aware datetime in UTC."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+def duration(value: Duration, what: str) -> timedelta:
+    """A length of time, given as a timedelta or in seconds: never negative, at most
+    a hundred years.
+
+    Raises:
+        OptionError: names *what* and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+        raise OptionError(what, f"expected seconds or a timedelta, got {value!r}")
+    try:
+        length = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    except (OverflowError, ValueError):
+        raise OptionError(what, f"{value!r} is no length of time") from None
+    if length < timedelta(0):
+        raise OptionError(what, f"{value!r} is negative; a time to wait is zero or more")
+    if length > LONGEST:
+        raise OptionError(what, f"{value!r} is more than a hundred years")
+    return length
+
+
+def looks() -> Iterator[float]:
+    """Seconds between two looks at a job that somebody waits for: soon at first, then
+    at most 20 ms apart."""
+    return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
+
+
+class Row(NamedTuple):
+    """One row of the table of jobs, as it is stored."""
+
+    id: int
+    name: str
+    queue: str
+    node: str
+    priority: int
+    state: State
+    payload: str | bytes
+    run_at: int
+    attempt: int
+    max_attempts: int | None
+    timeout: int | None
+    backoff: str | None
+    claim: int
+    lost: int
+    enqueued_at: int
+    started_at: int | None
+    finished_at: int | None
+    result: str | None
+    error: str | None
+
+
+class Claimed(NamedTuple):
+    """A job in the hands of a node: what it takes to run and to settle it."""
+
+    id: int
+    claim: int
+    name: str
+    queue: str
+    priority: int
+    attempt: int
+    max_attempts: int | None
+    timeout: int | None
+    backoff: str | None
+    payload: str | bytes
+    run_at: int
+    enqueued_at: int
+
+
+class Settlement(NamedTuple):
+    """What becomes of a claimed job. Applied only while *claim* still holds it."""
+
+    id: int
+    claim: int
+    state: State
+    attempt: int
+    run_at: int
+    started_at: int | None
+    finished_at: int | None
+    result: str | None = None
+    error: str | None = None
+    failure: Failure | None = None
+
+
+@attrs.frozen
+class Failure:
+    """One failed attempt, as it is kept with its job."""
+
+    attempt: int
+    kind: Literal["exception", "timeout", "crash", "lost", "cancelled"]
+    type: str
+    message: str
+    traceback: str
+    worker: int
+    """The process id of the worker."""
+    started_at: datetime
+    finished_at: datetime
+
+
+@attrs.frozen
+class Moved:
+    """How many jobs a command changed, and how many it matched but had to leave."""
+
+    moved: int
+    left: int = 0
+
+
+class Source(Protocol):
+    """Where a job can be looked up again."""
+
+    def get(self, id: int) -> Job[Any]: ...
+    def errors(self, id: int) -> tuple[Failure, ...]: ...
+    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
+    def result(self, job: Job[Any]) -> Any: ...
+
+
+@attrs.frozen(repr=False)
+class Job(Generic[R]):
+    """A job as it was when it was read: a frozen snapshot of its row."""
+
+    row: Row
+    _source: Source = attrs.field(eq=False)
+    duplicate: bool = False
+
+    @property
+    def id(self) -> int:
+        """Unique in the file, and never used again."""
+        return self.row.id
+
+    @property
+    def name(self) -> str:
+        """The definition's name."""
+        return self.row.name
+
+    @property
+    def queue(self) -> str:
+        """The queue that the job waits in."""
+        return self.row.queue
+
+    @property
+    def node(self) -> str | None:
+        """The only node that may take the job, by name; `None` for any."""
+        return self.row.node or None
+
+    @property
+    def priority(self) -> int:
+        """Higher runs first."""
+        return self.row.priority
+
+    @property
+    def state(self) -> State:
+        """One of the words of the state diagram."""
+        return self.row.state
+
+    @property
+    def attempt(self) -> int:
+        """How many attempts were started, the present one included."""
+        return self.row.attempt
+
+    @property
+    def max_attempts(self) -> int | None:
+        """How many attempts there may be; `None` for any number."""
+        return self.row.max_attempts
+
+    @property
+    def run_at(self) -> datetime:
+        """When the job became due or will become due."""
+        return from_micros(self.row.run_at)
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When the job was enqueued."""
+        return from_micros(self.row.enqueued_at)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the last attempt began."""
+        return None if self.row.started_at is None else from_micros(self.row.started_at)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When the job completed, failed or was cancelled."""
+        return None if self.row.finished_at is None else from_micros(self.row.finished_at)
+
+    @property
+    def payload(self) -> Any:
+        """The payload as plain JSON values."""
+        return json.loads(self.row.payload)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last attempt failed, in one line."""
+        return self.row.error
+
+    @property
+    def errors(self) -> tuple[Failure, ...]:
+        """Every failed attempt, the oldest first; read from the file now."""
+        return self._source.errors(self.id)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job completed, failed or was cancelled."""
+        return self.row.state in FINISHED
+
+    def refresh(self) -> Job[R]:
+        """The job as it is now.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned.
+        """
+        return self._source.get(self.id)
+
+    def wait(self, timeout: Duration | None = None) -> Job[R]:
+        """Waits until the job has completed, failed or been cancelled; gives it back
+        as it is then.
+
+        Raises:
+            WaitTimeoutError: *timeout* passed first.
+            JobNotFoundError: it was deleted or pruned.
+        """
+        return self if self.finished else self._source.wait(self.id, timeout)
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """What the handler returned, rebuilt with the type that it declares; waits
+        for it like `wait`.
+
+        Raises:
+            JobFailedError: the job failed or was cancelled.
+            WaitTimeoutError: *timeout* passed first.
+        """
+        value: R = self._source.result(self.wait(timeout))
+        return value
+
+    def __await__(self) -> Generator[Any, None, Job[R]]:
+        """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
+        return self._waited().__await__()
+
+    async def _waited(self) -> Job[R]:
+        job = self
+        for pause in looks():
+            if job.finished:
+                return job
+            await asyncio.sleep(pause)
+            job = job.refresh()
+        raise AssertionError("looks() never ends")
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.name} {self.state}>"
+
+
+################################################################################
+# Policies
+#
+# Frozen values that answer one question each: how long until the next attempt, how
+# long a finished job is kept. They are stored with the job, so that a job keeps the
+# rules that were in force when it was enqueued.
+################################################################################
+
+Jitter = Literal["none", "full", "equal"]
+HOUR = timedelta(hours=1)
+
+
+def _length(value: Duration) -> timedelta:
+    return duration(value, "backoff")
+
+
+def _base() -> Any:
+    return attrs.field(converter=_length)
+
+
+def _cap() -> Any:
+    return attrs.field(default=HOUR, converter=_length, kw_only=True)
+
+
+def _jitter(default: Jitter) -> Any:
+    allowed = attrs.validators.in_(typing.get_args(Jitter))
+    return attrs.field(default=default, validator=allowed, kw_only=True)
+
+
+@attrs.frozen
+class Constant:
+    """Waits *base* before every further attempt."""
+
+    base: timedelta = _base()
+    cap: timedelta = _cap()
+    jitter: Jitter = _jitter("none")
+
+    def curve(self, attempt: int) -> float:
+        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        return self.base.total_seconds()
+
+
+@attrs.frozen
+class Linear:
+    """Waits *base* × n after attempt n."""
+
+    base: timedelta = _base()
+    cap: timedelta = _cap()
+    jitter: Jitter = _jitter("none")
+
+    def curve(self, attempt: int) -> float:
+        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        return self.base.total_seconds() * attempt
+
+
+@attrs.frozen
+class Exponential:
+    """Waits *base* × *factor*ⁿ⁻¹ after attempt n."""
+
+    base: timedelta = _base()
+    factor: float = 2.0
+    cap: timedelta = _cap()
+    jitter: Jitter = _jitter("equal")
+
+    def curve(self, attempt: int) -> float:
+        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        return self.base.total_seconds() * float(self.factor) ** (attempt - 1)
+
+
+@attrs.frozen
+class Polynomial:
+    """Waits *base* × nᵉ after attempt n, where e is the *exponent*."""
+
+    base: timedelta = _base()
+    exponent: float = 4.0
+    cap: timedelta = _cap()
+    jitter: Jitter = _jitter("equal")
+
+    def curve(self, attempt: int) -> float:
+        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        return self.base.total_seconds() * float(attempt) ** self.exponent
+
+
+Curve = Constant | Linear | Exponential | Polynomial
+Backoff = Curve | Callable[[int], Duration]
+CURVES: Mapping[str, type[Curve]] = {kind.__name__: kind for kind in typing.get_args(Curve)}
+DEFAULT_BACKOFF = Exponential(timedelta(seconds=5))
+CUSTOM = "custom"
+
+
+def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelta:
+    """How long to wait after failed attempt number *attempt*, from 1.
+
+    A curve is capped, then spread, so that jobs which failed together do not come
+    back together: jitter "full" draws from nothing to the whole wait, "equal" from
+    half of it to the whole. A function's answer is taken as it is. Source: Marc
+    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    if not isinstance(policy, Curve):
+        return duration(policy(attempt), "backoff")
+    cap = policy.cap.total_seconds()
+    try:
+        wait = min(policy.curve(attempt), cap)
+    except OverflowError:
+        wait = cap
+    shares = {"none": 1.0, "full": rng.random(), "equal": 0.5 + rng.random() / 2}
+    return timedelta(seconds=wait * shares[policy.jitter])
+
+
+def store_backoff(policy: Backoff) -> str | None:
+    """The text that is kept in the row: `None` for the default, and a mark for a
+    function, which only the program has."""
+    if policy == DEFAULT_BACKOFF:
+        return None
+    if not isinstance(policy, Curve):
+        return CUSTOM
+    fields = attrs.asdict(policy)
+    plain = {k: v.total_seconds() if isinstance(v, timedelta) else v for k, v in fields.items()}
+    return json.dumps({"kind": type(policy).__name__, **plain})
+
+
+def load_backoff(text: str | None, custom: Backoff) -> Backoff:
+    """The policy of a row; *custom* is the definition's own."""
+    if text is None:
+        return DEFAULT_BACKOFF
+    if text == CUSTOM:
+        return custom
+    fields = json.loads(text)
+    return CURVES[fields.pop("kind")](**fields)
+
+
+def _kept(value: Duration | None) -> timedelta | None:
+    return None if value is None else duration(value, "retention")
+
+
+@attrs.frozen
+class Retention:
+    """How long finished jobs stay in the file, by how they ended; `None` for ever."""
+
+    completed: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
+    cancelled: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
+    failed: timedelta | None = attrs.field(default=timedelta(days=30), converter=_kept)
+
+
+DEFAULT_RETENTION = Retention()
+
+
+def store_retention(policy: Retention) -> str | None:
+    """The text that is kept in the row, in microseconds; `None` for the default."""
+    if policy == DEFAULT_RETENTION:
+        return None
+    kept = attrs.asdict(policy).items()
+    return json.dumps(
+        {state: None if time is None else time // MICROSECOND for state, time in kept}
+    )
+
+
+################################################################################
+# Wire
+#
+# Payloads and results travel as JSON text. A value is checked against its type
+# when it is written and when it is read, and never coerced: what is read back
+# is what was written. Each type has one *form*: its writer gives a JSON value, or
+# a `_Misfit` where the value is not of the type; its reader refuses misfits with
+# the rest, and so all errors have one source and carry the path of the field.
+################################################################################
+
+
+_Writer = Callable[[Any], Any]
+_Reader = Callable[[Any, Any], Any]  # cattrs passes the type too
+
+
+@attrs.define
+class Unfit(Exception):
+    """A value or a text is not of its type; *problems* says what is wrong, and where."""
+
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
+
+
+@attrs.frozen
+class Codec(Generic[T]):
+    """JSON text for values of one type, checked both ways.
+
+    With *omit_defaults*, fields of the class *kind* that hold their default are left out.
+    """
+
+    kind: Any
+    omit_defaults: bool = attrs.field(default=False, kw_only=True)
+
+    def encode(self, value: T) -> str:
+        """The JSON text of *value*.
+
+        Raises:
+            Unfit: *value* is not of the type, or would be read back as something else.
+        """
+        try:
+            raw = self._write(value)
+            self._read(raw, self.kind)
+            return _dump(raw)
+        except Exception as error:
+            raise Unfit(_problems(error)) from error
+
+    def decode(self, text: str) -> T:
+        """The value that *text* stands for.
+
+        Raises:
+            Unfit: *text* is no JSON, or is not of the type.
+        """
+        try:
+            return typing.cast(T, self._read(_FROM_JSON.decode(text), self.kind))
+        except Exception as error:
+            raise Unfit(_problems(error)) from error
+
+    @functools.cached_property
+    def _write(self) -> _Writer:
+        write = _wire().form(self.kind).write
+        return _without_defaults(self.kind, write) if self.omit_defaults else write
+
+    @functools.cached_property
+    def _read(self) -> _Reader:
+        return _wire().form(self.kind).read
+
+
+def unencodable(kind: Any) -> str | None:
+    """Why values of the type *kind* cannot travel; None when they can."""
+    try:
+        _wire().form(kind)
+    except TypeError as error:
+        return str(error)
+    except Exception as error:
+        return _problem(error, None)
+    return None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+_FROM_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+_TO_JSON, _TO_ASCII_JSON = (
+    json.JSONEncoder(
+        ensure_ascii=ascii, allow_nan=False, check_circular=False, separators=(",", ":")
+    )
+    for ascii in (False, True)
+)
+
+
+def _dump(raw: Any) -> str:
+    text = _TO_JSON.encode(raw)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate, as in names of files, survives as an escape. Two that make
+        # a pair would be read back as one other character.
+        text = _TO_ASCII_JSON.encode(raw)
+        if _FROM_JSON.decode(text) != raw:
+            raise ValueError("text with surrogates that make a pair") from None
+    return text
+
+
+def _without_defaults(kind: Any, write: _Writer) -> _Writer:
+    fields = [field for field in attrs.fields(kind) if field.init and _has_plain_default(field)]
+    defaults = [(field, _wire().form(field.type).write(field.default)) for field in fields]
+
+    def write_sparsely(value: Any) -> Any:
+        raw = write(value)
+        if type(raw) is _Misfit:
+            return raw
+        for field, default in defaults:
+            # 1 == True, and 0.0 == -0.0: equal is not enough. Identity lets a default
+            # pass that is not of its type, such as `limit: int = None`.
+            found = raw[field.alias]
+            if getattr(value, field.name) is field.default or (
+                found == default and _TO_JSON.encode(found) == _TO_JSON.encode(default)
+            ):
+                del raw[field.alias]
+        return raw
+
+    return write_sparsely
+
+
+def _has_plain_default(field: attrs.Attribute[Any]) -> bool:
+    return field.default is not attrs.NOTHING and not hasattr(field.default, "takes_self")
+
+
+# What goes wrong, in words.
+
+
+_UNIONS: Final = (Union, types.UnionType)
+
+
+class _Misfit:
+    """Stands in a written value for something that is not of its type."""
+
+    def __init__(self, value: Any, why: str = "") -> None:
+        self.value = value
+        self.why = why
+
+    def __repr__(self) -> str:
+        return _shown(self.value) + self.why
+
+
+class _Refused(Exception):
+    """A JSON value that is not of the type *kind*."""
+
+    def __init__(self, kind: Any, raw: Any) -> None:
+        super().__init__(f"expected {_name(kind)}, got {_shown(raw)}")
+
+
+def _shown(value: Any) -> str:
+    if type(value) is _Misfit:
+        return repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}, whose repr fails>"
+    return _cut(text.encode(errors="backslashreplace").decode(), 60)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _name(kind: Any) -> str:
+    if kind is Any:
+        return "a JSON value"
+    if kind is None or kind is types.NoneType:
+        return "None"
+    if isinstance(kind, type) and not typing.get_args(kind):
+        return kind.__name__
+    if typing.get_origin(kind) in _UNIONS:
+        return " | ".join(map(_name, typing.get_args(kind)))
+    return repr(kind).replace("typing.", "")
+
+
+def _problems(error: Exception) -> tuple[str, ...]:
+    try:
+        found = cattrs.transform_error(error, format_exception=_problem)
+    except Exception:
+        found = [f"{_problem(error, None)} @ $"]
+    more = [f"{len(found) - 20} more problems @ $"] if len(found) > 20 else []
+    return (*(_cut(problem, 500) for problem in found[:20]), *more)
+
+
+def _problem(error: BaseException, kind: Any) -> str:
+    match error:
+        case _Refused():
+            return str(error)
+        case KeyError() if kind is not None:
+            return "missing"
+        case ForbiddenExtraKeysError():
+            names = sorted(_shown(name) for name in error.extra_fields)
+            return f"unknown field{'s' * (len(names) > 1)} {', '.join(names)}"
+        case RecursionError():
+            return "nested too deeply"
+        case json.JSONDecodeError():
+            return f"no JSON: {error}"
+    with contextlib.suppress(Exception):
+        # attrs' validators put the message first, and much that is not one behind it.
+        return f"{type(error).__name__}: {str(error.args[0])[:200]}"
+    return type(error).__name__
+
+
+# One form for each type.
+
+
+@attrs.frozen
+class _Form:
+    write: _Writer
+    read: _Reader
+
+
+@functools.cache
+def _wire() -> _Wire:
+    return _Wire()
+
+
+class _Wire(cattrs.Converter):
+    """cattrs writes the code for classes; the forms of all types are found here.
+
+    (cattrs alone looks a class up by its bases first, and finds `str` for an enum of texts.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(forbid_extra_keys=True, use_alias=True)
+        self._forms = _scalar_forms(self)
+        self._pending: dict[Any, _Form] = {}
+        self._lock = threading.RLock()
+
+    def form(self, kind: Any) -> _Form:
+        """The form of *kind*.
+
+        Raises:
+            TypeError: values of this type cannot travel.
+        """
+        kind = _bare(kind)
+        found = self._forms.get(kind)
+        if found is not None:
+            return found
+        with self._lock:
+            if kind in self._pending:  # a type that contains itself
+                return self._pending[kind]
+            late = _Form(
+                lambda value: self.form(kind).write(value),
+                lambda raw, _: self.form(kind).read(raw, _),
+            )
+            self._pending[kind] = late
+            try:
+                self._forms[kind] = form = _compose(kind, self)
+            except RecursionError:
+                # cattrs will not build a generic class while it builds the same one.
+                return late
+            finally:
+                del self._pending[kind]
+            return form
+
+    def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Reader:
+        return self.form(type).read
+
+    def get_unstructure_hook(self, type: Any, cache_result: bool = True) -> _Writer:
+        return self.form(type).write
+
+    def structure(self, obj: Any, cl: Any) -> Any:
+        return self.form(cl).read(obj, cl)
+
+    def unstructure(self, obj: Any, unstructure_as: Any = Any) -> Any:
+        return self.form(unstructure_as).write(obj)
+
+
+def _bare(kind: Any) -> Any:
+    while True:
+        if isinstance(kind, typing.NewType):
+            kind = kind.__supertype__
+        elif typing.get_origin(kind) in (typing.Annotated, Final):
+            kind = typing.get_args(kind)[0]
+        elif type(kind).__name__ == "TypeAliasType":  # Python 3.12
+            kind = kind.__value__
+        else:
+            return kind
+
+
+def _compose(kind: Any, wire: _Wire) -> _Form:
+    origin = typing.get_origin(kind) or kind
+    if origin in _UNIONS:
+        return _union_form(kind, wire)
+    if choices := _choices(kind):
+        return _choice_form(kind, choices)
+    if origin in _ARRAYS:
+        return _array_form(kind, origin, wire)
+    if origin in _MAPPINGS:
+        return _mapping_form(kind, wire)
+    if typing.is_typeddict(origin):
+        return _typeddict_form(kind, wire)
+    if is_namedtuple(origin):
+        write = namedtuple_dict_unstructure_factory(kind, wire)
+        read = namedtuple_dict_structure_factory(kind, wire, "from_converter", True)
+        return _object_form(kind, origin, write, read)
+    if _is_class(origin):
+        _resolve(origin)
+        write, read = make_dict_unstructure_fn(kind, wire), make_dict_structure_fn(kind, wire)
+        return _object_form(kind, origin, write, read)
+    raise TypeError(f"{_name(kind)} has no form in JSON")
+
+
+def _object_form(kind: Any, cls: Any, write: _Writer, read: _Reader) -> _Form:
+    def write_own(value: Any) -> Any:
+        # An instance of a subclass would lose its own fields.
+        return write(value) if type(value) is cls else _Misfit(value)
+
+    def read_own(raw: Any, _: Any) -> Any:
+        if type(raw) is dict:
+            return read(raw, kind)
+        raise _Refused(kind, raw)
+
+    return _Form(write_own, read_own)
+
+
+def _typeddict_form(kind: Any, wire: _Wire) -> _Form:
+    forms = {key: wire.form(hint) for key, hint in typing.get_type_hints(kind).items()}
+
+    def write(value: Any) -> Any:
+        # What is missing or unknown is for the reader to say.
+        return {k: forms[k].write(v) if k in forms else v for k, v in value.items()}
+
+    return _object_form(kind, dict, write, make_typeddict_structure_fn(kind, wire))
+
+
+def _is_class(kind: Any) -> bool:
+    return attrs.has(kind) or dataclasses.is_dataclass(kind)
+
+
+def _resolve(cls: Any) -> None:
+    """Make types of the names in annotations: cattrs leaves those in `list["Node"]`."""
+    if attrs.has(cls):
+        attrs.resolve_types(cls)
+        return
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        field.type = hints[field.name]
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal or an Enum; of other types, none."""
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return tuple(kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+
+def _choice_form(kind: Any, values: tuple[Any, ...]) -> _Form:
+    # By class too: 1 == True, but they are two choices.
+    raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
+    members = {(type(raw), raw): value for (_, value), raw in raws.items()}
+    if len(members) < len(raws) or not all(map(_is_scalar, raws.values())):
+        raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
+
+    def write(value: Any) -> Any:
+        try:
+            return raws[type(value), value]
+        except Exception:
+            return _Misfit(value)
+
+    def read(raw: Any, _: Any) -> Any:
+        try:
+            return members[type(raw), raw]
+        except (KeyError, TypeError):
+            raise _Refused(kind, raw) from None
+
+    return _Form(write, read)
+
+
+# Containers.
+
+_ARRAYS: Final = types.MappingProxyType(
+    {
+        list: ((list,), list),
+        collections.abc.MutableSequence: ((list,), list),
+        tuple: ((tuple,), tuple),
+        collections.abc.Sequence: ((tuple, list), tuple),
+        set: ((set,), set),
+        collections.abc.MutableSet: ((set,), set),
+        frozenset: ((frozenset,), frozenset),
+        collections.abc.Set: ((frozenset, set), frozenset),
+    }
+)
+_MAPPINGS: Final = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+def _each(items: Iterable[tuple[Any, Any, Any, _Reader]], kind: Any) -> list[Any]:
+    """All items of a container, read; or all their errors in one, each with its place."""
+    values, errors = [], []
+    for place, raw, item, read in items:
+        try:
+            values.append(read(raw, item))
+        except Exception as error:
+            error.add_note(IterableValidationNote("", place, item))
+            errors.append(error)
+    if errors:
+        raise IterableValidationError("", errors, kind)
+    return values
+
+
+def _array_form(kind: Any, origin: Any, wire: _Wire) -> _Form:
+    accepted, make = _ARRAYS[origin]
+    items = typing.get_args(kind) or (() if typing.get_origin(kind) is tuple else (Any, ...))
+    if origin is tuple and items[-1:] != (...,):
+        return _tuple_form(kind, items, wire)
+    item, form = items[0], wire.form(items[0])
+
+    def write(value: Any) -> Any:
+        if type(value) not in accepted:
+            return _Misfit(value)
+        raw = [form.write(each) for each in value]
+        if isinstance(value, collections.abc.Set):
+            # The same set gives the same text; unless its items have no order.
+            with contextlib.suppress(TypeError):
+                raw.sort()
+        return raw
+
+    def read(raw: Any, _: Any) -> Any:
+        if type(raw) is not list:
+            raise _Refused(kind, raw)
+        return make(_each(((i, each, item, form.read) for i, each in enumerate(raw)), kind))
+
+    return _Form(write, read)
+
+
+def _tuple_form(kind: Any, items: tuple[Any, ...], wire: _Wire) -> _Form:
+    forms = [wire.form(item) for item in items]
+
+    def write(value: Any) -> Any:
+        if type(value) is not tuple or len(value) != len(forms):
+            return _Misfit(value)
+        return [form.write(each) for form, each in zip(forms, value, strict=True)]
+
+    def read(raw: Any, _: Any) -> Any:
+        if type(raw) is not list or len(raw) != len(forms):
+            raise _Refused(kind, raw)
+        parts = enumerate(zip(raw, items, forms, strict=True))
+        return tuple(_each(((i, each, item, form.read) for i, (each, item, form) in parts), kind))
+
+    return _Form(write, read)
+
+
+def _mapping_form(kind: Any, wire: _Wire) -> _Form:
+    key_kind, item = typing.get_args(kind) or (str, Any)
+    key, form = _key_form(key_kind, wire), wire.form(item)
+
+    def write(value: Any) -> Any:
+        if type(value) is not dict:
+            return _Misfit(value)
+        raw = {key.write(k): form.write(v) for k, v in value.items()}
+        return raw if len(raw) == len(value) else _Misfit(value, ", of which two keys are one text")
+
+    def read(raw: Any, _: Any) -> Any:
+        if type(raw) is not dict:
+            raise _Refused(kind, raw)
+        keys = _each(((k, k, key_kind, key.read) for k in raw), kind)
+        return dict(
+            zip(keys, _each(((k, v, item, form.read) for k, v in raw.items()), kind), strict=True)
+        )
+
+    return _Form(write, read)
+
+
+def _key_form(kind: Any, wire: _Wire) -> _Form:
+    """The form of a key: a text, or an integer in digits."""
+    bare = _bare(kind)
+    form = wire.form(str if bare is Any else bare)
+    raws = {type(form.write(choice)) for choice in _choices(bare)}
+    if raws == {str} or bare in _TEXTS:
+        return form
+    if raws != {int} and bare is not int:
+        raise TypeError(f"{_name(kind)} has no form as a key in JSON")
+
+    def write(value: Any) -> Any:
+        raw = form.write(value)
+        return str(raw) if type(raw) is int else raw
+
+    def read(raw: Any, _: Any) -> Any:
+        # As str() writes them: "007" and "7" would be one key.
+        if type(raw) is str and re.fullmatch(r"0|-?[1-9][0-9]*", raw):
+            return form.read(int(raw), bare)
+        raise _Refused(kind, raw)
+
+    return _Form(write, read)
+
+
+# Unions.
+
+
+def _union_form(kind: Any, wire: _Wire) -> _Form:
+    # In an order of our own: `A | B` and `B | A` are equal, and must read alike.
+    members = sorted(typing.get_args(kind), key=_rank)
+    others = [member for member in members if member is not types.NoneType]
+    if len(others) < len(members) and len(others) == 1:
+        return _optional_form(wire.form(others[0]))
+    forms = [(member, wire.form(member)) for member in members]
+    classes = [member for member in members if _is_class(typing.get_origin(member) or member)]
+    fits = {member: _outline(member) for member in classes} if len(classes) > 1 else {}
+
+    def choose(raw: Any) -> tuple[Any, Any]:
+        errors = []
+        for member, form in forms:
+            if member not in fits or fits[member](raw):
+                try:
+                    return member, form.read(raw, member)
+                except RecursionError:
+                    raise
+                except Exception as error:
+                    errors.append(error)
+        inner = [error for error in errors if isinstance(error, ExceptionGroup)]
+        raise inner[0] if len(inner) == 1 else _Refused(kind, raw)
+
+    def write(value: Any) -> Any:
+        written = ((member, form.write(value)) for member, form in forms)
+        candidates = [(member, raw) for member, raw in written if type(raw) is not _Misfit]
+        other = None
+        for member, raw in candidates:
+            try:
+                other, _ = choose(raw)
+            except RecursionError:
+                raise
+            except Exception:
+                if len(candidates) == 1:
+                    return raw  # the check says what is wrong inside
+                continue
+            if other is member:
+                return raw
+        return _Misfit(value, f", which would be read as {_name(other)}" if other else "")
+
+    return _Form(write, lambda raw, _: choose(raw)[1])
+
+
+def _optional_form(form: _Form) -> _Form:
+    def write(value: Any) -> Any:
+        if value is None:
+            return None
+        raw = form.write(value)
+        return _Misfit(value, ", which would be read as None") if raw is None else raw
+
+    return _Form(write, lambda raw, kind: None if raw is None else form.read(raw, kind))
+
+
+def _rank(member: Any) -> tuple[int, str]:
+    # 5 is an int before it is a float, and any text a str before it is a date.
+    order = (types.NoneType, bool, int, float, str)
+    return order.index(member) if member in order else len(order) + (member is Any), repr(member)
+
+
+def _outline(kind: Any) -> Callable[[Any], bool]:
+    """Whether the keys of a JSON object, and its tags, are those of the class *kind*.
+
+    Trying every member would read a tree of classes 2 to the power of its depth times.
+    """
+    cls = typing.get_origin(kind) or kind
+    if attrs.has(cls):
+        fields = {
+            f.alias: (f.type, f.default is attrs.NOTHING) for f in attrs.fields(cls) if f.init
+        }
+    else:
+        fields = {
+            f.name: (f.type, f.default is f.default_factory is dataclasses.MISSING)
+            for f in dataclasses.fields(cls)
+            if f.init
+        }
+    required = {key for key, (_, needed) in fields.items() if needed}
+    tags = {
+        key: _wire().form(tag).read
+        for key, (tag, _) in fields.items()
+        if typing.get_origin(tag) is Literal
+    }
+
+    def fits(raw: Any) -> bool:
+        if type(raw) is not dict or not required <= raw.keys() <= fields.keys():
+            return False
+        with contextlib.suppress(_Refused):
+            for key in tags.keys() & raw.keys():
+                tags[key](raw[key], None)
+            return True
+        return False
+
+    return fits
+
+
+# Scalars.
+
+
+def _is_scalar(raw: Any) -> bool:
+    return type(raw) in (str, int, bool, types.NoneType) or (
+        type(raw) is float and math.isfinite(raw)
+    )
+
+
+_PATHS: Final = (PurePath, Path, PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)
+_TEXTS: Final = (
+    Any,
+    str,
+    bytes,
+    datetime,
+    date,
+    time_of_day,
+    Decimal,
+    UUID,
+    *_PATHS,
+)  # fit for keys
+
+
+def _scalar_forms(wire: _Wire) -> dict[Any, _Form]:
+    forms: dict[Any, _Form] = {}
+    forms |= {kind: _plain_form(kind) for kind in (str, int, bool, types.NoneType)}
+    forms |= {None: forms[types.NoneType], float: _float_form(), Any: _any_form(wire)}
+    forms |= {
+        bytes: _text_form(bytes, lambda value: base64.b64encode(value).decode(), _parse_bytes),
+        datetime: _text_form(datetime, _write_moment, _parse_datetime),
+        date: _text_form(date, date.isoformat, _parse_date),
+        time_of_day: _text_form(time_of_day, _write_moment, _parse_time),
+        timedelta: _text_form(timedelta, _write_seconds, _parse_seconds, (str, int, float)),
+        Decimal: _text_form(Decimal, str, _parse_decimal),
+        UUID: _text_form(UUID, str, _parse_uuid),
+    }
+    for kind in _PATHS:
+        forms[kind] = _text_form(kind, str, kind)
+    return forms
+
+
+def _plain_form(kind: type) -> _Form:
+    def write(value: Any) -> Any:
+        return value if type(value) is kind else _Misfit(value)
+
+    def read(raw: Any, _: Any) -> Any:
+        if type(raw) is kind:
+            return raw
+        raise _Refused(kind, raw)
+
+    return _Form(write, read)
+
+
+def _float_form() -> _Form:
+    def write(value: Any) -> Any:
+        return value if type(value) is float or type(value) is int else _Misfit(value)
+
+    def read(raw: Any, _: Any) -> float:
+        if type(raw) is float and math.isfinite(raw):
+            return raw
+        with contextlib.suppress(OverflowError):
+            if type(raw) is int and float(raw) == raw:
+                return float(raw)
+        raise _Refused(float, raw)
+
+    return _Form(write, read)
+
+
+def _any_form(wire: _Wire) -> _Form:
+    def write(value: Any) -> Any:
+        if type(value) in (list, dict):
+            return wire.form(type(value)).write(value)
+        return value if _is_scalar(value) else _Misfit(value)
+
+    def read(raw: Any, _: Any) -> Any:
+        if type(raw) in (list, dict):
+            return wire.form(type(raw)).read(raw, Any)
+        if _is_scalar(raw):
+            return raw
+        raise _Refused(Any, raw)
+
+    return _Form(write, read)
+
+
+def _text_form(
+    kind: type,
+    dump: Callable[[Any], Any],
+    parse: Callable[[Any], Any],
+    raws: tuple[type, ...] = (str,),
+) -> _Form:
+    """The form of a scalar that *dump* and *parse* turn into a text and back."""
+
+    def write(value: Any) -> Any:
+        # A subclass (PosixPath for Path) is fine if what is read is equal to it.
+        with contextlib.suppress(Exception):
+            if type(value) is kind:
+                return dump(value)
+            if isinstance(value, kind) and parse(raw := dump(value)) == value:
+                return raw
+        return _Misfit(value)
+
+    def read(raw: Any, _: Any) -> Any:
+        with contextlib.suppress(Exception):
+            if type(raw) in raws:
+                return parse(raw)
+        raise _Refused(kind, raw)
+
+    return _Form(write, read)
+
+
+_DATE: Final = r"\d{4}-\d\d-\d\d"
+_TIME: Final = r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d(:?\d\d(\.\d{1,6})?)?)?(\[fold=1\])?"
+_FOLD: Final = "[fold=1]"  # isoformat() has no word for the second 2:30 of an autumn night
+
+
+def _matched(pattern: str, text: str) -> str:
+    """*text*, if it is spelled like this: the parsers of the standard library take more."""
+    if re.fullmatch(pattern, text, re.ASCII):
+        return text
+    raise ValueError(text)
+
+
+def _write_moment(value: datetime | time_of_day) -> str:
+    if value.tzinfo is None:
+        return value.isoformat() + _FOLD * value.fold
+    if value.utcoffset() is None:
+        raise ValueError("a time zone that is lost in the text")
+    return value.isoformat()
+
+
+def _parse_datetime(text: str) -> datetime:
+    moment = datetime.fromisoformat(_matched(f"{_DATE}[T ]{_TIME}", text).removesuffix(_FOLD))
+    return moment.replace(fold=text.endswith(_FOLD))
+
+
+def _parse_date(text: str) -> date:
+    return date.fromisoformat(_matched(_DATE, text))
+
+
+def _parse_time(text: str) -> time_of_day:
+    moment = time.fromisoformat(_matched(_TIME, text).removesuffix(_FOLD))
+    return moment.replace(fold=text.endswith(_FOLD))
+
+
+def _write_seconds(value: timedelta) -> int | float | str:
+    micros = value // timedelta(microseconds=1)
+    if micros % 10**6 == 0:
+        return micros // 10**6
+    number = micros / 10**6
+    if Fraction(str(number)) * 10**6 == micros:
+        return number
+    return f"{'-' * (micros < 0)}{abs(micros) // 10**6}.{abs(micros) % 10**6:06}"
+
+
+def _parse_seconds(raw: str | float) -> timedelta:
+    text = str(raw)
+    if type(raw) is not float:
+        _matched(r"-?\d+(\.\d{1,6})?", text)
+    micros = Fraction(text) * 10**6
+    if micros.denominator == 1:
+        return timedelta(microseconds=micros.numerator)
+    raise ValueError(raw)
+
+
+def _parse_decimal(text: str) -> Decimal:
+    return Decimal(_matched(r"[+-]?\d+(\.\d+)?(E[+-]?\d+)?", text))
+
+
+def _parse_uuid(text: str) -> UUID:
+    return UUID(_matched("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text))
+
+
+def _parse_bytes(text: str) -> bytes:
+    value = base64.b64decode(text, validate=True)
+    if base64.b64encode(value).decode() == text:
+        return value
+    raise ValueError(text)
+
+
+################################################################################
+# Definitions
+#
+# A definition gives code a name, types and options. It knows neither the file nor
+# processes: what it enqueues goes to the queue that it was registered with. All
+# copies that `using` makes share one Body, so that what was compiled once stays.
+################################################################################
+
+P = ParamSpec("P")
+C = TypeVar("C", default=Any)
+S = TypeVar("S", default=Any)
+
+PAYLOAD_LIMIT = 4 * 2**20
+
+
+@attrs.frozen(eq=False)
+class Context(Generic[S]):
+    """What a running job may know and use: a handler gets it for a parameter that is
+    annotated with it (put it first, so that editors know what is left to give)."""
+
+    job: Job[Any]
+    state: S
+    """What the program's state factory made for this worker."""
+    deadline: datetime | None = None
+    """When this attempt will have taken longer than its timeout."""
+    _asked: Callable[[], bool] = lambda: False
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self.job.attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job has been asked to end: it was cancelled, its deadline has
+        passed, or its node stops. When the grace is over its worker is killed."""
+        return self._asked()
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger below "litejobs" whose records carry the job and its name."""
+        about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
+
+
+class Choices(TypedDict, total=False):
+    """The options that a definition sets and an enqueue may override."""
+
+    queue: str
+    priority: int
+    max_attempts: int | None
+    backoff: Backoff
+    timeout: Duration | None
+    retention: Retention
+    node: str | None
+    delay: Duration
+    at: datetime
+
+
+def check_name(value: str, what: str) -> str:
+    """A name that is safe to store, show and type: 1 to 200 printable characters.
+
+    Raises:
+        OptionError: names *what* and the value.
+    """
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
+        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
+    return value
+
+
+def _checked_queue(value: str) -> str:
+    return check_name(value, "queue")
+
+
+def _checked_node(value: str | None) -> str | None:
+    return None if value is None else check_name(value, "node")
+
+
+def _checked_priority(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+        raise OptionError("priority", f"expected an integer of 32 bits, got {value!r}")
+    return value
+
+
+def _checked_attempts(value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise OptionError("max_attempts", f"expected 1 or more, or None for ever, got {value!r}")
+    return value
+
+
+def _checked_backoff(value: Backoff) -> Backoff:
+    if not isinstance(value, Curve) and not callable(value):
+        expected = f"{', '.join(CURVES)} or a function from attempt to delay"
+        raise OptionError("backoff", f"expected {expected}, got {value!r}")
+    return value
+
+
+def _checked_timeout(value: Duration | None) -> timedelta | None:
+    if value is None:
+        return None
+    if not (length := duration(value, "timeout")):
+        raise OptionError("timeout", "expected more than zero, or None for no limit")
+    return length
+
+
+def _checked_retention(value: Retention) -> Retention:
+    if not isinstance(value, Retention):
+        raise OptionError("retention", f"expected a Retention, got {value!r}")
+    return value
+
+
+def _checked_at(value: datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise OptionError("at", f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError("at", f"{value!r} has no time zone: add one, such as datetime.UTC")
+    return value
+
+
+@attrs.frozen
+class Options:
+    """How a job is enqueued, every value checked."""
+
+    queue: str = attrs.field(default="default", converter=_checked_queue)
+    priority: int = attrs.field(default=0, converter=_checked_priority)
+    max_attempts: int | None = attrs.field(default=5, converter=_checked_attempts)
+    backoff: Backoff = attrs.field(default=DEFAULT_BACKOFF, converter=_checked_backoff)
+    timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
+    retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
+    node: str | None = attrs.field(default=None, converter=_checked_node)
+    delay: timedelta = attrs.field(default=timedelta(0), converter=lambda v: duration(v, "delay"))
+    at: datetime | None = attrs.field(default=None, converter=_checked_at)
+
+    def changed(self, choices: Choices) -> Options:
+        """A copy with other choices.
+
+        Raises:
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        for option in choices:
+            if option not in Choices.__annotations__:
+                raise OptionError(option, f"no such option{did_you_mean(option, CHOICES)}")
+        if "at" in choices and "delay" in choices:
+            raise OptionError("at", "given together with delay: a job has one time to run")
+        if choices.keys() & {"at", "delay"}:
+            choices = {"at": None, "delay": 0, **choices}  # type: ignore[typeddict-item]
+        return attrs.evolve(self, **choices)
+
+    def run_at(self, now: int) -> int:
+        """When a job that is enqueued *now* becomes due, in microseconds."""
+        return now + self.delay // MICROSECOND if self.at is None else to_micros(self.at)
+
+    @functools.cached_property
+    def columns(self) -> tuple[Any, ...]:
+        """What is stored with each job: queue, node, priority, max_attempts, timeout,
+        backoff, retention."""
+        limit = None if self.timeout is None else self.timeout // MICROSECOND
+        rules = store_backoff(self.backoff), store_retention(self.retention)
+        return (self.queue, self.node or "", self.priority, self.max_attempts, limit, *rules)
+
+
+CHOICES = tuple(Choices.__annotations__)
+OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all."""
+    known = sorted(known)
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""
+
+
+class Home(Protocol):
+    """Where definitions are registered and what they enqueue to."""
+
+    def enqueue(self, work: Bound[R], /) -> Job[R]: ...
+
+
+@attrs.frozen(eq=False)
+class Shape:
+    """How a payload becomes a call, and a return value a result."""
+
+    payload: Codec[Any]
+    result: Codec[Any] | None
+    """`None` where the code says that it returns nothing."""
+    make: Callable[..., Any]
+    """From the arguments to the payload object."""
+    call: Callable[[Any, Callable[[], Context[Any]]], Any]
+    """From the payload object, and a context made on demand, to the return value."""
+
+
+@attrs.define(eq=False)
+class Body:
+    """The code behind a definition, shared by all its copies."""
+
+    name: str
+    code: Callable[..., Any]
+    place: str
+    module: str
+    home: Home | None = None
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """Compiled when first used, so that annotations may name what comes later.
+
+        Raises:
+            DefinitionError: an annotation cannot be resolved or cannot be JSON.
+        """
+        try:
+            shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
+        except (NameError, TypeError) as error:
+            raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
+        for codec in filter(None, (shape.payload, shape.result)):
+            if problem := unencodable(codec.kind):
+                raise DefinitionError(self.name, problem)
+        return shape
+
+    @property
+    def is_class(self) -> bool:
+        """Whether the code is an attrs class with `run()`."""
+        return isinstance(self.code, type)
+
+
+def _is_context(hint: object) -> bool:
+    return hint is Context or typing.get_origin(hint) is Context
+
+
+def _returned(hints: Mapping[str, Any]) -> Codec[Any] | None:
+    kind = hints.get("return", Any)
+    return None if kind is type(None) else Codec(kind)
+
+
+def _function_shape(code: Callable[..., Any]) -> Shape:
+    hints = typing.get_type_hints(code, include_extras=True)
+    fields, positional, keywords = {}, [], []
+    for name, parameter in inspect.signature(code).parameters.items():
+        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
+        (keywords if by_keyword else positional).append(name)
+        if not _is_context(hints.get(name)):
+            default = attrs.NOTHING if parameter.default is parameter.empty else parameter.default
+            kind = hints.get(name, Any)
+            fields[name] = attrs.field(default=default, type=kind, alias=name, kw_only=by_keyword)
+    payload = attrs.make_class(code.__name__, fields, frozen=True, slots=True)
+
+    def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
+        def argument(name: str) -> Any:
+            return getattr(values, name) if name in fields else context()
+
+        return code(*map(argument, positional), **{name: argument(name) for name in keywords})
+
+    return Shape(Codec(payload, omit_defaults=True), _returned(hints), payload, call)
+
+
+def _class_shape(code: Any) -> Shape:
+    run = code.run
+    hints = typing.get_type_hints(run, include_extras=True)
+    wanted = list(inspect.signature(run).parameters)[1:]
+
+    def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
+        return run(values, context()) if wanted else run(values)
+
+    return Shape(Codec(code), _returned(hints), code, call)
+
+
+@attrs.frozen(eq=False)
+class Bound(Generic[R]):
+    """A job that is not enqueued yet: a definition with its payload and options."""
+
+    body: Body
+    options: Options
+    payload: str
+
+
+@attrs.frozen(eq=False)
+class Definition(Generic[P, R, C]):
+    """A function with a name, types and options, ready to be enqueued.
+
+    Calling it calls the function: nothing is queued.
+    """
+
+    body: Body
+    options: Options
+
+    @property
+    def name(self) -> str:
+        """Stable, unique in its registry, and stored in every row."""
+        return self.body.name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
+        """The plain function. A context that it asks for belongs to no job."""
+        shape = self.body.shape
+        result: C = shape.call(shape.make(*args, **kwargs), _no_job)
+        return result
+
+    def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
+        """A copy with other options, which therefore never collide with the
+        function's own parameters.
+
+        Raises:
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        return attrs.evolve(self, options=self.options.changed(choices))
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
+        """A job that is not enqueued yet, its payload checked.
+
+        Raises:
+            PayloadError: the arguments do not fit the function's parameters.
+        """
+        try:
+            payload = self.body.shape.make(*args, **kwargs)
+        except TypeError as error:
+            problem = str(error).replace(".__init__()", "()")
+            raise PayloadError(self.name, (problem,)) from None
+        return _bound(self.body, self.options, payload)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Puts a job into the file. When this returns, the job survives `kill -9`
+        and power loss.
+
+        Raises:
+            PayloadError: the arguments do not fit the function's parameters.
+            FileError: the file cannot be used; its leaves say in which way.
+        """
+        if self.body.home is None:
+            raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
+        return self.body.home.enqueue(self.bind(*args, **kwargs))
+
+    def __repr__(self) -> str:
+        return f"<Definition {self.name} at {self.body.place}>"
+
+
+def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
+    try:
+        text = body.shape.payload.encode(payload)
+    except Unfit as unfit:
+        raise PayloadError(body.name, unfit.problems) from None
+    if len(text) > PAYLOAD_LIMIT:
+        size, limit = len(text) / 2**20, PAYLOAD_LIMIT // 2**20
+        advice = "put the data into a file and pass its path"
+        raise PayloadError(body.name, (f"{size:.1f} MiB, more than {limit}; {advice}",))
+    return Bound(body, options, text)
+
+
+def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
+    """A job made of an instance of a definition's class; the instance may choose its
+    own queue, priority, max_attempts, backoff and timeout by attributes so named.
+
+    Raises:
+        PayloadError: a field does not fit its annotation.
+        OptionError: an attribute or a choice cannot be used.
+    """
+    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
+    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    options = definition.options.changed({**own, **choices})
+    return _bound(definition.body, options, instance)
+
+
+def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
+    """A job made of a payload that is JSON already, checked.
+
+    Raises:
+        PayloadError: it is no JSON, or does not fit.
+        OptionError: a choice cannot be used.
+    """
+    try:
+        payload = definition.body.shape.payload.decode(text)
+    except Unfit as unfit:
+        raise PayloadError(definition.name, unfit.problems) from None
+    return _bound(definition.body, definition.options.changed(choices), payload)
+
+
+AnyDefinition = Definition[..., Any, Any]
+
+
+def _no_job() -> Context[Any]:
+    row = Row(0, "", "", "", 0, "running", "{}", 0, 1, 1, None, None, 0, 0, 0, 0, None, None, None)
+    return Context(Job(row, _Nowhere()), None)
+
+
+class _Nowhere:
+    def get(self, id: int) -> Job[Any]:
+        raise JobNotFoundError(id)
+
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        return ()
+
+    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
+        raise JobNotFoundError(id)
+
+    def result(self, job: Job[Any]) -> Any:
+        raise JobNotFoundError(job.id)
+
+
+@attrs.define(eq=False)
+class Registry:
+    """The definitions of one program, by name and by class. Frozen once work starts."""
+
+    _by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
+    _by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
+    _frozen: bool = False
+
+    def add(self, definition: AnyDefinition) -> None:
+        """Registers a definition under its name.
+
+        Raises:
+            DefinitionError: the name is taken (both places are named), or workers run
+                already and would not know it.
+        """
+        body = definition.body
+        if self._frozen:
+            raise DefinitionError(body.name, "defined after work had started: define it before")
+        if taken := self._by_name.get(body.name):
+            places = f"{taken.body.place} and at {body.place}"
+            raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
+        self._by_name[body.name] = definition
+        self._by_class[body.code] = definition
+
+    def freeze(self) -> None:
+        """From now on nothing is added: running workers would not know it."""
+        self._frozen = True
+
+    def get(self, name: str) -> AnyDefinition | None:
+        """The definition of this name, if there is one."""
+        return self._by_name.get(name)
+
+    def named(self, name: str) -> AnyDefinition:
+        """The definition of this name.
+
+        Raises:
+            DefinitionError: there is none; a near name is proposed.
+        """
+        if definition := self._by_name.get(name):
+            return definition
+        raise DefinitionError(
+            name, f"not defined in this program{did_you_mean(name, self._by_name)}"
+        )
+
+    def of(self, instance: object) -> AnyDefinition:
+        """The definition of an instance's class.
+
+        Raises:
+            DefinitionError: the class was not defined as one.
+        """
+        if definition := self._by_class.get(type(instance)):
+            return definition
+        raise DefinitionError(
+            type(instance).__name__, "no definition: decorate its class with @jobs.define"
+        )
+
+    def __iter__(self) -> Iterator[AnyDefinition]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+@attrs.frozen(eq=False)
+class Define:
+    """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
+
+    _add: Callable[[AnyDefinition], None] = lambda definition: None
+    _name: str | None = None
+    _options: Options = Options()
+
+    @overload
+    def __call__(self, code: type[T], /) -> type[T]: ...
+    @overload
+    def __call__(
+        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
+    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, code: Callable[Concatenate[Context[Any], P], R], /
+    ) -> Definition[P, R, R]: ...
+    @overload
+    def __call__(
+        self, code: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
+    @overload
+    def __call__(self, /, *, name: str | None = None, **choices: Unpack[Choices]) -> Define: ...
+
+    def __call__(self, code: Any = None, /, *, name: str | None = None, **choices: Any) -> Any:
+        """Gives code a name and options, and registers it.
+
+        A function becomes a `Definition`. An attrs class with `run()` stays what it
+        is, and its instances can be enqueued.
+
+        Raises:
+            DefinitionError: the code cannot be a definition, or its name is taken.
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        if code is None or name is not None or choices:
+            made = attrs.evolve(
+                self,
+                name=name or self._name,
+                options=self._options.changed(typing.cast(Choices, choices)),
+            )
+            return made if code is None else made(code)
+        body = _body(code, self._name)
+        definition: AnyDefinition = Definition(body, self._options)
+        self._add(definition)
+        if body.is_class:
+            return code
+        return definition
+
+
+def _body(code: Any, name: str | None) -> Body:
+    if isinstance(code, Definition):
+        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+    given = getattr(code, "__name__", None)
+    if name is None and (given is None or given == "<lambda>"):
+        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
+    name = check_name(name or str(given), "name")
+    if isinstance(code, type):
+        _check_class(code, name)
+    elif not inspect.isfunction(code):
+        raise DefinitionError(name, f"expected a function or an attrs class, got {code!r}")
+    else:
+        _check_function(code, name)
+    place = _place(code)
+    return Body(name, code, place, code.__module__)
+
+
+def _check_class(code: type, name: str) -> None:
+    if not attrs.has(code):
+        raise DefinitionError(name, "not an attrs class: put @attrs.frozen below the @define")
+    run = getattr(code, "run", None)
+    if not inspect.isfunction(run):
+        raise DefinitionError(name, "has no run() method, which is what its jobs do")
+    extra = list(inspect.signature(run).parameters)[2:]
+    if extra:
+        raise DefinitionError(
+            name, f"run() takes at most a context; {extra[0]!r} should be a field"
+        )
+
+
+def _check_function(code: Callable[..., Any], name: str) -> None:
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        raise DefinitionError(name, "a generator: its body would never run")
+    for parameter in inspect.signature(code).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            problem = f"takes {parameter}: use a parameter of type list or dict, which has a name"
+            raise DefinitionError(name, problem)
+
+
+def _place(code: Any) -> str:
+    try:
+        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
+    except (OSError, TypeError):
+        return f"{code.__module__}.{code.__qualname__}"
+
+
+define = Define()
+"""Makes definitions that belong to no queue yet: `jobs.register(…)` binds them."""
+
+
+################################################################################
+# Execution
+#
+# One attempt of one job, from its payload to what becomes of it. Nothing here knows
+# SQL or processes: the worker, `drain` and any other engine run jobs by it.
+################################################################################
+
+
+class Outcome(Exception):
+    """How a handler says what becomes of its job, other than by returning or failing."""
+
+
+@attrs.define(eq=False)
+class Retry(Outcome):
+    """This attempt failed; try again, after *delay* if it is given (then even past
+    the limit of attempts), else as the job's backoff says."""
+
+    delay: timedelta | None = attrs.field(
+        default=None, converter=lambda v: None if v is None else duration(v, "delay")
+    )
+    reason: str = "the handler asked for a retry"
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@attrs.define(eq=False)
+class Snooze(Outcome):
+    """Not now: run again after *delay*. This costs no attempt."""
+
+    delay: timedelta = attrs.field(converter=lambda v: duration(v, "delay"))
+
+    def __str__(self) -> str:
+        return f"snoozed for {self.delay}"
+
+
+@attrs.define(eq=False)
+class Fail(Outcome):
+    """The job failed for good: no attempts are left, whatever the limit."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@attrs.define(eq=False)
+class Cancel(Outcome):
+    """The job need not be done any more."""
+
+    reason: str = "the handler cancelled it"
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Verdict(NamedTuple):
+    """What becomes of a job after an attempt."""
+
+    state: State
+    delay: int = 0
+    """Microseconds until it is due again."""
+    counted: bool = True
+    """Whether the attempt was used up."""
+
+
+class Report(NamedTuple):
+    """An attempt as the one who ran it tells of it, in plain values that marshal takes:
+    the fields of its verdict first."""
+
+    state: State
+    delay: int
+    counted: bool
+    started_at: int
+    took: int
+    """Microseconds of running."""
+    result: str | None = None
+    kind: str = ""
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+TEXT_LIMIT = 2_000
+TRACEBACK_LIMIT = 16_000
+
+
+def judge(error: BaseException, claimed: Claimed, policy: Backoff, rng: random.Random) -> Verdict:
+    """What becomes of a job whose attempt ended with *error*. In this order: failed
+    for good, the handler's own time, the limit of attempts, the backoff."""
+    if isinstance(error, Fail):
+        return Verdict("failed")
+    if isinstance(error, Cancel):
+        return Verdict("cancelled")
+    if isinstance(error, Snooze):
+        return Verdict("scheduled", error.delay // MICROSECOND, counted=False)
+    if isinstance(error, Retry) and error.delay is not None:
+        return Verdict("retrying", error.delay // MICROSECOND)
+    if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
+        return Verdict("failed")
+    try:
+        wait = backoff_delay(policy, claimed.attempt, rng)
+    except Exception:
+        logger.exception("the backoff of %r failed; the default is used", claimed.name)
+        wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
+    return Verdict("retrying", wait // MICROSECOND)
+
+
+@attrs.define(eq=False)
+class Executor:
+    """Runs attempts, one after the other, with the state that one worker has."""
+
+    registry: Registry
+    state: Any = None
+    clock: Clock = system_clock
+    source: Source = attrs.field(factory=_Nowhere)
+    rng: random.Random = attrs.field(factory=random.Random)
+    _loop: asyncio.Runner | None = None
+
+    def run(self, claimed: Claimed, asked: Callable[[], bool] = lambda: False) -> Report:
+        """One attempt of one job. Whatever the handler raises is in the report."""
+        started_at = self.clock()
+        began = time.perf_counter_ns()
+        try:
+            shape, payload = self._prepare(claimed)
+        except LitejobsError as error:
+            # Another attempt would find the same payload and the same definition.
+            return Report(*Verdict("failed"), started_at, 0, None, "exception", *describe(error))
+        try:
+            result = self._result(shape, payload, claimed, started_at, asked)
+        except BaseException as error:
+            took = (time.perf_counter_ns() - began) // 1000
+            return self._failed(error, claimed, started_at, took)
+        took = (time.perf_counter_ns() - began) // 1000
+        return Report(*Verdict("completed"), started_at, took, result)
+
+    def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
+        shape = self.registry.named(claimed.name).body.shape
+        try:
+            return shape, shape.payload.decode(claimed.payload)
+        except Unfit as unfit:
+            raise PayloadError(claimed.name, unfit.problems) from None
+
+    def _result(
+        self, shape: Shape, payload: Any, claimed: Claimed, now: int, asked: Callable[[], bool]
+    ) -> str | None:
+        value = shape.call(payload, lambda: self._context(claimed, now, asked))
+        if inspect.iscoroutine(value):
+            value = self._await(value)
+        if shape.result is None:
+            return None
+        try:
+            return _bounded(shape.result.encode(value))
+        except Unfit as unfit:
+            raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.Runner()
+        return self._loop.run(coroutine)
+
+    def _context(self, claimed: Claimed, now: int, asked: Callable[[], bool]) -> Context[Any]:
+        row = Row(
+            claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
+            claimed.payload, claimed.run_at, claimed.attempt, claimed.max_attempts,
+            claimed.timeout, claimed.backoff, claimed.claim, 0, claimed.enqueued_at, now,
+            None, None, None,
+        )  # fmt: skip
+        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
+        return Context(Job(row, self.source), self.state, deadline, asked)
+
+    def _failed(self, error: BaseException, claimed: Claimed, at: int, took: int) -> Report:
+        definition = self.registry.get(claimed.name)
+        custom = definition.options.backoff if definition else DEFAULT_BACKOFF
+        verdict = judge(error, claimed, load_backoff(claimed.backoff, custom), self.rng)
+        if isinstance(error, Snooze):
+            return Report(*verdict, at, took)
+        kind = "cancelled" if isinstance(error, Cancel) else "exception"
+        return Report(*verdict, at, took, None, kind, *describe(error))
+
+    def close(self) -> None:
+        """Ends the event loop of async handlers, if there was any."""
+        if self._loop is not None:
+            self._loop.close()
+
+
+def _bounded(result: str) -> str:
+    if len(result) > PAYLOAD_LIMIT:
+        size, limit = len(result) / 2**20, PAYLOAD_LIMIT // 2**20
+        raise Fail(f"its result has {size:.1f} MiB, more than {limit}; return a path instead")
+    return result
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """Type, message and traceback of an error, bounded; even of one that cannot be
+    shown."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be shown)"
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    try:
+        lines = traceback.format_exception(type(error), error, frames)
+    except Exception:
+        lines = [f"{type(error).__name__}: (its traceback cannot be shown)"]
+    return type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
+
+
+def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
+    """What a report makes of its job's row; *worker* is a process id."""
+    ended = report.started_at + report.took
+    failure = None
+    if report.kind and report.kind != "cancelled":
+        failure = Failure(
+            claimed.attempt, report.kind, report.type, report.message, report.traceback,
+            worker, from_micros(report.started_at), from_micros(ended),
+        )  # fmt: skip
+    return Settlement(
+        claimed.id,
+        claimed.claim,
+        report.state,
+        claimed.attempt if report.counted else claimed.attempt - 1,
+        ended + report.delay if report.state in WAITING else claimed.run_at,
+        report.started_at,
+        ended if report.state in FINISHED else None,
+        report.result,
+        f"{report.type}: {report.message}" if report.kind else None,
+        failure,
+    )
+
+
+################################################################################
+# Store
+#
+# All SQL, and all that concerns the file: it knows rows, not definitions. Every
+# public method is one transaction (bulk commands: one for each batch), written so
+# that what it reads stays small however large the file is: ready jobs are in one
+# partial index by lane, jobs that are not due yet or have ended are not in it.
+################################################################################
+
+SCHEMA: tuple[str, ...] = (
+    """
+    CREATE TABLE litejobs_job (
+        id           INTEGER PRIMARY KEY AUTOINCREMENT,
+        name         TEXT    NOT NULL,
+        queue        TEXT,                               -- NULL when inserted: as defined
+        node         TEXT    NOT NULL DEFAULT '',        -- the only one to take it; '': any
+        priority     INTEGER,                            -- higher runs first
+        state        TEXT    NOT NULL DEFAULT 'pending' CHECK (state IN (
+                         'scheduled', 'pending', 'running', 'retrying', 'completed', 'failed',
+                         'cancelled', 'paused', 'blocked')),
+        payload      ANY     NOT NULL DEFAULT '{}',      -- JSON text
+        run_at       INTEGER,                            -- all times: microseconds, UTC
+        attempt      INTEGER NOT NULL DEFAULT 0,
+        max_attempts INTEGER,                            -- NULL: for ever
+        timeout      INTEGER,                            -- microseconds
+        backoff      TEXT,                               -- JSON; NULL: the default
+        retention    TEXT,                               -- JSON; NULL: the default
+        claim        INTEGER NOT NULL DEFAULT 0,         -- the fence: rises with every claim
+        lost         INTEGER NOT NULL DEFAULT 0,         -- how often its whole node died
+        holder       INTEGER,                            -- the node that runs it
+        cancel_at    INTEGER,                            -- when a running job was cancelled
+        enqueued_at  INTEGER,
+        started_at   INTEGER,
+        finished_at  INTEGER,
+        prune_at     INTEGER,
+        result       TEXT,                               -- JSON
+        error        TEXT
+    ) STRICT;
+
+    CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
+        WHERE state = 'pending';
+    CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
+        WHERE state IN ('scheduled', 'retrying');
+    CREATE INDEX litejobs_held ON litejobs_job (holder) WHERE state = 'running';
+    CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
+    CREATE INDEX litejobs_ended ON litejobs_job (state) WHERE state IN ('failed', 'cancelled');
+    CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
+
+    CREATE TABLE litejobs_attempt (                      -- the failed ones
+        id           INTEGER PRIMARY KEY,
+        job          INTEGER NOT NULL,
+        attempt      INTEGER NOT NULL,
+        kind         TEXT    NOT NULL,
+        type         TEXT    NOT NULL,
+        message      TEXT    NOT NULL,
+        traceback    TEXT    NOT NULL,
+        worker       INTEGER NOT NULL,                   -- a process id
+        started_at   INTEGER NOT NULL,
+        finished_at  INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
+
+    CREATE TABLE litejobs_definition (                   -- what nodes last said of theirs
+        name         TEXT PRIMARY KEY,
+        queue        TEXT NOT NULL,
+        node         TEXT NOT NULL,
+        priority     INTEGER NOT NULL,
+        max_attempts INTEGER,
+        timeout      INTEGER,
+        backoff      TEXT,
+        retention    TEXT
+    ) STRICT;
+
+    CREATE TABLE litejobs_node (
+        id           INTEGER PRIMARY KEY AUTOINCREMENT,
+        name         TEXT    NOT NULL,
+        pid          INTEGER NOT NULL,
+        port         INTEGER NOT NULL,                   -- a datagram there wakes it
+        workers      INTEGER NOT NULL,
+        queues       TEXT,                               -- JSON; NULL: all
+        started_at   INTEGER NOT NULL
+    ) STRICT;
+
+    -- An INSERT by hand, from any language: what it left out is filled in.
+    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job WHEN NEW.enqueued_at IS NULL
+    BEGIN
+        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
+            WHERE typeof(NEW.payload) = 'text' AND NOT json_valid(NEW.payload);
+        UPDATE litejobs_job SET
+            enqueued_at  = time.now,
+            run_at       = coalesce(NEW.run_at, time.now),
+            state        = CASE WHEN NEW.state = 'pending' AND NEW.run_at > time.now
+                                THEN 'scheduled' ELSE NEW.state END,
+            queue        = coalesce(NEW.queue, known.queue, 'default'),
+            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
+            priority     = coalesce(NEW.priority, known.priority, 0),
+            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
+                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
+            timeout      = coalesce(NEW.timeout, known.timeout),
+            backoff      = coalesce(NEW.backoff, known.backoff),
+            retention    = coalesce(NEW.retention, known.retention)
+        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
+            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
+        WHERE id = NEW.id;
+    END;
+
+    CREATE TRIGGER litejobs_forget AFTER DELETE ON litejobs_job
+    BEGIN
+        DELETE FROM litejobs_attempt WHERE job = OLD.id;
+    END;
+    """,
+)
+"""The steps from nothing to today's schema. Files out there have taken the first ones:
+steps are only ever appended."""
+
+Durability = Literal["full", "fast"]
+
+MEBIBYTE = 2**20
+PATIENCE = 30.0
+LOST_LIMIT = 5
+BATCH = 5_000
+_OPENING = threading.Lock()
+
+
+class Lane(NamedTuple):
+    """Ready jobs that are alike to a node: it takes all of them or none."""
+
+    queue: str
+    name: str
+    node: str
+
+
+@attrs.frozen
+class Serves:
+    """Which lanes a node takes jobs from."""
+
+    names: frozenset[str]
+    queues: frozenset[str] | None
+    node: str
+
+    def __contains__(self, lane: Lane) -> bool:
+        here = lane.node in ("", self.node)
+        return (
+            here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
+        )
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+
+    def sql(self) -> tuple[str, dict[str, Any]]:
+        """A WHERE clause and its bindings. States stand in it as text, checked, since
+        a bound value would hide the partial indexes."""
+        terms, bindings = ["TRUE"], {}
+        for column, value in (("name", self.name), ("queue", self.queue)):
+            if value is not None:
+                terms.append(f"{column} = :{column}")
+                bindings[column] = value
+        if self.ids is not None:
+            terms.append("id IN (SELECT value FROM json_each(:ids))")
+            bindings["ids"] = json.dumps(self.ids)
+        if self.before is not None:
+            terms.append("id < :before")
+            bindings["before"] = self.before
+        if self.states is not None:
+            terms += [f"state IN {_texts(within)}" for within in _partial(self.states)]
+        return " AND ".join(terms), bindings
+
+
+def _texts(states: Iterable[State]) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in states) + ")"
+
+
+def _partial(states: tuple[State, ...]) -> Iterator[tuple[State, ...]]:
+    """The states, and the index that holds all of them in the very words of its
+    definition, which is what SQLite wants to see before it uses a partial index."""
+    yield states
+    wholes: tuple[tuple[State, ...], ...] = (("scheduled", "retrying"), ("failed", "cancelled"))
+    yield from (whole for whole in wholes if states and set(states) < set(whole))
+
+
+@attrs.frozen
+class Node:
+    """A running `work()`, as it listed itself in the file."""
+
+    id: int
+    name: str
+    pid: int
+    port: int
+    workers: int
+    queues: tuple[str, ...] | None
+    started_at: datetime
+    running: int
+    """How many jobs it holds."""
+
+
+@attrs.define(eq=False)
+class Presence:
+    """A shared lock on a small file of its own, which every process of a node holds
+    and which the operating system drops when the process ends, however it ends.
+
+    It is a lock of SQLite's on an empty file, since that is the same everywhere.
+    """
+
+    path: str
+    _connection: apsw.Connection
+
+    @classmethod
+    def hold(cls, path: str) -> Presence:
+        """Takes a share of the lock; the file has to exist."""
+        connection = _lock_connection(path)
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        return cls(path, connection)
+
+    @classmethod
+    def create(cls, path: str) -> Presence:
+        """Makes the file, private to its user, and takes the first share."""
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        return cls.hold(path)
+
+    def close(self) -> None:
+        """Gives the share back."""
+        self._connection.close()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def gone(path: str) -> Iterator[bool]:
+        """Whether no process holds a share any more; if so, none can take one either
+        until the block ends, and then the file is removed."""
+        if not os.path.exists(path):
+            yield True
+            return
+        connection = _lock_connection(path)
+        connection.set_busy_handler(None)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except apsw.BusyError:
+            connection.close()
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            connection.close()
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _lock_connection(path: str) -> apsw.Connection:
+    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW)
+    connection.set_busy_handler(_patient())
+    connection.pragma("journal_mode", "memory")
+    return connection
+
+
+def _patient() -> Callable[[int], bool]:
+    """A busy handler for one connection. Short waits of random length: SQLite's own
+    handler backs off further and further, so that somebody starves (PATIENCE bounds
+    the whole wait)."""
+    since = 0.0
+
+    def wait(tries: int) -> bool:
+        nonlocal since
+        if tries == 0:
+            since = time.monotonic()
+        time.sleep(random.uniform(0.0002, 0.002))
+        return time.monotonic() - since < PATIENCE
+
+    return wait
+
+
+def _check_sqlite() -> None:
+    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
+    which lost commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6)."""
+    version = apsw.sqlite_lib_version()
+    major, minor, patch = (int(part) for part in version.split(".")[:3])
+    sound = (major, minor, patch) >= (3, 51, 3)
+    mended = (minor == 50 and patch >= 7) or (minor == 44 and patch >= 6)
+    if not sound and not mended:
+        raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+
+
+def _locate(path: Path, create: bool) -> Path:
+    """The real place of the file, which then exists, private to its user.
+
+    It is made with O_EXCL, and never opened here once it exists: closing any
+    descriptor of a file drops all POSIX locks that this process has on it.
+    """
+    try:
+        place = path.parent.resolve(strict=True) / path.name
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        mode = os.lstat(place).st_mode
+    except NotADirectoryError:
+        raise FileError(str(path), f"{path.parent} is not a folder") from None
+    except FileNotFoundError:
+        if path.parent.is_dir():
+            raise FileError(str(path), "does not exist") from None
+        raise FileError(str(path), f"the folder {path.parent} does not exist: create it") from None
+    except OSError as error:
+        raise FileError(str(path), f"cannot be created: {error.strerror}") from None
+    if stat.S_ISLNK(mode):
+        raise FileError(str(path), "is a symbolic link: name the file that it leads to")
+    if stat.S_ISDIR(mode):
+        raise FileError(str(path), "is a folder: name a file in it")
+    if not stat.S_ISREG(mode):
+        raise FileError(str(path), "is not a regular file")
+    return place
+
+
+def _connect(place: Path, synchronous: str) -> apsw.Connection:
+    """A connection with everything set, on a file that is known to be in WAL mode."""
+    connection = apsw.Connection(
+        str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    )
+    try:
+        connection.set_busy_handler(_patient())
+        if connection.readonly("main"):
+            raise FileError(str(place), "cannot be written by this user")
+        connection.transaction_mode = "IMMEDIATE"
+        for setting, value in (
+            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
+            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
+            (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
+            (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
+        ):
+            connection.config(setting, value)
+        if connection.pragma("page_count") == 0:
+            connection.pragma("auto_vacuum", "incremental")
+        if (mode := connection.pragma("journal_mode", "wal")) != "wal":
+            raise FileError(str(place), f"stays in journal mode {mode!r}: WAL does not work there")
+        connection.pragma("synchronous", synchronous)
+        connection.pragma("temp_store", "memory")
+        connection.pragma("wal_autocheckpoint", 4000)
+        connection.pragma("journal_size_limit", 64 * MEBIBYTE)
+        _migrate(connection, str(place))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _schema_version(connection: apsw.Connection) -> int:
+    exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'").get
+    if not exists:
+        return 0
+    version = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").get
+    return version if isinstance(version, int) else 0
+
+
+def _migrate(connection: apsw.Connection, path: str) -> None:
+    version = _schema_version(connection)
+    if version < len(SCHEMA):
+        with connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS litejobs_meta"
+                " (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+            )
+            for step in SCHEMA[_schema_version(connection) :]:
+                connection.execute(step)
+            connection.execute(
+                "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),)
+            )
+    elif version > len(SCHEMA):
+        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
+        raise FileError(path, f"{problem}: upgrade litejobs")
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """SQLite's errors as ours, with what to do about them."""
+    try:
+        yield
+    except apsw.BusyError as error:
+        problem = f"locked by another process for more than {PATIENCE:.0f} s"
+        raise BusyError(path, f"{problem}: who holds a transaction open on it?") from error
+    except apsw.NotADBError as error:
+        raise FileError(path, "is not an SQLite database: name another file") from error
+    except apsw.FullError as error:
+        raise FileError(path, "the disk is full: nothing was written; free some space") from error
+    except apsw.ReadOnlyError as error:
+        raise FileError(path, f"cannot be written: {error}") from error
+    except apsw.Error as error:
+        raise FileError(path, f"{type(error).__name__}: {error}") from error
+
+
+Identity = tuple[tuple[int, int], ...]
+
+
+def _identity(place: Path) -> Identity:
+    """Device and inode of the file and of its WAL."""
+    files = os.stat(place), os.stat(f"{place}-wal")
+    return tuple((file.st_dev, file.st_ino) for file in files)
+
+
+@attrs.define(eq=False)
+class Store:
+    """The file, through one connection that its threads take turns with."""
+
+    path: Path
+    durability: Durability = "full"
+    clock: Clock = system_clock
+    create: bool = True
+    _connection: apsw.Connection | None = None
+    _identity: Identity = ()
+    _pid: int = 0
+    _turn: threading.RLock = attrs.field(factory=threading.RLock)
+    _abandoned: list[apsw.Connection] = attrs.field(factory=list)
+    _bell: socket.socket | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _close_before_forks(self)
+
+    # The connection
+
+    def connection(self) -> apsw.Connection:
+        """The open connection of this process; opened now if need be."""
+        if self._connection is not None and self._pid != os.getpid():
+            # It belongs to the parent: even to close it would break the parent's locks.
+            self._abandoned.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            _check_sqlite()
+            with _OPENING:
+                self._open()
+        assert self._connection is not None
+        return self._connection
+
+    def _open(self) -> None:
+        place = _locate(self.path, self.create)
+        synchronous = "full" if self.durability == "full" else "normal"
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._connection = _connect(place, synchronous)
+                break
+            except apsw.BusyError:
+                # The switch to WAL fails at once when others do the same.
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(random.uniform(0.001, 0.02))
+        self._pid = os.getpid()
+        self._identity = _identity(place)
+        self.path = place
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens it again."""
+        with self._turn:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        with self._turn, _translated(str(self.path)):
+            yield self.connection()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[apsw.Connection]:
+        with self._turn, _translated(str(self.path)):
+            connection = self.connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            self._commit(connection)
+
+    def _commit(self, connection: apsw.Connection) -> None:
+        """Commits, and only returns if what was committed is in the file of that name."""
+        try:
+            connection.execute("COMMIT")
+        except apsw.Error as error:
+            # The frames may be in the WAL although the commit failed.
+            self.close()
+            problem = f"a commit failed ({error}); what it wrote may be there or not"
+            raise OutcomeUnknownError(str(self.path), problem) from error
+        try:
+            same = _identity(self.path) == self._identity
+        except OSError:
+            same = False
+        if not same:
+            self.close()
+            problem = "was removed, moved or replaced while it was open; the last commit is lost"
+            raise FileReplacedError(str(self.path), problem)
+
+    # Enqueue
+
+    def enqueue(self, rows: Sequence[tuple[Any, ...]]) -> range:
+        """Inserts rows of NEW_ROW, all or none; gives their ids, in order."""
+        sql = """
+            INSERT INTO litejobs_job (
+                queue, node, priority, max_attempts, timeout, backoff, retention,
+                name, payload, state, run_at, enqueued_at
+            ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """
+        with self._writing() as connection:
+            connection.executemany(sql, rows)
+            # AUTOINCREMENT under the write lock counts without gaps.
+            last = connection.last_insert_rowid()
+            ports = self._ports(connection)
+        self._ring(ports)
+        return range(last - len(rows) + 1, last + 1)
+
+    def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
+        """Inserts one job with the given columns; the file fills in the others from
+        what nodes have said of the definition.
+
+        Raises:
+            DefinitionError: nodes have said what they have, and this is not among it.
+        """
+        columns = {"name": name, "payload": payload, **given}
+        with self._writing() as connection:
+            known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
+            if known and name not in known:
+                problem = f"no node has had such a definition{did_you_mean(name, known)}"
+                raise DefinitionError(name, problem)
+            connection.execute(
+                f"INSERT INTO litejobs_job ({', '.join(columns)})"
+                f" VALUES ({', '.join(f':{column}' for column in columns)})",
+                columns,
+            )
+            id = connection.last_insert_rowid()
+            ports = self._ports(connection)
+        self._ring(ports)
+        return id
+
+    def wake(self) -> None:
+        """Tells all nodes that something changed for them."""
+        with self._reading() as connection:
+            ports = self._ports(connection)
+        self._ring(ports)
+
+    def _ports(self, connection: apsw.Connection) -> list[int]:
+        return [port for (port,) in connection.execute("SELECT port FROM litejobs_node")]
+
+    def _ring(self, ports: Iterable[int]) -> None:
+        """One datagram to each node. It says nothing, and losing it is harmless."""
+        for port in ports:
+            if self._bell is None:
+                self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                self._bell.setblocking(False)
+            with contextlib.suppress(OSError):
+                self._bell.sendto(b"", ("127.0.0.1", port))
+
+    # Running
+
+    def exchange(
+        self,
+        settlements: Sequence[Settlement],
+        node: int,
+        choose: Callable[[Iterator[tuple[int, str]]], list[int]],
+        serves: Serves,
+    ) -> tuple[list[Claimed], int]:
+        """Settles what came back and claims what *choose* picks of the ready jobs (ids
+        with names, the most urgent first), in one transaction.
+
+        Gives the claimed jobs in that order, and how many settlements came too late:
+        another claim holds their job by now.
+        """
+        with self._writing() as connection:
+            applied = self._settle(connection, settlements)
+            ids = choose(self._ready(connection, serves))
+            claimed = self._claim(connection, ids, node) if ids else []
+        return claimed, len(settlements) - applied
+
+    def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> int:
+        if not settlements:
+            return 0
+        before = connection.total_changes()
+        connection.executemany(
+            """
+            UPDATE litejobs_job SET
+                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
+                result = ?8, error = ?9, holder = NULL, cancel_at = NULL,
+                prune_at = ?7 + CASE WHEN retention IS NULL THEN ?10 ELSE retention ->> ?3 END
+            WHERE id = ?1 AND claim = ?2 AND state = 'running'
+            """,
+            ((*settlement[:9], _KEPT.get(settlement.state)) for settlement in settlements),
+        )
+        applied = connection.total_changes() - before
+        failures = [(s.id, s.failure) for s in settlements if s.failure is not None]
+        if failures:
+            self._remember(connection, failures)
+        return applied
+
+    def _remember(self, connection: apsw.Connection, failures: list[tuple[int, Failure]]) -> None:
+        connection.executemany(
+            """
+            INSERT INTO litejobs_attempt (
+                job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+            ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (
+                (
+                    job, failure.attempt, failure.kind, _storable(failure.type),
+                    _storable(failure.message), _storable(failure.traceback), failure.worker,
+                    to_micros(failure.started_at), to_micros(failure.finished_at),
+                )
+                for job, failure in failures
+            ),
+        )  # fmt: skip
+
+    def _ready(self, connection: apsw.Connection, serves: Serves) -> Iterator[tuple[int, str]]:
+        """Ids and names of the ready jobs that *serves* takes, the most urgent first."""
+        lanes = [lane for lane in self._lanes(connection) if lane in serves]
+        page = max(8, 256 // max(1, len(lanes)))
+        order = heapq.merge(*(self._lane(connection, lane, page) for lane in lanes))
+        return ((id, name) for _, _, id, name in order)
+
+    def _lanes(self, connection: apsw.Connection) -> list[Lane]:
+        """All lanes with ready jobs: one step into the index for each."""
+        rows = connection.execute("""
+            WITH RECURSIVE lane (queue, name, node) AS (
+                SELECT * FROM (
+                    SELECT queue, name, node FROM litejobs_job INDEXED BY litejobs_ready
+                    WHERE state = 'pending' ORDER BY queue, name, node LIMIT 1
+                )
+                UNION ALL
+                SELECT next.queue, next.name, next.node
+                FROM lane, litejobs_job AS next
+                WHERE next.id = (
+                    SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+                    WHERE state = 'pending'
+                        AND (queue, name, node) > (lane.queue, lane.name, lane.node)
+                    ORDER BY queue, name, node LIMIT 1
+                )
+            )
+            SELECT queue, name, node FROM lane
+        """)
+        return [Lane(*row) for row in rows]
+
+    def _lane(
+        self, connection: apsw.Connection, lane: Lane, page: int
+    ) -> Iterator[tuple[int, int, int, str]]:
+        """A lane's jobs in order, read a page at a time, as what they are ordered by."""
+        for offset in itertools.count(0, page):
+            rows = connection.execute(
+                """
+                SELECT -priority, run_at, id, name FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
+                """,
+                (*lane, page, offset),
+            ).fetchall()
+            yield from rows
+            if len(rows) < page:
+                return
+
+    def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
+        rows = connection.execute(
+            f"""
+            UPDATE litejobs_job SET
+                state = 'running', attempt = attempt + 1, claim = claim + 1,
+                holder = ?, started_at = ?
+            WHERE id IN carray(?)
+            RETURNING {", ".join(Claimed._fields)}
+            """,
+            (node, self.clock(), apsw.carray(array.array("q", ids))),
+        ).fetchall()
+        # RETURNING promises no order.
+        by_id = {row[0]: Claimed(*row) for row in rows}
+        return [by_id[id] for id in ids]
+
+    def stage(self, now: int) -> tuple[int, int | None]:
+        """Makes jobs that are due by *now* ready; gives how many, and when the next one
+        is due."""
+        staged = 0
+        due = "state IN ('scheduled', 'retrying') AND state = ? AND run_at <= ?"
+        for state in ("scheduled", "retrying"):
+            while True:
+                with self._reading() as connection:
+                    found = connection.execute(
+                        f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (state, now)
+                    ).get
+                if not found:
+                    break
+                with self._writing() as connection:
+                    connection.execute(
+                        f"""
+                        UPDATE litejobs_job SET state = 'pending' WHERE id IN (
+                            SELECT id FROM litejobs_job WHERE {due} ORDER BY run_at LIMIT {BATCH}
+                        )
+                        """,
+                        (state, now),
+                    )
+                    staged += connection.changes()
+        return staged, self._next_due()
+
+    def _next_due(self) -> int | None:
+        with self._reading() as connection:
+            due: int | None = connection.execute("""
+                SELECT min(run_at) FROM (
+                    SELECT min(run_at) AS run_at FROM litejobs_job
+                    WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
+                    UNION ALL
+                    SELECT min(run_at) FROM litejobs_job
+                    WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
+                )
+            """).get
+        return due
+
+    def changes(self) -> int:
+        """A number that is another one after others have committed."""
+        with self._reading() as connection:
+            version: int = connection.execute("PRAGMA data_version").get
+        return version
+
+    def asked(self, node: int) -> list[int]:
+        """The jobs that a node runs and that somebody has cancelled."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?", (node,)
+            )
+            return [id for (id,) in rows]
+
+    def unserved(self, serves: Serves) -> bool:
+        """Whether jobs that *serves* takes are pending, running or retrying."""
+        with self._reading() as connection:
+            if any(lane in serves for lane in self._lanes(connection)):
+                return True
+            served = """
+                name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
+                AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+            """
+            found = connection.execute(
+                f"""
+                SELECT 1 FROM litejobs_job WHERE state = 'running' AND {served}
+                UNION ALL
+                SELECT 1 FROM litejobs_job
+                WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
+                LIMIT 1
+                """,
+                {
+                    "names": json.dumps(sorted(serves.names)),
+                    "queues": None if serves.queues is None else json.dumps(sorted(serves.queues)),
+                    "node": serves.node,
+                },
+            ).get
+        return found is not None
+
+    # Nodes
+
+    def join(
+        self, name: str, port: int, workers: int, serves: Serves, known: Iterable[tuple[Any, ...]]
+    ) -> tuple[int, Presence]:
+        """Lists a node and takes the first share of its lock, before others can see
+        it; stores what it *known* definitions say, for jobs inserted by hand."""
+        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (name, os.getpid(), port, workers, queues, self.clock()),
+            )
+            node = connection.last_insert_rowid()
+            connection.executemany(
+                "INSERT OR REPLACE INTO litejobs_definition"
+                " (queue, node, priority, max_attempts, timeout, backoff, retention, name)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                known,
+            )
+            presence = Presence.create(self.presence_path(node))
+        return node, presence
+
+    def presence_path(self, node: int) -> str:
+        """The file whose lock the processes of a node share."""
+        return f"{self.path}-node-{node}"
+
+    def leave(self, node: int, presence: Presence) -> None:
+        """Takes a node off the list. What it still held is rescued."""
+        presence.close()
+        self.rescue(node)
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are listed, with the number of jobs that each holds."""
+        with self._reading() as connection:
+            rows = connection.execute("""
+                SELECT id, name, pid, port, workers, queues, started_at,
+                    (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id)
+                FROM litejobs_node AS node
+            """).fetchall()
+        return [
+            Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
+                 from_micros(started_at), running)
+            for id, name, pid, port, workers, queues, started_at, running in rows
+        ]  # fmt: skip
+
+    def rescue(self, node: int) -> int:
+        """Takes over the jobs of a node if none of its processes is left; says how many.
+
+        They become ready again and lose no attempt, but each such loss is counted: a
+        job that has seen LOST_LIMIT nodes die is a dead letter.
+        """
+        with Presence.gone(self.presence_path(node)) as gone:
+            return self._take_over(node) if gone else 0
+
+    def _take_over(self, node: int) -> int:
+        values = {"node": node, "now": self.clock(), "limit": LOST_LIMIT, "keep": _KEPT["failed"]}
+        with self._writing() as connection:
+            connection.execute(
+                """
+                INSERT INTO litejobs_attempt (
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                )
+                SELECT job.id, attempt, 'lost', 'NodeLost',
+                    'the node ended while it held the job', '', node.pid, job.started_at, :now
+                FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
+                WHERE state = 'running' AND holder = :node
+                """,
+                values,
+            )
+            connection.execute(
+                """
+                UPDATE litejobs_job SET
+                    lost        = lost + 1,
+                    attempt     = attempt - (lost + 1 < :limit),
+                    state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
+                    finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
+                    prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
+                                       WHEN retention IS NULL THEN :now + :keep
+                                       ELSE :now + (retention ->> 'failed') END,
+                    error       = 'NodeLost: the node ended while it held the job',
+                    holder      = NULL
+                WHERE state = 'running' AND holder = :node
+                """,
+                values,
+            )
+            rescued = connection.changes()
+            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
+        return rescued
+
+    def release_strays(self, node: int, held: Iterable[int]) -> None:
+        """Makes those jobs of a node ready again that are not among the *held*: a
+        commit of unknown outcome may have claimed them."""
+        with self._writing() as connection:
+            connection.execute(
+                """
+                UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
+                WHERE state = 'running' AND holder = ? AND id NOT IN carray(?)
+                """,
+                (node, apsw.carray(array.array("q", [*held, -1]))),
+            )
+
+    # Reading and steering
+
+    def get(self, id: int) -> Row:
+        """One job.
+
+        Raises:
+            JobNotFoundError: there is none with this id.
+        """
+        with self._reading() as connection:
+            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
+            row = connection.execute(sql, (id,)).fetchone()
+        if row is None:
+            raise JobNotFoundError(id)
+        return Row(*row)
+
+    def find(self, match: Match, limit: int) -> list[Row]:
+        """The jobs that match, the newest first."""
+        where, bindings = match.sql()
+        sql = f"SELECT {_ROW} FROM litejobs_job WHERE {where} ORDER BY id DESC LIMIT :limit"
+        with self._reading() as connection:
+            return [Row(*row) for row in connection.execute(sql, {**bindings, "limit": limit})]
+
+    def count(self, match: Match) -> int:
+        """How many jobs match."""
+        where, bindings = match.sql()
+        with self._reading() as connection:
+            sql = f"SELECT count(*) FROM litejobs_job WHERE {where}"
+            counted: int = connection.execute(sql, bindings).get
+        return counted
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """How many jobs there are, by queue and state."""
+        counts: dict[str, dict[str, int]] = {}
+        with self._reading() as connection:
+            sql = "SELECT queue, state, count(*) FROM litejobs_job GROUP BY queue, state"
+            for queue, state, number in connection.execute(sql):
+                counts.setdefault(queue, {})[state] = number
+        return counts
+
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        """The failed attempts of a job, the oldest first."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                """
+                SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
+                FROM litejobs_attempt WHERE job = ? ORDER BY id
+                """,
+                (id,),
+            ).fetchall()
+        return tuple(Failure(*row[:6], from_micros(row[6]), from_micros(row[7])) for row in rows)
+
+    def cancel(self, match: Match) -> Moved:
+        """Cancels what waits, and asks for the end of what runs."""
+        matching = self.count(match)
+        moved = self._change(
+            match,
+            WAITING,
+            """
+            state = 'cancelled', finished_at = :now, error = 'cancelled',
+            prune_at = :now + CASE WHEN retention IS NULL THEN :keep
+                                   ELSE retention ->> 'cancelled' END
+            """,
+        )
+        moved += self._change(match, ("running",), "cancel_at = :now", "cancel_at IS NULL")
+        return self._moved(moved, matching)
+
+    def retry(self, match: Match) -> Moved:
+        """Lets dead letters and cancelled jobs start again with all their attempts,
+        and makes jobs that wait for their backoff due now. Their history stays."""
+        again = """
+            state = 'pending', run_at = :now, attempt = 0, lost = 0,
+            finished_at = NULL, prune_at = NULL, error = NULL
+        """
+        matching = self.count(match)
+        moved = self._change(match, ("failed", "cancelled"), again)
+        moved += self._change(match, ("retrying",), "state = 'pending', run_at = :now")
+        return self._moved(moved, matching)
+
+    def delete(self, match: Match) -> Moved:
+        """Deletes jobs with their history; those that run are left."""
+        matching, moved = self.count(match), 0
+        for states in (WAITING, FINISHED):
+            where, bindings = self._narrowed(match, states)
+            sql = f"""
+                DELETE FROM litejobs_job
+                WHERE id IN (SELECT id FROM litejobs_job WHERE {where} LIMIT {BATCH})
+            """
+            moved += self._in_batches(sql, bindings)
+        return self._moved(moved, matching)
+
+    def _moved(self, moved: int, matching: int) -> Moved:
+        self.wake()
+        return Moved(moved, max(0, matching - moved))
+
+    def _narrowed(
+        self, match: Match, states: tuple[State, ...], more: str = "TRUE"
+    ) -> tuple[str, dict[str, Any]]:
+        if match.states is not None:
+            states = tuple(state for state in states if state in match.states)
+        where, bindings = attrs.evolve(match, states=states).sql()
+        return f"{where} AND {more}", bindings
+
+    def _change(
+        self, match: Match, states: tuple[State, ...], change: str, more: str = "TRUE"
+    ) -> int:
+        where, bindings = self._narrowed(match, states, more)
+        sql = f"""
+            UPDATE litejobs_job SET {change}
+            WHERE id IN (SELECT id FROM litejobs_job WHERE {where} LIMIT {BATCH})
+        """
+        return self._in_batches(sql, {**bindings, "now": self.clock(), "keep": _KEPT["cancelled"]})
+
+    def _in_batches(self, sql: str, bindings: dict[str, Any]) -> int:
+        """Runs a statement until it changes nothing more: a million rows in one
+        transaction would keep the nodes waiting."""
+        total = 0
+        while True:
+            with self._writing() as connection:
+                connection.execute(sql, bindings)
+                changed = connection.changes()
+            total += changed
+            if changed < BATCH:
+                return total
+
+    # Keeping
+
+    def prune(self, now: int) -> int:
+        """Deletes one batch of jobs whose retention is over, and gives space back to
+        the file system; says how many."""
+        due = "prune_at IS NOT NULL AND prune_at <= ?"
+        with self._reading() as connection:
+            if not connection.execute(
+                f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
+            ).get:
+                return 0
+        with self._writing() as connection:
+            connection.execute(
+                f"""
+                DELETE FROM litejobs_job WHERE id IN (
+                    SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT 500
+                )
+                """,
+                (now,),
+            )
+            pruned = connection.changes()
+            connection.execute("PRAGMA incremental_vacuum(200)").fetchall()
+        return pruned
+
+    def optimize(self) -> None:
+        """Lets SQLite look after its statistics."""
+        with self._reading() as connection:
+            connection.execute("PRAGMA optimize").fetchall()
+
+
+_ROW = ", ".join(Row._fields)
+_KEPT: Mapping[str, int] = {
+    state: kept // MICROSECOND
+    for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
+    if kept is not None
+}
+
+
+def _storable(text: str) -> str:
+    """Text that SQLite takes: lone surrogates are shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _close_before_forks(store: Store) -> None:
+    """SQLite handles do not survive a fork, and a child that only closes one can undo
+    the parent's commits: so the connection is closed before, and opened when needed."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    reference = weakref.ref(store)
+    waiting: list[Store] = []
+
+    def before() -> None:
+        if alive := reference():
+            alive._turn.acquire()
+            alive.close()
+            waiting.append(alive)
+
+    def after() -> None:
+        if waiting:
+            waiting.pop()._turn.release()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
+################################################################################
+# Duties
+#
+# What a node does besides running jobs. A duty is a function that does its part and
+# says in how many seconds it wants to be called again; a table lists them, and the
+# supervisor calls what is due. Any number of nodes may do the same duty.
+################################################################################
+
+LOOK = 0.25
+"""Seconds between two looks for what was committed without a wake-up."""
+
+
+@attrs.frozen
+class Beat:
+    """What duties work with."""
+
+    store: Store
+    node: int
+    clock: Clock
+    stir: Callable[[], None]
+    """Says that there may be something to claim."""
+
+
+def stage(beat: Beat) -> float:
+    """Makes jobs ready that are due; wants to be back when the next one is."""
+    now = beat.clock()
+    staged, due = beat.store.stage(now)
+    if staged:
+        beat.stir()
+    # No longer than a second: somebody may set the clock.
+    return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
+
+
+def rescue(beat: Beat) -> float:
+    """Takes over the jobs of nodes of which no process is left."""
+    for node in beat.store.nodes():
+        if node.id != beat.node and (count := beat.store.rescue(node.id)):
+            logger.warning("rescued %d jobs of node %s (pid %d)", count, node.name, node.pid)
+            beat.stir()
+    return 1.0
+
+
+def prune(beat: Beat) -> float:
+    """Deletes finished jobs whose retention is over, a batch at a time."""
+    return 0.01 if beat.store.prune(beat.clock()) else 60.0
+
+
+def optimize(beat: Beat) -> float:
+    """Lets SQLite look after its statistics, a few times a day."""
+    beat.store.optimize()
+    return 6 * 3600.0
+
+
+DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, prune, optimize)
+
+
+################################################################################
+# Worker
+#
+# A child process that runs jobs. It gets them through a private pipe, and tells
+# through a Board, a few words of shared memory under a lock, which one it runs: so
+# the supervisor knows without asking, can take back what has not started, and finds
+# every result there even when the worker is dead.
+################################################################################
+
+Handed = tuple[int, tuple[Any, ...]]
+"""A number that says the place in the order of the hand-overs, and a Claimed."""
+
+OUTBOX = 2**18
+RING_AFTER_NS = 2_000_000
+_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN = range(5)
+
+
+@attrs.define(eq=False)
+class Board:
+    """What a worker and its supervisor both see. The worker writes what it runs and
+    its reports; the supervisor writes what is revoked and who is asked to end."""
+
+    _raw_words: Any
+    _raw_outbox: Any
+    _lock: Any
+    _words: memoryview = attrs.field(init=False)
+    _outbox: memoryview = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._words = memoryview(self._raw_words).cast("B").cast("q")
+        self._outbox = memoryview(self._raw_outbox).cast("B")
+
+    @classmethod
+    def make(cls, context: Any) -> Board:
+        """A board that can be handed to a process of this multiprocessing context."""
+        return cls(context.RawArray("q", 5), context.RawArray("B", OUTBOX), context.Lock())
+
+    def __getstate__(self) -> tuple[Any, Any, Any]:
+        return self._raw_words, self._raw_outbox, self._lock
+
+    def __setstate__(self, state: tuple[Any, Any, Any]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    # The worker's side
+
+    def begin(self, number: int) -> bool:
+        """Says that this job runs from now; false if it was revoked."""
+        with self._lock:
+            if number < self._words[_REVOKED]:
+                return False
+            self._words[_STARTED] = time.monotonic_ns()
+            self._words[_RUNNING] = number
+        return True
+
+    def finish(self, entry: bytes) -> bool:
+        """Leaves a report, and says that nothing runs; false if there is no room."""
+        with self._lock:
+            start = self._words[_WRITTEN]
+            end = start + 4 + len(entry)
+            if end > OUTBOX:
+                return False
+            self._outbox[start : start + 4] = len(entry).to_bytes(4, "little")
+            self._outbox[start + 4 : end] = entry
+            self._words[_WRITTEN] = end
+            self._words[_RUNNING] = 0
+        return True
+
+    def rest(self) -> None:
+        """Says that nothing runs; the report went another way."""
+        with self._lock:
+            self._words[_RUNNING] = 0
+
+    def asked(self, number: int) -> bool:
+        """Whether this job was asked to end."""
+        return bool(self._words[_ASKED] == number)
+
+    # The supervisor's side
+
+    @property
+    def running(self) -> tuple[int, int]:
+        """The number of the running job (0: none) and when it began, in nanoseconds of
+        the monotonic clock."""
+        return self._words[_RUNNING], self._words[_STARTED]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keeps the worker from starting or finishing a job meanwhile. False if it was
+        stopped, or died, inside its own turn: then waiting longer would not help."""
+        locked = self._lock.acquire(timeout=0.05)
+        try:
+            yield locked
+        finally:
+            if locked:
+                self._lock.release()
+
+    def collect(self, dead: bool = False) -> list[tuple[Any, ...]]:
+        """Takes the reports out of the outbox."""
+        if not self._words[_WRITTEN]:
+            return []
+        with self.held() as locked:
+            if not locked and not dead:
+                return []
+            data = bytes(self._outbox[: self._words[_WRITTEN]])
+            self._words[_WRITTEN] = 0
+        entries, place = [], 0
+        while place < len(data):
+            length = int.from_bytes(data[place : place + 4], "little")
+            entries.append(marshal.loads(data[place + 4 : place + 4 + length]))
+            place += 4 + length
+        return entries
+
+    def revoke(self, until: int) -> int | None:
+        """Takes back all jobs with lower numbers that have not started; gives the number
+        of the one that has (0: none), or `None` if it could not be done now."""
+        with self.held() as locked:
+            if not locked:
+                return None
+            self._words[_REVOKED] = until
+            return int(self._words[_RUNNING])
+
+    def ask(self, number: int, started: int) -> bool:
+        """Asks the running job to end; false if it is another one by now."""
+        with self.held() as locked:
+            if not locked or self.running != (number, started):
+                return False
+            self._words[_ASKED] = number
+        return True
+
+
+@attrs.frozen
+class Program:
+    """Where a worker finds the code: it imports modules and takes names from them,
+    and nothing else that it runs comes from outside."""
+
+    places: dict[str, tuple[str, str]]
+    """By name of the definition: the module, and the path to it from there."""
+    state: Callable[[], Any] | None
+    home: Callable[[], Home]
+    """Makes the queue for definitions that no import has registered."""
+    clock: Clock
+
+    def load(self) -> Registry:
+        """Imports what is needed and gathers the definitions."""
+        registry = Registry()
+        for name, (module, path) in self.places.items():
+            registry.add(_definition_at(importlib.import_module(module), path, name))
+        registry.freeze()
+        for body in {definition.body for definition in registry}:
+            body.home = body.home or self.home()
+        return registry
+
+
+def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, Definition) and found.name == name:
+        return found
+    registry = getattr(found, "registry", None)
+    if isinstance(registry, Registry) and (definition := registry.get(name)):
+        return definition
+    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
+
+
+def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
+    """The module, and the path in it, where a worker can find a definition: itself, or
+    the *holder* that it is registered with.
+
+    Raises:
+        DefinitionError: there is no such place.
+    """
+    body = definition.body
+    for name in dict.fromkeys((body.module, "__main__")):
+        module = sys.modules.get(name)
+        if module is None or (name == "__main__" and not _importable_main(module)):
+            continue
+        for attribute, value in [
+            (body.code.__qualname__, _at(module, body)),
+            *vars(module).items(),
+        ]:
+            if value is holder or (isinstance(value, Definition) and value.body is body):
+                return name, attribute
+    if "<locals>" in body.code.__qualname__:
+        problem = "stands inside a function, where workers cannot find it"
+    elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
+        problem = "was typed in, and workers cannot import what is in no file"
+    else:
+        problem = f"cannot be found by workers: no name in {body.module} leads to it"
+    raise DefinitionError(
+        body.name, f"{problem} ({body.place}): move it to the top level of a module, or use drain()"
+    )
+
+
+def _at(module: ModuleType, body: Body) -> object:
+    found: Any = module
+    for part in body.code.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _importable_main(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return getattr(module, "__spec__", None) is not None or (
+        file is not None and os.path.exists(file)
+    )
+
+
+def work_in_child(
+    pipe: multiprocessing.connection.Connection,
+    lifeline: multiprocessing.connection.Connection,
+    board: Board,
+    presence: str,
+    program: Program,
+) -> None:
+    """The whole life of a worker process."""
+    _prepare_process(lifeline)
+    share = Presence.hold(presence)
+    try:
+        executor, closing = _make_executor(program)
+    except BaseException as error:
+        pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
+        return
+    pipe.send_bytes(marshal.dumps(("ready",)))
+    with closing:
+        _run_jobs(pipe, board, executor)
+    executor.close()
+    share.close()
+
+
+def _prepare_process(lifeline: multiprocessing.connection.Connection) -> None:
+    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    if hasattr(os, "setpgid"):
+        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
+        # whatever the job starts can be killed with it.
+        os.setpgid(0, 0)
+    for name in ("SIGTERM", "SIGINT"):
+        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
+        signal.signal(getattr(signal, name), lambda number, frame: None)
+    if sys.platform == "linux":
+        # A job in an endless loop of C would keep the thread below from running.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+
+def _end_with_supervisor(lifeline: multiprocessing.connection.Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    kill_group(os.getpid())
+
+
+def kill_group(pid: int) -> None:
+    """Kills a worker with all that it started, at once."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    else:
+        os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
+
+
+def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
+    closing = contextlib.ExitStack()
+    registry = program.load()
+    state = program.state() if program.state is not None else None
+    if isinstance(state, contextlib.AbstractContextManager):
+        state = closing.enter_context(state)
+    executor = Executor(registry, state, program.clock)
+    return executor, closing
+
+
+def _run_jobs(
+    pipe: multiprocessing.connection.Connection, board: Board, executor: Executor
+) -> None:
+    rung = time.monotonic_ns()
+    while message := _next_message(pipe):
+        jobs: list[Handed] = marshal.loads(message)
+        for place, (number, fields) in enumerate(jobs, 1):
+            if not board.begin(number):
+                continue
+            report = executor.run(Claimed(*fields), functools.partial(board.asked, number))
+            entry = marshal.dumps((number, *report))
+            if not board.finish(entry):
+                pipe.send_bytes(entry)
+                board.rest()
+            now = time.monotonic_ns()
+            if place == len(jobs) or now - rung > RING_AFTER_NS:
+                pipe.send_bytes(b"")
+                rung = now
+
+
+def _next_message(pipe: multiprocessing.connection.Connection) -> bytes:
+    try:
+        return pipe.recv_bytes()
+    except (EOFError, OSError):
+        return b""
+
+
+################################################################################
+# Supervisor
+#
+# The parent of the workers owns the file and the clock. Its turn is a list of verbs
+# around one blocking wait: spawn, exchange, listen, watch, attend. It never runs a
+# handler and never decodes a payload.
+################################################################################
+
+Until = Literal["empty"]
+
+HAND_OVER = 10_000
+"""Microseconds of work that a worker should have in hand: enough that it need not wait
+for the next exchange, little enough that nobody waits for a worker."""
+HAND_OVER_JOBS = 256
+HAND_OVER_BYTES = 2**15
+OVERHEAD = 15
+SLOW = 0.010
+VERY_SLOW = 0.100
+FAILED_STARTS = 3
+
+
+class WorkerCrashed(LitejobsError):
+    """A worker died while it ran the job."""
+
+
+class JobTimedOut(LitejobsError):
+    """The job took longer than its timeout."""
+
+
+class Asked(NamedTuple):
+    """A running job that was asked to end."""
+
+    number: int
+    why: Literal["timeout", "cancel", "stop"]
+    kill_at: float
+
+
+@attrs.define(eq=False)
+class Worker:
+    """The supervisor's view of one worker process."""
+
+    process: Any
+    pipe: multiprocessing.connection.Connection
+    lifeline: multiprocessing.connection.Connection
+    board: Board
+    ready: bool = False
+    handed: dict[int, Claimed] = attrs.field(factory=dict)
+    """What it has in hand, by number, in the order in which it runs them."""
+    unsent: list[Handed] = attrs.field(factory=list)
+    bytes_sent: int = 0
+    load: float = 0.0
+    """Microseconds of work in hand, by estimate."""
+    asked: Asked | None = None
+
+    def hand_over(self, jobs: list[Handed]) -> None:
+        """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
+        since a full pipe would block the supervisor."""
+        for job in jobs:
+            self.handed[job[0]] = Claimed(*job[1])
+        self.unsent += jobs
+        self.send()
+
+    def send(self) -> None:
+        """Sends what may be sent now."""
+        message = marshal.dumps(self.unsent)
+        if self.unsent and (
+            len(self.unsent) == len(self.handed) or self.bytes_sent + len(message) < HAND_OVER_BYTES
+        ):
+            self.bytes_sent += len(message)
+            self.unsent = []
+            with contextlib.suppress(OSError):
+                self.pipe.send_bytes(message)
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """A node: it claims jobs for its workers and settles what comes back."""
+
+    store: Store
+    registry: Registry
+    program: Program
+    serves: Serves
+    size: int
+    until: Until | None
+    grace: float
+    clock: Clock = system_clock
+    rng: random.Random = attrs.field(factory=random.Random)
+    _context: Any = attrs.field(factory=lambda: multiprocessing.get_context("spawn"))
+    _bell: socket.socket = attrs.field(init=False)
+    _node: int = 0
+    _presence: Presence = attrs.field(init=False)
+    _workers: list[Worker] = attrs.field(factory=list)
+    _settlements: list[Settlement] = attrs.field(factory=list)
+    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _paces: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of a definition have been taking."""
+    _cancelled: frozenset[int] = frozenset()
+    _duties: dict[Callable[[Beat], float], float] = attrs.field(factory=dict)
+    """When each duty is due, by the monotonic clock."""
+    _stirred: bool = True
+    """Whether there may be ready jobs that nobody has looked at."""
+    _seen: int = 0
+    _strays: bool = False
+    _quiet_until: float = 0.0
+    _stops: int = 0
+    _stop_at: float = math.inf
+    _failed_starts: int = 0
+
+    def run(self) -> None:
+        """Works until it is stopped, or until nothing is left to do.
+
+        Raises:
+            WorkerError: the workers cannot start.
+            FileError: the file is not the one any more that it was.
+        """
+        self._join()
+        try:
+            while not self._done():
+                self._spawn()
+                self._exchange()
+                self._listen()
+                self._watch()
+                self._attend()
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Takes no more jobs, and ends when those that run have ended or the grace is
+        over; called again, ends at once. Safe in signal handlers and other threads."""
+        self._stops += 1
+        with contextlib.suppress(OSError):
+            self._bell.sendto(b"", self._bell.getsockname())
+
+    # Joining and leaving
+
+    def listen_on(self) -> None:
+        """Opens the socket that wakes the node; before `run`, so that `stop` works."""
+        self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._bell.bind(("127.0.0.1", 0))
+        self._bell.setblocking(False)
+
+    def _join(self) -> None:
+        known = [(*d.options.columns, d.name) for d in self.registry]
+        port = self._bell.getsockname()[1]
+        self._node, self._presence = self.store.join(
+            self.serves.node, port, self.size, self.serves, known
+        )
+        self._duties = dict.fromkeys((self._look, *DUTIES), 0.0)
+        logger.info("node %s started with %d workers", self.serves.node, self.size)
+
+    def _leave(self) -> None:
+        for worker in self._workers:
+            self._take_back(worker)
+            with contextlib.suppress(OSError):
+                worker.pipe.send_bytes(b"")
+        self._end_workers(give_up=time.monotonic() + 2.0)
+        try:
+            if self._settlements:
+                self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
+        finally:
+            self.store.leave(self._node, self._presence)
+            self._bell.close()
+            logger.info("node %s left", self.serves.node)
+
+    def _end_workers(self, give_up: float) -> None:
+        for worker in list(self._workers):
+            busy = worker.handed and worker.ready
+            worker.process.join(0 if busy else max(0.0, give_up - time.monotonic()))
+            kill_group(worker.process.pid)
+            self._reap(worker)
+
+    def _done(self) -> bool:
+        if self._stops:
+            return self._stops > 1 or not (self._settlements or self._holding())
+        if self.until is None or self._settlements or self._holding() or self._stirred:
+            return False
+        return not self.store.unserved(self.serves)
+
+    def _holding(self) -> bool:
+        return any(worker.handed for worker in self._workers)
+
+    # Spawn
+
+    def _spawn(self) -> None:
+        """Starts workers up to the number there should be."""
+        while len(self._workers) < self.size and not self._stops:
+            if self._failed_starts >= FAILED_STARTS:
+                problem = f"workers died {FAILED_STARTS} times in a row while they started"
+                raise WorkerError(f"{problem}; their error output says why")
+            ours, theirs = self._context.Pipe()
+            lifeline, held = self._context.Pipe(duplex=False)
+            board = Board.make(self._context)
+            presence = self.store.presence_path(self._node)
+            process = self._context.Process(
+                target=work_in_child,
+                args=(theirs, lifeline, board, presence, self.program),
+                name="litejobs-worker",
+            )
+            process.start()
+            theirs.close()
+            lifeline.close()
+            self._workers.append(Worker(process, ours, held, board))
+
+    # Exchange
+
+    def _exchange(self) -> None:
+        """Settles all that came back and claims all that fits, in one transaction."""
+        wanted = self._stirred and not self._stops and any(map(self._has_room, self._workers))
+        if not (wanted or self._settlements) or time.monotonic() < self._quiet_until:
+            return
+        plan: list[Worker] = []
+        choose = functools.partial(self._choose, plan)
+        try:
+            if self._strays:
+                held = [job.id for worker in self._workers for job in worker.handed.values()]
+                self.store.release_strays(self._node, held)
+                self._strays = False
+            claimed, late = self.store.exchange(self._settlements, self._node, choose, self.serves)
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            self._put_off(error)
+            return
+        if late:
+            logger.warning("%d results came too late and were thrown away", late)
+        self._settlements = []
+        self._hand_over(plan, claimed)
+
+    def _put_off(self, error: FileError) -> None:
+        """Keeps what is to be settled, and tries again in a while."""
+        logger.error("the exchange failed and will be tried again: %s", error)
+        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
+        self._stirred = True
+        self._quiet_until = time.monotonic() + 0.5
+        for worker in self._workers:
+            worker.load = sum(map(self._estimate, worker.handed.values()))
+
+    def _choose(self, plan: list[Worker], ready: Iterator[tuple[int, str]]) -> list[int]:
+        """Picks jobs as long as a worker has room for the next one; *plan* is filled
+        with whose each is to be."""
+        ids: list[int] = []
+        workers = [worker for worker in self._workers if worker.ready and not self._stops]
+        counts = {id(worker): len(worker.handed) for worker in workers}
+        self._stirred = bool(workers)
+        while workers:
+            worker = min(workers, key=lambda worker: worker.load)
+            if counts[id(worker)] and worker.load >= HAND_OVER:
+                return ids
+            if counts[id(worker)] >= HAND_OVER_JOBS:
+                workers.remove(worker)
+                continue
+            if (job := next(ready, None)) is None:
+                self._stirred = False
+                return ids
+            estimate = self._pace(job[1])
+            if counts[id(worker)] and worker.load + estimate > HAND_OVER:
+                return ids
+            worker.load += estimate
+            counts[id(worker)] += 1
+            plan.append(worker)
+            ids.append(job[0])
+        return ids
+
+    def _has_room(self, worker: Worker) -> bool:
+        room = len(worker.handed) < HAND_OVER_JOBS and worker.load < HAND_OVER * 0.75
+        return worker.ready and (not worker.handed or room)
+
+    def _pace(self, name: str) -> float:
+        # Of what has never run, one is tried at a time.
+        return self._paces.get(name, HAND_OVER) + OVERHEAD
+
+    def _estimate(self, claimed: Claimed) -> float:
+        return self._pace(claimed.name)
+
+    def _hand_over(self, plan: list[Worker], claimed: list[Claimed]) -> None:
+        for worker in self._workers:
+            theirs = [job for whose, job in zip(plan, claimed, strict=True) if whose is worker]
+            if theirs:
+                worker.hand_over([(next(self._numbers), tuple(job)) for job in theirs])
+
+    # Listen
+
+    def _listen(self) -> None:
+        """The one place that blocks: until a worker or a producer says something, a
+        worker dies, or something is due."""
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        by_sentinel = {worker.process.sentinel: worker for worker in self._workers}
+        sources: list[Any] = [self._bell, *by_pipe, *by_sentinel]
+        for source in multiprocessing.connection.wait(sources, self._patience()):
+            if source is self._bell:
+                self._drain_bell()
+            elif source in by_pipe:
+                self._hear(by_pipe[source])
+            else:
+                self._reap(by_sentinel[source])
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        now = time.monotonic()
+        if self.until and not (self._stirred or self._settlements or self._holding()):
+            return 0.02
+        due = [*self._duties.values(), self._stop_at]
+        for worker in self._workers:
+            if len(worker.handed) > 1:
+                due.append(now + SLOW)
+            elif worker.handed and worker.board.running[0]:
+                due += self._deadlines(worker)
+        if self._settlements:
+            due.append(self._quiet_until)
+        return max(0.0, min(due) - now)
+
+    def _deadlines(self, worker: Worker) -> Iterator[float]:
+        number, started = worker.board.running
+        job = worker.handed.get(number)
+        if worker.asked is not None:
+            yield worker.asked.kill_at
+        elif job is not None and job.timeout is not None:
+            yield started / 1e9 + job.timeout / 1e6
+        elif job is not None and job.id in self._cancelled:
+            yield 0.0
+
+    def _drain_bell(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._bell.recv(16)
+        self._stir()
+
+    def _stir(self) -> None:
+        """Somebody committed something: there may be jobs, due times, cancellations."""
+        self._stirred = True
+        self._duties[stage] = 0.0
+        self._cancelled = frozenset(self.store.asked(self._node))
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            while worker.pipe.poll():
+                if message := worker.pipe.recv_bytes():
+                    self._told(worker, marshal.loads(message))
+        except (EOFError, OSError):
+            pass  # It died, and its sentinel says so.
+        self._collect(worker)
+
+    def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
+        if message[0] == "ready":
+            worker.ready = True
+            self._failed_starts = 0
+        elif message[0] == "broken":
+            raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}\n{message[3]}")
+        else:
+            self._reported(worker, message)
+
+    def _collect(self, worker: Worker, dead: bool = False) -> None:
+        for entry in worker.board.collect(dead):
+            self._reported(worker, entry)
+        worker.send()
+
+    def _reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
+        number, report = entry[0], Report(*entry[1:])
+        claimed = worker.handed.pop(number)
+        before = self._paces.get(claimed.name)
+        worker.load = sum(map(self._estimate, worker.handed.values())) if worker.handed else 0.0
+        self._paces[claimed.name] = (
+            report.took if before is None else before + 0.2 * (report.took - before)
+        )
+        if not worker.handed:
+            worker.bytes_sent = 0
+        if worker.asked is not None and worker.asked.number == number:
+            report = self._overruled(report, claimed, worker.asked)
+            worker.asked = None
+        self._settle(claimed, report, worker)
+
+    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
+        self._settlements.append(settlement(claimed, report, worker.process.pid))
+        self._stirred = True
+        if report.state in WAITING:
+            self._duties[stage] = 0.0
+
+    def _overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
+        """What becomes of a job that was asked to end and then did: that it was asked
+        counts, not how it ended, except when its node stops."""
+        if asked.why == "cancel":
+            return report._replace(
+                state="cancelled", result=None, kind="cancelled", type="Cancelled",
+                message="cancelled while it ran",
+            )  # fmt: skip
+        if asked.why == "timeout":
+            return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
+        if report.kind == "exception" and report.state in ("retrying", "failed"):
+            return Report(*Verdict("pending", counted=False), report.started_at, report.took)
+        return report
+
+    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
+        """A failed attempt of which the worker itself could not tell."""
+        definition = self.registry.get(claimed.name)
+        custom = definition.options.backoff if definition else DEFAULT_BACKOFF
+        verdict = judge(error, claimed, load_backoff(claimed.backoff, custom), self.rng)
+        name, message, _ = describe(error)
+        return report._replace(
+            state=verdict.state, delay=verdict.delay, counted=True, result=None,
+            kind=kind, type=name, message=message,
+        )  # fmt: skip
+
+    # Watch
+
+    def _watch(self) -> None:
+        """Asks and kills who is over time, and takes back what waits behind slow jobs."""
+        self._watch_stop()
+        idle = any(worker.ready and not worker.handed for worker in self._workers)
+        for worker in list(self._workers):
+            number, started = worker.board.running
+            claimed = worker.handed.get(number)
+            if claimed is None:
+                continue
+            took = time.monotonic() - started / 1e9
+            if worker.asked is not None and worker.asked.number == number:
+                if time.monotonic() >= worker.asked.kill_at:
+                    self._kill(worker, number)
+            elif claimed.id in self._cancelled:
+                self._ask(worker, number, started, "cancel")
+            elif claimed.timeout is not None and took * 1e6 >= claimed.timeout:
+                self._ask(worker, number, started, "timeout")
+            if len(worker.handed) > 1 and took > (SLOW if idle else VERY_SLOW):
+                self._take_back(worker)
+
+    def _watch_stop(self) -> None:
+        if self._stops and self._stop_at == math.inf:
+            self._stop_at = time.monotonic() + self.grace
+            for worker in self._workers:
+                self._take_back(worker)
+                number, started = worker.board.running
+                if number in worker.handed and worker.asked is None:
+                    self._ask(worker, number, started, "stop")
+
+    def _ask(
+        self, worker: Worker, number: int, started: int, why: Literal["timeout", "cancel", "stop"]
+    ) -> None:
+        if worker.board.ask(number, started):
+            worker.asked = Asked(number, why, time.monotonic() + self.grace)
+
+    def _kill(self, worker: Worker, number: int) -> None:
+        with worker.board.held():
+            if worker.board.running[0] == number:
+                kill_group(worker.process.pid)
+
+    def _take_back(self, worker: Worker) -> None:
+        """Makes those of a worker's jobs ready again that have not started."""
+        running = worker.board.revoke(next(self._numbers))
+        if running is None:
+            return
+        self._collect(worker)
+        worker.unsent = []
+        for number in [number for number in worker.handed if number != running]:
+            self._give_back(worker.handed.pop(number), worker)
+        worker.load = sum(map(self._estimate, worker.handed.values()))
+
+    def _give_back(self, claimed: Claimed, worker: Worker) -> None:
+        state: State = "cancelled" if claimed.id in self._cancelled else "pending"
+        now = self.clock()
+        report = Report(*Verdict(state, counted=False), now, 0)
+        self._settle(claimed, report, worker)
+
+    def _reap(self, worker: Worker) -> None:
+        """A worker has died: the job that it ran has failed, the others have not begun."""
+        kill_group(worker.process.pid)
+        worker.process.join()
+        self._failed_starts += not worker.ready
+        self._hear(worker)
+        self._collect(worker, dead=True)
+        number, started = worker.board.running
+        if claimed := worker.handed.pop(number, None):
+            self._settle(claimed, self._died(worker, claimed, number, started), worker)
+        for claimed in worker.handed.values():
+            self._give_back(claimed, worker)
+        self._workers.remove(worker)
+        worker.pipe.close()
+        worker.lifeline.close()
+        worker.process.close()
+
+    def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
+        took = (time.monotonic_ns() - started) // 1000
+        report = Report(*Verdict("pending", counted=False), self.clock() - took, took)
+        if worker.asked is not None and worker.asked.number == number:
+            if worker.asked.why == "stop":
+                return report
+            return self._overruled(report, claimed, worker.asked)
+        if self._stops > 1:
+            return report
+        error = WorkerCrashed(_last_words(worker.process.exitcode))
+        return self._failed(error, claimed, "crash", report)
+
+    # Attend
+
+    def _attend(self) -> None:
+        """Calls the duties that are due."""
+        beat = Beat(self.store, self._node, self.clock, self._stir)
+        for duty, due in list(self._duties.items()):
+            if time.monotonic() < due:
+                continue
+            try:
+                self._duties[duty] = time.monotonic() + duty(beat)
+            except FileReplacedError:
+                raise
+            except FileError as error:
+                logger.error("%s failed and will be tried again: %s", duty.__name__, error)
+                self._duties[duty] = time.monotonic() + 1.0
+
+    def _look(self, beat: Beat) -> float:
+        """Sees what was committed without a wake-up."""
+        if (changes := self.store.changes()) != self._seen:
+            self._seen = changes
+            self._stir()
+        return LOOK
+
+
+def _timed_out(claimed: Claimed) -> str:
+    return f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+
+
+def _last_words(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return f"its worker was killed by {signal.Signals(-exitcode).name}"
+    return f"its worker ended with exit code {exitcode}"
+
+
+################################################################################
+# LiteJobs
+#
+# What a program holds: definitions, the file, and the ways to enqueue, to look, to
+# steer and to work. Everything above is put together here.
+################################################################################
+
+
+@attrs.define(eq=False)
+class LiteJobs:
+    """A queue in the file at *path*, opened when first used.
+
+    It is safe to make at import time and may be used from several threads. *state* is
+    a function, or a context manager's factory, that makes one object for each worker
+    process. With *durability* "full" a job that was enqueued survives power loss;
+    "fast" keeps that promise only for crashes of processes, and is faster. *clock*
+    gives microseconds since the epoch.
+    """
+
+    path: Path = attrs.field(converter=Path)
+    state: Callable[[], Any] | None = attrs.field(default=None, kw_only=True)
+    durability: Durability = attrs.field(default="full", kw_only=True)
+    clock: Clock = attrs.field(default=system_clock, kw_only=True)
+    registry: Registry = attrs.field(factory=Registry, init=False)
+    define: Define = attrs.field(init=False)
+    """Makes definitions of functions and attrs classes and registers them here."""
+    store: Store = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.durability not in typing.get_args(Durability):
+            raise OptionError("durability", f"expected 'full' or 'fast', got {self.durability!r}")
+        self.define = Define(self.register)
+        self.store = Store(self.path, self.durability, self.clock)
+
+    def register(self, *definitions: AnyDefinition) -> None:
+        """Binds definitions that were made with the module's `define`.
+
+        Raises:
+            DefinitionError: a name is taken, or work has started.
+        """
+        for definition in definitions:
+            self.registry.add(definition)
+            definition.body.home = self
+
+    def close(self) -> None:
+        """Closes the file; the next use opens it again."""
+        self.store.close()
+
+    def __enter__(self) -> LiteJobs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # Enqueue
+
+    def enqueue(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Job[R]:
+        """Puts one job into the file: a bound definition, or an instance of a defined
+        class. When this returns, the job survives `kill -9` and power loss.
+
+        Raises:
+            PayloadError: a value does not fit its annotation.
+            OptionError: a choice is unknown or cannot be used.
+            FileError: the file cannot be used; its leaves say in which way.
+        """
+        return self.enqueue_many([self.bind(work, **choices)])[0]
+
+    def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> list[Job[Any]]:
+        """Puts many jobs into the file in one transaction, all or none.
+
+        Raises: like `enqueue`; then none is there.
+        """
+        _refuse_while_importing()
+        now = self.clock()
+        bound = [work if isinstance(work, Bound) else self.bind(work) for work in works]
+        if not bound:
+            return []
+        rows = [_new_row(job, now) for job in bound]
+        return [
+            Job(_row_of(id, row), self)
+            for id, row in zip(self.store.enqueue(rows), rows, strict=True)
+        ]
+
+    def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
+        """A job that is not enqueued yet, of an instance of a defined class or of what
+        is bound already, with choices of its own.
+
+        Raises: like `enqueue`.
+        """
+        if isinstance(work, Definition):
+            raise DefinitionError(
+                work.name, "not a job yet: bind its arguments, or call its enqueue()"
+            )
+        if isinstance(work, Bound):
+            return attrs.evolve(work, options=work.options.changed(choices)) if choices else work
+        return bind_instance(self.registry.of(work), work, choices)
+
+    # Look
+
+    def get(self, id: int) -> Job[Any]:
+        """One job as it is now.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned, or never existed.
+        """
+        return Job(self.store.get(id), self)
+
+    def find(
+        self, *, limit: int = 100, before: int | None = None, **filters: Unpack[Filters]
+    ) -> list[Job[Any]]:
+        """The jobs that match all filters, the newest first. For the next page, give
+        the last one's id as *before*.
+
+        Raises:
+            OptionError: a filter is unknown or cannot match anything.
+        """
+        match = attrs.evolve(_match(filters), before=before)
+        return [Job(row, self) for row in self.store.find(match, limit)]
+
+    def count(self, **filters: Unpack[Filters]) -> int:
+        """How many jobs match all filters."""
+        return self.store.count(_match(filters))
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """How many jobs there are, by queue and then by state."""
+        return self.store.stats()
+
+    def nodes(self) -> list[Node]:
+        """The nodes at work on this file."""
+        return self.store.nodes()
+
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        """The failed attempts of a job, the oldest first."""
+        return self.store.errors(id)
+
+    def wait(self, id: int, timeout: Duration | None = None) -> Job[Any]:
+        """Waits until a job has completed, failed or been cancelled.
+
+        Raises:
+            WaitTimeoutError: *timeout* passed first.
+            JobNotFoundError: it was deleted or pruned, or never existed.
+        """
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in looks():
+            job = self.get(id)
+            if job.finished:
+                return job
+            if time.monotonic() >= give_up:
+                raise WaitTimeoutError(id, job.state)
+            time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
+        raise AssertionError("looks() never ends")
+
+    def result(self, job: Job[Any]) -> Any:
+        """What the handler of a completed job returned.
+
+        Raises:
+            JobFailedError: it did not complete.
+        """
+        if job.state != "completed":
+            raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
+        if job.row.result is None:
+            return None
+        definition = self.registry.get(job.name)
+        codec = definition.body.shape.result if definition else None
+        return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
+
+    # Steer
+
+    def cancel(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Cancels jobs that wait, at once, and asks those that run to end: they are
+        killed when their node's grace is over.
+
+        Raises:
+            OptionError: neither ids nor filters are given, or a filter is unknown.
+        """
+        return self.store.cancel(_chosen(ids, filters))
+
+    def retry(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Lets failed and cancelled jobs start again, with all their attempts (their
+        history stays), and makes jobs that wait for their backoff due now."""
+        return self.store.retry(_chosen(ids, filters))
+
+    def delete(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Deletes jobs and their history; running ones are left."""
+        return self.store.delete(_chosen(ids, filters))
+
+    # Work
+
+    def work(
+        self,
+        workers: int | None = None,
+        *,
+        queues: Iterable[str] | None = None,
+        node: str | None = None,
+        until: Until | None = None,
+        grace: Duration = 5.0,
+    ) -> None:
+        """Runs jobs in *workers* processes (one for each core, if not given) until it is
+        stopped. `until="empty"` ends it when nothing is pending, running or waiting for
+        a retry.
+
+        *queues* limits it to some queues; *node* names it for jobs that only it may
+        take. *grace* is how long a job may go on after it was asked to end: by its
+        timeout, by a cancellation, or since the node stops. SIGTERM and Ctrl-C stop the
+        node, a second one at once (in the main thread; elsewhere use `start`).
+
+        Raises:
+            DefinitionError: there are no definitions, or workers cannot find one.
+            WorkerError: the workers cannot start.
+        """
+        supervisor = self._supervisor(workers, queues, node, until, grace)
+        with _signals(supervisor):
+            supervisor.run()
+
+    def start(
+        self,
+        workers: int | None = None,
+        *,
+        queues: Iterable[str] | None = None,
+        node: str | None = None,
+        until: Until | None = None,
+        grace: Duration = 5.0,
+    ) -> Pool:
+        """Like `work`, but in the background: a context manager that stops the node at
+        its end. For desktop applications and other programs with a loop of their own."""
+        return Pool(self._supervisor(workers, queues, node, until, grace))
+
+    def _supervisor(
+        self,
+        workers: int | None,
+        queues: Iterable[str] | None,
+        node: str | None,
+        until: Until | None,
+        grace: Duration,
+    ) -> Supervisor:
+        _refuse_while_importing()
+        size = os.cpu_count() or 1 if workers is None else workers
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError("workers", f"expected 1 or more, got {workers!r}")
+        if until not in (None, "empty"):
+            raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        if self.state is not None and not callable(self.state):
+            raise OptionError("state", "expected a function that makes the state")
+        supervisor = Supervisor(
+            Store(self.path, "fast", self.clock),
+            self.registry,
+            self._program(),
+            self._serves(queues, node),
+            size,
+            until,
+            duration(grace, "grace").total_seconds(),
+            self.clock,
+        )
+        supervisor.listen_on()
+        return supervisor
+
+    def _program(self) -> Program:
+        home = functools.partial(LiteJobs, self.store.path.absolute(), durability=self.durability)
+        places = {definition.name: place_of(definition, self) for definition in self.registry}
+        program = Program(places, self.state, home, self.clock)
+        try:
+            pickle.dumps(program)
+        except Exception as error:
+            problem = (
+                f"workers cannot find it ({error}): use functions at the top level of a module"
+            )
+            raise OptionError("state or clock", problem) from None
+        return program
+
+    def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
+        self.registry.freeze()
+        if not len(self.registry):
+            raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
+        if isinstance(queues, str):
+            raise OptionError("queues", f"expected several names, got the text {queues!r}")
+        chosen = None if queues is None else frozenset(check_name(q, "queues") for q in queues)
+        name = f"{socket.gethostname()}-{os.getpid()}" if node is None else check_name(node, "node")
+        return Serves(frozenset(d.name for d in self.registry), chosen, name)
+
+    def drain(self, *, queues: Iterable[str] | None = None) -> int:
+        """Runs what is due in this process, one job after the other, until nothing is
+        due any more; says how many attempts that took. For tests and small scripts:
+        timeouts are not enforced, and a crash is a crash of this process."""
+        serves = self._serves(queues, None)
+        state = self.state() if self.state is not None else None
+        with contextlib.ExitStack() as closing:
+            if isinstance(state, contextlib.AbstractContextManager):
+                state = closing.enter_context(state)
+            executor = Executor(self.registry, state, self.clock, self)
+            closing.callback(executor.close)
+            known = [(*d.options.columns, d.name) for d in self.registry]
+            node, presence = self.store.join(serves.node, 0, 0, serves, known)
+            closing.callback(self.store.leave, node, presence)
+            return self._drain(executor, serves, node)
+
+    def _drain(self, executor: Executor, serves: Serves, node: int) -> int:
+        settlements: list[Settlement] = []
+        for attempts in itertools.count():
+            self.store.stage(self.clock())
+            claimed, _ = self.store.exchange(settlements, node, _the_first, serves)
+            if not claimed:
+                return attempts
+            report = executor.run(claimed[0])
+            settlements = [settlement(claimed[0], report, os.getpid())]
+            if report.type == "KeyboardInterrupt":
+                self.store.exchange(settlements, node, lambda ready: [], serves)
+                raise KeyboardInterrupt
+        raise AssertionError("itertools.count() never ends")
+
+
+class Filters(TypedDict, total=False):
+    """What jobs can be found by."""
+
+    id: int | Sequence[int]
+    name: str
+    queue: str
+    state: State | Sequence[State]
+
+
+def _match(filters: Filters) -> Match:
+    for option in filters:
+        if option not in Filters.__annotations__:
+            raise OptionError(
+                option, f"no such filter{did_you_mean(option, Filters.__annotations__)}"
+            )
+    ids, states = filters.get("id"), filters.get("state")
+    states = (states,) if isinstance(states, str) else states
+    for state in states or ():
+        if state not in STATES:
+            raise OptionError("state", f"there is no {state!r}{did_you_mean(str(state), STATES)}")
+    return Match(
+        None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
+        filters.get("name"),
+        filters.get("queue"),
+        None if states is None else tuple(states),
+    )
+
+
+def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
+    if not ids and not filters:
+        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
+    match = _match(filters)
+    return attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+
+
+def _the_first(ready: Iterator[tuple[int, str]]) -> list[int]:
+    return [id for id, _ in itertools.islice(ready, 1)]
+
+
+def _new_row(job: Bound[Any], now: int) -> tuple[Any, ...]:
+    run_at = job.options.run_at(now)
+    state = "scheduled" if run_at > now else "pending"
+    return (*job.options.columns, job.body.name, job.payload, state, run_at, now)
+
+
+def _row_of(id: int, new: tuple[Any, ...]) -> Row:
+    queue, node, priority, max_attempts, timeout, backoff, _, name, payload, state, at, now = new
+    return Row(
+        id, name, queue, node, priority, state, payload, at, 0, max_attempts, timeout, backoff,
+        0, 0, now, None, None, None, None,
+    )  # fmt: skip
+
+
+def _refuse_while_importing() -> None:
+    """Catches a program without the guard that spawned processes need."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise LitejobsError(
+            "this ran while a worker imported your program, so every worker would do it again: "
+            'put it under if __name__ == "__main__":'
+        )
+
+
+@contextlib.contextmanager
+def _signals(supervisor: Supervisor) -> Iterator[None]:
+    """SIGTERM and Ctrl-C stop the supervisor, where handlers can be installed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@attrs.define(eq=False)
+class Pool:
+    """A node that works in the background, from `with jobs.start(…) as pool:`."""
+
+    _supervisor: Supervisor
+    _thread: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    def __enter__(self) -> Pool:
+        self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
+        self._thread.start()
+        atexit.register(self.stop)
+        return self
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run()
+        except BaseException as error:
+            self._error = error
+            logger.exception("the node ended")
+
+    def wait(self, timeout: Duration | None = None) -> bool:
+        """Waits until the node has ended by itself; says whether it has.
+
+        Raises: what ended the node, if it was an error.
+        """
+        assert self._thread is not None, "enter it with a with statement first"
+        self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Stops the node: running jobs may end within the grace, no more are taken."""
+        if self._thread is not None and self._thread.is_alive():
+            self._supervisor.stop()
+            self._thread.join()
+        atexit.unregister(self.stop)
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        if error[0] is None:
+            self.wait()
+
+
+################################################################################
+# Command line
+#
+# On a program (`module:attribute` or `file.py:attribute`) where code is needed, on
+# the file alone where it is not. Exit codes: 0 done; 1 nothing matched, or not all
+# could be done; 2 the command or what it was given is wrong; 3 the file cannot be
+# used.
+################################################################################
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `litejobs`; gives its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        return code
+    except FileError as error:
+        return _complain(error, 3)
+    except JobNotFoundError as error:
+        return _complain(error, 1)
+    except LitejobsError as error:
+        return _complain(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"litejobs: {_printable(str(error))}", file=sys.stderr)
+    return code
+
+
+def _printable(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("litejobs", description="A durable job queue in one file, on SQLite.")
+    parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, target: str = "TARGET"
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about)
+        made.set_defaults(command=run)
+        made.add_argument("target", metavar=target, help=_TARGETS[target])
+        if target == "TARGET":
+            made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    _add_run_options(command("run", _run, "run jobs until stopped", "PROGRAM"))
+    _add_job_options(command("enqueue", _enqueue, "put a job into the file"))
+    listing = command("list", _list, "list jobs, the newest first")
+    _add_filters(listing)
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
+    command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
+    for name, run, about in (
+        ("retry", _retry, "let failed and cancelled jobs start again"),
+        ("cancel", _cancel, "cancel jobs that wait or run"),
+        ("delete", _delete, "delete jobs that do not run"),
+    ):
+        bulk = command(name, run, about)
+        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
+        _add_filters(bulk)
+    command("stats", _stats, "count jobs by queue and state")
+    return parser
+
+
+_TARGETS = {
+    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
+    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
+}
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
+    parser.add_argument("--node", help="a name, for jobs that only this node may take")
+    parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
+    parser.add_argument("--grace", type=float, default=5.0, help="seconds for jobs to end in")
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the definition")
+    parser.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
+    parser.add_argument("--queue")
+    parser.add_argument("--priority", type=int, help="higher runs first")
+    parser.add_argument("--delay", type=float, help="seconds")
+    parser.add_argument("--at", type=datetime.fromisoformat, help="ISO time with an offset")
+    parser.add_argument("--max-attempts", type=int)
+    parser.add_argument("--timeout", type=float, help="seconds")
+    parser.add_argument("--node", help="the only node that may take it")
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
+    parser.add_argument("--queue")
+    parser.add_argument("--name")
+
+
+def _filters(options: argparse.Namespace) -> Filters:
+    given = {option: getattr(options, option) for option in ("state", "queue", "name")}
+    return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
+
+
+def _target(text: str) -> tuple[LiteJobs, bool]:
+    """The queue that a target names, and whether its program was loaded with it."""
+    place, colon, attribute = text.rpartition(":")
+    if colon and attribute.isidentifier() and not os.path.exists(text):
+        return _program_at(place, attribute), True
+    if not os.path.exists(text):
+        raise FileError(text, "no such file; a program is named module:attribute")
+    jobs = LiteJobs(text)
+    jobs.store.create = False
+    return jobs, False
+
+
+def _program_at(place: str, attribute: str) -> LiteJobs:
+    name = place
+    if place.endswith(".py"):
+        if not os.path.exists(place):
+            raise FileError(place, "no such file")
+        sys.path.insert(0, str(Path(place).parent.resolve()))
+        name = Path(place).stem
+    else:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}:{last.lineno}"
+        problem = f"importing it failed at {where}: {type(error).__name__}: {error}"
+        raise OptionError(f"{place}:{attribute}", problem) from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, LiteJobs):
+        problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
+        raise OptionError(f"{place}:{attribute}", problem)
+    return found
+
+
+def _run(options: argparse.Namespace) -> int:
+    jobs, loaded = _target(options.target)
+    if not loaded:
+        raise OptionError(options.target, "a file has no code to run: name module:attribute")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    jobs.work(
+        options.workers,
+        queues=options.queue,
+        node=options.node,
+        until=options.until,
+        grace=options.grace,
+    )
+    return 0
+
+
+def _enqueue(options: argparse.Namespace) -> int:
+    jobs, loaded = _target(options.target)
+    names = ("queue", "priority", "delay", "at", "max_attempts", "timeout", "node")
+    given = {name: getattr(options, name) for name in names}
+    choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
+    if loaded:
+        bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
+        job = jobs.enqueue(bound)
+    else:
+        job = jobs.get(jobs.store.insert(options.name, options.payload, _columns(jobs, choices)))
+    _print(options, _plain(job), f"{job.id}")
+    return 0
+
+
+def _columns(jobs: LiteJobs, choices: Choices) -> dict[str, Any]:
+    """The columns that choices set, and no others."""
+    options = Options().changed(choices)
+    names = ("queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention")
+    columns = {
+        name: value for name, value in zip(names, options.columns, strict=True) if name in choices
+    }
+    if choices.keys() & {"at", "delay"}:
+        columns["run_at"] = options.run_at(jobs.clock())
+    return columns
+
+
+def _list(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.find(limit=options.limit, before=options.before, **_filters(options))
+    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at", "error")]
+    lines += [
+        (
+            str(job.id), job.name, job.queue, job.state, str(job.priority),
+            f"{job.attempt}/{job.max_attempts or '∞'}", f"{job.run_at:%Y-%m-%d %H:%M:%S}",
+            (job.error or "").partition("\n")[0][:80],
+        )
+        for job in found
+    ]  # fmt: skip
+    _print(options, [_plain(job) for job in found], _table(lines))
+    return 0 if found else 1
+
+
+def _show(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    job = jobs.get(options.id)
+    errors = job.errors
+    plain = _plain(job)
+    lines = [f"{key + ':':14}{value}" for key, value in plain.items() if value is not None]
+    for failure in errors:
+        when = f"{failure.started_at:%Y-%m-%d %H:%M:%S} UTC, worker {failure.worker}"
+        lines += ["", f"attempt {failure.attempt}: {failure.kind} ({when})"]
+        lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
+    history = [
+        {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
+        for failure in errors
+    ]
+    _print(options, {**plain, "errors": history}, "\n".join(lines))
+    return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.retry, "to start again")
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.cancel, "cancelled")
+
+
+def _delete(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.delete, "deleted")
+
+
+def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
+    jobs, _ = _target(options.target)
+    moved = change(jobs, *options.ids, **_filters(options))
+    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
+    text = f"{moved.moved} {done}, {moved.left} left as they are"
+    if missing > 0 and not _filters(options):
+        text += f", {missing} not found"
+    _print(options, {"moved": moved.moved, "left": moved.left}, text)
+    return 0 if moved.moved and not moved.left and missing <= 0 else 1
+
+
+def _stats(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    counts = jobs.stats()
+    states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    lines = [("queue", *states)]
+    lines += [
+        (queue, *(str(counts[queue].get(state, 0)) for state in states)) for queue in sorted(counts)
+    ]
+    _print(options, counts, _table(lines))
+    return 0
+
+
+def _plain(job: Job[Any]) -> dict[str, Any]:
+    """A job as JSON values."""
+    names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
+    times = ("run_at", "enqueued_at", "started_at", "finished_at")
+    plain = {name: _json_value(getattr(job, name)) for name in names + times}
+    result = None if job.row.result is None else json.loads(job.row.result)
+    return {**plain, "payload": job.payload, "result": result, "error": job.error}
+
+
+def _json_value(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
+    print(json.dumps(plain, indent=2) if options.json else _printable(text))
+
+
+if __name__ == "__main__":
+    # As a module of its own name: `python -m` would load a second one, with a registry
+    # that stays empty.
+    from litejobs import main
+
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""What gets built, what gets installed, and what a user's type checker sees of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from litejobs import __version__
+
+PROJECT = Path(__file__).resolve().parent.parent
+STUB = "litejobs-stubs/__init__.pyi"
+
+# A user's program. `# error: code` marks each line that mypy must refuse, and why.
+PROGRAM = '''\
+"""Sends letters."""
+
+from typing import assert_type
+
+from litejobs import Context, Job, LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+
+@jobs.define(queue="emails", max_attempts=5, timeout=30)
+def send_email(to: str, subject: str, body: str = "") -> int:
+    return len(to + subject + body)
+
+
+@jobs.define
+def with_context(context: Context, n: int) -> str:
+    return str(n)
+
+
+assert_type(send_email("a", "b"), int)
+assert_type(send_email.enqueue("a", subject="b"), Job[int])
+assert_type(send_email.enqueue("a", subject="b").result(), int)
+assert_type(send_email.using(delay=600, priority=10).enqueue("a", subject="b"), Job[int])
+assert_type(with_context.enqueue(3), Job[str])
+
+send_email.enqueue(5, subject="b")  # error: arg-type
+send_email.enqueue("a")  # error: call-arg
+send_email.using(delai=5)  # error: call-arg
+send_email.using(delay=600).enqueue("a", subject=7)  # error: arg-type
+with_context.enqueue("x")  # error: arg-type
+'''
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the source archive, the wheel made from it, and in `direct` one made without it."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", str(PROJECT), "--outdir"]
+    run([*build, str(folder)], cwd=folder)
+    run([*build, str(folder / "direct"), "--wheel"], cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    return only(dist.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def with_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("wheel"))
+    environment.install(str(wheel))
+    return environment
+
+
+@pytest.fixture(scope="module")
+def with_editable(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("editable"))
+    environment.install("--editable", str(PROJECT))
+    return environment
+
+
+def test_ships_the_module_and_the_same_file_as_its_stub(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert files == {"litejobs.py", STUB}
+        source = (PROJECT / "litejobs.py").read_bytes()
+        assert archive.read("litejobs.py") == archive.read(STUB) == source
+
+
+def test_carries_the_licence_and_the_version(wheel: Path) -> None:
+    info = f"litejobs-{__version__}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        licence = (PROJECT / "LICENSE").read_bytes()
+        assert archive.read(f"{info}/licenses/LICENSE") == licence
+        assert f"\nVersion: {__version__}\n" in archive.read(f"{info}/METADATA").decode()
+
+
+def test_the_source_archive_makes_the_same_wheel_as_the_checkout(dist: Path, wheel: Path) -> None:
+    assert wheel.read_bytes() == only((dist / "direct").glob("*.whl")).read_bytes()
+
+
+def test_the_source_archive_holds_the_tests_and_no_litter(dist: Path) -> None:
+    with tarfile.open(only(dist.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"litejobs.py", "README.md", "LICENSE", "tests/test_packaging.py"} <= names
+    assert not [
+        name for name in names if re.search(r"__pycache__|_cache/|\.hypothesis/|\.pyc$", name)
+    ]
+
+
+def test_a_type_checker_sees_the_types_of_an_installed_wheel(with_wheel: Environment) -> None:
+    assert with_wheel.type_errors(PROGRAM) == marked_errors(PROGRAM)
+
+
+def test_a_type_checker_sees_the_types_of_an_editable_install(with_editable: Environment) -> None:
+    assert with_editable.type_errors(PROGRAM) == marked_errors(PROGRAM)
+
+
+def test_an_installed_wheel_tells_its_version(with_wheel: Environment) -> None:
+    assert __version__ in with_wheel.run(str(with_wheel.scripts / "litejobs"), "--version")
+    assert __version__ in with_wheel.run(with_wheel.python, "-m", "litejobs", "--version")
+
+
+def test_an_editable_install_runs_the_file_of_the_checkout(with_editable: Environment) -> None:
+    where = "import litejobs; print(litejobs.__file__)"
+    found = with_editable.run(with_editable.python, "-c", where)
+    assert Path(found.strip()).samefile(PROJECT / "litejobs.py")
+
+
+class Environment:
+    """A fresh virtual environment in *folder*, with litejobs as the test installs it.
+
+    It borrows the dependencies from the site-packages of this interpreter, so that nothing is
+    fetched. An editable litejobs of this interpreter stays out of sight: borrowed folders are
+    searched, but their .pth files are not read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        base = str(folder / "venv")
+        venv.create(base, symlinks=os.name != "nt")
+        paths = sysconfig.get_paths("venv", vars={"base": base, "platbase": base})
+        self.scripts = Path(paths["scripts"])
+        self.python = str(self.scripts / f"python{sysconfig.get_config_var('EXE')}")
+        borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        # The name sorts last, so that what the test installs is found before what is borrowed.
+        last = Path(paths["purelib"], "~borrowed.pth")
+        last.write_text("\n".join(borrowed), encoding="utf-8")
+
+    def install(self, *what: str) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "install"]
+        # Without --ignore-installed, pip would remove a litejobs that it finds among the borrowed.
+        self.run(
+            *pip, "--ignore-installed", "--no-deps", "--no-index", "--no-build-isolation", *what
+        )
+
+    def run(self, *command: str) -> str:
+        return run(command, cwd=self.folder).stdout
+
+    def type_errors(self, program: str) -> list[tuple[int, str]]:
+        """The lines of *program* that `mypy --strict` refuses here, each with the error's code."""
+        (self.folder / "program.py").write_text(program, encoding="utf-8")
+        mypy = [sys.executable, "-m", "mypy", "--python-executable", self.python]
+        options = ["--strict", "--config-file=", "--no-color-output"]
+        done = run([*mypy, *options, "program.py"], cwd=self.folder, status=1)
+        errors = re.findall(r"^program\.py:(\d+): error: .*\[(.+)\]$", done.stdout, re.MULTILINE)
+        return [(int(line), code) for line, code in errors]
+
+
+def marked_errors(program: str) -> list[tuple[int, str]]:
+    lines = enumerate(program.splitlines(), start=1)
+    return [(n, line.partition("# error: ")[2]) for n, line in lines if "# error: " in line]
+
+
+def only(paths: Iterable[Path]) -> Path:
+    [path] = paths
+    return path
+
+
+def run(command: Iterable[str], *, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs *command* in *cwd*, away from the checkout, which it must not find by accident."""
+    hidden = ("MYPYPATH", "PYTHONHOME", "PYTHONPATH")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run([*command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
