@@ -307,7 +307,7 @@ class Row(NamedTuple):
     node: str
     priority: int
     state: State
-    payload: str | bytes
+    payload: str
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -334,7 +334,7 @@ class Claimed(NamedTuple):
     max_attempts: int | None
     timeout: int | None
     backoff: str | None
-    payload: str | bytes
+    payload: str
     run_at: int
     enqueued_at: int
 
@@ -359,7 +359,8 @@ class Failure:
     """One failed attempt, as it is kept with its job."""
 
     attempt: int
-    kind: Literal["exception", "timeout", "crash", "lost", "cancelled"]
+    kind: str
+    """One of exception, timeout, crash, and lost (with its whole node)."""
     type: str
     message: str
     traceback: str
@@ -536,26 +537,16 @@ def _length(value: Duration) -> timedelta:
     return duration(value, "backoff")
 
 
-def _base() -> Any:
-    return attrs.field(converter=_length)
-
-
-def _cap() -> Any:
-    return attrs.field(default=HOUR, converter=_length, kw_only=True)
-
-
-def _jitter(default: Jitter) -> Any:
-    allowed = attrs.validators.in_(typing.get_args(Jitter))
-    return attrs.field(default=default, validator=allowed, kw_only=True)
+_a_jitter = attrs.validators.in_(typing.get_args(Jitter))
 
 
 @attrs.frozen
 class Constant:
     """Waits *base* before every further attempt."""
 
-    base: timedelta = _base()
-    cap: timedelta = _cap()
-    jitter: Jitter = _jitter("none")
+    base: timedelta = attrs.field(converter=_length)
+    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", validator=_a_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -566,9 +557,9 @@ class Constant:
 class Linear:
     """Waits *base* × n after attempt n."""
 
-    base: timedelta = _base()
-    cap: timedelta = _cap()
-    jitter: Jitter = _jitter("none")
+    base: timedelta = attrs.field(converter=_length)
+    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", validator=_a_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -579,28 +570,28 @@ class Linear:
 class Exponential:
     """Waits *base* × *factor*ⁿ⁻¹ after attempt n."""
 
-    base: timedelta = _base()
+    base: timedelta = attrs.field(converter=_length)
     factor: float = 2.0
-    cap: timedelta = _cap()
-    jitter: Jitter = _jitter("equal")
+    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", validator=_a_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
-        return self.base.total_seconds() * float(self.factor) ** (attempt - 1)
+        return self.base.total_seconds() * math.pow(self.factor, attempt - 1)
 
 
 @attrs.frozen
 class Polynomial:
     """Waits *base* × nᵉ after attempt n, where e is the *exponent*."""
 
-    base: timedelta = _base()
+    base: timedelta = attrs.field(converter=_length)
     exponent: float = 4.0
-    cap: timedelta = _cap()
-    jitter: Jitter = _jitter("equal")
+    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", validator=_a_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
-        return self.base.total_seconds() * float(attempt) ** self.exponent
+        return self.base.total_seconds() * math.pow(attempt, self.exponent)
 
 
 Curve = Constant | Linear | Exponential | Polynomial
@@ -1287,7 +1278,7 @@ _TEXTS: Final = (
     Decimal,
     UUID,
     *_PATHS,
-)  # fit for keys
+)
 
 
 def _scalar_forms(wire: _Wire) -> dict[Any, _Form]:
@@ -1505,7 +1496,7 @@ class Choices(TypedDict, total=False):
     at: datetime
 
 
-def check_name(value: str, what: str) -> str:
+def check_name(value: object, what: str) -> str:
     """A name that is safe to store, show and type: 1 to 200 printable characters.
 
     Raises:
@@ -1524,13 +1515,13 @@ def _checked_node(value: str | None) -> str | None:
     return None if value is None else check_name(value, "node")
 
 
-def _checked_priority(value: int) -> int:
+def _checked_priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
         raise OptionError("priority", f"expected an integer of 32 bits, got {value!r}")
     return value
 
 
-def _checked_attempts(value: int | None) -> int | None:
+def _checked_attempts(value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
@@ -1551,6 +1542,10 @@ def _checked_timeout(value: Duration | None) -> timedelta | None:
     if not (length := duration(value, "timeout")):
         raise OptionError("timeout", "expected more than zero, or None for no limit")
     return length
+
+
+def _checked_delay(value: Duration) -> timedelta:
+    return duration(value, "delay")
 
 
 def _checked_retention(value: Retention) -> Retention:
@@ -1580,7 +1575,7 @@ class Options:
     timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
     retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
     node: str | None = attrs.field(default=None, converter=_checked_node)
-    delay: timedelta = attrs.field(default=timedelta(0), converter=lambda v: duration(v, "delay"))
+    delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
     at: datetime | None = attrs.field(default=None, converter=_checked_at)
 
     def changed(self, choices: Choices) -> Options:
@@ -1685,7 +1680,9 @@ def _returned(hints: Mapping[str, Any]) -> Codec[Any] | None:
 
 def _function_shape(code: Callable[..., Any]) -> Shape:
     hints = typing.get_type_hints(code, include_extras=True)
-    fields, positional, keywords = {}, [], []
+    fields: dict[str, Any] = {}
+    positional: list[str] = []
+    keywords: list[str] = []
     for name, parameter in inspect.signature(code).parameters.items():
         by_keyword = parameter.kind is parameter.KEYWORD_ONLY
         (keywords if by_keyword else positional).append(name)
@@ -1917,7 +1914,7 @@ class Define:
     _options: Options = Options()
 
     @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...
+    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
@@ -2028,7 +2025,7 @@ class Retry(Outcome):
     the limit of attempts), else as the job's backoff says."""
 
     delay: timedelta | None = attrs.field(
-        default=None, converter=lambda v: None if v is None else duration(v, "delay")
+        default=None, converter=attrs.converters.optional(_checked_delay)
     )
     reason: str = "the handler asked for a retry"
 
@@ -2040,7 +2037,7 @@ class Retry(Outcome):
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
-    delay: timedelta = attrs.field(converter=lambda v: duration(v, "delay"))
+    delay: timedelta = attrs.field(converter=_checked_delay)
 
     def __str__(self) -> str:
         return f"snoozed for {self.delay}"
@@ -2404,7 +2401,7 @@ class Match:
     def sql(self) -> tuple[str, dict[str, Any]]:
         """A WHERE clause and its bindings. States stand in it as text, checked, since
         a bound value would hide the partial indexes."""
-        terms, bindings = ["TRUE"], {}
+        terms, bindings = ["TRUE"], dict[str, Any]()
         for column, value in (("name", self.name), ("queue", self.queue)):
             if value is not None:
                 terms.append(f"{column} = :{column}")
@@ -2866,8 +2863,9 @@ class Store:
         return ((id, name) for _, _, id, name in order)
 
     def _lanes(self, connection: apsw.Connection) -> list[Lane]:
-        """All lanes with ready jobs: one step into the index for each."""
-        rows = connection.execute("""
+        """All lanes with ready jobs, by a few steps into the index for each. (A comparison
+        of row values would walk through all the jobs of a lane.)"""
+        rows: list[Any] = connection.execute("""
             WITH RECURSIVE lane (queue, name, node) AS (
                 SELECT * FROM (
                     SELECT queue, name, node FROM litejobs_job INDEXED BY litejobs_ready
@@ -2875,16 +2873,20 @@ class Store:
                 )
                 UNION ALL
                 SELECT next.queue, next.name, next.node
-                FROM lane, litejobs_job AS next
-                WHERE next.id = (
-                    SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-                    WHERE state = 'pending'
-                        AND (queue, name, node) > (lane.queue, lane.name, lane.node)
-                    ORDER BY queue, name, node LIMIT 1
+                FROM lane JOIN litejobs_job AS next ON next.id = coalesce(
+                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+                     WHERE state = 'pending' AND queue = lane.queue AND name = lane.name
+                        AND node > lane.node ORDER BY node LIMIT 1),
+                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+                     WHERE state = 'pending' AND queue = lane.queue
+                        AND name > lane.name ORDER BY name, node LIMIT 1),
+                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+                     WHERE state = 'pending'
+                        AND queue > lane.queue ORDER BY queue, name, node LIMIT 1)
                 )
             )
             SELECT queue, name, node FROM lane
-        """)
+        """).fetchall()
         return [Lane(*row) for row in rows]
 
     def _lane(
@@ -2892,7 +2894,7 @@ class Store:
     ) -> Iterator[tuple[int, int, int, str]]:
         """A lane's jobs in order, read a page at a time, as what they are ordered by."""
         for offset in itertools.count(0, page):
-            rows = connection.execute(
+            rows: list[Any] = connection.execute(
                 """
                 SELECT -priority, run_at, id, name FROM litejobs_job INDEXED BY litejobs_ready
                 WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
@@ -2905,7 +2907,7 @@ class Store:
                 return
 
     def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
-        rows = connection.execute(
+        rows: list[Any] = connection.execute(
             f"""
             UPDATE litejobs_job SET
                 state = 'running', attempt = attempt + 1, claim = claim + 1,
@@ -3032,7 +3034,7 @@ class Store:
     def nodes(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
         with self._reading() as connection:
-            rows = connection.execute("""
+            rows: list[Any] = connection.execute("""
                 SELECT id, name, pid, port, workers, queues, started_at,
                     (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id)
                 FROM litejobs_node AS node
@@ -3141,14 +3143,14 @@ class Store:
     def errors(self, id: int) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self._reading() as connection:
-            rows = connection.execute(
+            rows: list[Any] = connection.execute(
                 """
                 SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
                 FROM litejobs_attempt WHERE job = ? ORDER BY id
                 """,
                 (id,),
             ).fetchall()
-        return tuple(Failure(*row[:6], from_micros(row[6]), from_micros(row[7])) for row in rows)
+        return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
 
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
@@ -3876,7 +3878,7 @@ class Supervisor:
         self._stirred = True
         self._quiet_until = time.monotonic() + 0.5
         for worker in self._workers:
-            worker.load = sum(map(self._estimate, worker.handed.values()))
+            self._weigh(worker)
 
     def _choose(self, plan: list[Worker], ready: Iterator[tuple[int, str]]) -> list[int]:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
@@ -3911,9 +3913,6 @@ class Supervisor:
     def _pace(self, name: str) -> float:
         # Of what has never run, one is tried at a time.
         return self._paces.get(name, HAND_OVER) + OVERHEAD
-
-    def _estimate(self, claimed: Claimed) -> float:
-        return self._pace(claimed.name)
 
     def _hand_over(self, plan: list[Worker], claimed: list[Claimed]) -> None:
         for worker in self._workers:
@@ -3995,13 +3994,16 @@ class Supervisor:
     def _collect(self, worker: Worker, dead: bool = False) -> None:
         for entry in worker.board.collect(dead):
             self._reported(worker, entry)
+        self._weigh(worker)
         worker.send()
+
+    def _weigh(self, worker: Worker) -> None:
+        worker.load = sum(self._pace(claimed.name) for claimed in worker.handed.values())
 
     def _reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
         number, report = entry[0], Report(*entry[1:])
         claimed = worker.handed.pop(number)
         before = self._paces.get(claimed.name)
-        worker.load = sum(map(self._estimate, worker.handed.values())) if worker.handed else 0.0
         self._paces[claimed.name] = (
             report.took if before is None else before + 0.2 * (report.took - before)
         )
@@ -4094,7 +4096,7 @@ class Supervisor:
         worker.unsent = []
         for number in [number for number in worker.handed if number != running]:
             self._give_back(worker.handed.pop(number), worker)
-        worker.load = sum(map(self._estimate, worker.handed.values()))
+        self._weigh(worker)
 
     def _give_back(self, claimed: Claimed, worker: Worker) -> None:
         state: State = "cancelled" if claimed.id in self._cancelled else "pending"
@@ -4403,7 +4405,7 @@ class LiteJobs:
         grace: Duration,
     ) -> Supervisor:
         _refuse_while_importing()
-        size = os.cpu_count() or 1 if workers is None else workers
+        size: object = os.cpu_count() or 1 if workers is None else workers
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise OptionError("workers", f"expected 1 or more, got {workers!r}")
         if until not in (None, "empty"):
