@@ -3746,6 +3746,9 @@ class Supervisor:
     """Whether there may be ready jobs that nobody has looked at."""
     _seen: int = 0
     _strays: bool = False
+    """Whether the file may say that this node holds jobs of which it does not know."""
+    _maybe_empty: bool = True
+    """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
     _stops: int = 0
     _stop_at: float = math.inf
@@ -3819,6 +3822,7 @@ class Supervisor:
             return self._stops > 1 or not (self._settlements or self._holding())
         if self.until is None or self._settlements or self._holding() or self._stirred:
             return False
+        self._maybe_empty = False
         return not self.store.unserved(self.serves)
 
     def _holding(self) -> bool:
@@ -3869,6 +3873,7 @@ class Supervisor:
         if late:
             logger.warning("%d results came too late and were thrown away", late)
         self._settlements = []
+        self._maybe_empty = True
         self._hand_over(plan, claimed)
 
     def _put_off(self, error: FileError) -> None:
@@ -3939,9 +3944,9 @@ class Supervisor:
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        if self.until and not (self._stirred or self._settlements or self._holding()):
-            return 0.02
-        due = [*self._duties.values(), self._stop_at]
+        if self.until and self._maybe_empty and not (self._settlements or self._holding()):
+            return 0.0
+        due = [*self._duties.values()]
         for worker in self._workers:
             if len(worker.handed) > 1:
                 due.append(now + SLOW)
@@ -4064,6 +4069,8 @@ class Supervisor:
                 self._ask(worker, number, started, "cancel")
             elif claimed.timeout is not None and took * 1e6 >= claimed.timeout:
                 self._ask(worker, number, started, "timeout")
+            elif self._stops:
+                self._ask(worker, number, started, "stop")
             if len(worker.handed) > 1 and took > (SLOW if idle else VERY_SLOW):
                 self._take_back(worker)
 
@@ -4072,15 +4079,13 @@ class Supervisor:
             self._stop_at = time.monotonic() + self.grace
             for worker in self._workers:
                 self._take_back(worker)
-                number, started = worker.board.running
-                if number in worker.handed and worker.asked is None:
-                    self._ask(worker, number, started, "stop")
 
     def _ask(
         self, worker: Worker, number: int, started: int, why: Literal["timeout", "cancel", "stop"]
     ) -> None:
         if worker.board.ask(number, started):
-            worker.asked = Asked(number, why, time.monotonic() + self.grace)
+            kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
+            worker.asked = Asked(number, why, kill_at)
 
     def _kill(self, worker: Worker, number: int) -> None:
         with worker.board.held():

@@ -1,6 +1,6 @@
 """Index the Python standard library: one job for each of its thousands of files.
 
-    python examples/index_library.py [--db FILE] [--workers N]
+    python examples/index_library.py [FOLDER] [--db FILE] [--workers N]
 
 Stop it with Ctrl-C or `kill -9` whenever you like, and start it again: it goes on where
 it was. Some files there do not parse (the test suite keeps broken ones); they are tried
@@ -39,7 +39,7 @@ class Entry:
 @define(max_attempts=3, backoff=Constant(0.1), timeout=60, retention=Retention(completed=None))
 def index_file(path: Path) -> Entry:
     """Parses one file, counts what is in it, and hashes it."""
-    source = (LIBRARY / path).read_bytes()
+    source = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nodes = list(ast.walk(ast.parse(source, path.name)))
@@ -56,22 +56,19 @@ def index_file(path: Path) -> Entry:
     )
 
 
-def library_files() -> list[Path]:
-    """The files of the library, without packages that were installed into it."""
-    return sorted(
-        path.relative_to(LIBRARY)
-        for path in LIBRARY.rglob("*.py")
-        if "site-packages" not in path.parts and path.is_file()
-    )
+def python_files(folder: Path) -> list[Path]:
+    """The files of a library, without packages that were installed into it."""
+    found = (path for path in folder.rglob("*.py") if path.is_file())
+    return sorted(path for path in found if "site-packages" not in path.relative_to(folder).parts)
 
 
-def enqueue_all(jobs: LiteJobs) -> None:
+def enqueue_all(jobs: LiteJobs, folder: Path) -> None:
     """One job for each file, larger files first: all of them in one transaction, so
     that an interrupted start leaves none and a later start never enqueues twice."""
     if jobs.count() == 0:
         jobs.enqueue_many(
-            index_file.using(priority=(LIBRARY / path).stat().st_size // 1024).bind(path)
-            for path in library_files()
+            index_file.using(priority=path.stat().st_size // 1024).bind(path)
+            for path in python_files(folder)
         )
 
 
@@ -86,9 +83,11 @@ def show_progress(jobs: LiteJobs) -> int:
         done, dead, retrying = (jobs.count(state=s) for s in ("completed", "failed", "retrying"))
         rate = (done + dead - before) / (time.monotonic() - start + 1e-9)
         line = f"{done + dead}/{total} files, {retrying} to retry, {dead} dead, {rate:.0f} files/s"
-        print(f"\r{line}   " if live else line, end="" if live else "\n", file=sys.stderr)
-        if done + dead == total:
-            print(file=sys.stderr)
+        over = done + dead == total
+        print(
+            f"\r{line}   " if live else line, end="" if live and not over else "\n", file=sys.stderr
+        )
+        if over:
             return done + dead - before
         time.sleep(0.1 if live else 1.0)
 
@@ -130,12 +129,13 @@ def print_summary(jobs: LiteJobs, finished: int, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Index the Python standard library.")
+    parser.add_argument("folder", nargs="?", type=Path, default=LIBRARY, help="another library")
     parser.add_argument("--db", default="index_library.db", help="the queue's file")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     options = parser.parse_args()
     with LiteJobs(options.db) as jobs:
         jobs.register(index_file)
-        enqueue_all(jobs)
+        enqueue_all(jobs, options.folder.resolve())
         start = time.monotonic()
         with jobs.start(options.workers):
             finished = show_progress(jobs)
