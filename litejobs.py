@@ -48,6 +48,7 @@ import ctypes
 import dataclasses
 import difflib
 import functools
+import glob
 import heapq
 import importlib
 import importlib.util
@@ -3007,6 +3008,7 @@ class Store:
         it; stores what it *known* definitions say, for jobs inserted by hand."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         with self._writing() as connection:
+            self._sweep(connection)
             connection.execute(
                 "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -3021,6 +3023,15 @@ class Store:
             )
             presence = Presence.create(self.presence_path(node))
         return node, presence
+
+    def _sweep(self, connection: apsw.Connection) -> None:
+        """Removes lock files without a node: of one that was killed while it left. Nobody
+        can be joining now, since this process has the write lock."""
+        listed = {self.presence_path(id) for (id,) in connection.execute(_NODE_IDS)}
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}-node-*"):
+            if str(file) not in listed:
+                with Presence.gone(str(file)):
+                    pass
 
     def presence_path(self, node: int) -> str:
         """The file whose lock the processes of a node share."""
@@ -3256,6 +3267,7 @@ class Store:
 
 
 _ROW = ", ".join(Row._fields)
+_NODE_IDS = "SELECT id FROM litejobs_node"
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
@@ -3647,7 +3659,7 @@ def _next_message(pipe: multiprocessing.connection.Connection) -> bytes:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, exchange, listen, watch, attend. It never runs a
+# around one blocking wait: spawn, listen, exchange, watch, attend. It never runs a
 # handler and never decodes a payload.
 ################################################################################
 
@@ -3765,8 +3777,8 @@ class Supervisor:
         try:
             while not self._done():
                 self._spawn()
-                self._exchange()
                 self._listen()
+                self._exchange()
                 self._watch()
                 self._attend()
         finally:
@@ -3793,7 +3805,7 @@ class Supervisor:
         self._node, self._presence = self.store.join(
             self.serves.node, port, self.size, self.serves, known
         )
-        self._duties = dict.fromkeys((self._look, *DUTIES), 0.0)
+        self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
         logger.info("node %s started with %d workers", self.serves.node, self.size)
 
     def _leave(self) -> None:
@@ -3850,81 +3862,6 @@ class Supervisor:
             lifeline.close()
             self._workers.append(Worker(process, ours, held, board))
 
-    # Exchange
-
-    def _exchange(self) -> None:
-        """Settles all that came back and claims all that fits, in one transaction."""
-        wanted = self._stirred and not self._stops and any(map(self._has_room, self._workers))
-        if not (wanted or self._settlements) or time.monotonic() < self._quiet_until:
-            return
-        plan: list[Worker] = []
-        choose = functools.partial(self._choose, plan)
-        try:
-            if self._strays:
-                held = [job.id for worker in self._workers for job in worker.handed.values()]
-                self.store.release_strays(self._node, held)
-                self._strays = False
-            claimed, late = self.store.exchange(self._settlements, self._node, choose, self.serves)
-        except FileReplacedError:
-            raise
-        except FileError as error:
-            self._put_off(error)
-            return
-        if late:
-            logger.warning("%d results came too late and were thrown away", late)
-        self._settlements = []
-        self._maybe_empty = True
-        self._hand_over(plan, claimed)
-
-    def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while."""
-        logger.error("the exchange failed and will be tried again: %s", error)
-        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
-        self._stirred = True
-        self._quiet_until = time.monotonic() + 0.5
-        for worker in self._workers:
-            self._weigh(worker)
-
-    def _choose(self, plan: list[Worker], ready: Iterator[tuple[int, str]]) -> list[int]:
-        """Picks jobs as long as a worker has room for the next one; *plan* is filled
-        with whose each is to be."""
-        ids: list[int] = []
-        workers = [worker for worker in self._workers if worker.ready and not self._stops]
-        counts = {id(worker): len(worker.handed) for worker in workers}
-        self._stirred = bool(workers)
-        while workers:
-            worker = min(workers, key=lambda worker: worker.load)
-            if counts[id(worker)] and worker.load >= HAND_OVER:
-                return ids
-            if counts[id(worker)] >= HAND_OVER_JOBS:
-                workers.remove(worker)
-                continue
-            if (job := next(ready, None)) is None:
-                self._stirred = False
-                return ids
-            estimate = self._pace(job[1])
-            if counts[id(worker)] and worker.load + estimate > HAND_OVER:
-                return ids
-            worker.load += estimate
-            counts[id(worker)] += 1
-            plan.append(worker)
-            ids.append(job[0])
-        return ids
-
-    def _has_room(self, worker: Worker) -> bool:
-        room = len(worker.handed) < HAND_OVER_JOBS and worker.load < HAND_OVER * 0.75
-        return worker.ready and (not worker.handed or room)
-
-    def _pace(self, name: str) -> float:
-        # Of what has never run, one is tried at a time.
-        return self._paces.get(name, HAND_OVER) + OVERHEAD
-
-    def _hand_over(self, plan: list[Worker], claimed: list[Claimed]) -> None:
-        for worker in self._workers:
-            theirs = [job for whose, job in zip(plan, claimed, strict=True) if whose is worker]
-            if theirs:
-                worker.hand_over([(next(self._numbers), tuple(job)) for job in theirs])
-
     # Listen
 
     def _listen(self) -> None:
@@ -3944,7 +3881,9 @@ class Supervisor:
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        if self.until and self._maybe_empty and not (self._settlements or self._holding()):
+        if self._has_news():
+            return max(0.0, self._quiet_until - now)
+        if self.until and self._maybe_empty and not self._holding():
             return 0.0
         due = [*self._duties.values()]
         for worker in self._workers:
@@ -3952,8 +3891,6 @@ class Supervisor:
                 due.append(now + SLOW)
             elif worker.handed and worker.board.running[0]:
                 due += self._deadlines(worker)
-        if self._settlements:
-            due.append(self._quiet_until)
         return max(0.0, min(due) - now)
 
     def _deadlines(self, worker: Worker) -> Iterator[float]:
@@ -3975,8 +3912,7 @@ class Supervisor:
     def _stir(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._stirred = True
-        self._duties[stage] = 0.0
-        self._cancelled = frozenset(self.store.asked(self._node))
+        self._duties[stage] = self._duties[self._heed] = 0.0
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -4050,6 +3986,86 @@ class Supervisor:
             kind=kind, type=name, message=message,
         )  # fmt: skip
 
+    # Exchange
+
+    def _exchange(self) -> None:
+        """Settles all that came back and claims all that fits, in one transaction."""
+        if not self._has_news() or time.monotonic() < self._quiet_until:
+            return
+        plan: list[Worker] = []
+        choose = functools.partial(self._choose, plan)
+        try:
+            if self._strays:
+                held = [job.id for worker in self._workers for job in worker.handed.values()]
+                self.store.release_strays(self._node, held)
+                self._strays = False
+            claimed, late = self.store.exchange(self._settlements, self._node, choose, self.serves)
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            self._put_off(error)
+            return
+        if late:
+            logger.warning("%d results came too late and were thrown away", late)
+        self._settlements = []
+        self._maybe_empty = True
+        self._hand_over(plan, claimed)
+
+    def _has_news(self) -> bool:
+        """Whether there is something to settle, or may be something to claim."""
+        if self._settlements:
+            return True
+        return self._stirred and not self._stops and any(map(self._has_room, self._workers))
+
+    def _put_off(self, error: FileError) -> None:
+        """Keeps what is to be settled, and tries again in a while."""
+        logger.error("the exchange failed and will be tried again: %s", error)
+        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
+        self._stirred = True
+        self._quiet_until = time.monotonic() + 0.5
+        for worker in self._workers:
+            self._weigh(worker)
+
+    def _choose(self, plan: list[Worker], ready: Iterator[tuple[int, str]]) -> list[int]:
+        """Picks jobs as long as a worker has room for the next one; *plan* is filled
+        with whose each is to be."""
+        ids: list[int] = []
+        workers = [worker for worker in self._workers if worker.ready and not self._stops]
+        counts = {id(worker): len(worker.handed) for worker in workers}
+        self._stirred = bool(workers)
+        while workers:
+            worker = min(workers, key=lambda worker: worker.load)
+            if counts[id(worker)] and worker.load >= HAND_OVER:
+                return ids
+            if counts[id(worker)] >= HAND_OVER_JOBS:
+                workers.remove(worker)
+                continue
+            if (job := next(ready, None)) is None:
+                self._stirred = False
+                return ids
+            estimate = self._pace(job[1])
+            if counts[id(worker)] and worker.load + estimate > HAND_OVER:
+                return ids
+            worker.load += estimate
+            counts[id(worker)] += 1
+            plan.append(worker)
+            ids.append(job[0])
+        return ids
+
+    def _has_room(self, worker: Worker) -> bool:
+        room = len(worker.handed) < HAND_OVER_JOBS and worker.load < HAND_OVER * 0.75
+        return worker.ready and (not worker.handed or room)
+
+    def _pace(self, name: str) -> float:
+        # Of what has never run, one is tried at a time.
+        return self._paces.get(name, HAND_OVER) + OVERHEAD
+
+    def _hand_over(self, plan: list[Worker], claimed: list[Claimed]) -> None:
+        for worker in self._workers:
+            theirs = [job for whose, job in zip(plan, claimed, strict=True) if whose is worker]
+            if theirs:
+                worker.hand_over([(next(self._numbers), tuple(job)) for job in theirs])
+
     # Watch
 
     def _watch(self) -> None:
@@ -4071,7 +4087,9 @@ class Supervisor:
                 self._ask(worker, number, started, "timeout")
             elif self._stops:
                 self._ask(worker, number, started, "stop")
-            if len(worker.handed) > 1 and took > (SLOW if idle else VERY_SLOW):
+            if len(worker.handed) > 1 and (
+                took > (SLOW if idle else VERY_SLOW) or self._cancelled & _ids(worker.handed)
+            ):
                 self._take_back(worker)
 
     def _watch_stop(self) -> None:
@@ -4160,6 +4178,15 @@ class Supervisor:
             self._seen = changes
             self._stir()
         return LOOK
+
+    def _heed(self, beat: Beat) -> float:
+        """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
+        self._cancelled = frozenset(self.store.asked(self._node))
+        return math.inf
+
+
+def _ids(handed: Mapping[int, Claimed]) -> set[int]:
+    return {claimed.id for claimed in handed.values()}
 
 
 def _timed_out(claimed: Claimed) -> str:

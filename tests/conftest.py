@@ -1,0 +1,49 @@
+"""What the tests share: a clock that they turn, and a queue that goes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import apsw
+import pytest
+
+from litejobs import LiteJobs, to_micros
+
+NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+class TurnedClock:
+    """Stands still until it is turned. Called, it gives microseconds since the epoch."""
+
+    def __init__(self, start: datetime = NEW_YEAR) -> None:
+        self.now = start
+
+    def __call__(self) -> int:
+        return to_micros(self.now)
+
+    def turn(self, seconds: float) -> None:
+        """Moves on, or back if *seconds* is negative."""
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> TurnedClock:
+    return TurnedClock()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, clock: TurnedClock) -> Iterator[LiteJobs]:
+    """A queue in an empty file, without the fsyncs that only power loss would miss."""
+    with LiteJobs(tmp_path / "jobs.db", durability="fast", clock=clock) as jobs:
+        yield jobs
+
+
+def write_by_hand(jobs: LiteJobs, sql: str, *bindings: object) -> None:
+    """Does to the queue's file what somebody with the sqlite3 shell could do."""
+    connection = apsw.Connection(str(jobs.store.path))
+    try:
+        connection.execute(sql, bindings)
+    finally:
+        connection.close()
