@@ -3775,6 +3775,7 @@ class Supervisor:
         """
         self._join()
         try:
+            self._attend()
             while not self._done():
                 self._spawn()
                 self._listen()
