@@ -3730,6 +3730,63 @@ class Worker:
 
 
 @attrs.define(eq=False)
+class Bell:
+    """Where the datagrams arrive that wake a node; their content is never looked at."""
+
+    _socket: socket.socket
+    _relay: tuple[Any, Any] | None = None
+
+    @classmethod
+    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
+        """A bell on a free port of the loopback interface. Where one cannot wait for
+        datagrams and pipes together, a thread relays them into a pipe."""
+        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        bell._socket.bind(("127.0.0.1", 0))
+        if relayed:
+            bell._relay = multiprocessing.Pipe(duplex=False)
+            threading.Thread(target=bell._pass_on, daemon=True).start()
+        else:
+            bell._socket.setblocking(False)
+        return bell
+
+    @property
+    def port(self) -> int:
+        """The port that others send to."""
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def source(self) -> Any:
+        """What one waits for."""
+        return self._socket if self._relay is None else self._relay[0]
+
+    def ring(self) -> None:
+        """Wakes the node from inside its process: in a signal handler, too."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"", self._socket.getsockname())
+
+    def silence(self) -> None:
+        """Takes all that has arrived."""
+        if self._relay is not None:
+            while self._relay[0].poll():
+                self._relay[0].recv_bytes()
+            return
+        with contextlib.suppress(OSError):
+            while True:
+                self._socket.recv(16)
+
+    def _pass_on(self) -> None:
+        assert self._relay is not None
+        with contextlib.suppress(OSError):
+            while True:
+                self._socket.recv(16)
+                self._relay[1].send_bytes(b"")
+
+    def close(self) -> None:
+        """Closes the port."""
+        self._socket.close()
+
+
+@attrs.define(eq=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
@@ -3743,7 +3800,7 @@ class Supervisor:
     clock: Clock = system_clock
     rng: random.Random = attrs.field(factory=random.Random)
     _context: Any = attrs.field(factory=lambda: multiprocessing.get_context("spawn"))
-    _bell: socket.socket = attrs.field(init=False)
+    _bell: Bell = attrs.field(factory=Bell.hang)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _workers: list[Worker] = attrs.field(factory=list)
@@ -3789,22 +3846,14 @@ class Supervisor:
         """Takes no more jobs, and ends when those that run have ended or the grace is
         over; called again, ends at once. Safe in signal handlers and other threads."""
         self._stops += 1
-        with contextlib.suppress(OSError):
-            self._bell.sendto(b"", self._bell.getsockname())
+        self._bell.ring()
 
     # Joining and leaving
 
-    def listen_on(self) -> None:
-        """Opens the socket that wakes the node; before `run`, so that `stop` works."""
-        self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._bell.bind(("127.0.0.1", 0))
-        self._bell.setblocking(False)
-
     def _join(self) -> None:
         known = [(*d.options.columns, d.name) for d in self.registry]
-        port = self._bell.getsockname()[1]
         self._node, self._presence = self.store.join(
-            self.serves.node, port, self.size, self.serves, known
+            self.serves.node, self._bell.port, self.size, self.serves, known
         )
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
         logger.info("node %s started with %d workers", self.serves.node, self.size)
@@ -3870,10 +3919,11 @@ class Supervisor:
         worker dies, or something is due."""
         by_pipe = {worker.pipe: worker for worker in self._workers}
         by_sentinel = {worker.process.sentinel: worker for worker in self._workers}
-        sources: list[Any] = [self._bell, *by_pipe, *by_sentinel]
+        sources: list[Any] = [self._bell.source, *by_pipe, *by_sentinel]
         for source in multiprocessing.connection.wait(sources, self._patience()):
-            if source is self._bell:
-                self._drain_bell()
+            if source is self._bell.source:
+                self._bell.silence()
+                self._stir()
             elif source in by_pipe:
                 self._hear(by_pipe[source])
             else:
@@ -3903,12 +3953,6 @@ class Supervisor:
             yield started / 1e9 + job.timeout / 1e6
         elif job is not None and job.id in self._cancelled:
             yield 0.0
-
-    def _drain_bell(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._bell.recv(16)
-        self._stir()
 
     def _stir(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
@@ -4445,7 +4489,7 @@ class LiteJobs:
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
-        supervisor = Supervisor(
+        return Supervisor(
             Store(self.path, "fast", self.clock),
             self.registry,
             self._program(),
@@ -4455,8 +4499,6 @@ class LiteJobs:
             duration(grace, "grace").total_seconds(),
             self.clock,
         )
-        supervisor.listen_on()
-        return supervisor
 
     def _program(self) -> Program:
         home = functools.partial(LiteJobs, self.store.path.absolute(), durability=self.durability)

@@ -259,9 +259,7 @@ def test_missing_and_unknown_arguments_are_named(jobs: LiteJobs) -> None:
 
     wrong: Any = send
     assert "missing 1 required positional argument: 'to'" in refusal(PayloadError, wrong.enqueue)
-    assert "unexpected keyword argument 'too'" in refusal(
-        PayloadError, wrong.enqueue, "a", too="b"
-    )
+    assert "unexpected keyword argument 'too'" in refusal(PayloadError, wrong.enqueue, "a", too="b")
     assert "__init__" not in refusal(PayloadError, wrong.enqueue)
 
 
@@ -315,9 +313,7 @@ def test_a_wrapped_function_keeps_the_parameters_of_what_it_wraps(jobs: LiteJobs
 
 
 def test_a_lambda_needs_a_name(jobs: LiteJobs) -> None:
-    assert "write a function, or give name=" in refusal(
-        DefinitionError, jobs.define, lambda: None
-    )
+    assert "write a function, or give name=" in refusal(DefinitionError, jobs.define, lambda: None)
     assert jobs.define(lambda: None, name="nothing").name == "nothing"
 
 
@@ -363,9 +359,7 @@ def test_an_annotation_that_names_nothing_is_reported_when_it_is_needed(jobs: Li
     def send(to: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     said = refusal(DefinitionError, send.enqueue, "a")
-    assert said == (
-        "definition 'send': its annotations do not work: name 'Nowhere' is not defined"
-    )
+    assert said == ("definition 'send': its annotations do not work: name 'Nowhere' is not defined")
 
 
 def test_an_annotation_may_name_what_comes_later_in_the_module(jobs: LiteJobs) -> None:
