@@ -42,7 +42,6 @@ import array
 import asyncio
 import atexit
 import base64
-import collections.abc
 import contextlib
 import ctypes
 import dataclasses
@@ -64,6 +63,7 @@ import os
 import pickle
 import random
 import re
+import reprlib
 import signal
 import socket
 import stat
@@ -79,8 +79,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
-from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import (
     Any,
@@ -93,7 +92,6 @@ from typing import (
     ParamSpec,
     Protocol,
     TypedDict,
-    Union,
     Unpack,
     overload,
 )
@@ -102,14 +100,9 @@ from uuid import UUID
 import apsw
 import attrs
 import cattrs
-from cattrs.cols import (
-    is_namedtuple,
-    namedtuple_dict_structure_factory,
-    namedtuple_dict_unstructure_factory,
-)
+from cattrs import cols, disambiguators, gen
 from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
-from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
+from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
 
 __version__ = "0.1.0"
@@ -673,15 +666,11 @@ def store_retention(policy: Retention) -> str | None:
 # Wire
 #
 # Payloads and results travel as JSON text. A value is checked against its type
-# when it is written and when it is read, and never coerced: what is read back
-# is what was written. Each type has one *form*: its writer gives a JSON value, or
-# a `_Misfit` where the value is not of the type; its reader refuses misfits with
-# the rest, and so all errors have one source and carry the path of the field.
+# when it is written and when it is read, and never coerced: what is read back is
+# what was written. Each type has one *form*. It writes a misfit where a value is
+# not of the type, and refuses misfits with all else when it reads; so every error
+# comes from reading, and carries the path of its field.
 ################################################################################
-
-
-_Writer = Callable[[Any], Any]
-_Reader = Callable[[Any, Any], Any]  # cattrs passes the type too
 
 
 @attrs.define
@@ -711,9 +700,10 @@ class Codec(Generic[T]):
             Unfit: *value* is not of the type, or would be read back as something else.
         """
         try:
-            raw = self._write(value)
-            self._read(raw, self.kind)
-            return _dump(raw)
+            raw = self._form.write(value)
+            self._form.read(raw)
+            # A lone surrogate, as in names of files, survives as the escape \udc80.
+            return _TO_JSON.encode(raw).encode(errors="backslashreplace").decode()
         except Exception as error:
             raise Unfit(_problems(error)) from error
 
@@ -724,172 +714,134 @@ class Codec(Generic[T]):
             Unfit: *text* is no JSON, or is not of the type.
         """
         try:
-            return typing.cast(T, self._read(_FROM_JSON.decode(text), self.kind))
+            return typing.cast(T, self._form.read(json.loads(text)))
         except Exception as error:
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
-    def _write(self) -> _Writer:
-        write = _wire().form(self.kind).write
-        return _without_defaults(self.kind, write) if self.omit_defaults else write
-
-    @functools.cached_property
-    def _read(self) -> _Reader:
-        return _wire().form(self.kind).read
+    def _form(self) -> _Form:
+        form = _form_of(self.kind)
+        return _without_defaults(form) if self.omit_defaults else form
 
 
 def unencodable(kind: Any) -> str | None:
     """Why values of the type *kind* cannot travel; None when they can."""
     try:
-        _wire().form(kind)
-    except TypeError as error:
-        return str(error)
+        _form_of(kind)
     except Exception as error:
-        return _problem(error, None)
+        return str(error) or repr(error)
     return None
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_FROM_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
-_TO_JSON, _TO_ASCII_JSON = (
-    json.JSONEncoder(
-        ensure_ascii=ascii, allow_nan=False, check_circular=False, separators=(",", ":")
-    )
-    for ascii in (False, True)
+_TO_JSON: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
-
-
-def _dump(raw: Any) -> str:
-    text = _TO_JSON.encode(raw)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # A lone surrogate, as in names of files, survives as an escape. Two that make
-        # a pair would be read back as one other character.
-        text = _TO_ASCII_JSON.encode(raw)
-        if _FROM_JSON.decode(text) != raw:
-            raise ValueError("text with surrogates that make a pair") from None
-    return text
-
-
-def _without_defaults(kind: Any, write: _Writer) -> _Writer:
-    fields = [field for field in attrs.fields(kind) if field.init and _has_plain_default(field)]
-    defaults = [(field, _wire().form(field.type).write(field.default)) for field in fields]
-
-    def write_sparsely(value: Any) -> Any:
-        raw = write(value)
-        if type(raw) is _Misfit:
-            return raw
-        for field, default in defaults:
-            # 1 == True, and 0.0 == -0.0: equal is not enough. Identity lets a default
-            # pass that is not of its type, such as `limit: int = None`.
-            found = raw[field.alias]
-            if getattr(value, field.name) is field.default or (
-                found == default and _TO_JSON.encode(found) == _TO_JSON.encode(default)
-            ):
-                del raw[field.alias]
-        return raw
-
-    return write_sparsely
-
-
-def _has_plain_default(field: attrs.Attribute[Any]) -> bool:
-    return field.default is not attrs.NOTHING and not hasattr(field.default, "takes_self")
 
 
 # What goes wrong, in words.
 
 
-_UNIONS: Final = (Union, types.UnionType)
-
-
-class _Misfit:
-    """Stands in a written value for something that is not of its type."""
-
-    def __init__(self, value: Any, why: str = "") -> None:
-        self.value = value
-        self.why = why
-
-    def __repr__(self) -> str:
-        return _shown(self.value) + self.why
-
-
-class _Refused(Exception):
-    """A JSON value that is not of the type *kind*."""
-
-    def __init__(self, kind: Any, raw: Any) -> None:
-        super().__init__(f"expected {_name(kind)}, got {_shown(raw)}")
-
-
-def _shown(value: Any) -> str:
-    if type(value) is _Misfit:
-        return repr(value)
+def _problems(error: Exception) -> tuple[str, ...]:
     try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__}, whose repr fails>"
-    return _cut(text.encode(errors="backslashreplace").decode(), 60)
+        return tuple(cattrs.transform_error(error, format_exception=_problem)[:20])
+    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        return ("not of the type, in a way that cannot be told @ $",)
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def _problem(error: BaseException, kind: Any) -> str:
+    match error:
+        case Unfit():
+            return str(error)
+        case KeyError() if kind is not None:
+            return "missing"
+        case ForbiddenExtraKeysError():
+            return f"unknown field {', '.join(sorted(map(_shown, error.extra_fields)))}"
+        case RecursionError():
+            return "nested too deeply"
+        case json.JSONDecodeError():
+            return f"no JSON: {error}"
+    # Only the first: the validators of attrs put much behind it that is no message.
+    return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
 
 def _name(kind: Any) -> str:
     if kind is Any:
         return "a JSON value"
-    if kind is None or kind is types.NoneType:
-        return "None"
-    if isinstance(kind, type) and not typing.get_args(kind):
-        return kind.__name__
     if typing.get_origin(kind) in _UNIONS:
         return " | ".join(map(_name, typing.get_args(kind)))
+    if isinstance(kind, type) and not typing.get_args(kind):
+        return "None" if kind is types.NoneType else kind.__name__
     return repr(kind).replace("typing.", "")
 
 
-def _problems(error: Exception) -> tuple[str, ...]:
-    try:
-        found = cattrs.transform_error(error, format_exception=_problem)
-    except Exception:
-        found = [f"{_problem(error, None)} @ $"]
-    more = [f"{len(found) - 20} more problems @ $"] if len(found) > 20 else []
-    return (*(_cut(problem, 500) for problem in found[:20]), *more)
-
-
-def _problem(error: BaseException, kind: Any) -> str:
-    match error:
-        case _Refused():
-            return str(error)
-        case KeyError() if kind is not None:
-            return "missing"
-        case ForbiddenExtraKeysError():
-            names = sorted(_shown(name) for name in error.extra_fields)
-            return f"unknown field{'s' * (len(names) > 1)} {', '.join(names)}"
-        case RecursionError():
-            return "nested too deeply"
-        case json.JSONDecodeError():
-            return f"no JSON: {error}"
-    with contextlib.suppress(Exception):
-        # attrs' validators put the message first, and much that is not one behind it.
-        return f"{type(error).__name__}: {str(error.args[0])[:200]}"
-    return type(error).__name__
+def _shown(value: Any) -> str:
+    short = reprlib.Repr()  # never fails, unlike some a repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
 
 
 # One form for each type.
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Form:
-    write: _Writer
-    read: _Reader
+    """How values of the type *kind* are written and read."""
+
+    kind: Any
+    owns: tuple[type, ...] = ()
+    """The classes of its values: no others, for a subclass would come back as its base."""
+    raws: tuple[type, ...] = (dict,)
+    """The classes of their JSON values; for a class that contains itself, known from the start."""
+    dump: Callable[[Any], Any] = lambda value: value
+    parse: Callable[[Any], Any] = lambda raw: raw
+
+    def write(self, value: Any) -> Any:
+        try:
+            return self.dump(value) if type(value) in self.owns else _Misfit(value)
+        except (ValueError, ArithmeticError, LookupError):
+            return _Misfit(value)
+
+    def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
+        if type(raw) not in self.raws:
+            raise self._unfit(raw)
+        try:
+            return self.parse(raw)
+        except (ValueError, ArithmeticError, LookupError):
+            raise self._unfit(raw) from None
+
+    def _unfit(self, raw: Any) -> Unfit:
+        return Unfit((f"expected {_name(self.kind)}, got {_shown(raw)}",))
+
+
+@attrs.frozen(repr=False)
+class _Misfit:
+    """Stands in a written value for something that is not of its type."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return _shown(self.value)
 
 
 @functools.cache
-def _wire() -> _Wire:
-    return _Wire()
+def _form_of(kind: Any) -> _Form:
+    # A converter for each: a type that fails leaves nothing half made behind.
+    return _Wire().form(kind)
+
+
+def _without_defaults(form: _Form) -> _Form:
+    fields = [f for f in attrs.fields(form.kind) if f.init and f.default is not attrs.NOTHING]
+    defaults = [(f.alias, _form_of(f.type).write(f.default)) for f in fields]
+
+    def dump(value: Any) -> Any:
+        raw = form.dump(value)
+        for key, default in defaults:
+            # Equal is not enough: 1 == True, and 0.0 == -0.0.
+            if raw[key] == default and repr(raw[key]) == repr(default):
+                del raw[key]
+        return raw
+
+    return attrs.evolve(form, dump=dump)
 
 
 class _Wire(cattrs.Converter):
@@ -899,10 +851,8 @@ class _Wire(cattrs.Converter):
     """
 
     def __init__(self) -> None:
-        super().__init__(forbid_extra_keys=True, use_alias=True)
-        self._forms = _scalar_forms(self)
-        self._pending: dict[Any, _Form] = {}
-        self._lock = threading.RLock()
+        super().__init__(forbid_extra_keys=True)
+        self._forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*.
@@ -911,531 +861,282 @@ class _Wire(cattrs.Converter):
             TypeError: values of this type cannot travel.
         """
         kind = _bare(kind)
-        found = self._forms.get(kind)
-        if found is not None:
-            return found
-        with self._lock:
-            if kind in self._pending:  # a type that contains itself
-                return self._pending[kind]
-            late = _Form(
-                lambda value: self.form(kind).write(value),
-                lambda raw, _: self.form(kind).read(raw, _),
-            )
-            self._pending[kind] = late
-            try:
-                self._forms[kind] = form = _compose(kind, self)
-            except RecursionError:
-                # cattrs will not build a generic class while it builds the same one.
-                return late
-            finally:
-                del self._pending[kind]
-            return form
+        if kind not in self._forms:
+            # Known before it is made, for classes that contain themselves.
+            form = self._forms[kind] = _Form(kind)
+            form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
+        return self._forms[kind]
 
-    def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Reader:
+    def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
         return self.form(type).read
 
-    def get_unstructure_hook(self, type: Any, cache_result: bool = True) -> _Writer:
+    def get_unstructure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
         return self.form(type).write
 
-    def structure(self, obj: Any, cl: Any) -> Any:
-        return self.form(cl).read(obj, cl)
 
-    def unstructure(self, obj: Any, unstructure_as: Any = Any) -> Any:
-        return self.form(unstructure_as).write(obj)
+_Hook = Callable[..., Any]
+_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
+"""What a form owns, what JSON makes of it, and how it dumps and parses."""
 
 
 def _bare(kind: Any) -> Any:
-    while True:
-        if isinstance(kind, typing.NewType):
-            kind = kind.__supertype__
-        elif typing.get_origin(kind) in (typing.Annotated, Final):
-            kind = typing.get_args(kind)[0]
-        elif type(kind).__name__ == "TypeAliasType":  # Python 3.12
-            kind = kind.__value__
-        else:
-            return kind
+    if isinstance(kind, typing.NewType):
+        return _bare(kind.__supertype__)
+    return _bare(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
 
 
-def _compose(kind: Any, wire: _Wire) -> _Form:
+def _parts(kind: Any, wire: _Wire) -> _Parts:
     origin = typing.get_origin(kind) or kind
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    if kind is Any:
+        return _any(wire)
     if origin in _UNIONS:
-        return _union_form(kind, wire)
-    if choices := _choices(kind):
-        return _choice_form(kind, choices)
+        optional = {*typing.get_args(kind)} == {Any, types.NoneType}
+        return _any(wire) if optional else _union(kind, wire)
+    if origin is Literal:
+        return _choice(kind, typing.get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _choice(kind, tuple(kind))
     if origin in _ARRAYS:
-        return _array_form(kind, origin, wire)
-    if origin in _MAPPINGS:
-        return _mapping_form(kind, wire)
-    if typing.is_typeddict(origin):
-        return _typeddict_form(kind, wire)
-    if is_namedtuple(origin):
-        write = namedtuple_dict_unstructure_factory(kind, wire)
-        read = namedtuple_dict_structure_factory(kind, wire, "from_converter", True)
-        return _object_form(kind, origin, write, read)
-    if _is_class(origin):
-        _resolve(origin)
-        write, read = make_dict_unstructure_fn(kind, wire), make_dict_structure_fn(kind, wire)
-        return _object_form(kind, origin, write, read)
-    raise TypeError(f"{_name(kind)} has no form in JSON")
+        return _array(kind, origin, wire)
+    if origin in (dict, Mapping):
+        return _mapping(kind, wire)
+    return _object(kind, origin, wire)
 
 
-def _object_form(kind: Any, cls: Any, write: _Writer, read: _Reader) -> _Form:
-    def write_own(value: Any) -> Any:
-        # An instance of a subclass would lose its own fields.
-        return write(value) if type(value) is cls else _Misfit(value)
-
-    def read_own(raw: Any, _: Any) -> Any:
-        if type(raw) is dict:
-            return read(raw, kind)
-        raise _Refused(kind, raw)
-
-    return _Form(write_own, read_own)
-
-
-def _typeddict_form(kind: Any, wire: _Wire) -> _Form:
-    forms = {key: wire.form(hint) for key, hint in typing.get_type_hints(kind).items()}
-
-    def write(value: Any) -> Any:
-        # What is missing or unknown is for the reader to say.
-        return {k: forms[k].write(v) if k in forms else v for k, v in value.items()}
-
-    return _object_form(kind, dict, write, make_typeddict_structure_fn(kind, wire))
-
-
-def _is_class(kind: Any) -> bool:
-    return attrs.has(kind) or dataclasses.is_dataclass(kind)
-
-
-def _resolve(cls: Any) -> None:
-    """Make types of the names in annotations: cattrs leaves those in `list["Node"]`."""
-    if attrs.has(cls):
-        attrs.resolve_types(cls)
-        return
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        field.type = hints[field.name]
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal or an Enum; of other types, none."""
-    if typing.get_origin(kind) is Literal:
-        return typing.get_args(kind)
-    return tuple(kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
-
-
-def _choice_form(kind: Any, values: tuple[Any, ...]) -> _Form:
+def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     # By class too: 1 == True, but they are two choices.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
-    if len(members) < len(raws) or not all(map(_is_scalar, raws.values())):
+    jsons = tuple({type(raw) for raw in raws.values()})
+    if len(members) < len(raws) or not {*jsons} <= {str, int, float, bool, types.NoneType}:
         raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
-
-    def write(value: Any) -> Any:
-        try:
-            return raws[type(value), value]
-        except Exception:
-            return _Misfit(value)
-
-    def read(raw: Any, _: Any) -> Any:
-        try:
-            return members[type(raw), raw]
-        except (KeyError, TypeError):
-            raise _Refused(kind, raw) from None
-
-    return _Form(write, read)
+    owns = tuple({type(value) for value in values})
+    return owns, jsons, lambda v: raws[type(v), v], lambda raw: members[type(raw), raw]
 
 
-# Containers.
-
-_ARRAYS: Final = types.MappingProxyType(
-    {
-        list: ((list,), list),
-        collections.abc.MutableSequence: ((list,), list),
-        tuple: ((tuple,), tuple),
-        collections.abc.Sequence: ((tuple, list), tuple),
-        set: ((set,), set),
-        collections.abc.MutableSet: ((set,), set),
-        frozenset: ((frozenset,), frozenset),
-        collections.abc.Set: ((frozenset, set), frozenset),
-    }
-)
-_MAPPINGS: Final = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+# Objects and containers.
 
 
-def _each(items: Iterable[tuple[Any, Any, Any, _Reader]], kind: Any) -> list[Any]:
-    """All items of a container, read; or all their errors in one, each with its place."""
-    values, errors = [], []
-    for place, raw, item, read in items:
-        try:
-            values.append(read(raw, item))
-        except Exception as error:
-            error.add_note(IterableValidationNote("", place, item))
-            errors.append(error)
-    if errors:
-        raise IterableValidationError("", errors, kind)
-    return values
+def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
+    for argument in typing.get_args(kind):
+        wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
+    if typing.is_typeddict(cls):
+        hints = typing.get_type_hints(cls)
+        writers = {key: wire.form(hint).write for key, hint in hints.items()}
+        read = typeddicts.make_dict_structure_fn(kind, wire)
+        # What is missing or unknown is for the reader to say.
+        return (
+            (dict,),
+            (dict,),
+            lambda value: {k: writers.get(k, _Misfit)(v) for k, v in value.items()},
+            lambda raw: read(raw, kind),
+        )
+    if cols.is_namedtuple(cls):
+        dump = cols.namedtuple_dict_unstructure_factory(kind, wire)
+        parse = cols.namedtuple_dict_structure_factory(kind, wire, "from_converter", True)
+    elif _is_class(cls):
+        if attrs.has(cls):
+            attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
+            if any(field.type is None for field in attrs.fields(cls)):
+                raise TypeError(f"{_name(kind)} has a field without a type")
+        dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
+        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True)
+    else:
+        raise TypeError(f"{_name(kind)} has no form in JSON")
+    return (cls,), (dict,), dump, parse
 
 
-def _array_form(kind: Any, origin: Any, wire: _Wire) -> _Form:
-    accepted, make = _ARRAYS[origin]
-    items = typing.get_args(kind) or (() if typing.get_origin(kind) is tuple else (Any, ...))
-    if origin is tuple and items[-1:] != (...,):
-        return _tuple_form(kind, items, wire)
-    item, form = items[0], wire.form(items[0])
+def _is_class(cls: Any) -> bool:
+    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
-    def write(value: Any) -> Any:
-        if type(value) not in accepted:
-            return _Misfit(value)
-        raw = [form.write(each) for each in value]
-        if isinstance(value, collections.abc.Set):
+
+_ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
+    list: (list,),
+    Sequence: (list, tuple),
+    tuple: (tuple,),
+    set: (set,),
+    frozenset: (frozenset,),
+}
+"""What each of them owns; what is read is of the first class."""
+
+
+def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
+    owns, items = _ARRAYS[origin], typing.get_args(kind)
+    fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
+    forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
+    if fixed:
+        forms = [wire.form(item) for item in items]
+
+    def dump(value: Any) -> Any:
+        raw = [form.write(item) for item, form in zip(value, forms, strict=fixed)]
+        if origin in (set, frozenset):
             # The same set gives the same text; unless its items have no order.
             with contextlib.suppress(TypeError):
                 raw.sort()
         return raw
 
-    def read(raw: Any, _: Any) -> Any:
-        if type(raw) is not list:
-            raise _Refused(kind, raw)
-        return make(_each(((i, each, item, form.read) for i, each in enumerate(raw)), kind))
+    def parse(raw: Any) -> Any:
+        items = enumerate(zip(raw, forms, strict=fixed))
+        return owns[0](_each((i, item, form.read) for i, (item, form) in items))
 
-    return _Form(write, read)
-
-
-def _tuple_form(kind: Any, items: tuple[Any, ...], wire: _Wire) -> _Form:
-    forms = [wire.form(item) for item in items]
-
-    def write(value: Any) -> Any:
-        if type(value) is not tuple or len(value) != len(forms):
-            return _Misfit(value)
-        return [form.write(each) for form, each in zip(forms, value, strict=True)]
-
-    def read(raw: Any, _: Any) -> Any:
-        if type(raw) is not list or len(raw) != len(forms):
-            raise _Refused(kind, raw)
-        parts = enumerate(zip(raw, items, forms, strict=True))
-        return tuple(_each(((i, each, item, form.read) for i, (each, item, form) in parts), kind))
-
-    return _Form(write, read)
+    return owns, (list,), dump, parse
 
 
-def _mapping_form(kind: Any, wire: _Wire) -> _Form:
-    key_kind, item = typing.get_args(kind) or (str, Any)
-    key, form = _key_form(key_kind, wire), wire.form(item)
+def _mapping(kind: Any, wire: _Wire) -> _Parts:
+    key_kind, value_kind = typing.get_args(kind) or (str, Any)
+    key, form = wire.form(key_kind), wire.form(value_kind)
+    if key.raws not in ((str,), (int,)):
+        raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
+    digits = key.raws == (int,)
 
-    def write(value: Any) -> Any:
-        if type(value) is not dict:
-            return _Misfit(value)
+    def dump(value: Any) -> Any:
         raw = {key.write(k): form.write(v) for k, v in value.items()}
-        return raw if len(raw) == len(value) else _Misfit(value, ", of which two keys are one text")
+        return {str(k) if type(k) is int else k: v for k, v in raw.items()} if digits else raw
 
-    def read(raw: Any, _: Any) -> Any:
-        if type(raw) is not dict:
-            raise _Refused(kind, raw)
-        keys = _each(((k, k, key_kind, key.read) for k in raw), kind)
-        return dict(
-            zip(keys, _each(((k, v, item, form.read) for k, v in raw.items()), kind), strict=True)
-        )
+    def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
+        raw = item[0]
+        if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
+            raw = int(raw)  # "007" stays a text, and is refused
+        return key.read(raw), form.read(item[1])
 
-    return _Form(write, read)
+    def parse(raw: Any) -> Any:
+        return dict(_each((item[0], item, read_item) for item in raw.items()))
+
+    return (dict,), (dict,), dump, parse
 
 
-def _key_form(kind: Any, wire: _Wire) -> _Form:
-    """The form of a key: a text, or an integer in digits."""
-    bare = _bare(kind)
-    form = wire.form(str if bare is Any else bare)
-    raws = {type(form.write(choice)) for choice in _choices(bare)}
-    if raws == {str} or bare in _TEXTS:
-        return form
-    if raws != {int} and bare is not int:
-        raise TypeError(f"{_name(kind)} has no form as a key in JSON")
-
-    def write(value: Any) -> Any:
-        raw = form.write(value)
-        return str(raw) if type(raw) is int else raw
-
-    def read(raw: Any, _: Any) -> Any:
-        # As str() writes them: "007" and "7" would be one key.
-        if type(raw) is str and re.fullmatch(r"0|-?[1-9][0-9]*", raw):
-            return form.read(int(raw), bare)
-        raise _Refused(kind, raw)
-
-    return _Form(write, read)
+def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
+    """All items of a container, read; or all their errors in one, each with its place."""
+    values, errors = [], []
+    for place, raw, read in items:
+        try:
+            values.append(read(raw))
+        except RecursionError:
+            raise  # a list that contains itself twice has 2 ** 1000 of them
+        except Exception as error:
+            error.add_note(IterableValidationNote("", place, None))
+            errors.append(error)
+    if errors:
+        raise IterableValidationError("", errors, list)
+    return values
 
 
 # Unions.
 
 
-def _union_form(kind: Any, wire: _Wire) -> _Form:
-    # In an order of our own: `A | B` and `B | A` are equal, and must read alike.
-    members = sorted(typing.get_args(kind), key=_rank)
-    others = [member for member in members if member is not types.NoneType]
-    if len(others) < len(members) and len(others) == 1:
-        return _optional_form(wire.form(others[0]))
-    forms = [(member, wire.form(member)) for member in members]
-    classes = [member for member in members if _is_class(typing.get_origin(member) or member)]
-    fits = {member: _outline(member) for member in classes} if len(classes) > 1 else {}
+_UNIONS: Final = (typing.Union, types.UnionType)
 
-    def choose(raw: Any) -> tuple[Any, Any]:
-        errors = []
-        for member, form in forms:
-            if member not in fits or fits[member](raw):
-                try:
-                    return member, form.read(raw, member)
-                except RecursionError:
-                    raise
-                except Exception as error:
-                    errors.append(error)
-        inner = [error for error in errors if isinstance(error, ExceptionGroup)]
-        raise inner[0] if len(inner) == 1 else _Refused(kind, raw)
 
-    def write(value: Any) -> Any:
-        written = ((member, form.write(value)) for member, form in forms)
-        candidates = [(member, raw) for member, raw in written if type(raw) is not _Misfit]
-        other = None
-        for member, raw in candidates:
-            try:
-                other, _ = choose(raw)
-            except RecursionError:
-                raise
-            except Exception:
-                if len(candidates) == 1:
-                    return raw  # the check says what is wrong inside
-                continue
-            if other is member:
+def _union(kind: Any, wire: _Wire) -> _Parts:
+    forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
+    raws = {raw for form in forms.values() for raw in form.raws}
+    choosers = {}
+    for raw in raws:
+        members = [member for member, form in forms.items() if raw in form.raws]
+        if raw is int and len(members) > 1:
+            members = [member for member in members if member is not float]
+        choosers[raw] = _chooser(kind, members, wire)
+
+    def choose(raw: Any) -> _Form:
+        return forms[choosers[type(raw)](raw)]
+
+    def dump(value: Any) -> Any:
+        for form in forms.values():
+            raw = form.write(value)
+            # Or it would be read as something else, as 5 that is written as a float.
+            if type(raw) is not _Misfit and choose(raw) is form:
                 return raw
-        return _Misfit(value, f", which would be read as {_name(other)}" if other else "")
+        return _Misfit(value)
 
-    return _Form(write, lambda raw, _: choose(raw)[1])
-
-
-def _optional_form(form: _Form) -> _Form:
-    def write(value: Any) -> Any:
-        if value is None:
-            return None
-        raw = form.write(value)
-        return _Misfit(value, ", which would be read as None") if raw is None else raw
-
-    return _Form(write, lambda raw, kind: None if raw is None else form.read(raw, kind))
+    owns = tuple({own for form in forms.values() for own in form.owns})
+    return owns, tuple(raws), dump, lambda raw: choose(raw).read(raw)
 
 
-def _rank(member: Any) -> tuple[int, str]:
-    # 5 is an int before it is a float, and any text a str before it is a date.
-    order = (types.NoneType, bool, int, float, str)
-    return order.index(member) if member in order else len(order) + (member is Any), repr(member)
-
-
-def _outline(kind: Any) -> Callable[[Any], bool]:
-    """Whether the keys of a JSON object, and its tags, are those of the class *kind*.
-
-    Trying every member would read a tree of classes 2 to the power of its depth times.
-    """
-    cls = typing.get_origin(kind) or kind
-    if attrs.has(cls):
-        fields = {
-            f.alias: (f.type, f.default is attrs.NOTHING) for f in attrs.fields(cls) if f.init
-        }
-    else:
-        fields = {
-            f.name: (f.type, f.default is f.default_factory is dataclasses.MISSING)
-            for f in dataclasses.fields(cls)
-            if f.init
-        }
-    required = {key for key, (_, needed) in fields.items() if needed}
-    tags = {
-        key: _wire().form(tag).read
-        for key, (tag, _) in fields.items()
-        if typing.get_origin(tag) is Literal
-    }
-
-    def fits(raw: Any) -> bool:
-        if type(raw) is not dict or not required <= raw.keys() <= fields.keys():
-            return False
-        with contextlib.suppress(_Refused):
-            for key in tags.keys() & raw.keys():
-                tags[key](raw[key], None)
-            return True
-        return False
-
-    return fits
+def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
+    """What tells of which of *members* a JSON value is, all of them having its class."""
+    if len(members) == 1:
+        return lambda _: members[0]
+    with contextlib.suppress(TypeError):
+        if all(map(_is_class, members)):
+            return disambiguators.create_default_dis_func(wire, *members)
+    names = " and ".join(map(_name, members))
+    raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
 
 
 # Scalars.
 
 
-def _is_scalar(raw: Any) -> bool:
-    return type(raw) in (str, int, bool, types.NoneType) or (
-        type(raw) is float and math.isfinite(raw)
-    )
+def _any(wire: _Wire) -> _Parts:
+    inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+    owns = (str, int, float, bool, types.NoneType, list, dict)
+    return owns, owns, _same, lambda raw: inner.get(type(raw), _same)(raw)
 
 
-_PATHS: Final = (PurePath, Path, PurePosixPath, PureWindowsPath, PosixPath, WindowsPath)
-_TEXTS: Final = (
-    Any,
-    str,
-    bytes,
-    datetime,
-    date,
-    time_of_day,
-    Decimal,
-    UUID,
-    *_PATHS,
-)
+def _same(value: Any) -> Any:
+    return value
 
 
-def _scalar_forms(wire: _Wire) -> dict[Any, _Form]:
-    forms: dict[Any, _Form] = {}
-    forms |= {kind: _plain_form(kind) for kind in (str, int, bool, types.NoneType)}
-    forms |= {None: forms[types.NoneType], float: _float_form(), Any: _any_form(wire)}
-    forms |= {
-        bytes: _text_form(bytes, lambda value: base64.b64encode(value).decode(), _parse_bytes),
-        datetime: _text_form(datetime, _write_moment, _parse_datetime),
-        date: _text_form(date, date.isoformat, _parse_date),
-        time_of_day: _text_form(time_of_day, _write_moment, _parse_time),
-        timedelta: _text_form(timedelta, _write_seconds, _parse_seconds, (str, int, float)),
-        Decimal: _text_form(Decimal, str, _parse_decimal),
-        UUID: _text_form(UUID, str, _parse_uuid),
-    }
-    for kind in _PATHS:
-        forms[kind] = _text_form(kind, str, kind)
-    return forms
-
-
-def _plain_form(kind: type) -> _Form:
-    def write(value: Any) -> Any:
-        return value if type(value) is kind else _Misfit(value)
-
-    def read(raw: Any, _: Any) -> Any:
-        if type(raw) is kind:
-            return raw
-        raise _Refused(kind, raw)
-
-    return _Form(write, read)
-
-
-def _float_form() -> _Form:
-    def write(value: Any) -> Any:
-        return value if type(value) is float or type(value) is int else _Misfit(value)
-
-    def read(raw: Any, _: Any) -> float:
-        if type(raw) is float and math.isfinite(raw):
-            return raw
-        with contextlib.suppress(OverflowError):
-            if type(raw) is int and float(raw) == raw:
-                return float(raw)
-        raise _Refused(float, raw)
-
-    return _Form(write, read)
-
-
-def _any_form(wire: _Wire) -> _Form:
-    def write(value: Any) -> Any:
-        if type(value) in (list, dict):
-            return wire.form(type(value)).write(value)
-        return value if _is_scalar(value) else _Misfit(value)
-
-    def read(raw: Any, _: Any) -> Any:
-        if type(raw) in (list, dict):
-            return wire.form(type(raw)).read(raw, Any)
-        if _is_scalar(raw):
-            return raw
-        raise _Refused(Any, raw)
-
-    return _Form(write, read)
-
-
-def _text_form(
-    kind: type,
-    dump: Callable[[Any], Any],
-    parse: Callable[[Any], Any],
-    raws: tuple[type, ...] = (str,),
-) -> _Form:
-    """The form of a scalar that *dump* and *parse* turn into a text and back."""
-
-    def write(value: Any) -> Any:
-        # A subclass (PosixPath for Path) is fine if what is read is equal to it.
-        with contextlib.suppress(Exception):
-            if type(value) is kind:
-                return dump(value)
-            if isinstance(value, kind) and parse(raw := dump(value)) == value:
-                return raw
-        return _Misfit(value)
-
-    def read(raw: Any, _: Any) -> Any:
-        with contextlib.suppress(Exception):
-            if type(raw) in raws:
-                return parse(raw)
-        raise _Refused(kind, raw)
-
-    return _Form(write, read)
-
-
-_DATE: Final = r"\d{4}-\d\d-\d\d"
-_TIME: Final = r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d(:?\d\d(\.\d{1,6})?)?)?(\[fold=1\])?"
-_FOLD: Final = "[fold=1]"  # isoformat() has no word for the second 2:30 of an autumn night
-
-
-def _matched(pattern: str, text: str) -> str:
-    """*text*, if it is spelled like this: the parsers of the standard library take more."""
-    if re.fullmatch(pattern, text, re.ASCII):
-        return text
-    raise ValueError(text)
-
-
-def _write_moment(value: datetime | time_of_day) -> str:
-    if value.tzinfo is None:
-        return value.isoformat() + _FOLD * value.fold
-    if value.utcoffset() is None:
-        raise ValueError("a time zone that is lost in the text")
-    return value.isoformat()
+def _parse_float(raw: float) -> float:
+    if not math.isfinite(raw) or float(raw) != raw:
+        raise ValueError("what no float holds, or JSON does not have")
+    return float(raw)
 
 
 def _parse_datetime(text: str) -> datetime:
-    moment = datetime.fromisoformat(_matched(f"{_DATE}[T ]{_TIME}", text).removesuffix(_FOLD))
-    return moment.replace(fold=text.endswith(_FOLD))
+    if len(text) <= len("2024-12-31"):
+        raise ValueError("a date, which would be read as its midnight")
+    return datetime.fromisoformat(text)
 
 
-def _parse_date(text: str) -> date:
-    return date.fromisoformat(_matched(_DATE, text))
+def _write_moment(value: datetime | time_of_day) -> str:
+    text = value.isoformat()
+    back = type(value).fromisoformat(text)
+    if back.utcoffset() != value.utcoffset() or (value.tzinfo and not back.tzinfo):
+        # The zone of a time without a date, or (Python 3.11) an offset below a second.
+        raise ValueError("a zone, which is lost in the text")
+    return text
 
 
-def _parse_time(text: str) -> time_of_day:
-    moment = time.fromisoformat(_matched(_TIME, text).removesuffix(_FOLD))
-    return moment.replace(fold=text.endswith(_FOLD))
+def _seconds(value: timedelta) -> float:
+    seconds = value.total_seconds()
+    return int(seconds) if seconds.is_integer() else seconds
 
 
-def _write_seconds(value: timedelta) -> int | float | str:
-    micros = value // timedelta(microseconds=1)
-    if micros % 10**6 == 0:
-        return micros // 10**6
-    number = micros / 10**6
-    if Fraction(str(number)) * 10**6 == micros:
-        return number
-    return f"{'-' * (micros < 0)}{abs(micros) // 10**6}.{abs(micros) % 10**6:06}"
+def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
+    """A scalar of which only what comes back unchanged is written and read.
 
+    The parsers of the standard library take many spellings, and a long timedelta loses its
+    microseconds.
+    """
 
-def _parse_seconds(raw: str | float) -> timedelta:
-    text = str(raw)
-    if type(raw) is not float:
-        _matched(r"-?\d+(\.\d{1,6})?", text)
-    micros = Fraction(text) * 10**6
-    if micros.denominator == 1:
-        return timedelta(microseconds=micros.numerator)
-    raise ValueError(raw)
+    def dump_exactly(value: Any) -> Any:
+        if parse(raw := dump(value)) != value:
+            raise ValueError(value)
+        return raw
 
-
-def _parse_decimal(text: str) -> Decimal:
-    return Decimal(_matched(r"[+-]?\d+(\.\d+)?(E[+-]?\d+)?", text))
-
-
-def _parse_uuid(text: str) -> UUID:
-    return UUID(_matched("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text))
-
-
-def _parse_bytes(text: str) -> bytes:
-    value = base64.b64decode(text, validate=True)
-    if base64.b64encode(value).decode() == text:
+    def parse_exactly(raw: Any) -> Any:
+        if dump(value := parse(raw)) != raw:
+            raise ValueError(raw)
         return value
-    raise ValueError(text)
+
+    return (kind,), raws or (str,), dump_exactly, parse_exactly
+
+
+_SCALARS: Final[Mapping[Any, _Parts]] = {
+    **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
+    None: ((types.NoneType,), (types.NoneType,), _same, _same),
+    float: ((float, int), (float, int), _same, _parse_float),
+    timedelta: _exact(timedelta, _seconds, lambda raw: timedelta(seconds=raw), int, float),
+    bytes: _exact(bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
+    date: _exact(date, date.isoformat, date.fromisoformat),
+    datetime: ((datetime,), (str,), _write_moment, _parse_datetime),
+    time_of_day: ((time_of_day,), (str,), _write_moment, time_of_day.fromisoformat),
+    Decimal: _exact(Decimal, str, Decimal),
+    UUID: _exact(UUID, str, UUID),
+    **{path: ((type(path()),), (str,), str, path) for path in (Path, PurePath)},
+}
 
 
 ################################################################################
@@ -3309,8 +3010,10 @@ def _close_before_forks(store: Store) -> None:
 # supervisor calls what is due. Any number of nodes may do the same duty.
 ################################################################################
 
-LOOK = 0.25
+LOOK = 0.5
 """Seconds between two looks for what was committed without a wake-up."""
+SLACK = 0.02
+"""Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 
 @attrs.frozen
@@ -4207,7 +3910,7 @@ class Supervisor:
         """Calls the duties that are due."""
         beat = Beat(self.store, self._node, self.clock, self._stir)
         for duty, due in list(self._duties.items()):
-            if time.monotonic() < due:
+            if due - time.monotonic() > SLACK:
                 continue
             try:
                 self._duties[duty] = time.monotonic() + duty(beat)

@@ -1,0 +1,1515 @@
+"""The store: one file, its connection, its schema, and what becomes of its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from conftest import NEW_YEAR, TurnedClock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import litejobs
+from litejobs import (
+    BATCH,
+    LOST_LIMIT,
+    BusyError,
+    Claimed,
+    Durability,
+    Failure,
+    FileError,
+    FileReplacedError,
+    JobNotFoundError,
+    LiteJobs,
+    Match,
+    Moved,
+    OutcomeUnknownError,
+    Presence,
+    Retention,
+    Serves,
+    Settlement,
+    State,
+    Store,
+    store_retention,
+    system_clock,
+    to_micros,
+)
+
+START = to_micros(NEW_YEAR)
+"""Where the tests' clock stands before it is turned."""
+
+SECOND = 1_000_000
+NAMES = ("mail", "report", "thumbnail")
+QUEUES = ("default", "slow")
+ALL = Serves(frozenset(NAMES), None, "here")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def store(path: Path, clock: TurnedClock) -> Iterator[Store]:
+    made = Store(path, "fast", clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def node(store: Store) -> Iterator[int]:
+    """A node that is at work."""
+    number, presence = store.join("here", 0, 1, ALL, [])
+    yield number
+    presence.close()
+
+
+def new(
+    name: str = "mail",
+    queue: str = "default",
+    *,
+    node: str = "",
+    priority: int = 0,
+    run_at: int = START,
+    retention: Retention | None = None,
+) -> tuple[Any, ...]:
+    """A row as it is enqueued."""
+    state = "scheduled" if run_at > START else "pending"
+    kept = None if retention is None else store_retention(retention)
+    return (queue, node, priority, 5, None, None, kept, name, "{}", state, run_at, START)
+
+
+def take(store: Store, node: int, limit: int = 10**9, serves: Serves = ALL) -> list[Claimed]:
+    """Claims the most urgent jobs."""
+
+    def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
+        return [id for id, _ in itertools.islice(ready, limit)]
+
+    return store.exchange([], node, choose, serves)[0]
+
+
+def settle(store: Store, node: int, *settlements: Settlement) -> int:
+    """Settles jobs and claims none; says how many settlements came too late."""
+    return store.exchange(settlements, node, lambda ready: [], ALL)[1]
+
+
+def ending(claimed: Claimed, state: State, **fields: Any) -> Settlement:
+    """What becomes of a job that began a second ago and ended now."""
+    finished = state in ("completed", "failed", "cancelled")
+    plain = Settlement(
+        claimed.id, claimed.claim, state, claimed.attempt, claimed.run_at,
+        START, START + SECOND if finished else None,
+    )  # fmt: skip
+    return plain._replace(**fields)
+
+
+def nothing() -> None:
+    """What most definitions of this file do."""
+
+
+def a_failure(claimed: Claimed, message: str = "no") -> Failure:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return Failure(claimed.attempt, "exception", "ValueError", message, "…", 1, at, at)
+
+
+def shell(path: Path, sql: str) -> subprocess.CompletedProcess[str]:
+    """Runs SQL on the file by the `sqlite3` shell."""
+    program = shutil.which("sqlite3")
+    if program is None:
+        pytest.skip("there is no sqlite3 shell here")
+    return subprocess.run([program, "-batch", str(path), sql], capture_output=True, text=True)
+
+
+def standard_library(path: Path, sql: str) -> subprocess.CompletedProcess[str]:
+    """Runs SQL on the file by Python's own sqlite3: in a process of its own, since two
+    SQLite libraries in one process take each other's locks away."""
+    code = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "for row in connection.execute(sys.argv[2]): print(*row, sep='|')\n"
+        "connection.commit()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code, str(path), sql], capture_output=True, text=True
+    )
+
+
+Outsider = Callable[[Path, str], "subprocess.CompletedProcess[str]"]
+outsiders = pytest.mark.parametrize("outsider", [shell, standard_library])
+
+
+class Crew:
+    """Processes that do what they are told at the same moment, each on its own."""
+
+    PROGRAM = """
+import json, os, sys, time
+import litejobs
+from litejobs import LiteJobs
+
+def note(n: int) -> None: ...
+
+kept = []
+for line in sys.stdin:
+    start, code, path = json.loads(line)
+    jobs = LiteJobs(path)
+    definition = jobs.define(note)
+    while time.monotonic() < start:
+        pass
+    try:
+        answer = eval(code)
+    except BaseException as error:
+        answer = f"{type(error).__name__}: {error}"
+    print(json.dumps(answer), flush=True)
+"""
+
+    def __init__(self, size: int) -> None:
+        self.members = [
+            subprocess.Popen(
+                [sys.executable, "-c", self.PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(size)
+        ]
+
+    def tell(self, code: str, path: Path, members: int | None = None) -> list[Any]:
+        """What each of them answers to a Python expression, in which `jobs` is the
+        queue, `definition` a definition of it, and `kept` a list that stays."""
+        told = self.members[:members]
+        order = json.dumps([time.monotonic() + 0.005, code, str(path)])
+        for member in told:
+            assert member.stdin is not None
+            member.stdin.write(order + "\n")
+            member.stdin.flush()
+        return [json.loads(member.stdout.readline()) for member in told if member.stdout]
+
+    def dismiss(self) -> None:
+        for member in self.members:
+            member.communicate()
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    made = Crew(8)
+    yield made
+    made.dismiss()
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Lets root be nobody for a while: root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+class TestTheConnection:
+    @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
+    def test_follows_the_recipe(self, path: Path, durability: Durability, synchronous: int) -> None:
+        store = Store(path, durability)
+        connection = store.connection()
+        found = {
+            name: connection.pragma(name)
+            for name in (
+                "journal_mode", "synchronous", "auto_vacuum", "temp_store",
+                "wal_autocheckpoint", "journal_size_limit", "trusted_schema",
+            )
+        }  # fmt: skip
+        assert found == {
+            "journal_mode": "wal",
+            "synchronous": synchronous,
+            "auto_vacuum": 2,
+            "temp_store": 2,
+            "wal_autocheckpoint": 4000,
+            "journal_size_limit": 64 * 2**20,
+            "trusted_schema": 0,
+        }
+        assert connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, -1) == 1
+        assert connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, -1) == 0
+        assert connection.config(apsw.SQLITE_DBCONFIG_DQS_DDL, -1) == 0
+        assert connection.transaction_mode == "IMMEDIATE"
+        store.close()
+
+    def test_is_made_when_first_used(self, path: Path) -> None:
+        jobs = LiteJobs(path)
+        assert not path.exists()
+        assert jobs.count() == 0
+        assert path.exists()
+
+    def test_keeps_the_file_private_whatever_the_umask(self, path: Path) -> None:
+        before = os.umask(0)
+        try:
+            store = Store(path)
+            store.enqueue([new()])
+            presence = Presence.create(store.presence_path(1))
+        finally:
+            os.umask(before)
+        modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
+        assert modes == dict.fromkeys(
+            ["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db-node-1"], 0o600
+        )
+        presence.close()
+        store.close()
+
+    def test_leaves_no_other_file_behind_when_it_is_closed(self, path: Path) -> None:
+        with LiteJobs(path) as jobs:
+            jobs.define(name="mail")(nothing).enqueue()
+            assert jobs.drain() == 1
+        assert [each.name for each in path.parent.iterdir()] == ["jobs.db"]
+
+    def test_refuses_a_symbolic_link(self, path: Path) -> None:
+        target = path.with_name("target.db")
+        target.touch()
+        path.symlink_to(target)
+        with pytest.raises(FileError, match=r"jobs\.db: is a symbolic link: name the file that"):
+            Store(path).changes()
+        assert target.stat().st_size == 0
+
+    def test_follows_links_of_folders(self, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        store = Store(tmp_path / "link" / "jobs.db")
+        store.enqueue([new()])
+        assert store.path == tmp_path / "real" / "jobs.db"
+        store.close()
+
+    def test_refuses_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileError, match="is a folder: name a file in it"):
+            Store(tmp_path).changes()
+
+    def test_refuses_a_pipe(self, path: Path) -> None:
+        os.mkfifo(path)
+        with pytest.raises(FileError, match="is not a regular file"):
+            Store(path).changes()
+
+    def test_names_a_folder_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileError, match=r"the folder .*/no does not exist: create it"):
+            Store(tmp_path / "no" / "jobs.db").changes()
+
+    def test_refuses_a_file_as_a_folder(self, path: Path) -> None:
+        path.touch()
+        with pytest.raises(FileError, match=r"jobs\.db is not a folder"):
+            Store(path / "jobs.db").changes()
+
+    def test_makes_no_file_when_told_not_to(self, path: Path) -> None:
+        with pytest.raises(FileError, match="does not exist"):
+            Store(path, create=False).changes()
+        assert not path.exists()
+
+    @pytest.mark.parametrize("content", [b"no database " * 100, b"short"], ids=["long", "short"])
+    def test_refuses_what_is_no_database_and_leaves_it(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="is not an SQLite database: name another file"):
+            Store(path).changes()
+        assert path.read_bytes() == content
+
+    def test_refuses_a_path_with_a_nul(self) -> None:
+        with pytest.raises(FileError):
+            Store(Path("a\0b")).changes()
+
+    def test_refuses_a_name_that_is_too_long(self, tmp_path: Path) -> None:
+        with pytest.raises(FileError, match="File name too long"):
+            Store(tmp_path / ("x" * 300)).changes()
+
+    def test_says_that_a_damaged_file_is_damaged(self, store: Store, path: Path) -> None:
+        store.enqueue([new() for _ in range(1000)])
+        store.close()
+        with open(path, "r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (path.stat().st_size - 4096))
+        with pytest.raises(FileError, match=r"CorruptError: database disk image is malformed"):
+            store.count(Match())
+
+    @pytest.mark.parametrize(
+        ("mode", "problem"),
+        [(0o444, "cannot be written by this user"), (0o000, "unable to open")],
+    )
+    def test_says_that_a_file_cannot_be_written(
+        self, mode: int, problem: str, public_folder: Path
+    ) -> None:
+        path = public_folder / "jobs.db"
+        LiteJobs(path).count()
+        path.chmod(mode)
+        with without_privileges(), pytest.raises(FileError, match=problem):
+            Store(path).changes()
+
+    def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
+        public_folder.chmod(0o555)
+        with (
+            without_privileges(),
+            pytest.raises(FileError, match="cannot be created: Permission denied"),
+        ):
+            Store(public_folder / "jobs.db").changes()
+
+    def test_says_that_a_folder_cannot_be_written(self, public_folder: Path) -> None:
+        path = public_folder / "jobs.db"
+        LiteJobs(path).count()
+        path.chmod(0o666)
+        public_folder.chmod(0o555)
+        with without_privileges(), pytest.raises(FileError, match="unable to open"):
+            Store(path).changes()
+
+    def test_refuses_a_file_of_a_newer_schema_and_leaves_it(self, store: Store, path: Path) -> None:
+        store.connection().execute("UPDATE litejobs_meta SET value = 99")
+        store.close()
+        before = path.read_bytes()
+        with pytest.raises(FileError, match=r"newer litejobs \(schema 99, .*: upgrade litejobs"):
+            Store(path).changes()
+        assert path.read_bytes() == before
+
+    def test_refuses_a_place_where_wal_does_not_work(self, path: Path) -> None:
+        # The VFS with lock files has no shared memory; as some file systems have none.
+        code = (
+            "import apsw, sys; from litejobs import LiteJobs\n"
+            "apsw.set_default_vfs('unix-dotfile')\n"
+            "try: LiteJobs(sys.argv[1]).count()\n"
+            "except Exception as error: print(type(error).__name__, error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True
+        )
+        assert done.stdout == (
+            f"FileError {path}: stays in journal mode 'delete': WAL does not work there\n"
+        ), done.stderr
+
+    def test_lives_in_the_file_of_an_application(self, path: Path) -> None:
+        with contextlib.closing(apsw.Connection(str(path))) as application:
+            application.execute("CREATE TABLE customer (name TEXT); PRAGMA user_version = 7")
+            application.execute("INSERT INTO customer VALUES ('Ada')")
+        store = Store(path)
+        store.enqueue([new()])
+        assert store.connection().pragma("journal_mode") == "wal"
+        assert store.connection().pragma("user_version") == 7
+        assert store.connection().execute("SELECT name FROM customer").get == "Ada"
+        schema = store.connection().execute("SELECT name FROM sqlite_schema")
+        tables = {str(name) for (name,) in schema}
+        assert all(name.startswith(("litejobs_", "sqlite_", "customer")) for name in tables)
+        store.close()
+
+    def test_opens_again_after_it_was_closed(self, store: Store) -> None:
+        store.enqueue([new()])
+        store.close()
+        store.close()
+        assert store.get(1).id == 1
+
+
+class TestOtherProcesses:
+    def test_open_a_fresh_file_all_at_once(self, crew: Crew, tmp_path: Path) -> None:
+        for round in range(20):
+            answers = crew.tell("jobs.count()", tmp_path / f"{round}.db")
+            assert answers == [0] * 8, f"round {round}"
+
+    def test_enqueue_all_at_once_and_lose_nothing(self, crew: Crew, path: Path) -> None:
+        answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
+        ids = [id for answer in answers for id in answer]
+        assert sorted(ids) == list(range(1, 401))
+        rows = Store(path).find(Match(), 1000)
+        assert {row.id for row in rows} == set(ids)
+        sent = [json.loads(row.payload)["n"] for row in rows]
+        assert sorted(sent) == sorted(list(range(50)) * 8)
+
+    def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
+        Store(path).enqueue([new("note") for _ in range(100)])
+        claim = (
+            "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
+            " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
+            " lambda ready: [id for id, _ in [*ready][:3]], serves)[0]]"
+        )
+        ids = [id for answer in crew.tell(claim, path) for id in answer]
+        assert sorted(ids) == list(range(1, 101))
+
+    def test_hold_the_write_lock_for_too_long(
+        self, crew: Crew, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(litejobs, "PATIENCE", 0.2)
+        store.enqueue([new()])
+        hold = "[kept.append(jobs), jobs.store.connection().execute('BEGIN IMMEDIATE')] and 1"
+        assert crew.tell(hold, store.path, 1) == [1]
+        began = time.monotonic()
+        with pytest.raises(BusyError, match=r"locked by another process .*: who holds a trans"):
+            store.enqueue([new()])
+        assert 0.2 <= time.monotonic() - began < 5
+        assert store.count(Match()) == 1, "one can read meanwhile"
+        assert crew.tell("kept.pop().close()", store.path, 1) == [None]
+        assert list(store.enqueue([new()])) == [2]
+
+    def test_are_waited_for_while_they_write(self, crew: Crew, store: Store) -> None:
+        store.enqueue([new()])
+        hold = "[kept.append(jobs), jobs.store.connection().execute('BEGIN IMMEDIATE')] and 1"
+        crew.tell(hold, store.path, 1)
+        waiting = threading.Thread(target=store.enqueue, args=([new()],))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+        crew.tell("kept.pop().close()", store.path, 1)
+        waiting.join(10)
+        assert store.count(Match()) == 2
+
+    def test_that_read_for_long_hinder_nobody(self, crew: Crew, store: Store) -> None:
+        store.enqueue([new()])
+        read = (
+            "[kept.append(jobs), jobs.store.connection().execute('BEGIN DEFERRED'),"
+            " jobs.count()][-1]"
+        )
+        assert crew.tell(read, store.path, 1) == [1]
+        assert list(store.enqueue([new()])) == [2]
+        crew.tell("kept.pop().close()", store.path, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+class TestAFork:
+    def in_a_child(self, act: Callable[[], object]) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                act()
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def test_lets_both_processes_go_on(self, path: Path) -> None:
+        store = Store(path)
+        ids = [*store.enqueue([new()])]
+        for act in (
+            lambda: store.enqueue([new()]),
+            lambda: store.close(),
+            lambda: store.get(1),
+            lambda: os.kill(os.getpid(), 0),
+        ):
+            self.in_a_child(act)
+            ids += store.enqueue([new() for _ in range(5)])
+        # Asked by a process that shares nothing with this one.
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
+        assert len(set(ids)) == 21
+        store.close()
+
+    def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
+        store = Store(path)
+        store.enqueue([new()])
+        store.close()
+        del store
+        self.in_a_child(lambda: Store(path).enqueue([new()]))
+        assert Store(path).count(Match()) == 2
+
+    def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
+        store = Store(path)
+        stop = threading.Event()
+        acknowledged: list[int] = []
+
+        def enqueue() -> None:
+            while not stop.is_set():
+                acknowledged.extend(store.enqueue([new()]))
+
+        thread = threading.Thread(target=enqueue)
+        thread.start()
+        for _ in range(10):
+            self.in_a_child(lambda: store.enqueue([new()]))
+        stop.set()
+        thread.join()
+        count = int(shell(path, "SELECT count(*) FROM litejobs_job").stdout)
+        assert count == len(acknowledged) + 10
+        store.close()
+
+
+class TestTheFileThatIsTakenAway:
+    def remove(self, path: Path) -> None:
+        path.unlink()
+
+    def rename(self, path: Path) -> None:
+        path.rename(path.with_name("elsewhere.db"))
+
+    def replace(self, path: Path) -> None:
+        other = path.with_name("other.db")
+        Store(other).changes()
+        other.replace(path)
+
+    def lose_the_wal(self, path: Path) -> None:
+        path.with_name("jobs.db-wal").unlink()
+
+    def lose_all(self, path: Path) -> None:
+        for each in path.parent.glob("jobs.db*"):
+            each.unlink()
+
+    @pytest.mark.parametrize("act", [remove, rename, replace, lose_the_wal, lose_all])
+    def test_is_noticed_at_the_next_commit(
+        self, act: Callable[[object, Path], None], path: Path
+    ) -> None:
+        store = Store(path)
+        store.enqueue([new()])
+        act(self, path)
+        with pytest.raises(FileReplacedError, match=r"jobs\.db: was removed, moved or replaced"):
+            store.enqueue([new()])
+        # The next use takes the file that is there by then.
+        before = store.count(Match())
+        id = store.enqueue([new()])[0]
+        assert store.get(id).name == "mail"
+        assert store.count(Match()) == before + 1
+        store.close()
+
+    def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
+        store = Store(path)
+        store.enqueue([new()])
+        self.lose_all(path)
+        begin = "[kept.append(jobs), jobs.store.enqueue(ROWS)] and jobs.count()".replace(
+            "ROWS", repr([new()] * 7)
+        )
+        assert crew.tell(begin, path, 1) == [7]
+        with pytest.raises(FileReplacedError):
+            store.enqueue([new()])
+        assert crew.tell(f"len(kept[0].store.enqueue({[new()]!r}))", path, 1) == [1]
+        assert store.count(Match()) == 8
+        crew.tell("kept.pop().close()", path, 1)
+        assert store.count(Match()) == 8
+        store.close()
+
+    def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:
+        store = Store(path)
+        store.enqueue([new()])
+        store.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        assert list(store.enqueue([new()])) == [2]
+        store.close()
+
+
+class TestACommitThatFails:
+    PROGRAM = """
+import resource, sys
+from litejobs import LiteJobs
+jobs = LiteJobs(sys.argv[1])
+
+@jobs.define
+def note(text: str) -> None: ...
+
+def outcome(text):
+    try:
+        return note.enqueue(text).id
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+print(outcome("first"))
+size = 2**18
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ
+print(outcome("x" * 2**19))
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print(outcome("last"))
+print(jobs.store.connection().pragma("integrity_check"), jobs.find()[0].payload)
+"""
+
+    def test_half_way_has_an_unknown_outcome(self, path: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", self.PROGRAM, str(path)], capture_output=True, text=True
+        )
+        first, failed, last, state = done.stdout.splitlines()
+        assert first == "1", done.stderr
+        assert re.fullmatch(
+            r"OutcomeUnknownError: .*/jobs\.db: a commit failed \(.*\);"
+            r" what it wrote may be there or not",
+            failed,
+        ), done.stdout
+        assert last in ("2", "3")
+        assert state == "ok {'text': 'last'}"
+
+    def test_in_its_sync_has_an_unknown_outcome(self, path: Path) -> None:
+        broken = BrokenDisk()
+        store = Store(path)
+        try:
+            store.enqueue([new()])
+            broken.fails = True
+            with pytest.raises(OutcomeUnknownError, match="may be there or not"):
+                store.enqueue([new()])
+            count = store.count(Match())
+            assert count in (1, 2)
+            store.enqueue([new()])
+            assert store.count(Match()) == count + 1
+            assert store.connection().pragma("integrity_check") == "ok"
+        finally:
+            store.close()
+            broken.unregister()
+
+    def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
+        store.enqueue([new()])
+        connection = store.connection()
+        most = connection.pragma("max_page_count")
+        connection.pragma("max_page_count", connection.pragma("page_count"))
+        with pytest.raises(FileError, match=r"the disk is full: nothing was written; free some"):
+            store.enqueue([(*new()[:8], json.dumps("x" * 2**20), *new()[9:])])
+        connection.pragma("max_page_count", most)
+        assert store.count(Match()) == 1
+        assert list(store.enqueue([new()])) == [2]
+
+
+class BrokenDisk(apsw.VFS):
+    """A disk, the default one meanwhile, whose next sync can be made to fail."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.before = apsw.vfs_names()[0]
+        super().__init__("broken-disk", self.before, makedefault=True)
+
+    def xOpen(self, name: Any, flags: list[int]) -> BrokenFile:
+        return BrokenFile(self, name, flags)
+
+    def unregister(self) -> None:
+        apsw.set_default_vfs(self.before)
+        super().unregister()
+
+
+class BrokenFile(apsw.VFSFile):
+    def __init__(self, disk: BrokenDisk, name: Any, flags: list[int]) -> None:
+        self.disk = disk
+        super().__init__(disk.before, name, flags)
+
+    def xSync(self, flags: int) -> None:
+        if self.disk.fails:
+            self.disk.fails = False
+            raise apsw.IOError("the sync failed")
+        super().xSync(flags)
+
+
+COLUMNS = "name, queue, node, priority, state, payload, max_attempts, timeout, backoff, retention"
+REPORT = (
+    "INSERT OR REPLACE INTO litejobs_definition VALUES"
+    " ('report', 'slow', 'laptop', 7, NULL, 60000000, NULL, '{\"completed\": 5}')"
+)
+
+
+class TestAnInsertByHand:
+    def row(self, store: Store, id: int) -> dict[str, Any]:
+        cursor = store.connection().execute("SELECT * FROM litejobs_job WHERE id = ?", (id,))
+        names = [name for name, _ in cursor.get_description()]
+        return dict(zip(names, cursor.fetchone() or (), strict=True))
+
+    @pytest.fixture(autouse=True)
+    def a_file(self, store: Store) -> None:
+        store.connection().execute(REPORT)
+
+    @outsiders
+    def test_gets_sane_values_when_no_node_knows_the_definition(
+        self, outsider: Outsider, store: Store
+    ) -> None:
+        began = system_clock()
+        sql = "INSERT INTO litejobs_job (name, payload) VALUES ('mail', '{\"to\": \"Ada\"}')"
+        done = outsider(store.path, sql)
+        assert (done.returncode, done.stderr) == (0, "")
+        row = self.row(store, 1)
+        at = row.pop("enqueued_at")
+        # SQLite's clock has milliseconds.
+        assert began - 1000 <= at <= system_clock() + 1000
+        assert {key: value for key, value in row.items() if value not in (None, 0, "")} == {
+            "id": 1,
+            "name": "mail",
+            "queue": "default",
+            "state": "pending",
+            "payload": '{"to": "Ada"}',
+            "run_at": at,
+            "max_attempts": 5,
+        }
+        assert row["priority"] == 0
+        assert row["node"] == ""
+        assert row["timeout"] is row["backoff"] is row["retention"] is None
+
+    @outsiders
+    def test_gets_what_a_node_has_said_of_the_definition(
+        self, outsider: Outsider, store: Store
+    ) -> None:
+        done = outsider(store.path, "INSERT INTO litejobs_job (name) VALUES ('report')")
+        assert (done.returncode, done.stderr) == (0, "")
+        row = self.row(store, 1)
+        assert [row[name.strip()] for name in COLUMNS.split(",")] == [
+            "report", "slow", "laptop", 7, "pending", "{}", None, 60 * SECOND, None,
+            '{"completed": 5}',
+        ]  # fmt: skip
+
+    @outsiders
+    def test_keeps_what_it_says_itself(self, outsider: Outsider, store: Store) -> None:
+        values = "'report', 'q', 'n', -3, 'pending', '[1]', 2, 9, NULL, '{}'"
+        done = outsider(store.path, f"INSERT INTO litejobs_job ({COLUMNS}) VALUES ({values})")
+        assert (done.returncode, done.stderr) == (0, "")
+        row = self.row(store, 1)
+        assert [row[name.strip()] for name in COLUMNS.split(",")] == [
+            "report", "q", "n", -3, "pending", "[1]", 2, 9, None, "{}",
+        ]  # fmt: skip
+
+    @outsiders
+    def test_may_lie_in_the_future(self, outsider: Outsider, store: Store) -> None:
+        later = system_clock() + 3600 * SECOND
+        outsider(store.path, f"INSERT INTO litejobs_job (name, run_at) VALUES ('mail', {later})")
+        row = store.get(1)
+        assert (row.state, row.run_at) == ("scheduled", later)
+
+    def test_may_insert_many_at_once(self, store: Store) -> None:
+        done = shell(
+            store.path,
+            "INSERT INTO litejobs_job (name) VALUES ('mail'), ('report'), ('mail')",
+        )
+        assert done.stderr == ""
+        assert [(row.id, row.name, row.queue) for row in store.find(Match(), 9)] == [
+            (3, "mail", "default"),
+            (2, "report", "slow"),
+            (1, "mail", "default"),
+        ]
+
+    @outsiders
+    @pytest.mark.parametrize("payload", ["{to: 1}", "", "{"])
+    def test_is_refused_when_its_payload_is_no_json(
+        self, outsider: Outsider, payload: str, store: Store
+    ) -> None:
+        sql = f"INSERT INTO litejobs_job (name, payload) VALUES ('mail', '{payload}')"
+        done = outsider(store.path, sql)
+        assert done.returncode != 0
+        assert "litejobs: payload is not JSON" in done.stderr
+        assert store.count(Match()) == 0
+
+    @pytest.mark.parametrize(
+        ("columns", "values"),
+        [
+            ("name", "NULL"),
+            ("state", "'done'"),
+            ("priority", "'high'"),
+            ("name, run_at", "'mail', 1.5"),
+            ("name, run_at", "'mail', '2026-01-01'"),
+            # In nanoseconds: no date that Python could show.
+            ("name, run_at", "'mail', 1700000000000000000"),
+            ("name, payload", "'mail', 5"),
+            ("name, backoff", "'mail', 'soon'"),
+            ("name, retention", "'mail', 'a week'"),
+        ],
+    )
+    def test_is_refused_when_nobody_could_run_or_show_it(
+        self, columns: str, values: str, store: Store
+    ) -> None:
+        done = shell(store.path, f"INSERT INTO litejobs_job ({columns}) VALUES ({values})")
+        assert done.returncode != 0
+        assert store.count(Match()) == 0
+
+    @pytest.mark.parametrize("column", ["enqueued_at", "started_at", "attempt", "claim"])
+    def test_never_hides_the_jobs_of_others(self, column: str, store: Store, node: int) -> None:
+        shell(store.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
+        store.enqueue([new(queue="other")])
+        assert sorted(job.id for job in take(store, node)) == [1, 2]
+
+    def test_is_run_like_any_other(self, jobs_that_note: LiteJobs) -> None:
+        jobs_that_note.drain()
+        jobs_that_note.close()
+        sql = "INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 3}')"
+        shell(jobs_that_note.store.path, sql)
+        assert jobs_that_note.drain() == 1
+        assert jobs_that_note.get(1).result() == 6
+
+    @pytest.fixture
+    def jobs_that_note(self, path: Path) -> Iterator[LiteJobs]:
+        with LiteJobs(path) as jobs:
+
+            @jobs.define
+            def note(n: int) -> int:
+                return n * 2
+
+            yield jobs
+
+    def test_is_deleted_with_its_history(self, store: Store, node: int) -> None:
+        store.enqueue([new(), new()])
+        one, other = take(store, node)
+        settle(
+            store,
+            node,
+            ending(one, "failed", failure=a_failure(one)),
+            ending(other, "failed", failure=a_failure(other)),
+        )
+        shell(store.path, "DELETE FROM litejobs_job WHERE id = 1")
+        assert store.errors(1) == ()
+        assert len(store.errors(2)) == 1
+
+
+rows = st.lists(
+    st.builds(
+        new,
+        st.sampled_from(NAMES),
+        st.sampled_from(QUEUES),
+        node=st.sampled_from(["", "here"]),
+        priority=st.integers(-2, 2) | st.sampled_from([-(2**31), 2**31 - 1]),
+        run_at=st.integers(START - 3, START) | st.just(0),
+    ),
+    max_size=60,
+)
+
+
+def urgency(row: tuple[Any, ...], id: int) -> tuple[int, int, int]:
+    return -row[2], row[10], id
+
+
+class TestClaims:
+    @given(rows=rows)
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    def test_go_by_priority_then_by_when_they_became_due_then_by_id(
+        self, store: Store, rows: list[tuple[Any, ...]]
+    ) -> None:
+        store.connection().execute("DELETE FROM litejobs_job")
+        ids = store.enqueue(rows) if rows else range(0)
+        expected = sorted(ids, key=lambda id: urgency(rows[id - ids[0]], id))
+        half = len(expected) // 2
+        first, rest = take(store, 1, half), take(store, 1)
+        assert [job.id for job in first] == expected[:half]
+        assert [job.id for job in rest] == expected[half:]
+
+    def test_go_in_order_through_many_full_lanes(self, store: Store) -> None:
+        # Some lanes have many pages of jobs, and there are many lanes.
+        rows = [
+            new(f"job{n % 7}", f"queue{n % 5}", priority=n * 7 % 3, run_at=START - n * 13 % 50)
+            for n in range(3000)
+        ]
+        ids = store.enqueue(rows)
+        serves = Serves(frozenset(f"job{n}" for n in range(7)), None, "here")
+        expected = sorted(ids, key=lambda id: urgency(rows[id - 1], id))
+        assert [job.id for job in take(store, 1, serves=serves)] == expected
+
+    def test_leave_jobs_alone_until_they_are_due(self, store: Store, clock: TurnedClock) -> None:
+        store.enqueue([new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
+        assert [job.id for job in take(store, 1)] == [2]
+        assert store.stage(START + 4) == (0, START + 5)
+        assert take(store, 1) == []
+        assert store.stage(START + 5) == (1, START + 10)
+        assert [job.id for job in take(store, 1)] == [3]
+        assert store.stage(START + 99) == (1, None)
+        assert [job.id for job in take(store, 1)] == [1]
+
+    def test_leave_what_the_node_does_not_serve(self, store: Store) -> None:
+        store.enqueue(
+            [
+                new("mail", "default"),
+                new("mail", "slow"),
+                new("unknown", "slow"),
+                new("mail", "slow", node="there"),
+                new("mail", "slow", node="here"),
+            ]
+        )
+        serves = Serves(frozenset(["mail"]), frozenset(["slow"]), "here")
+        assert [job.id for job in take(store, 1, serves=serves)] == [2, 5]
+        assert [row.state for row in store.find(Match(ids=(1, 3, 4)), 9)] == ["pending"] * 3
+
+    def test_take_what_is_chosen_in_the_order_of_the_choice(self, store: Store) -> None:
+        store.enqueue([new(), new(), new()])
+        claimed, _ = store.exchange([], 1, lambda ready: [3, 1], ALL)
+        assert [job.id for job in claimed] == [3, 1]
+        assert store.get(2).state == "pending"
+
+    def test_show_each_job_with_its_name(self, store: Store) -> None:
+        store.enqueue([new("mail"), new("report", "slow")])
+        seen: list[tuple[int, str]] = []
+
+        def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
+            seen.extend(ready)
+            return []
+
+        store.exchange([], 1, choose, ALL)
+        assert seen == [(1, "mail"), (2, "report")]
+
+    def test_count_the_attempt_and_raise_the_fence(self, store: Store, clock: TurnedClock) -> None:
+        store.enqueue([new()])
+        clock.turn(5e-6)
+        (claimed,) = take(store, 1)
+        row = store.get(1)
+        assert (row.state, row.attempt, row.claim, row.started_at) == ("running", 1, 1, START + 5)
+        assert claimed == Claimed(1, 1, "mail", "default", 0, 1, 5, None, None, "{}", START, START)
+
+    def test_of_two_stores_never_overlap(self, store: Store, path: Path) -> None:
+        store.enqueue([new() for _ in range(400)])
+        taken: list[list[int]] = []
+
+        def work() -> None:
+            mine: list[int] = []
+            own = Store(path, "fast")
+            while jobs := take(own, 1, 5):
+                mine += [job.id for job in jobs]
+            own.close()
+            taken.append(mine)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(taken[0] + taken[1]) == list(range(1, 401))
+
+    def test_roll_back_when_the_choice_fails(self, store: Store, node: int) -> None:
+        store.enqueue([new(), new()])
+        (claimed,) = take(store, node, 1)
+
+        def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
+            raise RuntimeError("no choice")
+
+        with pytest.raises(RuntimeError, match="no choice"):
+            store.exchange([ending(claimed, "completed")], node, choose, ALL)
+        assert store.get(1).state == "running"
+        assert settle(store, node, ending(claimed, "completed")) == 0
+
+    def test_stage_more_than_one_batch(self, store: Store) -> None:
+        store.enqueue([new(run_at=START + 1)] * (BATCH + 1))
+        assert store.stage(START + 1) == (BATCH + 1, None)
+        assert store.count(Match(states=("pending",))) == BATCH + 1
+
+
+class TestSettlements:
+    @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
+    def test_of_the_ends(self, state: State, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        end = ending(claimed, state, result="[1]", error="why")
+        assert settle(store, node, end) == 0
+        row = store.get(1)
+        assert (row.state, row.attempt, row.run_at) == (state, 1, START)
+        assert (row.started_at, row.finished_at) == (START, START + SECOND)
+        assert (row.result, row.error) == ("[1]", "why")
+        assert [each.running for each in store.nodes()] == [0]
+        assert take(store, node) == []
+
+    @pytest.mark.parametrize("state", ["scheduled", "retrying"])
+    def test_of_jobs_that_come_back_later(self, state: State, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        settle(store, node, ending(claimed, state, run_at=START + 5, attempt=0))
+        row = store.get(1)
+        assert (row.state, row.attempt, row.run_at) == (state, 0, START + 5)
+        assert row.finished_at is None
+        assert store.stage(START + 4) == (0, START + 5)
+        assert store.stage(START + 5) == (1, None)
+        assert [job.claim for job in take(store, node)] == [2]
+
+    def test_of_a_job_that_is_given_back(self, store: Store, node: int) -> None:
+        store.enqueue([new(), new()])
+        (claimed,) = take(store, node, 1)
+        settle(store, node, ending(claimed, "pending", attempt=0))
+        assert [(job.id, job.attempt, job.claim) for job in take(store, node)] == [
+            (1, 1, 2),
+            (2, 1, 1),
+        ]
+
+    def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        kept = []
+        for message in ("one", "two\0, with a NUL", "three \ud800"):
+            store.stage(START)
+            (claimed,) = take(store, node)
+            failure = a_failure(claimed, message)
+            settle(store, node, ending(claimed, "retrying", failure=failure))
+            kept.append(failure)
+        found = store.errors(1)
+        assert found[:2] == tuple(kept[:2])
+        assert found[2].message == "three \\ud800", "what is no text is shown as an escape"
+
+    def test_take_an_error_that_is_no_proper_text(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        settle(store, node, ending(claimed, "failed", error="ValueError: \ud800"))
+        row = store.get(1)
+        assert (row.state, row.error) == ("failed", "ValueError: \\ud800")
+
+    def test_from_an_older_claim_change_nothing(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (old,) = take(store, node)
+        settle(store, node, ending(old, "pending", attempt=0))
+        (current,) = take(store, node)
+        before = store.get(1)
+        stale = ending(old, "completed", result="1", failure=a_failure(old))
+        assert settle(store, node, stale) == 1
+        assert store.get(1) == before
+        assert store.errors(1) == ()
+        assert settle(store, node, ending(current, "completed", result="2")) == 0
+        assert store.get(1).result == "2"
+        assert settle(store, node, ending(current, "failed")) == 1, "it was settled already"
+        assert store.get(1).state == "completed"
+
+    def test_of_a_job_that_is_gone_leave_no_history(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        shell(store.path, "DELETE FROM litejobs_job")
+        assert settle(store, node, ending(claimed, "failed", failure=a_failure(claimed))) == 1
+        assert store.errors(1) == ()
+
+    def test_are_counted_one_by_one(self, store: Store, node: int) -> None:
+        store.enqueue([new() for _ in range(3)])
+        one, two, three = take(store, node)
+        assert settle(
+            store,
+            node,
+            ending(one, "completed"),
+            ending(two, "completed", claim=7),
+            ending(three, "completed"),
+        ) == 1  # fmt: skip
+        assert [row.state for row in store.find(Match(), 9)] == [
+            "completed",
+            "running",
+            "completed",
+        ]
+
+    @pytest.mark.parametrize("state", ["retrying", "scheduled", "pending"])
+    def test_never_bring_back_a_job_that_was_cancelled_meanwhile(
+        self, state: State, store: Store, node: int
+    ) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        assert store.cancel(Match(ids=(1,))) == Moved(1)
+        settle(store, node, ending(claimed, state))
+        assert store.get(1).state == "cancelled"
+
+    def test_let_a_job_complete_though_it_was_asked_to_end(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        store.cancel(Match(ids=(1,)))
+        assert store.asked(node) == [1]
+        settle(store, node, ending(claimed, "completed"))
+        assert store.get(1).state == "completed"
+        assert store.asked(node) == []
+
+
+class TestRescue:
+    def test_leaves_the_jobs_of_a_node_that_lives(self, store: Store, node: int) -> None:
+        store.enqueue([new()])
+        take(store, node)
+        assert store.rescue(node) == 0
+        assert store.get(1).state == "running"
+        assert [each.id for each in store.nodes()] == [node]
+
+    def test_leaves_the_jobs_of_a_node_in_another_process(self, crew: Crew, store: Store) -> None:
+        store.enqueue([new()])
+        join = "[kept.append(jobs.store.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
+            "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
+        )
+        (node,) = crew.tell(join, store.path, 1)
+        take(store, node)
+        assert store.rescue(node) == 0
+        assert crew.tell("kept.pop()[1].close()", store.path, 1) == [None]
+        assert store.rescue(node) == 1
+
+    def test_takes_over_when_the_last_process_of_a_node_is_gone(
+        self, store: Store, clock: TurnedClock
+    ) -> None:
+        node, presence = store.join("there", 0, 1, ALL, [])
+        worker = Presence.hold(store.presence_path(node))
+        store.enqueue([new(), new(), new()])
+        take(store, node, 2)
+        presence.close()
+        assert store.rescue(node) == 0, "its worker may still run the jobs"
+        worker.close()
+        clock.turn(1)
+        assert store.rescue(node) == 2
+        assert store.nodes() == []
+        assert not os.path.exists(store.presence_path(node))
+        rows = store.find(Match(), 9)
+        assert [(row.state, row.attempt, row.lost) for row in rows] == [
+            ("pending", 0, 0),
+            ("pending", 0, 1),
+            ("pending", 0, 1),
+        ]
+        (failure,) = store.errors(1)
+        assert (failure.attempt, failure.kind, failure.worker) == (1, "lost", os.getpid())
+        assert store.rescue(node) == 0, "there is nothing left to rescue"
+
+    def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
+        self, store: Store, clock: TurnedClock
+    ) -> None:
+        store.enqueue([new(retention=Retention(failed=5))])
+        for count in range(1, LOST_LIMIT + 1):
+            assert store.get(1).state == "pending"
+            node, presence = store.join("there", 0, 1, ALL, [])
+            take(store, node)
+            presence.close()
+            assert store.rescue(node) == 1
+            assert store.get(1).lost == count
+        row = store.get(1)
+        assert (row.state, row.attempt, row.finished_at) == ("failed", 1, START)
+        assert [failure.kind for failure in store.errors(1)] == ["lost"] * LOST_LIMIT
+        assert store.prune(START + 5 * SECOND - 1) == 0
+        assert store.prune(START + 5 * SECOND) == 1
+
+    def test_throws_away_what_the_old_claim_brings_later(self, store: Store, node: int) -> None:
+        dead, presence = store.join("there", 0, 1, ALL, [])
+        store.enqueue([new()])
+        (old,) = take(store, dead)
+        presence.close()
+        store.rescue(dead)
+        assert settle(store, dead, ending(old, "completed")) == 1
+        (current,) = take(store, node)
+        assert settle(store, dead, ending(old, "completed")) == 1
+        assert settle(store, node, ending(current, "completed")) == 0
+
+    def test_cancels_what_was_asked_to_end_on_the_node_that_died(self, store: Store) -> None:
+        node, presence = store.join("there", 0, 1, ALL, [])
+        store.enqueue([new()])
+        take(store, node)
+        store.cancel(Match(ids=(1,)))
+        presence.close()
+        assert store.rescue(node) == 1
+        assert store.get(1).state == "cancelled"
+
+    def test_forgets_the_wish_to_cancel_once_somebody_retries(
+        self, store: Store, node: int
+    ) -> None:
+        dead, presence = store.join("there", 0, 1, ALL, [])
+        store.enqueue([new()])
+        take(store, dead)
+        store.cancel(Match(ids=(1,)))
+        presence.close()
+        store.rescue(dead)
+        store.cancel(Match(ids=(1,)))
+        assert store.retry(Match(ids=(1,))) == Moved(1)
+        assert [job.id for job in take(store, node)] == [1]
+        assert store.asked(node) == []
+
+    def test_leaving_gives_back_what_was_held(self, store: Store) -> None:
+        node, presence = store.join("there", 0, 1, ALL, [])
+        store.enqueue([new()])
+        take(store, node)
+        store.leave(node, presence)
+        assert store.nodes() == []
+        assert store.get(1).state == "pending"
+
+    def test_gives_back_jobs_that_a_node_does_not_know_it_has(
+        self, store: Store, node: int
+    ) -> None:
+        store.enqueue([new(), new(), new()])
+        take(store, node)
+        store.release_strays(node, [2])
+        assert [(row.id, row.state, row.attempt) for row in store.find(Match(), 9)] == [
+            (3, "pending", 0),
+            (2, "running", 1),
+            (1, "pending", 0),
+        ]
+
+    def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "lock")
+        Presence.create(path).close()
+        with Presence.gone(path) as gone:
+            assert gone
+            assert os.path.exists(path)
+        assert not os.path.exists(path)
+        with Presence.gone(path) as gone:
+            assert gone
+
+
+class TestPruning:
+    @pytest.mark.parametrize("state", ["completed", "cancelled", "failed"])
+    @pytest.mark.parametrize("kept", [0, 0.5, 3600, None])
+    def test_waits_for_the_retention_of_the_outcome(
+        self, state: State, kept: float | None, store: Store, node: int
+    ) -> None:
+        others: dict[str, Any] = {"completed": 7, "cancelled": 7, "failed": 7, state: kept}
+        store.enqueue([new(retention=Retention(**others))])
+        (claimed,) = take(store, node)
+        settle(store, node, ending(claimed, state, failure=a_failure(claimed)))
+        ended = START + SECOND
+        if kept is None:
+            assert store.prune(ended + 10**15) == 0
+            assert store.get(1).state == state
+            return
+        due = ended + int(kept * SECOND)
+        assert store.prune(due - 1) == 0
+        assert len(store.errors(1)) == 1
+        assert store.prune(due) == 1
+        assert store.errors(1) == ()
+        with pytest.raises(JobNotFoundError, match="no job has the id 1: it was deleted or pru"):
+            store.get(1)
+
+    @pytest.mark.parametrize(
+        ("state", "days"), [("completed", 1), ("cancelled", 1), ("failed", 30)]
+    )
+    def test_by_default_keeps_finished_jobs_for_days(
+        self, state: State, days: int, store: Store, node: int
+    ) -> None:
+        store.enqueue([new()])
+        (claimed,) = take(store, node)
+        settle(store, node, ending(claimed, state))
+        due = START + SECOND + days * 86400 * SECOND
+        assert store.prune(due - 1) == 0
+        assert store.prune(due) == 1
+
+    def test_counts_from_the_cancellation_of_a_waiting_job(
+        self, store: Store, clock: TurnedClock
+    ) -> None:
+        store.enqueue([new(), new(retention=Retention(cancelled=2))])
+        clock.turn(100e-6)
+        store.cancel(Match(states=("pending",)))
+        assert store.prune(START + 100 + 2 * SECOND - 1) == 0
+        assert store.prune(START + 100 + 2 * SECOND) == 1
+        assert store.prune(START + 100 + 86400 * SECOND - 1) == 0
+        assert store.prune(START + 100 + 86400 * SECOND) == 1
+
+    def test_leaves_a_dead_letter_that_was_retried(self, store: Store, node: int) -> None:
+        store.enqueue([new(retention=Retention(failed=0))])
+        (claimed,) = take(store, node)
+        settle(store, node, ending(claimed, "failed"))
+        store.retry(Match(ids=(1,)))
+        assert store.prune(START + 10**15) == 0
+
+    def test_goes_by_small_batches_and_gives_the_space_back(
+        self, store: Store, path: Path, node: int
+    ) -> None:
+        fill(store, 1200, "completed", "x" * 3000)
+        pages = store.connection().pragma("page_count")
+        assert [store.prune(1100) for _ in range(4)] == [500, 500, 100, 0]
+        assert store.count(Match()) == 100
+        assert store.connection().pragma("page_count") < pages * 0.6
+
+
+def fill(
+    store: Store, number: int, state: State, text: str = "", run_at: int = 0, queue: str = "default"
+) -> None:
+    """Puts many rows of one state into the file, to be pruned at 1, 2, 3, …"""
+    ended = state in ("completed", "failed", "cancelled")
+    store.connection().execute(
+        """
+        WITH RECURSIVE counted (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted LIMIT ?)
+        INSERT INTO litejobs_job (
+            name, queue, priority, state, payload, run_at, enqueued_at, finished_at, prune_at
+        )
+        SELECT 'mail', ?, 0, ?, ?, ?, 0, ?, CASE WHEN ? THEN n END FROM counted
+        """,
+        (number, queue, state, json.dumps(text), run_at, 0 if ended else None, ended),
+    )
+
+
+@contextlib.contextmanager
+def watched(store: Store) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that the store runs meanwhile, with their bindings."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(cursor: Any, sql: str, bindings: Any) -> bool:
+        seen.append((sql, bindings))
+        return True
+
+    store.connection().exec_trace = note
+    try:
+        yield seen
+    finally:
+        store.connection().exec_trace = None
+
+
+@contextlib.contextmanager
+def measured(store: Store) -> Iterator[list[dict[str, int]]]:
+    """How much work each statement does meanwhile, triggers included."""
+    seen: list[dict[str, int]] = []
+
+    def note(event: dict[str, Any]) -> None:
+        seen.append(event["stmt_status"])
+
+    store.connection().trace_v2(apsw.SQLITE_TRACE_PROFILE, note)
+    try:
+        yield seen
+    finally:
+        store.connection().trace_v2(0, None)
+
+
+def plan(store: Store, sql: str, bindings: Any) -> list[str]:
+    rows: list[Any] = store.connection().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+    return [row[3] for row in rows]
+
+
+def an_exchange(store: Store, node: int) -> None:
+    claimed = take(store, node, 2)
+    settle(store, node, *(ending(job, "retrying", run_at=START + 9) for job in claimed))
+
+
+HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
+    "claiming and settling": (an_exchange, "litejobs_ready"),
+    "staging": (lambda store, node: store.stage(START + 1), "litejobs_due"),
+    "asking who was cancelled": (lambda store, node: store.asked(node), "litejobs_asked"),
+    "pruning": (lambda store, node: store.prune(3), "litejobs_prune"),
+    "listing nodes": (lambda store, node: store.nodes(), "litejobs_held"),
+    "rescuing": (lambda store, node: store._take_over(node + 1), "litejobs_held"),
+    "giving strays back": (
+        lambda store, node: store.release_strays(node, [1]),
+        "litejobs_held",
+    ),
+    "finding dead letters": (
+        lambda store, node: store.find(Match(states=("failed",)), 20),
+        "litejobs_ended",
+    ),
+    "counting dead letters": (
+        lambda store, node: store.count(Match(states=("failed",))),
+        "litejobs_ended",
+    ),
+    "retrying dead letters": (
+        lambda store, node: store.retry(Match(states=("failed",), name="no")),
+        "litejobs_ended",
+    ),
+    "cancelling one job": (
+        lambda store, node: store.cancel(Match(ids=(7,))),
+        "INTEGER PRIMARY KEY",
+    ),
+    "deleting one job": (
+        lambda store, node: store.delete(Match(ids=(7,))),
+        "INTEGER PRIMARY KEY",
+    ),
+    "looking whether anything is left to do": (
+        lambda store, node: store.unserved(Serves(frozenset(["no"]), None, "here")),
+        "litejobs_held",
+    ),
+    "turning a page": (
+        lambda store, node: store.find(Match(before=70), 20),
+        "INTEGER PRIMARY KEY",
+    ),
+    "finding cancelled jobs": (
+        lambda store, node: store.find(Match(states=("cancelled", "failed")), 20),
+        "litejobs_ended",
+    ),
+    "finding scheduled jobs": (
+        lambda store, node: store.count(Match(states=("scheduled",))),
+        "litejobs_due",
+    ),
+    "finding pending jobs of a queue": (
+        lambda store, node: store.count(Match(states=("pending",), queue="default")),
+        "litejobs_ready",
+    ),
+    "finding running jobs": (
+        lambda store, node: store.count(Match(states=("running",))),
+        "litejobs_held",
+    ),
+}
+hot = pytest.mark.parametrize(("act", "index"), HOT.values(), ids=HOT)
+
+
+class TestALargeFile:
+    """Statements that a node runs all the time must not get slower as the file grows."""
+
+    @pytest.fixture(params=["without statistics", "with statistics"])
+    def large(self, request: pytest.FixtureRequest, store: Store) -> Store:
+        for state in ("completed", "scheduled", "failed", "cancelled", "pending"):
+            fill(store, 300, state, run_at=START + 10**9)
+        fill(store, 20, "retrying", run_at=START)
+        if request.param == "with statistics":
+            store.connection().execute("ANALYZE")
+            store.close()
+        return store
+
+    @hot
+    def test_is_only_read_through_indexes(
+        self, act: Callable[[Store, int], object], index: str, large: Store, node: int
+    ) -> None:
+        with watched(large) as statements:
+            act(large, node)
+        plans = {
+            sql: plan(large, sql, bindings)
+            for sql, bindings in statements
+            # What can match nothing has a plan, but is not run.
+            if "litejobs_job" in sql and "state IN ()" not in sql
+        }
+        assert plans
+        for sql, steps in plans.items():
+            for step in steps:
+                through_all = re.match(r"SCAN (litejobs_job|job|next)\b", step)
+                assert not through_all or "INDEX litejobs_" in step, (sql, steps)
+        assert any(f" {index}" in step for steps in plans.values() for step in steps), plans
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            HOT[name][0]
+            for name in ("claiming and settling", "staging", "asking who was cancelled", "pruning")
+        ],
+    )
+    def test_costs_no_more_work_than_a_small_one(
+        self, act: Callable[[Store, int], object], store: Store, node: int
+    ) -> None:
+        def steps() -> int:
+            store.enqueue([new(run_at=START), new(run_at=START + 1)])
+            with measured(store) as statuses:
+                act(store, node)
+            assert statuses
+            assert sum(status["SQLITE_STMTSTATUS_AUTOINDEX"] for status in statuses) == 0
+            return sum(status["SQLITE_STMTSTATUS_VM_STEP"] for status in statuses)
+
+        small = steps()
+        for state in ("completed", "failed", "scheduled"):
+            fill(store, 5000, state, run_at=START + 10**9)
+        store.connection().execute("UPDATE litejobs_job SET prune_at = prune_at + 10")
+        assert steps() < small + 500
+
+    def test_with_many_ready_jobs_costs_no_more_to_claim_from(
+        self, store: Store, node: int
+    ) -> None:
+        def steps() -> int:
+            with measured(store) as statuses:
+                assert len(take(store, node, 4)) == 4
+            return sum(status["SQLITE_STMTSTATUS_VM_STEP"] for status in statuses)
+
+        store.enqueue([new()] * 1000)
+        small = steps()
+        fill(store, 10_000, "pending", run_at=START - 1)
+        assert steps() < small + 500
+
+
+class TestTheBell:
+    def test_rings_at_every_node_when_a_job_is_enqueued(self, store: Store) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
+            bell.bind(("127.0.0.1", 0))
+            bell.settimeout(5)
+            node, presence = store.join("here", bell.getsockname()[1], 1, ALL, [])
+            for act in (
+                lambda: store.enqueue([new()]),
+                lambda: store.insert("mail", "{}", {}),
+                lambda: store.cancel(Match()),
+            ):
+                act()
+                assert bell.recv(10) == b""
+            store.leave(node, presence)
+
+    def test_of_a_node_with_an_impossible_port_harms_nobody(self, store: Store) -> None:
+        node, presence = store.join("here", 70_000, 1, ALL, [])
+        assert list(store.enqueue([new()])) == [1]
+        store.leave(node, presence)
+
+
+def sequence(rows: Sequence[Any]) -> list[int]:
+    return [row.id for row in rows]
+
+
+class TestMatching:
+    def test_takes_ids_beyond_what_sqlite_has(self, store: Store) -> None:
+        store.enqueue([new()])
+        huge = Match(ids=(2**63, 2**200, -(2**70), 1))
+        assert sequence(store.find(huge, 9)) == [1]
+        assert store.count(huge) == 1
+        for id in (2**63, -(2**63) - 1, 2**100, 0, -1):
+            with pytest.raises(JobNotFoundError, match=f"no job has the id {id}"):
+                store.get(id)
+
+    def test_takes_filters_that_are_no_proper_text(self, store: Store) -> None:
+        store.enqueue([new()])
+        assert store.find(Match(name="\ud800"), 9) == []
+        assert store.count(Match(queue="\udcff")) == 0

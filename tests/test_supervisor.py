@@ -1,0 +1,569 @@
+"""A node and what befalls it: kills, stops, signals, cancellations, and neighbours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from litejobs import Constant, Job, LiteJobs, Moved
+from programs import Programs, alive, children, eventually, lines, never, trouble
+
+GRACE = 0.3
+PATIENT = 20.0
+FAR = 60.0
+"""Seconds that no test waits for."""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[LiteJobs]:
+    with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+        jobs.register(*trouble.DEFINITIONS)
+        yield jobs
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    programs = Programs(tmp_path)
+    yield programs
+    programs.close()
+
+
+def teach_that_naps_are_short(jobs: LiteJobs) -> None:
+    """Until a node knows how long a definition's jobs take, it hands them over singly."""
+    for job in jobs.enqueue_many(trouble.nap.bind(0) for _ in range(20)):
+        job.wait(PATIENT)
+
+
+def seconds_late(job: Job[object]) -> float:
+    """How long a job that was due waited for its start."""
+    job = job.wait(PATIENT)
+    assert job.started_at is not None
+    return (job.started_at - max(job.enqueued_at, job.run_at)).total_seconds()
+
+
+# A node that dies
+
+
+def test_jobs_of_a_killed_node_run_again_without_the_loss_of_an_attempt(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    job = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), FAR)
+    for death in range(1, 6):
+        since = time.monotonic()
+        node = programs.node(jobs.path)
+        eventually(lambda seen=death: len(lines(log)) == seen)  # type: ignore[misc]
+        print(f"run {death} began {time.monotonic() - since:.3f} s after its node was started")
+        assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
+        assert [error.kind for error in job.errors] == ["lost"] * (death - 1)
+        node.kill()
+        node.wait()
+        eventually(lambda: not alive(int(lines(log)[-1])), within=1.0)
+    last = programs.node(jobs.path, "--until", "empty")
+    assert last.wait(PATIENT) == 0
+    job = job.refresh()
+    assert (job.state, job.attempt, len(lines(log))) == ("failed", 1, 5)
+    assert [error.kind for error in job.errors] == ["lost"] * 5
+    assert "NodeLost" in str(job.error)
+
+
+def test_another_node_takes_over_within_about_a_second(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    with jobs.start(workers=1, grace=0):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        node.kill()
+        since = time.monotonic()
+        eventually(lambda: len(lines(log)) == 2)
+        took = time.monotonic() - since
+        print(f"taken over in {took:.3f} s")
+        assert took < 2.5
+        assert job.refresh().attempt == 1
+
+
+def test_jobs_that_were_handed_over_but_not_begun_are_not_lost_with_their_node(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    teach_that_naps_are_short(jobs)
+    batch = [trouble.nap.bind(FAR), *[trouble.nap.bind(0)] * 30]
+    long, *short = jobs.enqueue_many(batch)
+    eventually(lambda: long.refresh().state == "running")
+    node.kill()
+    node.wait()
+    assert jobs.cancel(long.id) == Moved(1)
+    with jobs.start(workers=1, grace=0):
+        assert {(job.wait(PATIENT).state, job.refresh().attempt) for job in short} == {
+            ("completed", 1)
+        }
+
+
+def test_a_job_that_was_cancelled_when_its_node_died_does_not_run_again(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    os.kill(node.pid, signal.SIGSTOP)
+    assert jobs.cancel(job.id) == Moved(1)
+    node.kill()
+    node.wait()
+    with jobs.start(workers=1, grace=0):
+        assert job.wait(PATIENT).state == "cancelled"
+    assert len(lines(log)) == 1
+
+
+def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--workers", "2")
+    held = [trouble.nap_and_tell.enqueue(str(log), 0.5) for _ in range(2)]
+    eventually(lambda: len(lines(log)) == 2)
+    stopped = [node.pid, *children(node.pid)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with jobs.start(workers=1, grace=GRACE):
+            others = [trouble.nap_and_tell.enqueue(str(log), 0.01) for _ in range(20)]
+            for job in others:
+                job.wait(PATIENT)
+            never(lambda: len(lines(log)) != 22, during=3.0)
+            assert {job.refresh().state for job in held} == {"running"}
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            assert {job.wait(PATIENT).attempt for job in held} == {1}
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert len(lines(log)) == 22
+    assert {job.refresh().state for job in held} == {"completed"}
+    assert not any(job.errors for job in held + others)
+
+
+# Hand-over
+
+
+def test_short_jobs_behind_a_slow_one_go_to_an_idle_worker(jobs: LiteJobs) -> None:
+    with jobs.start(workers=2, grace=GRACE):
+        teach_that_naps_are_short(jobs)
+        _, *short = jobs.enqueue_many([trouble.nap.bind(1.0), *[trouble.nap.bind(0)] * 10])
+        late = max(map(seconds_late, short))
+        print(f"the last of 10 short jobs started after {late * 1000:.1f} ms")
+        assert late < 0.5
+        assert {job.refresh().attempt for job in short} == {1}
+
+
+def test_a_slow_job_in_the_middle_of_many_holds_nobody_up(jobs: LiteJobs) -> None:
+    with jobs.start(workers=2, grace=0):
+        teach_that_naps_are_short(jobs)
+        naps = [trouble.nap.bind(0)] * 1000
+        naps[500] = trouble.nap.bind(2.0)
+        batch = jobs.enqueue_many(naps)
+        slow, short = batch[500], batch[:500] + batch[501:]
+        late = max(map(seconds_late, short))
+        assert slow.refresh().state == "running"
+        short = [job.refresh() for job in short]
+        print(
+            f"the last of 999 short jobs started after {late * 1000:.1f} ms,"
+            f" claimed up to {max(job.row.claim for job in short)} times"
+        )
+        assert {(job.state, job.attempt) for job in short} == {("completed", 1)}
+        assert max(job.row.claim for job in short) < 10
+        jobs.cancel(slow.id)
+
+
+def test_a_due_time_is_met_and_never_too_early(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        late = [seconds_late(trouble.nap.using(delay=0.7).enqueue(0)) for _ in range(2)]
+    print(f"late by {', '.join(f'{each * 1000:.1f}' for each in late)} ms")
+    assert min(late) >= 0
+    assert min(late) < 0.05
+
+
+def test_an_enqueue_starts_on_an_idle_worker_at_once(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        late = sorted(seconds_late(trouble.nap.enqueue(0)) for _ in range(30))
+    print(f"median {late[15] * 1000:.2f} ms, worst {late[-1] * 1000:.2f} ms")
+    assert late[15] < 0.05
+
+
+BY_HAND = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute(
+    "INSERT INTO litejobs_job (name, payload) VALUES ('innocent', json_object('log', ?, 'n', 7))",
+    (sys.argv[2],),
+)
+connection.commit()
+connection.close()
+"""
+
+
+def test_an_insert_by_hand_from_another_process_is_seen(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        command = [sys.executable, "-c", BY_HAND, str(jobs.path), str(log)]
+        subprocess.run(command, check=True)
+        eventually(lambda: lines(log) == ["7"], within=1.5)
+        [job] = eventually(lambda: jobs.find(name="innocent", state="completed"))
+    assert seconds_late(job) < 1.0
+    assert (job.result(), job.queue, job.max_attempts) == (7, "default", 5)
+
+
+# Timeouts
+
+
+@pytest.mark.parametrize("timeout", [0.05, 0.4])
+def test_a_timeout_is_kept_to_the_tenth_of_a_second(timeout: float, jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=0):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        attempts = []
+        for _ in range(3):
+            job = trouble.nap.using(max_attempts=1, timeout=timeout).enqueue(FAR)
+            attempts.append(job.wait(PATIENT).errors[0])
+    took = [(each.finished_at - each.started_at).total_seconds() for each in attempts]
+    print(f"timeout {timeout} s, took {took}")
+    assert {each.kind for each in attempts} == {"timeout"}
+    assert timeout <= min(took) < timeout + 0.1
+
+
+def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=FAR):
+        job = trouble.obey.using(timeout=0.2, max_attempts=1).enqueue(str(log))
+        assert job.wait(PATIENT).state == "failed"
+        assert [error.kind for error in job.errors] == ["timeout"]
+        assert trouble.whoami.enqueue().result(PATIENT) == int(lines(log)[0])
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+def test_a_signal_lets_running_jobs_end_and_gives_back_the_others(
+    number: signal.Signals, to_group: bool, jobs: LiteJobs, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--grace", str(FAR))
+    teach_that_naps_are_short(jobs)
+    running, *waiting = jobs.enqueue_many([trouble.nap.bind(0.7), *[trouble.nap.bind(0)] * 10])
+    eventually(lambda: running.refresh().state == "running")
+    (os.killpg if to_group else os.kill)(node.pid, number)
+    output, _ = node.communicate(timeout=PATIENT)
+    assert (node.returncode, output, programs.errors.read_text()) == (0, "worked to the end\n", "")
+    assert (running.refresh().state, running.refresh().attempt) == ("completed", 1)
+    assert {(job.refresh().state, job.refresh().attempt) for job in waiting} == {("pending", 0)}
+    assert not any(job.errors for job in waiting)
+    assert jobs.nodes() == []
+
+
+def test_a_job_that_outlasts_the_grace_is_given_back_without_the_loss_of_an_attempt(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--grace", "0.3")
+    job = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    node.terminate()
+    assert node.wait(PATIENT) == 0
+    job = job.refresh()
+    assert (job.state, job.attempt, job.errors) == ("pending", 0, ())
+    assert not alive(int(lines(log)[0]))
+
+
+def test_a_second_signal_ends_a_node_at_once(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--grace", str(FAR))
+    job = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    node.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.wait(0.3)
+    since = time.monotonic()
+    node.terminate()
+    assert node.wait(PATIENT) == 0
+    assert time.monotonic() - since < 2.0
+    job = job.refresh()
+    assert (job.state, job.attempt, job.errors) == ("pending", 0, ())
+    assert not alive(int(lines(log)[0]))
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+def test_a_signal_while_workers_start_ends_the_node_in_order(
+    to_group: bool, jobs: LiteJobs, programs: Programs
+) -> None:
+    job = trouble.nap.enqueue(0)
+    node = programs.node(jobs.path, "--workers", "2", "--grace", str(FAR))
+    eventually(jobs.nodes)
+    since = time.monotonic()
+    (os.killpg if to_group else os.kill)(node.pid, signal.SIGTERM)
+    assert node.wait(PATIENT) == 0
+    print(f"ended after {time.monotonic() - since:.3f} s")
+    assert time.monotonic() - since < 4.0
+    assert (job.refresh().state, job.refresh().attempt) in [("pending", 0), ("completed", 1)]
+    assert jobs.nodes() == []
+    assert programs.errors.read_text() == ""
+
+
+def test_a_signal_before_work_has_begun_ends_the_program(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    job = trouble.nap.enqueue(0)
+    node = programs.node(jobs.path)
+    node.terminate()
+    assert node.wait(PATIENT) in (0, -signal.SIGTERM)
+    assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
+    assert jobs.nodes() == []
+
+
+# Cancelling
+
+
+def test_a_waiting_job_is_cancelled_at_once(jobs: LiteJobs, log: Path) -> None:
+    pending = trouble.innocent.enqueue(str(log), 1)
+    later = trouble.innocent.using(delay=FAR).enqueue(str(log), 2)
+    assert jobs.cancel(pending.id, later.id) == Moved(2)
+    with jobs.start(workers=1, grace=GRACE):
+        trouble.nap.enqueue(0).wait(PATIENT)
+    assert {job.refresh().state for job in (pending, later)} == {"cancelled"}
+    assert lines(log) == []
+
+
+def test_a_running_job_that_heeds_its_cancellation_keeps_its_worker(
+    jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=1, grace=FAR):
+        job = trouble.obey.enqueue(str(log))
+        eventually(lambda: lines(log))
+        assert jobs.cancel(job.id) == Moved(1)
+        job = job.wait(PATIENT)
+        assert (job.state, job.attempt, job.errors) == ("cancelled", 1, ())
+        assert trouble.whoami.enqueue().result(PATIENT) == int(lines(log)[0])
+
+
+def test_a_running_job_that_does_not_heed_its_cancellation_is_killed(
+    jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.nap_and_tell.enqueue(str(log), FAR)
+        [worker] = map(int, eventually(lambda: lines(log)))
+        since = time.monotonic()
+        assert jobs.cancel(job.id) == Moved(1)
+        job = job.wait(PATIENT)
+        assert GRACE <= time.monotonic() - since < GRACE + 1.0
+        assert (job.state, job.attempt, job.errors) == ("cancelled", 1, ())
+        assert not alive(worker)
+        assert trouble.nap.enqueue(0).wait(PATIENT).state == "completed"
+
+
+def test_a_job_that_is_cancelled_behind_a_slow_one_never_runs(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        teach_that_naps_are_short(jobs)
+        trouble.innocent.enqueue(str(log), 0).wait(PATIENT)
+        slow, *others = jobs.enqueue_many(
+            [trouble.nap.bind(0.5), *(trouble.innocent.bind(str(log), n) for n in (1, 2, 3))]
+        )
+        eventually(lambda: slow.refresh().state == "running")
+        assert jobs.cancel(*(job.id for job in others)) == Moved(3)
+        assert {(job.wait(PATIENT).state, job.refresh().attempt) for job in others} == {
+            ("cancelled", 0)
+        }
+        assert slow.wait(PATIENT).state == "completed"
+    assert lines(log) == ["0"]
+
+
+def test_a_cancellation_that_races_with_completion_has_one_winner(
+    jobs: LiteJobs, log: Path
+) -> None:
+    rng = random.Random(7)
+    with jobs.start(workers=2, grace=0):
+        trouble.nap.enqueue(0).wait(PATIENT)
+        batch = jobs.enqueue_many(trouble.nap.bind(rng.uniform(0, 0.03)) for _ in range(60))
+        for job in batch:
+            jobs.cancel(job.id)
+        ended = [job.wait(PATIENT) for job in batch]
+    assert {job.state for job in ended} <= {"completed", "cancelled"}
+    assert all(job.attempt <= 1 and not job.errors for job in ended)
+
+
+def test_a_job_that_is_cancelled_while_it_fails_is_not_tried_again(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """Its node learns of the cancellation after its failure, and in the same turn."""
+    node = programs.node(jobs.path, "--grace", "10")
+    flag = log.with_name("flag")
+    job = trouble.wait_for.using(max_attempts=3).enqueue(str(log), str(flag))
+    [worker] = map(int, eventually(lambda: lines(log)))
+    os.kill(node.pid, signal.SIGSTOP)
+    flag.touch()
+    eventually(lambda: _sleeps_in_a_read(worker))
+    assert jobs.cancel(job.id) == Moved(1)
+    os.kill(node.pid, signal.SIGCONT)
+    assert job.wait(PATIENT).state == "cancelled"
+    assert len(lines(log)) == 1
+
+
+def _sleeps_in_a_read(pid: int) -> bool:
+    """Whether a worker waits for its next job (best known on Linux)."""
+    with contextlib.suppress(OSError):
+        return "unix_stream" in Path(f"/proc/{pid}/wchan").read_text()
+    return True
+
+
+def test_a_job_that_is_cancelled_in_the_grace_of_its_timeout_is_not_tried_again(
+    jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=1, grace=0.6):
+        definition = trouble.nap_and_tell.using(timeout=0.1, max_attempts=3, backoff=Constant(0))
+        job = definition.enqueue(str(log), FAR)
+        eventually(lambda: lines(log))
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 0.4)
+        assert jobs.cancel(job.id) == Moved(1)
+        assert job.wait(PATIENT).state == "cancelled"
+    assert len(lines(log)) == 1
+
+
+# Starting and ending
+
+
+def test_a_node_works_in_the_background_twice_in_a_row(jobs: LiteJobs) -> None:
+    for _ in range(2):
+        with jobs.start(workers=1, grace=GRACE):
+            assert trouble.nap.enqueue(0).wait(PATIENT).state == "completed"
+        assert jobs.nodes() == []
+
+
+def test_a_node_starts_from_a_thread_that_is_not_the_main_one(jobs: LiteJobs) -> None:
+    states = []
+
+    def work() -> None:
+        job = trouble.nap.enqueue(0)
+        jobs.work(workers=1, until="empty")
+        states.append(job.refresh().state)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(PATIENT)
+    assert states == ["completed"]
+
+
+def test_two_nodes_in_one_process_share_the_work(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, node="one", grace=GRACE), jobs.start(workers=1, node="two"):
+        eventually(lambda: len(jobs.nodes()) == 2)
+        own = [trouble.whoami.using(node=node).enqueue() for node in ("one", "two")]
+        batch = [trouble.innocent.enqueue(str(log), n) for n in range(100)]
+        for job in batch:
+            assert job.wait(PATIENT).attempt == 1
+        assert len({job.result(PATIENT) for job in own}) == 2
+    assert sorted(map(int, lines(log))) == list(range(100))
+    assert jobs.nodes() == []
+
+
+def test_work_until_empty_ends_promptly_after_the_last_job(jobs: LiteJobs) -> None:
+    batch = [trouble.nap.enqueue(0.5) for _ in range(2)]
+    jobs.work(workers=2, until="empty")
+    ended = time.time()
+    finished = max(job.refresh().finished_at.timestamp() for job in batch)  # type: ignore[union-attr]
+    print(f"ended {ended - finished:.3f} s after the last job")
+    assert ended - finished < 0.9
+
+
+def test_work_until_empty_waits_for_retries(jobs: LiteJobs, log: Path) -> None:
+    job = trouble.fail.using(max_attempts=3, backoff=Constant(0.3)).enqueue(str(log))
+    jobs.work(workers=1, until="empty")
+    ended = time.time()
+    job = job.refresh()
+    assert (job.state, job.attempt, len(lines(log))) == ("failed", 3, 3)
+    assert job.finished_at is not None
+    assert ended - job.finished_at.timestamp() < 0.9
+    starts = [error.started_at for error in job.errors]
+    ends = [error.finished_at for error in job.errors]
+    pauses = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=False)]
+    assert all(0.3 <= pause < 1.0 for pause in pauses)
+
+
+def test_work_until_empty_ends_after_a_crash(jobs: LiteJobs) -> None:
+    culprit = trouble.leave_at_once.using(max_attempts=1).enqueue()
+    job = trouble.nap.enqueue(0)
+    with jobs.start(workers=1, until="empty", grace=GRACE) as pool:
+        assert pool.wait(PATIENT), "it hangs"
+    assert (culprit.refresh().state, job.refresh().state) == ("failed", "completed")
+
+
+def test_work_until_empty_leaves_what_it_does_not_know(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    with LiteJobs(jobs.path) as others:
+
+        @others.define(name="of-another-program")
+        def other() -> None: ...
+
+        unknown = [other.enqueue(), other.using(priority=9).enqueue()]
+        elsewhere = trouble.nap.using(node="laptop").enqueue(0)
+        later = trouble.nap.using(delay=FAR).enqueue(0)
+        known = trouble.nap.enqueue(0)
+        jobs.work(workers=1, until="empty")
+    assert known.refresh().state == "completed"
+    assert {(job.refresh().state, job.refresh().attempt) for job in [*unknown, elsewhere]} == {
+        ("pending", 0)
+    }
+    assert later.refresh().state == "scheduled"
+
+
+# Forks
+
+
+def test_a_fork_of_a_process_that_has_the_queue_open_loses_nothing(
+    jobs: LiteJobs, log: Path
+) -> None:
+    for n in range(5):
+        trouble.innocent.enqueue(str(log), 2 * n)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                trouble.innocent.enqueue(str(log), 2 * n + 1)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+    jobs.work(workers=1, until="empty")
+    assert sorted(map(int, lines(log))) == list(range(10))
+
+
+def test_a_node_goes_on_while_its_process_forks(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        for n in range(5):
+            job = trouble.innocent.enqueue(str(log), 2 * n)
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    trouble.innocent.enqueue(str(log), 2 * n + 1)
+                    code = 0
+                finally:
+                    os._exit(code)
+            assert os.waitpid(child, 0)[1] == 0
+            assert job.wait(PATIENT).state == "completed"
+        eventually(lambda: jobs.count(state="completed") == 10)
+    assert sorted(map(int, lines(log))) == list(range(10))

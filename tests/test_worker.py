@@ -1,0 +1,418 @@
+"""What jobs can do to their worker, and how workers find the code that they run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from litejobs import Definition, DefinitionError, LiteJobs, Moved, WorkerError, define
+from programs import Programs, alive, eventually, lines, trouble
+
+GRACE = 0.3
+MARGIN = 2.0
+"""Seconds by which a busy machine may be late."""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[LiteJobs]:
+    with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+        jobs.register(*trouble.DEFINITIONS)
+        yield jobs
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    programs = Programs(tmp_path)
+    yield programs
+    programs.close()
+
+
+# Jobs that misbehave
+
+
+def assert_innocents_are_unharmed(jobs: LiteJobs, log: Path, ids: list[int]) -> None:
+    innocents = [jobs.get(id) for id in ids]
+    assert {(job.state, job.attempt) for job in innocents} == {("completed", 1)}
+    assert sorted(map(int, lines(log))) == list(range(len(ids)))
+    assert not any(job.errors for job in innocents)
+
+
+ENDINGS = [
+    (trouble.segfault, "crash", "SIGSEGV"),
+    (trouble.leave_at_once, "crash", "exit code 3"),
+    (trouble.kill_itself, "crash", "SIGKILL"),
+    (trouble.close_everything, "crash", "its worker"),
+    (trouble.spin_in_c, "timeout", "timeout of 0.5 s"),
+    (trouble.ignore_signals, "timeout", "timeout of 0.5 s"),
+    (trouble.stop_itself, "timeout", "timeout of 0.5 s"),
+    (trouble.call_exit, "exception", "bye"),
+    (trouble.interrupt, "exception", ""),
+    (trouble.recurse, "exception", "recursion"),
+    (trouble.use_all_memory, "exception", ""),
+    (trouble.fail_in_bad_text, "exception", "caf"),
+]
+
+
+@pytest.mark.parametrize(
+    ("culprit", "kind", "message"), ENDINGS, ids=[culprit.name for culprit, *_ in ENDINGS]
+)
+def test_a_job_that_misbehaves_uses_up_its_own_attempts_and_harms_nobody_else(
+    culprit: Definition[[], object, object], kind: str, message: str, jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=2, grace=GRACE) as pool:
+        before = jobs.enqueue_many(trouble.innocent.bind(str(log), n) for n in range(150))
+        job = culprit.using(max_attempts=2).enqueue()
+        after = jobs.enqueue_many(trouble.innocent.bind(str(log), n) for n in range(150, 300))
+        eventually(lambda: pool.wait(0) or all(job.refresh().finished for job in [job, *after]))
+        job = job.refresh()
+        assert (job.state, job.attempt) == ("failed", 2)
+        assert [error.attempt for error in job.errors] == [1, 2]
+        for error in job.errors:
+            assert error.kind == kind
+            assert message in error.message
+            took = (error.finished_at - error.started_at).total_seconds()
+            asked_after = 0.5 if kind == "timeout" else 0.0
+            assert asked_after <= took < asked_after + GRACE + MARGIN
+    assert_innocents_are_unharmed(jobs, log, [job.id for job in before + after])
+
+
+def test_a_node_of_one_worker_goes_on_with_what_waited_behind_a_crash(jobs: LiteJobs) -> None:
+    culprit = trouble.leave_at_once.using(max_attempts=1).enqueue()
+    waiting = [trouble.nap.enqueue(0) for _ in range(5)]
+    with jobs.start(workers=1, grace=GRACE):
+        assert culprit.wait(PATIENT).state == "failed"
+        assert [job.wait(PATIENT).state for job in waiting] == ["completed"] * 5
+
+
+def test_many_crashes_in_a_row_end_neither_the_node_nor_other_jobs(
+    jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=2, grace=GRACE):
+        culprits = jobs.enqueue_many(
+            trouble.kill_itself.using(max_attempts=1).bind() for _ in range(6)
+        )
+        innocents = [trouble.innocent.enqueue(str(log), n) for n in range(20)]
+        assert [job.wait(PATIENT).state for job in culprits] == ["failed"] * 6
+        for job in innocents:
+            job.wait(PATIENT)
+    assert_innocents_are_unharmed(jobs, log, [job.id for job in innocents])
+
+
+PATIENT = 20.0
+
+
+def test_what_a_job_started_dies_with_it_at_its_timeout(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.start_a_sleeper.using(max_attempts=1).enqueue(str(log))
+        assert job.wait(PATIENT).errors[0].kind == "timeout"
+        [sleeper] = map(int, lines(log))
+        eventually(lambda: not alive(sleeper), within=1.0)
+
+
+def test_what_a_job_started_dies_with_it_when_it_crashes(jobs: LiteJobs, log: Path) -> None:
+    """A forked child holds all that its parent had open: the death must show regardless."""
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.leave_a_child_behind.using(max_attempts=1).enqueue(str(log))
+        assert job.wait(10.0).errors[0].kind == "crash"
+        [child] = map(int, lines(log))
+        eventually(lambda: not alive(child), within=1.0)
+
+
+def test_a_worker_that_is_killed_costs_the_running_job_one_attempt(
+    jobs: LiteJobs, log: Path
+) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.nap_and_tell.using(backoff=trouble.AT_ONCE).enqueue(str(log), 0.5)
+        [worker] = map(int, eventually(lambda: lines(log)))
+        os.kill(worker, signal.SIGKILL)
+        job = job.wait(PATIENT)
+    assert (job.state, job.attempt) == ("completed", 2)
+    assert [(error.attempt, error.kind, error.worker) for error in job.errors] == [
+        (1, "crash", worker)
+    ]
+    assert "SIGKILL" in job.errors[0].message
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        first = trouble.whoami.enqueue().result(PATIENT)
+        os.kill(first, signal.SIGKILL)
+        job = trouble.whoami.enqueue().wait(PATIENT)
+        assert job.result() != first
+        assert (job.attempt, job.errors) == (1, ())
+
+
+# Jobs that use processes themselves
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_job_may_use_a_pool_of_processes(method: str, jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        assert trouble.use_a_pool.enqueue(method).result(PATIENT) == [1, 4, 9]
+
+
+def test_a_job_can_terminate_a_child_that_it_forked(jobs: LiteJobs) -> None:
+    """The worker ignores SIGTERM; what it starts must not."""
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.end_a_child.using(max_attempts=1, timeout=2).enqueue()
+        assert job.result(PATIENT) == -signal.SIGTERM
+
+
+def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
+
+
+# Where workers find definitions
+
+SCRIPT = """
+import sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def add(a: int, b: int = 1) -> int:
+    if a < 3:
+        add.enqueue(a + 1, b=b)
+    return a + b
+
+def main() -> None:
+    add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(sorted(job.result() for job in jobs.find()))
+
+if __name__ == "__main__":
+    main()
+"""
+
+BOUND_IN_MAIN = """
+import attrs
+from litejobs import LiteJobs, define
+
+@define
+def add(a: int) -> int:
+    if a < 3:
+        add.enqueue(a + 1)
+    return a + 1
+
+if __name__ == "__main__":
+    def main() -> None:
+        jobs = LiteJobs("jobs.db")
+        jobs.register(add)
+        add.enqueue(1)
+        jobs.work(workers=1, until="empty")
+        print(sorted(job.result() for job in jobs.find()))
+
+    main()
+"""
+
+IMPORTING = """
+from tasks import add, jobs
+
+if __name__ == "__main__":
+    add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(sorted(job.result() for job in jobs.find()))
+"""
+
+IMPORTING_LATE = """
+if __name__ == "__main__":
+    from package.tasks import add, jobs
+    add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(sorted(job.result() for job in jobs.find()))
+"""
+
+OF_A_CLASS = """
+import attrs
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+@attrs.frozen
+class Add:
+    a: int
+
+    def run(self) -> int:
+        if self.a < 3:
+            jobs.enqueue(Add(self.a + 1))
+        return self.a + 1
+
+if __name__ == "__main__":
+    jobs.enqueue(Add(1))
+    jobs.work(workers=1, until="empty")
+    print(sorted(job.result() for job in jobs.find()))
+"""
+
+IN_ANOTHER_FOLDER = """
+import os
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def add(a: int) -> int:
+    if a < 3:
+        add.enqueue(a + 1)
+    return a + 1
+
+if __name__ == "__main__":
+    os.mkdir("other")
+    os.chdir("other")
+    add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(sorted(job.result() for job in jobs.find()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sources"),
+    [
+        (["script.py"], {"script": SCRIPT}),
+        (["script.py"], {"script": BOUND_IN_MAIN}),
+        (["script.py"], {"script": OF_A_CLASS}),
+        (["script.py"], {"script": IN_ANOTHER_FOLDER}),
+        (["script.py"], {"script": IMPORTING, "tasks": SCRIPT}),
+        (["script.py"], {"script": IMPORTING_LATE, "package__tasks": SCRIPT}),
+        (["-m", "package.tasks"], {"package____init__": "", "package__tasks": SCRIPT}),
+        (["-m", "package"], {"package____main__": SCRIPT, "package____init__": ""}),
+        (["-c", "import tasks; tasks.main()"], {"tasks": SCRIPT}),
+    ],
+    ids=[
+        "in a script", "bound in main", "of a class", "in another folder", "in a module",
+        "in a package", "run as a module", "run as a package", "from a command",
+    ],
+)  # fmt: skip
+def test_workers_find_definitions_and_jobs_enqueue_more(
+    arguments: list[str], sources: dict[str, str], programs: Programs
+) -> None:
+    programs.write(**sources)
+    assert programs.run(*arguments) == (0, "[2, 3, 4]\n", "")
+
+
+def test_a_definition_inside_a_function_is_refused_before_work_starts(jobs: LiteJobs) -> None:
+    @define
+    def local() -> None: ...
+
+    jobs.register(local)
+    with pytest.raises(DefinitionError, match=r"'local'.* inside a function.*top level"):
+        jobs.work(workers=1)
+
+
+def test_a_lambda_is_refused_before_work_starts(jobs: LiteJobs) -> None:
+    jobs.register(define(name="short")(lambda: None))
+    with pytest.raises(DefinitionError, match=r"'short'.*workers cannot find.*top level"):
+        jobs.work(workers=1)
+
+
+def test_a_state_factory_inside_a_function_is_refused_before_work_starts(tmp_path: Path) -> None:
+    jobs = LiteJobs(tmp_path / "jobs.db", state=lambda: 1)
+    jobs.register(trouble.nap)
+    with pytest.raises(ValueError, match=r"state.*top level of a module"):
+        jobs.work(workers=1)
+
+
+GUARDLESS = """
+from litejobs import LiteJobs
+
+with open("imported.txt", "a") as log:
+    print("imported", file=log)
+    if log.tell() > 70:
+        __import__("os")._exit(9)  # a fork bomb
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def tick() -> None: ...
+
+{statement}
+"""
+
+
+def test_a_script_without_a_guard_ends_with_an_error_that_names_it(programs: Programs) -> None:
+    programs.write(script=GUARDLESS.format(statement="jobs.work(workers=1)"))
+    code, _, errors = programs.run("script.py")
+    assert code == 1
+    assert 'if __name__ == "__main__"' in errors
+    assert "WorkerError" in errors
+    assert len(lines(programs.folder / "imported.txt")) <= 4
+
+
+@pytest.mark.parametrize(
+    "statement", ['jobs.work(workers=1, until="empty")', "tick.enqueue()"], ids=["work", "enqueue"]
+)
+def test_a_module_without_a_guard_is_refused_in_workers(statement: str, programs: Programs) -> None:
+    """A worker imports it after the main program, and must neither work nor enqueue."""
+    programs.write(tasks=GUARDLESS.format(statement=statement))
+    program = "import tasks; tasks.jobs.work(workers=1, until='empty')"
+    code, _, errors = programs.run("-c", program)
+    assert code == 1
+    assert 'if __name__ == "__main__"' in errors
+    assert "WorkerError" in errors
+    assert len(lines(programs.folder / "imported.txt")) <= 4
+
+
+# State
+
+
+def broken_state() -> None:
+    raise RuntimeError("the database of birds is closed")
+
+
+def exiting_state() -> None:
+    sys.exit("no configuration")
+
+
+def state_that_breaks_at_the_third() -> str:
+    trouble.note(os.environ["STATES"], "made")
+    if len(lines(Path(os.environ["STATES"]))) >= 3:
+        raise RuntimeError("no more birds")
+    return "fine"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(broken_state, "the database of birds is closed"), (exiting_state, "no configuration")],
+    ids=["error", "exit"],
+)
+def test_a_state_factory_that_fails_ends_the_node_with_its_message(
+    state: object, message: str, tmp_path: Path
+) -> None:
+    jobs = LiteJobs(tmp_path / "jobs.db", state=state)  # type: ignore[arg-type]
+    jobs.register(trouble.nap)
+    job = trouble.nap.enqueue(0)
+    since = time.monotonic()
+    with pytest.raises(WorkerError, match=message):
+        jobs.work(workers=1)
+    assert time.monotonic() - since < 5
+    assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
+    assert jobs.nodes() == []
+
+
+def test_a_node_that_ends_by_an_error_gives_back_what_still_ran(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATES", str(tmp_path / "states.txt"))
+    jobs = LiteJobs(tmp_path / "jobs.db", state=state_that_breaks_at_the_third)
+    jobs.register(*trouble.DEFINITIONS)
+    running = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), 60)
+    with pytest.raises(WorkerError, match="no more birds"), jobs.start(2, grace=GRACE) as pool:
+        eventually(lambda: lines(log))
+        trouble.leave_at_once.using(max_attempts=1).enqueue()
+        eventually(lambda: pool.wait(0.1))
+    running = running.refresh()
+    assert (running.state, running.attempt, running.errors) == ("pending", 0, ())
+    assert jobs.cancel(running.id) == Moved(1)
