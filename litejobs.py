@@ -43,7 +43,6 @@ import asyncio
 import atexit
 import base64
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import functools
@@ -627,13 +626,20 @@ def store_backoff(policy: Backoff) -> str | None:
 
 
 def load_backoff(text: str | None, custom: Backoff) -> Backoff:
-    """The policy of a row; *custom* is the definition's own."""
+    """The policy of a row; *custom* is the definition's own.
+
+    Raises:
+        OptionError: the row was written by somebody else, and not well.
+    """
     if text is None:
         return DEFAULT_BACKOFF
     if text == CUSTOM:
         return custom
-    fields = json.loads(text)
-    return CURVES[fields.pop("kind")](**fields)
+    try:
+        fields = json.loads(text)
+        return CURVES[fields.pop("kind")](**fields)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise OptionError("backoff", f"{text!r} in a row is none of ours") from error
 
 
 def _kept(value: Duration | None) -> timedelta | None:
@@ -1796,9 +1802,10 @@ TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
 
 
-def judge(error: BaseException, claimed: Claimed, policy: Backoff, rng: random.Random) -> Verdict:
+def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
     """What becomes of a job whose attempt ended with *error*. In this order: failed
-    for good, the handler's own time, the limit of attempts, the backoff."""
+    for good, the handler's own time, the limit of attempts, the backoff (that of the
+    row, or the definition's *own*)."""
     if isinstance(error, Fail):
         return Verdict("failed")
     if isinstance(error, Cancel):
@@ -1810,7 +1817,7 @@ def judge(error: BaseException, claimed: Claimed, policy: Backoff, rng: random.R
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Verdict("failed")
     try:
-        wait = backoff_delay(policy, claimed.attempt, rng)
+        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
     except Exception:
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
@@ -1882,8 +1889,8 @@ class Executor:
 
     def _failed(self, error: BaseException, claimed: Claimed, at: int, took: int) -> Report:
         definition = self.registry.get(claimed.name)
-        custom = definition.options.backoff if definition else DEFAULT_BACKOFF
-        verdict = judge(error, claimed, load_backoff(claimed.backoff, custom), self.rng)
+        own = definition.options.backoff if definition else DEFAULT_BACKOFF
+        verdict = judge(error, claimed, own, self.rng)
         if isinstance(error, Snooze):
             return Report(*verdict, at, took)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
@@ -1916,7 +1923,10 @@ def describe(error: BaseException) -> tuple[str, str, str]:
         lines = traceback.format_exception(type(error), error, frames)
     except Exception:
         lines = [f"{type(error).__name__}: (its traceback cannot be shown)"]
-    return type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
+    told = type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
+    # SQLite takes no lone surrogates, which names of files bring along.
+    name, message, trace = (text.encode(errors="backslashreplace").decode() for text in told)
+    return name, message, trace
 
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
@@ -2180,23 +2190,22 @@ class Presence:
     def gone(path: str) -> Iterator[bool]:
         """Whether no process holds a share any more; if so, none can take one either
         until the block ends, and then the file is removed."""
-        if not os.path.exists(path):
-            yield True
-            return
-        connection = _lock_connection(path)
-        connection.set_busy_handler(None)
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except apsw.BusyError:
-            connection.close()
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            connection.close()
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        with contextlib.ExitStack() as closing:
+            try:
+                connection = _lock_connection(path)
+                closing.callback(connection.close)
+                connection.set_busy_handler(None)
+                connection.execute("BEGIN EXCLUSIVE")
+            except apsw.CantOpenError:
+                # No file: somebody has finished taking over, or swept it away.
+                yield not os.path.exists(path)
+            except apsw.BusyError:
+                yield False
+            else:
+                yield True
+                closing.close()
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
 
 def _lock_connection(path: str) -> apsw.Connection:
@@ -2403,6 +2412,9 @@ class Store:
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
             self._connection = None
+            if self._bell is not None:
+                self._bell.close()
+            self._bell = None
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
@@ -2528,17 +2540,34 @@ class Store:
             """
             UPDATE litejobs_job SET
                 state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
-                result = ?8, error = ?9, holder = NULL, cancel_at = NULL,
+                result = ?8, error = ?9, holder = NULL,
+                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
                 prune_at = ?7 + CASE WHEN retention IS NULL THEN ?10 ELSE retention ->> ?3 END
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
             ((*settlement[:9], _KEPT.get(settlement.state)) for settlement in settlements),
         )
         applied = connection.total_changes() - before
+        if any(settled.state != "completed" for settled in settlements):
+            self._cancel_returned(connection)
         failures = [(s.id, s.failure) for s in settlements if s.failure is not None]
         if failures:
             self._remember(connection, failures)
         return applied
+
+    def _cancel_returned(self, connection: apsw.Connection) -> None:
+        """A job that was cancelled while it ran, and came back before it was asked to
+        end, is not tried again."""
+        connection.execute(
+            """
+            UPDATE litejobs_job SET
+                state = 'cancelled', cancel_at = NULL, finished_at = :now,
+                prune_at = :now + CASE WHEN retention IS NULL THEN :keep
+                                       ELSE retention ->> 'cancelled' END
+            WHERE cancel_at IS NOT NULL AND state <> 'running'
+            """,
+            {"now": self.clock(), "keep": _KEPT["cancelled"]},
+        )
 
     def _remember(self, connection: apsw.Connection, failures: list[tuple[int, Failure]]) -> None:
         connection.executemany(
@@ -2549,8 +2578,8 @@ class Store:
             """,
             (
                 (
-                    job, failure.attempt, failure.kind, _storable(failure.type),
-                    _storable(failure.message), _storable(failure.traceback), failure.worker,
+                    job, failure.attempt, failure.kind, failure.type,
+                    failure.message, failure.traceback, failure.worker,
                     to_micros(failure.started_at), to_micros(failure.finished_at),
                 )
                 for job, failure in failures
@@ -2798,6 +2827,7 @@ class Store:
                 values,
             )
             rescued = connection.changes()
+            self._cancel_returned(connection)
             connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
 
@@ -2974,11 +3004,6 @@ _KEPT: Mapping[str, int] = {
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
     if kept is not None
 }
-
-
-def _storable(text: str) -> str:
-    """Text that SQLite takes: lone surrogates are shown as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _close_before_forks(store: Store) -> None:
@@ -3275,7 +3300,7 @@ def work_in_child(
     program: Program,
 ) -> None:
     """The whole life of a worker process."""
-    _prepare_process(lifeline)
+    _become_worker(lifeline)
     share = Presence.hold(presence)
     try:
         executor, closing = _make_executor(program)
@@ -3289,7 +3314,7 @@ def work_in_child(
     share.close()
 
 
-def _prepare_process(lifeline: multiprocessing.connection.Connection) -> None:
+def _become_worker(lifeline: multiprocessing.connection.Connection) -> None:
     """Makes the process die with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
@@ -3298,16 +3323,42 @@ def _prepare_process(lifeline: multiprocessing.connection.Connection) -> None:
     for name in ("SIGTERM", "SIGINT"):
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(getattr(signal, name), lambda number, frame: None)
-    if sys.platform == "linux":
-        # A job in an endless loop of C would keep the thread below from running.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_end_by_signals)
+    if hasattr(os, "fork"):
+        _post_sentry(lifeline)
+    else:
+        threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+
+def _post_sentry(lifeline: multiprocessing.connection.Connection) -> None:
+    """Leaves a process in the worker's group that waits for the supervisor's end, and then
+    kills the group: a thread would get no turn while a job loops in C, and the kernel's
+    own signal (PR_SET_PDEATHSIG) would spare what the job has started.
+
+    It is forked twice, so that it is no child of the worker's for which a job could wait.
+    """
+    if (between := os.fork()) != 0:
+        os.waitpid(between, 0)
+        return
+    if os.fork() == 0:
+        # To hold what the worker has open would hide its death.
+        os.closerange(0, lifeline.fileno())
+        os.closerange(lifeline.fileno() + 1, 1 << 16)
+        _end_with_supervisor(lifeline)
+    os._exit(0)
+
+
+def _end_by_signals() -> None:
+    """Lets a process that a job forked be ended like any other."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_with_supervisor(lifeline: multiprocessing.connection.Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
-    kill_group(os.getpid())
+    kill_group(os.getpgrp() if hasattr(os, "getpgrp") else os.getpid())
 
 
 def kill_group(pid: int) -> None:
@@ -3403,6 +3454,8 @@ class Worker:
     pipe: multiprocessing.connection.Connection
     lifeline: multiprocessing.connection.Connection
     board: Board
+    death: int
+    """What one waits for to learn of its death."""
     ready: bool = False
     handed: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order in which it runs them."""
@@ -3516,6 +3569,8 @@ class Supervisor:
     """When each duty is due, by the monotonic clock."""
     _stirred: bool = True
     """Whether there may be ready jobs that nobody has looked at."""
+    _full: bool = False
+    """Whether no worker had room for the next job, and none has got any since."""
     _seen: int = 0
     _strays: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
@@ -3562,6 +3617,7 @@ class Supervisor:
         logger.info("node %s started with %d workers", self.serves.node, self.size)
 
     def _leave(self) -> None:
+        self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self._workers:
             self._take_back(worker)
             with contextlib.suppress(OSError):
@@ -3572,6 +3628,7 @@ class Supervisor:
                 self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
         finally:
             self.store.leave(self._node, self._presence)
+            self.store.close()
             self._bell.close()
             logger.info("node %s left", self.serves.node)
 
@@ -3613,7 +3670,7 @@ class Supervisor:
             process.start()
             theirs.close()
             lifeline.close()
-            self._workers.append(Worker(process, ours, held, board))
+            self._workers.append(Worker(process, ours, held, board, _death_of(process)))
 
     # Listen
 
@@ -3621,16 +3678,17 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
         by_pipe = {worker.pipe: worker for worker in self._workers}
-        by_sentinel = {worker.process.sentinel: worker for worker in self._workers}
-        sources: list[Any] = [self._bell.source, *by_pipe, *by_sentinel]
+        deaths = [worker.death for worker in self._workers]
+        sources: list[Any] = [self._bell.source, *by_pipe, *deaths]
         for source in multiprocessing.connection.wait(sources, self._patience()):
             if source is self._bell.source:
                 self._bell.silence()
                 self._stir()
             elif source in by_pipe:
                 self._hear(by_pipe[source])
-            else:
-                self._reap(by_sentinel[source])
+        for worker in list(self._workers):
+            if worker.process.exitcode is not None:
+                self._reap(worker)
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -3660,6 +3718,7 @@ class Supervisor:
     def _stir(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._stirred = True
+        self._full = False
         self._duties[stage] = self._duties[self._heed] = 0.0
 
     def _hear(self, worker: Worker) -> None:
@@ -3674,6 +3733,7 @@ class Supervisor:
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
         if message[0] == "ready":
             worker.ready = True
+            self._full = False
             self._failed_starts = 0
         elif message[0] == "broken":
             raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}\n{message[3]}")
@@ -3691,7 +3751,8 @@ class Supervisor:
 
     def _reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
         number, report = entry[0], Report(*entry[1:])
-        claimed = worker.handed.pop(number)
+        if (claimed := worker.handed.pop(number, None)) is None:
+            return
         before = self._paces.get(claimed.name)
         self._paces[claimed.name] = (
             report.took if before is None else before + 0.2 * (report.took - before)
@@ -3706,6 +3767,7 @@ class Supervisor:
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
         self._settlements.append(settlement(claimed, report, worker.process.pid))
         self._stirred = True
+        self._full = False
         if report.state in WAITING:
             self._duties[stage] = 0.0
 
@@ -3714,8 +3776,8 @@ class Supervisor:
         counts, not how it ended, except when its node stops."""
         if asked.why == "cancel":
             return report._replace(
-                state="cancelled", result=None, kind="cancelled", type="Cancelled",
-                message="cancelled while it ran",
+                state="cancelled", counted=True, result=None, kind="cancelled",
+                type="Cancelled", message="cancelled while it ran",
             )  # fmt: skip
         if asked.why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
@@ -3726,8 +3788,8 @@ class Supervisor:
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         """A failed attempt of which the worker itself could not tell."""
         definition = self.registry.get(claimed.name)
-        custom = definition.options.backoff if definition else DEFAULT_BACKOFF
-        verdict = judge(error, claimed, load_backoff(claimed.backoff, custom), self.rng)
+        own = definition.options.backoff if definition else DEFAULT_BACKOFF
+        verdict = judge(error, claimed, own, self.rng)
         name, message, _ = describe(error)
         return report._replace(
             state=verdict.state, delay=verdict.delay, counted=True, result=None,
@@ -3763,7 +3825,8 @@ class Supervisor:
         """Whether there is something to settle, or may be something to claim."""
         if self._settlements:
             return True
-        return self._stirred and not self._stops and any(map(self._has_room, self._workers))
+        wanted = self._stirred and not self._full and not self._stops
+        return wanted and any(map(self._has_room, self._workers))
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while."""
@@ -3778,9 +3841,9 @@ class Supervisor:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
         with whose each is to be."""
         ids: list[int] = []
+        self._full = True
         workers = [worker for worker in self._workers if worker.ready and not self._stops]
         counts = {id(worker): len(worker.handed) for worker in workers}
-        self._stirred = bool(workers)
         while workers:
             worker = min(workers, key=lambda worker: worker.load)
             if counts[id(worker)] and worker.load >= HAND_OVER:
@@ -3863,7 +3926,7 @@ class Supervisor:
         running = worker.board.revoke(next(self._numbers))
         if running is None:
             return
-        self._collect(worker)
+        self._hear(worker)
         worker.unsent = []
         for number in [number for number in worker.handed if number != running]:
             self._give_back(worker.handed.pop(number), worker)
@@ -3890,6 +3953,8 @@ class Supervisor:
         self._workers.remove(worker)
         worker.pipe.close()
         worker.lifeline.close()
+        if worker.death != worker.process.sentinel:
+            os.close(worker.death)
         worker.process.close()
 
     def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
@@ -3931,6 +3996,15 @@ class Supervisor:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
         self._cancelled = frozenset(self.store.asked(self._node))
         return math.inf
+
+
+def _death_of(process: Any) -> int:
+    """What shows the death of a process at once. A sentinel of multiprocessing's is a pipe,
+    which stays open in what the process has forked; then the next look shows it."""
+    try:
+        return os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return int(process.sentinel)
 
 
 def _ids(handed: Mapping[int, Claimed]) -> set[int]:

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from conftest import TurnedClock, write_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TurnedClock, write_by_hand
 from litejobs import (
     DEFAULT_BACKOFF,
     DEFAULT_RETENTION,

@@ -327,7 +327,8 @@ def test_gives_up_after_the_last_attempt(jobs: LiteJobs, clock: TurnedClock) -> 
 
 
 def test_never_counts_a_nap_as_an_attempt(jobs: LiteJobs, clock: TurnedClock) -> None:
-    states = [*a_life(jobs, clock, *["snooze"] * 9, "return")]
+    naps: list[Act] = ["snooze"] * 9
+    states = [*a_life(jobs, clock, *naps, "return")]
     assert states == ["pending", *["scheduled"] * 9, "completed"]
     assert jobs.get(1).attempt == 1
 
@@ -335,7 +336,8 @@ def test_never_counts_a_nap_as_an_attempt(jobs: LiteJobs, clock: TurnedClock) ->
 def test_goes_past_the_limit_when_the_handler_names_the_time(
     jobs: LiteJobs, clock: TurnedClock
 ) -> None:
-    states = [*a_life(jobs, clock, *["retry later"] * 5, "raise")]
+    retries: list[Act] = ["retry later"] * 5
+    states = [*a_life(jobs, clock, *retries, "raise")]
     assert states == ["pending", *["retrying"] * 5, "failed"]
     assert jobs.get(1).attempt == 6
 

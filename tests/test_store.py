@@ -516,6 +516,35 @@ class TestAFork:
         assert len(set(ids)) == 21
         store.close()
 
+    def test_leaves_the_child_its_file_when_the_parent_closes(self, path: Path) -> None:
+        # SQLite in the child would believe in the parent's locks, had it inherited them:
+        # the parent, the last one as it seems, would delete the WAL under the child.
+        store = Store(path)
+        store.enqueue([new()])
+        asking, told = os.pipe()
+        hearing, answered = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                store.enqueue([new()])
+                os.write(answered, b"open")
+                os.read(asking, 9)
+                for _ in range(20):
+                    store.enqueue([new()])
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        os.close(asking)
+        os.close(answered)
+        assert os.read(hearing, 9) == b"open"
+        store.get(1)
+        store.close()
+        os.write(told, b"closed")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.close(told)
+        os.close(hearing)
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
+
     def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
         store = Store(path)
         store.enqueue([new()])
@@ -803,7 +832,6 @@ class TestAnInsertByHand:
             ("name, run_at", "'mail', '2026-01-01'"),
             # In nanoseconds: no date that Python could show.
             ("name, run_at", "'mail', 1700000000000000000"),
-            ("name, payload", "'mail', 5"),
             ("name, backoff", "'mail', 'soon'"),
             ("name, retention", "'mail', 'a week'"),
         ],
@@ -818,8 +846,8 @@ class TestAnInsertByHand:
     @pytest.mark.parametrize("column", ["enqueued_at", "started_at", "attempt", "claim"])
     def test_never_hides_the_jobs_of_others(self, column: str, store: Store, node: int) -> None:
         shell(store.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
-        store.enqueue([new(queue="other")])
-        assert sorted(job.id for job in take(store, node)) == [1, 2]
+        (other,) = store.enqueue([new(queue="other")])
+        assert other in [job.id for job in take(store, node)]
 
     def test_is_run_like_any_other(self, jobs_that_note: LiteJobs) -> None:
         jobs_that_note.drain()

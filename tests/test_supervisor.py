@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from programs import Programs, alive, children, eventually, lines, never, trouble
 
 from litejobs import Constant, Job, LiteJobs, Moved
-from programs import Programs, alive, children, eventually, lines, never, trouble
 
 GRACE = 0.3
 PATIENT = 20.0
@@ -66,7 +66,7 @@ def test_jobs_of_a_killed_node_run_again_without_the_loss_of_an_attempt(
     for death in range(1, 6):
         since = time.monotonic()
         node = programs.node(jobs.path)
-        eventually(lambda seen=death: len(lines(log)) == seen)  # type: ignore[misc]
+        eventually(lambda seen=death: len(lines(log)) == seen)
         print(f"run {death} began {time.monotonic() - since:.3f} s after its node was started")
         assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
         assert [error.kind for error in job.errors] == ["lost"] * (death - 1)
@@ -130,6 +130,39 @@ def test_a_job_that_was_cancelled_when_its_node_died_does_not_run_again(
     assert len(lines(log)) == 1
 
 
+def test_what_a_job_started_dies_with_its_killed_node(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    trouble.start_a_sleeper_and_spin.enqueue(str(log))
+    [sleeper] = map(int, eventually(lambda: lines(log)))
+    node.kill()
+    eventually(lambda: not alive(sleeper), within=1.0)
+
+
+def test_many_nodes_rescue_the_same_jobs_and_none_is_hurt(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def rescue(barrier: threading.Barrier) -> None:
+        with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+            for node in range(200):
+                barrier.wait(PATIENT)
+                try:
+                    jobs.store.rescue(node)
+                except BaseException as error:
+                    errors.append(error)
+
+    for node in range(200):
+        (tmp_path / f"jobs.db-node-{node}").touch()
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=rescue, args=(barrier,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
 def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -181,13 +214,37 @@ def test_a_slow_job_in_the_middle_of_many_holds_nobody_up(jobs: LiteJobs) -> Non
         late = max(map(seconds_late, short))
         assert slow.refresh().state == "running"
         short = [job.refresh() for job in short]
-        print(
-            f"the last of 999 short jobs started after {late * 1000:.1f} ms,"
-            f" claimed up to {max(job.row.claim for job in short)} times"
-        )
+        print(f"the last of 999 short jobs started after {late * 1000:.1f} ms")
         assert {(job.state, job.attempt) for job in short} == {("completed", 1)}
-        assert max(job.row.claim for job in short) < 10
         jobs.cancel(slow.id)
+
+
+def test_large_results_are_not_lost_when_jobs_are_given_back(jobs: LiteJobs, log: Path) -> None:
+    """They do not fit the board; a job whose report is in the pipe has run."""
+    for _ in range(3):
+        with jobs.start(workers=1, grace=FAR):
+            seen = len(lines(log))
+            jobs.enqueue_many(trouble.large.bind(str(log), 0) for _ in range(200))
+            eventually(lambda seen=seen: len(lines(log)) > seen + 50)
+        assert jobs.nodes() == []
+        assert jobs.count(state="completed") == len(lines(log))
+        jobs.cancel(state="pending")
+
+
+def test_a_node_whose_workers_are_busy_rests(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=0):
+        for job in jobs.enqueue_many(trouble.nap.bind(0.004) for _ in range(10)):
+            job.wait(PATIENT)
+        busy = trouble.nap.enqueue(0.8)
+        unknown = trouble.whoami.enqueue()
+        eventually(lambda: busy.refresh().state == "running")
+        before, since = time.process_time(), time.monotonic()
+        eventually(lambda: time.monotonic() - since > 0.5)
+        spent = time.process_time() - before
+        print(f"spent {spent:.3f} s of computing in half a second")
+        assert spent < 0.2
+        assert unknown.refresh().state == "pending"
+        assert unknown.wait(PATIENT).state == "completed"
 
 
 def test_a_due_time_is_met_and_never_too_early(jobs: LiteJobs) -> None:
@@ -233,18 +290,19 @@ def test_an_insert_by_hand_from_another_process_is_seen(jobs: LiteJobs, log: Pat
 # Timeouts
 
 
-@pytest.mark.parametrize("timeout", [0.05, 0.4])
-def test_a_timeout_is_kept_to_the_tenth_of_a_second(timeout: float, jobs: LiteJobs) -> None:
+def test_a_timeout_is_kept(jobs: LiteJobs) -> None:
+    timeout = 0.05
     with jobs.start(workers=1, grace=0):
         trouble.nap.enqueue(0).wait(PATIENT)
         attempts = []
         for _ in range(3):
             job = trouble.nap.using(max_attempts=1, timeout=timeout).enqueue(FAR)
             attempts.append(job.wait(PATIENT).errors[0])
-    took = [(each.finished_at - each.started_at).total_seconds() for each in attempts]
+    took = sorted((each.finished_at - each.started_at).total_seconds() for each in attempts)
     print(f"timeout {timeout} s, took {took}")
     assert {each.kind for each in attempts} == {"timeout"}
-    assert timeout <= min(took) < timeout + 0.1
+    assert min(took) >= timeout
+    assert took[1] < timeout + 0.15
 
 
 def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Path) -> None:
@@ -258,14 +316,17 @@ def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Pat
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)],
+    ids=["SIGTERM", "SIGTERM to its group", "Ctrl-C"],
+)
 def test_a_signal_lets_running_jobs_end_and_gives_back_the_others(
     number: signal.Signals, to_group: bool, jobs: LiteJobs, programs: Programs
 ) -> None:
     node = programs.node(jobs.path, "--grace", str(FAR))
     teach_that_naps_are_short(jobs)
-    running, *waiting = jobs.enqueue_many([trouble.nap.bind(0.7), *[trouble.nap.bind(0)] * 10])
+    running, *waiting = jobs.enqueue_many([trouble.nap.bind(0.5), *[trouble.nap.bind(0)] * 10])
     eventually(lambda: running.refresh().state == "running")
     (os.killpg if to_group else os.kill)(node.pid, number)
     output, _ = node.communicate(timeout=PATIENT)
@@ -289,9 +350,7 @@ def test_a_job_that_outlasts_the_grace_is_given_back_without_the_loss_of_an_atte
     assert not alive(int(lines(log)[0]))
 
 
-def test_a_second_signal_ends_a_node_at_once(
-    jobs: LiteJobs, log: Path, programs: Programs
-) -> None:
+def test_a_second_signal_ends_a_node_at_once(jobs: LiteJobs, log: Path, programs: Programs) -> None:
     node = programs.node(jobs.path, "--grace", str(FAR))
     job = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), FAR)
     eventually(lambda: lines(log))
@@ -443,6 +502,16 @@ def test_a_job_that_is_cancelled_in_the_grace_of_its_timeout_is_not_tried_again(
     assert len(lines(log)) == 1
 
 
+def test_a_backoff_that_cannot_be_read_harms_no_node(jobs: LiteJobs) -> None:
+    ids = []
+    for name in ("fail", "leave_at_once"):
+        given = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
+        ids.append(jobs.store.insert(name, "{}", given))
+    with jobs.start(workers=1, grace=GRACE) as pool:
+        eventually(lambda: pool.wait(0) or jobs.count(state="retrying") == 2)
+    assert [job.errors[0].kind for job in map(jobs.get, ids)] == ["exception", "crash"]
+
+
 # Starting and ending
 
 
@@ -483,7 +552,7 @@ def test_work_until_empty_ends_promptly_after_the_last_job(jobs: LiteJobs) -> No
     batch = [trouble.nap.enqueue(0.5) for _ in range(2)]
     jobs.work(workers=2, until="empty")
     ended = time.time()
-    finished = max(job.refresh().finished_at.timestamp() for job in batch)  # type: ignore[union-attr]
+    finished = max(job.refresh().finished_at.timestamp() for job in batch)
     print(f"ended {ended - finished:.3f} s after the last job")
     assert ended - finished < 0.9
 
@@ -510,9 +579,7 @@ def test_work_until_empty_ends_after_a_crash(jobs: LiteJobs) -> None:
     assert (culprit.refresh().state, job.refresh().state) == ("failed", "completed")
 
 
-def test_work_until_empty_leaves_what_it_does_not_know(
-    jobs: LiteJobs, programs: Programs
-) -> None:
+def test_work_until_empty_leaves_what_it_does_not_know(jobs: LiteJobs, programs: Programs) -> None:
     with LiteJobs(jobs.path) as others:
 
         @others.define(name="of-another-program")

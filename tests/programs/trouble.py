@@ -49,6 +49,12 @@ def nap_and_tell(log: str, seconds: float) -> int:
 
 
 @define
+def large(log: str, n: int) -> str:
+    note(log, n)
+    return "x" * 60_000
+
+
+@define
 def whoami() -> int:
     return os.getpid()
 
@@ -128,6 +134,13 @@ def start_a_sleeper(log: str) -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     note(log, sleeper.pid)
     sleeper.wait()
+
+
+@define
+def start_a_sleeper_and_spin(log: str) -> int:
+    """No thread of the worker's own gets a turn any more."""
+    note(log, subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
+    return sum(range(10**12))
 
 
 # Those that fail in Python.
@@ -217,8 +230,8 @@ def use_a_subprocess() -> str:
 
 
 DEFINITIONS = (
-    innocent, nap, nap_and_tell, whoami, obey, segfault, leave_at_once, kill_itself,
+    innocent, nap, nap_and_tell, large, whoami, obey, segfault, leave_at_once, kill_itself,
     close_everything, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
-    start_a_sleeper, call_exit, interrupt, recurse, use_all_memory, fail_in_bad_text, fail,
-    wait_for, use_a_pool, end_a_child, use_a_subprocess,
+    start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
+    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess,
 )  # fmt: skip

@@ -1,0 +1,741 @@
+"""The command `litejobs`: what it prints, and the codes that it exits with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import pytest
+
+import litejobs
+from litejobs import Fail, LiteJobs
+
+PROGRAM = '''\
+"""A program whose definitions the command may run."""
+
+from litejobs import Fail, LiteJobs
+
+jobs = LiteJobs("jobs.db", durability="fast")
+nothing = None
+number = 5
+
+
+@jobs.define(queue="mails", priority=3, max_attempts=2)
+def send(to: str, copies: int = 1) -> str:
+    return f"{copies} to {to}"
+
+
+@jobs.define(name="report:fail", max_attempts=1)
+def fail() -> None:
+    raise Fail("as planned")
+'''
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
+PIPED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def complains(self, code: int, problem: str) -> None:
+        """Asserts that it ended with *code*, and one line that says why."""
+        assert (self.code, self.out) == (code, "")
+        assert self.err.startswith("litejobs")
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.endswith("\n")
+        assert "Traceback" not in self.err
+        assert re.search(problem, self.err), self.err
+
+
+class CommandLine:
+    """Calls the command in this process, which takes no time to start."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> Done:
+        self.capsys.readouterr()
+        try:
+            code: object = litejobs.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = self.capsys.readouterr()
+        # So does Python end when the code is a text.
+        return Done(code, out, err) if isinstance(code, int) else Done(1, out, f"{err}{code}\n")
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "litejobs", *map(str, arguments)]
+    # Unbuffered, what cannot be written fails at another place.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment |= options.pop("environment", {})
+    return subprocess.Popen(command, env=environment, **{**PIPED, **options})
+
+
+def run(*arguments: object, **options: Any) -> Done:
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=30)
+    return Done(process.returncode, out, err)
+
+
+def fail() -> None:
+    raise Fail("as planned")
+
+
+def send(to: str) -> str:
+    return to
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CommandLine]:
+    """The command, in a folder of its own; what it imports is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = set(sys.modules)
+    yield CommandLine(capsys)
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def file(command: CommandLine) -> Path:
+    """A file with a job in each of four states: 1 completed, 2 failed, 3 pending and
+    4 scheduled."""
+    path = Path("jobs.db").absolute()
+    with LiteJobs(path, durability="fast") as jobs:
+        sending = jobs.define(send)
+        sending.using(queue="mails").enqueue("Ada")
+        jobs.define(name="report:fail")(fail).enqueue()
+        jobs.drain()
+        sending.enqueue("Bob")
+        sending.using(delay=3600).enqueue("Eve")
+    return path
+
+
+@pytest.fixture
+def program(command: CommandLine) -> str:
+    Path("app.py").write_text(PROGRAM)
+    return "app:jobs"
+
+
+def job_of(path: Path, id: int) -> Any:
+    with LiteJobs(path) as jobs:
+        return jobs.get(id)
+
+
+def insert(path: Path, **columns: object) -> None:
+    """Puts a row into the file as anybody could with the `sqlite3` shell."""
+    with LiteJobs(path) as jobs:
+        places = ", ".join(f":{column}" for column in columns)
+        jobs.store.connection().execute(
+            f"INSERT INTO litejobs_job ({', '.join(columns)}) VALUES ({places})", columns
+        )
+
+
+class TestList:
+    def test_shows_the_newest_first(self, command: CommandLine, file: Path) -> None:
+        done = command("list", file)
+        assert (done.code, done.err) == (0, "")
+        header, *lines = done.out.splitlines()
+        assert header.split()[:7] == ["id", "name", "queue", "state", "priority", "attempt", "run"]
+        assert [line.split()[:6] for line in lines] == [
+            ["4", "send", "default", "scheduled", "0", "0/5"],
+            ["3", "send", "default", "pending", "0", "0/5"],
+            ["2", "report:fail", "default", "failed", "0", "1/5"],
+            ["1", "send", "mails", "completed", "0", "1/5"],
+        ]
+        assert lines[2].endswith("Fail: as planned")
+
+    @pytest.mark.parametrize(
+        ("filters", "ids"),
+        [
+            (["--state", "failed"], [2]),
+            (["--state", "failed", "--state", "pending"], [3, 2]),
+            (["--queue", "mails"], [1]),
+            (["--name", "send"], [4, 3, 1]),
+            (["--name", "send", "--limit", "2"], [4, 3]),
+            (["--before", "3"], [2, 1]),
+        ],
+    )
+    def test_takes_filters(
+        self, filters: list[str], ids: list[int], command: CommandLine, file: Path
+    ) -> None:
+        done = command("list", file, *filters, "--json")
+        assert (done.code, done.err) == (0, "")
+        assert [job["id"] for job in done.json] == ids
+
+    def test_says_by_its_code_that_nothing_matched(self, command: CommandLine, file: Path) -> None:
+        done = command("list", file, "--name", "no")
+        assert (done.code, done.err) == (1, "")
+        assert len(done.out.splitlines()) == 1
+        assert command("list", file, "--name", "no", "--json") == Done(1, "[]\n", "")
+
+    @pytest.mark.parametrize(
+        "filters",
+        [["--limit", 2**64], ["--limit", "-1"], ["--before", 2**64], ["--name", "\udcff"]],
+        ids=str,
+    )
+    def test_survives_every_filter(
+        self, filters: list[object], command: CommandLine, file: Path
+    ) -> None:
+        done = command("list", file, *filters)
+        assert done.code in (0, 1, 2)
+        assert done.err.count("\n") <= 1
+
+    def test_works_on_a_program(self, command: CommandLine, program: str) -> None:
+        assert command("enqueue", program, "send", '{"to": "Ada"}').code == 0
+        assert [job["name"] for job in command("list", program, "--json").json] == ["send"]
+
+
+class TestShow:
+    def test_tells_all_about_a_job(self, command: CommandLine, file: Path) -> None:
+        done = command("show", file, 2)
+        assert (done.code, done.err) == (0, "")
+        fields = dict(re.findall(r"^(\w+): +(.*)$", done.out, re.M))
+        assert fields["state"] == "failed"
+        assert fields["error"] == "Fail: as planned"
+        assert "attempt 1: exception (" in done.out
+        assert 'raise Fail("as planned")' in done.out
+
+    def test_tells_it_as_json_too(self, command: CommandLine, file: Path) -> None:
+        job = command("show", file, 1, "--json").json
+        times = [
+            datetime.fromisoformat(job.pop(name))
+            for name in ("enqueued_at", "run_at", "started_at", "finished_at")
+        ]
+        assert times == sorted(times)
+        assert timedelta(0) <= datetime.now(UTC) - times[-1] < timedelta(minutes=1)
+        assert job == {
+            "id": 1, "name": "send", "queue": "mails", "node": None, "priority": 0,
+            "state": "completed", "attempt": 1, "max_attempts": 5, "payload": {"to": "Ada"},
+            "result": "Ada", "error": None, "errors": [],
+        }  # fmt: skip
+        (failure,) = command("show", file, 2, "--json").json["errors"]
+        assert (failure["kind"], failure["type"], failure["message"]) == (
+            "exception",
+            "Fail",
+            "as planned",
+        )
+
+    @pytest.mark.parametrize("id", [99, 0, -1, 2**63, 10**40])
+    def test_says_that_there_is_no_such_job(
+        self, id: int, command: CommandLine, file: Path
+    ) -> None:
+        command("show", file, "--", id).complains(1, f"no job has the id {id}: it was deleted")
+
+    def test_wants_a_number(self, command: CommandLine, file: Path) -> None:
+        command("show", file, "two").complains(2, "argument id: invalid int value: 'two'")
+
+
+class TestEnqueue:
+    def test_prints_the_id(self, command: CommandLine, file: Path) -> None:
+        assert command("enqueue", file, "send", '{"to": "Zoe"}') == Done(0, "5\n", "")
+        job = job_of(file, 5)
+        assert (job.name, job.queue, job.state) == ("send", "default", "pending")
+        assert job.payload == {"to": "Zoe"}
+
+    def test_takes_every_choice(self, command: CommandLine, file: Path) -> None:
+        choices = "--queue q --priority -7 --max-attempts 9 --timeout 1.5 --node n --delay 60"
+        done = command("enqueue", file, "send", *choices.split(), "--json")
+        assert (done.code, done.err) == (0, "")
+        shown = done.json
+        assert (shown["queue"], shown["priority"], shown["max_attempts"]) == ("q", -7, 9)
+        assert (shown["node"], shown["state"], shown["payload"]) == ("n", "scheduled", {})
+        job = job_of(file, shown["id"])
+        assert job.row.timeout == 1_500_000
+        assert timedelta(seconds=59) < job.run_at - job.enqueued_at < timedelta(seconds=61)
+
+    @pytest.mark.parametrize("target", ["jobs.db", "app:jobs"])
+    def test_takes_a_time_with_an_offset(
+        self, target: str, command: CommandLine, file: Path, program: str
+    ) -> None:
+        at = "2099-01-01T12:00:00+02:00"
+        done = command("enqueue", target, "send", '{"to": "x"}', "--at", at, "--json")
+        assert done.json["run_at"] == "2099-01-01T10:00:00+00:00"
+        assert done.json["state"] == "scheduled"
+
+    def test_uses_the_definition_of_a_program(self, command: CommandLine, program: str) -> None:
+        shown = command("enqueue", program, "send", '{"to": "Ada"}', "--json").json
+        assert (shown["queue"], shown["priority"], shown["max_attempts"]) == ("mails", 3, 2)
+        shown = command("enqueue", "app.py:jobs", "send", '{"to": "A"}', "--priority", 0, "--json")
+        assert (shown.json["queue"], shown.json["priority"]) == ("mails", 0)
+
+    def test_uses_on_a_file_what_nodes_have_said(self, command: CommandLine, program: str) -> None:
+        assert run("run", program, "--until", "empty", "--workers", "1").code == 0
+        shown = command("enqueue", "jobs.db", "send", '{"to": "Ada"}', "--json").json
+        assert (shown["queue"], shown["priority"], shown["max_attempts"]) == ("mails", 3, 2)
+
+    @pytest.mark.parametrize("target", ["jobs.db", "app:jobs"])
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            (["send", "{to: 1}"], "JSON"),
+            (["send", ""], "JSON"),
+            (["send", '{"to": "x", "copies": NaN}'], "(?i)nan|json"),
+            (["sned", '{"to": "x"}'], "definition 'sned': .*; did you mean 'send'?"),
+            (["send", '{"to": "x"}', "--delay", "-1"], "delay: -1.0 is negative"),
+            (["send", '{"to": "x"}', "--delay", "nan"], "delay: nan is no length of time"),
+            (["send", '{"to": "x"}', "--delay", "soon"], "argument --delay: invalid float"),
+            (["send", '{"to": "x"}', "--delay", "1e12"], "delay: .* more than a hundred years"),
+            (["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00"], "at: .* has no time zone"),
+            (["send", '{"to": "x"}', "--at", "tomorrow"], "argument --at: invalid .*'tomorrow'"),
+            (
+                ["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00Z", "--delay", "1"],
+                "at: given together with delay",
+            ),
+            (["send", '{"to": "x"}', "--timeout", "0"], "timeout: expected more than zero"),
+            (["send", '{"to": "x"}', "--max-attempts", "0"], "max_attempts: expected 1 or more"),
+            (["send", '{"to": "x"}', "--priority", str(2**31)], "priority: expected an integer"),
+            (["send", '{"to": "x"}', "--priority", "high"], "argument --priority: invalid int"),
+            (["send", '{"to": "x"}', "--queue", ""], "queue: expected 1 to 200 printable"),
+            (["send", '{"to": "x"}', "--queue", "a\x1b[2J"], "queue: .*printable"),
+            (["send", '{"to": "x"}', "--node", "\udcff"], "node: .*printable"),
+            ([], "the following arguments are required: name"),
+        ],
+    )
+    def test_refuses_wrong_input_in_one_line(
+        self,
+        target: str,
+        arguments: list[str],
+        problem: str,
+        command: CommandLine,
+        file: Path,
+        program: str,
+    ) -> None:
+        with LiteJobs(file) as jobs:
+            before = jobs.count()
+            command("enqueue", target, *arguments).complains(2, problem)
+            assert jobs.count() == before
+
+    @pytest.mark.parametrize(
+        ("payload", "problem"),
+        [
+            ("{}", "missing"),
+            ('{"to": 5}', "expected str, got 5"),
+            ('{"to": "x", "cc": "y"}', "unknown field.*cc"),
+            ('["x"]', "got .*x"),
+            ("5", "got 5"),
+        ],
+    )
+    def test_refuses_a_payload_that_does_not_fit_the_program(
+        self, payload: str, problem: str, command: CommandLine, program: str
+    ) -> None:
+        command("enqueue", program, "send", payload).complains(
+            2, f"the payload of 'send' does not fit: .*{problem}"
+        )
+
+    @pytest.mark.parametrize("target", ["jobs.db", "app:jobs"])
+    def test_takes_the_bytes_of_a_file_name_that_are_no_text(
+        self, target: str, command: CommandLine, file: Path, program: str
+    ) -> None:
+        assert command("enqueue", target, "send", '{"to": "\udcff.txt"}') == Done(0, "5\n", "")
+        assert job_of(file, 5).payload == {"to": "\udcff.txt"}
+
+    @pytest.mark.parametrize("name", ["", "a\x1b[2J", "a\nb", "\udcff", "x" * 201])
+    def test_refuses_a_name_that_no_definition_can_have(
+        self, name: str, command: CommandLine, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "fresh.db"
+        LiteJobs(path).count()
+        command("enqueue", path, name).complains(2, "name")
+        assert LiteJobs(path).count() == 0
+
+
+class TestBulkCommands:
+    @pytest.mark.parametrize(
+        ("arguments", "text", "code"),
+        [
+            (["retry", "2"], "1 to start again, 0 left as they are", 0),
+            (["cancel", "3", "4"], "2 cancelled, 0 left as they are", 0),
+            (["delete", "1", "2", "3", "4"], "4 deleted, 0 left as they are", 0),
+            (["retry", "--state", "failed", "--name", "report:fail"], "1 to start again", 0),
+            (["cancel", "--queue", "default"], "2 cancelled, 1 left as they are", 1),
+            (["retry", "1", "2"], "1 to start again, 1 left as they are", 1),
+            (["delete", "1", "99"], "1 deleted, 0 left as they are, 1 not found", 1),
+            (["cancel", "99"], "0 cancelled, 0 left as they are, 1 not found", 1),
+            (["delete", str(2**63)], "0 deleted, 0 left as they are, 1 not found", 1),
+            (["delete", "--name", "no"], "0 deleted, 0 left as they are", 1),
+            (["cancel", "1"], "0 cancelled, 1 left as they are", 1),
+        ],
+    )
+    def test_say_how_many_and_by_their_code_whether_all(
+        self, arguments: list[str], text: str, code: int, command: CommandLine, file: Path
+    ) -> None:
+        name, *rest = arguments
+        done = command(name, file, *rest)
+        assert (done.code, done.err) == (code, "")
+        assert done.out.startswith(text)
+
+    def test_say_it_as_json_too(self, command: CommandLine, file: Path) -> None:
+        done = command("cancel", file, "--state", "pending", "--state", "failed", "--json")
+        assert (done.code, done.json) == (1, {"moved": 1, "left": 1}) or (
+            done.code,
+            done.json,
+        ) == (0, {"moved": 1, "left": 0})
+        assert [job_of(file, id).state for id in (2, 3)] == ["failed", "cancelled"]
+
+    @pytest.mark.parametrize("name", ["retry", "cancel", "delete"])
+    def test_want_to_be_told_which_jobs(self, name: str, command: CommandLine, file: Path) -> None:
+        command(name, file).complains(2, "say which jobs")
+        assert LiteJobs(file).count() == 4
+
+    @pytest.mark.parametrize("name", ["list", "retry", "cancel", "delete"])
+    def test_refuse_a_state_that_does_not_exist(
+        self, name: str, command: CommandLine, file: Path
+    ) -> None:
+        command(name, file, "--state", "done").complains(2, "argument --state: invalid choice")
+
+
+class TestStats:
+    def test_count_by_queue_and_state(self, command: CommandLine, file: Path) -> None:
+        assert command("stats", file) == Done(
+            0,
+            "queue    scheduled  pending  completed  failed\n"
+            "default  1          1        0          1\n"
+            "mails    0          0        1          0\n",
+            "",
+        )
+        assert command("stats", file, "--json").json == {
+            "default": {"failed": 1, "pending": 1, "scheduled": 1},
+            "mails": {"completed": 1},
+        }
+
+    def test_of_an_empty_file_are_empty(self, command: CommandLine) -> None:
+        LiteJobs("empty.db").count()
+        assert command("stats", "empty.db") == Done(0, "queue\n", "")
+        assert command("stats", "empty.db", "--json") == Done(0, "{}\n", "")
+
+
+class TestRun:
+    def test_until_empty_ends_with_0_and_has_run_everything(
+        self, command: CommandLine, program: str
+    ) -> None:
+        for payload in ('{"to": "Ada"}', '{"to": "Bob", "copies": 2}'):
+            command("enqueue", program, "send", payload)
+        command("enqueue", program, "report:fail")
+        done = run("run", "app.py:jobs", "--until", "empty", "--workers", "1")
+        assert (done.code, done.out) == (0, ""), done.err
+        assert "Traceback" not in done.err
+        jobs = command("list", "jobs.db", "--json").json
+        assert [(job["state"], job["result"]) for job in jobs] == [
+            ("failed", None),
+            ("completed", "2 to Bob"),
+            ("completed", "1 to Ada"),
+        ]
+
+    def test_ends_in_good_order_when_it_is_asked_to(
+        self, command: CommandLine, program: str
+    ) -> None:
+        process = start("run", program, "--workers", "1")
+        with LiteJobs("jobs.db") as jobs:
+            id = int(command("enqueue", program, "send", '{"to": "Ada"}').out)
+            assert jobs.wait(id, 20).state == "completed"
+            process.terminate()
+            process.communicate(timeout=20)
+            assert process.returncode == 0
+            assert jobs.nodes() == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            (["jobs.db"], r"jobs\.db: a file has no code to run: name module:attribute"),
+            (["app:jobs", "--workers", "0"], "workers: expected 1 or more, got 0"),
+            (["app:jobs", "--workers", "two"], "argument --workers: invalid int value"),
+            (["app:jobs", "--grace", "-1"], "grace: -1.0 is negative"),
+            (["app:jobs", "--until", "tomorrow"], "argument --until: invalid choice"),
+            (["app:jobs", "--queue", ""], "queues: expected 1 to 200 printable"),
+            (["app:jobs", "--node", "a\nb"], "node: expected 1 to 200 printable"),
+            (["bare:jobs"], "there is nothing to run"),
+            ([], "the following arguments are required: PROGRAM"),
+        ],
+    )
+    def test_refuses_wrong_use_in_one_line(
+        self,
+        arguments: list[str],
+        problem: str,
+        command: CommandLine,
+        file: Path,
+        program: str,
+    ) -> None:
+        Path("bare.py").write_text("from litejobs import LiteJobs\njobs = LiteJobs('jobs.db')\n")
+        command("run", *arguments).complains(2, problem)
+
+
+class TestTheTarget:
+    @pytest.mark.parametrize("name", ["list", "stats", "enqueue", "show", "delete", "run"])
+    def test_that_does_not_exist_is_not_made(self, name: str, command: CommandLine) -> None:
+        rest = {"enqueue": ["send"], "show": ["1"], "delete": ["1"]}.get(name, [])
+        command(name, "no.db", *rest).complains(
+            3, r"no\.db: no such file; a program is named module:attribute"
+        )
+        assert not Path("no.db").exists()
+
+    def test_that_is_no_database_is_left_alone(self, command: CommandLine) -> None:
+        Path("notes.txt").write_text("milk, eggs, a gallon of coffee\n" * 50)
+        before = Path("notes.txt").read_bytes()
+        command("list", "notes.txt").complains(3, r"notes\.txt: is not an SQLite database")
+        assert Path("notes.txt").read_bytes() == before
+
+    def test_that_is_a_folder_is_refused(self, command: CommandLine, tmp_path: Path) -> None:
+        command("list", tmp_path).complains(3, "is a folder: name a file in it")
+
+    def test_that_is_a_symbolic_link_is_refused(self, command: CommandLine, file: Path) -> None:
+        Path("link.db").symlink_to(file)
+        command("list", "link.db").complains(3, "is a symbolic link: name the file")
+
+    def test_with_a_colon_in_its_name_is_a_file(self, command: CommandLine, file: Path) -> None:
+        shutil.copy(file, "a:b")
+        assert command("stats", "a:b").code == 0
+
+    def test_that_is_the_database_of_an_application_is_not_changed_by_a_look(
+        self, command: CommandLine
+    ) -> None:
+        code = "import sqlite3, sys; sqlite3.connect('app.db').execute('CREATE TABLE customer (a)')"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        before = Path("app.db").read_bytes()
+        done = command("list", "app.db")
+        assert Path("app.db").read_bytes() == before
+        done.complains(3, r"app\.db: ")
+
+    @pytest.mark.parametrize(
+        ("target", "code", "problem"),
+        [
+            ("no_such_module:jobs", 2, "No module named 'no_such_module'"),
+            ("no.such.module:jobs", 2, "No module named 'no'"),
+            (":jobs", 2, ":jobs: "),
+            ("..above:jobs", 2, "above:jobs: "),
+            ("no_such.py:jobs", 3, r"no_such\.py: no such file"),
+            ("app:missing", 2, "'missing' in app"),
+            ("app.py:missing", 2, r"'missing' in app\.py"),
+            ("app:nothing", 2, "expected a LiteJobs at 'nothing' in app, found NoneType"),
+            ("app:number", 2, "expected a LiteJobs at 'number' in app, found int"),
+            ("app:send", 2, "expected a LiteJobs at 'send' in app, found Definition"),
+            ("raises:jobs", 2, r"importing it failed at .*raises\.py:2: ValueError: two lines"),
+            ("syntax.py:jobs", 2, "SyntaxError: "),
+            ("exits:jobs", 2, r"exits"),
+            ("unimportable:jobs", 2, "No module named 'nowhere'"),
+            ("escapes:jobs", 2, r"\\x1b\[2J"),
+            ("binary.py:jobs", 2, r"binary\.py:jobs: "),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["run", "list"])
+    def test_that_cannot_be_loaded_says_why_in_one_line(
+        self,
+        name: str,
+        target: str,
+        code: int,
+        problem: str,
+        command: CommandLine,
+        program: str,
+    ) -> None:
+        Path("raises.py").write_text("# this one\nraise ValueError('two lines\\nof text')\n")
+        Path("syntax.py").write_text("def (:\n")
+        Path("exits.py").write_text("raise SystemExit('not now')\n")
+        Path("unimportable.py").write_text("import nowhere.to.be.found\n")
+        Path("escapes.py").write_text(r"raise ValueError('\x1b[2J')" "\n")
+        Path("binary.py").write_bytes(b"\x00\xff\xfe")
+        command(name, target).complains(code, problem)
+
+    @pytest.mark.parametrize("name", ["json.py", "queue.py", "test_command_line.py"])
+    def test_with_the_name_of_a_module_that_is_loaded_is_not_mistaken_for_it(
+        self, name: str, command: CommandLine
+    ) -> None:
+        Path(name).write_text(PROGRAM)
+        command("stats", f"{name}:jobs").complains(2, f"{name}:jobs: .*another module")
+
+    def test_may_be_a_file_whose_name_is_no_identifier(self, command: CommandLine) -> None:
+        Path("my-app.py").write_text(PROGRAM)
+        assert command("stats", "my-app.py:jobs") == Done(0, "queue\n", "")
+
+    def test_may_be_in_another_folder(self, command: CommandLine) -> None:
+        Path("sub").mkdir()
+        Path("sub/deep_program.py").write_text(PROGRAM)
+        assert command("stats", "sub/deep_program.py:jobs").code == 0
+        assert command("stats", "sub.deep_program:jobs").code == 0
+
+    def test_that_is_a_damaged_file_is_refused(self, command: CommandLine, file: Path) -> None:
+        with open(file, "r+b") as opened:
+            opened.seek(4096)
+            opened.write(b"\xff" * (file.stat().st_size - 4096))
+        command("list", file).complains(3, "malformed")
+
+
+class TestTheCommand:
+    def test_without_a_verb_says_how_it_is_used(self, command: CommandLine) -> None:
+        command().complains(2, r"arguments are required: COMMAND \(see litejobs --help\)")
+
+    def test_with_a_wrong_verb_says_which_there_are(self, command: CommandLine) -> None:
+        command("lsit", "x").complains(2, "invalid choice: 'lsit'.*list")
+
+    def test_tells_its_version(self, command: CommandLine) -> None:
+        assert command("--version") == Done(0, f"litejobs {litejobs.__version__}\n", "")
+
+    @pytest.mark.parametrize("name", ["", "run", "enqueue", "list", "show", "retry", "stats"])
+    def test_helps(self, name: str, command: CommandLine) -> None:
+        done = command(*filter(None, [name]), "--help")
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith(f"usage: litejobs {name}".rstrip())
+
+    def test_is_the_same_as_a_module(self, command: CommandLine, file: Path) -> None:
+        assert run("list", file, "--json") == command("list", file, "--json")
+        assert run("list", "no.db") == command("list", "no.db")
+
+    @pytest.mark.parametrize("name", ["list", "stats"])
+    def test_ends_quietly_when_nobody_reads_what_it_prints(
+        self, name: str, command: CommandLine, file: Path
+    ) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        process = start(name, file, stdout=writing)
+        os.close(writing)
+        _, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, "")
+
+    def test_ends_quietly_when_its_reader_has_seen_enough(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        with LiteJobs(file) as jobs:
+            sending = jobs.define(send)
+            jobs.enqueue_many([sending.bind("x" * 50)] * 1500)
+        process = start("list", file, "--limit", "1500", "--json")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "[\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(20) == 0
+        process.stderr.close()
+
+    def test_complains_when_what_it_prints_cannot_be_kept(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        if not os.path.exists("/dev/full"):
+            pytest.skip("there is no full device here")
+        with open("/dev/full", "w") as full:
+            done = run("list", file, stdout=full)
+        assert done.code not in (0, None)
+        assert os.strerror(errno.ENOSPC) in done.err
+        assert done.err.count("\n") == 1
+
+    @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+    def test_prints_what_the_terminal_can_show(
+        self, encoding: str, command: CommandLine, file: Path
+    ) -> None:
+        with LiteJobs(file) as jobs:
+            jobs.define(name="große 🚀")(fail).using(max_attempts=None).enqueue()
+        done = run("list", file, encoding=encoding, environment={"PYTHONIOENCODING": encoding})
+        assert (done.code, done.err) == (0, "")
+        assert len(done.out.splitlines()) == 6
+
+
+class TestWhatIsStored:
+    """Anybody who can write to the file decides what stands in it."""
+
+    @pytest.fixture
+    def hostile(self, command: CommandLine, file: Path) -> Path:
+        insert(
+            file,
+            name=f"name{ESCAPES}\nforged line",
+            queue=f"queue{ESCAPES}\nforged line",
+            node=ESCAPES,
+            error=f"error{ESCAPES}\nforged line",
+            payload=json.dumps({"key": ESCAPES}),
+            result=json.dumps(ESCAPES),
+        )
+        with LiteJobs(file) as jobs:
+            jobs.store.connection().execute(
+                "INSERT INTO litejobs_attempt VALUES (NULL, 5, 1, ?1, ?1, ?1, ?1, 1, 1, 1)",
+                (ESCAPES,),
+            )
+        return file
+
+    @pytest.mark.parametrize("arguments", [["list"], ["show", "5"], ["stats"]], ids=str)
+    @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+    def test_never_steers_the_terminal(
+        self, arguments: list[str], form: list[str], command: CommandLine, hostile: Path
+    ) -> None:
+        name, *rest = arguments
+        done = command(name, hostile, *rest, *form)
+        assert (done.code, done.err) == (0, "")
+        assert all(character.isprintable() or character == "\n" for character in done.out)
+
+    def test_is_whole_in_json(self, command: CommandLine, hostile: Path) -> None:
+        job = command("show", hostile, 5, "--json").json
+        assert job["payload"] == {"key": ESCAPES}
+        assert job["name"] == f"name{ESCAPES}\nforged line"
+
+    def test_takes_one_line_for_each_job(self, command: CommandLine, hostile: Path) -> None:
+        assert len(command("list", hostile).out.splitlines()) == 1 + 5
+        assert len(command("stats", hostile).out.splitlines()) == 1 + 3
+
+    def test_is_not_printed_raw_in_a_complaint(self, command: CommandLine, hostile: Path) -> None:
+        with LiteJobs(hostile) as jobs:
+            jobs.store.connection().execute(
+                "INSERT INTO litejobs_definition (name, queue, node, priority)"
+                " VALUES (?, '', '', 0)",
+                (f"send{ESCAPES}",),
+            )
+        done = command("enqueue", hostile, "sendd")
+        assert "\x1b" not in done.err
+        assert done.code == 2
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("payload", 5),
+            ("payload", b"\xff\xfe"),
+            ("payload", '{"n": ' + "9" * 5000 + "}"),
+            ("payload", "[" * 990 + "]" * 990),
+            ("run_at", 1_700_000_000_000_000_000),
+            ("run_at", None),
+            ("enqueued_at", -(2**63)),
+            ("enqueued_at", None),
+            ("finished_at", 2**63 - 1),
+            ("queue", None),
+            ("priority", None),
+            ("result", "no JSON"),
+            ("state", "paused"),
+        ],
+        ids=lambda value: ascii(value)[:20],
+    )
+    @pytest.mark.parametrize("arguments", [["list"], ["show", "5"]], ids=str)
+    def test_hides_no_other_job_however_odd_it_is(
+        self,
+        arguments: list[str],
+        column: str,
+        value: object,
+        command: CommandLine,
+        file: Path,
+    ) -> None:
+        insert(file, name="send")
+        with LiteJobs(file) as jobs, contextlib.suppress(apsw.ConstraintError):
+            jobs.store.connection().execute(
+                f"UPDATE litejobs_job SET {column} = ? WHERE id = 5", (value,)
+            )
+        name, *rest = arguments
+        done = command(name, file, *rest)
+        assert (done.code, done.err) == (0, "")
+        if name == "list":
+            assert len(done.out.splitlines()) == 1 + 5
