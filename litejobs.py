@@ -43,6 +43,7 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -3214,6 +3215,10 @@ class Board:
         return True
 
 
+IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
+"""Whether a worker is importing the program, which must not work or enqueue meanwhile."""
+
+
 @attrs.frozen
 class Program:
     """Where a worker finds the code: it imports modules and takes names from them,
@@ -3229,8 +3234,10 @@ class Program:
     def load(self) -> Registry:
         """Imports what is needed and gathers the definitions."""
         registry = Registry()
+        token = IMPORTING.set(True)
         for name, (module, path) in self.places.items():
             registry.add(_definition_at(importlib.import_module(module), path, name))
+        IMPORTING.reset(token)
         registry.freeze()
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
@@ -3266,7 +3273,7 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
             *vars(module).items(),
         ]:
             if value is holder or (isinstance(value, Definition) and value.body is body):
-                return name, attribute
+                return _name_in_workers(module, name), attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
     elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
@@ -3276,6 +3283,13 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
     raise DefinitionError(
         body.name, f"{problem} ({body.place}): move it to the top level of a module, or use drain()"
     )
+
+
+def _name_in_workers(module: ModuleType, name: str) -> str:
+    """Workers have the main program as `__main__`; except that multiprocessing does not
+    import the `__main__.py` of a package, which they therefore do by its whole name."""
+    spec = getattr(module, "__spec__", None)
+    return str(spec.name) if spec is not None and spec.name.endswith(".__main__") else name
 
 
 def _at(module: ModuleType, body: Body) -> object:
@@ -3727,7 +3741,8 @@ class Supervisor:
                 if message := worker.pipe.recv_bytes():
                     self._told(worker, marshal.loads(message))
         except (EOFError, OSError):
-            pass  # It died, and its sentinel says so.
+            if worker.process.exitcode is None:
+                kill_group(worker.process.pid)  # It cannot be talked to any more.
         self._collect(worker)
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
@@ -4386,7 +4401,7 @@ def _row_of(id: int, new: tuple[Any, ...]) -> Row:
 
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if IMPORTING.get() or getattr(multiprocessing.current_process(), "_inheriting", False):
         raise LitejobsError(
             "this ran while a worker imported your program, so every worker would do it again: "
             'put it under if __name__ == "__main__":'

@@ -54,7 +54,7 @@ def assert_innocents_are_unharmed(jobs: LiteJobs, log: Path, ids: list[int]) -> 
     ("kind", "culprits"),
     [
         ("crash", {trouble.segfault: "SIGSEGV", trouble.leave_at_once: "exit code 3"}),
-        ("crash", {trouble.kill_itself: "SIGKILL", trouble.close_everything: "its worker"}),
+        ("crash", {trouble.kill_itself: "SIGKILL"}),
         ("timeout", {trouble.spin_in_c: "0.5 s", trouble.ignore_signals: "0.5 s"}),
         ("timeout", {trouble.stop_itself: "0.5 s"}),
         ("exception", {trouble.call_exit: "bye", trouble.interrupt: "", trouble.recurse: "depth"}),
@@ -101,6 +101,15 @@ def test_many_crashes_in_a_row_end_neither_the_node_nor_other_jobs(
         for job in innocents:
             job.wait(PATIENT)
     assert_innocents_are_unharmed(jobs, log, [job.id for job in innocents])
+
+
+def test_a_job_that_closes_all_files_of_its_worker_stops_nobody(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE):
+        job = trouble.close_everything.using(max_attempts=1).enqueue()
+        after = [trouble.nap.enqueue(0) for _ in range(3)]
+        assert job.wait(PATIENT).state in ("completed", "failed")
+        assert [job.wait(PATIENT).state for job in after] == ["completed"] * 3
+        assert {job.refresh().attempt for job in after} == {1}
 
 
 def test_what_a_job_started_dies_with_it_at_its_timeout(jobs: LiteJobs, log: Path) -> None:

@@ -86,10 +86,10 @@ def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@define(backoff=AT_ONCE)
+@define
 def close_everything() -> None:
+    """As programs do that want to become daemons."""
     os.closerange(3, 1000)
-    time.sleep(60)
 
 
 @define(backoff=AT_ONCE)
