@@ -207,6 +207,18 @@ class JobFailedError(LitejobsError):
 
 
 @attrs.define(eq=False)
+class ResultError(LitejobsError, ValueError):
+    """The result that is kept does not fit the return annotation any more."""
+
+    id: int
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the result of job {self.id} ({self.name}) does not fit its type: {self.problem}"
+
+
+@attrs.define(eq=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
     """The job did not end in the time that one was ready to wait."""
 
@@ -249,6 +261,8 @@ Duration = float | timedelta
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 LONGEST = timedelta(days=36500)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
 def system_clock() -> int:
@@ -262,8 +276,8 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    """The moment as an aware datetime in UTC."""
-    return EPOCH + timedelta(microseconds=micros)
+    """The moment as an aware datetime in UTC; the nearest that there is."""
+    return EPOCH + timedelta(microseconds=max(_FIRST, min(micros, _LAST)))
 
 
 def duration(value: Duration, what: str) -> timedelta:
@@ -375,10 +389,17 @@ class Moved:
 class Source(Protocol):
     """Where a job can be looked up again."""
 
-    def get(self, id: int) -> Job[Any]: ...
-    def errors(self, id: int) -> tuple[Failure, ...]: ...
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
-    def result(self, job: Job[Any]) -> Any: ...
+    def get(self, id: int) -> Job[Any]:
+        """The job as it is now."""
+
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        """Its failed attempts."""
+
+    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
+        """The job when it has ended."""
+
+    def result(self, job: Job[Any]) -> Any:
+        """What its handler returned."""
 
 
 @attrs.frozen(repr=False)
@@ -531,7 +552,16 @@ def _length(value: Duration) -> timedelta:
     return duration(value, "backoff")
 
 
-_a_jitter = attrs.validators.in_(typing.get_args(Jitter))
+def _spread(value: Jitter) -> Jitter:
+    if value not in typing.get_args(Jitter):
+        raise OptionError("jitter", f"expected none, full or equal, got {value!r}")
+    return value
+
+
+def _power(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise OptionError("backoff", f"expected a finite number from zero, got {value!r}")
+    return float(value)
 
 
 @attrs.frozen
@@ -540,7 +570,7 @@ class Constant:
 
     base: timedelta = attrs.field(converter=_length)
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", validator=_a_jitter, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -553,7 +583,7 @@ class Linear:
 
     base: timedelta = attrs.field(converter=_length)
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", validator=_a_jitter, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -565,9 +595,9 @@ class Exponential:
     """Waits *base* × *factor*ⁿ⁻¹ after attempt n."""
 
     base: timedelta = attrs.field(converter=_length)
-    factor: float = 2.0
+    factor: float = attrs.field(default=2.0, converter=_power)
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", validator=_a_jitter, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -579,9 +609,9 @@ class Polynomial:
     """Waits *base* × nᵉ after attempt n, where e is the *exponent*."""
 
     base: timedelta = attrs.field(converter=_length)
-    exponent: float = 4.0
+    exponent: float = attrs.field(default=4.0, converter=_power)
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", validator=_a_jitter, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after failed attempt number *attempt*, before cap and jitter."""
@@ -609,7 +639,7 @@ def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelt
     try:
         wait = min(policy.curve(attempt), cap)
     except OverflowError:
-        wait = cap
+        wait = cap if policy.base else 0.0
     shares = {"none": 1.0, "full": rng.random(), "equal": 0.5 + rng.random() / 2}
     return timedelta(seconds=wait * shares[policy.jitter])
 
@@ -1239,7 +1269,7 @@ def _checked_attempts(value: object) -> int | None:
 
 
 def _checked_backoff(value: Backoff) -> Backoff:
-    if not isinstance(value, Curve) and not callable(value):
+    if isinstance(value, type) or not (isinstance(value, Curve) or callable(value)):
         expected = f"{', '.join(CURVES)} or a function from attempt to delay"
         raise OptionError("backoff", f"expected {expected}, got {value!r}")
     return value
@@ -1316,6 +1346,7 @@ class Options:
 
 
 CHOICES = tuple(Choices.__annotations__)
+MARK = "__litejobs_definition__"
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
 
@@ -1330,7 +1361,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class Home(Protocol):
     """Where definitions are registered and what they enqueue to."""
 
-    def enqueue(self, work: Bound[R], /) -> Job[R]: ...
+    def enqueue(self, work: Bound[R], /) -> Job[R]:
+        """Puts a job into the file."""
 
 
 @attrs.frozen(eq=False)
@@ -1354,6 +1386,8 @@ class Body:
     code: Callable[..., Any]
     place: str
     module: str
+    backoff: Backoff = DEFAULT_BACKOFF
+    """The definition's own: the only function that a job can have, since rows keep none."""
     home: Home | None = None
 
     @functools.cached_property
@@ -1372,6 +1406,17 @@ class Body:
                 raise DefinitionError(self.name, problem)
         return shape
 
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The payload object that arguments make.
+
+        Raises:
+            TypeError: they do not fit, in the words of a call.
+        """
+        try:
+            return self.shape.make(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(str(error).replace(".__init__()", "()")) from None
+
     @property
     def is_class(self) -> bool:
         """Whether the code is an attrs class with `run()`."""
@@ -1384,7 +1429,7 @@ def _is_context(hint: object) -> bool:
 
 def _returned(hints: Mapping[str, Any]) -> Codec[Any] | None:
     kind = hints.get("return", Any)
-    return None if kind is type(None) else Codec(kind)
+    return None if kind in (type(None), NoReturn) else Codec(kind)
 
 
 def _function_shape(code: Callable[..., Any]) -> Shape:
@@ -1399,7 +1444,7 @@ def _function_shape(code: Callable[..., Any]) -> Shape:
             default = attrs.NOTHING if parameter.default is parameter.empty else parameter.default
             kind = hints.get(name, Any)
             fields[name] = attrs.field(default=default, type=kind, alias=name, kw_only=by_keyword)
-    payload = attrs.make_class(code.__name__, fields, frozen=True, slots=True)
+    payload = attrs.make_class(code.__name__, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
@@ -1413,9 +1458,15 @@ def _function_shape(code: Callable[..., Any]) -> Shape:
 def _class_shape(code: Any) -> Shape:
     run = code.run
     hints = typing.get_type_hints(run, include_extras=True)
-    wanted = list(inspect.signature(run).parameters)[1:]
+    wanted = list(inspect.signature(run).parameters.values())[1:]
+    for parameter in wanted:
+        if not _is_context(hints.get(parameter.name)):
+            raise TypeError(f"run() takes at most a context; {parameter.name!r} should be a field")
+    by_keyword = bool(wanted) and wanted[0].kind is inspect.Parameter.KEYWORD_ONLY
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
+        if by_keyword:
+            return run(values, **{wanted[0].name: context()})
         return run(values, context()) if wanted else run(values)
 
     return Shape(Codec(code), _returned(hints), code, call)
@@ -1447,8 +1498,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        shape = self.body.shape
-        result: C = shape.call(shape.make(*args, **kwargs), _no_job)
+        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -1467,10 +1517,9 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
         """
         try:
-            payload = self.body.shape.make(*args, **kwargs)
+            payload = self.body.arguments(args, kwargs)
         except TypeError as error:
-            problem = str(error).replace(".__init__()", "()")
-            raise PayloadError(self.name, (problem,)) from None
+            raise PayloadError(self.name, (str(error),)) from None
         return _bound(self.body, self.options, payload)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
@@ -1490,6 +1539,9 @@ class Definition(Generic[P, R, C]):
 
 
 def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
+    if not isinstance(options.backoff, Curve) and options.backoff is not body.backoff:
+        problem = "a function belongs to the definition: the row of one job cannot keep it"
+        raise OptionError("backoff", problem)
     try:
         text = body.shape.payload.encode(payload)
     except Unfit as unfit:
@@ -1530,6 +1582,13 @@ def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[A
 
 
 AnyDefinition = Definition[..., Any, Any]
+
+
+def definition_of(value: object) -> AnyDefinition | None:
+    """The definition that a value is, or that its class was made."""
+    if isinstance(value, type):
+        value = vars(value).get(MARK)
+    return value if isinstance(value, Definition) else None
 
 
 def _no_job() -> Context[Any]:
@@ -1654,33 +1713,33 @@ class Define:
         if code is None or name is not None or choices:
             made = attrs.evolve(
                 self,
-                name=name or self._name,
+                name=self._name if name is None else name,
                 options=self._options.changed(typing.cast(Choices, choices)),
             )
             return made if code is None else made(code)
-        body = _body(code, self._name)
+        body = _body(code, self._name, self._options.backoff)
         definition: AnyDefinition = Definition(body, self._options)
         self._add(definition)
-        if body.is_class:
-            return code
-        return definition
+        if not body.is_class:
+            return definition
+        setattr(code, MARK, definition)
+        return code
 
 
-def _body(code: Any, name: str | None) -> Body:
+def _body(code: Any, name: str | None, backoff: Backoff) -> Body:
     if isinstance(code, Definition):
         raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
     given = getattr(code, "__name__", None)
     if name is None and (given is None or given == "<lambda>"):
         raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(name or str(given), "name")
+    name = check_name(given if name is None else name, "name")
     if isinstance(code, type):
         _check_class(code, name)
     elif not inspect.isfunction(code):
         raise DefinitionError(name, f"expected a function or an attrs class, got {code!r}")
     else:
         _check_function(code, name)
-    place = _place(code)
-    return Body(name, code, place, code.__module__)
+    return Body(name, code, _place(code), code.__module__, backoff)
 
 
 def _check_class(code: type, name: str) -> None:
@@ -1689,17 +1748,25 @@ def _check_class(code: type, name: str) -> None:
     run = getattr(code, "run", None)
     if not inspect.isfunction(run):
         raise DefinitionError(name, "has no run() method, which is what its jobs do")
-    extra = list(inspect.signature(run).parameters)[2:]
-    if extra:
-        raise DefinitionError(
-            name, f"run() takes at most a context; {extra[0]!r} should be a field"
-        )
+    if extra := list(inspect.signature(run).parameters)[2:]:
+        problem = f"run() takes at most a context; {extra[0]!r} should be a field"
+        raise DefinitionError(name, problem)
+    _refuse_generators(run, name)
+
+
+def _refuse_generators(code: Callable[..., Any], name: str) -> None:
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        raise DefinitionError(name, "a generator: its body would never run")
 
 
 def _check_function(code: Callable[..., Any], name: str) -> None:
-    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
-        raise DefinitionError(name, "a generator: its body would never run")
+    _refuse_generators(code, name)
     for parameter in inspect.signature(code).parameters.values():
+        if parameter.name == "self" and parameter.annotation is parameter.empty:
+            problem = (
+                "a method, whose object would have to travel: use a function, or an attrs class"
+            )
+            raise DefinitionError(name, problem)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             problem = f"takes {parameter}: use a parameter of type list or dict, which has a name"
             raise DefinitionError(name, problem)
@@ -1790,8 +1857,9 @@ class Report(NamedTuple):
     delay: int
     counted: bool
     started_at: int
+    finished_at: int
     took: int
-    """Microseconds of running."""
+    """Microseconds of running, by a clock that nobody sets."""
     result: str | None = None
     kind: str = ""
     type: str = ""
@@ -1844,14 +1912,18 @@ class Executor:
             shape, payload = self._prepare(claimed)
         except LitejobsError as error:
             # Another attempt would find the same payload and the same definition.
-            return Report(*Verdict("failed"), started_at, 0, None, "exception", *describe(error))
+            trouble = describe(error)
+            now = self.clock()
+            return Report(*Verdict("failed"), started_at, now, 0, None, "exception", *trouble)
         try:
             result = self._result(shape, payload, claimed, started_at, asked)
         except BaseException as error:
-            took = (time.perf_counter_ns() - began) // 1000
-            return self._failed(error, claimed, started_at, took)
+            verdict, told = self._failed(error, claimed)
+            result = None
+        else:
+            verdict, told = Verdict("completed"), ()
         took = (time.perf_counter_ns() - began) // 1000
-        return Report(*Verdict("completed"), started_at, took, result)
+        return Report(*verdict, started_at, self.clock(), took, result, *told)
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -1888,14 +1960,15 @@ class Executor:
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
         return Context(Job(row, self.source), self.state, deadline, asked)
 
-    def _failed(self, error: BaseException, claimed: Claimed, at: int, took: int) -> Report:
+    def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
+        """The verdict, and what a report tells of the error."""
         definition = self.registry.get(claimed.name)
         own = definition.options.backoff if definition else DEFAULT_BACKOFF
         verdict = judge(error, claimed, own, self.rng)
         if isinstance(error, Snooze):
-            return Report(*verdict, at, took)
+            return verdict, ()
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        return Report(*verdict, at, took, None, kind, *describe(error))
+        return verdict, (kind, *describe(error))
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
@@ -1932,23 +2005,23 @@ def describe(error: BaseException) -> tuple[str, str, str]:
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
     """What a report makes of its job's row; *worker* is a process id."""
-    ended = report.started_at + report.took
     failure = None
     if report.kind and report.kind != "cancelled":
+        started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
         failure = Failure(
-            claimed.attempt, report.kind, report.type, report.message, report.traceback,
-            worker, from_micros(report.started_at), from_micros(ended),
+            claimed.attempt, *report[-4:], worker=worker,
+            started_at=started_at, finished_at=finished_at,
         )  # fmt: skip
     return Settlement(
         claimed.id,
         claimed.claim,
         report.state,
         claimed.attempt if report.counted else claimed.attempt - 1,
-        ended + report.delay if report.state in WAITING else claimed.run_at,
+        report.finished_at + report.delay if report.state in WAITING else claimed.run_at,
         report.started_at,
-        ended if report.state in FINISHED else None,
+        report.finished_at if report.state in FINISHED else None,
         report.result,
-        f"{report.type}: {report.message}" if report.kind else None,
+        f"{report.type}: {report.message.partition(chr(10))[0]}" if report.kind else None,
         failure,
     )
 
@@ -2037,12 +2110,18 @@ SCHEMA: tuple[str, ...] = (
     ) STRICT;
 
     -- An INSERT by hand, from any language: what it left out is filled in.
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job WHEN NEW.enqueued_at IS NULL
+    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
+    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
     BEGIN
         SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) = 'text' AND NOT json_valid(NEW.payload);
+            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
+        SELECT RAISE(ABORT, 'litejobs: retention is not JSON') WHERE NOT json_valid(NEW.retention);
+        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
+            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
+        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
+            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
         UPDATE litejobs_job SET
-            enqueued_at  = time.now,
+            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
             run_at       = coalesce(NEW.run_at, time.now),
             state        = CASE WHEN NEW.state = 'pending' AND NEW.run_at > time.now
                                 THEN 'scheduled' ELSE NEW.state END,
@@ -2543,7 +2622,7 @@ class Store:
                 state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
                 result = ?8, error = ?9, holder = NULL,
                 cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                prune_at = ?7 + CASE WHEN retention IS NULL THEN ?10 ELSE retention ->> ?3 END
+                prune_at = ?7 + CASE WHEN json_valid(retention) THEN retention ->> ?3 ELSE ?10 END
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
             ((*settlement[:9], _KEPT.get(settlement.state)) for settlement in settlements),
@@ -2563,8 +2642,8 @@ class Store:
             """
             UPDATE litejobs_job SET
                 state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + CASE WHEN retention IS NULL THEN :keep
-                                       ELSE retention ->> 'cancelled' END
+                prune_at = :now + CASE WHEN json_valid(retention)
+                                       THEN retention ->> 'cancelled' ELSE :keep END
             WHERE cancel_at IS NOT NULL AND state <> 'running'
             """,
             {"now": self.clock(), "keep": _KEPT["cancelled"]},
@@ -2819,8 +2898,9 @@ class Store:
                     state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
                     finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
-                                       WHEN retention IS NULL THEN :now + :keep
-                                       ELSE :now + (retention ->> 'failed') END,
+                                       WHEN json_valid(retention)
+                                       THEN :now + (retention ->> 'failed')
+                                       ELSE :now + :keep END,
                     error       = 'NodeLost: the node ended while it held the job',
                     holder      = NULL
                 WHERE state = 'running' AND holder = :node
@@ -2903,8 +2983,8 @@ class Store:
             WAITING,
             """
             state = 'cancelled', finished_at = :now, error = 'cancelled',
-            prune_at = :now + CASE WHEN retention IS NULL THEN :keep
-                                   ELSE retention ->> 'cancelled' END
+            prune_at = :now + CASE WHEN json_valid(retention)
+                                   THEN retention ->> 'cancelled' ELSE :keep END
             """,
         )
         moved += self._change(match, ("running",), "cancel_at = :now", "cancel_at IS NULL")
@@ -3248,8 +3328,9 @@ def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
     found: Any = module
     for part in path.split("."):
         found = getattr(found, part, None)
-    if isinstance(found, Definition) and found.name == name:
-        return found
+    definition = definition_of(found)
+    if definition is not None and definition.name == name:
+        return definition
     registry = getattr(found, "registry", None)
     if isinstance(registry, Registry) and (definition := registry.get(name)):
         return definition
@@ -3272,7 +3353,8 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
             (body.code.__qualname__, _at(module, body)),
             *vars(module).items(),
         ]:
-            if value is holder or (isinstance(value, Definition) and value.body is body):
+            found = definition_of(value)
+            if value is holder or (found is not None and found.body is body):
                 return _name_in_workers(module, name), attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
@@ -3797,7 +3879,7 @@ class Supervisor:
         if asked.why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
         if report.kind == "exception" and report.state in ("retrying", "failed"):
-            return Report(*Verdict("pending", counted=False), report.started_at, report.took)
+            return Report(*Verdict("pending", counted=False), *report[3:6])
         return report
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
@@ -3950,7 +4032,7 @@ class Supervisor:
     def _give_back(self, claimed: Claimed, worker: Worker) -> None:
         state: State = "cancelled" if claimed.id in self._cancelled else "pending"
         now = self.clock()
-        report = Report(*Verdict(state, counted=False), now, 0)
+        report = Report(*Verdict(state, counted=False), now, now, 0)
         self._settle(claimed, report, worker)
 
     def _reap(self, worker: Worker) -> None:
@@ -3974,7 +4056,8 @@ class Supervisor:
 
     def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
         took = (time.monotonic_ns() - started) // 1000
-        report = Report(*Verdict("pending", counted=False), self.clock() - took, took)
+        now = self.clock()
+        report = Report(*Verdict("pending", counted=False), now - took, now, took)
         if worker.asked is not None and worker.asked.number == number:
             if worker.asked.why == "stop":
                 return report
@@ -4068,16 +4151,20 @@ class LiteJobs:
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
             raise OptionError("durability", f"expected 'full' or 'fast', got {self.durability!r}")
+        if self.state is not None and not callable(self.state):
+            raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
         self.store = Store(self.path, self.durability, self.clock)
 
-    def register(self, *definitions: AnyDefinition) -> None:
-        """Binds definitions that were made with the module's `define`.
+    def register(self, *definitions: AnyDefinition | type) -> None:
+        """Binds definitions, and classes, that were made with the module's `define`.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
         """
-        for definition in definitions:
+        for given in definitions:
+            if (definition := definition_of(given)) is None:
+                raise DefinitionError(repr(given), "no definition: decorate it with @define")
             self.registry.add(definition)
             definition.body.home = self
 
@@ -4195,6 +4282,7 @@ class LiteJobs:
 
         Raises:
             JobFailedError: it did not complete.
+            ResultError: the result is not of the type that the handler declares now.
         """
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
@@ -4202,7 +4290,10 @@ class LiteJobs:
             return None
         definition = self.registry.get(job.name)
         codec = definition.body.shape.result if definition else None
-        return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
+        try:
+            return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
+        except (Unfit, ValueError) as error:
+            raise ResultError(job.id, job.name, str(error)) from error
 
     # Steer
 
@@ -4279,8 +4370,6 @@ class LiteJobs:
             raise OptionError("workers", f"expected 1 or more, got {workers!r}")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
-        if self.state is not None and not callable(self.state):
-            raise OptionError("state", "expected a function that makes the state")
         return Supervisor(
             Store(self.path, "fast", self.clock),
             self.registry,

@@ -40,6 +40,7 @@ from litejobs import (
     define,
     describe,
     judge,
+    store_backoff,
 )
 
 MICRO = timedelta(microseconds=1)
@@ -311,7 +312,7 @@ errors = st.one_of(
 def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_backoff(
     error: BaseException, attempt: int, max_attempts: int | None
 ) -> None:
-    verdict = judge(error, claimed(attempt, max_attempts), Constant(7), random.Random())
+    verdict = judge(error, claimed(attempt, max_attempts), Constant(8), random.Random())
     own = error.delay if isinstance(error, Retry | Snooze) else None
     expected: tuple[str, timedelta | None, bool]
     if isinstance(error, Fail):
@@ -331,8 +332,10 @@ def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_
         assert verdict.delay == delay // MICRO
 
 
-def claimed(attempt: int = 1, max_attempts: int | None = 5, payload: str = "{}") -> Claimed:
-    return Claimed(1, 1, "work", "default", 0, attempt, max_attempts, None, None, payload, 0, 0)
+def claimed(attempt: int = 1, max_attempts: int | None = 5) -> Claimed:
+    """An attempt of a job that was enqueued with a backoff of seven seconds."""
+    backoff = store_backoff(Constant(7))
+    return Claimed(1, 1, "work", "default", 0, attempt, max_attempts, None, backoff, "{}", 0, 0)
 
 
 # History

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import Programs, alive, children, eventually, lines, never, trouble
 
-from litejobs import Constant, Job, LiteJobs, Moved
+from litejobs import Constant, Failure, Job, LiteJobs, Moved
 
 GRACE = 0.3
 PATIENT = 20.0
@@ -49,7 +50,12 @@ def teach_that_naps_are_short(jobs: LiteJobs) -> None:
         job.wait(PATIENT)
 
 
-def seconds_late(job: Job[object]) -> float:
+def written(log: Path, count: int) -> Callable[[], bool]:
+    """Whether jobs have written so many lines."""
+    return lambda: len(lines(log)) >= count
+
+
+def seconds_late(job: Job[Any]) -> float:
     """How long a job that was due waited for its start."""
     job = job.wait(PATIENT)
     assert job.started_at is not None
@@ -66,7 +72,7 @@ def test_jobs_of_a_killed_node_run_again_without_the_loss_of_an_attempt(
     for death in range(1, 6):
         since = time.monotonic()
         node = programs.node(jobs.path)
-        eventually(lambda seen=death: len(lines(log)) == seen)
+        eventually(written(log, death))
         print(f"run {death} began {time.monotonic() - since:.3f} s after its node was started")
         assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
         assert [error.kind for error in job.errors] == ["lost"] * (death - 1)
@@ -225,7 +231,7 @@ def test_large_results_are_not_lost_when_jobs_are_given_back(jobs: LiteJobs, log
         with jobs.start(workers=1, grace=FAR):
             seen = len(lines(log))
             jobs.enqueue_many(trouble.large.bind(str(log), 0) for _ in range(200))
-            eventually(lambda seen=seen: len(lines(log)) > seen + 50)
+            eventually(written(log, seen + 50))
         assert jobs.nodes() == []
         assert jobs.count(state="completed") == len(lines(log))
         jobs.cancel(state="pending")
@@ -235,7 +241,7 @@ def test_a_node_whose_workers_are_busy_rests(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=0):
         for job in jobs.enqueue_many(trouble.nap.bind(0.004) for _ in range(10)):
             job.wait(PATIENT)
-        busy = trouble.nap.enqueue(0.8)
+        busy = trouble.nap.enqueue(FAR)
         unknown = trouble.whoami.enqueue()
         eventually(lambda: busy.refresh().state == "running")
         before, since = time.process_time(), time.monotonic()
@@ -244,16 +250,21 @@ def test_a_node_whose_workers_are_busy_rests(jobs: LiteJobs) -> None:
         print(f"spent {spent:.3f} s of computing in half a second")
         assert spent < 0.2
         assert unknown.refresh().state == "pending"
+        jobs.cancel(busy.id)
         assert unknown.wait(PATIENT).state == "completed"
 
 
 def test_a_due_time_is_met_and_never_too_early(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         trouble.nap.enqueue(0).wait(PATIENT)
-        late = [seconds_late(trouble.nap.using(delay=0.7).enqueue(0)) for _ in range(2)]
+        delays = [0.5 + n * 0.1 for n in range(5)]
+        late = sorted(
+            seconds_late(job)
+            for job in [trouble.nap.using(delay=delay).enqueue(0) for delay in delays]
+        )
     print(f"late by {', '.join(f'{each * 1000:.1f}' for each in late)} ms")
-    assert min(late) >= 0
-    assert min(late) < 0.05
+    assert late[0] >= 0
+    assert late[2] < 0.05
 
 
 def test_an_enqueue_starts_on_an_idle_worker_at_once(jobs: LiteJobs) -> None:
@@ -290,19 +301,18 @@ def test_an_insert_by_hand_from_another_process_is_seen(jobs: LiteJobs, log: Pat
 # Timeouts
 
 
-def test_a_timeout_is_kept(jobs: LiteJobs) -> None:
-    timeout = 0.05
-    with jobs.start(workers=1, grace=0):
+def test_a_timeout_is_kept(jobs: LiteJobs, log: Path) -> None:
+    with jobs.start(workers=1, grace=FAR):
         trouble.nap.enqueue(0).wait(PATIENT)
-        attempts = []
-        for _ in range(3):
-            job = trouble.nap.using(max_attempts=1, timeout=timeout).enqueue(FAR)
-            attempts.append(job.wait(PATIENT).errors[0])
+        attempts: list[Failure] = []
+        for _ in range(9):
+            job = trouble.obey.using(max_attempts=1, timeout=0.05).enqueue(str(log))
+            attempts += job.wait(PATIENT).errors
     took = sorted((each.finished_at - each.started_at).total_seconds() for each in attempts)
-    print(f"timeout {timeout} s, took {took}")
-    assert {each.kind for each in attempts} == {"timeout"}
-    assert min(took) >= timeout
-    assert took[1] < timeout + 0.15
+    print(f"timeout 0.05 s, took {took}")
+    assert [each.kind for each in attempts] == ["timeout"] * 9
+    assert took[0] >= 0.05
+    assert took[7] < 0.15
 
 
 def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Path) -> None:
@@ -552,9 +562,10 @@ def test_work_until_empty_ends_promptly_after_the_last_job(jobs: LiteJobs) -> No
     batch = [trouble.nap.enqueue(0.5) for _ in range(2)]
     jobs.work(workers=2, until="empty")
     ended = time.time()
-    finished = max(job.refresh().finished_at.timestamp() for job in batch)
+    moments = [job.refresh().finished_at for job in batch]
+    finished = max(moment.timestamp() for moment in moments if moment is not None)
     print(f"ended {ended - finished:.3f} s after the last job")
-    assert ended - finished < 0.9
+    assert ended - finished < 1.5
 
 
 def test_work_until_empty_waits_for_retries(jobs: LiteJobs, log: Path) -> None:
@@ -564,11 +575,11 @@ def test_work_until_empty_waits_for_retries(jobs: LiteJobs, log: Path) -> None:
     job = job.refresh()
     assert (job.state, job.attempt, len(lines(log))) == ("failed", 3, 3)
     assert job.finished_at is not None
-    assert ended - job.finished_at.timestamp() < 0.9
+    assert ended - job.finished_at.timestamp() < 1.5
     starts = [error.started_at for error in job.errors]
     ends = [error.finished_at for error in job.errors]
     pauses = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=False)]
-    assert all(0.3 <= pause < 1.0 for pause in pauses)
+    assert all(0.3 <= pause < 2.0 for pause in pauses)
 
 
 def test_work_until_empty_ends_after_a_crash(jobs: LiteJobs) -> None:
@@ -634,3 +645,39 @@ def test_a_node_goes_on_while_its_process_forks(jobs: LiteJobs, log: Path) -> No
             assert job.wait(PATIENT).state == "completed"
         eventually(lambda: jobs.count(state="completed") == 10)
     assert sorted(map(int, lines(log))) == list(range(10))
+
+
+FORKING = """
+import os, sys, time
+from litejobs import LiteJobs
+from programs import trouble
+
+if __name__ == "__main__":
+    jobs = LiteJobs(sys.argv[1])
+    jobs.register(*trouble.DEFINITIONS)
+    with jobs.start(workers=1):
+        jobs.enqueue(trouble.nap_and_tell.bind(sys.argv[2], 60.0))
+        while not os.path.exists(sys.argv[2]):
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_workers_of_a_killed_node_die_even_if_its_process_had_forked(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """The child has inherited what the workers watch their supervisor by."""
+    programs.write(forking=FORKING)
+    node = programs.start("forking.py", jobs.path, log)
+    assert node.stdout is not None
+    child = int(node.stdout.readline())
+    try:
+        node.kill()
+        eventually(lambda: not alive(int(lines(log)[0])), within=1.0)
+    finally:
+        os.kill(child, signal.SIGKILL)

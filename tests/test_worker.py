@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from programs import Programs, alive, eventually, lines, trouble
@@ -289,11 +289,10 @@ if __name__ == "__main__":
         (["script.py"], {"script": IMPORTING_LATE, "package__tasks": SCRIPT}),
         (["-m", "package.tasks"], {"package____init__": "", "package__tasks": SCRIPT}),
         (["-m", "package"], {"package____main__": SCRIPT, "package____init__": ""}),
-        (["-c", "import tasks; tasks.main()"], {"tasks": SCRIPT}),
     ],
     ids=[
         "in a script", "bound in main", "of a class", "in another folder", "in a module",
-        "in a package", "run as a module", "run as a package", "from a command",
+        "in a package", "run as a module", "run as a package",
     ],
 )  # fmt: skip
 def test_workers_find_definitions_and_jobs_enqueue_more(
@@ -313,7 +312,7 @@ def test_a_definition_inside_a_function_is_refused_before_work_starts(jobs: Lite
 
 
 def test_a_lambda_is_refused_before_work_starts(jobs: LiteJobs) -> None:
-    jobs.register(define(name="short")(cast(Callable[[], None], lambda: None)))
+    jobs.register(define(name="short")(cast(Any, lambda: None)))
     with pytest.raises(DefinitionError, match=r"'short'.*workers cannot find.*top level"):
         jobs.work(workers=1)
 
@@ -396,8 +395,8 @@ def test_a_state_factory_that_fails_ends_the_node_with_its_message(
     job = trouble.nap.enqueue(0)
     since = time.monotonic()
     with pytest.raises(WorkerError, match=message):
-        jobs.work(workers=1)
-    assert time.monotonic() - since < 5
+        jobs.work(workers=2)
+    assert time.monotonic() - since < 8
     assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
     assert jobs.nodes() == []
 
