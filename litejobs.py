@@ -300,6 +300,12 @@ def duration(value: Duration, what: str) -> timedelta:
     return length
 
 
+def storable(text: str) -> str:
+    """Text as SQLite takes it: lone surrogates, which names of files bring along, are
+    shown as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def looks() -> Iterator[float]:
     """Seconds between two looks at a job that somebody waits for: soon at first, then
     at most 20 ms apart."""
@@ -423,7 +429,7 @@ class Job(Generic[R]):
     @property
     def queue(self) -> str:
         """The queue that the job waits in."""
-        return self.row.queue
+        return self.row.queue or ""
 
     @property
     def node(self) -> str | None:
@@ -453,12 +459,12 @@ class Job(Generic[R]):
     @property
     def run_at(self) -> datetime:
         """When the job became due or will become due."""
-        return from_micros(self.row.run_at)
+        return from_micros(self.row.run_at or 0)
 
     @property
     def enqueued_at(self) -> datetime:
         """When the job was enqueued."""
-        return from_micros(self.row.enqueued_at)
+        return from_micros(self.row.enqueued_at or 0)
 
     @property
     def started_at(self) -> datetime | None:
@@ -1998,8 +2004,7 @@ def describe(error: BaseException) -> tuple[str, str, str]:
     except Exception:
         lines = [f"{type(error).__name__}: (its traceback cannot be shown)"]
     told = type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
-    # SQLite takes no lone surrogates, which names of files bring along.
-    name, message, trace = (text.encode(errors="backslashreplace").decode() for text in told)
+    name, message, trace = map(storable, told)
     return name, message, trace
 
 
@@ -2115,7 +2120,8 @@ SCHEMA: tuple[str, ...] = (
     BEGIN
         SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
             WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON') WHERE NOT json_valid(NEW.retention);
+        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
+            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
         SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
             WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
         SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
@@ -2197,28 +2203,27 @@ class Match:
         for column, value in (("name", self.name), ("queue", self.queue)):
             if value is not None:
                 terms.append(f"{column} = :{column}")
-                bindings[column] = value
+                bindings[column] = storable(value)
         if self.ids is not None:
             terms.append("id IN (SELECT value FROM json_each(:ids))")
             bindings["ids"] = json.dumps(self.ids)
         if self.before is not None:
             terms.append("id < :before")
-            bindings["before"] = self.before
+            bindings["before"] = max(-(2**63), min(self.before, 2**63 - 1))
         if self.states is not None:
-            terms += [f"state IN {_texts(within)}" for within in _partial(self.states)]
+            terms += _in_states(self.states)
         return " AND ".join(terms), bindings
 
 
-def _texts(states: Iterable[State]) -> str:
-    return "(" + ", ".join(f"'{state}'" for state in states) + ")"
-
-
-def _partial(states: tuple[State, ...]) -> Iterator[tuple[State, ...]]:
-    """The states, and the index that holds all of them in the very words of its
-    definition, which is what SQLite wants to see before it uses a partial index."""
-    yield states
-    wholes: tuple[tuple[State, ...], ...] = (("scheduled", "retrying"), ("failed", "cancelled"))
-    yield from (whole for whole in wholes if states and set(states) < set(whole))
+def _in_states(states: tuple[State, ...]) -> Iterator[str]:
+    """Terms for these states. They name a partial index that holds all of them in the
+    very words of its definition: SQLite wants to see those before it uses one."""
+    texts = ", ".join(f"'{state}'" for state in states)
+    yield f"state = {texts}" if len(states) == 1 else f"state IN ({texts})"
+    if states and {*states} <= {"scheduled", "retrying"}:
+        yield "state IN ('scheduled', 'retrying')"
+    if states and {*states} <= {"failed", "cancelled"}:
+        yield "state IN ('failed', 'cancelled')"
 
 
 @attrs.frozen
@@ -2342,6 +2347,8 @@ def _locate(path: Path, create: bool) -> Path:
         raise FileError(str(path), f"the folder {path.parent} does not exist: create it") from None
     except OSError as error:
         raise FileError(str(path), f"cannot be created: {error.strerror}") from None
+    except ValueError as error:
+        raise FileError(repr(str(path)), f"is no name of a file: {error}") from None
     if stat.S_ISLNK(mode):
         raise FileError(str(path), "is a symbolic link: name the file that it leads to")
     if stat.S_ISDIR(mode):
@@ -2351,8 +2358,9 @@ def _locate(path: Path, create: bool) -> Path:
     return place
 
 
-def _connect(place: Path, synchronous: str) -> apsw.Connection:
-    """A connection with everything set, on a file that is known to be in WAL mode."""
+def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
+    """A connection with everything set, on a file that is known to be in WAL mode. The
+    file of an application is only made a queue where one may *create* it."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
@@ -2368,6 +2376,8 @@ def _connect(place: Path, synchronous: str) -> apsw.Connection:
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
+        if not create and _schema_version(connection) == 0:
+            raise FileError(str(place), "holds no queue: name another file")
         if connection.pragma("page_count") == 0:
             connection.pragma("auto_vacuum", "incremental")
         if (mode := connection.pragma("journal_mode", "wal")) != "wal":
@@ -2475,7 +2485,7 @@ class Store:
         give_up = time.monotonic() + PATIENCE
         while True:
             try:
-                self._connection = _connect(place, synchronous)
+                self._connection = _connect(place, synchronous, self.create)
                 break
             except apsw.BusyError:
                 # The switch to WAL fails at once when others do the same.
@@ -2588,7 +2598,7 @@ class Store:
             if self._bell is None:
                 self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 self._bell.setblocking(False)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, OverflowError):
                 self._bell.sendto(b"", ("127.0.0.1", port))
 
     # Running
@@ -2615,6 +2625,7 @@ class Store:
     def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> int:
         if not settlements:
             return 0
+        self._remember(connection, [settled for settled in settlements if settled.failure])
         before = connection.total_changes()
         connection.executemany(
             """
@@ -2630,9 +2641,6 @@ class Store:
         applied = connection.total_changes() - before
         if any(settled.state != "completed" for settled in settlements):
             self._cancel_returned(connection)
-        failures = [(s.id, s.failure) for s in settlements if s.failure is not None]
-        if failures:
-            self._remember(connection, failures)
         return applied
 
     def _cancel_returned(self, connection: apsw.Connection) -> None:
@@ -2649,22 +2657,21 @@ class Store:
             {"now": self.clock(), "keep": _KEPT["cancelled"]},
         )
 
-    def _remember(self, connection: apsw.Connection, failures: list[tuple[int, Failure]]) -> None:
-        connection.executemany(
-            """
-            INSERT INTO litejobs_attempt (
-                job, attempt, kind, type, message, traceback, worker, started_at, finished_at
-            ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-            """,
-            (
-                (
-                    job, failure.attempt, failure.kind, failure.type,
-                    failure.message, failure.traceback, failure.worker,
-                    to_micros(failure.started_at), to_micros(failure.finished_at),
+    def _remember(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
+        """Keeps what failed, before the jobs are settled: as long as the claim holds."""
+        for id, claim, *_, failure in settlements:
+            assert failure is not None
+            started_at, finished_at = map(to_micros, (failure.started_at, failure.finished_at))
+            connection.execute(
+                """
+                INSERT INTO litejobs_attempt (
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
                 )
-                for job, failure in failures
-            ),
-        )  # fmt: skip
+                SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
+                WHERE id = ? AND claim = ? AND state = 'running'
+                """,
+                (*attrs.astuple(failure)[:6], started_at, finished_at, id, claim),
+            )
 
     def _ready(self, connection: apsw.Connection, serves: Serves) -> Iterator[tuple[int, str]]:
         """Ids and names of the ready jobs that *serves* takes, the most urgent first."""
@@ -2932,6 +2939,8 @@ class Store:
         Raises:
             JobNotFoundError: there is none with this id.
         """
+        if not 0 < id < 2**63:
+            raise JobNotFoundError(id)
         with self._reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
             row = connection.execute(sql, (id,)).fetchone()
@@ -2939,8 +2948,10 @@ class Store:
             raise JobNotFoundError(id)
         return Row(*row)
 
-    def find(self, match: Match, limit: int) -> list[Row]:
+    def find(self, match: Match, limit: object) -> list[Row]:
         """The jobs that match, the newest first."""
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
         where, bindings = match.sql()
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE {where} ORDER BY id DESC LIMIT :limit"
         with self._reading() as connection:
@@ -3833,7 +3844,8 @@ class Supervisor:
             self._full = False
             self._failed_starts = 0
         elif message[0] == "broken":
-            raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}\n{message[3]}")
+            logger.error("a worker could not start:\n%s", message[3])
+            raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}")
         else:
             self._reported(worker, message)
 
@@ -4572,7 +4584,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
     options = _parser().parse_args(arguments)
     try:
+        with contextlib.suppress(AttributeError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         code: int = options.command(options)
+        sys.stdout.flush()
         return code
     except FileError as error:
         return _complain(error, 3)
@@ -4580,21 +4595,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except LitejobsError as error:
         return _complain(error, 2)
-    except BrokenPipeError:
+    except OSError as error:
+        # Nobody reads it, or the disk is full: nothing is to be tried again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
     except KeyboardInterrupt:
         return 130
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"litejobs: {_printable(str(error))}", file=sys.stderr)
+    print(f"litejobs: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code
 
 
-def _printable(text: str) -> str:
-    """Text that cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+def _printable(text: str, also: str = "") -> str:
+    """Text that cannot steer a terminal: other characters are shown as escapes."""
+    return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -4698,11 +4714,14 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename}:{last.lineno}"
-        problem = f"importing it failed at {where}: {type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(f"{place}:{attribute}", problem) from error
+    if place.endswith(".py") and not os.path.samefile(place, module.__file__ or os.devnull):
+        problem = f"another module has the name {name!r} already: rename the file"
+        raise OptionError(f"{place}:{attribute}", problem)
     found = getattr(module, attribute, None)
     if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
@@ -4734,7 +4753,13 @@ def _enqueue(options: argparse.Namespace) -> int:
         bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
         job = jobs.enqueue(bound)
     else:
-        job = jobs.get(jobs.store.insert(options.name, options.payload, _columns(jobs, choices)))
+        any_json = Codec[Any](Any)
+        try:
+            payload = any_json.encode(any_json.decode(options.payload))
+        except Unfit as unfit:
+            raise PayloadError(options.name, unfit.problems) from None
+        name = check_name(options.name, "name")
+        job = jobs.get(jobs.store.insert(name, payload, _columns(jobs, choices)))
     _print(options, _plain(job), f"{job.id}")
     return 0
 
@@ -4759,7 +4784,7 @@ def _list(options: argparse.Namespace) -> int:
         (
             str(job.id), job.name, job.queue, job.state, str(job.priority),
             f"{job.attempt}/{job.max_attempts or '∞'}", f"{job.run_at:%Y-%m-%d %H:%M:%S}",
-            (job.error or "").partition("\n")[0][:80],
+            (job.error or "")[:80],
         )
         for job in found
     ]  # fmt: skip
@@ -4825,8 +4850,19 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
     plain = {name: _json_value(getattr(job, name)) for name in names + times}
-    result = None if job.row.result is None else json.loads(job.row.result)
-    return {**plain, "payload": job.payload, "result": result, "error": job.error}
+    read = {
+        key: _read_json(text)
+        for key, text in (("payload", job.row.payload), ("result", job.row.result))
+    }
+    return {**plain, **read, "error": job.error}
+
+
+def _read_json(text: object) -> Any:
+    """What a row holds; as it is, if somebody has written what is no JSON."""
+    try:
+        return None if text is None else json.loads(str(text))
+    except (ValueError, RecursionError):
+        return str(text)
 
 
 def _json_value(value: Any) -> Any:
@@ -4834,6 +4870,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
+    lines = [[_printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -4842,7 +4879,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
-    print(json.dumps(plain, indent=2) if options.json else _printable(text))
+    print(json.dumps(plain, indent=2) if options.json else _printable(text, also="\n\t"))
 
 
 if __name__ == "__main__":
