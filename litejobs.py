@@ -3688,6 +3688,9 @@ class Supervisor:
     _stop_at: float = math.inf
     _failed_starts: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        _let_go_in_forks(self)
+
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do.
 
@@ -4106,6 +4109,20 @@ class Supervisor:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
         self._cancelled = frozenset(self.store.asked(self._node))
         return math.inf
+
+
+def _let_go_in_forks(supervisor: Supervisor) -> None:
+    """What the supervisor's process forks must not hold the lifelines of its workers."""
+    reference = weakref.ref(supervisor)
+
+    def after() -> None:
+        if alive := reference():
+            for worker in alive._workers:
+                worker.lifeline.close()
+                worker.pipe.close()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after)
 
 
 def _death_of(process: Any) -> int:

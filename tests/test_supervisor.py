@@ -225,16 +225,46 @@ def test_a_slow_job_in_the_middle_of_many_holds_nobody_up(jobs: LiteJobs) -> Non
         jobs.cancel(slow.id)
 
 
-def test_large_results_are_not_lost_when_jobs_are_given_back(jobs: LiteJobs, log: Path) -> None:
+def test_large_results_are_not_lost_when_jobs_are_given_back(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
     """They do not fit the board; a job whose report is in the pipe has run."""
     for _ in range(3):
-        with jobs.start(workers=1, grace=FAR):
-            seen = len(lines(log))
-            jobs.enqueue_many(trouble.large.bind(str(log), 0) for _ in range(200))
-            eventually(written(log, seen + 50))
+        node = programs.node(jobs.path, "--grace", str(FAR))
+        seen = len(lines(log))
+        jobs.enqueue_many(trouble.large.bind(str(log), 0) for _ in range(200))
+        eventually(written(log, seen + 50))
+        node.terminate()
+        assert node.wait(PATIENT) == 0
         assert jobs.nodes() == []
         assert jobs.count(state="completed") == len(lines(log))
         jobs.cancel(state="pending")
+
+
+def test_a_signal_in_the_midst_of_short_jobs_ends_the_node(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    """The last report before those that were taken back is heard of too."""
+    for _ in range(2):
+        node = programs.node(jobs.path)
+        teach_that_naps_are_short(jobs)
+        batch = jobs.enqueue_many([trouble.nap.bind(0.0002)] * 300)
+        batch[20].wait(PATIENT)
+        node.terminate()
+        assert node.wait(PATIENT) == 0
+        assert jobs.count(state="running") == 0
+        jobs.cancel(state="pending")
+
+
+def test_the_end_of_a_job_is_seen_when_those_behind_it_are_cancelled(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=0):
+        teach_that_naps_are_short(jobs)
+        for _ in range(60):
+            batch = jobs.enqueue_many([trouble.nap.bind(0.0002)] * 60)
+            batch[3].wait(PATIENT)
+            jobs.cancel(*(job.id for job in batch[40:]))
+            assert {job.wait(PATIENT).state for job in batch[:40]} == {"completed"}
+            assert {job.wait(PATIENT).state for job in batch} <= {"completed", "cancelled"}
 
 
 def test_a_node_whose_workers_are_busy_rests(jobs: LiteJobs) -> None:

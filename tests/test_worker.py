@@ -53,14 +53,34 @@ def assert_innocents_are_unharmed(jobs: LiteJobs, log: Path, ids: list[int]) -> 
 @pytest.mark.parametrize(
     ("kind", "culprits"),
     [
-        ("crash", {trouble.segfault: "SIGSEGV", trouble.leave_at_once: "exit code 3"}),
-        ("crash", {trouble.kill_itself: "SIGKILL"}),
-        ("timeout", {trouble.spin_in_c: "0.5 s", trouble.ignore_signals: "0.5 s"}),
-        ("timeout", {trouble.stop_itself: "0.5 s"}),
-        ("exception", {trouble.call_exit: "bye", trouble.interrupt: "", trouble.recurse: "depth"}),
-        ("exception", {trouble.use_all_memory: "", trouble.fail_in_bad_text: "caf"}),
+        (
+            "crash",
+            {
+                trouble.segfault: "SIGSEGV",
+                trouble.leave_at_once: "exit code 3",
+                trouble.kill_itself: "SIGKILL",
+            },
+        ),
+        (
+            "timeout",
+            {
+                trouble.spin_in_c: "timeout of 0.5 s",
+                trouble.ignore_signals: "timeout of 0.5 s",
+                trouble.stop_itself: "timeout of 0.5 s",
+            },
+        ),
+        (
+            "exception",
+            {
+                trouble.call_exit: "bye",
+                trouble.interrupt: "",
+                trouble.recurse: "recursion depth",
+                trouble.use_all_memory: "",
+                trouble.fail_in_bad_text: "caf",
+            },
+        ),
     ],
-    ids=lambda each: each if isinstance(each, str) else "+".join(job.name for job in each),
+    ids=["crash", "timeout", "exception"],
 )
 def test_jobs_that_misbehave_use_up_their_own_attempts_and_harm_nobody_else(
     kind: str, culprits: dict[Definition[[], object, object], str], jobs: LiteJobs, log: Path

@@ -32,7 +32,7 @@ def queue(durability: str = "full") -> Iterator[LiteJobs]:
         os.environ["BENCH_DURABILITY"] = durability
         for module in [name for name in sys.modules if name == "tests.bench.work"]:
             del sys.modules[module]
-        from tests.bench.work import jobs
+        from .work import jobs
 
         with jobs:
             yield jobs
@@ -41,7 +41,7 @@ def queue(durability: str = "full") -> Iterator[LiteJobs]:
 @contextlib.contextmanager
 def node(workers: int = 2) -> Iterator[subprocess.Popen[bytes]]:
     """A node in a process of its own, warm: it has run a job."""
-    from tests.bench.work import first_line
+    from .work import first_line
 
     command = ["run", "tests.bench.work:jobs", "--workers", str(workers)]
     process = subprocess.Popen(
@@ -106,7 +106,7 @@ def bare_drain(number: int, batch: int) -> float:
 
 def fill(jobs: LiteJobs, number: int) -> float:
     """Enqueues no-op jobs, 10,000 in a transaction; gives the seconds it took."""
-    from tests.bench.work import noop
+    from .work import noop
 
     begin = time.perf_counter()
     numbers = iter(range(number))
@@ -145,7 +145,7 @@ def latency(quick: bool) -> None:
     number = 200 if quick else 1000
     for durability in ("fast", "full"):
         with queue(durability) as jobs, node():
-            from tests.bench.work import first_line
+            from .work import first_line
 
             began = []
             for _ in range(number):
@@ -160,7 +160,7 @@ def lateness(quick: bool) -> None:
     """From the time that a job is due to its first line."""
     number = 50 if quick else 200
     with queue() as jobs, node():
-        from tests.bench.work import first_line
+        from .work import first_line
 
         offset = time.time_ns() - time.monotonic_ns()
         made = [first_line.using(delay=1 + n * 0.02).enqueue() for n in range(number)]
