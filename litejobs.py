@@ -3495,7 +3495,7 @@ def _run_jobs(
     rung = time.monotonic_ns()
     while message := _next_message(pipe):
         jobs: list[Handed] = marshal.loads(message)
-        for place, (number, fields) in enumerate(jobs, 1):
+        for number, fields in jobs:
             if not board.begin(number):
                 continue
             report = executor.run(Claimed(*fields), functools.partial(board.asked, number))
@@ -3503,10 +3503,11 @@ def _run_jobs(
             if not board.finish(entry):
                 pipe.send_bytes(entry)
                 board.rest()
-            now = time.monotonic_ns()
-            if place == len(jobs) or now - rung > RING_AFTER_NS:
+            if time.monotonic_ns() - rung > RING_AFTER_NS:
                 pipe.send_bytes(b"")
-                rung = now
+                rung = time.monotonic_ns()
+        # Whatever came last, a report or jobs that were revoked: the hands are empty.
+        pipe.send_bytes(b"")
 
 
 def _next_message(pipe: multiprocessing.connection.Connection) -> bytes:
@@ -3809,9 +3810,9 @@ class Supervisor:
             return 0.0
         due = [*self._duties.values()]
         for worker in self._workers:
-            if len(worker.handed) > 1:
+            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
                 due.append(now + SLOW)
-            elif worker.handed and worker.board.running[0]:
+            elif worker.handed:
                 due += self._deadlines(worker)
         return max(0.0, min(due) - now)
 
@@ -4029,6 +4030,8 @@ class Supervisor:
             worker.asked = Asked(number, why, kill_at)
 
     def _kill(self, worker: Worker, number: int) -> None:
+        assert worker.asked is not None
+        worker.asked = worker.asked._replace(kill_at=math.inf)
         with worker.board.held():
             if worker.board.running[0] == number:
                 kill_group(worker.process.pid)
