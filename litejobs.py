@@ -1192,7 +1192,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 
 P = ParamSpec("P")
 C = TypeVar("C", default=Any)
-S = TypeVar("S", default=Any)
+S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
 
@@ -3847,10 +3847,10 @@ class Supervisor:
             worker.ready = True
             self._full = False
             self._failed_starts = 0
-        elif message[0] == "broken":
+        elif message[0] == "broken" and not self._stops:
             logger.error("a worker could not start:\n%s", message[3])
             raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}")
-        else:
+        elif message[0] != "broken":
             self._reported(worker, message)
 
     def _collect(self, worker: Worker, dead: bool = False) -> None:

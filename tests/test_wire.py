@@ -99,7 +99,7 @@ class Dog:
 
 @attrs.define
 class Untyped:
-    x = attrs.field()
+    x = attrs.field()  # type: ignore[var-annotated]
 
 
 @attrs.define

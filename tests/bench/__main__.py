@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -92,7 +93,7 @@ def bare_drain(number: int, batch: int) -> float:
                 ]
                 if not ids:
                     break
-                rows = connection.execute(
+                rows: list[Any] = connection.execute(
                     "UPDATE litejobs_job SET state = 'running', attempt = attempt + 1,"
                     " claim = claim + 1, holder = 1, started_at = 1 WHERE id IN carray(?)"
                     " RETURNING id, claim, name, payload",
