@@ -516,7 +516,7 @@ class Job(Generic[R]):
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with the type that it declares; waits
-        for it like `wait`.
+        for it like `wait`: without a *timeout* for ever, if no node is at work.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -1332,9 +1332,9 @@ class Options:
         for option in choices:
             if option not in Choices.__annotations__:
                 raise OptionError(option, f"no such option{did_you_mean(option, CHOICES)}")
-        if "at" in choices and "delay" in choices:
+        if choices.get("at") is not None and "delay" in choices:
             raise OptionError("at", "given together with delay: a job has one time to run")
-        if choices.keys() & {"at", "delay"}:
+        if choices.get("at") is not None or "delay" in choices:
             choices = {"at": None, "delay": 0, **choices}  # type: ignore[typeddict-item]
         return attrs.evolve(self, **choices)
 
@@ -1430,6 +1430,8 @@ class Body:
 
 
 def _is_context(hint: object) -> bool:
+    if typing.get_origin(hint) in _UNIONS:
+        return any(map(_is_context, typing.get_args(hint)))
     return hint is Context or typing.get_origin(hint) is Context
 
 
@@ -1450,7 +1452,8 @@ def _function_shape(code: Callable[..., Any]) -> Shape:
             default = attrs.NOTHING if parameter.default is parameter.empty else parameter.default
             kind = hints.get(name, Any)
             fields[name] = attrs.field(default=default, type=kind, alias=name, kw_only=by_keyword)
-    payload = attrs.make_class(code.__name__, fields, slots=True)
+    title = code.__name__ if code.__name__.isidentifier() else "handler"
+    payload = attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
@@ -1552,11 +1555,17 @@ def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
         text = body.shape.payload.encode(payload)
     except Unfit as unfit:
         raise PayloadError(body.name, unfit.problems) from None
-    if len(text) > PAYLOAD_LIMIT:
-        size, limit = len(text) / 2**20, PAYLOAD_LIMIT // 2**20
+    if excess := _too_large(text):
         advice = "put the data into a file and pass its path"
-        raise PayloadError(body.name, (f"{size:.1f} MiB, more than {limit}; {advice}",))
+        raise PayloadError(body.name, (f"{excess}; {advice}",))
     return Bound(body, options, text)
+
+
+def _too_large(text: str) -> str | None:
+    size = len(text) if len(text) < PAYLOAD_LIMIT // 4 else len(text.encode())
+    if size <= PAYLOAD_LIMIT:
+        return None
+    return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
@@ -1983,9 +1992,8 @@ class Executor:
 
 
 def _bounded(result: str) -> str:
-    if len(result) > PAYLOAD_LIMIT:
-        size, limit = len(result) / 2**20, PAYLOAD_LIMIT // 2**20
-        raise Fail(f"its result has {size:.1f} MiB, more than {limit}; return a path instead")
+    if problem := _too_large(result):
+        raise Fail(f"its result has {problem}; return a path instead")
     return result
 
 
@@ -2431,6 +2439,9 @@ def _translated(path: str) -> Iterator[None]:
         raise FileError(path, "is not an SQLite database: name another file") from error
     except apsw.FullError as error:
         raise FileError(path, "the disk is full: nothing was written; free some space") from error
+    except apsw.CantOpenError as error:
+        problem = "cannot be opened: is it readable, and its folder writable?"
+        raise FileError(path, problem) from error
     except apsw.ReadOnlyError as error:
         raise FileError(path, f"cannot be written: {error}") from error
     except apsw.Error as error:
@@ -2530,7 +2541,8 @@ class Store:
             connection.execute("COMMIT")
         except apsw.Error as error:
             # The frames may be in the WAL although the commit failed.
-            self.close()
+            with contextlib.suppress(apsw.Error):
+                self.close()
             problem = f"a commit failed ({error}); what it wrote may be there or not"
             raise OutcomeUnknownError(str(self.path), problem) from error
         try:
@@ -3432,28 +3444,22 @@ def _become_worker(lifeline: multiprocessing.connection.Connection) -> None:
         signal.signal(getattr(signal, name), lambda number, frame: None)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_end_by_signals)
-    if hasattr(os, "fork"):
-        _post_sentry(lifeline)
-    else:
-        threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+    if sys.platform == "linux":
+        _let_the_kernel_end_it(lifeline)
+    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
 
 
-def _post_sentry(lifeline: multiprocessing.connection.Connection) -> None:
-    """Leaves a process in the worker's group that waits for the supervisor's end, and then
-    kills the group: a thread would get no turn while a job loops in C, and the kernel's
-    own signal (PR_SET_PDEATHSIG) would spare what the job has started.
+def _let_the_kernel_end_it(lifeline: multiprocessing.connection.Connection) -> None:
+    """Has the whole group killed when the lifeline closes: the thread, which is the
+    portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
+    the job has started.)"""
+    import fcntl
 
-    It is forked twice, so that it is no child of the worker's for which a job could wait.
-    """
-    if (between := os.fork()) != 0:
-        os.waitpid(between, 0)
-        return
-    if os.fork() == 0:
-        # To hold what the worker has open would hide its death.
-        os.closerange(0, lifeline.fileno())
-        os.closerange(lifeline.fileno() + 1, 1 << 16)
-        _end_with_supervisor(lifeline)
-    os._exit(0)
+    f_setsig = 10  # of <fcntl.h>
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
 
 
 def _end_by_signals() -> None:
@@ -3465,17 +3471,19 @@ def _end_by_signals() -> None:
 def _end_with_supervisor(lifeline: multiprocessing.connection.Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
-    kill_group(os.getpgrp() if hasattr(os, "getpgrp") else os.getpid())
+    kill_group(os.getpid())
 
 
-def kill_group(pid: int) -> None:
-    """Kills a worker with all that it started, at once."""
+def kill_group(pid: int, alive: bool = True) -> None:
+    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
+    it left behind (another process may have its number by now)."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-    else:
+            if alive:
+                os.kill(pid, signal.SIGKILL)
+    elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
@@ -3746,8 +3754,8 @@ class Supervisor:
     def _end_workers(self, give_up: float) -> None:
         for worker in list(self._workers):
             busy = worker.handed and worker.ready
-            worker.process.join(0 if busy else max(0.0, give_up - time.monotonic()))
-            kill_group(worker.process.pid)
+            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
+            multiprocessing.connection.wait([worker.death], patience)
             self._reap(worker)
 
     def _done(self) -> bool:
@@ -4051,11 +4059,15 @@ class Supervisor:
         state: State = "cancelled" if claimed.id in self._cancelled else "pending"
         now = self.clock()
         report = Report(*Verdict(state, counted=False), now, now, 0)
+        if state == "cancelled":
+            report = report._replace(
+                kind="cancelled", type="Cancelled", message="cancelled before it started"
+            )
         self._settle(claimed, report, worker)
 
     def _reap(self, worker: Worker) -> None:
         """A worker has died: the job that it ran has failed, the others have not begun."""
-        kill_group(worker.process.pid)
+        kill_group(worker.process.pid, alive=worker.process.exitcode is None)
         worker.process.join()
         self._failed_starts += not worker.ready
         self._hear(worker)
@@ -4189,7 +4201,8 @@ class LiteJobs:
         self.store = Store(self.path, self.durability, self.clock)
 
     def register(self, *definitions: AnyDefinition | type) -> None:
-        """Binds definitions, and classes, that were made with the module's `define`.
+        """Binds definitions, and classes, that were made with the module's `define`. What
+        they enqueue goes to the queue that they were registered with last.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
@@ -4541,7 +4554,7 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @attrs.define(eq=False)
@@ -4694,10 +4707,18 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue")
     parser.add_argument("--priority", type=int, help="higher runs first")
     parser.add_argument("--delay", type=float, help="seconds")
-    parser.add_argument("--at", type=datetime.fromisoformat, help="ISO time with an offset")
+    parser.add_argument("--at", type=_moment, help="ISO time with an offset")
     parser.add_argument("--max-attempts", type=int)
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--node", help="the only node that may take it")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
+        raise argparse.ArgumentTypeError(problem) from None
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -4799,7 +4820,7 @@ def _columns(jobs: LiteJobs, choices: Choices) -> dict[str, Any]:
 def _list(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     found = jobs.find(limit=options.limit, before=options.before, **_filters(options))
-    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at", "error")]
+    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at (UTC)", "error")]
     lines += [
         (
             str(job.id), job.name, job.queue, job.state, str(job.priority),
@@ -4817,7 +4838,11 @@ def _show(options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
     plain = _plain(job)
-    lines = [f"{key + ':':14}{value}" for key, value in plain.items() if value is not None]
+    lines = [
+        f"{key + ':':14}{value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in plain.items()
+        if value is not None
+    ]
     for failure in errors:
         when = f"{failure.started_at:%Y-%m-%d %H:%M:%S} UTC, worker {failure.worker}"
         lines += ["", f"attempt {failure.attempt}: {failure.kind} ({when})"]

@@ -354,7 +354,7 @@ class TestTheConnection:
 
     @pytest.mark.parametrize(
         ("mode", "problem"),
-        [(0o444, "cannot be written by this user"), (0o000, "unable to open")],
+        [(0o444, "cannot be written by this user"), (0o000, "cannot be opened: is it readable")],
     )
     def test_says_that_a_file_cannot_be_written(
         self, mode: int, problem: str, public_folder: Path
@@ -378,7 +378,10 @@ class TestTheConnection:
         LiteJobs(path).count()
         path.chmod(0o666)
         public_folder.chmod(0o555)
-        with without_privileges(), pytest.raises(FileError, match="unable to open"):
+        with (
+            without_privileges(),
+            pytest.raises(FileError, match="cannot be opened: is it readable"),
+        ):
             Store(path).changes()
 
     def test_refuses_a_file_of_a_newer_schema_and_leaves_it(self, store: Store, path: Path) -> None:
