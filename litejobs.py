@@ -2458,24 +2458,20 @@ def _identity(place: Path) -> Identity:
 
 
 @attrs.define(eq=False)
-class Store:
-    """The file, through one connection that its threads take turns with."""
+class File:
+    """The file, through one connection that the threads of a process take turns with."""
 
     path: Path
     durability: Durability = "full"
-    clock: Clock = system_clock
     create: bool = True
     _connection: apsw.Connection | None = None
     _identity: Identity = ()
     _pid: int = 0
     _turn: threading.RLock = attrs.field(factory=threading.RLock)
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    _bell: socket.socket | None = None
 
     def __attrs_post_init__(self) -> None:
         _close_before_forks(self)
-
-    # The connection
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -2513,17 +2509,22 @@ class Store:
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
             self._connection = None
-            if self._bell is not None:
-                self._bell.close()
-            self._bell = None
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[apsw.Connection]:
+    def reading(self) -> Iterator[apsw.Connection]:
+        """The connection, for statements that only read."""
         with self._turn, _translated(str(self.path)):
             yield self.connection()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[apsw.Connection]:
+    def writing(self) -> Iterator[apsw.Connection]:
+        """A transaction that has the write lock from its start: all of the block, or none.
+
+        Raises:
+            BusyError: others kept the lock for too long.
+            OutcomeUnknownError: the commit failed half-way.
+            FileReplacedError: the commit went to a file that has lost its name.
+        """
         with self._turn, _translated(str(self.path)):
             connection = self.connection()
             connection.execute("BEGIN IMMEDIATE")
@@ -2554,6 +2555,27 @@ class Store:
             problem = "was removed, moved or replaced while it was open; the last commit is lost"
             raise FileReplacedError(str(self.path), problem)
 
+
+@attrs.define(eq=False)
+class Store:
+    """What is done with the rows in a file."""
+
+    file: File
+    clock: Clock = system_clock
+    _bell: socket.socket | None = None
+
+    @classmethod
+    def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
+        """A store in the file at *path*, which is opened when first used."""
+        return cls(File(path, durability), clock)
+
+    def close(self) -> None:
+        """Closes the file; the next use opens it again."""
+        self.file.close()
+        if self._bell is not None:
+            self._bell.close()
+        self._bell = None
+
     # Enqueue
 
     def enqueue(self, rows: Sequence[tuple[Any, ...]]) -> range:
@@ -2564,7 +2586,7 @@ class Store:
                 name, payload, state, run_at, enqueued_at
             ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         """
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             connection.executemany(sql, rows)
             # AUTOINCREMENT under the write lock counts without gaps.
             last = connection.last_insert_rowid()
@@ -2580,7 +2602,7 @@ class Store:
             DefinitionError: nodes have said what they have, and this is not among it.
         """
         columns = {"name": name, "payload": payload, **given}
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
             if known and name not in known:
                 problem = f"no node has had such a definition{did_you_mean(name, known)}"
@@ -2597,7 +2619,7 @@ class Store:
 
     def wake(self) -> None:
         """Tells all nodes that something changed for them."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             ports = self._ports(connection)
         self._ring(ports)
 
@@ -2628,7 +2650,7 @@ class Store:
         Gives the claimed jobs in that order, and how many settlements came too late:
         another claim holds their job by now.
         """
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             applied = self._settle(connection, settlements)
             ids = choose(self._ready(connection, serves))
             claimed = self._claim(connection, ids, node) if ids else []
@@ -2758,13 +2780,13 @@ class Store:
         due = "state IN ('scheduled', 'retrying') AND state = ? AND run_at <= ?"
         for state in ("scheduled", "retrying"):
             while True:
-                with self._reading() as connection:
+                with self.file.reading() as connection:
                     found = connection.execute(
                         f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (state, now)
                     ).get
                 if not found:
                     break
-                with self._writing() as connection:
+                with self.file.writing() as connection:
                     connection.execute(
                         f"""
                         UPDATE litejobs_job SET state = 'pending' WHERE id IN (
@@ -2777,7 +2799,7 @@ class Store:
         return staged, self._next_due()
 
     def _next_due(self) -> int | None:
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             due: int | None = connection.execute("""
                 SELECT min(run_at) FROM (
                     SELECT min(run_at) AS run_at FROM litejobs_job
@@ -2791,13 +2813,13 @@ class Store:
 
     def changes(self) -> int:
         """A number that is another one after others have committed."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             version: int = connection.execute("PRAGMA data_version").get
         return version
 
     def asked(self, node: int) -> list[int]:
         """The jobs that a node runs and that somebody has cancelled."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             rows = connection.execute(
                 "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?", (node,)
             )
@@ -2805,7 +2827,7 @@ class Store:
 
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             if any(lane in serves for lane in self._lanes(connection)):
                 return True
             served = """
@@ -2836,7 +2858,7 @@ class Store:
         """Lists a node and takes the first share of its lock, before others can see
         it; stores what it *known* definitions say, for jobs inserted by hand."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             self._sweep(connection)
             connection.execute(
                 "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at)"
@@ -2857,14 +2879,14 @@ class Store:
         """Removes lock files without a node: of one that was killed while it left. Nobody
         can be joining now, since this process has the write lock."""
         listed = {self.presence_path(id) for (id,) in connection.execute(_NODE_IDS)}
-        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}-node-*"):
+        for file in self.file.path.parent.glob(f"{glob.escape(self.file.path.name)}-node-*"):
             if str(file) not in listed:
                 with Presence.gone(str(file)):
                     pass
 
     def presence_path(self, node: int) -> str:
         """The file whose lock the processes of a node share."""
-        return f"{self.path}-node-{node}"
+        return f"{self.file.path}-node-{node}"
 
     def leave(self, node: int, presence: Presence) -> None:
         """Takes a node off the list. What it still held is rescued."""
@@ -2873,7 +2895,7 @@ class Store:
 
     def nodes(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             rows: list[Any] = connection.execute("""
                 SELECT id, name, pid, port, workers, queues, started_at,
                     (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id)
@@ -2896,7 +2918,7 @@ class Store:
 
     def _take_over(self, node: int) -> int:
         values = {"node": node, "now": self.clock(), "limit": LOST_LIMIT, "keep": _KEPT["failed"]}
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             connection.execute(
                 """
                 INSERT INTO litejobs_attempt (
@@ -2934,7 +2956,7 @@ class Store:
     def release_strays(self, node: int, held: Iterable[int]) -> None:
         """Makes those jobs of a node ready again that are not among the *held*: a
         commit of unknown outcome may have claimed them."""
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             connection.execute(
                 """
                 UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
@@ -2953,7 +2975,7 @@ class Store:
         """
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
             row = connection.execute(sql, (id,)).fetchone()
         if row is None:
@@ -2966,13 +2988,13 @@ class Store:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
         where, bindings = match.sql()
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE {where} ORDER BY id DESC LIMIT :limit"
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             return [Row(*row) for row in connection.execute(sql, {**bindings, "limit": limit})]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
         where, bindings = match.sql()
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             sql = f"SELECT count(*) FROM litejobs_job WHERE {where}"
             counted: int = connection.execute(sql, bindings).get
         return counted
@@ -2980,7 +3002,7 @@ class Store:
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and state."""
         counts: dict[str, dict[str, int]] = {}
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             sql = "SELECT queue, state, count(*) FROM litejobs_job GROUP BY queue, state"
             for queue, state, number in connection.execute(sql):
                 counts.setdefault(queue, {})[state] = number
@@ -2988,7 +3010,7 @@ class Store:
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             rows: list[Any] = connection.execute(
                 """
                 SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
@@ -3064,7 +3086,7 @@ class Store:
         transaction would keep the nodes waiting."""
         total = 0
         while True:
-            with self._writing() as connection:
+            with self.file.writing() as connection:
                 connection.execute(sql, bindings)
                 changed = connection.changes()
             total += changed
@@ -3077,12 +3099,12 @@ class Store:
         """Deletes one batch of jobs whose retention is over, and gives space back to
         the file system; says how many."""
         due = "prune_at IS NOT NULL AND prune_at <= ?"
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             if not connection.execute(
                 f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
             ).get:
                 return 0
-        with self._writing() as connection:
+        with self.file.writing() as connection:
             connection.execute(
                 f"""
                 DELETE FROM litejobs_job WHERE id IN (
@@ -3097,7 +3119,7 @@ class Store:
 
     def optimize(self) -> None:
         """Lets SQLite look after its statistics."""
-        with self._reading() as connection:
+        with self.file.reading() as connection:
             connection.execute("PRAGMA optimize").fetchall()
 
 
@@ -3110,13 +3132,13 @@ _KEPT: Mapping[str, int] = {
 }
 
 
-def _close_before_forks(store: Store) -> None:
+def _close_before_forks(file: File) -> None:
     """SQLite handles do not survive a fork, and a child that only closes one can undo
     the parent's commits: so the connection is closed before, and opened when needed."""
     if not hasattr(os, "register_at_fork"):
         return
-    reference = weakref.ref(store)
-    waiting: list[Store] = []
+    reference = weakref.ref(file)
+    waiting: list[File] = []
 
     def before() -> None:
         if alive := reference():
@@ -4198,7 +4220,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
-        self.store = Store(self.path, self.durability, self.clock)
+        self.store = Store.at(self.path, self.durability, self.clock)
 
     def register(self, *definitions: AnyDefinition | type) -> None:
         """Binds definitions, and classes, that were made with the module's `define`. What
@@ -4416,7 +4438,7 @@ class LiteJobs:
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         return Supervisor(
-            Store(self.path, "fast", self.clock),
+            Store.at(self.path, "fast", self.clock),
             self.registry,
             self._program(),
             self._serves(queues, node),
@@ -4427,7 +4449,9 @@ class LiteJobs:
         )
 
     def _program(self) -> Program:
-        home = functools.partial(LiteJobs, self.store.path.absolute(), durability=self.durability)
+        home = functools.partial(
+            LiteJobs, self.store.file.path.absolute(), durability=self.durability
+        )
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         program = Program(places, self.state, home, self.clock)
         try:
@@ -4740,7 +4764,7 @@ def _target(text: str) -> tuple[LiteJobs, bool]:
     if not os.path.exists(text):
         raise FileError(text, "no such file; a program is named module:attribute")
     jobs = LiteJobs(text)
-    jobs.store.create = False
+    jobs.store.file.create = False
     return jobs, False
 
 

@@ -47,7 +47,7 @@ def jobs(tmp_path: Path, clock: TurnedClock) -> Iterator[LiteJobs]:
 
 def write_by_hand(jobs: LiteJobs, sql: str, *bindings: object) -> None:
     """Does to the queue's file what somebody with the sqlite3 shell could do."""
-    connection = apsw.Connection(str(jobs.store.path))
+    connection = apsw.Connection(str(jobs.store.file.path))
     try:
         connection.execute(sql, bindings)
     finally:

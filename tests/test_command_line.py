@@ -149,7 +149,7 @@ def insert(path: Path, **columns: object) -> None:
     """Puts a row into the file as anybody could with the `sqlite3` shell."""
     with LiteJobs(path) as jobs:
         places = ", ".join(f":{column}" for column in columns)
-        jobs.store.connection().execute(
+        jobs.store.file.connection().execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)}) VALUES ({places})", columns
         )
 
@@ -668,7 +668,7 @@ class TestWhatIsStored:
             result=json.dumps(ESCAPES),
         )
         with LiteJobs(file) as jobs:
-            jobs.store.connection().execute(
+            jobs.store.file.connection().execute(
                 "INSERT INTO litejobs_attempt VALUES (NULL, 5, 1, ?1, ?1, ?1, ?1, 1, 1, 1)",
                 (ESCAPES,),
             )
@@ -695,7 +695,7 @@ class TestWhatIsStored:
 
     def test_is_not_printed_raw_in_a_complaint(self, command: CommandLine, hostile: Path) -> None:
         with LiteJobs(hostile) as jobs:
-            jobs.store.connection().execute(
+            jobs.store.file.connection().execute(
                 "INSERT INTO litejobs_definition (name, queue, node, priority)"
                 " VALUES (?, '', '', 0)",
                 (f"send{ESCAPES}",),
@@ -734,7 +734,7 @@ class TestWhatIsStored:
     ) -> None:
         insert(file, name="send")
         with LiteJobs(file) as jobs, contextlib.suppress(apsw.ConstraintError):
-            jobs.store.connection().execute(
+            jobs.store.file.connection().execute(
                 f"UPDATE litejobs_job SET {column} = ? WHERE id = 5", (value,)
             )
         name, *rest = arguments

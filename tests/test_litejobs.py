@@ -288,7 +288,7 @@ class TestEnqueueMany:
     def test_leaves_none_when_the_file_refuses_one(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
-        jobs.store.connection().execute(
+        jobs.store.file.connection().execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON litejobs_job WHEN NEW.priority = 13"
             " BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
         )
@@ -413,7 +413,7 @@ class TestGet:
 
     def test_shows_what_hands_have_written(self, jobs: LiteJobs) -> None:
         jobs.count()
-        jobs.store.connection().execute(
+        jobs.store.file.connection().execute(
             """INSERT INTO litejobs_job (name, queue, priority, payload, run_at, enqueued_at)
             VALUES ('a', 'q', 0, '{"n": [1, 2.5, null, "é"]}', 7, 8)"""
         )
@@ -884,7 +884,7 @@ class TestDrain:
         jobs.define(explode).enqueue()
         squared.using(priority=-1).enqueue(1)
         with contextlib.suppress(apsw.Error):  # the file may refuse it
-            jobs.store.connection().execute(f"UPDATE litejobs_job SET {column} = ?", (text,))
+            jobs.store.file.connection().execute(f"UPDATE litejobs_job SET {column} = ?", (text,))
         assert jobs.drain() == 2
         assert jobs.get(1).state in ("retrying", "failed")
         assert jobs.get(2).state == "completed"
@@ -912,7 +912,7 @@ class TestDrain:
     ) -> None:
         squared.enqueue(1)
         squared.enqueue(2)
-        jobs.store.connection().execute(
+        jobs.store.file.connection().execute(
             "UPDATE litejobs_job SET payload = ? WHERE id = 1", (payload,)
         )
         assert jobs.drain() == 2

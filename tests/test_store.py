@@ -34,6 +34,7 @@ from litejobs import (
     Claimed,
     Durability,
     Failure,
+    File,
     FileError,
     FileReplacedError,
     JobNotFoundError,
@@ -68,7 +69,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path, clock: TurnedClock) -> Iterator[Store]:
-    made = Store(path, "fast", clock)
+    made = Store.at(path, "fast", clock)
     yield made
     made.close()
 
@@ -238,8 +239,8 @@ def without_privileges() -> Iterator[None]:
 class TestTheConnection:
     @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
     def test_follows_the_recipe(self, path: Path, durability: Durability, synchronous: int) -> None:
-        store = Store(path, durability)
-        connection = store.connection()
+        store = Store.at(path, durability)
+        connection = store.file.connection()
         found = {
             name: connection.pragma(name)
             for name in (
@@ -271,7 +272,7 @@ class TestTheConnection:
     def test_keeps_the_file_private_whatever_the_umask(self, path: Path) -> None:
         before = os.umask(0)
         try:
-            store = Store(path)
+            store = Store.at(path)
             store.enqueue([new()])
             presence = Presence.create(store.presence_path(1))
         finally:
@@ -294,54 +295,54 @@ class TestTheConnection:
         target.touch()
         path.symlink_to(target)
         with pytest.raises(FileError, match=r"jobs\.db: is a symbolic link: name the file that"):
-            Store(path).changes()
+            Store.at(path).changes()
         assert target.stat().st_size == 0
 
     def test_follows_links_of_folders(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
-        store = Store(tmp_path / "link" / "jobs.db")
+        store = Store.at(tmp_path / "link" / "jobs.db")
         store.enqueue([new()])
-        assert store.path == tmp_path / "real" / "jobs.db"
+        assert store.file.path == tmp_path / "real" / "jobs.db"
         store.close()
 
     def test_refuses_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
-            Store(tmp_path).changes()
+            Store.at(tmp_path).changes()
 
     def test_refuses_a_pipe(self, path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(FileError, match="is not a regular file"):
-            Store(path).changes()
+            Store.at(path).changes()
 
     def test_names_a_folder_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match=r"the folder .*/no does not exist: create it"):
-            Store(tmp_path / "no" / "jobs.db").changes()
+            Store.at(tmp_path / "no" / "jobs.db").changes()
 
     def test_refuses_a_file_as_a_folder(self, path: Path) -> None:
         path.touch()
         with pytest.raises(FileError, match=r"jobs\.db is not a folder"):
-            Store(path / "jobs.db").changes()
+            Store.at(path / "jobs.db").changes()
 
     def test_makes_no_file_when_told_not_to(self, path: Path) -> None:
         with pytest.raises(FileError, match="does not exist"):
-            Store(path, create=False).changes()
+            Store(File(path, create=False)).changes()
         assert not path.exists()
 
     @pytest.mark.parametrize("content", [b"no database " * 100, b"short"], ids=["long", "short"])
     def test_refuses_what_is_no_database_and_leaves_it(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(FileError, match="is not an SQLite database: name another file"):
-            Store(path).changes()
+            Store.at(path).changes()
         assert path.read_bytes() == content
 
     def test_refuses_a_path_with_a_nul(self) -> None:
         with pytest.raises(FileError):
-            Store(Path("a\0b")).changes()
+            Store.at(Path("a\0b")).changes()
 
     def test_refuses_a_name_that_is_too_long(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="File name too long"):
-            Store(tmp_path / ("x" * 300)).changes()
+            Store.at(tmp_path / ("x" * 300)).changes()
 
     def test_says_that_a_damaged_file_is_damaged(self, store: Store, path: Path) -> None:
         store.enqueue([new() for _ in range(1000)])
@@ -363,7 +364,7 @@ class TestTheConnection:
         LiteJobs(path).count()
         path.chmod(mode)
         with without_privileges(), pytest.raises(FileError, match=problem):
-            Store(path).changes()
+            Store.at(path).changes()
 
     def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
         public_folder.chmod(0o555)
@@ -371,7 +372,7 @@ class TestTheConnection:
             without_privileges(),
             pytest.raises(FileError, match="cannot be created: Permission denied"),
         ):
-            Store(public_folder / "jobs.db").changes()
+            Store.at(public_folder / "jobs.db").changes()
 
     def test_says_that_a_folder_cannot_be_written(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
@@ -382,14 +383,14 @@ class TestTheConnection:
             without_privileges(),
             pytest.raises(FileError, match="cannot be opened: is it readable"),
         ):
-            Store(path).changes()
+            Store.at(path).changes()
 
     def test_refuses_a_file_of_a_newer_schema_and_leaves_it(self, store: Store, path: Path) -> None:
-        store.connection().execute("UPDATE litejobs_meta SET value = 99")
+        store.file.connection().execute("UPDATE litejobs_meta SET value = 99")
         store.close()
         before = path.read_bytes()
         with pytest.raises(FileError, match=r"newer litejobs \(schema 99, .*: upgrade litejobs"):
-            Store(path).changes()
+            Store.at(path).changes()
         assert path.read_bytes() == before
 
     def test_refuses_a_place_where_wal_does_not_work(self, path: Path) -> None:
@@ -411,12 +412,12 @@ class TestTheConnection:
         with contextlib.closing(apsw.Connection(str(path))) as application:
             application.execute("CREATE TABLE customer (name TEXT); PRAGMA user_version = 7")
             application.execute("INSERT INTO customer VALUES ('Ada')")
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
-        assert store.connection().pragma("journal_mode") == "wal"
-        assert store.connection().pragma("user_version") == 7
-        assert store.connection().execute("SELECT name FROM customer").get == "Ada"
-        schema = store.connection().execute("SELECT name FROM sqlite_schema")
+        assert store.file.connection().pragma("journal_mode") == "wal"
+        assert store.file.connection().pragma("user_version") == 7
+        assert store.file.connection().execute("SELECT name FROM customer").get == "Ada"
+        schema = store.file.connection().execute("SELECT name FROM sqlite_schema")
         tables = {str(name) for (name,) in schema}
         assert all(name.startswith(("litejobs_", "sqlite_", "customer")) for name in tables)
         store.close()
@@ -438,13 +439,13 @@ class TestOtherProcesses:
         answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
         ids = [id for answer in answers for id in answer]
         assert sorted(ids) == list(range(1, 401))
-        rows = Store(path).find(Match(), 1000)
+        rows = Store.at(path).find(Match(), 1000)
         assert {row.id for row in rows} == set(ids)
         sent = [json.loads(row.payload)["n"] for row in rows]
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
     def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
-        Store(path).enqueue([new("note") for _ in range(100)])
+        Store.at(path).enqueue([new("note") for _ in range(100)])
         claim = (
             "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
@@ -458,37 +459,37 @@ class TestOtherProcesses:
     ) -> None:
         monkeypatch.setattr(litejobs, "PATIENCE", 0.2)
         store.enqueue([new()])
-        hold = "[kept.append(jobs), jobs.store.connection().execute('BEGIN IMMEDIATE')] and 1"
-        assert crew.tell(hold, store.path, 1) == [1]
+        hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
+        assert crew.tell(hold, store.file.path, 1) == [1]
         began = time.monotonic()
         with pytest.raises(BusyError, match=r"locked by another process .*: who holds a trans"):
             store.enqueue([new()])
         assert 0.2 <= time.monotonic() - began < 5
         assert store.count(Match()) == 1, "one can read meanwhile"
-        assert crew.tell("kept.pop().close()", store.path, 1) == [None]
+        assert crew.tell("kept.pop().close()", store.file.path, 1) == [None]
         assert list(store.enqueue([new()])) == [2]
 
     def test_are_waited_for_while_they_write(self, crew: Crew, store: Store) -> None:
         store.enqueue([new()])
-        hold = "[kept.append(jobs), jobs.store.connection().execute('BEGIN IMMEDIATE')] and 1"
-        crew.tell(hold, store.path, 1)
+        hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
+        crew.tell(hold, store.file.path, 1)
         waiting = threading.Thread(target=store.enqueue, args=([new()],))
         waiting.start()
         waiting.join(0.05)
         assert waiting.is_alive()
-        crew.tell("kept.pop().close()", store.path, 1)
+        crew.tell("kept.pop().close()", store.file.path, 1)
         waiting.join(10)
         assert store.count(Match()) == 2
 
     def test_that_read_for_long_hinder_nobody(self, crew: Crew, store: Store) -> None:
         store.enqueue([new()])
         read = (
-            "[kept.append(jobs), jobs.store.connection().execute('BEGIN DEFERRED'),"
+            "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN DEFERRED'),"
             " jobs.count()][-1]"
         )
-        assert crew.tell(read, store.path, 1) == [1]
+        assert crew.tell(read, store.file.path, 1) == [1]
         assert list(store.enqueue([new()])) == [2]
-        crew.tell("kept.pop().close()", store.path, 1)
+        crew.tell("kept.pop().close()", store.file.path, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -504,7 +505,7 @@ class TestAFork:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def test_lets_both_processes_go_on(self, path: Path) -> None:
-        store = Store(path)
+        store = Store.at(path)
         ids = [*store.enqueue([new()])]
         for act in (
             lambda: store.enqueue([new()]),
@@ -522,7 +523,7 @@ class TestAFork:
     def test_leaves_the_child_its_file_when_the_parent_closes(self, path: Path) -> None:
         # SQLite in the child would believe in the parent's locks, had it inherited them:
         # the parent, the last one as it seems, would delete the WAL under the child.
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
         asking, told = os.pipe()
         hearing, answered = os.pipe()
@@ -549,15 +550,15 @@ class TestAFork:
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
 
     def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
         store.close()
         del store
-        self.in_a_child(lambda: Store(path).enqueue([new()]))
-        assert Store(path).count(Match()) == 2
+        self.in_a_child(lambda: Store.at(path).enqueue([new()]))
+        assert Store.at(path).count(Match()) == 2
 
     def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
-        store = Store(path)
+        store = Store.at(path)
         stop = threading.Event()
         acknowledged: list[int] = []
 
@@ -585,7 +586,7 @@ class TestTheFileThatIsTakenAway:
 
     def replace(self, path: Path) -> None:
         other = path.with_name("other.db")
-        Store(other).changes()
+        Store.at(other).changes()
         other.replace(path)
 
     def lose_the_wal(self, path: Path) -> None:
@@ -599,7 +600,7 @@ class TestTheFileThatIsTakenAway:
     def test_is_noticed_at_the_next_commit(
         self, act: Callable[[object, Path], None], path: Path
     ) -> None:
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
         act(self, path)
         with pytest.raises(FileReplacedError, match=r"jobs\.db: was removed, moved or replaced"):
@@ -612,7 +613,7 @@ class TestTheFileThatIsTakenAway:
         store.close()
 
     def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
         self.lose_all(path)
         begin = "[kept.append(jobs), jobs.store.enqueue(ROWS)] and jobs.count()".replace(
@@ -628,9 +629,9 @@ class TestTheFileThatIsTakenAway:
         store.close()
 
     def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:
-        store = Store(path)
+        store = Store.at(path)
         store.enqueue([new()])
-        store.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        store.file.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         assert list(store.enqueue([new()])) == [2]
         store.close()
 
@@ -657,7 +658,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFS
 print(outcome("x" * 2**19))
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 print(outcome("last"))
-print(jobs.store.connection().pragma("integrity_check"), jobs.find()[0].payload)
+print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].payload)
 """
 
     def test_half_way_has_an_unknown_outcome(self, path: Path) -> None:
@@ -676,7 +677,7 @@ print(jobs.store.connection().pragma("integrity_check"), jobs.find()[0].payload)
 
     def test_in_its_sync_has_an_unknown_outcome(self, path: Path) -> None:
         broken = BrokenDisk()
-        store = Store(path)
+        store = Store.at(path)
         try:
             store.enqueue([new()])
             broken.fails = True
@@ -686,14 +687,14 @@ print(jobs.store.connection().pragma("integrity_check"), jobs.find()[0].payload)
             assert count in (1, 2)
             store.enqueue([new()])
             assert store.count(Match()) == count + 1
-            assert store.connection().pragma("integrity_check") == "ok"
+            assert store.file.connection().pragma("integrity_check") == "ok"
         finally:
             store.close()
             broken.unregister()
 
     def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
         store.enqueue([new()])
-        connection = store.connection()
+        connection = store.file.connection()
         most = connection.pragma("max_page_count")
         connection.pragma("max_page_count", connection.pragma("page_count"))
         with pytest.raises(FileError, match=r"the disk is full: nothing was written; free some"):
@@ -740,13 +741,13 @@ REPORT = (
 
 class TestAnInsertByHand:
     def row(self, store: Store, id: int) -> dict[str, Any]:
-        cursor = store.connection().execute("SELECT * FROM litejobs_job WHERE id = ?", (id,))
+        cursor = store.file.connection().execute("SELECT * FROM litejobs_job WHERE id = ?", (id,))
         names = [name for name, _ in cursor.get_description()]
         return dict(zip(names, cursor.fetchone() or (), strict=True))
 
     @pytest.fixture(autouse=True)
     def a_file(self, store: Store) -> None:
-        store.connection().execute(REPORT)
+        store.file.connection().execute(REPORT)
 
     @outsiders
     def test_gets_sane_values_when_no_node_knows_the_definition(
@@ -754,7 +755,7 @@ class TestAnInsertByHand:
     ) -> None:
         began = system_clock()
         sql = "INSERT INTO litejobs_job (name, payload) VALUES ('mail', '{\"to\": \"Ada\"}')"
-        done = outsider(store.path, sql)
+        done = outsider(store.file.path, sql)
         assert (done.returncode, done.stderr) == (0, "")
         row = self.row(store, 1)
         at = row.pop("enqueued_at")
@@ -777,7 +778,7 @@ class TestAnInsertByHand:
     def test_gets_what_a_node_has_said_of_the_definition(
         self, outsider: Outsider, store: Store
     ) -> None:
-        done = outsider(store.path, "INSERT INTO litejobs_job (name) VALUES ('report')")
+        done = outsider(store.file.path, "INSERT INTO litejobs_job (name) VALUES ('report')")
         assert (done.returncode, done.stderr) == (0, "")
         row = self.row(store, 1)
         assert [row[name.strip()] for name in COLUMNS.split(",")] == [
@@ -788,7 +789,7 @@ class TestAnInsertByHand:
     @outsiders
     def test_keeps_what_it_says_itself(self, outsider: Outsider, store: Store) -> None:
         values = "'report', 'q', 'n', -3, 'pending', '[1]', 2, 9, NULL, '{}'"
-        done = outsider(store.path, f"INSERT INTO litejobs_job ({COLUMNS}) VALUES ({values})")
+        done = outsider(store.file.path, f"INSERT INTO litejobs_job ({COLUMNS}) VALUES ({values})")
         assert (done.returncode, done.stderr) == (0, "")
         row = self.row(store, 1)
         assert [row[name.strip()] for name in COLUMNS.split(",")] == [
@@ -798,13 +799,15 @@ class TestAnInsertByHand:
     @outsiders
     def test_may_lie_in_the_future(self, outsider: Outsider, store: Store) -> None:
         later = system_clock() + 3600 * SECOND
-        outsider(store.path, f"INSERT INTO litejobs_job (name, run_at) VALUES ('mail', {later})")
+        outsider(
+            store.file.path, f"INSERT INTO litejobs_job (name, run_at) VALUES ('mail', {later})"
+        )
         row = store.get(1)
         assert (row.state, row.run_at) == ("scheduled", later)
 
     def test_may_insert_many_at_once(self, store: Store) -> None:
         done = shell(
-            store.path,
+            store.file.path,
             "INSERT INTO litejobs_job (name) VALUES ('mail'), ('report'), ('mail')",
         )
         assert done.stderr == ""
@@ -820,7 +823,7 @@ class TestAnInsertByHand:
         self, outsider: Outsider, payload: str, store: Store
     ) -> None:
         sql = f"INSERT INTO litejobs_job (name, payload) VALUES ('mail', '{payload}')"
-        done = outsider(store.path, sql)
+        done = outsider(store.file.path, sql)
         assert done.returncode != 0
         assert "litejobs: payload is not JSON" in done.stderr
         assert store.count(Match()) == 0
@@ -842,13 +845,13 @@ class TestAnInsertByHand:
     def test_is_refused_when_nobody_could_run_or_show_it(
         self, columns: str, values: str, store: Store
     ) -> None:
-        done = shell(store.path, f"INSERT INTO litejobs_job ({columns}) VALUES ({values})")
+        done = shell(store.file.path, f"INSERT INTO litejobs_job ({columns}) VALUES ({values})")
         assert done.returncode != 0
         assert store.count(Match()) == 0
 
     @pytest.mark.parametrize("column", ["enqueued_at", "started_at", "attempt", "claim"])
     def test_never_hides_the_jobs_of_others(self, column: str, store: Store, node: int) -> None:
-        shell(store.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
+        shell(store.file.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
         (other,) = store.enqueue([new(queue="other")])
         assert other in [job.id for job in take(store, node)]
 
@@ -856,7 +859,7 @@ class TestAnInsertByHand:
         jobs_that_note.drain()
         jobs_that_note.close()
         sql = "INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 3}')"
-        shell(jobs_that_note.store.path, sql)
+        shell(jobs_that_note.store.file.path, sql)
         assert jobs_that_note.drain() == 1
         assert jobs_that_note.get(1).result() == 6
 
@@ -879,7 +882,7 @@ class TestAnInsertByHand:
             ending(one, "failed", failure=a_failure(one)),
             ending(other, "failed", failure=a_failure(other)),
         )
-        shell(store.path, "DELETE FROM litejobs_job WHERE id = 1")
+        shell(store.file.path, "DELETE FROM litejobs_job WHERE id = 1")
         assert store.errors(1) == ()
         assert len(store.errors(2)) == 1
 
@@ -911,7 +914,7 @@ class TestClaims:
     def test_go_by_priority_then_by_when_they_became_due_then_by_id(
         self, store: Store, rows: list[tuple[Any, ...]]
     ) -> None:
-        store.connection().execute("DELETE FROM litejobs_job")
+        store.file.connection().execute("DELETE FROM litejobs_job")
         ids = store.enqueue(rows) if rows else range(0)
         expected = sorted(ids, key=lambda id: urgency(rows[id - ids[0]], id))
         half = len(expected) // 2
@@ -985,7 +988,7 @@ class TestClaims:
 
         def work() -> None:
             mine: list[int] = []
-            own = Store(path, "fast")
+            own = Store.at(path, "fast")
             while jobs := take(own, 1, 5):
                 mine += [job.id for job in jobs]
             own.close()
@@ -1080,7 +1083,7 @@ class TestSettlements:
     def test_of_a_job_that_is_gone_leave_no_history(self, store: Store, node: int) -> None:
         store.enqueue([new()])
         (claimed,) = take(store, node)
-        shell(store.path, "DELETE FROM litejobs_job")
+        shell(store.file.path, "DELETE FROM litejobs_job")
         assert settle(store, node, ending(claimed, "failed", failure=a_failure(claimed))) == 1
         assert store.errors(1) == ()
 
@@ -1133,10 +1136,10 @@ class TestRescue:
         join = "[kept.append(jobs.store.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
             "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
         )
-        (node,) = crew.tell(join, store.path, 1)
+        (node,) = crew.tell(join, store.file.path, 1)
         take(store, node)
         assert store.rescue(node) == 0
-        assert crew.tell("kept.pop()[1].close()", store.path, 1) == [None]
+        assert crew.tell("kept.pop()[1].close()", store.file.path, 1) == [None]
         assert store.rescue(node) == 1
 
     def test_takes_over_when_the_last_process_of_a_node_is_gone(
@@ -1303,10 +1306,10 @@ class TestPruning:
         self, store: Store, path: Path, node: int
     ) -> None:
         fill(store, 1200, "completed", "x" * 3000)
-        pages = store.connection().pragma("page_count")
+        pages = store.file.connection().pragma("page_count")
         assert [store.prune(1100) for _ in range(4)] == [500, 500, 100, 0]
         assert store.count(Match()) == 100
-        assert store.connection().pragma("page_count") < pages * 0.6
+        assert store.file.connection().pragma("page_count") < pages * 0.6
 
 
 def fill(
@@ -1314,7 +1317,7 @@ def fill(
 ) -> None:
     """Puts many rows of one state into the file, to be pruned at 1, 2, 3, …"""
     ended = state in ("completed", "failed", "cancelled")
-    store.connection().execute(
+    store.file.connection().execute(
         """
         WITH RECURSIVE counted (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted LIMIT ?)
         INSERT INTO litejobs_job (
@@ -1335,11 +1338,11 @@ def watched(store: Store) -> Iterator[list[tuple[str, Any]]]:
         seen.append((sql, bindings))
         return True
 
-    store.connection().exec_trace = note
+    store.file.connection().exec_trace = note
     try:
         yield seen
     finally:
-        store.connection().exec_trace = None
+        store.file.connection().exec_trace = None
 
 
 @contextlib.contextmanager
@@ -1350,15 +1353,17 @@ def measured(store: Store) -> Iterator[list[dict[str, int]]]:
     def note(event: dict[str, Any]) -> None:
         seen.append(event["stmt_status"])
 
-    store.connection().trace_v2(apsw.SQLITE_TRACE_PROFILE, note)
+    store.file.connection().trace_v2(apsw.SQLITE_TRACE_PROFILE, note)
     try:
         yield seen
     finally:
-        store.connection().trace_v2(0, None)
+        store.file.connection().trace_v2(0, None)
 
 
 def plan(store: Store, sql: str, bindings: Any) -> list[str]:
-    rows: list[Any] = store.connection().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+    rows: list[Any] = (
+        store.file.connection().execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
+    )
     return [row[3] for row in rows]
 
 
@@ -1435,7 +1440,7 @@ class TestALargeFile:
             fill(store, 300, state, run_at=START + 10**9)
         fill(store, 20, "retrying", run_at=START)
         if request.param == "with statistics":
-            store.connection().execute("ANALYZE")
+            store.file.connection().execute("ANALYZE")
             store.close()
         return store
 
@@ -1479,7 +1484,7 @@ class TestALargeFile:
         small = steps()
         for state in ("completed", "failed", "scheduled"):
             fill(store, 5000, state, run_at=START + 10**9)
-        store.connection().execute("UPDATE litejobs_job SET prune_at = prune_at + 10")
+        store.file.connection().execute("UPDATE litejobs_job SET prune_at = prune_at + 10")
         assert steps() < small + 500
 
     def test_with_many_ready_jobs_costs_no_more_to_claim_from(

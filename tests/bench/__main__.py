@@ -177,7 +177,7 @@ def idle(quick: bool) -> None:
     seconds = 15 if quick else 60
     with queue() as jobs, node() as process:
         time.sleep(1)
-        files = [jobs.store.path, Path(f"{jobs.store.path}-wal")]
+        files = [jobs.store.file.path, Path(f"{jobs.store.file.path}-wal")]
         before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         processes = family(process.pid)
         cpu = sum(map(cpu_seconds, processes))
@@ -208,7 +208,7 @@ def million(quick: bool) -> None:
             time.sleep(0.2)
         seconds = time.perf_counter() - begin
         done = jobs.count(state="completed")
-        size = jobs.store.path.stat().st_size / 2**20
+        size = jobs.store.file.path.stat().st_size / 2**20
     print(f"  {done:,} completed in {seconds:.1f} s: {done / seconds:,.0f} jobs/s")
     print(f"  peak memory, node then children: {', '.join(f'{p:.0f}' for p in peaks.values())} MB")
     print(f"  the file: {size:.0f} MB")
