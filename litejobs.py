@@ -1195,6 +1195,7 @@ C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
+"""Bytes of JSON that a payload or a result may have."""
 
 
 @attrs.frozen(eq=False)
@@ -1884,6 +1885,7 @@ class Report(NamedTuple):
 
 TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
+"""Characters that are kept of a message, and of a traceback from its end."""
 
 
 def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
@@ -2165,8 +2167,11 @@ Durability = Literal["full", "fast"]
 
 MEBIBYTE = 2**20
 PATIENCE = 30.0
+"""Seconds to wait for the write lock."""
 LOST_LIMIT = 5
+"""How many nodes may die with a job in their hands before it is a dead letter."""
 BATCH = 5_000
+"""Rows that a bulk command changes in one transaction."""
 _OPENING = threading.Lock()
 
 
@@ -3224,7 +3229,9 @@ Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
 
 OUTBOX = 2**18
+"""Bytes for reports that wait to be read; larger ones go through the pipe."""
 RING_AFTER_NS = 2_000_000
+"""Nanoseconds after which a worker in the midst of a batch tells of its reports."""
 _RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN = range(5)
 
 
@@ -3561,11 +3568,16 @@ HAND_OVER = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
 for the next exchange, little enough that nobody waits for a worker."""
 HAND_OVER_JOBS = 256
+"""How many jobs a worker has in hand at most, however short they are."""
 HAND_OVER_BYTES = 2**15
+"""What surely fits a pipe, so that sending it does not block."""
 OVERHEAD = 15
-SLOW = 0.010
-VERY_SLOW = 0.100
+"""Microseconds that a worker spends on a job beside running it."""
+SLOW, VERY_SLOW = 0.010, 0.100
+"""Seconds that a job may run before those behind it are taken back: for a worker that is
+idle here, and for whoever else may want them."""
 FAILED_STARTS = 3
+"""How many workers in a row may die while they start."""
 
 
 class WorkerCrashed(LitejobsError):
@@ -3782,7 +3794,9 @@ class Supervisor:
 
     def _done(self) -> bool:
         if self._stops:
-            return self._stops > 1 or not (self._settlements or self._holding())
+            # What cannot be settled, with a full disk say, must not keep it for ever.
+            late = time.monotonic() > self._stop_at + self.grace + 1.0
+            return self._stops > 1 or late or not (self._settlements or self._holding())
         if self.until is None or self._settlements or self._holding() or self._stirred:
             return False
         self._maybe_empty = False
