@@ -107,6 +107,42 @@ from typing_extensions import TypeVar
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "BusyError",
+    "Cancel",
+    "Constant",
+    "Context",
+    "Definition",
+    "DefinitionError",
+    "Exponential",
+    "Fail",
+    "Failure",
+    "FileError",
+    "FileReplacedError",
+    "Job",
+    "JobFailedError",
+    "JobNotFoundError",
+    "Linear",
+    "LiteJobs",
+    "LitejobsError",
+    "Moved",
+    "Node",
+    "OptionError",
+    "OutcomeUnknownError",
+    "PayloadError",
+    "Polynomial",
+    "Pool",
+    "ResultError",
+    "Retention",
+    "Retry",
+    "Snooze",
+    "State",
+    "WaitTimeoutError",
+    "WorkerError",
+    "define",
+    "main",
+]
+
 logger = logging.getLogger("litejobs")
 
 
