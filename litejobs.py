@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import asyncio
 import atexit
 import base64
 import contextlib
@@ -566,6 +565,8 @@ class Job(Generic[R]):
         return self._waited().__await__()
 
     async def _waited(self) -> Job[R]:
+        import asyncio  # Late, as in Executor.
+
         job = self
         for pause in looks():
             if job.finished:
@@ -1955,7 +1956,8 @@ class Executor:
     clock: Clock = system_clock
     source: Source = attrs.field(factory=_Nowhere)
     rng: random.Random = attrs.field(factory=random.Random)
-    _loop: asyncio.Runner | None = None
+    _loop: Any = None
+    """An asyncio.Runner, once a coroutine has come along."""
 
     def run(self, claimed: Claimed, asked: Callable[[], bool] = lambda: False) -> Report:
         """One attempt of one job. Whatever the handler raises is in the report."""
@@ -2000,6 +2002,8 @@ class Executor:
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
+            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
+
             self._loop = asyncio.Runner()
         return self._loop.run(coroutine)
 
