@@ -1695,6 +1695,15 @@ class Registry:
         """The definition of this name, if there is one."""
         return self._by_name.get(name)
 
+    def backoff(self, name: str) -> Backoff:
+        """The definition's own backoff; the default, if there is no such definition."""
+        definition = self.get(name)
+        return definition.options.backoff if definition else DEFAULT_BACKOFF
+
+    def listing(self) -> list[tuple[Any, ...]]:
+        """What is stored of each definition: the columns of its options, and its name."""
+        return [(*definition.options.columns, definition.name) for definition in self]
+
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name.
 
@@ -2019,8 +2028,7 @@ class Executor:
 
     def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what a report tells of the error."""
-        definition = self.registry.get(claimed.name)
-        own = definition.options.backoff if definition else DEFAULT_BACKOFF
+        own = self.registry.backoff(claimed.name)
         verdict = judge(error, claimed, own, self.rng)
         if isinstance(error, Snooze):
             return verdict, ()
@@ -2056,6 +2064,15 @@ def describe(error: BaseException) -> tuple[str, str, str]:
     told = type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
     name, message, trace = map(storable, told)
     return name, message, trace
+
+
+def make_state(factory: Callable[[], Any] | None, closing: contextlib.ExitStack) -> Any:
+    """The state that a program's factory makes; a context manager is entered, and left
+    with *closing*."""
+    state = None if factory is None else factory()
+    if isinstance(state, contextlib.AbstractContextManager):
+        return closing.enter_context(state)
+    return state
 
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
@@ -3559,9 +3576,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
 def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     closing = contextlib.ExitStack()
     registry = program.load()
-    state = program.state() if program.state is not None else None
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
+    state = make_state(program.state, closing)
     executor = Executor(registry, state, program.clock)
     return executor, closing
 
@@ -3802,7 +3817,7 @@ class Supervisor:
     # Joining and leaving
 
     def _join(self) -> None:
-        known = [(*d.options.columns, d.name) for d in self.registry]
+        known = self.registry.listing()
         self._node, self._presence = self.store.join(
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
@@ -3984,8 +3999,7 @@ class Supervisor:
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         """A failed attempt of which the worker itself could not tell."""
-        definition = self.registry.get(claimed.name)
-        own = definition.options.backoff if definition else DEFAULT_BACKOFF
+        own = self.registry.backoff(claimed.name)
         verdict = judge(error, claimed, own, self.rng)
         name, message, _ = describe(error)
         return report._replace(
@@ -4532,13 +4546,11 @@ class LiteJobs:
         due any more; says how many attempts that took. For tests and small scripts:
         timeouts are not enforced, and a crash is a crash of this process."""
         serves = self._serves(queues, None)
-        state = self.state() if self.state is not None else None
         with contextlib.ExitStack() as closing:
-            if isinstance(state, contextlib.AbstractContextManager):
-                state = closing.enter_context(state)
+            state = make_state(self.state, closing)
             executor = Executor(self.registry, state, self.clock, self)
             closing.callback(executor.close)
-            known = [(*d.options.columns, d.name) for d in self.registry]
+            known = self.registry.listing()
             node, presence = self.store.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             return self._drain(executor, serves, node)

@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 from hypothesis import settings
+from programs import Programs
 
 from litejobs import LiteJobs, to_micros
 
@@ -52,3 +53,15 @@ def write_by_hand(jobs: LiteJobs, sql: str, *bindings: object) -> None:
         connection.execute(sql, bindings)
     finally:
         connection.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    programs = Programs(tmp_path)
+    yield programs
+    programs.close()

@@ -32,18 +32,6 @@ def jobs(tmp_path: Path) -> Iterator[LiteJobs]:
         yield jobs
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "log.txt"
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    programs = Programs(tmp_path)
-    yield programs
-    programs.close()
-
-
 def teach_that_naps_are_short(jobs: LiteJobs) -> None:
     """Until a node knows how long a definition's jobs take, it hands them over singly."""
     for job in jobs.enqueue_many(trouble.nap.bind(0) for _ in range(20)):

@@ -28,18 +28,6 @@ def jobs(tmp_path: Path) -> Iterator[LiteJobs]:
         yield jobs
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "log.txt"
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    programs = Programs(tmp_path)
-    yield programs
-    programs.close()
-
-
 # Jobs that misbehave
 
 
