@@ -46,6 +46,7 @@ import contextvars
 import dataclasses
 import difflib
 import functools
+import gc
 import glob
 import heapq
 import importlib
@@ -58,6 +59,7 @@ import marshal
 import math
 import multiprocessing
 import multiprocessing.connection
+import operator
 import os
 import pickle
 import random
@@ -73,6 +75,7 @@ import traceback
 import types
 import typing
 import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -289,6 +292,7 @@ State = Literal["scheduled", "pending", "running", "retrying", "completed", "fai
 STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "pending", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
+SHELVED: tuple[State, ...] = ("scheduled", "retrying", *FINISHED)
 
 Clock = Callable[[], int]
 Duration = float | timedelta
@@ -398,9 +402,11 @@ class Settlement(NamedTuple):
     run_at: int
     started_at: int | None
     finished_at: int | None
-    result: str | None = None
-    error: str | None = None
-    failure: Failure | None = None
+    result: str | None
+    error: str | None
+    queue: str
+    name: str
+    failure: Failure | None
 
 
 @attrs.frozen
@@ -779,13 +785,25 @@ class Codec(Generic[T]):
         Raises:
             Unfit: *value* is not of the type, or would be read back as something else.
         """
+        form = self._form
         try:
-            raw = self._form.write(value)
-            self._form.read(raw)
-            # A lone surrogate, as in names of files, survives as the escape \udc80.
-            return _TO_JSON.encode(raw).encode(errors="backslashreplace").decode()
+            raw = form.write(value)
+            if not form.plain:
+                form.read(raw)
+            return _to_json(raw)
         except Exception as error:
-            raise Unfit(_problems(error)) from error
+            raise self._unfit(value, error) from error
+
+    def _unfit(self, value: T, error: Exception) -> Unfit:
+        """What is wrong with a value that could not be encoded: the reader says it best."""
+        with contextlib.suppress(Exception):
+            form = self._form
+            raw = form.write(value)
+            try:
+                form.read(raw)
+            except Exception as better:
+                error = better
+        return Unfit(_problems(error))
 
     def decode(self, text: str) -> T:
         """The value that *text* stands for.
@@ -794,7 +812,8 @@ class Codec(Generic[T]):
             Unfit: *text* is no JSON, or is not of the type.
         """
         try:
-            return typing.cast(T, self._form.read(json.loads(text)))
+            value: T = self._form.read(_from_json(text))
+            return value
         except Exception as error:
             raise Unfit(_problems(error)) from error
 
@@ -816,6 +835,37 @@ def unencodable(kind: Any) -> str | None:
 _TO_JSON: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
+
+
+def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
+    """What `JSONEncoder.encode` makes anew for each value, which takes half of its time. It
+    is no public part of the json module: without it we do as everybody does."""
+    try:
+        text = json.encoder.encode_basestring
+        options = None, ":", ",", False, False, False
+        made: Any = json.encoder.c_make_encoder(None, _TO_JSON.default, text, *options)  # type: ignore[attr-defined]
+        return made if "".join(made(["é"], 0)) == '["é"]' else None
+    except Exception:
+        return None
+
+
+_CHUNKS = _chunks_in_c()
+_SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+def _from_json(text: str) -> Any:
+    # Without a look for white space around it, which is not in what we write.
+    try:
+        raw, end = _SCAN(text, 0)
+    except StopIteration:
+        end = -1
+    return raw if end == len(text) else json.loads(text)
+
+
+def _to_json(raw: Any) -> str:
+    text = "".join(_CHUNKS(raw, 0)) if _CHUNKS else _TO_JSON.encode(raw)
+    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 # What goes wrong, in words.
@@ -874,6 +924,8 @@ class _Form:
     """The classes of their JSON values; for a class that contains itself, known from the start."""
     dump: Callable[[Any], Any] = lambda value: value
     parse: Callable[[Any], Any] = lambda raw: raw
+    plain: bool = False
+    """Whether whatever is written of its values, and is JSON, is read back as it was."""
 
     def write(self, value: Any) -> Any:
         try:
@@ -921,7 +973,15 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(form, dump=dump)
+    return attrs.evolve(
+        form, dump=dump, plain=all(_is_plain(f.type) for f in attrs.fields(form.kind))
+    )
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return all(map(_is_plain, typing.get_args(kind)))
+    return kind in (str, int, bool, None, types.NoneType)
 
 
 class _Wire(cattrs.Converter):
@@ -1499,6 +1559,11 @@ def _function_shape(code: Callable[..., Any]) -> Shape:
 
         return code(*map(argument, positional), **{name: argument(name) for name in keywords})
 
+    def call_plainly(values: Any, context: Callable[[], Context[Any]]) -> Any:
+        return code(*[getattr(values, name) for name in positional])
+
+    if not keywords and fields.keys() >= {*positional}:
+        call = call_plainly
     return Shape(Codec(payload, omit_defaults=True), _returned(hints), payload, call)
 
 
@@ -1519,7 +1584,7 @@ def _class_shape(code: Any) -> Shape:
     return Shape(Codec(code), _returned(hints), code, call)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Bound(Generic[R]):
     """A job that is not enqueued yet: a definition with its payload and options."""
 
@@ -1586,7 +1651,7 @@ class Definition(Generic[P, R, C]):
 
 
 def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
-    if not isinstance(options.backoff, Curve) and options.backoff is not body.backoff:
+    if options.backoff is not body.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
     try:
@@ -1911,24 +1976,33 @@ class Verdict(NamedTuple):
     """Whether the attempt was used up."""
 
 
-class Report(NamedTuple):
-    """An attempt as the one who ran it tells of it, in plain values that marshal takes:
-    the fields of its verdict first."""
+COMPLETED = Verdict("completed")
 
-    state: State
-    delay: int
-    counted: bool
+
+class Report(NamedTuple):
+    """An attempt as the one who ran it tells of it, in plain values that marshal takes. The
+    defaults are those of an attempt of which there is nothing to tell: it completed."""
+
     started_at: int
     finished_at: int
     took: int
     """Microseconds of running, by a clock that nobody sets."""
+    state: State = "completed"
+    delay: int = 0
+    counted: bool = True
     result: str | None = None
     kind: str = ""
     type: str = ""
     message: str = ""
     traceback: str = ""
 
+    @property
+    def brief(self) -> bool:
+        """Whether there is nothing to tell but times."""
+        return self[3:] == _NOTHING_TO_TELL
 
+
+_NOTHING_TO_TELL = Report(0, 0, 0)[3:]
 TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
 """Characters that are kept of a message, and of a traceback from its end."""
@@ -1978,16 +2052,18 @@ class Executor:
             # Another attempt would find the same payload and the same definition.
             trouble = describe(error)
             now = self.clock()
-            return Report(*Verdict("failed"), started_at, now, 0, None, "exception", *trouble)
+            return Report(started_at, now, 0, *Verdict("failed"), None, "exception", *trouble)
         try:
             result = self._result(shape, payload, claimed, started_at, asked)
         except BaseException as error:
             verdict, told = self._failed(error, claimed)
             result = None
         else:
-            verdict, told = Verdict("completed"), ()
+            verdict, told = COMPLETED, ()
         took = (time.perf_counter_ns() - began) // 1000
-        return Report(*verdict, started_at, self.clock(), took, result, *told)
+        if result is None and verdict is COMPLETED:
+            return Report(started_at, self.clock(), took)
+        return Report(started_at, self.clock(), took, *verdict, result, *told)
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -2000,7 +2076,7 @@ class Executor:
         self, shape: Shape, payload: Any, claimed: Claimed, now: int, asked: Callable[[], bool]
     ) -> str | None:
         value = shape.call(payload, lambda: self._context(claimed, now, asked))
-        if inspect.iscoroutine(value):
+        if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
         if shape.result is None:
             return None
@@ -2077,6 +2153,8 @@ def make_state(factory: Callable[[], Any] | None, closing: contextlib.ExitStack)
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
     """What a report makes of its job's row; *worker* is a process id."""
+    if report.brief:
+        return _completed(claimed, *report[:2])
     failure = None
     if report.kind and report.kind != "cancelled":
         started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
@@ -2094,8 +2172,19 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
         report.finished_at if report.state in FINISHED else None,
         report.result,
         f"{report.type}: {report.message.partition(chr(10))[0]}" if report.kind else None,
+        claimed.queue,
+        claimed.name,
         failure,
     )
+
+
+def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlement:
+    """The settlement of most jobs, the short way."""
+    id, claim, name, queue, _, attempt, _, _, _, _, run_at, _ = claimed
+    return Settlement._make(
+        (id, claim, "completed", attempt, run_at, started_at, finished_at, None, None, queue, name,
+         None)
+    )  # fmt: skip
 
 
 ################################################################################
@@ -2115,9 +2204,10 @@ SCHEMA: tuple[str, ...] = (
         queue        TEXT,                               -- NULL when inserted: as defined
         node         TEXT    NOT NULL DEFAULT '',        -- the only one to take it; '': any
         priority     INTEGER,                            -- higher runs first
-        state        TEXT    NOT NULL DEFAULT 'pending' CHECK (state IN (
-                         'scheduled', 'pending', 'running', 'retrying', 'completed', 'failed',
-                         'cancelled', 'paused', 'blocked')),
+        state        TEXT    NOT NULL DEFAULT 'pending' CHECK (
+                         -- Alone, since an IN builds its list anew for each row.
+                         state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
+                         ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
         payload      ANY     NOT NULL DEFAULT '{}',      -- JSON text
         run_at       INTEGER,                            -- all times: microseconds, UTC
         attempt      INTEGER NOT NULL DEFAULT 0,
@@ -2143,8 +2233,17 @@ SCHEMA: tuple[str, ...] = (
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_held ON litejobs_job (holder) WHERE state = 'running';
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_ended ON litejobs_job (state) WHERE state IN ('failed', 'cancelled');
+    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
+        WHERE state <> 'pending' AND state <> 'running';
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
+
+    CREATE TABLE litejobs_count (                        -- the jobs that are on the shelf
+        state        TEXT NOT NULL,
+        queue        TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        number       INTEGER NOT NULL,
+        PRIMARY KEY (state, queue, name)
+    ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_attempt (                      -- the failed ones
         id           INTEGER PRIMARY KEY,
@@ -2181,7 +2280,9 @@ SCHEMA: tuple[str, ...] = (
         started_at   INTEGER NOT NULL
     ) STRICT;
 
-    -- An INSERT by hand, from any language: what it left out is filled in.
+    -- For hands other than ours, in any language (our own connection fires no triggers, which
+    -- is faster, and counts a whole transaction at once): an INSERT is completed, and whatever
+    -- changes is counted.
     CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
     WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
     BEGIN
@@ -2211,9 +2312,29 @@ SCHEMA: tuple[str, ...] = (
         WHERE id = NEW.id;
     END;
 
+    CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
+    WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
+    BEGIN
+        INSERT INTO litejobs_count VALUES (NEW.state, NEW.queue, NEW.name, 1)
+            ON CONFLICT DO UPDATE SET number = number + 1;
+    END;
+
+    CREATE TRIGGER litejobs_changed AFTER UPDATE OF state, queue, name ON litejobs_job
+    BEGIN
+        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
+            WHERE OLD.queue IS NOT NULL AND OLD.state NOT IN ('pending', 'running')
+            ON CONFLICT DO UPDATE SET number = number - 1;
+        INSERT INTO litejobs_count SELECT NEW.state, NEW.queue, NEW.name, 1
+            WHERE NEW.state NOT IN ('pending', 'running')
+            ON CONFLICT DO UPDATE SET number = number + 1;
+    END;
+
     CREATE TRIGGER litejobs_forget AFTER DELETE ON litejobs_job
     BEGIN
         DELETE FROM litejobs_attempt WHERE job = OLD.id;
+        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
+            WHERE OLD.state NOT IN ('pending', 'running')
+            ON CONFLICT DO UPDATE SET number = number - 1;
     END;
     """,
 )
@@ -2229,7 +2350,22 @@ LOST_LIMIT = 5
 """How many nodes may die with a job in their hands before it is a dead letter."""
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
+PRUNED = 500
+"""Rows that are pruned in one transaction."""
 _OPENING = threading.Lock()
+LONG_LOOK = 0.001
+LOOK_REST = 5
+"""A look at all lanes that takes more than so many seconds is not repeated for so many times
+as long."""
+_ON_SHELF = "state <> 'pending' AND state <> 'running'"
+_UNSHELVED: tuple[tuple[str, State], ...] = (
+    ("litejobs_ready", "pending"),
+    ("litejobs_held", "running"),
+)
+"""By which index the jobs in the other states are found."""
+
+Group = tuple[State, str, str]
+"""State, queue and name: what jobs are counted by."""
 
 
 class Lane(NamedTuple):
@@ -2255,6 +2391,65 @@ class Serves:
         )
 
 
+class Batch(NamedTuple):
+    """New jobs that differ in their payloads alone."""
+
+    queue: str
+    node: str
+    priority: int
+    max_attempts: int | None
+    timeout: int | None
+    backoff: str | None
+    retention: str | None
+    name: str
+    state: State
+    run_at: int
+    enqueued_at: int
+    payloads: tuple[str, ...]
+
+
+@attrs.define(eq=False)
+class Order:
+    """Batches that a thread wants in the file, and what became of them."""
+
+    batches: Sequence[Batch]
+    ids: range | None = None
+    error: Exception | None = None
+    bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    """Taken from the start; released for the thread that waits."""
+
+    def __attrs_post_init__(self) -> None:
+        self.bell.acquire()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is in the file, or was refused."""
+        return self.ids is not None or self.error is not None
+
+    def ring(self) -> None:
+        """Wakes the thread that waits."""
+        with contextlib.suppress(RuntimeError):
+            self.bell.release()
+
+
+@attrs.define(eq=False)
+class Orders:
+    """What the threads of a process want to enqueue, so that those who come while one
+    commits share the next commit."""
+
+    pid: int = attrs.field(factory=os.getpid)
+    lead: threading.Lock = attrs.field(factory=threading.Lock)
+    """Held by the thread that commits for all."""
+    waiting: deque[Order] = attrs.field(factory=deque)
+
+    def taken(self) -> list[Order]:
+        """All that wait now, which do not any more."""
+        orders = []
+        while self.waiting:
+            orders.append(self.waiting.popleft())
+        return orders
+
+
 @attrs.frozen
 class Match:
     """Which jobs a query or a bulk command means; `None` leaves a filter out."""
@@ -2266,34 +2461,214 @@ class Match:
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
 
-    def sql(self) -> tuple[str, dict[str, Any]]:
-        """A WHERE clause and its bindings. States stand in it as text, checked, since
-        a bound value would hide the partial indexes."""
-        terms, bindings = ["TRUE"], dict[str, Any]()
-        for column, value in (("name", self.name), ("queue", self.queue)):
-            if value is not None:
-                terms.append(f"{column} = :{column}")
-                bindings[column] = storable(value)
-        if self.ids is not None:
-            terms.append("id IN (SELECT value FROM json_each(:ids))")
-            bindings["ids"] = json.dumps(self.ids)
-        if self.before is not None:
-            terms.append("id < :before")
-            bindings["before"] = max(-(2**63), min(self.before, 2**63 - 1))
-        if self.states is not None:
-            terms += _in_states(self.states)
-        return " AND ".join(terms), bindings
+    @property
+    def keys(self) -> str:
+        """The terms on queue and name."""
+        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        return " AND ".join(given) or "TRUE"
+
+    def among(self, states: Iterable[State]) -> str:
+        """The term on the state. The states stand in it as text, checked, since a bound
+        value would hide the partial indexes."""
+        if self.states is None:
+            return "TRUE"
+        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
+        return f"state IN ({chosen})" if chosen else "FALSE"
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return {
+            "queue": None if self.queue is None else storable(self.queue),
+            "name": None if self.name is None else storable(self.name),
+            "ids": None if self.ids is None else json.dumps(self.ids),
+            "before": before,
+        }
 
 
-def _in_states(states: tuple[State, ...]) -> Iterator[str]:
-    """Terms for these states. They name a partial index that holds all of them in the
-    very words of its definition: SQLite wants to see those before it uses one."""
-    texts = ", ".join(f"'{state}'" for state in states)
-    yield f"state = {texts}" if len(states) == 1 else f"state IN ({texts})"
-    if states and {*states} <= {"scheduled", "retrying"}:
-        yield "state IN ('scheduled', 'retrying')"
-    if states and {*states} <= {"failed", "cancelled"}:
-        yield "state IN ('failed', 'cancelled')"
+_NEWEST = "ORDER BY id DESC LIMIT :limit"
+
+
+def _ids_of(match: Match) -> str:
+    """A query for the ids of at least the first *limit* jobs that match, below *before* and
+    the newest first, which reads little however many jobs there are."""
+    if match.ids is not None:
+        return f"""
+            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
+                AND id < :before AND {match.keys} AND {match.among(STATES)}
+        """
+    if match.keys == "TRUE" and match.states is None:
+        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE id < :before {_NEWEST})"
+    parts = (
+        f"""
+        SELECT id FROM litejobs_job INDEXED BY {index}
+        WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
+            AND id < :before {_NEWEST}
+        """
+        for index, state in _UNSHELVED
+    )
+    return " UNION ALL ".join(f"SELECT id FROM ({part})" for part in (*parts, _shelf_of(match)))
+
+
+def _shelf_of(match: Match) -> str:
+    """The same for jobs on the shelf. Of all groups, only those can matter whose newest job is
+    among the newest, so that the others take one step into the index each."""
+    mine = f"""
+        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+        WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
+            AND id < :before ORDER BY id DESC
+    """
+    return f"""
+        WITH newest AS MATERIALIZED (
+            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+            WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
+        )
+        SELECT job.id FROM newest AS its JOIN litejobs_job AS job ON job.id IN ({mine} LIMIT :limit)
+    """
+
+
+def _counts_of(match: Match) -> str:
+    """A query for how many jobs match, by state, queue and name."""
+    shelved = f"SELECT * FROM litejobs_count WHERE {match.keys} AND {match.among(SHELVED)}"
+    parts = (
+        f"""
+        SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
+        WHERE state = '{state}' AND {match.keys} AND {match.among([state])} GROUP BY queue, name
+        """
+        for index, state in _UNSHELVED
+    )
+    return " UNION ALL ".join((shelved, *parts))
+
+
+Place = tuple[int, int, int]
+"""Where a ready job stands: its priority (turned), due time and id."""
+
+
+@attrs.define(eq=False)
+class LaneReader:
+    """Reads the jobs of one lane, in order, a page at a time."""
+
+    lane: Lane
+    taken: int = 0
+    """How many were given out that are not claimed yet, and so are still in the lane."""
+    _page: int = 4
+    _rows: deque[Place] = attrs.field(factory=deque)
+
+    def take(self, connection: apsw.Connection) -> Place | None:
+        """Gives out the first; gives the next one's place."""
+        self.taken += 1
+        if self._rows:
+            return self._rows.popleft()
+        if self._page:
+            self._page = min(256, self._page * 2)
+            rows: list[Any] = connection.execute(
+                """
+                SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
+                """,
+                (*self.lane, self._page, self.taken),
+            ).fetchall()
+            self._rows.extend(rows)
+            if len(rows) < self._page:
+                self._page = 0
+        return self._rows.popleft() if self._rows else None
+
+
+_HEADS = """
+    WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
+        SELECT * FROM (
+            SELECT queue, name, node, -priority, run_at, id
+            FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
+            ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
+        )
+        UNION ALL
+        SELECT next.queue, next.name, next.node, -next.priority, next.run_at, next.id
+        FROM head JOIN litejobs_job AS next ON next.id = coalesce(
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue = head.queue AND name = head.name
+                AND node > head.node ORDER BY node, priority DESC, run_at, id LIMIT 1),
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue = head.queue AND name > head.name
+             ORDER BY name, node, priority DESC, run_at, id LIMIT 1),
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue > head.queue
+             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1)
+        )
+    )
+    SELECT * FROM head
+"""
+"""The first job of each lane, by a few steps into the index for each. (A comparison of row
+values would walk through all the jobs of a lane.)"""
+
+
+@attrs.define(eq=False)
+class Ready:
+    """The ready jobs that a node takes, ids with names, the most urgent first.
+
+    It reads ahead, and keeps what it has read until others have committed: with a
+    thousand lanes, to look at all of them takes longer than to run the jobs. Even
+    then it looks only so often that most of the time is left for jobs. So what it
+    gives may have been taken by others meanwhile: the claim shows.
+    """
+
+    serves: Serves
+    taken: list[int] = attrs.field(factory=list)
+    """What was given out in this transaction."""
+    version: int | None = None
+    """Of the file, when it was read; `None` if there may be more to see by now."""
+    _heads: list[tuple[Place, LaneReader]] = attrs.field(factory=list)
+    _given: set[LaneReader] = attrs.field(factory=set)
+    _rested_at: float = 0.0
+    _connection: apsw.Connection = attrs.field(init=False)
+
+    def refresh(self, connection: apsw.Connection, version: int) -> None:
+        """Begins a transaction: what was given out in the last one is claimed by now."""
+        self._connection = connection
+        self.taken = []
+        for reader in self._given:
+            reader.taken = 0
+        self._given.clear()
+        if self.version == version:
+            return
+        self.version = None
+        began = time.monotonic()
+        if not self._heads or began >= self._rested_at:
+            self.look(connection)
+            self.version = version
+            took = time.monotonic() - began
+            self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+
+    def look(self, connection: apsw.Connection) -> bool:
+        """Looks at all lanes; says whether there is a job."""
+        heads: list[Any] = connection.execute(_HEADS).fetchall()
+        lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
+        self._heads = [(place, LaneReader(lane)) for lane, place in lanes if lane in self.serves]
+        heapq.heapify(self._heads)
+        return bool(self._heads)
+
+    def peek(self) -> tuple[int, str] | None:
+        """The next job, which stays the next one."""
+        if not self._heads:
+            return None
+        (_, _, id), reader = self._heads[0]
+        return id, reader.lane.name
+
+    def __iter__(self) -> Ready:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        if not self._heads:
+            raise StopIteration
+        (_, _, id), reader = self._heads[0]
+        self.taken.append(id)
+        self._given.add(reader)
+        if following := reader.take(self._connection):
+            heapq.heapreplace(self._heads, (following, reader))
+        else:
+            heapq.heappop(self._heads)
+        return id, reader.lane.name
 
 
 @attrs.frozen
@@ -2442,6 +2817,7 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
         for setting, value in (
             (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
             (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
+            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
             (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
@@ -2489,34 +2865,31 @@ def _migrate(connection: apsw.Connection, path: str) -> None:
         raise FileError(path, f"{problem}: upgrade litejobs")
 
 
-@contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """SQLite's errors as ours, with what to do about them."""
-    try:
-        yield
-    except apsw.BusyError as error:
-        problem = f"locked by another process for more than {PATIENCE:.0f} s"
-        raise BusyError(path, f"{problem}: who holds a transaction open on it?") from error
-    except apsw.NotADBError as error:
-        raise FileError(path, "is not an SQLite database: name another file") from error
-    except apsw.FullError as error:
-        raise FileError(path, "the disk is full: nothing was written; free some space") from error
-    except apsw.CantOpenError as error:
-        problem = "cannot be opened: is it readable, and its folder writable?"
-        raise FileError(path, problem) from error
-    except apsw.ReadOnlyError as error:
-        raise FileError(path, f"cannot be written: {error}") from error
-    except apsw.Error as error:
-        raise FileError(path, f"{type(error).__name__}: {error}") from error
+def _translated(error: apsw.Error, path: str) -> FileError:
+    """An error of SQLite's as ours, with what to do about it."""
+    match error:
+        case apsw.BusyError():
+            problem = f"locked by another process for more than {PATIENCE:.0f} s"
+            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+        case apsw.NotADBError():
+            return FileError(path, "is not an SQLite database: name another file")
+        case apsw.FullError():
+            return FileError(path, "the disk is full: nothing was written; free some space")
+        case apsw.CantOpenError():
+            problem = "cannot be opened: is it readable, and its folder writable?"
+            return FileError(path, problem)
+        case apsw.ReadOnlyError():
+            return FileError(path, f"cannot be written: {error}")
+    return FileError(path, f"{type(error).__name__}: {error}")
 
 
-Identity = tuple[tuple[int, int], ...]
+Identity = tuple[int, int, int, int]
 
 
-def _identity(place: Path) -> Identity:
+def _identity(path: str, wal: str) -> Identity:
     """Device and inode of the file and of its WAL."""
-    files = os.stat(place), os.stat(f"{place}-wal")
-    return tuple((file.st_dev, file.st_ino) for file in files)
+    file, log = os.stat(path), os.stat(wal)
+    return file.st_dev, file.st_ino, log.st_dev, log.st_ino
 
 
 @attrs.define(eq=False)
@@ -2526,10 +2899,14 @@ class File:
     path: Path
     durability: Durability = "full"
     create: bool = True
+    turn: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that uses the connection."""
     _connection: apsw.Connection | None = None
-    _identity: Identity = ()
+    _identity: Identity = (0, 0, 0, 0)
+    _names: tuple[str, str] = ("", "")
     _pid: int = 0
-    _turn: threading.RLock = attrs.field(factory=threading.RLock)
+    _opened: int = 0
+    """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -2562,24 +2939,23 @@ class File:
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
         self._pid = os.getpid()
-        self._identity = _identity(place)
+        self._opened += 2**32
+        self._names = str(place), f"{place}-wal"
+        self._identity = _identity(*self._names)
         self.path = place
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
-        with self._turn:
+        with self.turn:
             if self._connection is not None and self._pid == os.getpid():
                 self._connection.close()
             self._connection = None
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[apsw.Connection]:
-        """The connection, for statements that only read."""
-        with self._turn, _translated(str(self.path)):
-            yield self.connection()
+    def reading(self) -> Turn:
+        """The connection in a `with` statement, for statements that only read."""
+        return Turn(self, writes=False)
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[apsw.Connection]:
+    def writing(self) -> Turn:
         """A transaction that has the write lock from its start: all of the block, or none.
 
         Raises:
@@ -2587,18 +2963,14 @@ class File:
             OutcomeUnknownError: the commit failed half-way.
             FileReplacedError: the commit went to a file that has lost its name.
         """
-        with self._turn, _translated(str(self.path)):
-            connection = self.connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            self._commit(connection)
+        return Turn(self, writes=True)
 
-    def _commit(self, connection: apsw.Connection) -> None:
+    def version(self, connection: apsw.Connection) -> int:
+        """A number for the content, in a transaction. A commit of our own adds one to it,
+        and one by others at least as much before the next transaction of ours."""
+        return self._opened + connection.data_version()
+
+    def commit(self, connection: apsw.Connection) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
         try:
             connection.execute("COMMIT")
@@ -2609,7 +2981,7 @@ class File:
             problem = f"a commit failed ({error}); what it wrote may be there or not"
             raise OutcomeUnknownError(str(self.path), problem) from error
         try:
-            same = _identity(self.path) == self._identity
+            same = _identity(*self._names) == self._identity
         except OSError:
             same = False
         if not same:
@@ -2619,12 +2991,54 @@ class File:
 
 
 @attrs.define(eq=False)
+class Turn:
+    """One thread's turn with the connection. (Generators as context managers took longer
+    than the transaction that they were for.)"""
+
+    _file: File
+    _writes: bool
+    _connection: apsw.Connection = attrs.field(init=False)
+
+    def __enter__(self) -> apsw.Connection:
+        self._file.turn.acquire()
+        try:
+            self._connection = self._file.connection()
+            if self._writes:
+                self._connection.execute("BEGIN IMMEDIATE")
+        except BaseException as error:
+            self._file.turn.release()
+            self._raise_as_ours(error)
+            raise
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._writes and error is None:
+                self._file.commit(self._connection)
+            elif self._writes and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error as failed:
+            self._raise_as_ours(failed)
+        finally:
+            self._file.turn.release()
+        self._raise_as_ours(error)
+
+    def _raise_as_ours(self, error: BaseException | None) -> None:
+        if isinstance(error, apsw.Error):
+            raise _translated(error, str(self._file.path)) from error
+
+
+@attrs.define(eq=False)
 class Store:
     """What is done with the rows in a file."""
 
     file: File
     clock: Clock = system_clock
     _bell: socket.socket | None = None
+    _orders: Orders = attrs.field(factory=Orders)
+    _known: tuple[int, Sequence[int]] = (-1, ())
+    """The ports of the nodes, and the version of the file in which they are listed."""
+    _ready: Ready | None = None
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
@@ -2640,21 +3054,82 @@ class Store:
 
     # Enqueue
 
-    def enqueue(self, rows: Sequence[tuple[Any, ...]]) -> range:
-        """Inserts rows of NEW_ROW, all or none; gives their ids, in order."""
-        sql = """
-            INSERT INTO litejobs_job (
-                queue, node, priority, max_attempts, timeout, backoff, retention,
-                name, payload, state, run_at, enqueued_at
-            ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-        """
+    def enqueue(self, batches: Sequence[Batch]) -> range:
+        """Inserts new jobs, all or none; gives their ids, in order. Threads that enqueue
+        at once share a commit: who has the turn commits for all that wait for theirs."""
+        orders = self._orders
+        if orders.pid != os.getpid():
+            # Those of the process that forked this one are its own to commit.
+            orders = self._orders = Orders()
+        order = Order(batches)
+        orders.waiting.append(order)
+        while not order.settled:
+            if orders.lead.acquire(blocking=False):
+                try:
+                    if not order.settled:
+                        self._commit_orders(orders.taken())
+                finally:
+                    orders.lead.release()
+                    if orders.waiting:
+                        orders.waiting[0].ring()
+            else:
+                order.bell.acquire()
+        if order.ids is None:
+            raise order.error or AssertionError("an order was neither kept nor refused")
+        return order.ids
+
+    def _commit_orders(self, orders: Sequence[Order]) -> None:
+        try:
+            self._commit_together(orders)
+        except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
+            self._refuse(orders, error)
+        except Exception as error:
+            # One of them may be the only one to blame.
+            self._refuse(orders, error)
+            for order in orders if len(orders) > 1 else ():
+                try:
+                    order.error = None
+                    self._commit_together([order])
+                except Exception as own:
+                    self._refuse([order], own)
+        finally:
+            for order in orders if len(orders) > 1 else ():
+                order.ring()
+
+    def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
+        for order in orders:
+            order.ids, order.error = None, error
+
+    def _commit_together(self, orders: Sequence[Order]) -> None:
+        """Inserts all in one transaction, and tells the nodes."""
+        ids = []
+        counts: Counter[Group] = Counter()
         with self.file.writing() as connection:
-            connection.executemany(sql, rows)
-            # AUTOINCREMENT under the write lock counts without gaps.
-            last = connection.last_insert_rowid()
-            ports = self._ports(connection)
-        self._ring(ports)
-        return range(last - len(rows) + 1, last + 1)
+            version = self.file.version(connection)
+            if self._known[0] != version:
+                self._known = version, self._ports(connection)
+            for order in orders:
+                for batch in order.batches:
+                    self._insert(connection, batch)
+                    if batch.state != "pending":
+                        counts[batch.state, batch.queue, batch.name] += len(batch.payloads)
+                # AUTOINCREMENT under the write lock counts without gaps.
+                end = connection.last_insert_rowid() + 1
+                ids.append(range(end - sum([len(b.payloads) for b in order.batches]), end))
+            if counts:
+                self._count(connection, counts)
+        self._known = version + 1, self._known[1]
+        for order, theirs in zip(orders, ids, strict=True):
+            order.ids = theirs
+        if self._known[1]:
+            self._ring(self._known[1])
+
+    def _insert(self, connection: apsw.Connection, batch: Batch) -> None:
+        if len(batch.payloads) == 1:
+            connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
+        else:
+            # Half of what an executemany takes.
+            connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -2664,7 +3139,7 @@ class Store:
             DefinitionError: nodes have said what they have, and this is not among it.
         """
         columns = {"name": name, "payload": payload, **given}
-        with self.file.writing() as connection:
+        with self._fired(), self.file.writing() as connection:
             known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
             if known and name not in known:
                 problem = f"no node has had such a definition{did_you_mean(name, known)}"
@@ -2679,13 +3154,23 @@ class Store:
         self._ring(ports)
         return id
 
+    @contextlib.contextmanager
+    def _fired(self) -> Iterator[None]:
+        """Lets the triggers work that complete and count what is inserted by hand."""
+        with self.file.reading() as connection:
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+            try:
+                yield
+            finally:
+                connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+
     def wake(self) -> None:
         """Tells all nodes that something changed for them."""
         with self.file.reading() as connection:
             ports = self._ports(connection)
         self._ring(ports)
 
-    def _ports(self, connection: apsw.Connection) -> list[int]:
+    def _ports(self, connection: apsw.Connection) -> Sequence[int]:
         return [port for (port,) in connection.execute("SELECT port FROM litejobs_node")]
 
     def _ring(self, ports: Iterable[int]) -> None:
@@ -2703,54 +3188,95 @@ class Store:
         self,
         settlements: Sequence[Settlement],
         node: int,
-        choose: Callable[[Iterator[tuple[int, str]]], list[int]],
+        choose: Callable[[Ready], list[int]],
         serves: Serves,
     ) -> tuple[list[Claimed], int]:
-        """Settles what came back and claims what *choose* picks of the ready jobs (ids
-        with names, the most urgent first), in one transaction.
+        """Settles what came back and claims what *choose* picks of the ready jobs, in one
+        transaction.
 
         Gives the claimed jobs in that order, and how many settlements came too late:
         another claim holds their job by now.
         """
-        with self.file.writing() as connection:
-            applied = self._settle(connection, settlements)
-            ids = choose(self._ready(connection, serves))
-            claimed = self._claim(connection, ids, node) if ids else []
-        return claimed, len(settlements) - applied
+        ready, self._ready = self._ready, None  # After an error it is made anew.
+        if ready is None or ready.serves is not serves:
+            ready = Ready(serves)
+        try:
+            claimed = self._exchange(settlements, node, choose, ready)
+            late = 0
+        except _TooLate:
+            held = self._still_held(settlements)
+            claimed = self._exchange(held, node, choose, Ready(serves))
+            late = len(settlements) - len(held)
+        else:
+            self._ready = ready
+        return claimed, late
 
-    def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> int:
+    def _exchange(
+        self,
+        settlements: Sequence[Settlement],
+        node: int,
+        choose: Callable[[Ready], list[int]],
+        ready: Ready,
+    ) -> list[Claimed]:
+        file = self.file
+        with file.writing() as connection:
+            if self._settle(connection, settlements):
+                ready.version = None
+            version = file.version(connection)
+            ready.refresh(connection, version)
+            ids = choose(ready)
+            claimed = self._claim(connection, ids, node) if ids else []
+        ready.version = version + 1 if ready.version and ids == ready.taken else None
+        return claimed
+
+    def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        with self.file.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)",
+                (_carray(settled.id for settled in settlements),),
+            ).fetchall()
+        held = {*rows}
+        return [settled for settled in settlements if settled[:2] in held]
+
+    def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> bool:
+        """Settles jobs; says whether some are ready again."""
         if not settlements:
-            return 0
-        self._remember(connection, [settled for settled in settlements if settled.failure])
+            return False
+        self._remember(connection, [settled for settled in settlements if settled[11]])
         before = connection.total_changes()
         connection.executemany(
-            """
+            f"""
             UPDATE litejobs_job SET
                 state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
                 result = ?8, error = ?9, holder = NULL,
                 cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                prune_at = ?7 + CASE WHEN json_valid(retention) THEN retention ->> ?3 ELSE ?10 END
+                prune_at = ?7 + CASE WHEN json_valid(retention) THEN retention ->> ?3
+                                     ELSE CASE ?3 {_KEPT_BY_DEFAULT} END END
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
-            ((*settlement[:9], _KEPT.get(settlement.state)) for settlement in settlements),
+            [settlement[:9] for settlement in settlements],
         )
-        applied = connection.total_changes() - before
-        if any(settled.state != "completed" for settled in settlements):
+        if connection.total_changes() - before < len(settlements):
+            raise _TooLate
+        groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
+        shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
+        self._count(connection, shelved)
+        if any(state != "completed" for state, _, _ in groups):
             self._cancel_returned(connection)
-        return applied
+        return any(state == "pending" for state, _, _ in groups)
 
     def _cancel_returned(self, connection: apsw.Connection) -> None:
         """A job that was cancelled while it ran, and came back before it was asked to
         end, is not tried again."""
-        connection.execute(
-            """
+        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
+        self._change(
+            connection,
+            [id for (id,) in connection.execute(returned)],
+            f"""
             UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + CASE WHEN json_valid(retention)
-                                       THEN retention ->> 'cancelled' ELSE :keep END
-            WHERE cancel_at IS NOT NULL AND state <> 'running'
+                state = 'cancelled', cancel_at = NULL, finished_at = :now, {_PRUNE_CANCELLED}
+            WHERE id IN carray(:ids)
             """,
-            {"now": self.clock(), "keep": _KEPT["cancelled"]},
         )
 
     def _remember(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
@@ -2769,71 +3295,63 @@ class Store:
                 (*attrs.astuple(failure)[:6], started_at, finished_at, id, claim),
             )
 
-    def _ready(self, connection: apsw.Connection, serves: Serves) -> Iterator[tuple[int, str]]:
-        """Ids and names of the ready jobs that *serves* takes, the most urgent first."""
-        lanes = [lane for lane in self._lanes(connection) if lane in serves]
-        page = max(8, 256 // max(1, len(lanes)))
-        order = heapq.merge(*(self._lane(connection, lane, page) for lane in lanes))
-        return ((id, name) for _, _, id, name in order)
-
-    def _lanes(self, connection: apsw.Connection) -> list[Lane]:
-        """All lanes with ready jobs, by a few steps into the index for each. (A comparison
-        of row values would walk through all the jobs of a lane.)"""
-        rows: list[Any] = connection.execute("""
-            WITH RECURSIVE lane (queue, name, node) AS (
-                SELECT * FROM (
-                    SELECT queue, name, node FROM litejobs_job INDEXED BY litejobs_ready
-                    WHERE state = 'pending' ORDER BY queue, name, node LIMIT 1
-                )
-                UNION ALL
-                SELECT next.queue, next.name, next.node
-                FROM lane JOIN litejobs_job AS next ON next.id = coalesce(
-                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-                     WHERE state = 'pending' AND queue = lane.queue AND name = lane.name
-                        AND node > lane.node ORDER BY node LIMIT 1),
-                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-                     WHERE state = 'pending' AND queue = lane.queue
-                        AND name > lane.name ORDER BY name, node LIMIT 1),
-                    (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-                     WHERE state = 'pending'
-                        AND queue > lane.queue ORDER BY queue, name, node LIMIT 1)
-                )
-            )
-            SELECT queue, name, node FROM lane
-        """).fetchall()
-        return [Lane(*row) for row in rows]
-
-    def _lane(
-        self, connection: apsw.Connection, lane: Lane, page: int
-    ) -> Iterator[tuple[int, int, int, str]]:
-        """A lane's jobs in order, read a page at a time, as what they are ordered by."""
-        for offset in itertools.count(0, page):
-            rows: list[Any] = connection.execute(
-                """
-                SELECT -priority, run_at, id, name FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
-                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
-                """,
-                (*lane, page, offset),
-            ).fetchall()
-            yield from rows
-            if len(rows) < page:
-                return
-
     def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
         rows: list[Any] = connection.execute(
             f"""
             UPDATE litejobs_job SET
                 state = 'running', attempt = attempt + 1, claim = claim + 1,
                 holder = ?, started_at = ?
-            WHERE id IN carray(?)
+            WHERE id IN carray(?) AND state = 'pending'
             RETURNING {", ".join(Claimed._fields)}
             """,
-            (node, self.clock(), apsw.carray(array.array("q", ids))),
+            (node, self.clock(), _carray(ids)),
         ).fetchall()
-        # RETURNING promises no order.
-        by_id = {row[0]: Claimed(*row) for row in rows}
-        return [by_id[id] for id in ids]
+        # RETURNING promises no order; and what was read ahead may be another's by now.
+        by_id = {row[0]: row for row in rows}
+        return [Claimed._make(by_id[id]) for id in ids if id in by_id]
+
+    # Counting
+
+    def _count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
+        """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
+        nor run, which may be ten million, while the others are in indexes of their own."""
+        if changes:
+            connection.executemany(
+                """
+                INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
+                ON CONFLICT DO UPDATE SET number = number + excluded.number
+                """,
+                [(*group, change) for group, change in changes.items() if change],
+            )
+
+    def _shelved(self, connection: apsw.Connection, ids: Sequence[int]) -> Counter[Group]:
+        """How many of these jobs are on the shelf."""
+        rows: list[Any] = connection.execute(
+            f"""
+            SELECT state, queue, name, count(*) FROM litejobs_job
+            WHERE id IN carray(?) AND {_ON_SHELF} GROUP BY state, queue, name
+            """,
+            (_carray(ids),),
+        ).fetchall()
+        return Counter({(state, queue, name): number for state, queue, name, number in rows})
+
+    def _change(
+        self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
+    ) -> int:
+        """Changes or deletes some jobs and counts them anew; says how many."""
+        if not ids:
+            return 0
+        bindings |= {"ids": _carray(ids), "now": self.clock(), "keep": _KEPT["cancelled"]}
+        changes = self._shelved(connection, ids)
+        before = connection.total_changes()
+        connection.execute(sql, bindings)
+        changed = connection.total_changes() - before
+        if sql == _DELETE:
+            forget = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
+            connection.execute(forget, (_carray(ids),))
+        changes.subtract(self._shelved(connection, ids))
+        self._count(connection, {group: -change for group, change in changes.items()})
+        return changed
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; gives how many, and when the next one
@@ -2849,15 +3367,10 @@ class Store:
                 if not found:
                     break
                 with self.file.writing() as connection:
-                    connection.execute(
-                        f"""
-                        UPDATE litejobs_job SET state = 'pending' WHERE id IN (
-                            SELECT id FROM litejobs_job WHERE {due} ORDER BY run_at LIMIT {BATCH}
-                        )
-                        """,
-                        (state, now),
-                    )
-                    staged += connection.changes()
+                    sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY run_at LIMIT {BATCH}"
+                    ids = [id for (id,) in connection.execute(sql, (state, now))]
+                    ready = "UPDATE litejobs_job SET state = 'pending' WHERE id IN carray(:ids)"
+                    staged += self._change(connection, ids, ready)
         return staged, self._next_due()
 
     def _next_due(self) -> int | None:
@@ -2890,7 +3403,7 @@ class Store:
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying."""
         with self.file.reading() as connection:
-            if any(lane in serves for lane in self._lanes(connection)):
+            if Ready(serves).look(connection):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -2979,7 +3492,7 @@ class Store:
             return self._take_over(node) if gone else 0
 
     def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock(), "limit": LOST_LIMIT, "keep": _KEPT["failed"]}
+        values = {"node": node, "now": self.clock()}
         with self.file.writing() as connection:
             connection.execute(
                 """
@@ -2993,7 +3506,10 @@ class Store:
                 """,
                 values,
             )
-            connection.execute(
+            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND holder = ?"
+            rescued = self._change(
+                connection,
+                [id for (id,) in connection.execute(held, (node,))],
                 """
                 UPDATE litejobs_job SET
                     lost        = lost + 1,
@@ -3003,14 +3519,14 @@ class Store:
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
                                        WHEN json_valid(retention)
                                        THEN :now + (retention ->> 'failed')
-                                       ELSE :now + :keep END,
+                                       ELSE :now + :kept END,
                     error       = 'NodeLost: the node ended while it held the job',
                     holder      = NULL
-                WHERE state = 'running' AND holder = :node
+                WHERE id IN carray(:ids)
                 """,
-                values,
+                limit=LOST_LIMIT,
+                kept=_KEPT["failed"],
             )
-            rescued = connection.changes()
             self._cancel_returned(connection)
             connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
@@ -3048,24 +3564,35 @@ class Store:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-        where, bindings = match.sql()
-        sql = f"SELECT {_ROW} FROM litejobs_job WHERE {where} ORDER BY id DESC LIMIT :limit"
+        sql = f"""
+            SELECT {_ROW} FROM litejobs_job WHERE id IN ({_ids_of(match)})
+            ORDER BY id DESC LIMIT :limit
+        """
         with self.file.reading() as connection:
-            return [Row(*row) for row in connection.execute(sql, {**bindings, "limit": limit})]
+            rows = connection.execute(sql, {**match.bindings, "limit": limit})
+            return [Row._make(row) for row in rows]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
-        where, bindings = match.sql()
+        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+        if match.ids is not None:
+            sql = f"""
+                SELECT count(*) FROM litejobs_job
+                WHERE id IN (SELECT value FROM json_each(:ids))
+                    AND {match.keys} AND {match.among(STATES)}
+            """
         with self.file.reading() as connection:
-            sql = f"SELECT count(*) FROM litejobs_job WHERE {where}"
-            counted: int = connection.execute(sql, bindings).get
+            counted: int = connection.execute(sql, match.bindings).get
         return counted
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and state."""
         counts: dict[str, dict[str, int]] = {}
+        sql = f"""
+            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
+            GROUP BY queue, state HAVING number > 0
+        """
         with self.file.reading() as connection:
-            sql = "SELECT queue, state, count(*) FROM litejobs_job GROUP BY queue, state"
             for queue, state, number in connection.execute(sql):
                 counts.setdefault(queue, {})[state] = number
         return counts
@@ -3084,76 +3611,57 @@ class Store:
 
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
+        end = f"""
+            UPDATE litejobs_job SET
+                state = 'cancelled', finished_at = :now, error = 'cancelled', {_PRUNE_CANCELLED}
+            WHERE id IN carray(:ids)
+        """
+        ask = "UPDATE litejobs_job SET cancel_at = :now WHERE id IN carray(:ids)"
         matching = self.count(match)
-        moved = self._change(
-            match,
-            WAITING,
-            """
-            state = 'cancelled', finished_at = :now, error = 'cancelled',
-            prune_at = :now + CASE WHEN json_valid(retention)
-                                   THEN retention ->> 'cancelled' ELSE :keep END
-            """,
-        )
-        moved += self._change(match, ("running",), "cancel_at = :now", "cancel_at IS NULL")
+        moved = self._in_batches(match, WAITING, end)
+        moved += self._in_batches(match, ("running",), f"{ask} AND cancel_at IS NULL")
         return self._moved(moved, matching)
 
     def retry(self, match: Match) -> Moved:
         """Lets dead letters and cancelled jobs start again with all their attempts,
         and makes jobs that wait for their backoff due now. Their history stays."""
         again = """
-            state = 'pending', run_at = :now, attempt = 0, lost = 0,
-            finished_at = NULL, prune_at = NULL, error = NULL
+            UPDATE litejobs_job SET
+                state = 'pending', run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL
+            WHERE id IN carray(:ids)
         """
+        now = "UPDATE litejobs_job SET state = 'pending', run_at = :now WHERE id IN carray(:ids)"
         matching = self.count(match)
-        moved = self._change(match, ("failed", "cancelled"), again)
-        moved += self._change(match, ("retrying",), "state = 'pending', run_at = :now")
+        moved = self._in_batches(match, ("failed", "cancelled"), again)
+        moved += self._in_batches(match, ("retrying",), now)
         return self._moved(moved, matching)
 
     def delete(self, match: Match) -> Moved:
         """Deletes jobs with their history; those that run are left."""
-        matching, moved = self.count(match), 0
-        for states in (WAITING, FINISHED):
-            where, bindings = self._narrowed(match, states)
-            sql = f"""
-                DELETE FROM litejobs_job
-                WHERE id IN (SELECT id FROM litejobs_job WHERE {where} LIMIT {BATCH})
-            """
-            moved += self._in_batches(sql, bindings)
+        matching = self.count(match)
+        moved = self._in_batches(match, (*WAITING, *FINISHED), _DELETE)
         return self._moved(moved, matching)
 
     def _moved(self, moved: int, matching: int) -> Moved:
         self.wake()
         return Moved(moved, max(0, matching - moved))
 
-    def _narrowed(
-        self, match: Match, states: tuple[State, ...], more: str = "TRUE"
-    ) -> tuple[str, dict[str, Any]]:
+    def _in_batches(self, match: Match, states: tuple[State, ...], sql: str) -> int:
+        """Runs a statement on the jobs that match and are in one of *states*, some at a time:
+        a million rows in one transaction would keep the nodes waiting."""
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
-        where, bindings = attrs.evolve(match, states=states).sql()
-        return f"{where} AND {more}", bindings
-
-    def _change(
-        self, match: Match, states: tuple[State, ...], change: str, more: str = "TRUE"
-    ) -> int:
-        where, bindings = self._narrowed(match, states, more)
-        sql = f"""
-            UPDATE litejobs_job SET {change}
-            WHERE id IN (SELECT id FROM litejobs_job WHERE {where} LIMIT {BATCH})
-        """
-        return self._in_batches(sql, {**bindings, "now": self.clock(), "keep": _KEPT["cancelled"]})
-
-    def _in_batches(self, sql: str, bindings: dict[str, Any]) -> int:
-        """Runs a statement until it changes nothing more: a million rows in one
-        transaction would keep the nodes waiting."""
-        total = 0
+        page, total = attrs.evolve(match, states=states), 0
         while True:
             with self.file.writing() as connection:
-                connection.execute(sql, bindings)
-                changed = connection.changes()
-            total += changed
-            if changed < BATCH:
+                find = f"{_ids_of(page)} {_NEWEST}"
+                rows = connection.execute(find, {**page.bindings, "limit": BATCH})
+                ids = [id for (id,) in rows]
+                total += self._change(connection, ids, sql)
+            if len(ids) < BATCH:
                 return total
+            page = attrs.evolve(page, before=ids[-1])
 
     # Keeping
 
@@ -3167,15 +3675,9 @@ class Store:
             ).get:
                 return 0
         with self.file.writing() as connection:
-            connection.execute(
-                f"""
-                DELETE FROM litejobs_job WHERE id IN (
-                    SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT 500
-                )
-                """,
-                (now,),
-            )
-            pruned = connection.changes()
+            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNED}"
+            ids = [id for (id,) in connection.execute(sql, (now,))]
+            pruned = self._change(connection, ids, _DELETE)
             connection.execute("PRAGMA incremental_vacuum(200)").fetchall()
         return pruned
 
@@ -3185,6 +3687,26 @@ class Store:
             connection.execute("PRAGMA optimize").fetchall()
 
 
+class _TooLate(Exception):
+    """Some settlements are of claims that do not hold any more."""
+
+
+def _carray(ids: Iterable[int]) -> Any:
+    return apsw.carray(array.array("q", ids))
+
+
+_INSERT = """
+    INSERT INTO litejobs_job (
+        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
+        enqueued_at, payload
+    )
+"""
+_INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
+_DELETE = "DELETE FROM litejobs_job WHERE id IN carray(:ids)"
+_PRUNE_CANCELLED = """
+    prune_at = :now + CASE WHEN json_valid(retention) THEN retention ->> 'cancelled' ELSE :keep END
+"""
 _ROW = ", ".join(Row._fields)
 _NODE_IDS = "SELECT id FROM litejobs_node"
 _KEPT: Mapping[str, int] = {
@@ -3192,6 +3714,7 @@ _KEPT: Mapping[str, int] = {
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
     if kept is not None
 }
+_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
 
 
 def _close_before_forks(file: File) -> None:
@@ -3204,13 +3727,13 @@ def _close_before_forks(file: File) -> None:
 
     def before() -> None:
         if alive := reference():
-            alive._turn.acquire()
+            alive.turn.acquire()
             alive.close()
             waiting.append(alive)
 
     def after() -> None:
         if waiting:
-            waiting.pop()._turn.release()
+            waiting.pop().turn.release()
 
     os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
@@ -3285,11 +3808,13 @@ DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, prune, optimize)
 Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
 
+BRIEF = 1024
+"""Reports of which there is nothing to tell but times, as four numbers each."""
 OUTBOX = 2**18
-"""Bytes for reports that wait to be read; larger ones go through the pipe."""
-RING_AFTER_NS = 2_000_000
-"""Nanoseconds after which a worker in the midst of a batch tells of its reports."""
-_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN = range(5)
+"""Bytes for the others that wait to be read; larger ones go through the pipe."""
+RING_AFTER, RING_AFTER_NS = 64, 2_000_000
+"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
+_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS, _TIMES = range(7)
 
 
 @attrs.define(eq=False)
@@ -3310,7 +3835,8 @@ class Board:
     @classmethod
     def make(cls, context: Any) -> Board:
         """A board that can be handed to a process of this multiprocessing context."""
-        return cls(context.RawArray("q", 5), context.RawArray("B", OUTBOX), context.Lock())
+        words = context.RawArray("q", _TIMES + 4 * BRIEF)
+        return cls(words, context.RawArray("B", OUTBOX), context.Lock())
 
     def __getstate__(self) -> tuple[Any, Any, Any]:
         return self._raw_words, self._raw_outbox, self._lock
@@ -3320,32 +3846,34 @@ class Board:
 
     # The worker's side
 
-    def begin(self, number: int) -> bool:
-        """Says that this job runs from now; false if it was revoked."""
+    def step(self, report: bytes | tuple[int, ...] | None, number: int) -> int:
+        """Leaves the report of the job that ran, if any, and says that the next one runs
+        from now, or nothing (0). Gives that moment; 0 if the next one was revoked."""
+        began = time.monotonic_ns()
+        words = self._words
         with self._lock:
-            if number < self._words[_REVOKED]:
-                return False
-            self._words[_STARTED] = time.monotonic_ns()
-            self._words[_RUNNING] = number
-        return True
+            if type(report) is tuple:
+                end = words[_BRIEFS] + 4
+                words[_TIMES + end - 4], words[_TIMES + end - 3] = report[0], report[1]
+                words[_TIMES + end - 2], words[_TIMES + end - 1] = report[2], report[3]
+                words[_BRIEFS] = end
+            elif type(report) is bytes:
+                start = words[_WRITTEN]
+                end = start + 4 + len(report)
+                self._outbox[start : start + 4] = len(report).to_bytes(4, "little")
+                self._outbox[start + 4 : end] = report
+                words[_WRITTEN] = end
+            if number < words[_REVOKED]:
+                began = number = 0
+            words[_STARTED] = began
+            words[_RUNNING] = number
+        return began
 
-    def finish(self, entry: bytes) -> bool:
-        """Leaves a report, and says that nothing runs; false if there is no room."""
-        with self._lock:
-            start = self._words[_WRITTEN]
-            end = start + 4 + len(entry)
-            if end > OUTBOX:
-                return False
-            self._outbox[start : start + 4] = len(entry).to_bytes(4, "little")
-            self._outbox[start + 4 : end] = entry
-            self._words[_WRITTEN] = end
-            self._words[_RUNNING] = 0
-        return True
-
-    def rest(self) -> None:
-        """Says that nothing runs; the report went another way."""
-        with self._lock:
-            self._words[_RUNNING] = 0
+    def fits(self, report: bytes | tuple[int, ...]) -> bool:
+        """Whether there is room for a report."""
+        if isinstance(report, bytes):
+            return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
+        return bool(self._words[_BRIEFS] < 4 * BRIEF)
 
     def asked(self, number: int) -> bool:
         """Whether this job was asked to end."""
@@ -3371,15 +3899,19 @@ class Board:
                 self._lock.release()
 
     def collect(self, dead: bool = False) -> list[tuple[Any, ...]]:
-        """Takes the reports out of the outbox."""
-        if not self._words[_WRITTEN]:
+        """Takes the reports away: each a number and the fields of a Report, of which the
+        last may be missing."""
+        words = self._words
+        if not words[_WRITTEN] and not words[_BRIEFS]:
             return []
         with self.held() as locked:
             if not locked and not dead:
                 return []
-            data = bytes(self._outbox[: self._words[_WRITTEN]])
-            self._words[_WRITTEN] = 0
-        entries, place = [], 0
+            numbers = iter(words[_TIMES : _TIMES + words[_BRIEFS]].tolist())
+            data = bytes(self._outbox[: words[_WRITTEN]])
+            words[_WRITTEN] = words[_BRIEFS] = 0
+        entries = list[tuple[Any, ...]](zip(numbers, numbers, numbers, numbers, strict=True))
+        place = 0
         while place < len(data):
             length = int.from_bytes(data[place : place + 4], "little")
             entries.append(marshal.loads(data[place + 4 : place + 4 + length]))
@@ -3428,6 +3960,7 @@ class Program:
             registry.add(_definition_at(importlib.import_module(module), path, name))
         IMPORTING.reset(token)
         registry.freeze()
+        gc.freeze()  # What a program has loaded stays.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
@@ -3584,20 +4117,24 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
 def _run_jobs(
     pipe: multiprocessing.connection.Connection, board: Board, executor: Executor
 ) -> None:
-    rung = time.monotonic_ns()
     while message := _next_message(pipe):
-        jobs: list[Handed] = marshal.loads(message)
-        for number, fields in jobs:
-            if not board.begin(number):
+        told, told_at = 0, time.monotonic_ns()
+        report: bytes | tuple[int, ...] | None = None
+        for number, fields in marshal.loads(message):
+            began = board.step(report, number)
+            told += report is not None
+            report = None
+            if not began:
                 continue
-            report = executor.run(Claimed(*fields), functools.partial(board.asked, number))
-            entry = marshal.dumps((number, *report))
-            if not board.finish(entry):
-                pipe.send_bytes(entry)
-                board.rest()
-            if time.monotonic_ns() - rung > RING_AFTER_NS:
+            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
                 pipe.send_bytes(b"")
-                rung = time.monotonic_ns()
+                told, told_at = 0, began
+            made = executor.run(Claimed._make(fields), functools.partial(board.asked, number))
+            report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
+            if not board.fits(report):
+                pipe.send_bytes(report if isinstance(report, bytes) else marshal.dumps(report))
+                report = None
+        board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         pipe.send_bytes(b"")
 
@@ -3624,9 +4161,11 @@ HAND_OVER = 10_000
 for the next exchange, little enough that nobody waits for a worker."""
 HAND_OVER_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
+NEXT_ONE = 100_000
+"""Microseconds of work behind which a worker may already have its next job in hand."""
 HAND_OVER_BYTES = 2**15
 """What surely fits a pipe, so that sending it does not block."""
-OVERHEAD = 15
+OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
@@ -3665,18 +4204,24 @@ class Worker:
     handed: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order in which it runs them."""
     unsent: list[Handed] = attrs.field(factory=list)
+    names: Counter[str] = attrs.field(factory=Counter)
+    """Of what definitions the jobs in hand are."""
     bytes_sent: int = 0
-    load: float = 0.0
-    """Microseconds of work in hand, by estimate."""
     asked: Asked | None = None
 
-    def hand_over(self, jobs: list[Handed]) -> None:
+    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
         since a full pipe would block the supervisor."""
-        for job in jobs:
-            self.handed[job[0]] = Claimed(*job[1])
-        self.unsent += jobs
+        self.handed.update(jobs)
+        self.names.update([claimed.name for _, claimed in jobs])
+        self.unsent += [(number, tuple(claimed)) for number, claimed in jobs]
         self.send()
+
+    def take(self, number: int) -> Claimed | None:
+        """Takes a job out of its hands."""
+        if claimed := self.handed.pop(number, None):
+            self.names[claimed.name] -= 1
+        return claimed
 
     def send(self) -> None:
         """Sends what may be sent now."""
@@ -3955,31 +4500,39 @@ class Supervisor:
     def _collect(self, worker: Worker, dead: bool = False) -> None:
         for entry in worker.board.collect(dead):
             self._reported(worker, entry)
-        self._weigh(worker)
-        worker.send()
+        if worker.unsent:
+            worker.send()
 
-    def _weigh(self, worker: Worker) -> None:
-        worker.load = sum(self._pace(claimed.name) for claimed in worker.handed.values())
+    def _load(self, worker: Worker) -> float:
+        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
+        than that may well run for as long again."""
+        number, started = worker.board.running
+        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
+        names = worker.names.items()
+        return max(ran, sum(self._pace(name) * count for name, count in names if count))
 
     def _reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
-        number, report = entry[0], Report(*entry[1:])
-        if (claimed := worker.handed.pop(number, None)) is None:
+        number, started_at, finished_at, took = entry[:4]
+        if (claimed := worker.take(number)) is None:
             return
-        before = self._paces.get(claimed.name)
-        self._paces[claimed.name] = (
-            report.took if before is None else before + 0.2 * (report.took - before)
-        )
+        pace = self._paces.get(claimed.name, took)
+        self._paces[claimed.name] = pace + 0.2 * (took - pace)
         if not worker.handed:
             worker.bytes_sent = 0
-        if worker.asked is not None and worker.asked.number == number:
-            report = self._overruled(report, claimed, worker.asked)
+        asked = worker.asked
+        if len(entry) == 4 and asked is None:
+            self._settlements.append(_completed(claimed, started_at, finished_at))
+            self._stirred, self._full = True, False
+            return
+        report = Report(*entry[1:])
+        if asked is not None and asked.number == number:
+            report = self._overruled(report, claimed, asked)
             worker.asked = None
         self._settle(claimed, report, worker)
 
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
         self._settlements.append(settlement(claimed, report, worker.process.pid))
-        self._stirred = True
-        self._full = False
+        self._stirred, self._full = True, False
         if report.state in WAITING:
             self._duties[stage] = 0.0
 
@@ -3994,7 +4547,7 @@ class Supervisor:
         if asked.why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
         if report.kind == "exception" and report.state in ("retrying", "failed"):
-            return Report(*Verdict("pending", counted=False), *report[3:6])
+            return Report(*report[:3], *Verdict("pending", counted=False))
         return report
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
@@ -4013,7 +4566,7 @@ class Supervisor:
         """Settles all that came back and claims all that fits, in one transaction."""
         if not self._has_news() or time.monotonic() < self._quiet_until:
             return
-        plan: list[Worker] = []
+        plan: dict[int, Worker] = {}
         choose = functools.partial(self._choose, plan)
         try:
             if self._strays:
@@ -4045,48 +4598,43 @@ class Supervisor:
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
         self._stirred = True
         self._quiet_until = time.monotonic() + 0.5
-        for worker in self._workers:
-            self._weigh(worker)
 
-    def _choose(self, plan: list[Worker], ready: Iterator[tuple[int, str]]) -> list[int]:
+    def _choose(self, plan: dict[int, Worker], ready: Ready) -> list[int]:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
         with whose each is to be."""
-        ids: list[int] = []
         self._full = True
         workers = [worker for worker in self._workers if worker.ready and not self._stops]
-        counts = {id(worker): len(worker.handed) for worker in workers}
-        while workers:
-            worker = min(workers, key=lambda worker: worker.load)
-            if counts[id(worker)] and worker.load >= HAND_OVER:
-                return ids
-            if counts[id(worker)] >= HAND_OVER_JOBS:
-                workers.remove(worker)
-                continue
-            if (job := next(ready, None)) is None:
-                self._stirred = False
-                return ids
-            estimate = self._pace(job[1])
-            if counts[id(worker)] and worker.load + estimate > HAND_OVER:
-                return ids
-            worker.load += estimate
-            counts[id(worker)] += 1
-            plan.append(worker)
-            ids.append(job[0])
-        return ids
+        loads = [self._load(worker) for worker in workers]
+        counts = [len(worker.handed) for worker in workers]
+        while loads:
+            if (job := ready.peek()) is None:
+                # There may be more than what was read ahead.
+                self._stirred = ready.version is None
+                break
+            id, name = job
+            estimate = self._pace(name)
+            least = loads.index(min(loads))
+            if not _has_room(counts[least], loads[least], estimate):
+                break
+            loads[least] += estimate
+            counts[least] += 1
+            plan[id] = workers[least]
+            next(ready)
+        return ready.taken
 
     def _has_room(self, worker: Worker) -> bool:
-        room = len(worker.handed) < HAND_OVER_JOBS and worker.load < HAND_OVER * 0.75
-        return worker.ready and (not worker.handed or room)
+        return worker.ready and _has_room(len(worker.handed), self._load(worker), HAND_OVER / 4)
 
     def _pace(self, name: str) -> float:
         # Of what has never run, one is tried at a time.
-        return self._paces.get(name, HAND_OVER) + OVERHEAD
+        return self._paces.get(name, NEXT_ONE) + OVERHEAD
 
-    def _hand_over(self, plan: list[Worker], claimed: list[Claimed]) -> None:
-        for worker in self._workers:
-            theirs = [job for whose, job in zip(plan, claimed, strict=True) if whose is worker]
-            if theirs:
-                worker.hand_over([(next(self._numbers), tuple(job)) for job in theirs])
+    def _hand_over(self, plan: dict[int, Worker], claimed: list[Claimed]) -> None:
+        theirs: dict[Worker, list[tuple[int, Claimed]]] = {}
+        for job in claimed:
+            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
+        for worker, jobs in theirs.items():
+            worker.hand_over(jobs)
 
     # Watch
 
@@ -4142,13 +4690,13 @@ class Supervisor:
         self._hear(worker)
         worker.unsent = []
         for number in [number for number in worker.handed if number != running]:
-            self._give_back(worker.handed.pop(number), worker)
-        self._weigh(worker)
+            if claimed := worker.take(number):
+                self._give_back(claimed, worker)
 
     def _give_back(self, claimed: Claimed, worker: Worker) -> None:
         state: State = "cancelled" if claimed.id in self._cancelled else "pending"
         now = self.clock()
-        report = Report(*Verdict(state, counted=False), now, now, 0)
+        report = Report(now, now, 0, *Verdict(state, counted=False))
         if state == "cancelled":
             report = report._replace(
                 kind="cancelled", type="Cancelled", message="cancelled before it started"
@@ -4163,7 +4711,7 @@ class Supervisor:
         self._hear(worker)
         self._collect(worker, dead=True)
         number, started = worker.board.running
-        if claimed := worker.handed.pop(number, None):
+        if claimed := worker.take(number):
             self._settle(claimed, self._died(worker, claimed, number, started), worker)
         for claimed in worker.handed.values():
             self._give_back(claimed, worker)
@@ -4177,7 +4725,7 @@ class Supervisor:
     def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
         took = (time.monotonic_ns() - started) // 1000
         now = self.clock()
-        report = Report(*Verdict("pending", counted=False), now - took, now, took)
+        report = Report(now - took, now, took, *Verdict("pending", counted=False))
         if worker.asked is not None and worker.asked.number == number:
             if worker.asked.why == "stop":
                 return report
@@ -4237,6 +4785,14 @@ def _death_of(process: Any) -> int:
         return os.pidfd_open(process.pid)
     except (AttributeError, OSError):
         return int(process.sentinel)
+
+
+def _has_room(count: int, load: float, more: float) -> bool:
+    """Whether a worker with so much in hand may have *more*: a first job, however long; a
+    second one to go on with at once, unless it would wait for long; others if all are short."""
+    if count < 2:
+        return count == 0 or load < NEXT_ONE
+    return count < HAND_OVER_JOBS and load + more <= HAND_OVER
 
 
 def _ids(handed: Mapping[int, Claimed]) -> set[int]:
@@ -4324,23 +4880,26 @@ class LiteJobs:
             OptionError: a choice is unknown or cannot be used.
             FileError: the file cannot be used; its leaves say in which way.
         """
-        return self.enqueue_many([self.bind(work, **choices)])[0]
+        _refuse_while_importing()
+        bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
+        batch = _make_batch(bound.body, bound.options, (bound.payload,), self.clock())
+        return Job(_row_of(self.store.enqueue([batch])[0], batch, bound.payload), self)
 
-    def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> list[Job[Any]]:
-        """Puts many jobs into the file in one transaction, all or none.
+    def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
+        """Puts many jobs into the file in one transaction, all or none; gives them in
+        that order.
 
         Raises: like `enqueue`; then none is there.
         """
         _refuse_while_importing()
         now = self.clock()
-        bound = [work if isinstance(work, Bound) else self.bind(work) for work in works]
-        if not bound:
-            return []
-        rows = [_new_row(job, now) for job in bound]
-        return [
-            Job(_row_of(id, row), self)
-            for id, row in zip(self.store.enqueue(rows), rows, strict=True)
+        bound = (work if type(work) is Bound else self.bind(work) for work in works)
+        alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
+        batches = [
+            _make_batch(body, options, tuple([job.payload for job in group]), now)
+            for (body, options), group in alike
         ]
+        return Enqueued(self.store.enqueue(batches) if batches else range(0), batches, self)
 
     def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
         """A job that is not enqueued yet, of an instance of a defined class or of what
@@ -4605,22 +5164,56 @@ def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
     return attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
 
 
-def _the_first(ready: Iterator[tuple[int, str]]) -> list[int]:
+def _the_first(ready: Ready) -> list[int]:
     return [id for id, _ in itertools.islice(ready, 1)]
 
 
-def _new_row(job: Bound[Any], now: int) -> tuple[Any, ...]:
-    run_at = job.options.run_at(now)
-    state = "scheduled" if run_at > now else "pending"
-    return (*job.options.columns, job.body.name, job.payload, state, run_at, now)
+def _make_batch(body: Body, options: Options, payloads: tuple[str, ...], now: int) -> Batch:
+    run_at = options.run_at(now)
+    state: State = "scheduled" if run_at > now else "pending"
+    return Batch._make((*options.columns, body.name, state, run_at, now, payloads))
 
 
-def _row_of(id: int, new: tuple[Any, ...]) -> Row:
-    queue, node, priority, max_attempts, timeout, backoff, _, name, payload, state, at, now = new
+def _row_of(id: int, batch: Batch, payload: str) -> Row:
+    queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now, _ = batch
     return Row(
-        id, name, queue, node, priority, state, payload, at, 0, max_attempts, timeout, backoff,
-        0, 0, now, None, None, None, None,
+        id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
+        backoff, 0, 0, now, None, None, None, None,
     )  # fmt: skip
+
+
+@attrs.frozen(eq=False)
+class Enqueued(Sequence[Job[Any]]):
+    """Jobs that were just enqueued, each made when it is looked at: most never are."""
+
+    _ids: range
+    _batches: Sequence[Batch]
+    _source: Source
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Job[Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
+
+    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
+        ids = self._ids[place]
+        if isinstance(ids, range):
+            return [self[id - self._ids.start] for id in ids]
+        left = ids - self._ids.start
+        for batch in self._batches:
+            if left < len(batch.payloads):
+                return Job(_row_of(ids, batch, batch.payloads[left]), self._source)
+            left -= len(batch.payloads)
+        raise IndexError(place)
+
+    def __iter__(self) -> Iterator[Job[Any]]:
+        ids = iter(self._ids)
+        for batch in self._batches:
+            for payload in batch.payloads:
+                yield Job(_row_of(next(ids), batch, payload), self._source)
 
 
 def _refuse_while_importing() -> None:

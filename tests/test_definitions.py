@@ -914,8 +914,10 @@ def test_many_jobs_of_both_forms_are_enqueued_in_order(jobs: LiteJobs) -> None:
     many = jobs.enqueue_many([send.bind("a"), Letter("b"), *(send.bind(c) for c in "cd")])
     assert [job.name for job in many] == ["send", "Letter", "send", "send"]
     assert [job.id for job in many] == sorted(job.id for job in many)
-    assert [jobs.get(job.id) for job in many] == many
-    assert jobs.enqueue_many([]) == []
+    assert [jobs.get(job.id) for job in many] == [*many] == [many[n] for n in range(4)]
+    assert many[1:3] == [*many][1:3]
+    assert many[-1] == [*many][-1]
+    assert len(many) == 4
 
 
 def test_many_jobs_are_enqueued_all_or_none(jobs: LiteJobs) -> None:

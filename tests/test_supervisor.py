@@ -204,7 +204,7 @@ def test_a_slow_job_in_the_middle_of_many_holds_nobody_up(jobs: LiteJobs) -> Non
         naps = [trouble.nap.bind(0)] * 1000
         naps[500] = trouble.nap.bind(2.0)
         batch = jobs.enqueue_many(naps)
-        slow, short = batch[500], batch[:500] + batch[501:]
+        slow, short = batch[500], [*batch[:500], *batch[501:]]
         late = max(map(seconds_late, short))
         assert slow.refresh().state == "running"
         short = [job.refresh() for job in short]

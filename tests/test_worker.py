@@ -77,7 +77,7 @@ def test_jobs_that_misbehave_use_up_their_own_attempts_and_harm_nobody_else(
         before = jobs.enqueue_many(trouble.innocent.bind(str(log), n) for n in range(150))
         bad = [culprit.using(max_attempts=2).enqueue() for culprit in culprits]
         after = jobs.enqueue_many(trouble.innocent.bind(str(log), n) for n in range(150, 300))
-        eventually(lambda: pool.wait(0) or all(job.refresh().finished for job in bad + after))
+        eventually(lambda: pool.wait(0) or all(job.refresh().finished for job in (*bad, *after)))
         for job, message in zip(bad, culprits.values(), strict=True):
             assert (job.refresh().state, job.refresh().attempt) == ("failed", 2)
             assert [(error.attempt, error.kind) for error in job.errors] == [(1, kind), (2, kind)]
@@ -86,7 +86,7 @@ def test_jobs_that_misbehave_use_up_their_own_attempts_and_harm_nobody_else(
                 took = (error.finished_at - error.started_at).total_seconds()
                 asked_after = 0.5 if kind == "timeout" else 0.0
                 assert asked_after <= took < asked_after + GRACE + MARGIN
-    assert_innocents_are_unharmed(jobs, log, [job.id for job in before + after])
+    assert_innocents_are_unharmed(jobs, log, [job.id for job in (*before, *after)])
 
 
 def test_a_node_of_one_worker_goes_on_with_what_waited_behind_a_crash(jobs: LiteJobs) -> None:

@@ -28,3 +28,8 @@ def compute(milliseconds: float) -> None:
     end = time.perf_counter() + milliseconds / 1000
     while time.perf_counter() < end:
         pass
+
+
+@jobs.define
+def sink(text: str) -> None:
+    """Takes a payload of any size."""
