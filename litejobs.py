@@ -65,6 +65,7 @@ import pickle
 import random
 import re
 import reprlib
+import selectors
 import signal
 import socket
 import stat
@@ -2442,6 +2443,17 @@ class Orders:
     """Held by the thread that commits for all."""
     waiting: deque[Order] = attrs.field(factory=deque)
 
+    def join(self, batches: Sequence[Batch]) -> Order:
+        """One more that waits."""
+        order = Order(batches)
+        self.waiting.append(order)
+        return order
+
+    def wake(self) -> None:
+        """Lets one that waits take the lead."""
+        with contextlib.suppress(IndexError):
+            self.waiting[0].ring()
+
     def taken(self) -> list[Order]:
         """All that wait now, which do not any more."""
         orders = []
@@ -2552,6 +2564,8 @@ class LaneReader:
     lane: Lane
     taken: int = 0
     """How many were given out that are not claimed yet, and so are still in the lane."""
+    ended: bool = False
+    """Whether there is nothing more to read."""
     _page: int = 4
     _rows: deque[Place] = attrs.field(factory=deque)
 
@@ -2560,7 +2574,7 @@ class LaneReader:
         self.taken += 1
         if self._rows:
             return self._rows.popleft()
-        if self._page:
+        if not self.ended:
             self._page = min(256, self._page * 2)
             rows: list[Any] = connection.execute(
                 """
@@ -2571,11 +2585,15 @@ class LaneReader:
                 (*self.lane, self._page, self.taken),
             ).fetchall()
             self._rows.extend(rows)
-            if len(rows) < self._page:
-                self._page = 0
+            self.ended = len(rows) < self._page
         return self._rows.popleft() if self._rows else None
 
 
+FEW = 8
+_FIRST_FEW = f"""
+    SELECT queue, name, node, -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
+"""
 _HEADS = """
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
@@ -2642,9 +2660,15 @@ class Ready:
 
     def look(self, connection: apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
-        heads: list[Any] = connection.execute(_HEADS).fetchall()
+        # Of a few jobs, which is what an idle node finds, each is its own lane.
+        heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
+        few = len(heads) < FEW
+        if not few:
+            heads = connection.execute(_HEADS).fetchall()
         lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
-        self._heads = [(place, LaneReader(lane)) for lane, place in lanes if lane in self.serves]
+        self._heads = [
+            (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
+        ]
         heapq.heapify(self._heads)
         return bool(self._heads)
 
@@ -3057,21 +3081,23 @@ class Store:
     def enqueue(self, batches: Sequence[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order. Threads that enqueue
         at once share a commit: who has the turn commits for all that wait for theirs."""
-        orders = self._orders
-        if orders.pid != os.getpid():
+        if self._orders.pid != os.getpid():
             # Those of the process that forked this one are its own to commit.
-            orders = self._orders = Orders()
-        order = Order(batches)
-        orders.waiting.append(order)
-        while not order.settled:
+            self._orders = Orders()
+        orders, order = self._orders, None
+        while order is None or not order.settled:
             if orders.lead.acquire(blocking=False):
                 try:
-                    if not order.settled:
+                    if order is None and not orders.waiting:
+                        return self._commit_together([batches])[0]
+                    if order is None or not order.settled:
+                        order = order or orders.join(batches)
                         self._commit_orders(orders.taken())
                 finally:
                     orders.lead.release()
-                    if orders.waiting:
-                        orders.waiting[0].ring()
+                    orders.wake()
+            elif order is None:
+                order = orders.join(batches)
             else:
                 order.bell.acquire()
         if order.ids is None:
@@ -3080,28 +3106,28 @@ class Store:
 
     def _commit_orders(self, orders: Sequence[Order]) -> None:
         try:
-            self._commit_together(orders)
+            ids = self._commit_together([order.batches for order in orders])
+            for order, theirs in zip(orders, ids, strict=True):
+                order.ids = theirs
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
             self._refuse(orders, error)
-        except Exception as error:
+        except Exception:
             # One of them may be the only one to blame.
-            self._refuse(orders, error)
-            for order in orders if len(orders) > 1 else ():
+            for order in orders:
                 try:
-                    order.error = None
-                    self._commit_together([order])
-                except Exception as own:
-                    self._refuse([order], own)
+                    order.ids = self._commit_together([order.batches])[0]
+                except Exception as error:
+                    self._refuse([order], error)
         finally:
-            for order in orders if len(orders) > 1 else ():
+            for order in orders:
                 order.ring()
 
     def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
         for order in orders:
-            order.ids, order.error = None, error
+            order.error = error
 
-    def _commit_together(self, orders: Sequence[Order]) -> None:
-        """Inserts all in one transaction, and tells the nodes."""
+    def _commit_together(self, orders: Sequence[Sequence[Batch]]) -> list[range]:
+        """Inserts all in one transaction, and tells the nodes; gives the ids."""
         ids = []
         counts: Counter[Group] = Counter()
         with self.file.writing() as connection:
@@ -3109,20 +3135,19 @@ class Store:
             if self._known[0] != version:
                 self._known = version, self._ports(connection)
             for order in orders:
-                for batch in order.batches:
+                for batch in order:
                     self._insert(connection, batch)
                     if batch.state != "pending":
                         counts[batch.state, batch.queue, batch.name] += len(batch.payloads)
                 # AUTOINCREMENT under the write lock counts without gaps.
                 end = connection.last_insert_rowid() + 1
-                ids.append(range(end - sum([len(b.payloads) for b in order.batches]), end))
+                ids.append(range(end - sum([len(batch.payloads) for batch in order]), end))
             if counts:
                 self._count(connection, counts)
         self._known = version + 1, self._known[1]
-        for order, theirs in zip(orders, ids, strict=True):
-            order.ids = theirs
         if self._known[1]:
             self._ring(self._known[1])
+        return ids
 
     def _insert(self, connection: apsw.Connection, batch: Batch) -> None:
         if len(batch.payloads) == 1:
@@ -3812,7 +3837,7 @@ BRIEF = 1024
 """Reports of which there is nothing to tell but times, as four numbers each."""
 OUTBOX = 2**18
 """Bytes for the others that wait to be read; larger ones go through the pipe."""
-RING_AFTER, RING_AFTER_NS = 64, 2_000_000
+RING_AFTER, RING_AFTER_NS = 64, 5_000_000
 """Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
 _RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS, _TIMES = range(7)
 
@@ -4293,6 +4318,47 @@ class Bell:
 
 
 @attrs.define(eq=False)
+class Ear:
+    """All that a supervisor waits for, each with the worker that it concerns. The kernel
+    keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
+
+    _sources: dict[Any, Worker | None] = attrs.field(factory=dict)
+    _selector: selectors.BaseSelector | None = attrs.field(
+        factory=lambda: None if sys.platform == "win32" else selectors.DefaultSelector()
+    )
+
+    def add(self, source: Any, whose: Worker | None) -> None:
+        """Listens to a source from now on."""
+        self._sources[source] = whose
+        if self._selector is not None:
+            self._selector.register(source, selectors.EVENT_READ, whose)
+
+    def remove(self, source: Any) -> None:
+        """Listens to it no longer; to be said before it is closed."""
+        del self._sources[source]
+        if self._selector is not None:
+            self._selector.unregister(source)
+
+    def wait(self, patience: float) -> list[Worker | None]:
+        """Waits until there is something to hear, at most so many seconds, and not a
+        millisecond longer, in which selectors count; says whose it is."""
+        if self._selector is None:
+            heard = multiprocessing.connection.wait(list(self._sources), patience)
+            return [self._sources[source] for source in heard]
+        until = time.monotonic() + patience
+        events = self._selector.select(math.floor(patience * 1000) / 1000)
+        if not events and patience:
+            time.sleep(max(0.0, until - time.monotonic()))
+            events = self._selector.select(0)
+        return [key.data for key, _ in events]
+
+    def close(self) -> None:
+        """Gives back what the kernel keeps."""
+        if self._selector is not None:
+            self._selector.close()
+
+
+@attrs.define(eq=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
@@ -4307,6 +4373,7 @@ class Supervisor:
     rng: random.Random = attrs.field(factory=random.Random)
     _context: Any = attrs.field(factory=lambda: multiprocessing.get_context("spawn"))
     _bell: Bell = attrs.field(factory=Bell.hang)
+    _ear: Ear = attrs.field(factory=Ear)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _workers: list[Worker] = attrs.field(factory=list)
@@ -4367,6 +4434,7 @@ class Supervisor:
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
+        self._ear.add(self._bell.source, None)
         logger.info("node %s started with %d workers", self.serves.node, self.size)
 
     def _leave(self) -> None:
@@ -4382,6 +4450,7 @@ class Supervisor:
         finally:
             self.store.leave(self._node, self._presence)
             self.store.close()
+            self._ear.close()
             self._bell.close()
             logger.info("node %s left", self.serves.node)
 
@@ -4425,25 +4494,28 @@ class Supervisor:
             process.start()
             theirs.close()
             lifeline.close()
-            self._workers.append(Worker(process, ours, held, board, _death_of(process)))
+            worker = Worker(process, ours, held, board, _death_of(process))
+            self._workers.append(worker)
+            self._ear.add(worker.pipe, worker)
+            self._ear.add(worker.death, worker)
 
     # Listen
 
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
-        by_pipe = {worker.pipe: worker for worker in self._workers}
-        deaths = [worker.death for worker in self._workers]
-        sources: list[Any] = [self._bell.source, *by_pipe, *deaths]
-        for source in multiprocessing.connection.wait(sources, self._patience()):
-            if source is self._bell.source:
+        for source in self._ear.wait(self._patience()):
+            if source is None:
                 self._bell.silence()
                 self._stir()
-            elif source in by_pipe:
-                self._hear(by_pipe[source])
-        for worker in list(self._workers):
-            if worker.process.exitcode is not None:
-                self._reap(worker)
+            elif source in self._workers:
+                self._hear(source)
+                self._bury(source)
+
+    def _bury(self, worker: Worker) -> None:
+        """Takes a worker off the list if it is dead."""
+        if worker.process.exitcode is not None:
+            self._reap(worker)
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -4623,7 +4695,7 @@ class Supervisor:
         return ready.taken
 
     def _has_room(self, worker: Worker) -> bool:
-        return worker.ready and _has_room(len(worker.handed), self._load(worker), HAND_OVER / 4)
+        return worker.ready and _has_room(len(worker.handed), self._load(worker), HAND_OVER / 2)
 
     def _pace(self, name: str) -> float:
         # Of what has never run, one is tried at a time.
@@ -4716,6 +4788,8 @@ class Supervisor:
         for claimed in worker.handed.values():
             self._give_back(claimed, worker)
         self._workers.remove(worker)
+        self._ear.remove(worker.pipe)
+        self._ear.remove(worker.death)
         worker.pipe.close()
         worker.lifeline.close()
         if worker.death != worker.process.sentinel:
@@ -4752,7 +4826,9 @@ class Supervisor:
                 self._duties[duty] = time.monotonic() + 1.0
 
     def _look(self, beat: Beat) -> float:
-        """Sees what was committed without a wake-up."""
+        """Sees what was committed without a wake-up, and who died unheard."""
+        for worker in list(self._workers):
+            self._bury(worker)
         if (changes := self.store.changes()) != self._seen:
             self._seen = changes
             self._stir()
