@@ -37,17 +37,14 @@ line.
 
 from __future__ import annotations
 
-import argparse
 import array
 import atexit
 import base64
 import contextlib
 import contextvars
 import dataclasses
-import difflib
 import functools
 import gc
-import glob
 import heapq
 import importlib
 import importlib.util
@@ -57,11 +54,8 @@ import json
 import logging
 import marshal
 import math
-import multiprocessing
-import multiprocessing.connection
 import operator
 import os
-import pickle
 import random
 import re
 import reprlib
@@ -107,6 +101,11 @@ from cattrs import cols, disambiguators, gen
 from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
 from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
+
+if typing.TYPE_CHECKING:
+    # Imported where they are needed: a program that only enqueues starts in half the time.
+    import argparse
+    from multiprocessing.connection import Connection
 
 __version__ = "0.1.0"
 
@@ -161,7 +160,7 @@ class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class DefinitionError(LitejobsError):
     """A definition that cannot be made, found or run."""
 
@@ -172,7 +171,7 @@ class DefinitionError(LitejobsError):
         return f"definition {self.name!r}: {self.problem}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OptionError(LitejobsError, ValueError):
     """An option, or a value for it, that does not exist."""
 
@@ -183,7 +182,7 @@ class OptionError(LitejobsError, ValueError):
         return f"{self.option}: {self.problem}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class PayloadError(LitejobsError, ValueError):
     """A payload that does not fit its definition; each problem names its field."""
 
@@ -194,7 +193,7 @@ class PayloadError(LitejobsError, ValueError):
         return f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class FileError(LitejobsError):
     """A file that cannot serve as a queue, or no longer can."""
 
@@ -205,24 +204,24 @@ class FileError(LitejobsError):
         return f"{self.path}: {self.problem}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
     """The file was removed, moved or replaced while it was open: what was written
     since then is not in the file that now bears the name."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class BusyError(FileError):
     """Others held the file's write lock for too long; nothing was written."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OutcomeUnknownError(FileError):
     """A commit failed half-way: what it wrote may be there or not. Look before you
     enqueue again."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
@@ -232,7 +231,7 @@ class JobNotFoundError(LitejobsError, LookupError):
         return f"no job has the id {self.id}: it was deleted or pruned, or never existed"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class JobFailedError(LitejobsError):
     """The job whose result was asked for has none: it failed or was cancelled."""
 
@@ -245,7 +244,7 @@ class JobFailedError(LitejobsError):
         return f"job {self.id} ({self.name}) is {self.state} and has no result: {self.reason}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class ResultError(LitejobsError, ValueError):
     """The result that is kept does not fit the return annotation any more."""
 
@@ -257,7 +256,7 @@ class ResultError(LitejobsError, ValueError):
         return f"the result of job {self.id} ({self.name}) does not fit its type: {self.problem}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
     """The job did not end in the time that one was ready to wait."""
 
@@ -268,7 +267,7 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
         return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
     """Workers cannot start, so that no job would ever run."""
 
@@ -914,7 +913,7 @@ def _shown(value: Any) -> str:
 # One form for each type.
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Form:
     """How values of the type *kind* are written and read."""
 
@@ -1296,7 +1295,7 @@ PAYLOAD_LIMIT = 4 * 2**20
 """Bytes of JSON that a payload or a result may have."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job may know and use: a handler gets it for a parameter that is
     annotated with it (put it first, so that editors know what is left to give)."""
@@ -1457,6 +1456,8 @@ OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
+    import difflib
+
     known = sorted(known)
     if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
@@ -1470,7 +1471,7 @@ class Home(Protocol):
         """Puts a job into the file."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Shape:
     """How a payload becomes a call, and a return value a result."""
 
@@ -1483,7 +1484,7 @@ class Shape:
     """From the payload object, and a context made on demand, to the return value."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Body:
     """The code behind a definition, shared by all its copies."""
 
@@ -1585,7 +1586,7 @@ def _class_shape(code: Any) -> Shape:
     return Shape(Codec(code), _returned(hints), code, call)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Bound(Generic[R]):
     """A job that is not enqueued yet: a definition with its payload and options."""
 
@@ -1594,7 +1595,7 @@ class Bound(Generic[R]):
     payload: str
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
 
@@ -1729,7 +1730,7 @@ class _Nowhere:
         raise JobNotFoundError(job.id)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Registry:
     """The definitions of one program, by name and by class. Frozen once work starts."""
 
@@ -1801,7 +1802,7 @@ class Registry:
         return len(self._by_name)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Define:
     """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
 
@@ -1923,7 +1924,7 @@ class Outcome(Exception):
     """How a handler says what becomes of its job, other than by returning or failing."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Retry(Outcome):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
@@ -1937,7 +1938,7 @@ class Retry(Outcome):
         return self.reason
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
@@ -1947,7 +1948,7 @@ class Snooze(Outcome):
         return f"snoozed for {self.delay}"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Fail(Outcome):
     """The job failed for good: no attempts are left, whatever the limit."""
 
@@ -1957,7 +1958,7 @@ class Fail(Outcome):
         return self.reason
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Cancel(Outcome):
     """The job need not be done any more."""
 
@@ -2031,7 +2032,7 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
     return Verdict("retrying", wait // MICROSECOND)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Executor:
     """Runs attempts, one after the other, with the state that one worker has."""
 
@@ -2409,7 +2410,7 @@ class Batch(NamedTuple):
     payloads: tuple[str, ...]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Order:
     """Batches that a thread wants in the file, and what became of them."""
 
@@ -2433,7 +2434,7 @@ class Order:
             self.bell.release()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Orders:
     """What the threads of a process want to enqueue, so that those who come while one
     commits share the next commit."""
@@ -2557,7 +2558,7 @@ Place = tuple[int, int, int]
 """Where a ready job stands: its priority (turned), due time and id."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class LaneReader:
     """Reads the jobs of one lane, in order, a page at a time."""
 
@@ -2621,7 +2622,7 @@ _HEADS = """
 values would walk through all the jobs of a lane.)"""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Ready:
     """The ready jobs that a node takes, ids with names, the most urgent first.
 
@@ -2710,7 +2711,7 @@ class Node:
     """How many jobs it holds."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Presence:
     """A shared lock on a small file of its own, which every process of a node holds
     and which the operating system drops when the process ends, however it ends.
@@ -2916,7 +2917,7 @@ def _identity(path: str, wal: str) -> Identity:
     return file.st_dev, file.st_ino, log.st_dev, log.st_ino
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class File:
     """The file, through one connection that the threads of a process take turns with."""
 
@@ -3014,7 +3015,7 @@ class File:
             raise FileReplacedError(str(self.path), problem)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Turn:
     """One thread's turn with the connection. (Generators as context managers took longer
     than the transaction that they were for.)"""
@@ -3052,7 +3053,7 @@ class Turn:
             raise _translated(error, str(self._file.path)) from error
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Store:
     """What is done with the rows in a file."""
 
@@ -3382,21 +3383,16 @@ class Store:
         """Makes jobs that are due by *now* ready; gives how many, and when the next one
         is due."""
         staged = 0
-        due = "state IN ('scheduled', 'retrying') AND state = ? AND run_at <= ?"
-        for state in ("scheduled", "retrying"):
-            while True:
-                with self.file.reading() as connection:
-                    found = connection.execute(
-                        f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (state, now)
-                    ).get
-                if not found:
-                    break
-                with self.file.writing() as connection:
-                    sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY run_at LIMIT {BATCH}"
-                    ids = [id for (id,) in connection.execute(sql, (state, now))]
-                    ready = "UPDATE litejobs_job SET state = 'pending' WHERE id IN carray(:ids)"
-                    staged += self._change(connection, ids, ready)
-        return staged, self._next_due()
+        while (due := self._next_due()) is not None and due <= now:
+            with self.file.writing() as connection:
+                rows = connection.execute(
+                    "SELECT id FROM litejobs_job"
+                    f" WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}",
+                    (now,),
+                )
+                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id IN carray(:ids)"
+                staged += self._change(connection, [id for (id,) in rows], ready)
+        return staged, due
 
     def _next_due(self) -> int | None:
         with self.file.reading() as connection:
@@ -3479,7 +3475,10 @@ class Store:
         """Removes lock files without a node: of one that was killed while it left. Nobody
         can be joining now, since this process has the write lock."""
         listed = {self.presence_path(id) for (id,) in connection.execute(_NODE_IDS)}
-        for file in self.file.path.parent.glob(f"{glob.escape(self.file.path.name)}-node-*"):
+        start = f"{self.file.path.name}-node-"
+        for file in self.file.path.parent.iterdir():
+            if not file.name.startswith(start):
+                continue
             if str(file) not in listed:
                 with Presence.gone(str(file)):
                     pass
@@ -3506,6 +3505,13 @@ class Store:
                  from_micros(started_at), running)
             for id, name, pid, port, workers, queues, started_at, running in rows
         ]  # fmt: skip
+
+    def others(self, node: int) -> list[tuple[int, str, int]]:
+        """Ids, names and process ids of the other nodes that are listed."""
+        with self.file.reading() as connection:
+            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?"
+            rows: list[Any] = connection.execute(sql, (node,)).fetchall()
+        return rows
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
@@ -3773,6 +3779,8 @@ def _close_before_forks(file: File) -> None:
 
 LOOK = 0.5
 """Seconds between two looks for what was committed without a wake-up."""
+PRUNE_REST = 5
+"""How many times longer than a batch of pruning it rests."""
 SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
@@ -3800,16 +3808,19 @@ def stage(beat: Beat) -> float:
 
 def rescue(beat: Beat) -> float:
     """Takes over the jobs of nodes of which no process is left."""
-    for node in beat.store.nodes():
-        if node.id != beat.node and (count := beat.store.rescue(node.id)):
-            logger.warning("rescued %d jobs of node %s (pid %d)", count, node.name, node.pid)
+    for id, name, pid in beat.store.others(beat.node):
+        if count := beat.store.rescue(id):
+            logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
             beat.stir()
     return 1.0
 
 
 def prune(beat: Beat) -> float:
-    """Deletes finished jobs whose retention is over, a batch at a time."""
-    return 0.01 if beat.store.prune(beat.clock()) else 60.0
+    """Deletes finished jobs whose retention is over, a batch at a time, and leaves most
+    of the time to others."""
+    began = time.monotonic()
+    pruned = beat.store.prune(beat.clock())
+    return max(2 * SLACK, PRUNE_REST * (time.monotonic() - began)) if pruned else 60.0
 
 
 def optimize(beat: Beat) -> float:
@@ -3842,7 +3853,7 @@ RING_AFTER, RING_AFTER_NS = 64, 5_000_000
 _RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS, _TIMES = range(7)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Board:
     """What a worker and its supervisor both see. The worker writes what it runs and
     its reports; the supervisor writes what is revoked and who is asked to end."""
@@ -4056,8 +4067,8 @@ def _importable_main(module: ModuleType) -> bool:
 
 
 def work_in_child(
-    pipe: multiprocessing.connection.Connection,
-    lifeline: multiprocessing.connection.Connection,
+    pipe: Connection,
+    lifeline: Connection,
     board: Board,
     presence: str,
     program: Program,
@@ -4077,7 +4088,7 @@ def work_in_child(
     share.close()
 
 
-def _become_worker(lifeline: multiprocessing.connection.Connection) -> None:
+def _become_worker(lifeline: Connection) -> None:
     """Makes the process die with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
@@ -4093,7 +4104,7 @@ def _become_worker(lifeline: multiprocessing.connection.Connection) -> None:
     threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
 
 
-def _let_the_kernel_end_it(lifeline: multiprocessing.connection.Connection) -> None:
+def _let_the_kernel_end_it(lifeline: Connection) -> None:
     """Has the whole group killed when the lifeline closes: the thread, which is the
     portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
     the job has started.)"""
@@ -4112,7 +4123,7 @@ def _end_by_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end_with_supervisor(lifeline: multiprocessing.connection.Connection) -> None:
+def _end_with_supervisor(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
     kill_group(os.getpid())
@@ -4139,9 +4150,7 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     return executor, closing
 
 
-def _run_jobs(
-    pipe: multiprocessing.connection.Connection, board: Board, executor: Executor
-) -> None:
+def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
     while message := _next_message(pipe):
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
@@ -4164,7 +4173,7 @@ def _run_jobs(
         pipe.send_bytes(b"")
 
 
-def _next_message(pipe: multiprocessing.connection.Connection) -> bytes:
+def _next_message(pipe: Connection) -> bytes:
     try:
         return pipe.recv_bytes()
     except (EOFError, OSError):
@@ -4215,13 +4224,13 @@ class Asked(NamedTuple):
     kill_at: float
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Worker:
     """The supervisor's view of one worker process."""
 
     process: Any
-    pipe: multiprocessing.connection.Connection
-    lifeline: multiprocessing.connection.Connection
+    pipe: Connection
+    lifeline: Connection
     board: Board
     death: int
     """What one waits for to learn of its death."""
@@ -4260,7 +4269,7 @@ class Worker:
                 self.pipe.send_bytes(message)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Bell:
     """Where the datagrams arrive that wake a node; their content is never looked at."""
 
@@ -4274,7 +4283,9 @@ class Bell:
         bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         bell._socket.bind(("127.0.0.1", 0))
         if relayed:
-            bell._relay = multiprocessing.Pipe(duplex=False)
+            from multiprocessing import Pipe
+
+            bell._relay = Pipe(duplex=False)
             threading.Thread(target=bell._pass_on, daemon=True).start()
         else:
             bell._socket.setblocking(False)
@@ -4317,7 +4328,7 @@ class Bell:
         self._socket.close()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Ear:
     """All that a supervisor waits for, each with the worker that it concerns. The kernel
     keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
@@ -4343,7 +4354,9 @@ class Ear:
         """Waits until there is something to hear, at most so many seconds, and not a
         millisecond longer, in which selectors count; says whose it is."""
         if self._selector is None:
-            heard = multiprocessing.connection.wait(list(self._sources), patience)
+            from multiprocessing.connection import wait
+
+            heard = wait(list(self._sources), patience)
             return [self._sources[source] for source in heard]
         until = time.monotonic() + patience
         events = self._selector.select(math.floor(patience * 1000) / 1000)
@@ -4352,13 +4365,25 @@ class Ear:
             events = self._selector.select(0)
         return [key.data for key, _ in events]
 
+    def wait_for(self, source: Any, patience: float) -> None:
+        """Waits for this one alone."""
+        from multiprocessing.connection import wait
+
+        wait([source], patience)
+
     def close(self) -> None:
         """Gives back what the kernel keeps."""
         if self._selector is not None:
             self._selector.close()
 
 
-@attrs.define(eq=False)
+def _spawning() -> Any:
+    from multiprocessing import get_context
+
+    return get_context("spawn")
+
+
+@attrs.define(eq=False, repr=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
@@ -4371,7 +4396,7 @@ class Supervisor:
     grace: float
     clock: Clock = system_clock
     rng: random.Random = attrs.field(factory=random.Random)
-    _context: Any = attrs.field(factory=lambda: multiprocessing.get_context("spawn"))
+    _context: Any = attrs.field(factory=_spawning)
     _bell: Bell = attrs.field(factory=Bell.hang)
     _ear: Ear = attrs.field(factory=Ear)
     _node: int = 0
@@ -4410,6 +4435,7 @@ class Supervisor:
         """
         self._join()
         try:
+            self._spawn()
             self._attend()
             while not self._done():
                 self._spawn()
@@ -4458,7 +4484,7 @@ class Supervisor:
         for worker in list(self._workers):
             busy = worker.handed and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
-            multiprocessing.connection.wait([worker.death], patience)
+            self._ear.wait_for(worker.death, patience)
             self._reap(worker)
 
     def _done(self) -> bool:
@@ -4894,7 +4920,7 @@ def _last_words(exitcode: int | None) -> str:
 ################################################################################
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class LiteJobs:
     """A queue in the file at *path*, opened when first used.
 
@@ -4938,6 +4964,9 @@ class LiteJobs:
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.store.close()
+
+    def __repr__(self) -> str:
+        return f"LiteJobs({str(self.path)!r})"
 
     def __enter__(self) -> LiteJobs:
         return self
@@ -5157,6 +5186,8 @@ class LiteJobs:
         )
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         program = Program(places, self.state, home, self.clock)
+        import pickle
+
         try:
             pickle.dumps(program)
         except Exception as error:
@@ -5258,7 +5289,7 @@ def _row_of(id: int, batch: Batch, payload: str) -> Row:
     )  # fmt: skip
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
     """Jobs that were just enqueued, each made when it is looked at: most never are."""
 
@@ -5294,7 +5325,9 @@ class Enqueued(Sequence[Job[Any]]):
 
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
-    if IMPORTING.get() or getattr(multiprocessing.current_process(), "_inheriting", False):
+    processes = sys.modules.get("multiprocessing.process")
+    process = processes and processes.current_process()
+    if IMPORTING.get() or getattr(process, "_inheriting", False):
         raise LitejobsError(
             "this ran while a worker imported your program, so every worker would do it again: "
             'put it under if __name__ == "__main__":'
@@ -5316,7 +5349,7 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Pool:
     """A node that works in the background, from `with jobs.start(…) as pool:`."""
 
@@ -5405,15 +5438,16 @@ def _printable(text: str, also: str = "") -> str:
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("litejobs", description="A durable job queue in one file, on SQLite.")
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """Says in one line what is wrong with a command."""
+
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -5473,6 +5507,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _moment(text: str) -> datetime:
+    import argparse
+
     try:
         return datetime.fromisoformat(text)
     except ValueError:

@@ -332,7 +332,12 @@ def test_every_ruler_belongs_to_a_banner_with_up_to_six_lines_of_prose(source: s
 def test_code_stands_in_a_section(source: str) -> None:
     first = sections(source)[0].line
     before = [s for s in ast.parse(source).body if s.lineno < first]
-    assert all(isinstance(s, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for s in before)
+    for statement in before:
+        if isinstance(statement, ast.If):
+            assert ast.unparse(statement.test) == "typing.TYPE_CHECKING"
+            assert all(isinstance(s, ast.Import | ast.ImportFrom) for s in statement.body)
+        else:
+            assert isinstance(statement, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign)
 
 
 def test_a_section_uses_only_those_above_it(source: str) -> None:
