@@ -40,7 +40,7 @@ def connection(durability: str = "fast", path: str = "") -> Iterator[apsw.Connec
     opened.set_busy_timeout(30_000)
     opened.pragma("synchronous", "full" if durability == "full" else "normal")
     opened.pragma("temp_store", "memory")
-    opened.pragma("wal_autocheckpoint", 4000)
+    opened.pragma("wal_autocheckpoint", 1000)
     try:
         yield opened
     finally:
