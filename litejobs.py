@@ -2452,8 +2452,9 @@ class Orders:
 
     def wake(self) -> None:
         """Lets one that waits take the lead."""
-        with contextlib.suppress(IndexError):
-            self.waiting[0].ring()
+        if self.waiting:
+            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
+                self.waiting[0].ring()
 
     def taken(self) -> list[Order]:
         """All that wait now, which do not any more."""
@@ -2537,7 +2538,8 @@ def _shelf_of(match: Match) -> str:
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
             WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
         )
-        SELECT job.id FROM newest AS its JOIN litejobs_job AS job ON job.id IN ({mine} LIMIT :limit)
+        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+        ON job.id IN ({mine} LIMIT :limit)
     """
 
 
@@ -2570,12 +2572,13 @@ class LaneReader:
     _page: int = 4
     _rows: deque[Place] = attrs.field(factory=deque)
 
-    def take(self, connection: apsw.Connection) -> Place | None:
-        """Gives out the first; gives the next one's place."""
+    def take(self, connection: apsw.Connection | None) -> Place | None:
+        """Gives out the first; gives the next one's place, for which more is read if there
+        is a connection."""
         self.taken += 1
         if self._rows:
             return self._rows.popleft()
-        if not self.ended:
+        if connection is not None and not self.ended:
             self._page = min(256, self._page * 2)
             rows: list[Any] = connection.execute(
                 """
@@ -2640,7 +2643,8 @@ class Ready:
     _heads: list[tuple[Place, LaneReader]] = attrs.field(factory=list)
     _given: set[LaneReader] = attrs.field(factory=set)
     _rested_at: float = 0.0
-    _connection: apsw.Connection = attrs.field(init=False)
+    _connection: apsw.Connection | None = None
+    """`None` if others have changed the lanes since: then places have shifted."""
 
     def refresh(self, connection: apsw.Connection, version: int) -> None:
         """Begins a transaction: what was given out in the last one is claimed by now."""
@@ -2653,11 +2657,13 @@ class Ready:
             return
         self.version = None
         began = time.monotonic()
-        if not self._heads or began >= self._rested_at:
-            self.look(connection)
-            self.version = version
-            took = time.monotonic() - began
-            self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+        if self._heads and began < self._rested_at:
+            self._connection = None
+            return
+        self.look(connection)
+        self.version = version
+        took = time.monotonic() - began
+        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
 
     def look(self, connection: apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
@@ -3131,7 +3137,7 @@ class Store:
     def _commit_together(self, orders: Sequence[Sequence[Batch]]) -> list[range]:
         """Inserts all in one transaction, and tells the nodes; gives the ids."""
         ids = []
-        counts: Counter[Group] = Counter()
+        counts: dict[Group, int] = {}
         with self.file.writing() as connection:
             version = self.file.version(connection)
             if self._known[0] != version:
@@ -3140,7 +3146,8 @@ class Store:
                 for batch in order:
                     self._insert(connection, batch)
                     if batch.state != "pending":
-                        counts[batch.state, batch.queue, batch.name] += len(batch.payloads)
+                        group = batch.state, batch.queue, batch.name
+                        counts[group] = counts.get(group, 0) + len(batch.payloads)
                 # AUTOINCREMENT under the write lock counts without gaps.
                 end = connection.last_insert_rowid() + 1
                 ids.append(range(end - sum([len(batch.payloads) for batch in order]), end))
@@ -3227,16 +3234,16 @@ class Store:
         ready, self._ready = self._ready, None  # After an error it is made anew.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
-        try:
-            claimed = self._exchange(settlements, node, choose, ready)
-            late = 0
-        except _TooLate:
-            held = self._still_held(settlements)
-            claimed = self._exchange(held, node, choose, Ready(serves))
-            late = len(settlements) - len(held)
-        else:
-            self._ready = ready
-        return claimed, late
+        late = 0
+        while True:
+            try:
+                claimed = self._exchange(settlements, node, choose, ready)
+                self._ready = ready
+                return claimed, late
+            except _TooLate:
+                held = self._still_held(settlements)
+                late += len(settlements) - len(held)
+                settlements = held
 
     def _exchange(
         self,
@@ -3257,13 +3264,14 @@ class Store:
         return claimed
 
     def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Those whose claim holds, each once."""
         with self.file.reading() as connection:
             rows = connection.execute(
                 "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)",
                 (_carray(settled.id for settled in settlements),),
             ).fetchall()
         held = {*rows}
-        return [settled for settled in settlements if settled[:2] in held]
+        return [*{s[:2]: s for s in settlements if s[:2] in held}.values()]
 
     def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> bool:
         """Settles jobs; says whether some are ready again."""
@@ -3335,7 +3343,7 @@ class Store:
         ).fetchall()
         # RETURNING promises no order; and what was read ahead may be another's by now.
         by_id = {row[0]: row for row in rows}
-        return [Claimed._make(by_id[id]) for id in ids if id in by_id]
+        return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
     # Counting
 
@@ -3596,8 +3604,10 @@ class Store:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
+        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
         sql = f"""
-            SELECT {_ROW} FROM litejobs_job WHERE id IN ({_ids_of(match)})
+            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
             ORDER BY id DESC LIMIT :limit
         """
         with self.file.reading() as connection:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import attrs
 import pytest
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
@@ -1547,3 +1548,284 @@ class TestMatching:
         store.enqueue([new()])
         assert store.find(Match(name="\ud800"), 9) == []
         assert store.count(Match(queue="\udcff")) == 0
+
+
+def scanned(store: Store) -> dict[tuple[str, str, str], int]:
+    """How many jobs there are by state, queue and name, by reading them all."""
+    rows: list[Any] = (
+        store.file.connection()
+        .execute("SELECT state, queue, name, count(*) FROM litejobs_job GROUP BY 1, 2, 3")
+        .fetchall()
+    )
+    return {(state, queue, name): number for state, queue, name, number in rows}
+
+
+def counted(store: Store) -> dict[tuple[str, str, str], int]:
+    """The same as the store has counted it."""
+    groups = itertools.product(litejobs.STATES, QUEUES, NAMES)
+    numbers = {
+        (state, queue, name): store.count(Match(states=(state,), queue=queue, name=name))
+        for state, queue, name in groups
+    }
+    return {group: number for group, number in numbers.items() if number}
+
+
+queues, names = st.sampled_from(QUEUES), st.sampled_from(NAMES)
+matches = st.builds(
+    Match,
+    name=st.none() | names,
+    queue=st.none() | queues,
+    states=st.none() | st.lists(st.sampled_from(litejobs.STATES), unique=True).map(tuple),
+)
+outcomes: st.SearchStrategy[State] = st.sampled_from(
+    ["completed", "failed", "cancelled", "retrying", "scheduled", "pending"]
+)
+steps = st.one_of(
+    st.tuples(
+        st.just("enqueue"), st.builds(new, names, queues, run_at=st.integers(START, START + 9))
+    ),
+    st.tuples(st.just("settle"), st.lists(outcomes, max_size=5)),
+    st.tuples(st.sampled_from(["cancel", "retry", "delete"]), matches),
+    st.tuples(st.sampled_from(["stage", "prune", "rescue", "give back"]), st.just(None)),
+    st.tuples(
+        st.just("by hand"),
+        st.sampled_from(
+            [
+                "INSERT INTO litejobs_job (name) VALUES ('mail')",
+                "INSERT INTO litejobs_job (name, queue, state) VALUES ('mail', 'slow', 'failed')",
+                "INSERT INTO litejobs_job (name, run_at) VALUES ('report', 253402300799999999)",
+                "UPDATE litejobs_job SET state = 'cancelled' WHERE id % 3 = 0",
+                "UPDATE litejobs_job SET queue = 'slow', name = 'report' WHERE id % 4 = 0",
+                "DELETE FROM litejobs_job WHERE id % 5 = 0",
+            ]
+        ),
+    ),
+)
+
+
+class TestCounting:
+    """The jobs on the shelf are counted as they come and go, never by reading them."""
+
+    def do(self, store: Store, node: int, step: tuple[str, Any], other: int) -> None:
+        what, how = step
+        match what:
+            case "enqueue":
+                store.enqueue([how])
+            case "settle":
+                claimed = take(store, node, len(how))
+                endings = (
+                    ending(job, state, run_at=START + 5, finished_at=START)
+                    for job, state in zip(claimed, how, strict=False)
+                )
+                settle(store, node, *endings)
+            case "cancel" | "retry" | "delete":
+                getattr(store, what)(how)
+            case "stage":
+                store.stage(START + 5)
+            case "prune":
+                store.prune(START + 3600 * SECOND)
+            case "rescue":
+                take(store, other, 2)
+                store._take_over(other)
+            case "give back":
+                take(store, node, 2)
+                store.release_strays(node, [])
+            case "by hand":
+                hand = apsw.Connection(str(store.file.path))
+                hand.execute(how)
+                hand.close()
+
+    @given(steps=st.lists(steps, max_size=12), match=matches)
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    def test_agrees_with_a_look_at_all_rows(
+        self, tmp_path: Path, clock: TurnedClock, steps: list[tuple[str, Any]], match: Match
+    ) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            store = Store.at(Path(folder, "jobs.db"), "fast", clock)
+            node, presence = store.join("here", 0, 1, ALL, [])
+            for number, step in enumerate(steps):
+                self.do(store, node, step, other=100 + number)
+                assert counted(store) == scanned(store), step
+            self.finds_what_is_there(store, match)
+            presence.close()
+            store.close()
+
+    def finds_what_is_there(self, store: Store, match: Match) -> None:
+        everything = [store.get(id) for id in range(200) if self.exists(store, id)]
+        matching = [
+            row.id
+            for row in reversed(everything)
+            if (match.states is None or row.state in match.states)
+            and match.queue in (None, row.queue)
+            and match.name in (None, row.name)
+        ]
+        assert store.count(match) == len(matching)
+        paged: list[int] = []
+        before = None
+        while page := store.find(attrs.evolve(match, before=before), 2):
+            paged += [row.id for row in page]
+            before = page[-1].id
+        assert paged == matching
+
+    def exists(self, store: Store, id: int) -> bool:
+        with contextlib.suppress(JobNotFoundError):
+            return bool(store.get(id))
+        return False
+
+
+class TestThreadsThatEnqueueAtOnce:
+    def test_share_commits_and_lose_nothing(self, path: Path) -> None:
+        store = Store.at(path, "full")
+        store.count(Match())
+        ids: list[int] = []
+
+        def produce(number: int) -> None:
+            for _ in range(number):
+                ids.extend(store.enqueue([new(), new()]))
+
+        threads = [threading.Thread(target=produce, args=(50,)) for _ in range(8)]
+        commits = store.file.connection().data_version()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        commits = store.file.connection().data_version() - commits
+        assert sorted(ids) == list(range(1, 801))
+        assert store.count(Match()) == 800
+        assert commits < 400, "400 calls had a commit each"
+        print(f"400 calls took {commits} commits")
+        store.close()
+
+    def test_are_refused_alone(self, path: Path) -> None:
+        store = Store.at(path, "full")
+        store.count(Match())
+        store.file.connection().execute(
+            "CREATE UNIQUE INDEX unlucky ON litejobs_job (priority) WHERE priority = 13"
+        )
+        store.enqueue([new(priority=13)])
+        refused: list[str] = []
+        kept: list[int] = []
+
+        def produce(priority: int) -> None:
+            for _ in range(30):
+                try:
+                    kept.extend(store.enqueue([new(priority=priority)]))
+                except FileError as error:
+                    refused.append(str(error))
+
+        threads = [threading.Thread(target=produce, args=(p,)) for p in (1, 2, 13, 3, 13, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(kept), len(refused)) == (120, 60)
+        assert all("UNIQUE" in said for said in refused)
+        assert store.count(Match()) == 121
+        store.close()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_are_left_to_their_own_process_by_a_fork(self, path: Path) -> None:
+        store = Store.at(path, "full")
+        store.count(Match())
+        done = threading.Event()
+
+        def produce() -> None:
+            while not done.is_set():
+                store.enqueue([new(payload='"parent"')])
+
+        threads = [threading.Thread(target=produce) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        children = []
+        for _ in range(10):
+            pid = os.fork()
+            if not pid:
+                store.enqueue([new(payload='"child"')])
+                os._exit(0)
+            children.append(pid)
+            time.sleep(0.01)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
+        payloads = [row.payload for row in store.find(Match(), 10**6)]
+        assert payloads.count('"child"') == 10
+        store.close()
+
+
+class TestReadingAhead:
+    """What was read of the ready jobs is kept while nobody else commits."""
+
+    def test_reads_nothing_twice(self, store: Store, node: int) -> None:
+        store.enqueue([new("mail", f"queue {n % 200}") for n in range(2000)])
+        take(store, node, 100)
+        with measured(store) as statements:
+            assert len(take(store, node, 100)) == 100
+        assert sum(each["SQLITE_STMTSTATUS_VM_STEP"] for each in statements) < 100 * 300
+
+    def test_sees_what_others_commit(self, store: Store, node: int, path: Path) -> None:
+        other = Store.at(path, "fast", store.clock)
+        store.enqueue([new() for _ in range(20)])
+        assert [job.id for job in take(store, node, 2)] == [1, 2]
+        (urgent,) = other.enqueue([new(priority=9)])
+        other.cancel(Match(ids=(3,)))
+        assert [job.id for job in take(store, node, 2)] == [urgent, 4]
+        other.close()
+
+    def test_sees_what_comes_back(self, store: Store, node: int) -> None:
+        store.enqueue([new() for _ in range(20)])
+        claimed = take(store, node, 3)
+        settle(store, node, *(ending(job, "pending", attempt=0) for job in claimed[:2]))
+        assert [job.id for job in take(store, node, 3)] == [1, 2, 4]
+
+    def test_goes_on_in_order_after_an_error(self, store: Store, node: int) -> None:
+        store.enqueue([new() for _ in range(20)])
+        take(store, node, 2)
+
+        def fail(ready: Iterator[tuple[int, str]]) -> list[int]:
+            next(ready)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            store.exchange([], node, fail, ALL)
+        assert [job.id for job in take(store, node, 2)] == [3, 4]
+
+    def test_never_claims_twice_when_two_nodes_read_ahead(self, store: Store, path: Path) -> None:
+        other = Store.at(path, "fast", store.clock)
+        store.enqueue([new("mail", f"queue {n % 50}") for n in range(1000)])
+        seen: list[int] = []
+        while claimed := [*take(store, 1, 7), *take(other, 2, 5)]:
+            seen += [job.id for job in claimed]
+        assert sorted(seen) == list(range(1, 1001))
+        other.close()
+
+    def test_gives_nothing_out_twice_while_it_does_not_look(
+        self, store: Store, node: int, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(litejobs, "LONG_LOOK", -1.0)
+        monkeypatch.setattr(litejobs, "LOOK_REST", 1e9)
+        other = Store.at(path, "fast", store.clock)
+        store.enqueue([new() for _ in range(100)])
+        seen: list[int] = []
+        for _ in range(40):
+            seen += [job.id for job in take(store, node, 9)]
+            other.enqueue([new(priority=9)])
+        while claimed := take(store, node, 9):
+            seen += [job.id for job in claimed]
+        while claimed := take(store, node, 9):
+            seen += [job.id for job in claimed]
+        assert sorted(seen) == list(range(1, 141))
+        other.close()
+
+
+class TestSettlingTwice:
+    def test_counts_the_second_as_too_late(self, store: Store, node: int) -> None:
+        store.enqueue([new(), new()])
+        one, two = take(store, node)
+        done = ending(one, "completed")
+        assert settle(store, node, done, ending(two, "completed"), done) == 1
+        assert store.count(Match(states=("completed",))) == 2

@@ -726,3 +726,29 @@ def test_replaced_workers_leave_no_zombies_to_the_first_process_of_a_container(
 ) -> None:
     programs.write(adopting=ADOPTING)
     assert programs.run("adopting.py", jobs.path) == (0, "zombies: 0\n", "")
+
+
+def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
+    """Short jobs by the thousand, and among them those that crash, overrun their timeout or
+    are cancelled, and one that is urgent."""
+    with jobs.start(workers=2, grace=GRACE):
+        teach_that_naps_are_short(jobs)
+        short = [*jobs.enqueue_many(trouble.nap.bind(0) for _ in range(10_000))]
+        crash = trouble.segfault.using(max_attempts=1, priority=1).enqueue()
+        overrun = trouble.nap.using(max_attempts=1, timeout=0.2, priority=1).enqueue(FAR)
+        obedient = trouble.obey.using(priority=1).enqueue(str(log))
+        short += jobs.enqueue_many(trouble.nap.bind(0) for _ in range(10_000))
+        eventually(lambda: obedient.refresh().state == "running")
+        urgent = trouble.nap.using(priority=2).enqueue(0)
+        late = seconds_late(urgent)
+        assert jobs.cancel(obedient.id) == Moved(1)
+        assert (crash.wait(PATIENT).state, crash.refresh().attempt) == ("failed", 1)
+        assert (overrun.wait(PATIENT).state, overrun.errors[0].kind) == ("failed", "timeout")
+        assert obedient.wait(PATIENT).state == "cancelled"
+        eventually(lambda: jobs.count(state="completed") == len(short) + 21)
+        left = jobs.count(state="pending")
+    print(f"an urgent job started after {late * 1000:.1f} ms")
+    assert late < 0.5
+    assert left == 0
+    done = jobs.find(name=short[0].name, state="completed", limit=30_000)
+    assert {(job.attempt, job.error) for job in done} == {(1, None)}
