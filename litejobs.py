@@ -2354,6 +2354,8 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 PRUNED, SHRUNK = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
+GATHER = 0.0001
+"""Seconds that a thread waits for others before it commits for all: less than a sync."""
 _OPENING = threading.Lock()
 LONG_LOOK = 0.001
 LOOK_REST = 5
@@ -2443,6 +2445,8 @@ class Orders:
     lead: threading.Lock = attrs.field(factory=threading.Lock)
     """Held by the thread that commits for all."""
     waiting: deque[Order] = attrs.field(factory=deque)
+    together: int = 1
+    """How many the last commit was for."""
 
     def join(self, batches: Sequence[Batch]) -> Order:
         """One more that waits."""
@@ -2461,6 +2465,7 @@ class Orders:
         orders = []
         while self.waiting:
             orders.append(self.waiting.popleft())
+        self.together = len(orders)
         return orders
 
 
@@ -2865,10 +2870,23 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
         connection.pragma("wal_autocheckpoint", 1000)
         connection.pragma("journal_size_limit", 64 * MEBIBYTE)
         _migrate(connection, str(place))
+        _forget_statistics(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _forget_statistics(connection: apsw.Connection) -> None:
+    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
+    may hold millions now: SQLite would read all of it instead of using an index. Without
+    statistics it takes every table for a large one, which is right here."""
+    for table in ("sqlite_stat1", "sqlite_stat4"):
+        if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).get:
+            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+                connection.execute(f"DELETE {ours}")
+                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
 def _schema_version(connection: apsw.Connection) -> int:
@@ -3096,10 +3114,13 @@ class Store:
         while order is None or not order.settled:
             if orders.lead.acquire(blocking=False):
                 try:
-                    if order is None and not orders.waiting:
+                    if order is None and not orders.waiting and orders.together < 3:
                         return self._commit_together([batches])[0]
                     if order is None or not order.settled:
                         order = order or orders.join(batches)
+                        if self.file.durability == "full" and orders.together > 2:
+                            # The others, whose commit has just ended, will be back at once.
+                            time.sleep(GATHER)
                         self._commit_orders(orders.taken())
                 finally:
                     orders.lead.release()
@@ -3730,10 +3751,10 @@ class Store:
                 free -= connection.pragma("freelist_count")
         return free
 
-    def optimize(self) -> None:
-        """Lets SQLite look after its statistics."""
+    def forget_statistics(self) -> None:
+        """Throws away what an ANALYZE in the application has found out about our tables."""
         with self.file.reading() as connection:
-            connection.execute("PRAGMA optimize").fetchall()
+            _forget_statistics(connection)
 
 
 class _TooLate(Exception):
@@ -3838,16 +3859,16 @@ def prune(beat: Beat) -> float:
     a time, and most of the time is left to others."""
     began = time.monotonic()
     more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    return max(2 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else 60.0
+    return max(4 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else 60.0
 
 
-def optimize(beat: Beat) -> float:
-    """Lets SQLite look after its statistics, a few times a day."""
-    beat.store.optimize()
-    return 6 * 3600.0
+def stay_fast(beat: Beat) -> float:
+    """Keeps statistics from misleading SQLite, should the application collect them."""
+    beat.store.forget_statistics()
+    return 60.0
 
 
-DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, prune, optimize)
+DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, prune, stay_fast)
 
 
 ################################################################################
@@ -3866,7 +3887,7 @@ BRIEF = 1024
 """Reports of which there is nothing to tell but times, as four numbers each."""
 OUTBOX = 2**18
 """Bytes for the others that wait to be read; larger ones go through the pipe."""
-RING_AFTER, RING_AFTER_NS = 64, 5_000_000
+RING_AFTER, RING_AFTER_NS = 64, 8_000_000
 """Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
 _RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS, _TIMES = range(7)
 
@@ -4213,6 +4234,8 @@ HAND_OVER = 10_000
 for the next exchange, little enough that nobody waits for a worker."""
 HAND_OVER_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
+ENOUGH, SETTLE_WITHIN = 128, 0.008
+"""Results, and seconds, after which results are settled although no worker needs a job."""
 NEXT_ONE = 100_000
 """Microseconds of work behind which a worker may already have its next job in hand."""
 HAND_OVER_BYTES = 2**15
@@ -4437,6 +4460,8 @@ class Supervisor:
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    _settle_by: float = math.inf
+    """When the results that have come should be in the file."""
     _stops: int = 0
     _stop_at: float = math.inf
     _failed_starts: int = 0
@@ -4568,7 +4593,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self.until and self._maybe_empty and not self._holding():
             return 0.0
-        due = [*self._duties.values()]
+        due = [*self._duties.values(), self._settle_by]
         for worker in self._workers:
             if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
                 due.append(now + SLOW)
@@ -4637,8 +4662,7 @@ class Supervisor:
             worker.bytes_sent = 0
         asked = worker.asked
         if len(entry) == 4 and asked is None:
-            self._settlements.append(_completed(claimed, started_at, finished_at))
-            self._stirred, self._full = True, False
+            self._settled(_completed(claimed, started_at, finished_at))
             return
         report = Report(*entry[1:])
         if asked is not None and asked.number == number:
@@ -4647,10 +4671,15 @@ class Supervisor:
         self._settle(claimed, report, worker)
 
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        self._settlements.append(settlement(claimed, report, worker.process.pid))
-        self._stirred, self._full = True, False
+        self._settled(settlement(claimed, report, worker.process.pid))
         if report.state in WAITING:
             self._duties[stage] = 0.0
+
+    def _settled(self, settled: Settlement) -> None:
+        if not self._settlements:
+            self._settle_by = time.monotonic() + SETTLE_WITHIN
+        self._settlements.append(settled)
+        self._stirred, self._full = True, False
 
     def _overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
         """What becomes of a job that was asked to end and then did: that it was asked
@@ -4698,15 +4727,19 @@ class Supervisor:
         if late:
             logger.warning("%d results came too late and were thrown away", late)
         self._settlements = []
+        self._settle_by = math.inf
         self._maybe_empty = True
         self._hand_over(plan, claimed)
 
     def _has_news(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        if self._settlements:
-            return True
         wanted = self._stirred and not self._full and not self._stops
-        return wanted and any(map(self._has_room, self._workers))
+        if not self._settlements and not wanted:
+            return False
+        if self._stops or any(map(self._has_room, self._workers)):
+            return True
+        # While all are at work, more results will come along.
+        return len(self._settlements) >= ENOUGH or time.monotonic() >= self._settle_by
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while."""

@@ -1471,6 +1471,23 @@ class TestALargeFile:
                 assert not through_all or "INDEX litejobs_" in step, (sql, steps)
         assert any(f" {index}" in f" {step}" for steps in plans.values() for step in steps), plans
 
+    def test_is_not_read_whole_because_it_was_small_when_it_was_analyzed(
+        self, store: Store, node: int
+    ) -> None:
+        store.enqueue([new() for _ in range(3)])
+        hand = apsw.Connection(str(store.file.path))
+        hand.execute("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1); ANALYZE")
+        hand.close()
+        store.forget_statistics()
+        with watched(store) as statements:
+            an_exchange(store, node)
+        for sql, bindings in statements:
+            if "carray" in sql:
+                for step in plan(store, sql, bindings):
+                    assert not step.startswith("SCAN litejobs"), (sql, step)
+        rows = store.file.connection().execute("SELECT tbl FROM sqlite_stat1").fetchall()
+        assert rows == [("theirs",)], "the application's own statistics stay"
+
     @pytest.mark.parametrize(
         "act",
         [
