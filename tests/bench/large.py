@@ -309,7 +309,15 @@ def drain_rates(large: Path, folder: Path, contents: Contents) -> Iterator[Figur
     few, many = folder / "few.db", folder / "many.db"
     build(few, Contents(pending=contents.pending))
     build(many, Contents(pending=contents.pending, queues=contents.queues))
+    with queue(file=large) as jobs:
+        from .work import noop
+
+        mine = noop.using(queue="mine")
+        jobs.enqueue_many(mine.bind(n) for n in range(contents.pending // 2))
+    alone = drained(large, only="mine")
     ours, one_lane, same_lanes = (drained(file) for file in (large, few, many))
+    what = "no-op jobs, two workers, one queue; as many jobs pending in others"
+    yield Figure(what, "jobs/s", [alone], "empty, one queue", [one_lane])
     what = f"no-op jobs, two workers, {contents.pending:,} over {contents.queues:,} queues"
     yield Figure(what, "jobs/s", [ours], "empty, one queue", [one_lane])
     yield Figure(what, "jobs/s", [ours], "empty, as many queues", [same_lanes])

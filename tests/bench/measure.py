@@ -148,15 +148,18 @@ def opened(file: Path) -> Iterator[apsw.Connection]:
         connection.close()
 
 
-def drained(file: Path) -> float:
+def drained(file: Path, only: str | None = None) -> float:
     """No-op jobs per second through two workers, from the end of the first tenth of what is
-    pending to the last one."""
+    pending (in one queue *only*) to the last one."""
     with opened(file) as connection:
         span = connection.execute(
-            "SELECT min(id), max(id) FROM litejobs_job WHERE state = 'pending'"
+            "SELECT min(id), max(id) FROM litejobs_job"
+            " WHERE state = 'pending' AND queue = coalesce(?, queue)",
+            (only,),
         ).fetchone()
     with queue("fast", file):
         command = ["run", "tests.bench.work:jobs", "--workers", "2", "--until", "empty"]
+        command += ["--queue", only] if only else []
         subprocess.run(
             [sys.executable, "-m", "litejobs", *command],
             check=True, stderr=subprocess.DEVNULL, timeout=600,
