@@ -2193,12 +2193,14 @@ def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlemen
 # Store
 #
 # All SQL, and all that concerns the file: it knows rows, not definitions. Every
-# public method is one transaction (bulk commands: one for each batch), written so
-# that what it reads stays small however large the file is: ready jobs are in one
-# partial index by lane, jobs that are not due yet or have ended are not in it.
+# public method is one transaction (bulk commands: one for each batch), and reads
+# little however large the file is. Jobs that are ready are in one partial index, by
+# lane; those that are not due yet or have ended are "on the shelf", in another one,
+# by state, queue and name, and counted.
 ################################################################################
 
 SCHEMA: tuple[str, ...] = (
+    "",  # Of before the first release.
     """
     CREATE TABLE litejobs_job (
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -2442,8 +2444,9 @@ class Orders:
     commits share the next commit."""
 
     pid: int = attrs.field(factory=os.getpid)
-    lead: threading.Lock = attrs.field(factory=threading.Lock)
-    """Held by the thread that commits for all."""
+    lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its
+    thread does must not wait for that thread.)"""
     waiting: deque[Order] = attrs.field(factory=deque)
     together: int = 1
     """How many the last commit was for."""
@@ -2899,6 +2902,9 @@ def _schema_version(connection: apsw.Connection) -> int:
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
     version = _schema_version(connection)
+    if version == 1:
+        problem = "written by a litejobs of before its first release: start with a new file"
+        raise FileError(path, problem)
     if version < len(SCHEMA):
         with connection:
             connection.execute(
@@ -3065,13 +3071,22 @@ class Turn:
         try:
             if self._writes and error is None:
                 self._file.commit(self._connection)
-            elif self._writes and self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            elif self._writes:
+                self._roll_back()
         except apsw.Error as failed:
             self._raise_as_ours(failed)
+        except BaseException:
+            # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
+            with contextlib.suppress(apsw.Error):
+                self._roll_back()
+            raise
         finally:
             self._file.turn.release()
         self._raise_as_ours(error)
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.Error):
@@ -3147,6 +3162,12 @@ class Store:
                     order.ids = self._commit_together([order.batches])[0]
                 except Exception as error:
                     self._refuse([order], error)
+        except BaseException:
+            problem = "interrupted while it committed for other threads, too; their jobs may be"
+            self._refuse(
+                orders, OutcomeUnknownError(str(self.file.path), f"{problem} there or not")
+            )
+            raise
         finally:
             for order in orders:
                 order.ring()
@@ -4245,6 +4266,8 @@ OVERHEAD = 10
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
+STARTING = max(1, (os.cpu_count() or 1) - 1)
+"""How many workers start at a time: more would only delay each other, and the first job."""
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
@@ -4547,7 +4570,9 @@ class Supervisor:
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        while len(self._workers) < self.size and not self._stops:
+        starting = sum(not worker.ready for worker in self._workers)
+        while len(self._workers) < self.size and starting < STARTING and not self._stops:
+            starting += 1
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")

@@ -1694,6 +1694,13 @@ class TestCounting:
         return False
 
 
+def test_a_file_of_before_the_first_release_is_refused(store: Store) -> None:
+    store.file.connection().execute("UPDATE litejobs_meta SET value = 1 WHERE name = 'schema'")
+    store.close()
+    with pytest.raises(FileError, match="before its first release: start with a new file"):
+        store.count(Match())
+
+
 class TestThreadsThatEnqueueAtOnce:
     def test_share_commits_and_lose_nothing(self, path: Path) -> None:
         store = Store.at(path, "full")
@@ -1742,6 +1749,48 @@ class TestThreadsThatEnqueueAtOnce:
         assert (len(kept), len(refused)) == (120, 60)
         assert all("UNIQUE" in said for said in refused)
         assert store.count(Match()) == 121
+        store.close()
+
+    def test_learn_that_the_one_who_committed_for_them_was_interrupted(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Store.at(path, "full")
+        store.count(Match())
+        commit, commits = File.commit, itertools.count(1)
+
+        def slow(file: File, connection: apsw.Connection) -> None:
+            number = next(commits)
+            time.sleep(0.3 if number == 1 else 0)
+            if number == 2:
+                raise KeyboardInterrupt
+            commit(file, connection)
+
+        monkeypatch.setattr(File, "commit", slow)
+        said: list[str] = []
+
+        def produce() -> None:
+            try:
+                store.enqueue([new()])
+                said.append("done")
+            except BaseException as error:
+                said.append(type(error).__name__)
+
+        threads = [threading.Thread(target=produce) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.03)
+        for thread in threads:
+            thread.join(10)
+        unknown = ["OutcomeUnknownError"] * 2
+        assert sorted(said) == ["KeyboardInterrupt", *unknown, "done"]
+        assert len(store.enqueue([new()])) == 1
+        store.close()
+
+    def test_do_not_wait_for_themselves_in_a_signal_handler(self, path: Path) -> None:
+        store = Store.at(path, "full")
+        store.count(Match())
+        with store._orders.lead:  # as in the midst of an enqueue of this thread
+            assert list(store.enqueue([new()])) == [1]
         store.close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
