@@ -82,7 +82,7 @@ def lateness(quick: bool) -> Iterator[Figure]:
 
 def idle(quick: bool) -> Iterator[Figure]:
     """A node with two workers and nothing to do: CPU time and bytes written."""
-    length = 15 if quick else 60
+    length = 10 if quick else 60
     with queue() as jobs, node() as process:
         time.sleep(1)
         files = [jobs.store.file.path, Path(f"{jobs.store.file.path}-wal")]
