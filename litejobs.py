@@ -3247,7 +3247,7 @@ class Store:
         self._ring(ports)
 
     def _ports(self, connection: apsw.Connection) -> Sequence[int]:
-        return [port for (port,) in connection.execute("SELECT port FROM litejobs_node")]
+        return _column(connection, "SELECT port FROM litejobs_node")
 
     def _ring(self, ports: Iterable[int]) -> None:
         """One datagram to each node. It says nothing, and losing it is harmless."""
@@ -3327,8 +3327,7 @@ class Store:
                 state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
                 result = ?8, error = ?9, holder = NULL,
                 cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                prune_at = ?7 + CASE WHEN json_valid(retention) THEN retention ->> ?3
-                                     ELSE CASE ?3 {_KEPT_BY_DEFAULT} END END
+                prune_at = ?7 + {_kept_for("?3")}
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
             [settlement[:9] for settlement in settlements],
@@ -3348,10 +3347,11 @@ class Store:
         returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
         self._change(
             connection,
-            [id for (id,) in connection.execute(returned)],
+            _column(connection, returned),
             f"""
             UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now, {_PRUNE_CANCELLED}
+                state = 'cancelled', cancel_at = NULL, finished_at = :now,
+                prune_at = :now + {_kept_for("'cancelled'")}
             WHERE id IN carray(:ids)
             """,
         )
@@ -3415,20 +3415,25 @@ class Store:
     def _change(
         self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
     ) -> int:
-        """Changes or deletes some jobs and counts them anew; says how many."""
+        """Changes some jobs and counts them anew; says how many."""
         if not ids:
             return 0
-        bindings |= {"ids": _carray(ids), "now": self.clock(), "keep": _KEPT["cancelled"]}
+        bindings |= {"ids": _carray(ids), "now": self.clock()}
         changes = self._shelved(connection, ids)
         before = connection.total_changes()
         connection.execute(sql, bindings)
         changed = connection.total_changes() - before
-        if sql == _DELETE:
-            forget = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
-            connection.execute(forget, (_carray(ids),))
         changes.subtract(self._shelved(connection, ids))
         self._count(connection, {group: -change for group, change in changes.items()})
         return changed
+
+    def _delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
+        """Deletes some jobs with their history; says how many."""
+        if not ids:
+            return 0
+        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
+        connection.execute(history, (_carray(ids),))
+        return self._change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; gives how many, and when the next one
@@ -3436,13 +3441,12 @@ class Store:
         staged = 0
         while (due := self._next_due()) is not None and due <= now:
             with self.file.writing() as connection:
-                rows = connection.execute(
-                    "SELECT id FROM litejobs_job"
-                    f" WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}",
-                    (now,),
-                )
+                find = f"""
+                    SELECT id FROM litejobs_job
+                    WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
+                """
                 ready = "UPDATE litejobs_job SET state = 'pending' WHERE id IN carray(:ids)"
-                staged += self._change(connection, [id for (id,) in rows], ready)
+                staged += self._change(connection, _column(connection, find, (now,)), ready)
         return staged, due
 
     def _next_due(self) -> int | None:
@@ -3467,10 +3471,8 @@ class Store:
     def asked(self, node: int) -> list[int]:
         """The jobs that a node runs and that somebody has cancelled."""
         with self.file.reading() as connection:
-            rows = connection.execute(
-                "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?", (node,)
-            )
-            return [id for (id,) in rows]
+            sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
+            return _column(connection, sql, (node,))
 
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying."""
@@ -3525,7 +3527,8 @@ class Store:
     def _sweep(self, connection: apsw.Connection) -> None:
         """Removes lock files without a node: of one that was killed while it left. Nobody
         can be joining now, since this process has the write lock."""
-        listed = {self.presence_path(id) for (id,) in connection.execute(_NODE_IDS)}
+        nodes = _column(connection, "SELECT id FROM litejobs_node")
+        listed = set(map(self.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
         for file in self.file.path.parent.iterdir():
             if not file.name.startswith(start):
@@ -3591,23 +3594,20 @@ class Store:
             held = "SELECT id FROM litejobs_job WHERE state = 'running' AND holder = ?"
             rescued = self._change(
                 connection,
-                [id for (id,) in connection.execute(held, (node,))],
-                """
+                _column(connection, held, (node,)),
+                f"""
                 UPDATE litejobs_job SET
                     lost        = lost + 1,
                     attempt     = attempt - (lost + 1 < :limit),
                     state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
                     finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
-                                       WHEN json_valid(retention)
-                                       THEN :now + (retention ->> 'failed')
-                                       ELSE :now + :kept END,
+                                       ELSE :now + {_kept_for("'failed'")} END,
                     error       = 'NodeLost: the node ended while it held the job',
                     holder      = NULL
                 WHERE id IN carray(:ids)
                 """,
                 limit=LOST_LIMIT,
-                kept=_KEPT["failed"],
             )
             self._cancel_returned(connection)
             connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
@@ -3622,7 +3622,7 @@ class Store:
                 UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
                 WHERE state = 'running' AND holder = ? AND id NOT IN carray(?)
                 """,
-                (node, apsw.carray(array.array("q", [*held, -1]))),
+                (node, _carray([*held, -1])),
             )
 
     # Reading and steering
@@ -3660,11 +3660,7 @@ class Store:
         """How many jobs match."""
         sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
         if match.ids is not None:
-            sql = f"""
-                SELECT count(*) FROM litejobs_job
-                WHERE id IN (SELECT value FROM json_each(:ids))
-                    AND {match.keys} AND {match.among(STATES)}
-            """
+            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
         with self.file.reading() as connection:
             counted: int = connection.execute(sql, match.bindings).get
         return counted
@@ -3697,13 +3693,17 @@ class Store:
         """Cancels what waits, and asks for the end of what runs."""
         end = f"""
             UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now, error = 'cancelled', {_PRUNE_CANCELLED}
+                state = 'cancelled', finished_at = :now, error = 'cancelled',
+                prune_at = :now + {_kept_for("'cancelled'")}
             WHERE id IN carray(:ids)
         """
-        ask = "UPDATE litejobs_job SET cancel_at = :now WHERE id IN carray(:ids)"
+        ask = """
+            UPDATE litejobs_job SET cancel_at = :now
+            WHERE id IN carray(:ids) AND cancel_at IS NULL
+        """
         matching = self.count(match)
-        moved = self._in_batches(match, WAITING, end)
-        moved += self._in_batches(match, ("running",), f"{ask} AND cancel_at IS NULL")
+        moved = self._in_batches(match, WAITING, self._changing(end))
+        moved += self._in_batches(match, ("running",), self._changing(ask))
         return self._moved(moved, matching)
 
     def retry(self, match: Match) -> Moved:
@@ -3717,32 +3717,39 @@ class Store:
         """
         now = "UPDATE litejobs_job SET state = 'pending', run_at = :now WHERE id IN carray(:ids)"
         matching = self.count(match)
-        moved = self._in_batches(match, ("failed", "cancelled"), again)
-        moved += self._in_batches(match, ("retrying",), now)
+        moved = self._in_batches(match, ("failed", "cancelled"), self._changing(again))
+        moved += self._in_batches(match, ("retrying",), self._changing(now))
         return self._moved(moved, matching)
 
     def delete(self, match: Match) -> Moved:
         """Deletes jobs with their history; those that run are left."""
         matching = self.count(match)
-        moved = self._in_batches(match, (*WAITING, *FINISHED), _DELETE)
+        moved = self._in_batches(match, (*WAITING, *FINISHED), self._delete)
         return self._moved(moved, matching)
 
     def _moved(self, moved: int, matching: int) -> Moved:
         self.wake()
         return Moved(moved, max(0, matching - moved))
 
-    def _in_batches(self, match: Match, states: tuple[State, ...], sql: str) -> int:
-        """Runs a statement on the jobs that match and are in one of *states*, some at a time:
-        a million rows in one transaction would keep the nodes waiting."""
+    def _changing(self, sql: str) -> Callable[[apsw.Connection, Sequence[int]], int]:
+        return functools.partial(self._change, sql=sql)
+
+    def _in_batches(
+        self,
+        match: Match,
+        states: tuple[State, ...],
+        change: Callable[[apsw.Connection, Sequence[int]], int],
+    ) -> int:
+        """Changes the jobs that match and are in one of *states*, some at a time: a million
+        rows in one transaction would keep the nodes waiting."""
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
         page, total = attrs.evolve(match, states=states), 0
         while True:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
-                rows = connection.execute(find, {**page.bindings, "limit": BATCH})
-                ids = [id for (id,) in rows]
-                total += self._change(connection, ids, sql)
+                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
+                total += change(connection, ids)
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])
@@ -3759,8 +3766,7 @@ class Store:
                 return 0
         with self.file.writing() as connection:
             sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNED}"
-            ids = [id for (id,) in connection.execute(sql, (now,))]
-            return self._change(connection, ids, _DELETE)
+            return self._delete(connection, _column(connection, sql, (now,)))
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; says how many."""
@@ -3782,6 +3788,12 @@ class _TooLate(Exception):
     """Some settlements are of claims that do not hold any more."""
 
 
+def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
+    """The numbers that a query for one column gives."""
+    rows: Any = connection.execute(sql, bindings)
+    return [number for (number,) in rows]
+
+
 def _carray(ids: Iterable[int]) -> Any:
     return apsw.carray(array.array("q", ids))
 
@@ -3794,18 +3806,20 @@ _INSERT = """
 """
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
-_DELETE = "DELETE FROM litejobs_job WHERE id IN carray(:ids)"
-_PRUNE_CANCELLED = """
-    prune_at = :now + CASE WHEN json_valid(retention) THEN retention ->> 'cancelled' ELSE :keep END
-"""
 _ROW = ", ".join(Row._fields)
-_NODE_IDS = "SELECT id FROM litejobs_node"
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
     if kept is not None
 }
 _KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+
+
+def _kept_for(state: str) -> str:
+    """For how long a job is kept that ended in this state (an expression of SQL): as its own
+    retention says, else as the default does."""
+    by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
+    return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
 
 
 def _close_before_forks(file: File) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import apsw
 import attrs
@@ -98,7 +98,34 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
+class Runner(Protocol):
+    """A thread or a process."""
+
+    def start(self) -> None:
+        """Sets it off."""
+
+    def join(self) -> None:
+        """Waits for its end."""
+
+
+def together(runners: Sequence[Runner], ready: Callable[[], object]) -> float:
+    """Seconds from when all are *ready*, which each waits for too, to the end of the last."""
+    for runner in runners:
+        runner.start()
+    ready()
+    began = time.perf_counter()
+    for runner in runners:
+        runner.join()
+    return time.perf_counter() - began
+
+
 # A queue and a node
+
+
+def run_command(workers: int, *options: str) -> list[str]:
+    """The command that runs a node on the queue of the benchmark."""
+    target = ["run", "tests.bench.work:jobs", "--workers", str(workers)]
+    return [sys.executable, "-m", "litejobs", *target, *options]
 
 
 @contextlib.contextmanager
@@ -121,10 +148,7 @@ def node(*options: str, workers: int = 2) -> Iterator[subprocess.Popen[bytes]]:
     """A node in a process of its own, warm: it has run jobs."""
     from .work import first_line
 
-    command = ["run", "tests.bench.work:jobs", "--workers", str(workers), *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "litejobs", *command], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(run_command(workers, *options), stderr=subprocess.DEVNULL)
     try:
         for _ in range(20):
             first_line.enqueue().wait(timeout=20)
@@ -158,12 +182,8 @@ def drained(file: Path, only: str | None = None) -> float:
             (only,),
         ).fetchone()
     with queue("fast", file):
-        command = ["run", "tests.bench.work:jobs", "--workers", "2", "--until", "empty"]
-        command += ["--queue", only] if only else []
-        subprocess.run(
-            [sys.executable, "-m", "litejobs", *command],
-            check=True, stderr=subprocess.DEVNULL, timeout=600,
-        )  # fmt: skip
+        command = run_command(2, "--until", "empty", *(["--queue", only] if only else []))
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=600)
     with opened(file) as connection:
         ends = connection.execute(
             """

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from . import bare
-from .measure import Figure, queue, seconds
+from .measure import Figure, queue, seconds, together
 
 ROUNDS = 5
 
@@ -52,12 +52,12 @@ def enqueue_from_threads(quick: bool) -> Iterator[Figure]:
             from .work import noop
 
             noop.enqueue(0)
-            one.append(number / together(1, number))
-            many.append(number / together(8, number // 8))
+            one.append(number / by_threads(1, number))
+            many.append(number / by_threads(8, number // 8))
     yield Figure("enqueue from 8 threads, FULL", "jobs/s", many, "one thread", one, ("at least", 3))
 
 
-def together(threads: int, share: int) -> float:
+def by_threads(threads: int, share: int) -> float:
     """Seconds for so many threads to enqueue so many jobs each."""
     from .work import noop
 
@@ -68,14 +68,7 @@ def together(threads: int, share: int) -> float:
         for n in range(share):
             noop.enqueue(n)
 
-    pool = [threading.Thread(target=produce) for _ in range(threads)]
-    for thread in pool:
-        thread.start()
-    ready.wait()
-    began = time.perf_counter()
-    for thread in pool:
-        thread.join()
-    return time.perf_counter() - began
+    return together([threading.Thread(target=produce) for _ in range(threads)], ready.wait)
 
 
 def enqueue_many(quick: bool) -> Iterator[Figure]:

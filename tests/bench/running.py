@@ -4,13 +4,21 @@ import contextlib
 import multiprocessing
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from . import bare
-from .measure import Figure, drained, family, peak_memory, queue, seconds
+from .measure import (
+    Figure,
+    drained,
+    family,
+    peak_memory,
+    queue,
+    run_command,
+    seconds,
+    together,
+)
 from .producing import fill
 
 ROUNDS = 5
@@ -60,13 +68,7 @@ def looped(milliseconds: float, number: int) -> float:
     loops = [
         context.Process(target=loop, args=(milliseconds, number // 2, started)) for _ in range(2)
     ]
-    for process in loops:
-        process.start()
-    started.wait()
-    began = time.perf_counter()
-    for process in loops:
-        process.join()
-    return number / (time.perf_counter() - began)
+    return number / together(loops, started.wait)
 
 
 def loop(milliseconds: float, number: int, started: Any) -> None:
@@ -84,11 +86,8 @@ def million(quick: bool) -> Iterator[Figure]:
     with queue() as jobs:
         producing = number / fill(number)
         producer = peak_memory(os.getpid())
-        command = ["run", "tests.bench.work:jobs", "--workers", "2", "--until", "empty"]
         began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "litejobs", *command], stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(run_command(2, "--until", "empty"), stderr=subprocess.DEVNULL)
         peaks = watched(process)
         done = jobs.count(state="completed")
         running = done / (time.perf_counter() - began)
