@@ -2457,8 +2457,9 @@ class Orders:
         self.waiting.append(order)
         return order
 
-    def wake(self) -> None:
-        """Lets one that waits take the lead."""
+    def pass_on(self) -> None:
+        """Gives up the lead, and lets one that waits take it."""
+        self.lead.release()
         if self.waiting:
             with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
                 self.waiting[0].ring()
@@ -3125,30 +3126,31 @@ class Store:
         if self._orders.pid != os.getpid():
             # Those of the process that forked this one are its own to commit.
             self._orders = Orders()
-        orders, order = self._orders, None
-        while order is None or not order.settled:
-            if orders.lead.acquire(blocking=False):
-                try:
-                    if order is None and not orders.waiting and orders.together < 3:
-                        return self._commit_together([batches])[0]
-                    if order is None or not order.settled:
-                        order = order or orders.join(batches)
-                        if self.file.durability == "full" and orders.together > 2:
-                            # The others, whose commit has just ended, will be back at once.
-                            time.sleep(GATHER)
-                        self._commit_orders(orders.taken())
-                finally:
-                    orders.lead.release()
-                    orders.wake()
-            elif order is None:
-                order = orders.join(batches)
-            else:
+        orders = self._orders
+        if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
+            try:
+                return self._commit_together([batches])[0]
+            finally:
+                orders.pass_on()
+        order = orders.join(batches)
+        while not order.settled:
+            if not orders.lead.acquire(blocking=False):
                 order.bell.acquire()
+                continue
+            try:
+                if not order.settled:
+                    self._commit_waiting(orders)
+            finally:
+                orders.pass_on()
         if order.ids is None:
             raise order.error or AssertionError("an order was neither kept nor refused")
         return order.ids
 
-    def _commit_orders(self, orders: Sequence[Order]) -> None:
+    def _commit_waiting(self, waiting: Orders) -> None:
+        if self.file.durability == "full" and waiting.together > 2:
+            # The others, whose commit has just ended, will be back at once.
+            time.sleep(GATHER)
+        orders = waiting.taken()
         try:
             ids = self._commit_together([order.batches for order in orders])
             for order, theirs in zip(orders, ids, strict=True):
@@ -3162,13 +3164,10 @@ class Store:
                     order.ids = self._commit_together([order.batches])[0]
                 except Exception as error:
                     self._refuse([order], error)
-        except BaseException:
-            problem = "interrupted while it committed for other threads, too; their jobs may be"
-            self._refuse(
-                orders, OutcomeUnknownError(str(self.file.path), f"{problem} there or not")
-            )
-            raise
         finally:
+            if left := [order for order in orders if not order.settled]:
+                problem = "interrupted while it committed for other threads; jobs may be there"
+                self._refuse(left, OutcomeUnknownError(str(self.file.path), f"{problem} or not"))
             for order in orders:
                 order.ring()
 
