@@ -288,11 +288,14 @@ class WorkerError(LitejobsError):
 R = TypeVar("R", default=Any)
 T = TypeVar("T")
 
-State = Literal["scheduled", "pending", "running", "retrying", "completed", "failed", "cancelled"]
+State = Literal[
+    "scheduled", "blocked", "paused", "pending", "running", "retrying",
+    "completed", "failed", "cancelled",
+]  # fmt: skip
 STATES: tuple[State, ...] = typing.get_args(State)
-WAITING: tuple[State, ...] = ("scheduled", "pending", "retrying")
+WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
-SHELVED: tuple[State, ...] = ("scheduled", "retrying", *FINISHED)
+SHELVED: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
 
 Clock = Callable[[], int]
 Duration = float | timedelta
@@ -373,6 +376,11 @@ class Row(NamedTuple):
     finished_at: int | None
     result: str | None
     error: str | None
+    headers: str | None = None
+    key: str | None = None
+    expires_at: int | None = None
+    progress: str | None = None
+    schedule: str | None = None
 
 
 class Claimed(NamedTuple):
@@ -390,6 +398,8 @@ class Claimed(NamedTuple):
     payload: str
     run_at: int
     enqueued_at: int
+    headers: str | None = None
+    key: str | None = None
 
 
 class Settlement(NamedTuple):
@@ -2182,7 +2192,7 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
 
 def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlement:
     """The settlement of most jobs, the short way."""
-    id, claim, name, queue, _, attempt, _, _, _, _, run_at, _ = claimed
+    id, claim, name, queue, _, attempt, _, _, _, _, run_at, *_ = claimed
     return Settlement._make(
         (id, claim, "completed", attempt, run_at, started_at, finished_at, None, None, queue, name,
          None)
@@ -2340,6 +2350,125 @@ SCHEMA: tuple[str, ...] = (
             WHERE OLD.state NOT IN ('pending', 'running')
             ON CONFLICT DO UPDATE SET number = number - 1;
     END;
+    """,
+    """
+    ALTER TABLE litejobs_job ADD COLUMN headers TEXT;         -- JSON: what middleware sends along
+    ALTER TABLE litejobs_job ADD COLUMN key TEXT;             -- so many jobs with one key may run
+    ALTER TABLE litejobs_job ADD COLUMN key_limit INTEGER;    -- at a time; the others are blocked
+    ALTER TABLE litejobs_job ADD COLUMN unique_key TEXT;
+    ALTER TABLE litejobs_job ADD COLUMN unique_scope TEXT;    -- queued, active or exists
+    ALTER TABLE litejobs_job ADD COLUMN unique_until INTEGER;
+    ALTER TABLE litejobs_job ADD COLUMN expires_at INTEGER;   -- cancelled, if not started by then
+    ALTER TABLE litejobs_job ADD COLUMN progress TEXT;        -- JSON: done, total, note
+    ALTER TABLE litejobs_job ADD COLUMN schedule TEXT;        -- whose tick it is
+
+    -- A key is held by the state of its job, so that nothing is left to release.
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
+        WHERE unique_key IS NOT NULL AND (
+            unique_scope = 'exists'
+            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+                AND (unique_scope = 'active' OR claim = 0)
+        );
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
+        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    DROP INDEX litejobs_held;
+    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
+
+    ALTER TABLE litejobs_attempt ADD COLUMN exit_code INTEGER;
+    ALTER TABLE litejobs_attempt ADD COLUMN cpu INTEGER;      -- microseconds
+    ALTER TABLE litejobs_attempt ADD COLUMN memory INTEGER;   -- bytes, at the peak
+    ALTER TABLE litejobs_attempt ADD COLUMN output TEXT;      -- the last lines
+
+    ALTER TABLE litejobs_definition ADD COLUMN expires INTEGER;
+    ALTER TABLE litejobs_node ADD COLUMN names TEXT;          -- JSON: the definitions that it has
+
+    DROP TRIGGER litejobs_enqueue;
+    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
+    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
+    BEGIN
+        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
+            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
+        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
+            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
+        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
+            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
+        SELECT RAISE(ABORT, 'litejobs: headers is not JSON')
+            WHERE NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers);
+        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
+            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
+        UPDATE litejobs_job SET
+            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
+            run_at       = coalesce(NEW.run_at, time.now),
+            state        = CASE WHEN NEW.state <> 'pending' THEN NEW.state
+                                WHEN NEW.run_at > time.now THEN 'scheduled'
+                                WHEN NEW.key IS NOT NULL AND coalesce(NEW.key_limit, 1) <= (
+                                    SELECT count(*) FROM litejobs_job
+                                    WHERE key = NEW.key AND id <> NEW.id
+                                        AND state IN ('pending', 'running')
+                                ) THEN 'blocked'
+                                ELSE 'pending' END,
+            queue        = coalesce(NEW.queue, known.queue, 'default'),
+            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
+            priority     = coalesce(NEW.priority, known.priority, 0),
+            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
+                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
+            timeout      = coalesce(NEW.timeout, known.timeout),
+            backoff      = coalesce(NEW.backoff, known.backoff),
+            retention    = coalesce(NEW.retention, known.retention),
+            expires_at   = coalesce(NEW.expires_at, time.now + known.expires)
+        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
+            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
+        WHERE id = NEW.id;
+    END;
+
+    CREATE TABLE litejobs_queue (                             -- only of queues with settings
+        name         TEXT PRIMARY KEY,
+        paused       INTEGER NOT NULL DEFAULT 0,
+        concurrency  INTEGER,                                 -- how many run at a time
+        rate         REAL,                                    -- how many start in a second
+        burst        INTEGER,                                 -- and how many at once after a rest
+        weight       REAL,                                    -- the share among equal priorities
+        ageing       INTEGER,                                 -- microseconds to priority + 1
+        max_attempts INTEGER,                                 -- defaults; 0: for ever
+        timeout      INTEGER,
+        backoff      TEXT,
+        tokens       REAL,                                    -- how many may start,
+        filled_at    INTEGER                                  -- as counted then
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE litejobs_schedule (
+        name         TEXT PRIMARY KEY,
+        definition   TEXT    NOT NULL,
+        payload      ANY     NOT NULL,
+        options      TEXT    NOT NULL,                        -- JSON: as of a job
+        expression   TEXT    NOT NULL,
+        timezone     TEXT    NOT NULL,
+        misfire      TEXT    NOT NULL,
+        grace        INTEGER NOT NULL,
+        overlap      TEXT    NOT NULL,
+        jitter       INTEGER NOT NULL,
+        start_at     INTEGER,
+        end_at       INTEGER,
+        origin       TEXT,                                    -- the module; NULL: made at run time
+        paused       INTEGER NOT NULL DEFAULT 0,
+        next_at      INTEGER,                                 -- NULL: never again
+        last_at      INTEGER,
+        last_job     INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
+        WHERE next_at IS NOT NULL AND NOT paused;
+
+    CREATE TABLE litejobs_metric (
+        span         INTEGER NOT NULL,                        -- seconds
+        time         INTEGER NOT NULL,                        -- when they began
+        queue        TEXT    NOT NULL,
+        name         TEXT    NOT NULL,
+        measure      TEXT    NOT NULL,                        -- a state; waiting or running
+        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        number       INTEGER NOT NULL,
+        PRIMARY KEY (span, time, queue, name, measure, bucket)
+    ) STRICT, WITHOUT ROWID;
     """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:

@@ -498,7 +498,7 @@ class TestFind:
         [
             ({"status": "failed"}, "status: no such filter; did you mean 'state'?"),
             ({"colour": 1}, "colour: no such filter; there is id, name, queue, state"),
-            ({"state": "done"}, "state: there is no 'done'; there is cancelled, completed"),
+            ({"state": "done"}, "state: there is no 'done'; there is blocked, cancelled"),
             ({"state": ["failed", "fail"]}, "state: there is no 'fail'; did you mean 'failed'"),
         ],
     )

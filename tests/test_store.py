@@ -738,7 +738,8 @@ class BrokenFile(apsw.VFSFile):
 
 COLUMNS = "name, queue, node, priority, state, payload, max_attempts, timeout, backoff, retention"
 REPORT = (
-    "INSERT OR REPLACE INTO litejobs_definition VALUES"
+    "INSERT OR REPLACE INTO litejobs_definition (name, queue, node, priority, max_attempts,"
+    " timeout, backoff, retention) VALUES"
     " ('report', 'slow', 'laptop', 7, NULL, 60000000, NULL, '{\"completed\": 5}')"
 )
 
