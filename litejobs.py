@@ -116,6 +116,7 @@ __all__ = [
     "Context",
     "Definition",
     "DefinitionError",
+    "DuplicateError",
     "Exponential",
     "Fail",
     "Failure",
@@ -134,11 +135,14 @@ __all__ = [
     "PayloadError",
     "Polynomial",
     "Pool",
+    "Queue",
+    "QueueSettings",
     "ResultError",
     "Retention",
     "Retry",
     "Snooze",
     "State",
+    "Unique",
     "WaitTimeoutError",
     "WorkerError",
     "define",
@@ -219,6 +223,18 @@ class BusyError(FileError):
 class OutcomeUnknownError(FileError):
     """A commit failed half-way: what it wrote may be there or not. Look before you
     enqueue again."""
+
+
+@attrs.define(eq=False, repr=False)
+class DuplicateError(LitejobsError):
+    """A job with the same unique key is there, and `on_conflict="raise"` was asked for."""
+
+    id: int
+    """The job that holds the key."""
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} is there already, as job {self.id}, with the same unique key"
 
 
 @attrs.define(eq=False, repr=False)
@@ -466,6 +482,7 @@ class Job(Generic[R]):
     row: Row
     _source: Source = attrs.field(eq=False)
     duplicate: bool = False
+    """Whether it was there already when it was enqueued, and holds the unique key."""
 
     @property
     def id(self) -> int:
@@ -531,6 +548,22 @@ class Job(Generic[R]):
     def payload(self) -> Any:
         """The payload as plain JSON values."""
         return json.loads(self.row.payload)
+
+    @property
+    def key(self) -> str | None:
+        """What it shares with the jobs of which only so many run at a time."""
+        return self.row.key
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the job will be cancelled, unless it has started by then."""
+        return None if self.row.expires_at is None else from_micros(self.row.expires_at)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What was sent along with the job, for middleware."""
+        headers: dict[str, str] = json.loads(self.row.headers or "{}")
+        return headers
 
     @property
     def error(self) -> str | None:
@@ -599,8 +632,8 @@ class Job(Generic[R]):
 # Policies
 #
 # Frozen values that answer one question each: how long until the next attempt, how
-# long a finished job is kept. They are stored with the job, so that a job keeps the
-# rules that were in force when it was enqueued.
+# long a finished job is kept, whether a job is there already. They are stored with the
+# job, so that a job keeps the rules that were in force when it was enqueued.
 ################################################################################
 
 Jitter = Literal["none", "full", "equal"]
@@ -708,8 +741,11 @@ def store_backoff(policy: Backoff) -> str | None:
     function, which only the program has."""
     if policy == DEFAULT_BACKOFF:
         return None
-    if not isinstance(policy, Curve):
-        return CUSTOM
+    return store_curve(policy) if isinstance(policy, Curve) else CUSTOM
+
+
+def store_curve(policy: Curve) -> str:
+    """A curve as JSON."""
     fields = attrs.asdict(policy)
     plain = {k: v.total_seconds() if isinstance(v, timedelta) else v for k, v in fields.items()}
     return json.dumps({"kind": type(policy).__name__, **plain})
@@ -756,6 +792,73 @@ def store_retention(policy: Retention) -> str | None:
     return json.dumps(
         {state: None if time is None else time // MICROSECOND for state, time in kept}
     )
+
+
+Scope = Literal["queued", "active", "exists"]
+OnConflict = Literal["return", "raise", "replace"]
+Merge = Callable[[Any, Any], Any]
+"""From the waiting job's payload and the new one to what becomes of both: instances of a
+class, or the arguments of a function as dicts."""
+
+
+def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        raise OptionError("unique", f"fields takes several names, got the text {value!r}")
+    return None if value is None else tuple(value)
+
+
+def _lifetime(value: Duration | None) -> timedelta | None:
+    return None if value is None else duration(value, "ttl")
+
+
+@attrs.frozen
+class Unique:
+    """At most one job of a definition holds the same key: a second one is not enqueued.
+
+    The key is all of the payload, or some *fields* of it, or what *key* says: a text, or a
+    function of an instance (of a function's arguments, by name). It is held until the job
+    starts (*scope* "queued"), until it has ended ("active"), or as long as its row is in
+    the file ("exists"); and no longer than *ttl* after it was enqueued, if that is given.
+
+    *on_conflict* is what enqueueing does with a duplicate: "return" gives the job that is
+    there, with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives that
+    job the new payload, options and time (debounce); a function merges the two payloads
+    (batch). The last two need a job that has not started, so the scope "queued".
+    """
+
+    fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
+    scope: Scope = "queued"
+    ttl: timedelta | None = attrs.field(default=None, converter=_lifetime, kw_only=True)
+    on_conflict: OnConflict | Merge = attrs.field(default="return", kw_only=True)
+    key: str | Callable[..., Any] | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.scope not in typing.get_args(Scope):
+            raise OptionError("scope", f"expected queued, active or exists, got {self.scope!r}")
+        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
+            expected = "return, raise, replace or a function that merges two payloads"
+            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
+        if self.on_conflict not in ("return", "raise") and self.scope != "queued":
+            problem = "a job that may have started cannot be changed: this needs scope='queued'"
+            raise OptionError("on_conflict", problem)
+        if self.fields is not None and self.key is not None:
+            raise OptionError("unique", "fields and key were both given: a key is made one way")
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(\d*)\s*(s|sec|second|m|min|minute|h|hour|d|day)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_rate(text: object) -> float:
+    """How many a second, of a text such as "10/s", "100/min" or "1/10s".
+
+    Raises:
+        OptionError: it is no such text, or means none at all.
+    """
+    match = _RATE.fullmatch(text) if isinstance(text, str) else None
+    if match is None or not float(match[1]) or match[2] == "0":
+        raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
+    return float(match[1]) / (int(match[2] or 1) * _SECONDS[match[3][0]])
 
 
 ################################################################################
@@ -1347,6 +1450,12 @@ class Choices(TypedDict, total=False):
     node: str | None
     delay: Duration
     at: datetime
+    expires: Duration | datetime | None
+    unique: Unique | None
+    key: str | Callable[..., Any] | None
+    key_limit: int
+    headers: Mapping[str, str]
+    connection: Any
 
 
 def check_name(value: object, what: str) -> str:
@@ -1407,14 +1516,52 @@ def _checked_retention(value: Retention) -> Retention:
     return value
 
 
+def aware(value: object, what: str) -> datetime:
+    """A datetime that says which moment it means.
+
+    Raises:
+        OptionError: names *what* and the value.
+    """
+    if not isinstance(value, datetime):
+        raise OptionError(what, f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
+    return value
+
+
 def _checked_at(value: datetime | None) -> datetime | None:
+    return None if value is None else aware(value, "at")
+
+
+def _checked_expires(value: Duration | datetime | None) -> timedelta | datetime | None:
     if value is None:
         return None
-    if not isinstance(value, datetime):
-        raise OptionError("at", f"expected an aware datetime, got {value!r}")
-    if value.utcoffset() is None:
-        raise OptionError("at", f"{value!r} has no time zone: add one, such as datetime.UTC")
+    return aware(value, "expires") if isinstance(value, datetime) else duration(value, "expires")
+
+
+def _checked_unique(value: object) -> Unique | None:
+    if value is not None and not isinstance(value, Unique):
+        raise OptionError("unique", f"expected Unique(…) or None, got {value!r}")
     return value
+
+
+def _checked_key(value: object) -> str | Callable[..., Any] | None:
+    return value if value is None or callable(value) else check_name(value, "key")
+
+
+def _checked_key_limit(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise OptionError("key_limit", f"expected 1 or more, got {value!r}")
+    return value
+
+
+def _checked_headers(value: object) -> Mapping[str, str]:
+    texts = isinstance(value, Mapping) and all(
+        type(k) is str and type(v) is str for k, v in value.items()
+    )
+    if not texts:
+        raise OptionError("headers", f"expected texts by their names, got {value!r}")
+    return dict(typing.cast(Mapping[str, str], value))
 
 
 @attrs.frozen
@@ -1430,6 +1577,14 @@ class Options:
     node: str | None = attrs.field(default=None, converter=_checked_node)
     delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
     at: datetime | None = attrs.field(default=None, converter=_checked_at)
+    expires: timedelta | datetime | None = attrs.field(default=None, converter=_checked_expires)
+    unique: Unique | None = attrs.field(default=None, converter=_checked_unique)
+    key: str | Callable[..., Any] | None = attrs.field(default=None, converter=_checked_key)
+    key_limit: int = attrs.field(default=1, converter=_checked_key_limit)
+    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_checked_headers)
+    connection: Any = None
+    given: frozenset[str] = frozenset()
+    """Which were chosen, by the definition or later: a queue's defaults give way to them."""
 
     def changed(self, choices: Choices) -> Options:
         """A copy with other choices.
@@ -1444,11 +1599,28 @@ class Options:
             raise OptionError("at", "given together with delay: a job has one time to run")
         if choices.get("at") is not None or "delay" in choices:
             choices = {"at": None, "delay": 0, **choices}  # type: ignore[typeddict-item]
-        return attrs.evolve(self, **choices)
+        return attrs.evolve(self, **choices, given=self.given | choices.keys())
 
     def run_at(self, now: int) -> int:
         """When a job that is enqueued *now* becomes due, in microseconds."""
         return now + self.delay // MICROSECOND if self.at is None else to_micros(self.at)
+
+    def expires_at(self, run_at: int) -> int | None:
+        """When a job that becomes due at *run_at* is not to be started any more."""
+        if isinstance(self.expires, timedelta):
+            return run_at + self.expires // MICROSECOND
+        return None if self.expires is None else to_micros(self.expires)
+
+    @functools.cached_property
+    def open(self) -> frozenset[str]:
+        """What nobody has chosen and a queue may have a default for."""
+        return frozenset({"max_attempts", "timeout", "backoff"} - self.given)
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether jobs with these options need no more than the columns."""
+        more = self.expires, self.unique, self.key, self.connection
+        return more == (None, None, None, None) and not self.headers
 
     @functools.cached_property
     def columns(self) -> tuple[Any, ...]:
@@ -1685,7 +1857,8 @@ def _too_large(text: str) -> str | None:
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
     """A job made of an instance of a definition's class; the instance may choose its
-    own queue, priority, max_attempts, backoff and timeout by attributes so named.
+    own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
+    named.
 
     Raises:
         PayloadError: a field does not fit its annotation.
@@ -1693,6 +1866,10 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """
     chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
     own: Any = {option: value for option, value in chosen.items() if value is not None}
+    key = getattr(instance, "unique_key", None)
+    if (key := key() if callable(key) else key) is not None:
+        unique = definition.options.unique or Unique()
+        own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
     options = definition.options.changed({**own, **choices})
     return _bound(definition.body, options, instance)
 
@@ -1709,6 +1886,78 @@ def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[A
     except Unfit as unfit:
         raise PayloadError(definition.name, unfit.problems) from None
     return _bound(definition.body, definition.options.changed(choices), payload)
+
+
+def unique_key(bound: Bound[Any]) -> str | None:
+    """What is unique about a job: a hash, so that it is short and shows no payload, tagged
+    with the name of its definition. `None` if nothing is.
+
+    Raises:
+        OptionError: there is no such field, or the function for the key fails.
+    """
+    import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
+
+    if (unique := bound.options.unique) is None:
+        return None
+    content = _content(bound, unique) if unique.key is None else _told(bound, unique.key, "unique")
+    digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
+    return f"{bound.body.name}:{digest.hexdigest()}"
+
+
+def _content(bound: Bound[Any], unique: Unique) -> str:
+    """The payload, or some of its fields, as the same text for the same values."""
+    raw = _from_json(bound.payload)
+    if unique.fields is not None:
+        known = [field.alias for field in attrs.fields(bound.body.shape.payload.kind)]
+        for field in unique.fields:
+            if field not in known:
+                problem = f"{bound.body.name!r} has no field {field!r}{did_you_mean(field, known)}"
+                raise OptionError("unique", problem)
+        # A field that holds its default may be left out of the text.
+        raw = {field: raw[field] for field in unique.fields if field in raw}
+    return json.dumps(raw, sort_keys=True)
+
+
+def limited_key(bound: Bound[Any]) -> str | None:
+    """The key of which only so many jobs run at a time; `None` if the job has none.
+
+    Raises:
+        OptionError: the function for it fails, or gives no name.
+    """
+    key = bound.options.key
+    return key if key is None else check_name(_told(bound, key, "key"), "key")
+
+
+def _told(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+    """A text that was given, or that a function makes of the payload."""
+    if isinstance(key, str):
+        return key
+    try:
+        payload = bound.body.shape.payload.decode(bound.payload)
+        return str(key(payload) if bound.body.is_class else key(**_fields(payload)))
+    except Exception as error:
+        problem = f"the function for it failed on a job of {bound.body.name!r}: {error!r}"
+        raise OptionError(what, problem) from error
+
+
+def _fields(payload: Any) -> dict[str, Any]:
+    return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
+
+
+def merged(bound: Bound[Any], merge: Merge, waiting: str) -> str:
+    """The payload that a function makes of a *waiting* job's and a new one's.
+
+    Raises:
+        PayloadError: what it makes does not fit.
+    """
+    body = bound.body
+    try:
+        old, new = map(body.shape.payload.decode, (waiting, bound.payload))
+        if body.is_class:
+            return body.shape.payload.encode(merge(old, new))
+        return body.shape.payload.encode(body.shape.make(**merge(_fields(old), _fields(new))))
+    except (Unfit, TypeError) as error:
+        raise PayloadError(body.name, (f"merged: {error}",)) from error
 
 
 AnyDefinition = Definition[..., Any, Any]
@@ -1778,8 +2027,18 @@ class Registry:
         return definition.options.backoff if definition else DEFAULT_BACKOFF
 
     def listing(self) -> list[tuple[Any, ...]]:
-        """What is stored of each definition: the columns of its options, and its name."""
-        return [(*definition.options.columns, definition.name) for definition in self]
+        """What is stored of each definition: the columns of its options, after what time
+        its jobs expire, and its name."""
+        return [
+            (
+                *definition.options.columns,
+                expires // MICROSECOND
+                if isinstance(expires := definition.options.expires, timedelta)
+                else None,
+                definition.name,
+            )
+            for definition in self
+        ]
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name.
@@ -2416,7 +2675,7 @@ SCHEMA: tuple[str, ...] = (
             timeout      = coalesce(NEW.timeout, known.timeout),
             backoff      = coalesce(NEW.backoff, known.backoff),
             retention    = coalesce(NEW.retention, known.retention),
-            expires_at   = coalesce(NEW.expires_at, time.now + known.expires)
+            expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
         FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
@@ -2485,6 +2744,8 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 PRUNED, SHRUNK = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
+EVEN = 0.01
+"""Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
 GATHER = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
 _OPENING = threading.Lock()
@@ -2493,6 +2754,17 @@ LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
 _ON_SHELF = "state <> 'pending' AND state <> 'running'"
+_READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
+"""What becomes of a job that is due (an expression of SQL)."""
+_KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+_HOLDS = """
+    unique_key IS NOT NULL AND (
+        unique_scope = 'exists'
+        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+            AND (unique_scope = 'active' OR claim = 0)
+    )
+"""
+"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
 _UNSHELVED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
@@ -2518,9 +2790,10 @@ class Serves:
     names: frozenset[str]
     queues: frozenset[str] | None
     node: str
+    paused: frozenset[str] = frozenset()
 
     def __contains__(self, lane: Lane) -> bool:
-        here = lane.node in ("", self.node)
+        here = lane.node in ("", self.node) and lane.queue not in self.paused
         return (
             here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
         )
@@ -2541,14 +2814,46 @@ class Batch(NamedTuple):
     run_at: int
     enqueued_at: int
     payloads: tuple[str, ...]
+    extra: Extra | None = None
+    open: frozenset[str] = frozenset()
+    """Columns that nobody has chosen, for the queue's defaults."""
+
+
+class Extra(NamedTuple):
+    """What only some jobs have: further columns, and what to do about a duplicate. A batch
+    with a key of either kind is of one job."""
+
+    headers: str | None = None
+    key: str | None = None
+    key_limit: int | None = None
+    unique_key: str | None = None
+    unique_scope: str | None = None
+    unique_until: int | None = None
+    expires_at: int | None = None
+    schedule: str | None = None
+    on_conflict: OnConflict | Literal["merge"] = "return"
+    merge: Callable[[str], str] = lambda payload: payload
+    """From the payload of the job that waits to the one that it gets."""
+
+
+class Placed(NamedTuple):
+    """What has become of a job that was to be enqueued."""
+
+    row: Row
+    duplicate: bool
+
+
+Put = Callable[[apsw.Connection], Any]
+"""What a thread wants to do in a transaction that it may share with others."""
 
 
 @attrs.define(eq=False, repr=False)
 class Order:
-    """Batches that a thread wants in the file, and what became of them."""
+    """What a thread wants to put into the file, and what became of it."""
 
-    batches: Sequence[Batch]
-    ids: range | None = None
+    put: Put
+    done: bool = False
+    result: Any = None
     error: Exception | None = None
     bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
     """Taken from the start; released for the thread that waits."""
@@ -2559,7 +2864,7 @@ class Order:
     @property
     def settled(self) -> bool:
         """Whether it is in the file, or was refused."""
-        return self.ids is not None or self.error is not None
+        return self.done or self.error is not None
 
     def ring(self) -> None:
         """Wakes the thread that waits."""
@@ -2580,9 +2885,9 @@ class Orders:
     together: int = 1
     """How many the last commit was for."""
 
-    def join(self, batches: Sequence[Batch]) -> Order:
+    def join(self, put: Put) -> Order:
         """One more that waits."""
-        order = Order(batches)
+        order = Order(put)
         self.waiting.append(order)
         return order
 
@@ -2698,11 +3003,103 @@ Place = tuple[int, int, int]
 """Where a ready job stands: its priority (turned), due time and id."""
 
 
+class Terms(NamedTuple):
+    """The settings of a queue, as they are stored."""
+
+    name: str
+    paused: int = 0
+    concurrency: int | None = None
+    rate: float | None = None
+    burst: int | None = None
+    weight: float | None = None
+    ageing: int | None = None
+    max_attempts: int | None = None
+    timeout: int | None = None
+    backoff: str | None = None
+    tokens: float | None = None
+    filled_at: int | None = None
+
+
+@attrs.define(eq=False, repr=False)
+class Limits:
+    """How many jobs of each queue may be claimed, in one transaction."""
+
+    terms: Mapping[str, Terms]
+    connection: apsw.Connection
+    now: int
+    again_at: int | None = None
+    """When the rate of a queue that has jobs lets the next one start."""
+    fair: bool = attrs.field(init=False)
+    """Whether queues have shares."""
+    _left: dict[str, float] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.fair = any(terms.weight for terms in self.terms.values())
+
+    def allow(self, queue: str) -> bool:
+        """Whether one more job of this queue may be claimed."""
+        left = self._left.get(queue)
+        if left is None:
+            left = self._left[queue] = self._room(queue)
+        if left >= 1:
+            return True
+        terms = self.terms[queue]
+        if terms.rate and not terms.paused:
+            # Rounded up, and a little more, lest it come a moment too early for ever.
+            at = self.now + math.ceil((1 - self._tokens(terms)) / terms.rate * 1e6) + 1
+            self.again_at = min(self.again_at or at, at)
+        return False
+
+    def take(self, queue: str) -> None:
+        """One job of this queue is claimed."""
+        if queue in self._left:
+            self._left[queue] -= 1
+
+    def settle(self, claimed: Iterable[Claimed]) -> None:
+        """Writes down what was used of the rates."""
+        for queue, number in Counter(job.queue for job in claimed).items():
+            terms = self.terms.get(queue)
+            if terms and terms.rate:
+                self.connection.execute(
+                    "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
+                    (self._tokens(terms) - number, self.now, queue),
+                )
+
+    def _room(self, queue: str) -> float:
+        terms = self.terms.get(queue)
+        if terms is None:
+            return math.inf
+        room = 0.0 if terms.paused else math.inf
+        if room and terms.concurrency is not None:
+            running = self.connection.execute(
+                "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?", (queue,)
+            ).get
+            room = terms.concurrency - running
+        return min(room, self._tokens(terms)) if terms.rate else room
+
+    def _tokens(self, terms: Terms) -> float:
+        """How many may start now. Source: the token bucket of ATM traffic policing (ITU-T
+        I.371), with *rate* tokens a second and room for *burst*."""
+        assert terms.rate is not None
+        burst = terms.burst or max(1.0, terms.rate * EVEN)
+        row = self.connection.execute(
+            "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?", (terms.name,)
+        ).fetchone()
+        if row is None or row[0] is None:
+            return burst
+        tokens, filled_at = row
+        # A clock that was set back gives nothing, and takes nothing either.
+        filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
+        return min(burst, filled)
+
+
 @attrs.define(eq=False, repr=False)
 class LaneReader:
     """Reads the jobs of one lane, in order, a page at a time."""
 
     lane: Lane
+    priority: int | None = None
+    """The only one that it reads, where jobs age."""
     taken: int = 0
     """How many were given out that are not claimed yet, and so are still in the lane."""
     ended: bool = False
@@ -2718,10 +3115,11 @@ class LaneReader:
             return self._rows.popleft()
         if connection is not None and not self.ended:
             self._page = min(256, self._page * 2)
+            one = "" if self.priority is None else f"AND priority = {self.priority}"
             rows: list[Any] = connection.execute(
-                """
+                f"""
                 SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
                 ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
                 """,
                 (*self.lane, self._page, self.taken),
@@ -2763,6 +3161,10 @@ _HEADS = """
 values would walk through all the jobs of a lane.)"""
 
 
+Rank = tuple[float, ...]
+Head = tuple[Rank, Place, LaneReader]
+
+
 @attrs.define(eq=False, repr=False)
 class Ready:
     """The ready jobs that a node takes, ids with names, the most urgent first.
@@ -2778,19 +3180,30 @@ class Ready:
     """What was given out in this transaction."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    _heads: list[tuple[Place, LaneReader]] = attrs.field(factory=list)
+    limits: Limits | None = None
+    """`None` where no queue has settings."""
+    _heads: list[Head] = attrs.field(factory=list)
+    _aside: list[Head] = attrs.field(factory=list)
+    """Of queues that may start no more for now."""
+    _passes: dict[str, float] = attrs.field(factory=dict)
+    """By queue: how much it has had of its share."""
     _given: set[LaneReader] = attrs.field(factory=set)
     _rested_at: float = 0.0
     _connection: apsw.Connection | None = None
     """`None` if others have changed the lanes since: then places have shifted."""
 
-    def refresh(self, connection: apsw.Connection, version: int) -> None:
+    def refresh(
+        self, connection: apsw.Connection, version: int, limits: Limits | None = None
+    ) -> None:
         """Begins a transaction: what was given out in the last one is claimed by now."""
         self._connection = connection
+        self.limits = limits
         self.taken = []
         for reader in self._given:
             reader.taken = 0
         self._given.clear()
+        while self._aside:
+            heapq.heappush(self._heads, self._aside.pop())
         if self.version == version:
             return
         self.version = None
@@ -2811,33 +3224,102 @@ class Ready:
         if not few:
             heads = connection.execute(_HEADS).fetchall()
         lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
-        self._heads = [
+        served = [
             (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
         ]
+        if self.limits is None:
+            self._heads = [(place, place, reader) for place, reader in served]
+        else:
+            self._join_in({reader.lane.queue for _, reader in served})
+            aged = served if few else self._by_age(connection, served)
+            self._heads = [(self._rank(place, reader), place, reader) for place, reader in aged]
+        self._aside = []
         heapq.heapify(self._heads)
         return bool(self._heads)
 
     def peek(self) -> tuple[int, str] | None:
         """The next job, which stays the next one."""
-        if not self._heads:
-            return None
-        (_, _, id), reader = self._heads[0]
-        return id, reader.lane.name
+        while self._heads:
+            rank, place, reader = self._heads[0]
+            if self.limits is None:
+                return place[2], reader.lane.name
+            if not self.limits.allow(reader.lane.queue):
+                self._aside.append(heapq.heappop(self._heads))
+            elif (now := self._rank(place, reader)) > rank:
+                # Others of its queue were given out meanwhile.
+                heapq.heapreplace(self._heads, (now, place, reader))
+            else:
+                return place[2], reader.lane.name
+        return None
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads:
+        if self.peek() is None:
             raise StopIteration
-        (_, _, id), reader = self._heads[0]
+        _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._given.add(reader)
+        if self.limits is not None:
+            self._had(reader.lane.queue, self.limits)
         if following := reader.take(self._connection):
-            heapq.heapreplace(self._heads, (following, reader))
+            rank = following if self.limits is None else self._rank(following, reader)
+            heapq.heapreplace(self._heads, (rank, following, reader))
         else:
             heapq.heappop(self._heads)
         return id, reader.lane.name
+
+    # Where queues have settings
+
+    def _rank(self, place: Place, reader: LaneReader) -> Rank:
+        """What a job is ordered by: its priority, raised by its age; then, the share that
+        its queue has had; then the time when it became due."""
+        assert self.limits is not None
+        urgency, run_at, id = place
+        queue = reader.lane.queue
+        terms = self.limits.terms.get(queue)
+        if terms and terms.ageing:
+            urgency -= max(0, self.limits.now - run_at) // terms.ageing
+        return urgency, self._passes.get(queue, 0.0), run_at, id
+
+    def _had(self, queue: str, limits: Limits) -> None:
+        """A queue was given a turn. Source of the passes: C. Waldspurger and W. Weihl,
+        "Stride Scheduling", MIT, 1995."""
+        limits.take(queue)
+        if limits.fair:
+            terms = limits.terms.get(queue)
+            weight = (terms.weight if terms else None) or 1.0
+            self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
+
+    def _join_in(self, queues: set[str]) -> None:
+        """A queue that was empty has not saved up its turns meanwhile."""
+        stayed = [self._passes[queue] for queue in queues & self._passes.keys()]
+        start = min(stayed, default=0.0)
+        self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
+
+    def _by_age(
+        self, connection: apsw.Connection, served: list[tuple[Place, LaneReader]]
+    ) -> Iterator[tuple[Place, LaneReader]]:
+        """The heads of lanes; where jobs age, the first of each priority, since that is the
+        oldest one."""
+        assert self.limits is not None
+        for place, reader in served:
+            terms = self.limits.terms.get(reader.lane.queue)
+            if terms is None or not terms.ageing:
+                yield place, reader
+                continue
+            following: Any = place
+            while following is not None:
+                yield following, LaneReader(reader.lane, -following[0])
+                following = connection.execute(
+                    """
+                    SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+                        AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
+                    """,
+                    (*reader.lane, -following[0]),
+                ).fetchone()
 
 
 @attrs.frozen
@@ -3022,33 +3504,51 @@ def _forget_statistics(connection: apsw.Connection) -> None:
                 connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
-def _schema_version(connection: apsw.Connection) -> int:
-    exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'").get
-    if not exists:
+def _schema_version(connection: Any) -> int:
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
         return 0
-    version = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").get
-    return version if isinstance(version, int) else 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    return row[0] if row and isinstance(row[0], int) else 0
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
+    if _is_outdated(connection, path):
+        with connection:
+            _take_steps(connection)
+
+
+def _is_outdated(connection: Any, path: str) -> bool:
+    """Whether steps are to be taken to today's schema.
+
+    Raises:
+        FileError: there is no way from this file's.
+    """
     version = _schema_version(connection)
     if version == 1:
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
-    if version < len(SCHEMA):
-        with connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS litejobs_meta"
-                " (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
-            )
-            for step in SCHEMA[_schema_version(connection) :]:
-                connection.execute(step)
-            connection.execute(
-                "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),)
-            )
-    elif version > len(SCHEMA):
+    if version > len(SCHEMA):
         problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
         raise FileError(path, f"{problem}: upgrade litejobs")
+    return version < len(SCHEMA)
+
+
+def _take_steps(connection: Any) -> None:
+    """Brings the schema up to date, in a transaction, statement by statement: the standard
+    sqlite3 commits before it runs a script."""
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS litejobs_meta"
+        " (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+    )
+    for step in SCHEMA[_schema_version(connection) :]:
+        statement = ""
+        for line in step.splitlines(keepends=True):
+            statement += line
+            if apsw.complete(statement):
+                connection.execute(statement)
+                statement = ""
+    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
 
 
 def _translated(error: apsw.Error, path: str) -> FileError:
@@ -3094,9 +3594,31 @@ class File:
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
+    lent: list[Any] = attrs.field(factory=list)
+    """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
+    is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
         _close_before_forks(self)
+
+    def owns(self, connection: Any) -> bool:
+        """Whether it is our own connection, which fires no triggers."""
+        return connection is self._connection
+
+    def refuse_while_lent(self) -> None:
+        """Finds out whether the standard sqlite3 has the file open.
+
+        Raises:
+            FileError: it has; both at once would break each other's locks.
+        """
+        for connection in list(self.lent):
+            try:
+                connection.cursor().close()
+            except Exception:  # Its own error for a connection that was closed.
+                self.lent.remove(connection)
+        if self.lent:
+            problem = "jobs were enqueued through a connection of sqlite3, which is still open"
+            raise FileError(str(self.path), f"{problem}: close it, or work in another process")
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -3105,6 +3627,7 @@ class File:
             self._abandoned.append(self._connection)
             self._connection = None
         if self._connection is None:
+            self.refuse_while_lent()
             _check_sqlite()
             with _OPENING:
                 self._open()
@@ -3223,6 +3746,103 @@ class Turn:
             raise _translated(error, str(self._file.path)) from error
 
 
+Defaults = tuple[str, int | None, int | None, str | None]
+"""A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
+
+
+class Known(NamedTuple):
+    """What was read of nodes and queues, and in which version of the file."""
+
+    version: int
+    ports: Sequence[int]
+    defaults: Mapping[str, Defaults]
+
+
+class Exchanged(NamedTuple):
+    """What an exchange came to."""
+
+    claimed: list[Claimed]
+    late: int
+    """How many settlements came too late: another claim holds their job by now."""
+    again_at: int | None
+    """When the rate of a queue lets the next job start, if one waits for that."""
+
+
+def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
+    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
+    return {row[0]: Terms._make(row) for row in rows}
+
+
+def _with_defaults(batch: Batch, defaults: Defaults | None) -> Batch:
+    """The batch, with its queue's defaults where nobody has chosen."""
+    if defaults is None:
+        return batch
+    given = dict(zip(("max_attempts", "timeout", "backoff"), defaults[1:], strict=True))
+    changes: dict[str, Any] = {
+        option: value or None
+        for option, value in given.items()
+        if value is not None and option in batch.open
+    }
+    return batch._replace(**changes)
+
+
+@contextlib.contextmanager
+def _borrowed(connection: Any, file: File) -> Iterator[None]:
+    """A part of a transaction on somebody else's connection, all of it or none.
+
+    Raises:
+        OptionError: the connection is none to this file, or cannot be used safely.
+        FileError: SQLite refused.
+    """
+    if not isinstance(connection, apsw.Connection):
+        _check_standard(connection, file)
+    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
+        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
+    if not isinstance(connection, apsw.Connection):
+        file.lent.append(connection)
+        if not connection.in_transaction and connection.isolation_level is not None:
+            # As sqlite3 itself does before a change; a savepoint alone would be committed.
+            connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("SAVEPOINT litejobs")
+        try:
+            if _is_outdated(connection, str(file.path)):
+                _take_steps(connection)
+            yield
+        except BaseException:
+            connection.execute("ROLLBACK TO litejobs")
+            raise
+        finally:
+            connection.execute("RELEASE litejobs")
+    except apsw.Error as error:
+        raise _translated(error, str(file.path)) from error
+    except Exception as error:
+        if type(error).__module__ != "sqlite3":
+            raise
+        raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
+
+
+def _check_standard(connection: Any, file: File) -> None:
+    """Refuses what is no connection of the standard sqlite3; and one that is, while our
+    SQLite has the file open in this process: there are two SQLite libraries then, and when
+    one of them closes the file, the locks of the other are gone."""
+    standard = sys.modules.get("sqlite3")
+    if standard is None or not isinstance(connection, standard.Connection):
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
+        raise OptionError("connection", f"{problem} (frameworks keep theirs in an attribute)")
+    if standard.sqlite_version_info < (3, 38):
+        problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
+        raise OptionError("connection", problem)
+    for ours in apsw.connections():
+        path = ours.filename
+        if path and os.path.exists(path) and os.path.samefile(path, file.path):
+            problem = "litejobs has the file open in this process, through another SQLite library"
+            advice = "close() it and work elsewhere, or give it a connection of apsw's"
+            raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
+
+
 @attrs.define(eq=False, repr=False)
 class Store:
     """What is done with the rows in a file."""
@@ -3231,8 +3851,9 @@ class Store:
     clock: Clock = system_clock
     _bell: socket.socket | None = None
     _orders: Orders = attrs.field(factory=Orders)
-    _known: tuple[int, Sequence[int]] = (-1, ())
-    """The ports of the nodes, and the version of the file in which they are listed."""
+    _known: Known = attrs.field(factory=lambda: Known(-1, (), {}))
+    _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
+    """The settings of queues, and the version of the file in which they stand."""
     _ready: Ready | None = None
 
     @classmethod
@@ -3249,19 +3870,36 @@ class Store:
 
     # Enqueue
 
-    def enqueue(self, batches: Sequence[Batch]) -> range:
-        """Inserts new jobs, all or none; gives their ids, in order. Threads that enqueue
-        at once share a commit: who has the turn commits for all that wait for theirs."""
+    def enqueue(self, batches: list[Batch]) -> range:
+        """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
+        of their queues into the batches."""
+        ids: range = self._together(functools.partial(self._insert_all, batches))
+        return ids
+
+    def enqueue_each(self, batches: Sequence[Batch]) -> list[Placed]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
+        placed: list[Placed] = self._together(functools.partial(self._place_all, batches))
+        return placed
+
+    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[Placed]:
+        """The same in a transaction of somebody else's, on their own connection to the
+        file: the jobs are there if and only if they commit."""
+        with _borrowed(connection, self.file):
+            return self._place_all(batches, connection)
+
+    def _together(self, put: Put) -> Any:
+        """Puts something into the file. Threads that do so at once share a commit: who has
+        the turn commits for all that wait for theirs."""
         if self._orders.pid != os.getpid():
             # Those of the process that forked this one are its own to commit.
             self._orders = Orders()
         orders = self._orders
         if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
             try:
-                return self._commit_together([batches])[0]
+                return self._commit_together([put])[0]
             finally:
                 orders.pass_on()
-        order = orders.join(batches)
+        order = orders.join(put)
         while not order.settled:
             if not orders.lead.acquire(blocking=False):
                 order.bell.acquire()
@@ -3271,9 +3909,9 @@ class Store:
                     self._commit_waiting(orders)
             finally:
                 orders.pass_on()
-        if order.ids is None:
+        if not order.done:
             raise order.error or AssertionError("an order was neither kept nor refused")
-        return order.ids
+        return order.result
 
     def _commit_waiting(self, waiting: Orders) -> None:
         if self.file.durability == "full" and waiting.together > 2:
@@ -3281,16 +3919,14 @@ class Store:
             time.sleep(GATHER)
         orders = waiting.taken()
         try:
-            ids = self._commit_together([order.batches for order in orders])
-            for order, theirs in zip(orders, ids, strict=True):
-                order.ids = theirs
+            self._fill(orders)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
             self._refuse(orders, error)
         except Exception:
             # One of them may be the only one to blame.
             for order in orders:
                 try:
-                    order.ids = self._commit_together([order.batches])[0]
+                    self._fill([order])
                 except Exception as error:
                     self._refuse([order], error)
         finally:
@@ -3300,40 +3936,118 @@ class Store:
             for order in orders:
                 order.ring()
 
+    def _fill(self, orders: Sequence[Order]) -> None:
+        results = self._commit_together([order.put for order in orders])
+        for order, result in zip(orders, results, strict=True):
+            order.result, order.done = result, True
+
     def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
         for order in orders:
             order.error = error
 
-    def _commit_together(self, orders: Sequence[Sequence[Batch]]) -> list[range]:
-        """Inserts all in one transaction, and tells the nodes; gives the ids."""
-        ids = []
-        counts: dict[Group, int] = {}
+    def _commit_together(self, puts: Sequence[Put]) -> list[Any]:
+        """Puts all in one transaction, and tells the nodes."""
         with self.file.writing() as connection:
             version = self.file.version(connection)
-            if self._known[0] != version:
-                self._known = version, self._ports(connection)
-            for order in orders:
-                for batch in order:
-                    self._insert(connection, batch)
-                    if batch.state != "pending":
-                        group = batch.state, batch.queue, batch.name
-                        counts[group] = counts.get(group, 0) + len(batch.payloads)
-                # AUTOINCREMENT under the write lock counts without gaps.
-                end = connection.last_insert_rowid() + 1
-                ids.append(range(end - sum([len(batch.payloads) for batch in order]), end))
-            if counts:
-                self._count(connection, counts)
-        self._known = version + 1, self._known[1]
-        if self._known[1]:
-            self._ring(self._known[1])
-        return ids
+            if self._known.version != version:
+                self._known = Known(version, self._ports(connection), self._defaults(connection))
+            results = [put(connection) for put in puts]
+        self._known = self._known._replace(version=version + 1)
+        if self._known.ports:
+            self._ring(self._known.ports)
+        return results
 
-    def _insert(self, connection: apsw.Connection, batch: Batch) -> None:
-        if len(batch.payloads) == 1:
+    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
+        if defaults := self._known.defaults:
+            batches[:] = [_with_defaults(batch, defaults.get(batch.queue)) for batch in batches]
+        counts: dict[Group, int] = {}
+        for batch in batches:
+            self._insert(connection, batch)
+            if batch.state != "pending":
+                group = batch.state, batch.queue, batch.name
+                counts[group] = counts.get(group, 0) + len(batch.payloads)
+        if counts:
+            self._count(connection, counts)
+        # AUTOINCREMENT under the write lock counts without gaps.
+        end = connection.last_insert_rowid() + 1
+        return range(end - sum([len(batch.payloads) for batch in batches]), end)
+
+    def _insert(self, connection: Any, batch: Batch) -> None:
+        if batch.extra is not None:
+            columns = (*batch[:11], *batch.extra[:8])
+            for payload in batch.payloads:
+                connection.execute(_INSERT_EXTRA, (*columns, payload))
+        elif len(batch.payloads) == 1:
             connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
         else:
             # Half of what an executemany takes.
             connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
+
+    def _place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
+        places = []
+        for batch in batches:
+            sql = "SELECT name, max_attempts, timeout, backoff FROM litejobs_queue WHERE name = ?"
+            defaults = connection.execute(sql, (batch.queue,)).fetchone()
+            places.append(self._place(connection, _with_defaults(batch, defaults)))
+        self._admit(connection, {batch.extra.key for batch in batches if batch.extra})
+        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
+        rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
+        return [
+            Placed(Row._make(row), duplicate)
+            for row, (_, duplicate) in zip(rows, places, strict=True)
+        ]
+
+    def _place(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+        """Inserts one job, or does what its rule says about the one that is there."""
+        extra = batch.extra or Extra()
+        if (held := self._holder(connection, extra.unique_key, batch.enqueued_at)) is None:
+            self._insert(connection, batch)
+            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+            if batch.state != "pending":
+                self._count(connection, {(batch.state, batch.queue, batch.name): 1})
+            return id, False
+        id, payload = held
+        if extra.on_conflict == "raise":
+            raise DuplicateError(id, batch.name)
+        if extra.on_conflict == "merge":
+            sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
+            connection.execute(sql, (extra.merge(payload), id))
+        elif extra.on_conflict == "replace":
+            self._replace(connection, id, batch, extra)
+        return id, True
+
+    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str] | None:
+        """Id and payload of the job that holds a unique key."""
+        if key is None:
+            return None
+        held = connection.execute(
+            f"""
+            SELECT id, payload, unique_until FROM litejobs_job INDEXED BY litejobs_unique
+            WHERE unique_key = ? AND {_HOLDS}
+            """,
+            (key,),
+        ).fetchone()
+        if held is None:
+            return None
+        id, payload, until = held
+        if until is not None and until <= now:
+            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+            return None
+        return id, payload
+
+    def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
+        self._alter(
+            connection,
+            id,
+            """
+            UPDATE litejobs_job SET
+                queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
+                retention = ?, state = ?, run_at = ?, headers = ?, key = ?, key_limit = ?,
+                unique_until = ?, expires_at = ?, payload = ?
+            WHERE id = ?
+            """,
+            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,
+        )  # fmt: skip
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -3368,6 +4082,30 @@ class Store:
             finally:
                 connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
 
+    def queues(self) -> list[Terms]:
+        """The queues that have settings, by name."""
+        with self.file.reading() as connection:
+            return sorted(_terms_of(connection).values())
+
+    def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Changes settings of a queue, and tells the nodes."""
+        # A new rate starts with what it lets through after a rest.
+        renewed = {"tokens": None} if "rate" in columns or "burst" in columns else {}
+        changes = "".join(f", {column} = :{column}" for column in {**columns, **renewed})
+        with self.file.writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
+            connection.execute(
+                f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
+                {"name": name, **columns, **renewed},
+            )
+        self.wake()
+
+    def reset_queue(self, name: str) -> None:
+        """Takes the settings of a queue away, and tells the nodes."""
+        with self.file.writing() as connection:
+            connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
+        self.wake()
+
     def wake(self) -> None:
         """Tells all nodes that something changed for them."""
         with self.file.reading() as connection:
@@ -3376,6 +4114,13 @@ class Store:
 
     def _ports(self, connection: apsw.Connection) -> Sequence[int]:
         return _column(connection, "SELECT port FROM litejobs_node")
+
+    def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
+        rows: Any = connection.execute("""
+            SELECT name, max_attempts, timeout, backoff FROM litejobs_queue
+            WHERE coalesce(max_attempts, timeout, backoff) IS NOT NULL
+        """)
+        return {row[0]: row for row in rows}
 
     def _ring(self, ports: Iterable[int]) -> None:
         """One datagram to each node. It says nothing, and losing it is harmless."""
@@ -3394,13 +4139,9 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
-    ) -> tuple[list[Claimed], int]:
+    ) -> Exchanged:
         """Settles what came back and claims what *choose* picks of the ready jobs, in one
-        transaction.
-
-        Gives the claimed jobs in that order, and how many settlements came too late:
-        another claim holds their job by now.
-        """
+        transaction."""
         ready, self._ready = self._ready, None  # After an error it is made anew.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
@@ -3409,7 +4150,7 @@ class Store:
             try:
                 claimed = self._exchange(settlements, node, choose, ready)
                 self._ready = ready
-                return claimed, late
+                return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
             except _TooLate:
                 held = self._still_held(settlements)
                 late += len(settlements) - len(held)
@@ -3427,9 +4168,15 @@ class Store:
             if self._settle(connection, settlements):
                 ready.version = None
             version = file.version(connection)
-            ready.refresh(connection, version)
+            if self._terms[0] != version:
+                self._terms = version, _terms_of(connection)
+            limits = Limits(terms, connection, self.clock()) if (terms := self._terms[1]) else None
+            ready.refresh(connection, version, limits)
             ids = choose(ready)
             claimed = self._claim(connection, ids, node) if ids else []
+            if limits is not None:
+                limits.settle(claimed)
+        self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
         return claimed
 
@@ -3467,6 +4214,11 @@ class Store:
         self._count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
             self._cancel_returned(connection)
+        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
+        if connection.execute(blocked).get:
+            ids = [settled[0] for settled in settlements]
+            if self._admit(connection, self._keys(connection, ids)):
+                return True
         return any(state == "pending" for state, _, _ in groups)
 
     def _cancel_returned(self, connection: apsw.Connection) -> None:
@@ -3505,8 +4257,9 @@ class Store:
             f"""
             UPDATE litejobs_job SET
                 state = 'running', attempt = attempt + 1, claim = claim + 1,
-                holder = ?, started_at = ?
-            WHERE id IN carray(?) AND state = 'pending'
+                holder = ?1, started_at = ?2
+            WHERE id IN carray(?3) AND state = 'pending'
+                AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
             RETURNING {", ".join(Claimed._fields)}
             """,
             (node, self.clock(), _carray(ids)),
@@ -3519,8 +4272,9 @@ class Store:
 
     def _count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
         """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
-        nor run, which may be ten million, while the others are in indexes of their own."""
-        if changes:
+        nor run, which may be ten million, while the others are in indexes of their own.
+        On somebody else's connection the triggers do it."""
+        if changes and self.file.owns(connection):
             connection.executemany(
                 """
                 INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
@@ -3547,13 +4301,120 @@ class Store:
         if not ids:
             return 0
         bindings |= {"ids": _carray(ids), "now": self.clock()}
+        keys = self._keys(connection, ids)
         changes = self._shelved(connection, ids)
         before = connection.total_changes()
         connection.execute(sql, bindings)
         changed = connection.total_changes() - before
         changes.subtract(self._shelved(connection, ids))
         self._count(connection, {group: -change for group, change in changes.items()})
+        self._admit(connection, keys)
         return changed
+
+    def _alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
+        """Changes one job, on any connection, and counts it anew."""
+        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
+        *before, key = connection.execute(find, (id,)).fetchone()
+        connection.execute(sql, (*values, id))
+        *after, _ = connection.execute(find, (id,)).fetchone()
+        changes = Counter({tuple(after): 1})
+        changes.subtract({tuple(before): 1})
+        shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
+        self._count(connection, typing.cast(dict[Group, int], shelved))
+        self._admit(connection, {key})
+
+    # Keys of which only so many jobs run at a time. A job with one is blocked, and in no
+    # index that a claim reads, until its turn comes: then it is pending, and its slot is
+    # taken until it has run.
+
+    def _keys(self, connection: apsw.Connection, ids: Sequence[int]) -> set[str]:
+        sql = "SELECT DISTINCT key FROM litejobs_job WHERE id IN carray(?) AND key IS NOT NULL"
+        rows: Any = connection.execute(sql, (_carray(ids),))
+        return {key for (key,) in rows}
+
+    def _admit(self, connection: Any, keys: Iterable[str | None]) -> int:
+        """Makes blocked jobs ready for which there is a slot now, in their order; says how
+        many."""
+        admitted = 0
+        for key in keys:
+            while key is not None and (id := self._admissible(connection, key)) is not None:
+                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ?"
+                connection.execute(ready, (id,))
+                row = "SELECT 'blocked', queue, name FROM litejobs_job WHERE id = ?"
+                self._count(connection, {connection.execute(row, (id,)).fetchone(): -1})
+                admitted += 1
+        return admitted
+
+    def _admissible(self, connection: Any, key: str) -> int | None:
+        """The next blocked job with this key, if there is a slot for it."""
+        first = connection.execute(
+            f"""
+            SELECT id, key_limit FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'blocked' AND key = ?
+            ORDER BY priority DESC, run_at, id LIMIT 1
+            """,
+            (key,),
+        ).fetchone()
+        if first is None:
+            return None
+        taken = connection.execute(
+            f"""
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+            """,
+            (key,),
+        ).fetchone()
+        id, limit = first
+        return id if taken[0] < (limit or 1) else None
+
+    def admit(self) -> int:
+        """Makes blocked jobs ready whose slots are free although nobody has said so, as
+        after a change by hand; says how many."""
+        admitted, key = 0, ""
+        while True:
+            with self.file.reading() as connection:
+                following = connection.execute(
+                    f"""
+                    SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
+                    WHERE {_KEYED} AND state = 'blocked' AND key > ?
+                    """,
+                    (key,),
+                ).get
+                if following is None:
+                    return admitted
+                key = following
+                free = self._admissible(connection, key) is not None
+            if free:
+                with self.file.writing() as connection:
+                    admitted += self._admit(connection, [key])
+
+    def expire(self, now: int) -> tuple[int, int | None]:
+        """Cancels jobs that were not started in time; gives how many, and when the next
+        one expires."""
+        cancel = f"""
+            UPDATE litejobs_job SET
+                state = 'cancelled', finished_at = :now,
+                error = 'Expired: not started by '
+                    || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
+                prune_at = :now + {_kept_for("'cancelled'")}
+            WHERE id IN carray(:ids) AND attempt = 0
+                AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')
+        """
+        soonest = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
+        expired = 0
+        while True:
+            with self.file.reading() as connection:
+                following: int | None = connection.execute(soonest).get
+            if following is None or following > now:
+                return expired, following
+            with self.file.writing() as connection:
+                due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
+                find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
+                ids = _column(connection, find, (now,))
+                expired += self._change(connection, ids, cancel)
+                # Each is looked at once, also those that have started in time.
+                over = "UPDATE litejobs_job SET expires_at = NULL WHERE id IN carray(?)"
+                connection.execute(over, (_carray(ids),))
 
     def _delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
         """Deletes some jobs with their history; says how many."""
@@ -3573,7 +4434,7 @@ class Store:
                     SELECT id FROM litejobs_job
                     WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
                 """
-                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id IN carray(:ids)"
+                ready = f"UPDATE litejobs_job SET state = {_READY} WHERE id IN carray(:ids)"
                 staged += self._change(connection, _column(connection, find, (now,)), ready)
         return staged, due
 
@@ -3603,9 +4464,11 @@ class Store:
             return _column(connection, sql, (node,))
 
     def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying."""
+        """Whether jobs that *serves* takes are pending, running or retrying, those of paused
+        queues apart."""
         with self.file.reading() as connection:
-            if Ready(serves).look(connection):
+            paused = {name for name, terms in _terms_of(connection).items() if terms.paused}
+            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -3645,8 +4508,8 @@ class Store:
             node = connection.last_insert_rowid()
             connection.executemany(
                 "INSERT OR REPLACE INTO litejobs_definition"
-                " (queue, node, priority, max_attempts, timeout, backoff, retention, name)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 known,
             )
             presence = Presence.create(self.presence_path(node))
@@ -3837,13 +4700,14 @@ class Store:
     def retry(self, match: Match) -> Moved:
         """Lets dead letters and cancelled jobs start again with all their attempts,
         and makes jobs that wait for their backoff due now. Their history stays."""
-        again = """
-            UPDATE litejobs_job SET
-                state = 'pending', run_at = :now, attempt = 0, lost = 0,
+        # Or ignore: the unique key may be another job's by now.
+        again = f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
                 finished_at = NULL, prune_at = NULL, error = NULL
             WHERE id IN carray(:ids)
         """
-        now = "UPDATE litejobs_job SET state = 'pending', run_at = :now WHERE id IN carray(:ids)"
+        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
         matching = self.count(match)
         moved = self._in_batches(match, ("failed", "cancelled"), self._changing(again))
         moved += self._in_batches(match, ("retrying",), self._changing(now))
@@ -3932,6 +4796,13 @@ _INSERT = """
         enqueued_at, payload
     )
 """
+_INSERT_EXTRA = """
+    INSERT INTO litejobs_job (
+        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
+        enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
+        schedule, payload
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
 _ROW = ", ".join(Row._fields)
@@ -4017,6 +4888,23 @@ def rescue(beat: Beat) -> float:
     return 1.0
 
 
+def expire(beat: Beat) -> float:
+    """Cancels jobs that were not started in time; wants to be back when the next one
+    expires."""
+    now = beat.clock()
+    expired, following = beat.store.expire(now)
+    if expired:
+        logger.info("cancelled %d jobs that were not started in time", expired)
+    return 1.0 if following is None else min(1.0, max(0, following - now) / 1e6)
+
+
+def admit(beat: Beat) -> float:
+    """Makes jobs ready whose key has room although nobody has said so."""
+    if beat.store.admit():
+        beat.stir()
+    return 60.0
+
+
 def prune(beat: Beat) -> float:
     """Deletes finished jobs whose retention is over, then makes the file smaller: a batch at
     a time, and most of the time is left to others."""
@@ -4031,7 +4919,7 @@ def stay_fast(beat: Beat) -> float:
     return 60.0
 
 
-DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, prune, stay_fast)
+DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, expire, admit, prune, stay_fast)
 
 
 ################################################################################
@@ -4625,6 +5513,8 @@ class Supervisor:
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    _again_at: float = math.inf
+    """When the rate of a queue lets the next job start."""
     _settle_by: float = math.inf
     """When the results that have come should be in the file."""
     _stops: int = 0
@@ -4668,6 +5558,7 @@ class Supervisor:
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
+        self._duties[self._refill] = math.inf
         self._ear.add(self._bell.source, None)
         logger.info("node %s started with %d workers", self.serves.node, self.size)
 
@@ -4782,7 +5673,7 @@ class Supervisor:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._stirred = True
         self._full = False
-        self._duties[stage] = self._duties[self._heed] = 0.0
+        self._duties[stage] = self._duties[expire] = self._duties[self._heed] = 0.0
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -4885,18 +5776,21 @@ class Supervisor:
                 held = [job.id for worker in self._workers for job in worker.handed.values()]
                 self.store.release_strays(self._node, held)
                 self._strays = False
-            claimed, late = self.store.exchange(self._settlements, self._node, choose, self.serves)
+            done = self.store.exchange(self._settlements, self._node, choose, self.serves)
         except FileReplacedError:
             raise
         except FileError as error:
             self._put_off(error)
             return
-        if late:
-            logger.warning("%d results came too late and were thrown away", late)
+        if done.late:
+            logger.warning("%d results came too late and were thrown away", done.late)
+        if done.again_at is not None:
+            self._again_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
+            self._duties[self._refill] = self._again_at
         self._settlements = []
         self._settle_by = math.inf
         self._maybe_empty = True
-        self._hand_over(plan, claimed)
+        self._hand_over(plan, done.claimed)
 
     def _has_news(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
@@ -5078,6 +5972,13 @@ class Supervisor:
             self._stir()
         return LOOK
 
+    def _refill(self, beat: Beat) -> float:
+        """The rate of a queue lets the next job start."""
+        if (left := self._again_at - time.monotonic()) > 0:
+            return left
+        self._stirred, self._full = True, False
+        return math.inf
+
     def _heed(self, beat: Beat) -> float:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
         self._cancelled = frozenset(self.store.asked(self._node))
@@ -5205,8 +6106,11 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
-        batch = _make_batch(bound.body, bound.options, (bound.payload,), self.clock())
-        return Job(_row_of(self.store.enqueue([batch])[0], batch, bound.payload), self)
+        if not bound.options.plain:
+            return self._enqueue_each([bound])[0]
+        batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
+        (id,) = self.store.enqueue(batches)
+        return Job(_row_of(id, batches[0], bound.payload), self)
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
         """Puts many jobs into the file in one transaction, all or none; gives them in
@@ -5216,13 +6120,41 @@ class LiteJobs:
         """
         _refuse_while_importing()
         now = self.clock()
-        bound = (work if type(work) is Bound else self.bind(work) for work in works)
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
+        if not all(options.plain for options in {id(b.options): b.options for b in bound}.values()):
+            return self._enqueue_each(bound)
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         batches = [
             _make_batch(body, options, tuple([job.payload for job in group]), now)
             for (body, options), group in alike
         ]
         return Enqueued(self.store.enqueue(batches) if batches else range(0), batches, self)
+
+    def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
+        """Enqueues jobs of which each has something of its own: a key, or a connection."""
+        now = self.clock()
+        connections = {id(job.options.connection): job.options.connection for job in bound}
+        if len(connections) > 1:
+            raise OptionError("connection", "the jobs of one call go through one connection")
+        (connection,) = connections.values()
+        batches = [_make_special(job, now) for job in bound]
+        if connection is None:
+            placed = self.store.enqueue_each(batches)
+        else:
+            placed = self.store.enqueue_through(connection, batches)
+        return [Job(row, self, duplicate) for row, duplicate in placed]
+
+    def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
+        """Gives each node that is at work now a copy of the job that only it takes, all in
+        one transaction; gives the jobs, none if there is no node.
+
+        Raises: like `enqueue`.
+        """
+        bound = self.bind(work, **choices)
+        for node, _, _ in self.store.others(0):
+            self.store.rescue(node)  # It may be dead, and nobody else has looked.
+        names = sorted({name for _, name, _ in self.store.others(0)})
+        return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
     def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
         """A job that is not enqueued yet, of an instance of a defined class or of what
@@ -5313,6 +6245,19 @@ class LiteJobs:
             raise ResultError(job.id, job.name, str(error)) from error
 
     # Steer
+
+    def queue(self, name: str) -> Queue:
+        """A queue, to pause and resume it and to see and change its settings. It need not
+        exist yet.
+
+        Raises:
+            OptionError: it is no name.
+        """
+        return Queue(check_name(name, "queue"), self.store)
+
+    def queues(self) -> list[QueueSettings]:
+        """The queues that have settings, by name."""
+        return [_settings_of(terms) for terms in self.store.queues()]
 
     def cancel(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
         """Cancels jobs that wait, at once, and asks those that run to end: they are
@@ -5443,7 +6388,8 @@ class LiteJobs:
         settlements: list[Settlement] = []
         for attempts in itertools.count():
             self.store.stage(self.clock())
-            claimed, _ = self.store.exchange(settlements, node, _the_first, serves)
+            self.store.expire(self.clock())
+            claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
             if not claimed:
                 return attempts
             report = executor.run(claimed[0])
@@ -5452,6 +6398,151 @@ class LiteJobs:
                 self.store.exchange(settlements, node, lambda ready: [], serves)
                 raise KeyboardInterrupt
         raise AssertionError("itertools.count() never ends")
+
+
+class QueueChoices(TypedDict, total=False):
+    """The settings that a queue may have."""
+
+    concurrency: int | None
+    rate: str | None
+    burst: int | None
+    weight: float | None
+    ageing: Duration | None
+    max_attempts: int | None
+    timeout: Duration | None
+    backoff: Backoff | None
+
+
+@attrs.frozen
+class Queue:
+    """A queue, by its name. Its settings are in the file: all nodes share them, and running
+    nodes heed a change at once."""
+
+    name: str
+    _store: Store = attrs.field(eq=False, repr=False)
+
+    def set(self, **choices: Unpack[QueueChoices]) -> QueueSettings:
+        """Changes settings, and leaves the others; `None` takes one away.
+
+        *concurrency*: how many of its jobs run at a time, on all nodes together. *rate*: how
+        many start in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at
+        once after a rest. *weight*: its share of the turns among queues with jobs of the same
+        priority, where 1 is that of a queue without one. *ageing*: the priority of a waiting
+        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout* and
+        *backoff*: for jobs whose definition does not say.
+
+        Raises:
+            OptionError: there is no such setting, or its value cannot be used.
+        """
+        columns = {}
+        for setting, value in choices.items():
+            if setting not in _QUEUE_COLUMNS:
+                problem = f"no such setting{did_you_mean(setting, _QUEUE_COLUMNS)}"
+                raise OptionError(setting, problem)
+            columns[setting] = _QUEUE_COLUMNS[setting](value)
+        self._store.set_queue(self.name, columns)
+        return self.settings
+
+    @property
+    def settings(self) -> QueueSettings:
+        """Its settings, as they are in the file now."""
+        found = [terms for terms in self._store.queues() if terms.name == self.name]
+        return _settings_of(found[0] if found else Terms(self.name))
+
+    def pause(self) -> None:
+        """Lets no more of its jobs start, on any node; those that run go on."""
+        self._store.set_queue(self.name, {"paused": 1})
+
+    def resume(self) -> None:
+        """Lets its jobs start again."""
+        self._store.set_queue(self.name, {"paused": 0})
+
+    def reset(self) -> None:
+        """Takes all its settings away, and resumes it."""
+        self._store.reset_queue(self.name)
+
+
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: float | None = None
+    """How many start in a second."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    """For max_attempts, timeout and backoff, as far as they are set."""
+
+
+def _settings_of(terms: Terms) -> QueueSettings:
+    defaults: dict[str, Any] = {}
+    if terms.max_attempts is not None:
+        defaults["max_attempts"] = terms.max_attempts or None
+    if terms.timeout is not None:
+        defaults["timeout"] = timedelta(microseconds=terms.timeout)
+    if terms.backoff is not None:
+        defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
+    ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
+    return QueueSettings(
+        terms.name, bool(terms.paused), terms.concurrency, terms.rate, terms.burst, terms.weight,
+        ageing, defaults,
+    )  # fmt: skip
+
+
+def _at_least_one(what: str) -> Callable[[object], int | None]:
+    def check(value: object) -> int | None:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise OptionError(what, f"expected 1 or more, or None, got {value!r}")
+        return value
+
+    return check
+
+
+def _checked_weight(value: object) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0.001 <= typing.cast(float, value) <= 1000:
+        raise OptionError("weight", f"expected a number from 0.001 to 1000, got {value!r}")
+    return float(typing.cast(float, value))
+
+
+def _span(what: str) -> Callable[[Any], int | None]:
+    def check(value: Any) -> int | None:
+        if value is None:
+            return None
+        if not (length := duration(value, what)):
+            raise OptionError(what, "expected more than zero, or None")
+        return length // MICROSECOND
+
+    return check
+
+
+def _stored_curve(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, Curve):
+        raise OptionError("backoff", f"the file keeps {', '.join(CURVES)} only, got {value!r}")
+    return store_curve(value)
+
+
+_QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
+    "concurrency": _at_least_one("concurrency"),
+    "rate": lambda value: None if value is None else parse_rate(value),
+    "burst": _at_least_one("burst"),
+    "weight": _checked_weight,
+    "ageing": _span("ageing"),
+    "max_attempts": lambda value: _checked_attempts(value) or 0,
+    "timeout": _span("timeout"),
+    "backoff": _stored_curve,
+}
+"""How each setting is checked, and made what is stored."""
 
 
 class Filters(TypedDict, total=False):
@@ -5496,11 +6587,37 @@ def _the_first(ready: Ready) -> list[int]:
 def _make_batch(body: Body, options: Options, payloads: tuple[str, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    return Batch._make((*options.columns, body.name, state, run_at, now, payloads))
+    return Batch._make(
+        (*options.columns, body.name, state, run_at, now, payloads, None, options.open)
+    )
+
+
+def _make_special(bound: Bound[Any], now: int) -> Batch:
+    """The batch of one job that is more than its columns."""
+    options, unique = bound.options, bound.options.unique or Unique()
+    batch = _make_batch(bound.body, options, (bound.payload,), now)
+    key, unique_text = limited_key(bound), unique_key(bound)
+    merge = unique.on_conflict if callable(unique.on_conflict) else None
+    extra = Extra(
+        headers=json.dumps(options.headers) if options.headers else None,
+        key=key,
+        key_limit=None if key is None else options.key_limit,
+        unique_key=unique_text,
+        unique_scope=None if unique_text is None else unique.scope,
+        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
+        expires_at=options.expires_at(batch.run_at),
+    )
+    if merge is not None:
+        how = functools.partial(merged, bound, merge)
+        extra = extra._replace(on_conflict="merge", merge=how)
+    elif not callable(unique.on_conflict):
+        extra = extra._replace(on_conflict=unique.on_conflict)
+    blocked = key is not None and batch.state == "pending"
+    return batch._replace(extra=extra, state="blocked" if blocked else batch.state)
 
 
 def _row_of(id: int, batch: Batch, payload: str) -> Row:
-    queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now, _ = batch
+    queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
     return Row(
         id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
         backoff, 0, 0, now, None, None, None, None,

@@ -964,7 +964,7 @@ class TestClaims:
 
     def test_take_what_is_chosen_in_the_order_of_the_choice(self, store: Store) -> None:
         store.enqueue([new(), new(), new()])
-        claimed, _ = store.exchange([], 1, lambda ready: [3, 1], ALL)
+        claimed, *_ = store.exchange([], 1, lambda ready: [3, 1], ALL)
         assert [job.id for job in claimed] == [3, 1]
         assert store.get(2).state == "pending"
 
