@@ -1,0 +1,675 @@
+"""Limits of queues and of keys: nobody gets more, nobody waits for others', nothing sticks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from conftest import TurnedClock, write_by_hand
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from programs import Programs, eventually, lines, never, trouble
+
+from litejobs import (
+    Claimed,
+    Constant,
+    Exponential,
+    Fail,
+    LiteJobs,
+    OptionError,
+    QueueSettings,
+    Ready,
+    Retry,
+    Serves,
+    parse_rate,
+    settlement,
+)
+
+SECOND = timedelta(seconds=1)
+PATIENT = 20.0
+
+
+def note(n: int = 0) -> int:
+    return n
+
+
+@pytest.fixture(autouse=True)
+def defined(jobs: LiteJobs) -> None:
+    jobs.define(note)
+
+
+class Hands:
+    """A node without workers: the test claims and settles by itself."""
+
+    def __init__(self, jobs: LiteJobs) -> None:
+        self.jobs = jobs
+        self.serves = jobs._serves(None, "here")
+        known = jobs.registry.listing()
+        self.node, self.presence = jobs.store.join("here", 0, 1, self.serves, known)
+        self.again_at: int | None = None
+
+    def claim(self, limit: int = 10**6) -> list[Claimed]:
+        """Claims what may be claimed, at most so many."""
+
+        def choose(ready: Ready) -> list[int]:
+            while len(ready.taken) < limit and ready.peek():
+                next(ready)
+            return ready.taken
+
+        done = self.jobs.store.exchange([], self.node, choose, self.serves)
+        self.again_at = done.again_at
+        return done.claimed
+
+    def settle(self, *claimed: Claimed, error: Exception | None = None) -> None:
+        """Completes jobs, or lets them end with an error."""
+        from litejobs import Executor, Report, judge
+
+        executor = Executor(self.jobs.registry, clock=self.jobs.clock)
+        now = self.jobs.clock()
+        settlements = []
+        for job in claimed:
+            report = Report(now, now, 0)
+            if error is not None:
+                verdict = judge(error, job, Constant(0), executor.rng)
+                report = Report(now, now, 0, *verdict, None, "exception", "E", "e", "")
+            settlements.append(settlement(job, report, 1))
+        self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.serves)
+
+    def names(self, limit: int = 10**6) -> list[int]:
+        """What the claimed jobs are, by the number in their payload."""
+        return [json.loads(job.payload).get("n", 0) for job in self.claim(limit)]
+
+
+@pytest.fixture
+def hands(jobs: LiteJobs) -> Iterator[Hands]:
+    hands = Hands(jobs)
+    yield hands
+    hands.presence.close()
+
+
+def enqueue(jobs: LiteJobs, count: int, start: int = 1, **choices: Any) -> None:
+    definition = jobs.registry.named("note").using(**choices)
+    jobs.enqueue_many(definition.bind(start + n) for n in range(count))
+
+
+class TestConcurrency:
+    def test_holds_over_several_claims(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("slow").set(concurrency=2)
+        enqueue(jobs, 5, queue="slow")
+        enqueue(jobs, 3, start=100)
+        first = hands.claim()
+        assert [job.queue for job in first] == ["slow", "slow", "default", "default", "default"]
+        assert hands.claim() == []
+        hands.settle(first[0])
+        assert hands.names() == [3]
+
+    def test_is_shared_by_all_nodes(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("slow").set(concurrency=3)
+        enqueue(jobs, 9, queue="slow")
+        other = Hands(jobs)
+        assert len(hands.claim(2)) == 2
+        assert len(other.claim()) == 1
+        assert hands.claim() == other.claim() == []
+        other.presence.close()
+
+    def test_changes_at_once(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 9, queue="slow")
+        jobs.queue("slow").set(concurrency=1)
+        assert len(hands.claim()) == 1
+        jobs.queue("slow").set(concurrency=4)
+        assert len(hands.claim()) == 3
+        jobs.queue("slow").set(concurrency=None)
+        assert len(hands.claim()) == 5
+
+    def test_survives_a_node_that_dies(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("slow").set(concurrency=1)
+        enqueue(jobs, 2, queue="slow")
+        other = Hands(jobs)
+        assert len(other.claim()) == 1
+        other.presence.close()
+        assert hands.claim() == []
+        jobs.store.rescue(other.node)
+        assert len(hands.claim()) == 1
+
+
+class TestRate:
+    def test_lets_so_many_start_and_says_when_the_next_may(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="2/s")
+        enqueue(jobs, 9, queue="mail")
+        assert len(hands.claim()) == 1, "evenly: one, and the next after half a second"
+        assert hands.claim() == []
+        assert hands.again_at is not None
+        assert abs(hands.again_at - clock() - 500_000) <= 2
+        clock.turn(0.4)
+        assert hands.claim() == []
+        clock.turn(0.100002)
+        assert len(hands.claim()) == 1
+
+    def test_has_a_burst_after_a_rest(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="1/s", burst=3)
+        enqueue(jobs, 20, queue="mail")
+        assert len(hands.claim()) == 3
+        clock.turn(2)
+        assert len(hands.claim()) == 2
+        clock.turn(3600)
+        assert len(hands.claim()) == 3, "what is saved up is bounded"
+
+    def test_is_shared_and_outlives_the_node(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="60/min")
+        enqueue(jobs, 9, queue="mail")
+        assert len(hands.claim()) == 1
+        jobs.close()
+        assert Hands(jobs).claim() == []
+
+    def test_is_not_upset_by_a_clock_that_is_set_back(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="1/s")
+        enqueue(jobs, 9, queue="mail")
+        assert len(hands.claim()) == 1
+        clock.turn(-3600)
+        assert hands.claim() == []
+        clock.turn(3601)
+        assert len(hands.claim()) == 1
+
+    def test_comes_to_the_rate_in_the_long_run(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="7/s", burst=2)
+        enqueue(jobs, 400, queue="mail")
+        started = 0
+        for _ in range(3000):
+            started += len(hands.claim())
+            clock.turn(0.01)
+        assert 30 * 7 <= started <= 30 * 7 + 2
+
+    @pytest.mark.parametrize(
+        ("text", "rate"),
+        [("10/s", 10), ("10 / sec", 10), ("90/min", 1.5), ("1/10s", 0.1), ("36/h", 0.01),
+         ("2.5/s", 2.5), ("864/day", 0.01)],
+    )  # fmt: skip
+    def test_is_written_as_people_do(self, text: str, rate: float) -> None:
+        assert parse_rate(text) == pytest.approx(rate)
+
+    @pytest.mark.parametrize("text", ["", "10", "10/", "0/s", "1/0s", "-1/s", "10/year", 10, None])
+    def test_is_refused_when_it_is_none(self, text: object) -> None:
+        with pytest.raises(OptionError, match=r"rate: expected something like '10/s' or '100/min'"):
+            parse_rate(text)
+
+
+class TestPause:
+    def test_lets_nothing_start_until_it_is_resumed(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 3, queue="slow")
+        enqueue(jobs, 1, start=9)
+        running = hands.claim(1)
+        jobs.queue("slow").pause()
+        assert hands.names() == [9]
+        assert jobs.queue("slow").settings.paused
+        hands.settle(*running)
+        assert hands.claim() == []
+        jobs.queue("slow").resume()
+        assert hands.names() == [2, 3]
+
+    def test_ends_with_a_reset(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("slow").pause()
+        jobs.queue("slow").reset()
+        assert jobs.queues() == []
+        enqueue(jobs, 1, queue="slow")
+        assert len(hands.claim()) == 1
+
+    def test_does_not_keep_a_node_that_works_until_all_is_done(self, jobs: LiteJobs) -> None:
+        serves = jobs._serves(None, "here")
+        enqueue(jobs, 1, queue="slow")
+        assert jobs.store.unserved(serves)
+        jobs.queue("slow").pause()
+        assert not jobs.store.unserved(serves)
+
+
+class TestShares:
+    def test_are_as_the_weights(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("a").set(weight=3)
+        enqueue(jobs, 400, queue="a")
+        enqueue(jobs, 400, queue="b")
+        queues = [job.queue for job in hands.claim(200)]
+        assert queues.count("a") == pytest.approx(150, abs=2)
+        # And all along, not only at the end.
+        assert queues[:40].count("a") == pytest.approx(30, abs=2)
+
+    def test_never_come_before_priority(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("a").set(weight=100)
+        enqueue(jobs, 5, queue="a")
+        enqueue(jobs, 2, start=50, queue="b", priority=1)
+        assert hands.names(3) == [50, 51, 1]
+
+    def test_are_not_saved_up(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.queue("a").set(weight=1)
+        enqueue(jobs, 100, queue="a")
+        assert len(hands.claim(90)) == 90
+        enqueue(jobs, 100, queue="b")
+        queues = [job.queue for job in hands.claim(20)]
+        assert queues.count("a") == pytest.approx(10, abs=2)
+
+    def test_hold_between_definitions_of_a_queue(self, jobs: LiteJobs) -> None:
+        jobs.define(name="other")(note)
+        jobs.queue("a").set(weight=1)
+        hands = Hands(jobs)
+        enqueue(jobs, 100, queue="a")
+        enqueue(jobs, 100, queue="b")
+        other = jobs.registry.named("other").using(queue="a")
+        jobs.enqueue_many(other.bind(n) for n in range(100))
+        queues = [job.queue for job in hands.claim(60)]
+        assert queues.count("a") == pytest.approx(30, abs=2), "two lanes, one share"
+        hands.presence.close()
+
+
+class TestAgeing:
+    def test_raises_the_priority_of_what_waits(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("default").set(ageing=60)
+        enqueue(jobs, 1, priority=0)
+        clock.turn(119)
+        enqueue(jobs, 1, start=2, priority=1)
+        assert hands.names(1) == [1], "one step up, and due before"
+        enqueue(jobs, 1, start=3, priority=0)
+        clock.turn(1)
+        assert hands.names() == [2, 3]
+
+    def test_finds_the_oldest_of_each_priority(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("default").set(ageing=1)
+        for n in range(10):
+            enqueue(jobs, 2, start=10 * n, priority=n % 5)
+            clock.turn(3)
+        # The rank is priority + age: constant - run_at, for an interval of one second.
+        rows = jobs.find(limit=100)
+        now = clock()
+        rank = {
+            job.payload.get("n", 0): (
+                -(job.priority + (now - job.row.run_at) // 1_000_000), job.row.run_at, job.id
+            )
+            for job in rows
+        }  # fmt: skip
+        assert hands.names() == sorted(rank, key=lambda n: rank[n])
+
+    def test_is_off_by_default(self, jobs: LiteJobs, hands: Hands, clock: TurnedClock) -> None:
+        enqueue(jobs, 1, priority=0)
+        clock.turn(10**6)
+        enqueue(jobs, 1, start=2, priority=1)
+        assert hands.names() == [2, 1]
+
+
+class TestDefaultsOfAQueue:
+    def test_are_for_jobs_whose_definition_does_not_say(self, jobs: LiteJobs) -> None:
+        jobs.queue("q").set(max_attempts=2, timeout=9, backoff=Constant(1))
+        plain = jobs.registry.named("note").using(queue="q")
+        job = plain.enqueue(1)
+        assert (job.max_attempts, job.row.timeout) == (2, 9_000_000)
+        assert job.row == job.refresh().row
+        chosen = plain.using(max_attempts=7).enqueue(1)
+        assert chosen.max_attempts == chosen.refresh().max_attempts == 7
+        keyed = plain.using(key="k").enqueue(1)
+        assert keyed.max_attempts == keyed.refresh().max_attempts == 2
+        assert {j.max_attempts for j in jobs.enqueue_many(plain.bind(n) for n in range(3))} == {2}
+
+    def test_may_be_for_ever(self, jobs: LiteJobs) -> None:
+        settings = jobs.queue("q").set(max_attempts=None, backoff=Exponential(5))
+        assert settings.defaults == {"max_attempts": None, "backoff": Exponential(5)}
+        assert jobs.registry.named("note").using(queue="q").enqueue(1).max_attempts is None
+
+
+class TestSettings:
+    def test_are_seen_as_they_are(self, jobs: LiteJobs) -> None:
+        assert jobs.queue("x").settings == QueueSettings("x")
+        jobs.queue("x").set(concurrency=3, rate="10/s", burst=5, weight=2, ageing=60)
+        jobs.queue("x").set(burst=None)
+        assert jobs.queues() == [QueueSettings("x", False, 3, 10.0, None, 2.0, 60 * SECOND)]
+
+    @pytest.mark.parametrize(
+        ("choices", "problem"),
+        [
+            ({"concurency": 1}, "concurency: no such setting; did you mean 'concurrency'?"),
+            ({"concurrency": 0}, "concurrency: expected 1 or more, or None, got 0"),
+            ({"burst": True}, "burst: expected 1 or more, or None, got True"),
+            ({"weight": 0}, "weight: expected a number from 0.001 to 1000, got 0"),
+            ({"ageing": 0}, "ageing: expected more than zero"),
+            ({"rate": "fast"}, "rate: expected something like"),
+            ({"max_attempts": 0}, "max_attempts: expected 1 or more"),
+            ({"backoff": max}, "backoff: the file keeps Constant, Linear, Exponential, Polynomial"),
+        ],
+    )
+    def test_are_refused_when_they_make_no_sense(
+        self, jobs: LiteJobs, choices: dict[str, Any], problem: str
+    ) -> None:
+        with pytest.raises(OptionError) as refusal:
+            jobs.queue("x").set(**choices)
+        assert problem in str(refusal.value)
+        assert jobs.queues() == []
+
+    def test_are_those_of_a_name(self, jobs: LiteJobs) -> None:
+        with pytest.raises(OptionError, match="queue: expected 1 to 200 printable characters"):
+            jobs.queue("")
+
+
+class TestKeys:
+    def test_let_one_run_at_a_time(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 3, key="c1")
+        enqueue(jobs, 2, start=50, key="c2")
+        assert jobs.stats() == {"default": {"pending": 2, "blocked": 3}}
+        first = hands.claim()
+        assert sorted(json.loads(job.payload)["n"] for job in first) == [1, 50]
+        hands.settle(first[0])
+        assert hands.names() == [2]
+        assert jobs.stats() == {"default": {"completed": 1, "running": 2, "blocked": 2}}
+
+    def test_may_let_more_run(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 9, key="c1", key_limit=3)
+        assert len(hands.claim()) == 3
+        assert hands.claim() == []
+
+    def test_come_from_a_function_of_the_arguments(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 6, key=lambda n: f"c{n % 2}")
+        assert hands.names() == [1, 2]
+
+    def test_go_by_priority_among_those_that_wait(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 1, key="c")
+        enqueue(jobs, 1, start=2, key="c", priority=1)
+        enqueue(jobs, 1, start=3, key="c", priority=5)
+        order = []
+        while claimed := hands.claim():
+            order += [json.loads(job.payload)["n"] for job in claimed]
+            hands.settle(*claimed)
+        assert order == [1, 3, 2]
+
+    @pytest.mark.parametrize("error", [ValueError(), Fail("no"), Retry(0)])
+    def test_pass_on_whatever_the_job_came_to(
+        self, jobs: LiteJobs, hands: Hands, error: Exception
+    ) -> None:
+        enqueue(jobs, 2, key="c")
+        hands.settle(*hands.claim(), error=error)
+        assert hands.names() == [2]
+
+    def test_pass_on_when_jobs_are_cancelled_or_deleted(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 4, key="c")
+        jobs.cancel(1)
+        jobs.delete(2)
+        jobs.cancel(4)
+        assert hands.names() == [3]
+
+    def test_pass_on_after_a_rescue(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 2, key="c")
+        other = Hands(jobs)
+        other.claim()
+        other.presence.close()
+        assert hands.claim() == []
+        jobs.store.rescue(other.node)
+        claimed = hands.claim()
+        assert [job.id for job in claimed] == [1], "still one at a time"
+        hands.settle(*claimed)
+        assert hands.names() == [2]
+
+    def test_hold_for_scheduled_and_retried_jobs(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        enqueue(jobs, 3, key="c", delay=10)
+        assert jobs.stats() == {"default": {"scheduled": 3}}
+        clock.turn(10)
+        jobs.store.stage(clock())
+        assert jobs.stats() == {"default": {"pending": 1, "blocked": 2}}
+        hands.settle(*hands.claim(), error=Fail("no"))
+        hands.settle(*hands.claim(), error=Fail("no"))
+        jobs.retry(state="failed")
+        assert jobs.stats() == {"default": {"pending": 1, "blocked": 2}}
+
+    def test_are_free_again_after_changes_by_hand(self, jobs: LiteJobs, hands: Hands) -> None:
+        enqueue(jobs, 3, key="c")
+        enqueue(jobs, 3, start=10, key="d")
+        write_by_hand(jobs, "UPDATE litejobs_job SET state = 'completed' WHERE state = 'pending'")
+        assert hands.claim() == []
+        assert jobs.store.admit() == 2
+        assert sorted(hands.names()) == [2, 11]
+
+    def test_hold_for_inserts_by_hand(self, jobs: LiteJobs, hands: Hands) -> None:
+        jobs.count()
+        for _ in range(3):
+            write_by_hand(jobs, "INSERT INTO litejobs_job (name, key) VALUES ('note', 'c')")
+        assert jobs.stats() == {"default": {"pending": 1, "blocked": 2}}
+
+    def test_ten_thousand_behind_one_do_not_slow_others(self, jobs: LiteJobs, hands: Hands) -> None:
+        """Steps of SQLite's virtual machine, which no busy machine changes."""
+        enqueue(jobs, 1, start=5)
+
+        def steps() -> int:
+            connection, counted = jobs.store.file.connection(), [0]
+
+            def count() -> bool:
+                counted[0] += 1
+                return False
+
+            connection.set_progress_handler(count, 1)
+            claimed = hands.claim(1)
+            hands.settle(*claimed)
+            connection.set_progress_handler(None)
+            assert len(claimed) == 1
+            return counted[0]
+
+        enqueue(jobs, 1)
+        few = steps()
+        enqueue(jobs, 10_000, start=100, key="c")
+        hands.claim(1)
+        enqueue(jobs, 3, start=50_000)
+        assert steps() < 3 * few
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_never_run_more_and_never_stick(
+        self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        clock = TurnedClock()
+        path = tmp_path_factory.mktemp("keys") / "jobs.db"
+        with LiteJobs(path, durability="fast", clock=clock) as jobs:
+            jobs.define(note)
+            hands, running = Hands(jobs), list[Claimed]()
+            for _ in range(data.draw(st.integers(1, 25))):
+                step = data.draw(st.sampled_from(["enqueue", "claim", "settle", "cancel", "turn"]))
+                if step == "enqueue":
+                    key, delay = (
+                        data.draw(st.sampled_from("ab")),
+                        data.draw(st.sampled_from([0, 5])),
+                    )
+                    enqueue(jobs, data.draw(st.integers(1, 4)), key=key, key_limit=2, delay=delay)
+                elif step == "claim":
+                    running += hands.claim(data.draw(st.integers(1, 3)))
+                elif step == "settle" and running:
+                    error = data.draw(st.sampled_from([None, ValueError(), Fail("no")]))
+                    hands.settle(running.pop(), error=error)
+                elif step == "cancel":
+                    jobs.cancel(data.draw(st.integers(1, 30)), state=("pending", "blocked"))
+                else:
+                    clock.turn(5)
+                    jobs.store.stage(clock())
+                self.check(jobs)
+            hands.presence.close()
+
+    def check(self, jobs: LiteJobs) -> None:
+        for key in "ab":
+            rows: list[Any] = jobs.store.file.connection().execute(
+                "SELECT state, count(*) FROM litejobs_job WHERE key = ? GROUP BY state", (key,)
+            ).fetchall()  # fmt: skip
+            counts = dict(rows)
+            slots = counts.get("pending", 0) + counts.get("running", 0)
+            assert slots <= 2
+            assert slots == 2 or not counts.get("blocked"), "nobody waits for a free slot"
+
+
+class TestExpiry:
+    def test_cancels_what_was_not_started_in_time(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        definition = jobs.registry.named("note")
+        job = definition.using(expires=10).enqueue(1)
+        kept = definition.using(expires=11).enqueue(2)
+        clock.turn(10)
+        assert jobs.drain() == 1
+        job = job.refresh()
+        assert (job.state, job.attempt) == ("cancelled", 0)
+        assert job.error == "Expired: not started by 2025-01-01 00:00:10 UTC"
+        assert kept.refresh().state == "completed"
+
+    def test_counts_from_the_time_when_the_job_is_due(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        job = jobs.registry.named("note").using(delay=3600, expires=10).enqueue(1)
+        assert job.expires_at == job.run_at + 10 * SECOND
+        clock.turn(3605)
+        jobs.drain()
+        assert job.refresh().state == "completed"
+
+    def test_may_be_a_moment(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        job = jobs.registry.named("note").using(expires=clock.now + SECOND).enqueue(1)
+        clock.turn(1)
+        jobs.drain()
+        assert job.refresh().state == "cancelled"
+
+    def test_does_not_touch_a_job_that_has_started(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        job = jobs.registry.named("note").using(expires=10).enqueue(1)
+        claimed = hands.claim()
+        clock.turn(20)
+        jobs.store.expire(clock())
+        assert job.refresh().state == "running"
+        hands.settle(*claimed, error=Retry(5))
+        clock.turn(10)
+        jobs.drain()
+        assert job.refresh().state == "completed"
+
+    def test_is_never_missed_by_a_claim(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.registry.named("note").using(expires=10).enqueue(1)
+        clock.turn(10)
+        assert hands.claim() == [], "although no duty has been there yet"
+
+    def test_is_kept_right_in_the_numbers(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        definition = jobs.registry.named("note")
+        for delay in (0, 5):
+            definition.using(expires=10, delay=delay).enqueue(1)
+        definition.using(expires=1, key="k").enqueue(1)
+        definition.using(expires=1, key="k").enqueue(1)
+        clock.turn(60)
+        assert jobs.store.expire(clock()) == (4, None)
+        assert jobs.stats() == {"default": {"cancelled": 4}}
+
+    def test_comes_from_the_definition_for_inserts_by_hand(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.define(name="brief", expires=5)(note)
+        Hands(jobs).presence.close()
+        write_by_hand(jobs, "INSERT INTO litejobs_job (name) VALUES ('brief')")
+        (job,) = jobs.find(name="brief")
+        assert job.expires_at == job.run_at + 5 * SECOND
+
+
+class TestRunningNodes:
+    """With processes: what was set a moment ago holds now."""
+
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Iterator[LiteJobs]:
+        with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+            jobs.register(*trouble.DEFINITIONS)
+            yield jobs
+
+    def test_heed_a_pause_and_a_resume_at_once(
+        self, jobs: LiteJobs, log: Path, programs: Programs
+    ) -> None:
+        programs.node(jobs.path)
+        eventually(jobs.nodes)
+        jobs.queue("mail").pause()
+        job = trouble.nap_and_tell.using(queue="mail").enqueue(str(log), 0)
+        never(lambda: job.refresh().state != "pending", during=0.7)
+        jobs.queue("mail").resume()
+        began = time.monotonic()
+        job.wait(PATIENT)
+        assert time.monotonic() - began < 0.4, "it was told, and did not look by chance"
+
+    def test_keep_to_one_at_a_time_together(
+        self, jobs: LiteJobs, log: Path, programs: Programs
+    ) -> None:
+        jobs.queue("mail").set(concurrency=1)
+        works = [trouble.nap_and_tell.using(queue="mail").bind(str(log), 0.02) for _ in range(8)]
+        works += [trouble.nap_and_tell.using(key="c").bind(str(log), 0.02) for _ in range(8)]
+        enqueued = jobs.enqueue_many(works)
+        for _ in range(2):
+            programs.node(jobs.path)
+        done = [job.wait(PATIENT) for job in enqueued]
+        assert len(lines(log)) == 16
+        for part in (done[:8], done[8:]):
+            spans = sorted((job.row.started_at or 0, job.row.finished_at or 0) for job in part)
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), spans
+
+    def test_keep_to_a_rate(self, jobs: LiteJobs, log: Path, programs: Programs) -> None:
+        jobs.queue("mail").set(rate="20/s")
+        works = [trouble.nap_and_tell.using(queue="mail").bind(str(log), 0) for _ in range(11)]
+        enqueued = jobs.enqueue_many(works)
+        programs.node(jobs.path)
+        starts = sorted(job.wait(PATIENT).row.started_at or 0 for job in enqueued)
+        assert starts[-1] - starts[0] > 0.45e6, "ten intervals of 50 ms, less what a start varies"
+
+    def test_broadcast_gives_each_its_own_copy(
+        self, jobs: LiteJobs, log: Path, programs: Programs
+    ) -> None:
+        assert jobs.broadcast(trouble.nap_and_tell.bind(str(log), 0)) == []
+        for name in ("desk", "laptop"):
+            programs.node(jobs.path, "--node", name)
+        eventually(lambda: len(jobs.nodes()) == 2)
+        copies = jobs.broadcast(trouble.nap_and_tell.bind(str(log), 0))
+        assert [job.node for job in copies] == ["desk", "laptop"]
+        for job in copies:
+            assert job.wait(PATIENT).state == "completed"
+
+    def test_broadcast_leaves_out_the_dead(
+        self, jobs: LiteJobs, log: Path, programs: Programs
+    ) -> None:
+        node = programs.node(jobs.path, "--node", "desk")
+        eventually(jobs.nodes)
+        node.kill()
+        node.wait()
+        eventually(lambda: not jobs.broadcast(trouble.nap_and_tell.bind(str(log), 0)))
+
+
+def test_all_sorts_of_serves_leave_out_paused_queues() -> None:
+    from litejobs import Lane
+
+    serves = Serves(frozenset({"a"}), None, "here", frozenset({"q"}))
+    assert Lane("q", "a", "") not in serves
+    assert Lane("r", "a", "") in serves
+
+
+def test_the_schema_knows_the_words_of_the_indexes(jobs: LiteJobs) -> None:
+    """SQLite finds the partial indexes for what the claim and the enqueue ask."""
+    from litejobs import _HOLDS, _KEYED
+
+    jobs.count()
+    connection = apsw.Connection(str(jobs.path))
+    for index, term, rest in (
+        ("litejobs_unique", _HOLDS, "unique_key = 'x'"),
+        ("litejobs_key", _KEYED, "state = 'blocked' AND key = 'x'"),
+    ):
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN SELECT 1 FROM litejobs_job WHERE {term} AND {rest}"
+        ).fetchall()
+        assert index in str(plan)
+    connection.close()
