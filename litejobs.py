@@ -3799,12 +3799,12 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
     path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
     if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
         raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
-    if not isinstance(connection, apsw.Connection):
-        file.lent.append(connection)
-        if not connection.in_transaction and connection.isolation_level is not None:
-            # As sqlite3 itself does before a change; a savepoint alone would be committed.
-            connection.execute("BEGIN IMMEDIATE")
     try:
+        if not isinstance(connection, apsw.Connection):
+            file.lent.append(connection)
+            if not connection.in_transaction and connection.isolation_level is not None:
+                # As sqlite3 itself does before a change; a savepoint alone would be committed.
+                connection.execute("BEGIN IMMEDIATE")
         connection.execute("SAVEPOINT litejobs")
         try:
             if _is_outdated(connection, str(file.path)):

@@ -1,0 +1,300 @@
+"""Enqueueing in the caller's own transaction: there if and only if the caller commits."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from programs import Programs, trouble
+
+from litejobs import (
+    SCHEMA,
+    Definition,
+    DuplicateError,
+    FileError,
+    LiteJobs,
+    OptionError,
+    PayloadError,
+    Unique,
+)
+
+Note = Definition[..., Any, Any]
+PATIENT = 20.0
+
+
+def note(n: int = 0) -> int:
+    return n
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "app.db"
+
+
+@pytest.fixture
+def noting(path: Path) -> Iterator[Note]:
+    """A definition whose queue has never opened its file in this process."""
+    with LiteJobs(path, durability="fast") as jobs:
+        yield jobs.define(note)
+
+
+def home(noting: Note) -> LiteJobs:
+    assert isinstance(noting.body.home, LiteJobs)
+    return noting.body.home
+
+
+@pytest.fixture(params=["apsw", "sqlite3"])
+def connection(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
+    """An application's own connection, with a table of its own."""
+    kind = apsw.Connection if request.param == "apsw" else sqlite3.connect
+    made: Any = kind(str(path))
+    made.execute("PRAGMA journal_mode = wal").fetchall()
+    made.execute("CREATE TABLE customer (name TEXT)")
+    end(made, "COMMIT")
+    yield made
+    made.close()
+
+
+def begin(connection: Any) -> None:
+    if not connection.in_transaction:
+        connection.execute("BEGIN")
+
+
+def end(connection: Any, how: str) -> None:
+    if connection.in_transaction:
+        connection.execute(how)
+
+
+def counted(noting: Note, connection: Any) -> dict[str, dict[str, int]]:
+    """The numbers of jobs, once the other library has let go of the file."""
+    connection.close()
+    return home(noting).stats()
+
+
+def test_a_job_is_there_if_the_caller_commits(noting: Note, connection: Any) -> None:
+    begin(connection)
+    connection.execute("INSERT INTO customer VALUES ('Ada')")
+    job = noting.using(connection=connection).enqueue(5)
+    assert (job.id, job.state, job.payload) == (1, "pending", {"n": 5})
+    end(connection, "COMMIT")
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+    assert home(noting).drain() == 1
+    assert job.refresh().result() == 5
+
+
+def test_a_job_is_not_there_if_the_caller_rolls_back(noting: Note, connection: Any) -> None:
+    begin(connection)
+    noting.using(connection=connection).enqueue()
+    end(connection, "ROLLBACK")
+    assert counted(noting, connection) == {}
+
+
+def test_a_job_is_not_there_if_the_callers_process_is_killed(path: Path) -> None:
+    program = textwrap.dedent("""
+        import os, signal, sqlite3, sys
+        from litejobs import LiteJobs
+        connection = sqlite3.connect(sys.argv[1])
+        jobs = LiteJobs(sys.argv[1])
+        definition = jobs.define(name="note")(lambda n: None)
+        definition.using(connection=connection).enqueue(1)
+        connection.commit()
+        definition.using(connection=connection).enqueue(2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=30)
+    with LiteJobs(path) as jobs:
+        assert [job.payload for job in jobs.find()] == [{"n": 1}]
+
+
+def test_what_sqlite3_begins_by_itself_is_not_committed_by_us(noting: Note, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    assert not connection.in_transaction
+    noting.using(connection=connection).enqueue()
+    assert connection.in_transaction, "as after any change in sqlite3's way"
+    connection.rollback()
+    connection.close()
+    assert home(noting).count() == 0
+
+
+def test_without_a_transaction_of_the_callers_it_is_committed_at_once(
+    noting: Note, path: Path
+) -> None:
+    for connection in (apsw.Connection(str(path)), sqlite3.connect(path, isolation_level=None)):
+        noting.using(connection=connection).enqueue()
+        assert not connection.in_transaction
+        connection.close()
+    assert home(noting).count() == 2
+
+
+@pytest.mark.parametrize("choices", [{"delay": 60}, {"priority": 3}, {"key": "k"}])
+def test_it_is_counted_and_looks_like_any_other(
+    noting: Note, connection: Any, choices: Any
+) -> None:
+    theirs = noting.using(connection=connection, **choices).enqueue(1)
+    end(connection, "COMMIT")
+    connection.close()
+    ours = noting.using(**choices).enqueue(1)
+    # A second one of the same key waits for the first.
+    states = {theirs.state} if "key" not in choices else {"pending", "blocked"}
+    assert {theirs.state, ours.state} == states
+    apart = ("id", "state", "enqueued_at", "run_at")
+    assert {k: v for k, v in theirs.row._asdict().items() if k not in apart} == {
+        k: v for k, v in ours.row._asdict().items() if k not in apart
+    }
+    found = home(noting).find()
+    by_state = {state: sum(job.state == state for job in found) for state in states}
+    assert home(noting).stats() == {"default": by_state}
+
+
+def test_unique_jobs_stay_unique(noting: Note, connection: Any) -> None:
+    unique = noting.using(connection=connection, unique=Unique())
+    first = unique.enqueue(1)
+    again = unique.enqueue(1)
+    assert (again.id, again.duplicate) == (first.id, True)
+    strict = noting.using(connection=connection, unique=Unique(on_conflict="raise"))
+    with pytest.raises(DuplicateError):
+        strict.enqueue(1)
+    connection.execute("INSERT INTO customer VALUES ('Ada')")  # the transaction goes on
+    moved = noting.using(connection=connection, unique=Unique(on_conflict="replace"), delay=60)
+    assert moved.enqueue(1).state == "scheduled"
+    end(connection, "COMMIT")
+    assert connection.execute("SELECT count(*) FROM customer").fetchone() == (1,)
+    assert counted(noting, connection) == {"default": {"scheduled": 1}}
+
+
+def test_many_at_once_are_all_or_none(noting: Note, connection: Any) -> None:
+    jobs = home(noting)
+    theirs = noting.using(connection=connection)
+    many = jobs.enqueue_many(theirs.bind(n) for n in range(5))
+    assert [job.id for job in many] == [1, 2, 3, 4, 5]
+    strict = theirs.using(unique=Unique(on_conflict="raise"))
+    with pytest.raises(DuplicateError):
+        jobs.enqueue_many([theirs.bind(9), strict.bind(1), strict.bind(1)])
+    end(connection, "COMMIT")
+    assert counted(noting, connection) == {"default": {"pending": 5}}
+
+
+def test_instances_of_a_class_go_the_same_way(noting: Note, connection: Any) -> None:
+    job = home(noting).enqueue(noting.bind(3), connection=connection)
+    end(connection, "COMMIT")
+    connection.close()
+    assert job.refresh().payload == {"n": 3}
+
+
+def test_an_older_file_is_brought_up_to_date_in_the_same_transaction(
+    noting: Note, path: Path
+) -> None:
+    old = apsw.Connection(str(path))
+    old.execute("CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT")
+    old.execute(SCHEMA[1])
+    old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
+    old.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")
+    old.close()
+    connection = sqlite3.connect(path)
+    noting.using(connection=connection).enqueue(2)
+    connection.commit()
+    connection.close()
+    home(noting).drain()
+    assert [job.state for job in home(noting).find()] == ["completed", "completed"]
+
+
+def test_a_running_node_takes_it_soon_after_the_commit(
+    tmp_path: Path, log: Path, programs: Programs
+) -> None:
+    path = tmp_path / "jobs.db"
+    jobs = LiteJobs(path)
+    jobs.register(trouble.nap_and_tell)
+    connection = apsw.Connection(str(path))
+    job = trouble.nap_and_tell.using(connection=connection).enqueue(str(log), 0)
+    programs.node(path)
+    assert job.wait(PATIENT).state == "completed"
+    connection.close()
+    jobs.close()
+
+
+# Two SQLite libraries, one file
+
+
+def test_sqlite3_is_refused_while_our_sqlite_has_the_file_open(noting: Note, path: Path) -> None:
+    home(noting).count()
+    connection = sqlite3.connect(path)
+    with pytest.raises(OptionError, match="open in this process, through another SQLite library"):
+        noting.using(connection=connection).enqueue()
+    home(noting).close()
+    noting.using(connection=connection).enqueue()
+    connection.commit()
+    connection.close()
+    assert home(noting).count() == 1
+
+
+def test_our_sqlite_does_not_open_the_file_while_sqlite3_has_it(noting: Note, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    job = noting.using(connection=connection).enqueue()
+    connection.commit()
+    for use in (job.refresh, home(noting).count, noting.enqueue):
+        with pytest.raises(FileError, match="through a connection of sqlite3, which is still open"):
+            use()
+    connection.close()
+    assert job.refresh().state == "pending"
+
+
+def test_a_node_is_not_started_either(noting: Note, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    noting.using(connection=connection).enqueue()
+    connection.commit()
+    with pytest.raises(FileError, match="which is still open"):
+        home(noting).drain()
+    connection.close()
+
+
+# What is no connection to the file
+
+
+def test_a_connection_to_another_file_is_refused(noting: Note, tmp_path: Path) -> None:
+    home(noting).count()
+    home(noting).close()
+    for kind in (apsw.Connection, sqlite3.connect):
+        for other in (":memory:", str(tmp_path / "other.db")):
+            connection: Any = kind(other)
+            with pytest.raises(
+                OptionError, match=r"connection: is to .*, the jobs are in .*app.db"
+            ):
+                noting.using(connection=connection).enqueue()
+            connection.close()
+
+
+def test_what_is_no_connection_is_refused(noting: Note) -> None:
+    with pytest.raises(
+        OptionError, match=r"expected a connection of apsw or .* got a builtins\.str"
+    ):
+        noting.using(connection="app.db").enqueue()
+
+
+def test_a_payload_that_does_not_fit_leaves_the_transaction_alone(
+    noting: Note, connection: Any
+) -> None:
+    begin(connection)
+    connection.execute("INSERT INTO customer VALUES ('Ada')")
+    with pytest.raises(PayloadError):
+        noting.using(connection=connection).enqueue("five")
+    end(connection, "COMMIT")
+    assert connection.execute("SELECT count(*) FROM customer").fetchone() == (1,)
+
+
+def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path) -> None:
+    home(noting).count()
+    home(noting).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    connection = sqlite3.connect(path, timeout=0.05)
+    with pytest.raises(FileError, match="database is locked"):
+        noting.using(connection=connection).enqueue()
+    connection.close()
+    other.close()
