@@ -3256,7 +3256,7 @@ class Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if self.peek() is None:
+        if not self._heads or (self.limits is not None and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
@@ -3750,12 +3750,13 @@ Defaults = tuple[str, int | None, int | None, str | None]
 """A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
 
 
-class Known(NamedTuple):
+@attrs.define(eq=False, repr=False)
+class Known:
     """What was read of nodes and queues, and in which version of the file."""
 
-    version: int
-    ports: Sequence[int]
-    defaults: Mapping[str, Defaults]
+    version: int = -1
+    ports: Sequence[int] = ()
+    defaults: Mapping[str, Defaults] = attrs.field(factory=dict)
 
 
 class Exchanged(NamedTuple):
@@ -3851,7 +3852,7 @@ class Store:
     clock: Clock = system_clock
     _bell: socket.socket | None = None
     _orders: Orders = attrs.field(factory=Orders)
-    _known: Known = attrs.field(factory=lambda: Known(-1, (), {}))
+    _known: Known = attrs.field(factory=Known)
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
     """The settings of queues, and the version of the file in which they stand."""
     _ready: Ready | None = None
@@ -3949,12 +3950,13 @@ class Store:
         """Puts all in one transaction, and tells the nodes."""
         with self.file.writing() as connection:
             version = self.file.version(connection)
-            if self._known.version != version:
-                self._known = Known(version, self._ports(connection), self._defaults(connection))
+            if (known := self._known).version != version:
+                known = Known(version, self._ports(connection), self._defaults(connection))
+                self._known = known
             results = [put(connection) for put in puts]
-        self._known = self._known._replace(version=version + 1)
-        if self._known.ports:
-            self._ring(self._known.ports)
+        known.version = version + 1
+        if known.ports:
+            self._ring(known.ports)
         return results
 
     def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
@@ -6812,6 +6814,8 @@ def _parser() -> argparse.ArgumentParser:
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
         _add_filters(bulk)
     command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
     return parser
 
 
@@ -6839,6 +6843,26 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-attempts", type=int)
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--node", help="the only node that may take it")
+    parser.add_argument("--expires", type=float, help="seconds after which it is not started")
+    parser.add_argument("--key", help="of jobs with one key, one runs at a time")
+
+
+def _add_queue_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the queue")
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
+    state.add_argument("--resume", action="store_true", help="let its jobs start again")
+    state.add_argument("--reset", action="store_true", help="take all its settings away")
+    for name, kind, about in (
+        ("concurrency", int, "how many of its jobs run at a time; 0: any number"),
+        ("rate", str, "how many start in some time, as 10/s or 100/min; 0: any number"),
+        ("burst", int, "how many may start at once after a rest"),
+        ("weight", float, "its share among queues with jobs of the same priority"),
+        ("ageing", float, "seconds in which the priority of what waits rises by one; 0: never"),
+        ("max-attempts", int, "for jobs whose definition does not say; 0: for ever"),
+        ("timeout", float, "seconds, for jobs whose definition does not say; 0: none"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
 
 
 def _moment(text: str) -> datetime:
@@ -6917,7 +6941,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _enqueue(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
-    names = ("queue", "priority", "delay", "at", "max_attempts", "timeout", "node")
+    names = (
+        "queue", "priority", "delay", "at", "max_attempts", "timeout", "node", "expires", "key",
+    )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
     if loaded:
@@ -6942,8 +6968,13 @@ def _columns(jobs: LiteJobs, choices: Choices) -> dict[str, Any]:
     columns = {
         name: value for name, value in zip(names, options.columns, strict=True) if name in choices
     }
+    now = jobs.clock()
     if choices.keys() & {"at", "delay"}:
-        columns["run_at"] = options.run_at(jobs.clock())
+        columns["run_at"] = options.run_at(now)
+    if "expires" in choices:
+        columns["expires_at"] = options.expires_at(options.run_at(now))
+    if "key" in choices:
+        columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
 
 
@@ -7018,6 +7049,54 @@ def _stats(options: argparse.Namespace) -> int:
     ]
     _print(options, counts, _table(lines))
     return 0
+
+
+_SETTINGS = ("concurrency", "rate", "burst", "weight", "ageing", "max_attempts", "timeout")
+
+
+def _queue(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    queue = jobs.queue(options.name)
+    if options.reset:
+        queue.reset()
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    # No number says "none": what can be switched off is so by a zero.
+    given = {k: None if v in (0, "0") else v for k, v in given.items() if v is not None}
+    if given:
+        queue.set(**typing.cast(QueueChoices, given))
+    if options.pause or options.resume:
+        (queue.pause if options.pause else queue.resume)()
+    settings = queue.settings
+    _print(options, _plain_queue(settings), _queue_table([settings]))
+    return 0
+
+
+def _queues(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    queues = jobs.queues()
+    _print(options, [_plain_queue(settings) for settings in queues], _queue_table(queues))
+    return 0
+
+
+def _plain_queue(settings: QueueSettings) -> dict[str, Any]:
+    plain = {**attrs.asdict(settings), **settings.defaults}
+    del plain["defaults"]
+    return {
+        key: value.total_seconds() if isinstance(value, timedelta) else value
+        for key, value in plain.items()
+        if key != "backoff"
+    }
+
+
+def _queue_table(queues: Sequence[QueueSettings]) -> str:
+    lines = [("queue", "state", *(name.replace("_", " ") for name in _SETTINGS))]
+    for settings in queues:
+        plain = _plain_queue(settings)
+        if plain.get("max_attempts", 1) is None:
+            plain["max_attempts"] = math.inf
+        shown = [f"{value:g}" if (value := plain.get(name)) else "" for name in _SETTINGS]
+        lines.append((settings.name, "paused" if settings.paused else "open", *shown))
+    return _table(lines)
 
 
 def _plain(job: Job[Any]) -> dict[str, Any]:

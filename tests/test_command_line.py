@@ -669,7 +669,8 @@ class TestWhatIsStored:
         )
         with LiteJobs(file) as jobs:
             jobs.store.file.connection().execute(
-                "INSERT INTO litejobs_attempt VALUES (NULL, 5, 1, ?1, ?1, ?1, ?1, 1, 1, 1)",
+                "INSERT INTO litejobs_attempt (job, attempt, kind, type, message, traceback,"
+                " worker, started_at, finished_at) VALUES (5, 1, ?1, ?1, ?1, ?1, 1, 1, 1)",
                 (ESCAPES,),
             )
         return file
@@ -742,3 +743,48 @@ class TestWhatIsStored:
         assert (done.code, done.err) == (0, "")
         if name == "list":
             assert len(done.out.splitlines()) == 1 + 5
+
+
+class TestQueues:
+    def test_are_set_paused_and_shown(self, command: CommandLine, file: Path) -> None:
+        set_ = ("--concurrency", 3, "--rate", "90/min", "--ageing", 60, "--max-attempts", 0)
+        assert command("queue", file, "mails", *set_).code == 0
+        done = command("queue", file, "mails", "--pause", "--json")
+        assert done.json == {
+            "name": "mails", "paused": True, "concurrency": 3, "rate": 1.5, "burst": None,
+            "weight": None, "ageing": 60.0, "max_attempts": None,
+        }  # fmt: skip
+        assert command("queues", file).out.splitlines()[1].split() == [
+            "mails", "paused", "3", "1.5", "60", "inf",
+        ]  # fmt: skip
+        with LiteJobs(file) as jobs:
+            assert jobs.queue("mails").settings.paused
+
+    def test_lose_a_limit_by_a_zero_and_all_by_a_reset(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        command("queue", file, "mails", "--concurrency", 3, "--rate", "5/s")
+        done = command("queue", file, "mails", "--concurrency", 0, "--resume", "--json")
+        assert (done.json["concurrency"], done.json["rate"]) == (None, 5.0)
+        command("queue", file, "mails", "--reset")
+        assert command("queues", file, "--json").json == []
+
+    def test_say_what_is_wrong(self, command: CommandLine, file: Path) -> None:
+        command("queue", file, "mails", "--rate", "fast").complains(2, "rate: expected some")
+        command("queue", file, "mails", "--concurrency", -1).complains(2, "concurrency: exp")
+
+
+class TestEnqueueWithKeys:
+    @pytest.mark.parametrize("target", ["jobs.db", "app:jobs"])
+    def test_sets_key_and_expiry(
+        self, command: CommandLine, file: Path, program: str, target: str
+    ) -> None:
+        for _ in range(2):
+            to = '{"to": "you"}'
+            assert command("enqueue", target, "send", to, "--key", "k", "--expires", 60).code == 0
+        second, first = job_of(file, 6), job_of(file, 5)
+        assert (first.state, second.state, first.key) == ("pending", "blocked", "k")
+        assert first.expires_at is not None
+        assert first.expires_at - first.run_at == pytest.approx(
+            timedelta(seconds=60), abs=timedelta(seconds=5)
+        )

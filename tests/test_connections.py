@@ -271,9 +271,7 @@ def test_a_connection_to_another_file_is_refused(noting: Note, tmp_path: Path) -
 
 
 def test_what_is_no_connection_is_refused(noting: Note) -> None:
-    with pytest.raises(
-        OptionError, match=r"expected a connection of .* got a builtins\.str"
-    ):
+    with pytest.raises(OptionError, match=r"expected a connection of .* got a builtins\.str"):
         noting.using(connection="app.db").enqueue()
 
 
