@@ -30,9 +30,9 @@ States, each change one transaction:
                      └─ retrying ◀┘
 
 The file is read from top to bottom, and each section uses only those above it:
-Errors, Values, Policies, Wire (JSON), Definitions, Execution (one attempt),
-Store (all SQL), Duties, Worker, Supervisor, LiteJobs (what users hold), Command
-line.
+Errors, Values, Policies, Schedules, Wire (JSON), Definitions, Execution (one
+attempt), Store (all SQL), Duties, Worker, Supervisor, LiteJobs (what users hold),
+Command line.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ import typing
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from decimal import Decimal
 from enum import Enum
@@ -356,6 +356,29 @@ def duration(value: Duration, what: str) -> timedelta:
     if length > LONGEST:
         raise OptionError(what, f"{value!r} is more than a hundred years")
     return length
+
+
+def aware(value: object, what: str) -> datetime:
+    """A datetime that says which moment it means.
+
+    Raises:
+        OptionError: names *what* and the value.
+    """
+    if not isinstance(value, datetime):
+        raise OptionError(what, f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
+    return value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all."""
+    import difflib
+
+    known = sorted(known)
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""
 
 
 def storable(text: str) -> str:
@@ -859,6 +882,515 @@ def parse_rate(text: object) -> float:
     if match is None or not float(match[1]) or match[2] == "0":
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
     return float(match[1]) / (int(match[2] or 1) * _SECONDS[match[3][0]])
+
+
+################################################################################
+# Schedules
+#
+# When recurring jobs are due: expressions, time zones, and what becomes of ticks that
+# were missed. All of it is arithmetic on a moment that is given. A *tick* is a moment
+# at which a schedule is due. Cron fields are read by cronsim, but as plain local times:
+# what changes of the clock do to them is worked out here (see Cron).
+################################################################################
+
+Misfire = Literal["once", "skip", "all"]
+Overlap = Literal["allow", "skip"]
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+SHORTEST = timedelta(milliseconds=100)
+TICKS = 1_000
+"""Missed ticks that are made up at a time."""
+ALIASES: Mapping[str, str] = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+UNITS: Mapping[str, timedelta] = {
+    "d": timedelta(days=1),
+    "h": HOUR,
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+}
+_NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
+
+
+@attrs.frozen
+class Every:
+    """The same time after time: real time, which no change of the clock touches."""
+
+    interval: timedelta
+
+    def next_after(self, moment: int, anchor: int) -> int:
+        """The first tick after *moment*, counted from *anchor*, so that it never drifts."""
+        step = self.interval // MICROSECOND
+        return anchor if moment < anchor else anchor + ((moment - anchor) // step + 1) * step
+
+    @property
+    def words(self) -> str:
+        """In words, such as "Every 1 hour and 30 minutes"."""
+        left, parts = self.interval, []
+        for unit, size in UNITS.items():
+            count, left = divmod(left, size)
+            if count:
+                parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
+        if len(parts) == 1 and parts[0].startswith("1 "):
+            return f"Every {parts[0][2:]}"
+        *most, last = parts
+        return f"Every {', '.join(most)} and {last}" if most else f"Every {last}"
+
+
+@attrs.frozen
+class Cron:
+    """Five or six cron fields (six: seconds first) in a time zone.
+
+    As in Debian's cron there are two kinds. If seconds, minutes or hours begin with a
+    star, the local time of every moment of real time is held against the fields: what
+    the clock skips does not come, and what it repeats comes twice. Otherwise the fields
+    name times of day, and each of them comes once: at its first time if the clock
+    repeats it, and right after the gap if the clock skips it.
+
+    cronsim gets neither right in all zones: it gives ticks of the past when it begins
+    within a repeated hour, the same tick twice after a gap, does all six-field
+    expressions by real time, and loses its way where the clock changes at midnight or
+    by half an hour. So it is only asked for local times.
+    """
+
+    fields: str
+    timezone: str
+
+    @functools.cached_property
+    def zone(self) -> tzinfo:
+        """The rules of the time zone."""
+        return time_zone(self.timezone)
+
+    @functools.cached_property
+    def by_real_time(self) -> bool:
+        """Whether the fields are of the first kind."""
+        return any(field.startswith("*") for field in self.fields.split()[:-3])
+
+    def next_after(self, moment: int) -> int | None:
+        """The first tick after *moment*; `None` if there is none in the next 50 years."""
+        try:
+            if self.by_real_time:
+                return self._next_moment(moment)
+            return self._next_time_of_day(moment)
+        except OverflowError:
+            return None  # The year 10000.
+
+    def _next_time_of_day(self, moment: int) -> int | None:
+        local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
+        for wall in _cronsim().CronSim(self.fields, local):
+            # Those of a repeated hour that came at their first time are passed over.
+            if (tick := self._once(wall)) > moment:
+                return tick
+        return None
+
+    def _once(self, wall: datetime) -> int:
+        """When a local time comes first; the end of the gap if it does not come."""
+        first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
+        # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
+        return first if first <= second else self._change(second, first)
+
+    def _next_moment(self, moment: int) -> int | None:
+        while True:
+            # While the clock does not change, local time is real time and an offset.
+            start = moment // SECOND * SECOND + SECOND
+            offset = self._offset(start)
+            local = from_micros(start + offset - SECOND).replace(tzinfo=None)
+            wall = next(_cronsim().CronSim(self.fields, local), None)
+            if wall is None:
+                return None
+            tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+            # No zone has changed its clock twice within six days since 1970.
+            for day in range(start, tick, DAY):
+                if self._offset(end := min(day + DAY, tick)) != offset:
+                    moment = self._change(day, end) - SECOND
+                    break
+            else:
+                return tick
+
+    def _offset(self, moment: int) -> int:
+        return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
+
+    def _change(self, before: int, after: int) -> int:
+        """The first moment, of whole seconds, at which the clock has changed."""
+        offset = self._offset(before)
+        while after - before > SECOND:
+            middle = (before + after) // (2 * SECOND) * SECOND
+            if self._offset(middle) == offset:
+                before = middle
+            else:
+                after = middle
+        return after
+
+    @property
+    def words(self) -> str:
+        """In words, such as "At 03:00 on Monday through Friday"."""
+        return str(_cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None)).explain())
+
+
+def _cronsim() -> ModuleType:
+    try:
+        return importlib.import_module("cronsim")
+    except ImportError:
+        problem = "expressions are read by the package cronsim: pip install cronsim"
+        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
+
+
+def time_zone(name: str) -> tzinfo:
+    """The rules of a time zone.
+
+    Raises:
+        OptionError: there is none of this name; a near one is proposed.
+    """
+    if name == "UTC":
+        return UTC  # Known everywhere, also where no data on zones is installed.
+    import zoneinfo  # Late: few programs need it.
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError, TypeError, AttributeError):
+        known = zoneinfo.available_timezones()
+    if not known:
+        problem = "there is no data on time zones here: pip install tzdata"
+        raise OptionError("timezone", f"{name!r} cannot be found, since {problem}")
+    import difflib
+
+    words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
+    near = difflib.get_close_matches(str(name).lower(), words, n=1)
+    hint = f"did you mean {words[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
+    raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
+
+
+def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
+    """What an expression means: cron fields, an alias such as `@daily`, or `@every 30s`.
+
+    Raises:
+        OptionError: it means nothing, there is no such time zone, or cronsim is missing.
+    """
+    example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
+    if not isinstance(expression, str) or len(expression) > 200:
+        raise OptionError("cron", f"{reprlib.repr(expression)} is no expression: {example}")
+    text = expression.strip()
+    word, _, length = text.partition(" ")
+    if word == "@every":
+        return Every(_interval(length, expression))
+    if word.startswith("@") and text not in ALIASES:
+        hint = did_you_mean(text, [*ALIASES, "@every"])
+        raise OptionError("cron", f"there is no {expression!r}{hint}")
+    cron = Cron(" ".join(ALIASES.get(text, text).split()), timezone)
+    cronsim = _cronsim()
+    _ = cron.zone  # Or the error that says what is wrong with its name.
+    try:
+        ticks = cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None))
+    except cronsim.CronSimError as error:
+        problem = str(error)[:1].lower() + str(error)[1:]
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}") from None
+    if next(ticks, None) is None:
+        raise OptionError("cron", f"{expression!r}: there is no such day; {example}")
+    return cron
+
+
+def _interval(text: str, expression: str) -> timedelta:
+    units = "".join(f"(?:([0-9.]+){unit})?" for unit in UNITS)
+    parts = re.fullmatch(units, "".join(text.split()))
+    example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
+    try:
+        counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
+        length = sum(map(operator.mul, UNITS.values(), counts), timedelta())
+    except (ValueError, OverflowError):
+        raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
+    if not SHORTEST <= length <= LONGEST:
+        problem = "not from a tenth of a second to a hundred years"
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
+    return length
+
+
+def every_expression(interval: Duration) -> str:
+    """The expression of an interval, such as `@every 1h30m`.
+
+    Raises:
+        OptionError: it is no length of time, or too short.
+    """
+    left, parts = duration(interval, "every"), []
+    if left < SHORTEST:
+        raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
+    for unit, size in UNITS.items():
+        count, left = divmod(left, size) if unit != "ms" else (left / size, timedelta())
+        if count:
+            parts.append(f"{count:g}{unit}")
+    return f"@every {''.join(parts)}"
+
+
+def _checked_misfire(value: object) -> Misfire:
+    if value not in typing.get_args(Misfire):
+        raise OptionError("misfire", f"expected 'once', 'skip' or 'all', got {value!r}")
+    return typing.cast(Misfire, value)
+
+
+def _checked_overlap(value: object) -> Overlap:
+    if value not in typing.get_args(Overlap):
+        raise OptionError("overlap", f"expected 'allow' or 'skip', got {value!r}")
+    return typing.cast(Overlap, value)
+
+
+def _checked_grace(value: Duration) -> timedelta:
+    return duration(value, "grace")
+
+
+def _checked_spread(value: Duration) -> timedelta:
+    return duration(value, "jitter")
+
+
+def _checked_start(value: datetime | None) -> datetime | None:
+    return None if value is None else aware(value, "start").astimezone(UTC)
+
+
+def _checked_end(value: datetime | None) -> datetime | None:
+    return None if value is None else aware(value, "end").astimezone(UTC)
+
+
+class Recurring(TypedDict, total=False):
+    """How a schedule deals with ticks, whatever its expression."""
+
+    misfire: Misfire
+    grace: Duration
+    overlap: Overlap
+    jitter: Duration
+    start: datetime | None
+    end: datetime | None
+
+
+class Due(NamedTuple):
+    """The ticks that fire now, the oldest first, and the next one; `None` if it was the last."""
+
+    ticks: tuple[int, ...]
+    next_at: int | None
+
+
+@attrs.frozen
+class Rule:
+    """When a schedule is due, every value checked."""
+
+    expression: str
+    timezone: str = "UTC"
+    misfire: Misfire = attrs.field(default="once", converter=_checked_misfire)
+    grace: timedelta = attrs.field(default=timedelta(minutes=1), converter=_checked_grace)
+    overlap: Overlap = attrs.field(default="allow", converter=_checked_overlap)
+    jitter: timedelta = attrs.field(default=timedelta(0), converter=_checked_spread)
+    start: datetime | None = attrs.field(default=None, converter=_checked_start)
+    end: datetime | None = attrs.field(default=None, converter=_checked_end)
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.timetable
+        if self.start is not None and self.end is not None and self.end < self.start:
+            raise OptionError("end", f"{self.end} is before the start, {self.start}")
+        if self.misfire == "skip" and self.grace < timedelta(seconds=1):
+            problem = "every tick is a little late: with misfire='skip' give a second at least"
+            raise OptionError("grace", problem)
+
+    @functools.cached_property
+    def timetable(self) -> Cron | Every:
+        """The expression, understood."""
+        return parse_expression(self.expression, self.timezone)
+
+    def next_after(self, moment: int, anchor: int) -> int | None:
+        """The first tick after *moment*, from start to end. An interval is counted from its
+        start or else from *anchor*: when it was made, or any of its ticks."""
+        if self.start is not None:
+            anchor = to_micros(self.start)
+            moment = max(moment, anchor - 1)
+        if isinstance(self.timetable, Every):
+            tick: int | None = self.timetable.next_after(moment, anchor)
+        else:
+            tick = self.timetable.next_after(moment)
+        last = _LAST if self.end is None else to_micros(self.end)
+        return None if tick is None or tick > last else tick
+
+    def due(self, next_at: int, now: int) -> Due:
+        """What fires *now* of a schedule whose next tick was to be at *next_at*.
+
+        A tick that is late by more than the grace was missed. Of those, "skip" fires none
+        and "all" each (TICKS at a time); "once" fires one job for all that is late.
+        """
+        first: int | None = next_at
+        if now - next_at > self.grace // MICROSECOND:
+            if self.misfire == "once":
+                first = self._last_until(now, next_at)
+            elif self.misfire == "skip":
+                first = self.next_after(now - self.grace // MICROSECOND - 1, next_at)
+        ticks: list[int] = []
+        while first is not None and first <= now and len(ticks) < TICKS:
+            ticks.append(first)
+            first = self.next_after(first, next_at)
+        return Due(tuple(ticks), first)
+
+    def _last_until(self, now: int, tick: int) -> int:
+        """The last tick up to now, *tick* being one of them. (A machine that slept for a
+        week has missed 600,000 seconds: they are not walked through.)"""
+        low, high = tick, now
+        while high > low:
+            middle = (low + high) // 2
+            later = self.next_after(middle, tick)
+            if later is None or later > high:
+                high = middle
+            else:
+                low = later
+        return low
+
+    def run_at(self, tick: int, rng: random.Random) -> int:
+        """When the job of a tick becomes due: then, or up to the jitter later."""
+        return tick + int(rng.random() * (self.jitter // MICROSECOND + 1))
+
+    @property
+    def words(self) -> str:
+        """In words, with the zone: "At 03:00 on Monday through Friday (Europe/Berlin)"."""
+        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
+        return f"{self.timetable.words}{zone}"
+
+
+class Entry(NamedTuple):
+    """One row of the table of schedules, as it is stored."""
+
+    name: str
+    definition: str
+    payload: Any
+    options: str
+    expression: str
+    timezone: str
+    misfire: str
+    grace: int
+    overlap: str
+    jitter: int
+    start_at: int | None
+    end_at: int | None
+    origin: str | None
+    paused: int = 0
+    next_at: int | None = None
+    last_at: int | None = None
+    last_job: int | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """When it is due.
+
+        Raises:
+            OptionError: this machine cannot say: a zone or cronsim is missing, or the row
+                was written by somebody else, and not well.
+        """
+        return Rule(
+            self.expression,
+            self.timezone,
+            self.misfire,
+            self.grace / SECOND,
+            self.overlap,
+            self.jitter / SECOND,
+            *(None if at is None else from_micros(at) for at in (self.start_at, self.end_at)),
+        )
+
+    def keeps_time_of(self, other: Entry) -> bool:
+        """Whether it has the same ticks, so that the next one stays."""
+        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
+        return bool(times(self) == times(other))
+
+
+@attrs.frozen(repr=False)
+class Schedule:
+    """A schedule as it was when it was read: a frozen snapshot of its row."""
+
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        """Unique in the file."""
+        return self.entry.name
+
+    @property
+    def definition(self) -> str:
+        """The name of the definition that it enqueues."""
+        return self.entry.definition
+
+    @property
+    def payload(self) -> Any:
+        """The payload of its jobs as plain JSON values."""
+        return json.loads(self.entry.payload)
+
+    @property
+    def expression(self) -> str:
+        """As it was written: cron fields, an alias, or `@every 30s`."""
+        return self.entry.expression
+
+    @property
+    def timezone(self) -> str:
+        """In which the fields are meant."""
+        return self.entry.timezone
+
+    @property
+    def words(self) -> str:
+        """The expression in words."""
+        return self.entry.rule.words
+
+    @property
+    def misfire(self) -> str:
+        """What becomes of missed ticks: once, skip or all."""
+        return self.entry.misfire
+
+    @property
+    def overlap(self) -> str:
+        """Whether a tick is skipped while the last job has not finished: allow or skip."""
+        return self.entry.overlap
+
+    @property
+    def origin(self) -> str | None:
+        """The module that declares it; `None` if it was made at run time."""
+        return self.entry.origin
+
+    @property
+    def paused(self) -> bool:
+        """Whether it fires nothing until it is resumed."""
+        return bool(self.entry.paused)
+
+    @property
+    def state(self) -> Literal["active", "paused", "ended"]:
+        """Ended: there will be no tick any more."""
+        if self.paused:
+            return "paused"
+        return "ended" if self.entry.next_at is None else "active"
+
+    @property
+    def next_at(self) -> datetime | None:
+        """Its next tick; `None` while it is paused and when it has ended."""
+        at = None if self.paused else self.entry.next_at
+        return None if at is None else from_micros(at)
+
+    @property
+    def last_at(self) -> datetime | None:
+        """The last tick for which it has enqueued a job."""
+        return None if self.entry.last_at is None else from_micros(self.entry.last_at)
+
+    @property
+    def last_job(self) -> int | None:
+        """The id of that job, which may be pruned by now."""
+        return self.entry.last_job
+
+    def upcoming(self, n: int = 5) -> list[datetime]:
+        """Its next *n* ticks, or as many as there are, in its time zone."""
+        rule, zone = self.entry.rule, time_zone(self.timezone)
+        ticks: list[datetime] = []
+        at = None if self.paused else self.entry.next_at
+        while at is not None and len(ticks) < n:
+            ticks.append(from_micros(at).astimezone(zone))
+            at = rule.next_after(at, at)
+        return ticks
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.name} {self.expression} {self.state}>"
 
 
 ################################################################################
@@ -1516,19 +2048,6 @@ def _checked_retention(value: Retention) -> Retention:
     return value
 
 
-def aware(value: object, what: str) -> datetime:
-    """A datetime that says which moment it means.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
-    if not isinstance(value, datetime):
-        raise OptionError(what, f"expected an aware datetime, got {value!r}")
-    if value.utcoffset() is None:
-        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
-    return value
-
-
 def _checked_at(value: datetime | None) -> datetime | None:
     return None if value is None else aware(value, "at")
 
@@ -1634,16 +2153,6 @@ class Options:
 CHOICES = tuple(Choices.__annotations__)
 MARK = "__litejobs_definition__"
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all."""
-    import difflib
-
-    known = sorted(known)
-    if near := difflib.get_close_matches(word, known, n=1):
-        return f"; did you mean {near[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
 
 
 class Home(Protocol):

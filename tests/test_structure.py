@@ -20,6 +20,7 @@ SECTIONS = [
     "Errors",
     "Values",
     "Policies",
+    "Schedules",
     "Wire",
     "Definitions",
     "Execution",
