@@ -19,8 +19,9 @@ Words. A *definition* is a named, typed piece of work. A *job* is one row: a
 definition with its payload. An *attempt* is one execution of a job, a *queue* a
 named lane of jobs. A *node* is a running `work()`: one supervisor process with
 its *workers*, child processes that run jobs. A *dead letter* is a job that failed
-for good. One enqueues a job; a node claims, runs and settles it; people retry and
-cancel; duties stage, rescue and prune.
+for good; a *schedule* enqueues a job at each of its ticks. One enqueues a job; a node
+claims, runs and settles it; people retry and cancel; duties fire, stage, rescue and
+prune.
 
 States, each change one transaction:
 
@@ -30,9 +31,9 @@ States, each change one transaction:
                      └─ retrying ◀┘
 
 The file is read from top to bottom, and each section uses only those above it:
-Errors, Values, Policies, Schedules, Wire (JSON), Definitions, Execution (one
-attempt), Store (all SQL), Duties, Worker, Supervisor, LiteJobs (what users hold),
-Command line.
+Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
+Execution (one attempt), Store (all SQL), Duties, Worker, Supervisor,
+LiteJobs (what users hold), Command line.
 """
 
 from __future__ import annotations
@@ -140,6 +141,9 @@ __all__ = [
     "ResultError",
     "Retention",
     "Retry",
+    "Schedule",
+    "ScheduleHandle",
+    "ScheduleNotFoundError",
     "Snooze",
     "State",
     "Unique",
@@ -281,6 +285,17 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
 
     def __str__(self) -> str:
         return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
+
+
+@attrs.define(eq=False, repr=False)
+class ScheduleNotFoundError(LitejobsError, LookupError):
+    """No schedule has this name."""
+
+    name: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"no schedule has the name {self.name!r}{self.hint}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -587,6 +602,11 @@ class Job(Generic[R]):
         """What was sent along with the job, for middleware."""
         headers: dict[str, str] = json.loads(self.row.headers or "{}")
         return headers
+
+    @property
+    def schedule(self) -> str | None:
+        """The name of the schedule that enqueued it, if one did."""
+        return self.row.schedule
 
     @property
     def error(self) -> str | None:
@@ -1249,10 +1269,31 @@ class Rule:
         return tick + int(rng.random() * (self.jitter // MICROSECOND + 1))
 
     @property
+    def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
+        """What is stored of it: from the expression to the end."""
+        start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
+        grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
+        text = self.expression.strip()
+        return text, self.timezone, self.misfire, grace, self.overlap, jitter, start, end
+
+    @property
     def words(self) -> str:
         """In words, with the zone: "At 03:00 on Monday through Friday (Europe/Berlin)"."""
         zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
         return f"{self.timetable.words}{zone}"
+
+
+def make_rule(expression: str, timezone: str, how: Recurring) -> Rule:
+    """A rule with these choices.
+
+    Raises:
+        OptionError: a choice is unknown or cannot be used.
+    """
+    for option in how:
+        if option not in Recurring.__annotations__:
+            hint = did_you_mean(option, Recurring.__annotations__)
+            raise OptionError(option, f"no such option{hint}")
+    return Rule(expression, timezone, **how)
 
 
 class Entry(NamedTuple):
@@ -2526,6 +2567,11 @@ class Registry:
         """From now on nothing is added: running workers would not know it."""
         self._frozen = True
 
+    @property
+    def frozen(self) -> bool:
+        """Whether work has started."""
+        return self._frozen
+
     def get(self, name: str) -> AnyDefinition | None:
         """The definition of this name, if there is one."""
         return self._by_name.get(name)
@@ -3354,6 +3400,57 @@ class Placed(NamedTuple):
 
 Put = Callable[[apsw.Connection], Any]
 """What a thread wants to do in a transaction that it may share with others."""
+
+
+@attrs.frozen
+class Declared:
+    """The schedules that a program declares, and its modules: what the file says of others in
+    them has left the code."""
+
+    entries: tuple[Entry, ...] = ()
+    modules: frozenset[str] = frozenset()
+
+
+class Firing(NamedTuple):
+    """What the ticks of a schedule that are due come to, if it is still as it was read."""
+
+    entry: Entry
+    ticks: tuple[int, ...]
+    batches: list[Batch]
+    next_at: int | None
+
+
+def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
+    """What is to be done for a schedule of which a tick is due.
+
+    Raises:
+        OptionError: this machine cannot say when it is due, or what it enqueues.
+    """
+    rule = entry.rule
+    due = rule.due(entry.next_at or 0, now)
+    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in due.ticks]
+    return Firing(entry, due.ticks, batches, due.next_at)
+
+
+def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
+    """One job of a schedule.
+
+    Raises:
+        OptionError: its options were written by somebody else, and not well.
+    """
+    state: State = "scheduled" if run_at > now else "pending"
+    try:
+        return Batch(
+            **json.loads(entry.options),
+            name=entry.definition,
+            state=state,
+            run_at=run_at,
+            enqueued_at=now,
+            payloads=(entry.payload,),
+        )
+    except (ValueError, TypeError) as error:
+        problem = f"{entry.options!r} in the schedule {entry.name!r} are none of ours"
+        raise OptionError("options", problem) from error
 
 
 @attrs.define(eq=False, repr=False)
@@ -4365,6 +4462,9 @@ class Store:
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
     """The settings of queues, and the version of the file in which they stand."""
     _ready: Ready | None = None
+    _rng: random.Random = attrs.field(factory=random.Random)
+    _puzzled: set[str] = attrs.field(factory=set)
+    """The schedules of which it has been said that this machine cannot fire them."""
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
@@ -5001,6 +5101,217 @@ class Store:
             ).get
         return found is not None
 
+    # Schedules
+
+    def fire(self, now: int) -> tuple[int, int | None]:
+        """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
+        when the next one is due. Any number of nodes may do this: each tick fires once."""
+        if (due := self._next_tick(-1)) is None or due > now:
+            return 0, due
+        with self.file.reading() as connection:
+            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        firings = [made for entry in entries if (made := self._firing(entry, now))]
+        fired = sum(map(self._fire, firings))
+        if any(made.next_at is not None and made.next_at <= now for made in firings):
+            return fired, now
+        return fired, self._next_tick(now)
+
+    def _next_tick(self, after: int) -> int | None:
+        with self.file.reading() as connection:
+            sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
+            tick: int | None = connection.execute(sql, (after,)).get
+        return tick
+
+    def _firing(self, entry: Entry, now: int) -> Firing | None:
+        """`None` for a schedule that this machine cannot fire; another one may."""
+        try:
+            return firing(entry, now, self._rng)
+        except OptionError as error:
+            if entry.name not in self._puzzled:
+                logger.error("schedule %s cannot fire: %s", entry.name, error)
+            self._puzzled.add(entry.name)
+            return None
+
+    def _fire(self, made: Firing) -> int:
+        """Enqueues the jobs and moves the schedule on, unless another node has done so or
+        somebody has changed it meanwhile; says how many."""
+        entry, ticks, batches, next_at = made
+        with self.file.writing() as connection:
+            if self._entry(connection, entry.name) != entry:
+                return 0
+            if entry.overlap == "skip":
+                batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
+            ids = [self._tick(connection, batch, entry.name) for batch in batches]
+            connection.execute(
+                """
+                UPDATE litejobs_schedule SET
+                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
+                WHERE name = ?
+                """,
+                (
+                    next_at,
+                    ticks[len(ids) - 1] if ids else None,
+                    ids[-1] if ids else None,
+                    entry.name,
+                ),
+            )
+            ports = self._ports(connection) if ids else ()
+        self._ring(ports)
+        logger.info("schedule %s fired %s", entry.name, f"{len(ids)} jobs" if ids else "none")
+        return len(ids)
+
+    def _tick(self, connection: apsw.Connection, batch: Batch, schedule: str) -> int:
+        """Inserts the job of one tick; gives its id."""
+        self._insert(connection, batch)
+        id = connection.last_insert_rowid()
+        connection.execute("UPDATE litejobs_job SET schedule = ? WHERE id = ?", (schedule, id))
+        if batch.state != "pending":
+            self._count(connection, {(batch.state, batch.queue, batch.name): 1})
+        return id
+
+    def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
+        state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
+        return state is not None and state not in FINISHED
+
+    def fire_now(self, name: str) -> int:
+        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        now = self.clock()
+        with self.file.writing() as connection:
+            batch = batch_of(self._found(connection, name), now, now)
+            id = self._tick(connection, batch, name)
+            connection.execute(
+                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
+                (now, id, name),
+            )
+            ports = self._ports(connection)
+        self._ring(ports)
+        return id
+
+    def declare(self, declared: Declared) -> None:
+        """Makes what a program declares the schedules of its modules: new ones come, changed
+        ones change, and those that have left the code go."""
+        with self.file.reading() as connection:
+            if not declared.entries and not self._entries(connection):
+                return
+        with self.file.writing() as connection:
+            known = {entry.name: entry for entry in self._entries(connection)}
+            for entry in declared.entries:
+                before = known.pop(entry.name, entry)
+                if before.origin not in declared.modules:
+                    by = "made at run time" if before.origin is None else f"of {before.origin}"
+                    logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+                self._put(connection, entry, None if before is entry else before)
+            gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
+            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+        for (name,) in gone:
+            logger.info("schedule %s has left the code and was removed", name)
+
+    def put_schedule(self, entry: Entry) -> None:
+        """Makes a schedule, or changes the one of this name."""
+        with self.file.writing() as connection:
+            self._put(connection, entry, self._entry(connection, entry.name))
+        self.wake()
+
+    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
+        """The next tick stays if the times are the same: it may be one that was missed while
+        nothing ran."""
+        if known is not None and known.keeps_time_of(entry):
+            next_at = known.next_at
+        else:
+            now = self.clock()
+            next_at = entry.rule.next_after(now, now)
+        if known is not None:
+            entry = Entry(*entry[:13], known.paused, next_at, known.last_at, known.last_job)
+        else:
+            entry = entry._replace(next_at=next_at)
+        if entry != known:
+            connection.execute(
+                f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
+                f" VALUES ({', '.join('?' * len(entry))})",
+                entry,
+            )
+
+    def pause_schedules(self, name: str | None = None) -> int:
+        """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        with self.file.writing() as connection:
+            if name is not None:
+                self._found(connection, name)
+            connection.execute(
+                "UPDATE litejobs_schedule SET paused = 1"
+                " WHERE NOT paused AND name = coalesce(?, name)",
+                (name,),
+            )
+            paused = connection.changes()
+        self.wake()
+        return paused
+
+    def resume_schedules(self, name: str | None = None) -> int:
+        """Lets a schedule, or all, fire again from the next tick on; says how many that
+        changed. What was missed meanwhile is not made up.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        now = self.clock()
+        with self.file.writing() as connection:
+            entries = self._entries(connection)
+            if name is not None:
+                entries = [self._found(connection, name)]
+            paused = [entry for entry in entries if entry.paused]
+            connection.executemany(
+                "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
+                [(e.rule.next_after(now, e.next_at or now), e.name) for e in paused],
+            )
+        self.wake()
+        return len(paused)
+
+    def remove_schedule(self, name: str) -> None:
+        """Forgets a schedule; the jobs that it has enqueued stay.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        with self.file.writing() as connection:
+            self._found(connection, name)
+            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+
+    def schedule(self, name: str) -> Entry:
+        """One schedule.
+
+        Raises:
+            ScheduleNotFoundError: there is none of this name; a near one is proposed.
+        """
+        with self.file.reading() as connection:
+            return self._found(connection, name)
+
+    def schedules(self) -> list[Entry]:
+        """All schedules, by name."""
+        with self.file.reading() as connection:
+            return self._entries(connection)
+
+    def _entries(
+        self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+    ) -> list[Entry]:
+        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
+        return [Entry._make(row) for row in connection.execute(sql, bindings)]
+
+    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
+        return next(iter(self._entries(connection, "name = :name", name=name)), None)
+
+    def _found(self, connection: apsw.Connection, name: str) -> Entry:
+        if entry := self._entry(connection, name):
+            return entry
+        known = [entry.name for entry in self._entries(connection)]
+        raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
     # Nodes
 
     def join(
@@ -5317,6 +5628,8 @@ _INSERT_EXTRA = """
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
 _ROW = ", ".join(Row._fields)
+_ENTRY = ", ".join(Entry._fields)
+_ACTIVE = "next_at IS NOT NULL AND NOT paused"
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
@@ -5365,6 +5678,8 @@ LOOK = 0.5
 """Seconds between two looks for what was committed without a wake-up."""
 PRUNE_REST = 9
 """How many times longer than a batch of pruning it rests."""
+HEED = 0.05
+"""Seconds within which a node that was woken looks whether a schedule has changed."""
 SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
@@ -5387,6 +5702,15 @@ def stage(beat: Beat) -> float:
     if staged:
         beat.stir()
     # No longer than a second: somebody may set the clock.
+    return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
+
+
+def fire(beat: Beat) -> float:
+    """Enqueues the jobs of schedules that are due; wants to be back when the next one is."""
+    now = beat.clock()
+    fired, due = beat.store.fire(now)
+    if fired:
+        beat.stir()
     return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
 
 
@@ -5430,7 +5754,9 @@ def stay_fast(beat: Beat) -> float:
     return 60.0
 
 
-DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, expire, admit, prune, stay_fast)
+DUTIES: tuple[Callable[[Beat], float], ...] = (
+    rescue, fire, stage, expire, admit, prune, stay_fast,
+)  # fmt: skip
 
 
 ################################################################################
@@ -6000,6 +6326,7 @@ class Supervisor:
     until: Until | None
     grace: float
     clock: Clock = system_clock
+    declared: Declared = Declared()
     rng: random.Random = attrs.field(factory=random.Random)
     _context: Any = attrs.field(factory=_spawning)
     _bell: Bell = attrs.field(factory=Bell.hang)
@@ -6064,6 +6391,7 @@ class Supervisor:
     # Joining and leaving
 
     def _join(self) -> None:
+        self.store.declare(self.declared)
         known = self.registry.listing()
         self._node, self._presence = self.store.join(
             self.serves.node, self._bell.port, self.size, self.serves, known
@@ -6185,6 +6513,8 @@ class Supervisor:
         self._stirred = True
         self._full = False
         self._duties[stage] = self._duties[expire] = self._duties[self._heed] = 0.0
+        # A little later, since each producer's wake-up comes along here.
+        self._duties[fire] = min(self._duties[fire], time.monotonic() + HEED)
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -6569,6 +6899,7 @@ class LiteJobs:
     define: Define = attrs.field(init=False)
     """Makes definitions of functions and attrs classes and registers them here."""
     store: Store = attrs.field(init=False)
+    _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -6788,6 +7119,156 @@ class LiteJobs:
         """Deletes jobs and their history; running ones are left."""
         return self.store.delete(_chosen(ids, filters))
 
+    # Recur
+
+    @overload
+    def cron(
+        self,
+        expression: str,
+        /,
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        **how: Unpack[Recurring],
+    ) -> Recur: ...
+    @overload
+    def cron(
+        self,
+        expression: str,
+        work: object,
+        /,
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        **how: Unpack[Recurring],
+    ) -> ScheduleHandle: ...
+
+    def cron(
+        self,
+        expression: str,
+        work: object = None,
+        /,
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        **how: Unpack[Recurring],
+    ) -> Recur | ScheduleHandle:
+        """Declares that a job is enqueued at each time that *expression* names: five cron
+        fields, six with seconds first, `@daily` and the like, or `@every 30s`.
+
+        It decorates a definition or a function, or is given the *work*: a bound definition,
+        one without required parameters, or an instance of a defined class. Nothing is
+        written now: when a node starts, what its program declares comes into the file, and
+        what its program no longer declares goes.
+
+        *misfire* says what becomes of ticks that are late by more than *grace*: "once"
+        (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
+        while the last job has not finished. *jitter* delays each job by up to so much at
+        random. There is no tick before *start* or after *end*.
+
+        Raises:
+            OptionError: a value cannot be used, or the name is taken.
+        """
+        rule = make_rule(expression, timezone, how)
+        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
+
+    @overload
+    def every(
+        self, interval: Duration, /, *, name: str | None = None, **how: Unpack[Recurring]
+    ) -> Recur: ...
+    @overload
+    def every(
+        self,
+        interval: Duration,
+        work: object,
+        /,
+        *,
+        name: str | None = None,
+        **how: Unpack[Recurring],
+    ) -> ScheduleHandle: ...
+
+    def every(
+        self,
+        interval: Duration,
+        work: object = None,
+        /,
+        *,
+        name: str | None = None,
+        **how: Unpack[Recurring],
+    ) -> Recur | ScheduleHandle:
+        """Declares that a job is enqueued each time that *interval* has passed, counted from
+        *start*, or else from when the schedule came into the file; else like `cron`.
+
+        Raises:
+            OptionError: a value cannot be used, or the name is taken.
+        """
+        rule = make_rule(every_expression(interval), "UTC", how)
+        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
+
+    def _recur(
+        self, rule: Rule, work: object, name: str | None, origin: str
+    ) -> Recur | ScheduleHandle:
+        def declare(work: object) -> ScheduleHandle:
+            title = self._name_of(work) if name is None else check_name(name, "name")
+            if self.registry.frozen:
+                problem = f"schedule {title!r} declared after work had started"
+                raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
+            if taken := self._declared.get(title):
+                problem = f"schedule {title!r} declared twice, in {taken.origin} and in {origin}"
+                raise OptionError("name", f"{problem}: give one another name=")
+            self._declared[title] = Declaration(title, rule, work, origin)
+            return ScheduleHandle(title, self)
+
+        return Recur(declare, self.define) if work is None else declare(work)
+
+    def _name_of(self, work: object) -> str:
+        if isinstance(work, Bound):
+            return work.body.name
+        return (definition_of(work) or self.registry.of(work)).name
+
+    def _declarations(self) -> Declared:
+        """What the program declares, as rows.
+
+        Raises:
+            DefinitionError: a definition is not registered here.
+            PayloadError: a definition has parameters that nobody has given.
+        """
+        declared = self._declared.values()
+        entries = tuple(self._entry(d.name, d.rule, d.work, d.origin) for d in declared)
+        for entry in entries:
+            self.registry.named(entry.definition)
+        modules = ["__main__", *(definition.body.module for definition in self.registry)]
+        return Declared(entries, frozenset([*map(module_name, modules), *_origins(entries)]))
+
+    def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
+        if isinstance(work, type) and definition_of(work):
+            work = work()
+        bound = work.bind() if isinstance(work, Definition) else self.bind(work)
+        if bound.options.delay or bound.options.at is not None:
+            problem = "not for a schedule, which says itself when its jobs run"
+            raise OptionError("at" if bound.options.at else "delay", problem)
+        options = dict(zip(Batch._fields, bound.options.columns, strict=False))
+        text = json.dumps(options)
+        return Entry(name, bound.body.name, bound.payload, text, *rule.columns, origin)
+
+    def schedule(self, name: str) -> ScheduleHandle:
+        """The schedule of this name, to look at it, to make, change or remove it, to pause
+        or to fire it now, in the file and while nodes run."""
+        return ScheduleHandle(check_name(name, "name"), self)
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules in the file, by name."""
+        return [Schedule(entry) for entry in self.store.schedules()]
+
+    def pause_schedules(self) -> int:
+        """Lets no schedule fire until it is resumed; says how many that paused."""
+        return self.store.pause_schedules()
+
+    def resume_schedules(self) -> int:
+        """Lets all schedules fire again, from their next ticks on; says how many were
+        paused. What was missed meanwhile is not made up."""
+        return self.store.resume_schedules()
+
     # Work
 
     def work(
@@ -6852,6 +7333,7 @@ class LiteJobs:
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
+            self._declarations(),
         )
 
     def _program(self) -> Program:
@@ -6891,6 +7373,7 @@ class LiteJobs:
             executor = Executor(self.registry, state, self.clock, self)
             closing.callback(executor.close)
             known = self.registry.listing()
+            self.store.declare(self._declarations())
             node, presence = self.store.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             return self._drain(executor, serves, node)
@@ -6898,6 +7381,7 @@ class LiteJobs:
     def _drain(self, executor: Executor, serves: Serves, node: int) -> int:
         settlements: list[Settlement] = []
         for attempts in itertools.count():
+            self.store.fire(self.clock())
             self.store.stage(self.clock())
             self.store.expire(self.clock())
             claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
@@ -7054,6 +7538,150 @@ _QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "backoff": _stored_curve,
 }
 """How each setting is checked, and made what is stored."""
+
+
+@attrs.frozen(eq=False, repr=False)
+class Declaration:
+    """A schedule as the program declares it. Its work is bound when a node starts, so that
+    annotations may name what comes later."""
+
+    name: str
+    rule: Rule
+    work: object
+    origin: str
+
+
+@attrs.frozen(eq=False, repr=False)
+class Recur:
+    """Declares a schedule for the definition that it decorates, or for a function or class,
+    of which it makes a definition first."""
+
+    _declare: Callable[[object], object]
+    _define: Define
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, work: Definition[P, R, C], /
+    ) -> Definition[P, R, C]: ...
+    @overload
+    def __call__(self, work: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(
+        self, work: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
+    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, work: Callable[Concatenate[Context[Any], P], R], /
+    ) -> Definition[P, R, R]: ...
+    @overload
+    def __call__(
+        self, work: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, work: Callable[P, R], /) -> Definition[P, R, R]: ...
+
+    def __call__(self, work: Any, /) -> Any:
+        """Declares the schedule; gives the definition, or the class as it is.
+
+        Raises:
+            DefinitionError: the code cannot be a definition.
+            OptionError: the schedule's name is taken.
+        """
+        if definition_of(work) is None:
+            work = self._define(work)
+        self._declare(work)
+        return work
+
+
+@attrs.frozen(eq=False, repr=False)
+class ScheduleHandle:
+    """A schedule by its name, whether it exists or not. What it changes is in the file at
+    once, and running nodes heed it at once."""
+
+    name: str
+    _jobs: LiteJobs
+
+    def get(self) -> Schedule:
+        """The schedule as it is now.
+
+        Raises:
+            ScheduleNotFoundError: it does not exist.
+        """
+        return Schedule(self._jobs.store.schedule(self.name))
+
+    def set(
+        self,
+        expression: str | Duration,
+        work: object,
+        /,
+        *,
+        timezone: str = "UTC",
+        **how: Unpack[Recurring],
+    ) -> Schedule:
+        """Makes the schedule, or changes it; options as for `cron`, and an interval may be
+        given as such. It stays until it is removed, or a program declares one so named.
+
+        Raises:
+            OptionError: a value cannot be used.
+            PayloadError: the work has parameters that nobody has given.
+        """
+        _refuse_while_importing()
+        if not isinstance(expression, str):
+            expression = every_expression(expression)
+        rule = make_rule(expression, timezone, how)
+        self._jobs.store.put_schedule(self._jobs._entry(self.name, rule, work, None))
+        return self.get()
+
+    def pause(self) -> None:
+        """Lets it fire nothing until it is resumed.
+
+        Raises:
+            ScheduleNotFoundError: it does not exist.
+        """
+        self._jobs.store.pause_schedules(self.name)
+
+    def resume(self) -> None:
+        """Lets it fire again, from the next tick on.
+
+        Raises:
+            ScheduleNotFoundError: it does not exist.
+        """
+        self._jobs.store.resume_schedules(self.name)
+
+    def fire(self) -> Job[Any]:
+        """Enqueues one job now, also while it is paused; its next tick stays.
+
+        Raises:
+            ScheduleNotFoundError: it does not exist.
+        """
+        _refuse_while_importing()
+        return self._jobs.get(self._jobs.store.fire_now(self.name))
+
+    def remove(self) -> None:
+        """Forgets it. (One that a program declares comes back when its next node starts.)
+
+        Raises:
+            ScheduleNotFoundError: it does not exist.
+        """
+        self._jobs.store.remove_schedule(self.name)
+
+
+def module_name(name: str) -> str:
+    """The name of a module, which for the main program is that of its file (or, after -m,
+    of its module): so it is the same however the program was started."""
+    if name not in ("__main__", "__mp_main__"):
+        return name
+    main = sys.modules.get(name)
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return str(spec.name) if spec else Path(file).stem if file else name
+
+
+def _module_of(frame: types.FrameType) -> str:
+    return module_name(frame.f_globals.get("__name__", "__main__"))
+
+
+def _origins(entries: Iterable[Entry]) -> Iterator[str]:
+    return (entry.origin for entry in entries if entry.origin is not None)
 
 
 class Filters(TypedDict, total=False):
@@ -7262,7 +7890,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except FileError as error:
         return _complain(error, 3)
-    except JobNotFoundError as error:
+    except (JobNotFoundError, ScheduleNotFoundError) as error:
         return _complain(error, 1)
     except LitejobsError as error:
         return _complain(error, 2)
@@ -7325,7 +7953,18 @@ def _parser() -> argparse.ArgumentParser:
     command("stats", _stats, "count jobs by queue and state")
     command("queues", _queues, "list the queues that have settings")
     _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
+    _add_schedule_commands(command)
     return parser
+
+
+def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("schedules", _schedules, "list schedules with their last and next times")
+    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for name, run, about in (
+        ("pause-schedule", _pause_schedule, "let a schedule, or all, fire nothing until resumed"),
+        ("resume-schedule", _resume_schedule, "let a schedule, or all, fire again"),
+    ):
+        command(name, run, about).add_argument("name", nargs="?", help="default: all")
 
 
 _TARGETS = {
@@ -7606,6 +8245,63 @@ def _queue_table(queues: Sequence[QueueSettings]) -> str:
         shown = [f"{value:g}" if (value := plain.get(name)) else "" for name in _SETTINGS]
         lines.append((settings.name, "paused" if settings.paused else "open", *shown))
     return _table(lines)
+
+
+def _schedules(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.schedules()
+    lines = [("name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state")]
+    lines += [
+        (
+            schedule.name, schedule.expression, _words(schedule), schedule.timezone,
+            _second(schedule.last_at), _second(schedule.next_at), schedule.state,
+        )
+        for schedule in found
+    ]  # fmt: skip
+    _print(options, [_plain_schedule(schedule) for schedule in found], _table(lines))
+    return 0 if found else 1
+
+
+def _second(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _words(schedule: Schedule) -> str:
+    """The expression in words; what is wrong with it, if this machine cannot tell."""
+    try:
+        return schedule.entry.rule.timetable.words
+    except OptionError as error:
+        return f"({error})"
+
+
+def _plain_schedule(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as JSON values."""
+    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
+    more = ("last_job", "misfire", "overlap", "origin")
+    plain = {name: _json_value(getattr(schedule, name)) for name in names + more}
+    return {**plain, "words": _words(schedule), "payload": _read_json(schedule.entry.payload)}
+
+
+def _fire(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    job = jobs.schedule(options.name).fire()
+    _print(options, _plain(job), f"{job.id}")
+    return 0
+
+
+def _pause_schedule(options: argparse.Namespace) -> int:
+    return _steer(options, Store.pause_schedules, "paused")
+
+
+def _resume_schedule(options: argparse.Namespace) -> int:
+    return _steer(options, Store.resume_schedules, "resumed")
+
+
+def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -> int:
+    jobs, _ = _target(options.target)
+    changed = change(jobs.store, options.name)
+    _print(options, {done: changed}, f"{changed} {done}")
+    return 0 if changed else 1
 
 
 def _plain(job: Job[Any]) -> dict[str, Any]:
