@@ -975,10 +975,10 @@ class Cron:
     name times of day, and each of them comes once: at its first time if the clock
     repeats it, and right after the gap if the clock skips it.
 
-    cronsim gets neither right in all zones: it gives ticks of the past when it begins
-    within a repeated hour, the same tick twice after a gap, does all six-field
-    expressions by real time, and loses its way where the clock changes at midnight or
-    by half an hour. So it is only asked for local times.
+    cronsim (2.8) gets neither right everywhere: begun within a repeated hour it gives
+    ticks of the past, it takes all six-field expressions by real time, and where the
+    clock changes at midnight or by half an hour it loses ticks or makes some up. So it
+    is only asked for local times.
     """
 
     fields: str
