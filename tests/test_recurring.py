@@ -1,0 +1,841 @@
+"""Recurring jobs: schedules in the file, and the nodes that fire them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from conftest import NEW_YEAR, TurnedClock, write_by_hand
+from programs import PATIENCE, Programs, eventually, never
+
+from litejobs import (
+    Context,
+    Definition,
+    DefinitionError,
+    Job,
+    LiteJobs,
+    OptionError,
+    PayloadError,
+    Retention,
+    Schedule,
+    ScheduleHandle,
+    ScheduleNotFoundError,
+    Store,
+    define,
+    main,
+)
+
+HOUR = 3600
+Program = Callable[[], LiteJobs]
+
+
+@pytest.fixture
+def program(tmp_path: Path, clock: TurnedClock) -> Iterator[Program]:
+    """Makes programs of one file and one clock; each starts anew, as after a restart."""
+    opened: list[LiteJobs] = []
+
+    def start() -> LiteJobs:
+        opened.append(LiteJobs(tmp_path / "jobs.db", durability="fast", clock=clock))
+        return opened[-1]
+
+    yield start
+    for jobs in opened:
+        jobs.close()
+
+
+def report(kind: str = "daily") -> str:
+    return kind
+
+
+def in_module(name: str, jobs: LiteJobs, source: str) -> None:
+    """Runs the source of a module of that name, which has *jobs*."""
+    exec(textwrap.dedent(source), {"__name__": name, "jobs": jobs})
+
+
+def hours(jobs: LiteJobs) -> list[float]:
+    """When the jobs in the file were due, in hours of the new year."""
+    return sorted((job.run_at - NEW_YEAR) / timedelta(hours=1) for job in jobs.find())
+
+
+def next_hour(jobs: LiteJobs, name: str = "report") -> float | None:
+    at = jobs.schedule(name).get().next_at
+    return None if at is None else (at - NEW_YEAR) / timedelta(hours=1)
+
+
+class TestDeclarations:
+    def test_make_nothing_until_a_node_starts(self, jobs: LiteJobs) -> None:
+        jobs.cron("@hourly")(report)
+        assert not jobs.path.exists()
+        jobs.drain()
+        assert [schedule.name for schedule in jobs.schedules()] == ["report"]
+        assert jobs.find() == []
+
+    def test_decorate_a_plain_function(self, jobs: LiteJobs) -> None:
+        definition = jobs.cron("@hourly")(report)
+        assert isinstance(definition, Definition)
+        assert (definition.name, definition("weekly")) == ("report", "weekly")
+        assert jobs.registry.named("report") is definition
+
+    def test_decorate_a_definition_and_leave_it_as_it_is(self, jobs: LiteJobs) -> None:
+        definition = jobs.define(queue="reports")(report)
+        assert jobs.cron("@hourly", name="nightly")(definition) is definition
+        jobs.drain()
+        assert jobs.schedule("nightly").fire().queue == "reports"
+
+    def test_decorate_a_class(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        @jobs.every(HOUR)
+        @jobs.define
+        @attrs.frozen
+        class Sweep:
+            depth: int = 3
+
+            def run(self) -> int:
+                return self.depth
+
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.drain()
+        assert Sweep(1).depth == 1
+        assert [(job.name, job.result()) for job in jobs.find()] == [("Sweep", 3)]
+
+    def test_take_what_is_bound_with_its_options(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        definition = jobs.define(report)
+        slow = definition.using(priority=7, max_attempts=None, timeout=9, queue="slow")
+        bound = slow.using(retention=Retention(completed=60)).bind("weekly")
+        handle = jobs.cron("@hourly", bound, name="weekly")
+        assert isinstance(handle, ScheduleHandle)
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.drain()
+        [job] = jobs.find()
+        assert (job.priority, job.max_attempts, job.queue, job.schedule, job.result()) == (
+            7, None, "slow", "weekly", "weekly",
+        )  # fmt: skip
+        assert job.row.timeout == 9_000_000
+        clock.turn(61)
+        assert jobs.store.prune(clock()) == 1
+
+    def test_take_an_instance_and_a_definition(self, jobs: LiteJobs) -> None:
+        @jobs.define
+        @attrs.frozen
+        class Sweep:
+            depth: int
+
+            def run(self) -> int:
+                return self.depth
+
+        jobs.cron("@hourly", Sweep(5))
+        jobs.every(60, jobs.define(report))
+        jobs.drain()
+        payloads = {schedule.name: schedule.payload for schedule in jobs.schedules()}
+        assert payloads == {"Sweep": {"depth": 5}, "report": {}}
+
+    def test_take_a_function_that_wants_its_context(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        @jobs.every(HOUR)
+        def which(context: Context) -> int:
+            return context.job.id
+
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.drain()
+        [job] = jobs.find()
+        assert job.result() == job.id
+
+    def test_of_two_with_one_name_the_second_is_refused(self, jobs: LiteJobs) -> None:
+        jobs.cron("@hourly")(report)
+        with pytest.raises(OptionError, match="'report' declared twice, in test_recurring"):
+            jobs.every(5, jobs.registry.named("report"))
+        jobs.every(5, jobs.registry.named("report"), name="often")
+
+    def test_of_parameters_that_nobody_gives_are_refused_when_work_starts(
+        self, jobs: LiteJobs
+    ) -> None:
+        @jobs.cron("@hourly")
+        def needy(day: str) -> None: ...
+
+        with pytest.raises(PayloadError, match=r"needy.*day"):
+            jobs.drain()
+
+    def test_of_a_definition_that_is_not_registered_are_refused_when_work_starts(
+        self, jobs: LiteJobs
+    ) -> None:
+        jobs.define(report)
+        jobs.cron("@hourly", define(name="stranger")(report))
+        with pytest.raises(DefinitionError, match=r"stranger.*not defined in this program"):
+            jobs.drain()
+
+    def test_of_delayed_jobs_are_refused(self, jobs: LiteJobs) -> None:
+        definition = jobs.define(report)
+        jobs.cron("@hourly", definition.using(delay=5))
+        with pytest.raises(OptionError, match="delay"):
+            jobs.drain()
+
+    def test_after_work_has_started_are_refused(self, jobs: LiteJobs) -> None:
+        definition = jobs.define(report)
+        jobs.drain()
+        with pytest.raises(OptionError, match="after work had started"):
+            jobs.cron("@hourly", definition)
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            ({"timezone": "Europe/Berln"}, "did you mean 'Europe/Berlin'"),
+            ({"misfire": "never"}, "misfire"),
+            ({"mifsire": "all"}, "did you mean 'misfire'"),
+            ({"name": ""}, "name"),
+        ],
+    )
+    def test_with_bad_options_are_refused_at_once(
+        self, jobs: LiteJobs, options: Any, problem: str
+    ) -> None:
+        with pytest.raises(OptionError, match=problem):
+            jobs.cron("@hourly", jobs.define(report), **options)
+
+
+class TestWhatADeclaredSetDoesToTheFile:
+    def test_an_unchanged_schedule_keeps_its_next_time_after_a_restart(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        first = program()
+        first.cron("@hourly")(report)
+        first.drain()
+        assert next_hour(first) == 1
+        clock.turn(2.5 * HOUR)
+        second = program()
+        second.cron("@hourly")(report)
+        second.drain()
+        assert hours(second) == [2]
+        assert next_hour(second) == 3
+
+    def test_an_unchanged_interval_is_still_counted_from_where_it_began(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        for turn in (0, 1.3, 1.3, 1.3):
+            clock.turn(turn * HOUR)
+            jobs = program()
+            jobs.every(HOUR)(report)
+            jobs.drain()
+        assert hours(jobs) == [1, 2, 3]
+        assert next_hour(jobs) == 4
+
+    def test_an_unchanged_schedule_stays_paused(self, program: Program) -> None:
+        first = program()
+        first.cron("@hourly")(report)
+        first.drain()
+        first.schedule("report").pause()
+        second = program()
+        second.cron("@hourly")(report)
+        second.drain()
+        assert second.schedule("report").get().paused
+
+    def test_a_changed_schedule_takes_effect_when_a_node_starts(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        first = program()
+        first.cron("0 * * * *")(report)
+        first.drain()
+        second = program()
+        second.cron("0 */6 * * *", timezone="Europe/Berlin")(report)
+        second.drain()
+        [schedule] = second.schedules()
+        assert (schedule.expression, schedule.timezone) == ("0 */6 * * *", "Europe/Berlin")
+        assert next_hour(second) == 5
+
+    def test_a_changed_payload_does_not_lose_a_tick_that_was_missed_meanwhile(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        first = program()
+        first.cron("@hourly", first.define(report).bind("old"))
+        first.drain()
+        clock.turn(1.5 * HOUR)
+        second = program()
+        second.cron("@hourly", second.define(report).bind("new"))
+        second.drain()
+        assert [job.result() for job in second.find()] == ["new"]
+        assert hours(second) == [1]
+
+    def test_one_that_left_the_code_goes(self, program: Program, clock: TurnedClock) -> None:
+        first = program()
+        first.cron("@hourly")(report)
+        first.drain()
+        clock.turn(5 * HOUR)
+        second = program()
+        second.define(report)
+        second.drain()
+        assert second.schedules() == []
+        assert second.find() == []
+
+    def test_one_that_was_made_at_run_time_stays(self, program: Program) -> None:
+        first = program()
+        first.schedule("by hand").set("@hourly", first.define(report))
+        second = program()
+        second.cron("@daily")(report)
+        second.drain()
+        origins = {schedule.name: schedule.origin for schedule in second.schedules()}
+        assert origins == {"by hand": None, "report": "test_recurring"}
+
+    def test_two_programs_leave_each_others_alone(self, program: Program) -> None:
+        source = """
+            @jobs.cron("@hourly")
+            def {0}() -> None: ...
+        """
+        for name in ("one", "two", "one"):
+            jobs = program()
+            in_module(name, jobs, source.format(name))
+            jobs.drain()
+        assert [schedule.origin for schedule in jobs.schedules()] == ["one", "two"]
+
+    def test_one_of_another_program_is_replaced_with_a_warning(
+        self, program: Program, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("one", "two"):
+            jobs = program()
+            in_module(name, jobs, "@jobs.cron('@hourly')\ndef shared() -> None: ...")
+            jobs.drain()
+        assert [schedule.origin for schedule in jobs.schedules()] == ["two"]
+        assert "schedule shared, of one, is replaced by ours" in caplog.text
+
+    def test_is_the_same_for_a_main_program_and_its_module(
+        self, tmp_path: Path, programs: Programs
+    ) -> None:
+        programs.write(
+            app="""
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.every(3600)
+def report() -> None: ...
+
+if __name__ == "__main__":
+    jobs.drain()
+"""
+        )
+        seen = []
+        for command in (["app.py"], ["-m", "app"], ["-c", "import app; app.jobs.drain()"]):
+            code, _, errors = programs.run(*command)
+            assert code == 0, errors
+            [schedule] = LiteJobs(tmp_path / "jobs.db").schedules()
+            seen.append((schedule.origin, schedule.next_at))
+        assert seen == [("app", seen[0][1])] * 3
+
+    def test_asks_nothing_of_a_program_without_schedules(self, jobs: LiteJobs) -> None:
+        jobs.define(report)
+        jobs.drain()
+        before = jobs.store.changes()
+        jobs.drain()
+        assert jobs.schedules() == []
+        assert jobs.store.changes() == before
+
+
+class TestMissedTicks:
+    """A laptop that slept over three ticks."""
+
+    @pytest.mark.parametrize(
+        ("misfire", "fired"), [("once", [3]), ("skip", []), ("all", [1, 2, 3])]
+    )
+    def test_while_no_node_ran(
+        self, program: Program, clock: TurnedClock, misfire: Any, fired: list[float]
+    ) -> None:
+        for turn in (0, 3.5):
+            clock.turn(turn * HOUR)
+            jobs = program()
+            jobs.cron("@hourly", misfire=misfire)(report)
+            jobs.drain()
+        assert hours(jobs) == fired
+        assert next_hour(jobs) == 4
+
+    @pytest.mark.parametrize(
+        ("misfire", "fired"), [("once", [3]), ("skip", [3]), ("all", [1, 2, 3])]
+    )
+    def test_that_wakes_within_the_grace_of_the_last(
+        self, jobs: LiteJobs, clock: TurnedClock, misfire: Any, fired: list[float]
+    ) -> None:
+        jobs.cron("@hourly", misfire=misfire, grace=120)(report)
+        jobs.drain()
+        clock.turn(3 * HOUR + 100)
+        jobs.drain()
+        assert hours(jobs) == fired
+
+    def test_are_made_up_for_in_bounded_batches_until_none_is_left(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.every(1, misfire="all")(report)
+        jobs.drain()
+        clock.turn(2_300)
+        fired, due = jobs.store.fire(clock())
+        assert (fired, due) == (1_000, clock())
+        assert jobs.store.fire(clock()) == (1_000, clock())
+        assert jobs.store.fire(clock()) == (300, clock() + 10**6)
+        assert jobs.count() == 2_300
+
+
+class TestOverlap:
+    def test_is_allowed_by_default(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        jobs.cron("@hourly", misfire="all")(report)
+        jobs.drain()
+        clock.turn(2 * HOUR)
+        assert jobs.store.fire(clock())[0] == 2
+
+    def test_skip_lets_a_tick_pass_while_the_last_job_has_not_finished(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", overlap="skip", misfire="all")(report)
+        jobs.drain()
+        for _ in range(3):
+            clock.turn(HOUR)
+            jobs.store.fire(clock())
+        assert hours(jobs) == [1]
+        assert next_hour(jobs) == 4
+        jobs.cancel(state="pending")
+        clock.turn(2 * HOUR)  # Two ticks, of which the second would overlap the first.
+        assert jobs.store.fire(clock())[0] == 1
+        assert hours(jobs) == [1, 4]
+        assert next_hour(jobs) == 6
+
+    def test_skip_does_not_wait_for_a_job_that_was_deleted(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", overlap="skip")(report)
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.store.fire(clock())
+        jobs.delete(name="report")
+        clock.turn(HOUR)
+        assert jobs.store.fire(clock())[0] == 1
+
+    def test_skip_waits_for_a_job_that_was_fired_by_hand(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", overlap="skip")(report)
+        jobs.drain()
+        jobs.schedule("report").fire()
+        clock.turn(HOUR)
+        assert jobs.store.fire(clock())[0] == 0
+
+
+class TestFiring:
+    def test_leaves_the_tick_and_the_job_with_the_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly")(report)
+        jobs.drain()
+        clock.turn(HOUR + 0.25)
+        jobs.drain()
+        [job] = jobs.find()
+        schedule = jobs.schedule("report").get()
+        assert schedule.last_job == job.id
+        assert schedule.last_at == job.run_at == NEW_YEAR + timedelta(hours=1)
+        assert schedule.next_at == NEW_YEAR + timedelta(hours=2)
+
+    def test_of_a_job_with_jitter_is_later_and_counted(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", jitter=600, misfire="all", grace=9 * HOUR)(report)
+        jobs.drain()
+        clock.turn(HOUR)
+        for _ in range(20):
+            jobs.store.fire(clock())
+            clock.turn(HOUR)
+        late = [job.run_at - NEW_YEAR for job in jobs.find()]
+        minutes = {(length.total_seconds() % HOUR) // 60 for length in late}
+        assert minutes <= {*range(10)}
+        assert len(minutes) > 3
+        assert jobs.count(state="scheduled") == 20
+        assert jobs.stats() == {"default": {"scheduled": 20}}
+        clock.turn(0.5 * HOUR)
+        jobs.drain()
+        assert jobs.stats() == {"default": {"completed": 21}}
+
+    def test_ends_with_the_end(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        jobs.cron("@hourly", end=NEW_YEAR + timedelta(hours=2))(report)
+        for _ in range(5):
+            jobs.drain()
+            clock.turn(HOUR)
+        assert hours(jobs) == [1, 2]
+        assert jobs.schedule("report").get().state == "ended"
+
+    def test_goes_on_when_one_schedule_cannot_be_understood_here(
+        self, jobs: LiteJobs, clock: TurnedClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        definition = jobs.define(report)
+        for name in ("alien", "broken", "fine"):
+            jobs.schedule(name).set("@hourly", definition)
+        set_by_hand = "UPDATE litejobs_schedule SET {} WHERE name = '{}'"
+        write_by_hand(jobs, set_by_hand.format("timezone = 'Mars/Olympus'", "alien"))
+        write_by_hand(jobs, set_by_hand.format("options = '[]'", "broken"))
+        clock.turn(HOUR)
+        assert jobs.store.fire(clock()) == (1, clock() + HOUR * 10**6)
+        assert jobs.store.fire(clock()) == (0, clock() + HOUR * 10**6)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(told) == 2
+        assert "Mars/Olympus" in told[0]
+        assert "'broken'" in told[1]
+
+    def test_of_many_nodes_at_once_gives_each_tick_one_job(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        definition = jobs.define(report)
+        for name in "abc":
+            jobs.schedule(name).set("@hourly", definition)
+        ticks = 25
+        stores = [Store.at(jobs.path, "fast", clock) for _ in range(4)]
+        start = threading.Barrier(len(stores) + 1)
+
+        def fire(store: Store) -> None:
+            for _ in range(ticks):
+                start.wait()
+                store.fire(clock())
+                start.wait()
+            store.close()
+
+        threads = [threading.Thread(target=fire, args=(store,)) for store in stores]
+        for thread in threads:
+            thread.start()
+        for _ in range(ticks):
+            clock.turn(HOUR)
+            start.wait()
+            start.wait()
+        for thread in threads:
+            thread.join()
+        fired = [(job.schedule, job.run_at) for job in jobs.find(limit=1_000)]
+        assert len(fired) == len({*fired}) == 3 * ticks
+
+
+class TestAtRunTime:
+    @pytest.fixture
+    def report(self, jobs: LiteJobs) -> Definition[..., str, str]:
+        @jobs.define
+        def report(kind: str = "daily") -> str:
+            return kind
+
+        return report
+
+    def test_set_makes_a_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        made = jobs.schedule("nightly").set(
+            "0 3 * * *", report.bind("weekly"), timezone="Europe/Berlin", overlap="skip"
+        )
+        assert isinstance(made, Schedule)
+        assert (made.name, made.definition, made.origin) == ("nightly", "report", None)
+        assert (made.payload, made.overlap) == ({"kind": "weekly"}, "skip")
+        assert made.words == "At 03:00 every day (Europe/Berlin)"
+        assert made.next_at == NEW_YEAR + timedelta(hours=2)
+        assert made == jobs.schedule("nightly").get() == jobs.schedules()[0]
+        assert repr(made) == "<Schedule nightly 0 3 * * * active>"
+        clock.turn(2 * HOUR)
+        jobs.drain()
+        assert [job.result() for job in jobs.find()] == ["weekly"]
+
+    def test_set_changes_a_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set("@hourly", report)
+        handle.pause()
+        changed = handle.set(timedelta(minutes=90), report.bind("other"))
+        assert (changed.expression, changed.payload) == ("@every 1h30m", {"kind": "other"})
+        assert changed.paused
+        assert len(jobs.schedules()) == 1
+
+    def test_pause_and_resume_leave_out_what_comes_between(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set(HOUR, report, misfire="all")
+        clock.turn(0.5 * HOUR)
+        handle.pause()
+        assert handle.get().state == "paused"
+        clock.turn(3 * HOUR)
+        jobs.drain()
+        assert jobs.find() == []
+        handle.resume()
+        assert next_hour(jobs, "nightly") == 4
+        handle.resume()
+        clock.turn(HOUR)
+        jobs.drain()
+        assert hours(jobs) == [4]
+
+    def test_resuming_what_is_not_paused_does_not_lose_a_tick(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set("@hourly", report)
+        clock.turn(1.5 * HOUR)
+        handle.resume()
+        jobs.drain()
+        assert hours(jobs) == [1]
+
+    def test_all_can_be_paused_and_resumed(
+        self, jobs: LiteJobs, report: Definition[..., str, str]
+    ) -> None:
+        for name in "abc":
+            jobs.schedule(name).set("@hourly", report)
+        jobs.schedule("b").pause()
+        assert jobs.pause_schedules() == 2
+        assert jobs.pause_schedules() == 0
+        assert {schedule.state for schedule in jobs.schedules()} == {"paused"}
+        assert jobs.resume_schedules() == 3
+        assert jobs.resume_schedules() == 0
+        assert {schedule.state for schedule in jobs.schedules()} == {"active"}
+
+    def test_fire_enqueues_one_now_and_leaves_the_next_time(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set("@hourly", report.bind("weekly"))
+        handle.pause()
+        clock.turn(0.25 * HOUR)
+        job = handle.fire()
+        assert isinstance(job, Job)
+        assert (job.state, job.schedule) == ("pending", "nightly")
+        handle.resume()
+        schedule = handle.get()
+        assert schedule.next_at == NEW_YEAR + timedelta(hours=1)
+        assert (schedule.last_job, schedule.last_at) == (job.id, job.run_at)
+        jobs.drain()
+        assert job.result() == "weekly"
+
+    def test_remove_leaves_the_jobs(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set("@hourly", report)
+        job = handle.fire()
+        handle.remove()
+        clock.turn(2 * HOUR)
+        jobs.drain()
+        assert jobs.schedules() == []
+        assert [found.id for found in jobs.find()] == [job.id]
+
+    @pytest.mark.parametrize("verb", ["get", "pause", "resume", "fire", "remove"])
+    def test_an_unknown_name_is_an_error_that_proposes_a_near_one(
+        self, jobs: LiteJobs, report: Definition[..., str, str], verb: str
+    ) -> None:
+        jobs.schedule("nightly").set("@hourly", report)
+        with pytest.raises(ScheduleNotFoundError, match="'nihgtly'; did you mean 'nightly'"):
+            getattr(jobs.schedule("nihgtly"), verb)()
+        with pytest.raises(OptionError, match="name"):
+            jobs.schedule("")
+
+    def test_set_refuses_what_is_bad_and_writes_nothing(
+        self, jobs: LiteJobs, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        bad: list[Callable[[], object]] = [
+            lambda: handle.set("whenever", report),
+            lambda: handle.set(0, report),
+            lambda: handle.set("@daily", report, grcae=5),  # type: ignore[call-arg]
+            lambda: handle.set("@daily", report.using(at=NEW_YEAR)),
+        ]
+        for attempt in bad:
+            with pytest.raises(OptionError):
+                attempt()
+        with pytest.raises(DefinitionError):
+            handle.set("@daily", object())
+        assert jobs.schedules() == []
+
+
+CLOCKED = """
+import os
+import sys
+from pathlib import Path
+from litejobs import LiteJobs
+
+def clock() -> int:
+    return int(Path("clock.txt").read_text())
+
+jobs = LiteJobs("jobs.db", durability="fast", clock=clock)
+
+@jobs.cron("0 * * * *", misfire="all")
+def tick() -> int:
+    return os.getpid()
+
+if __name__ == "__main__":
+    jobs.work(1, grace=0.3)
+"""
+
+
+class Clocked:
+    """Real nodes, in processes of their own, that share a clock in a file."""
+
+    def __init__(self, programs: Programs, clock: TurnedClock) -> None:
+        programs.write(app=CLOCKED)
+        self.programs = programs
+        self.clock = clock
+        self.jobs = LiteJobs(programs.folder / "jobs.db", durability="fast", clock=clock)
+        self.turn(0)
+
+    def turn(self, seconds: float) -> None:
+        self.clock.turn(seconds)
+        new = self.programs.folder / "clock.new"
+        new.write_text(str(self.clock()))
+        os.replace(new, self.programs.folder / "clock.txt")
+        self.jobs.store.wake()
+
+    def start(self) -> Any:
+        known = {node.id for node in self.jobs.nodes()}
+        node = self.programs.start("app.py")
+        eventually(lambda: {node.id for node in self.jobs.nodes()} - known)
+        eventually(self.jobs.schedules)
+        return node
+
+    def have_done(self, count: int) -> None:
+        eventually(lambda: self.jobs.count(state="completed") >= count)
+
+
+@pytest.fixture
+def nodes(programs: Programs, clock: TurnedClock) -> Iterator[Clocked]:
+    clocked = Clocked(programs, clock)
+    yield clocked
+    clocked.jobs.close()
+
+
+class TestNodes:
+    def test_of_two_nodes_one_fires_each_tick(self, nodes: Clocked) -> None:
+        nodes.start()
+        nodes.start()
+        for tick in range(1, 9):
+            nodes.turn(HOUR)
+            nodes.have_done(tick)
+        never(lambda: nodes.jobs.count() != 8, during=0.2)
+        assert hours(nodes.jobs) == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert {job.schedule for job in nodes.jobs.find()} == {"tick"}
+
+    def test_killed_between_ticks_lose_none(self, nodes: Clocked) -> None:
+        for done in (1, 4):
+            node = nodes.start()
+            nodes.turn(HOUR)
+            nodes.have_done(done)
+            node.kill()
+            node.wait()
+            nodes.turn(2 * HOUR)
+        nodes.start()
+        nodes.have_done(6)
+        assert hours(nodes.jobs) == [1, 2, 3, 4, 5, 6]
+
+    def test_heed_changes_at_once(self, nodes: Clocked) -> None:
+        nodes.start()
+        handle = nodes.jobs.schedule("tick")
+        handle.pause()
+        nodes.turn(HOUR)
+        never(nodes.jobs.count, during=0.2)
+        handle.resume()
+        nodes.turn(HOUR)
+        nodes.have_done(1)
+        assert handle.fire().wait(PATIENCE).state == "completed"
+
+    def test_meet_a_tick_within_milliseconds(self, tmp_path: Path, programs: Programs) -> None:
+        programs.write(app=CLOCKED.replace(", clock=clock", "").replace("0 * * * *", "@every 0.2s"))
+        programs.start("app.py")
+        jobs = LiteJobs(tmp_path / "jobs.db", durability="fast")
+        eventually(lambda: jobs.path.exists() and jobs.count(state="completed") >= 8)
+        late = sorted(
+            (job.started_at - job.run_at).total_seconds()
+            for job in jobs.find(state="completed")
+            if job.started_at
+        )
+        print(f"late by {late}")
+        assert late[2] < 0.05
+        jobs.close()
+
+
+class TestCommandLine:
+    @pytest.fixture(autouse=True)
+    def quiet(self) -> Iterator[None]:
+        yield
+        logging.getLogger().handlers.clear()
+
+    @pytest.fixture
+    def path(self, jobs: LiteJobs, clock: TurnedClock) -> str:
+        definition = jobs.define(report)
+        jobs.schedule("nightly").set("0 3 * * *", definition, timezone="Europe/Berlin")
+        jobs.schedule("often").set(30, definition.bind("often"))
+        clock.turn(31)
+        jobs.drain()
+        jobs.schedule("often").pause()
+        return str(jobs.path)
+
+    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    def test_lists_schedules(self, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out = self.run(capsys, "schedules", path)
+        assert code == 0
+        assert [line.split("  ")[0] for line in out.splitlines()] == ["name", "nightly", "often"]
+        cells = [filter(None, map(str.strip, line.split("  "))) for line in out.splitlines()]
+        header, nightly, often = map(list, cells)
+        assert header == [
+            "name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state",
+        ]  # fmt: skip
+        assert nightly == [
+            "nightly", "0 3 * * *", "At 03:00 every day", "Europe/Berlin",
+            "2025-01-01 02:00:00", "active",
+        ]  # fmt: skip
+        assert often == [
+            "often", "@every 30s", "Every 30 seconds", "UTC", "2025-01-01 00:00:30", "paused",
+        ]  # fmt: skip
+
+    def test_lists_schedules_as_json(self, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out = self.run(capsys, "schedules", path, "--json")
+        nightly, often = json.loads(out)
+        assert code == 0
+        assert nightly["next_at"] == "2025-01-01T02:00:00+00:00"
+        assert nightly["words"] == "At 03:00 every day"
+        assert (often["state"], often["payload"], often["next_at"]) == (
+            "paused", {"kind": "often"}, None,
+        )  # fmt: skip
+
+    def test_lists_nothing_with_code_1(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with LiteJobs(tmp_path / "empty.db") as jobs:
+            jobs.count()
+        assert self.run(capsys, "schedules", str(jobs.path))[0] == 1
+
+    def test_fires_one_now(
+        self, jobs: LiteJobs, path: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code, out = self.run(capsys, "fire", path, "nightly")
+        assert code == 0
+        assert jobs.get(int(out)).schedule == "nightly"
+        code, out = self.run(capsys, "fire", path, "nightly", "--json")
+        assert json.loads(out)["state"] == "pending"
+
+    def test_pauses_and_resumes_one_or_all(
+        self, path: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(capsys, "pause-schedule", path, "nightly") == (0, "1 paused\n")
+        assert self.run(capsys, "pause-schedule", path) == (1, "0 paused\n")
+        assert self.run(capsys, "resume-schedule", path) == (0, "2 resumed\n")
+        assert self.run(capsys, "resume-schedule", path, "nightly") == (1, "0 resumed\n")
+
+    @pytest.mark.parametrize("command", ["fire", "pause-schedule", "resume-schedule"])
+    def test_says_that_a_name_is_unknown(
+        self, path: str, capsys: pytest.CaptureFixture[str], command: str
+    ) -> None:
+        code, out = self.run(capsys, command, path, "nigtly")
+        assert code == 1
+        assert out == ("litejobs: no schedule has the name 'nigtly'; did you mean 'nightly'?\n")
+
+    def test_shows_a_schedule_that_this_machine_does_not_understand(
+        self, jobs: LiteJobs, path: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_by_hand(jobs, "UPDATE litejobs_schedule SET timezone = 'Mars/X'")
+        code, out = self.run(capsys, "schedules", path)
+        assert code == 0
+        assert "there is no time zone 'Mars/X'" in out
