@@ -7333,7 +7333,7 @@ class LiteJobs:
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
-            self._declarations(),
+            declared=self._declarations(),
         )
 
     def _program(self) -> Program:

@@ -7,6 +7,7 @@ import logging
 import os
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -735,6 +736,13 @@ class TestNodes:
         nodes.turn(HOUR)
         nodes.have_done(1)
         assert handle.fire().wait(PATIENCE).state == "completed"
+        waits = []
+        for done in range(3, 7):
+            since = time.monotonic()
+            nodes.turn(HOUR)
+            nodes.have_done(done)
+            waits.append(time.monotonic() - since)
+        assert min(waits) < 0.5  # A node that was not woken looks once a second.
 
     def test_meet_a_tick_within_milliseconds(self, tmp_path: Path, programs: Programs) -> None:
         programs.write(app=CLOCKED.replace(", clock=clock", "").replace("0 * * * *", "@every 0.2s"))
