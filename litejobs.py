@@ -3438,19 +3438,38 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
     Raises:
         OptionError: its options were written by somebody else, and not well.
     """
-    state: State = "scheduled" if run_at > now else "pending"
     try:
-        return Batch(
-            **json.loads(entry.options),
-            name=entry.definition,
-            state=state,
-            run_at=run_at,
-            enqueued_at=now,
-            payloads=(entry.payload,),
+        options = json.loads(entry.options)
+        chosen = frozenset(options.pop("open"))
+        lasts, expires = options.pop("lasts"), options.pop("expires")
+        extra = Extra(
+            **options.pop("extra"),
+            schedule=entry.name,
+            unique_until=None if lasts is None else now + lasts,
+            expires_at=None if expires is None else run_at + expires,
         )
-    except (ValueError, TypeError) as error:
+        state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
+        job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
+        return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{entry.options!r} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
+
+
+def options_of(batch: Batch) -> str:
+    """What is kept of the options of a job of a schedule: those of a *batch* that was made
+    for the moment 0, so that lengths of time are what they are."""
+    extra = batch.extra or Extra()
+    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict")
+    return json.dumps(
+        {
+            **dict(zip(Batch._fields[:7], batch, strict=False)),
+            "open": sorted(batch.open),
+            "lasts": extra.unique_until,
+            "expires": extra.expires_at,
+            "extra": {name: getattr(extra, name) for name in names},
+        }
+    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -5141,7 +5160,8 @@ class Store:
                 return 0
             if entry.overlap == "skip":
                 batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
-            ids = [self._tick(connection, batch, entry.name) for batch in batches]
+            placed = [self._tick(connection, batch) for batch in batches]
+            ids = [id for id in placed if id is not None]
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
@@ -5160,14 +5180,14 @@ class Store:
         logger.info("schedule %s fired %s", entry.name, f"{len(ids)} jobs" if ids else "none")
         return len(ids)
 
-    def _tick(self, connection: apsw.Connection, batch: Batch, schedule: str) -> int:
-        """Inserts the job of one tick; gives its id."""
-        self._insert(connection, batch)
-        id = connection.last_insert_rowid()
-        connection.execute("UPDATE litejobs_job SET schedule = ? WHERE id = ?", (schedule, id))
-        if batch.state != "pending":
-            self._count(connection, {(batch.state, batch.queue, batch.name): 1})
-        return id
+    def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
+        """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
+        same key. `None` if that is an error, by the rule of the key."""
+        try:
+            return self._place_all([batch], connection)[0].row.id
+        except DuplicateError as error:
+            logger.info("a tick passes: %s", error)
+            return None
 
     def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
         state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
@@ -5178,11 +5198,12 @@ class Store:
 
         Raises:
             ScheduleNotFoundError: there is no such schedule.
+            DuplicateError: a job that waits has the same key.
         """
         now = self.clock()
         with self.file.writing() as connection:
             batch = batch_of(self._found(connection, name), now, now)
-            id = self._tick(connection, batch, name)
+            id = self._place_all([batch], connection)[0].row.id
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
@@ -7244,12 +7265,10 @@ class LiteJobs:
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
-        if bound.options.delay or bound.options.at is not None:
-            problem = "not for a schedule, which says itself when its jobs run"
-            raise OptionError("at" if bound.options.at else "delay", problem)
-        options = dict(zip(Batch._fields, bound.options.columns, strict=False))
-        text = json.dumps(options)
-        return Entry(name, bound.body.name, bound.payload, text, *rule.columns, origin)
+        _refuse_for_schedules(bound.options)
+        # Made for the moment 0, so that times stay lengths.
+        options = options_of(_make_special(bound, 0))
+        return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
 
     def schedule(self, name: str) -> ScheduleHandle:
         """The schedule of this name, to look at it, to make, change or remove it, to pause
@@ -7678,6 +7697,20 @@ def module_name(name: str) -> str:
 
 def _module_of(frame: types.FrameType) -> str:
     return module_name(frame.f_globals.get("__name__", "__main__"))
+
+
+def _refuse_for_schedules(options: Options) -> None:
+    """Refuses what makes sense for one job only, or what only this program has."""
+    if options.delay or options.at is not None:
+        problem = "not for a schedule, which says itself when its jobs run"
+        raise OptionError("delay" if options.at is None else "at", problem)
+    if isinstance(options.expires, datetime):
+        raise OptionError("expires", "for a schedule give a length of time, from each tick on")
+    if options.unique is not None and callable(options.unique.on_conflict):
+        problem = "a merge function is no use to a schedule, which any program may fire"
+        raise OptionError("unique", problem)
+    if options.connection is not None:
+        raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
 def _origins(entries: Iterable[Entry]) -> Iterator[str]:

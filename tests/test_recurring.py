@@ -31,6 +31,7 @@ from litejobs import (
     ScheduleHandle,
     ScheduleNotFoundError,
     Store,
+    Unique,
     define,
     main,
 )
@@ -176,11 +177,21 @@ class TestDeclarations:
         with pytest.raises(DefinitionError, match=r"stranger.*not defined in this program"):
             jobs.drain()
 
-    def test_of_delayed_jobs_are_refused(self, jobs: LiteJobs) -> None:
-        definition = jobs.define(report)
-        jobs.cron("@hourly", definition.using(delay=5))
-        with pytest.raises(OptionError, match="delay"):
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"delay": 5},
+            {"at": NEW_YEAR},
+            {"expires": NEW_YEAR},
+            {"unique": Unique(on_conflict=lambda old, new: new)},
+            {"connection": object()},
+        ],
+    )
+    def test_of_what_is_for_one_job_only_are_refused(self, jobs: LiteJobs, options: Any) -> None:
+        jobs.cron("@hourly", jobs.define(report).using(**options))
+        with pytest.raises(OptionError) as caught:
             jobs.drain()
+        assert caught.value.option in options
 
     def test_after_work_has_started_are_refused(self, jobs: LiteJobs) -> None:
         definition = jobs.define(report)
@@ -482,6 +493,60 @@ class TestFiring:
         assert len(told) == 2
         assert "Mars/Olympus" in told[0]
         assert "'broken'" in told[1]
+
+    @pytest.mark.parametrize(("on_conflict", "last"), [("return", 3), ("raise", 1), ("replace", 3)])
+    def test_of_a_unique_job_adds_none_while_one_waits(
+        self, jobs: LiteJobs, clock: TurnedClock, on_conflict: Any, last: int
+    ) -> None:
+        unique = jobs.define(unique=Unique(on_conflict=on_conflict))(report)
+        jobs.cron("@hourly", unique)
+        jobs.drain()
+        for _ in range(3):
+            clock.turn(HOUR)
+            jobs.store.fire(clock())
+        assert jobs.count() == 1
+        assert jobs.schedule("report").get().last_at == NEW_YEAR + timedelta(hours=last)
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.drain()
+        assert [job.state for job in jobs.find()] == ["completed", "completed"]
+
+    def test_of_a_unique_job_lets_a_key_lapse_after_its_time(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", jobs.define(unique=Unique(ttl=1.5 * HOUR))(report))
+        jobs.drain()
+        for _ in range(4):
+            clock.turn(HOUR)
+            jobs.store.fire(clock())
+        assert hours(jobs) == [1, 3]
+
+    def test_of_jobs_with_a_key_respects_its_limit(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", jobs.define(key="tenant", key_limit=1)(report), misfire="all")
+        jobs.drain()
+        clock.turn(2 * HOUR)
+        jobs.store.fire(clock())
+        assert jobs.stats() == {"default": {"pending": 1, "blocked": 1}}
+
+    def test_counts_the_expiry_of_each_job_from_its_tick(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", jobs.define(expires=600, headers={"from": "cron"})(report))
+        jobs.drain()
+        clock.turn(HOUR + 5)
+        jobs.store.fire(clock())
+        [job] = jobs.find()
+        assert job.expires_at == NEW_YEAR + timedelta(hours=1, minutes=10)
+        assert job.headers == {"from": "cron"}
+
+    def test_takes_the_defaults_of_the_queue(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        jobs.cron("@hourly", jobs.define(timeout=7)(report))
+        jobs.queue("default").set(max_attempts=2, timeout=3)
+        jobs.drain()
+        job = jobs.schedule("report").fire()
+        assert (job.max_attempts, job.row.timeout) == (2, 7_000_000)
 
     def test_of_many_nodes_at_once_gives_each_tick_one_job(
         self, jobs: LiteJobs, clock: TurnedClock
