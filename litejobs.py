@@ -2908,6 +2908,60 @@ class Orders:
 
 
 @attrs.frozen
+class Details:
+    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
+
+    node: str | None = None
+    key: str | None = None
+    schedule: str | None = None
+    enqueued_after: int | None = None
+    """From this moment on; "before" is earlier than that one."""
+    enqueued_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    payload: tuple[tuple[str, str], ...] = ()
+    """Paths into the payload, and the JSON of the scalars that should be there."""
+
+    @property
+    def terms(self) -> str:
+        """The terms, each after an AND."""
+        given = {name for name, value in attrs.asdict(self).items() if value is not None}
+        terms = [term for name, term in _TERMS.items() if name in given]
+        terms += map(_payload_term, range(len(self.payload)))
+        return "".join(f" AND {term}" for term in terms)
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
+        for place, (path, value) in enumerate(self.payload):
+            given |= {f"path{place}": path, f"value{place}": value}
+        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+
+
+_TERMS: Mapping[str, str] = {
+    "node": "node = :node",
+    "key": "key = :key",
+    "schedule": "schedule = :schedule",
+    "enqueued_after": "enqueued_at >= :enqueued_after",
+    "enqueued_before": "enqueued_at < :enqueued_before",
+    "finished_after": "finished_at >= :finished_after",
+    "finished_before": "finished_at < :finished_before",
+}
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    there, wanted = f"payload, :path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type({there}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({there}) IS json_extract({wanted})
+        ELSE FALSE END"""
+
+
+@attrs.frozen
 class Match:
     """Which jobs a query or a bulk command means; `None` leaves a filter out."""
 
@@ -2917,6 +2971,7 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
+    details: Details | None = None
 
     @property
     def keys(self) -> str:
@@ -2933,10 +2988,16 @@ class Match:
         return f"state IN ({chosen})" if chosen else "FALSE"
 
     @property
+    def further(self) -> str:
+        """The term of the cursor, with those on details."""
+        return f"id < :before{'' if self.details is None else self.details.terms}"
+
+    @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return {
+            **({} if self.details is None else self.details.bindings),
             "queue": None if self.queue is None else storable(self.queue),
             "name": None if self.name is None else storable(self.name),
             "ids": None if self.ids is None else json.dumps(self.ids),
@@ -2953,15 +3014,15 @@ def _ids_of(match: Match) -> str:
     if match.ids is not None:
         return f"""
             SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND id < :before AND {match.keys} AND {match.among(STATES)}
+                AND {match.further} AND {match.keys} AND {match.among(STATES)}
         """
     if match.keys == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE id < :before {_NEWEST})"
+        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
     parts = (
         f"""
         SELECT id FROM litejobs_job INDEXED BY {index}
         WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
-            AND id < :before {_NEWEST}
+            AND {match.further} {_NEWEST}
         """
         for index, state in _UNSHELVED
     )
@@ -2974,7 +3035,7 @@ def _shelf_of(match: Match) -> str:
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
         WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
-            AND id < :before ORDER BY id DESC
+            AND {match.further} ORDER BY id DESC
     """
     return f"""
         WITH newest AS MATERIALIZED (
@@ -4652,10 +4713,10 @@ class Store:
     def count(self, match: Match) -> int:
         """How many jobs match."""
         sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None:
+        if match.ids is not None or match.details is not None:
             sql = f"SELECT count(*) FROM ({_ids_of(match)})"
         with self.file.reading() as connection:
-            counted: int = connection.execute(sql, match.bindings).get
+            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
         return counted
 
     def stats(self) -> dict[str, dict[str, int]]:
@@ -4739,6 +4800,10 @@ class Store:
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
         page, total = attrs.evolve(match, states=states), 0
+        if match.details is not None and match.ids is None:
+            return sum(
+                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
+            )
         while True:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
@@ -4747,6 +4812,15 @@ class Store:
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])
+
+    def _looked_through(self, match: Match) -> Iterator[Match]:
+        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
+        is done once, and before anybody waits for the write lock."""
+        with self.file.reading() as connection:
+            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
+            ids = array.array("q", (id for (id,) in rows))
+        for start in range(0, len(ids), BATCH):
+            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
 
     # Keeping
 
@@ -6040,6 +6114,9 @@ def _last_words(exitcode: int | None) -> str:
 # steer and to work. Everything above is put together here.
 ################################################################################
 
+PAGE = 500
+"""Jobs that are read at a time when one iterates over all."""
+
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
@@ -6193,6 +6270,19 @@ class LiteJobs:
         """
         match = attrs.evolve(_match(filters), before=before)
         return [Job(row, self) for row in self.store.find(match, limit)]
+
+    def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
+        """All jobs that match, the newest first, read page by page: nothing is held open,
+        and jobs that are enqueued meanwhile do not come along.
+
+        Raises: like `find`.
+        """
+        return self._pages(_match(filters))
+
+    def _pages(self, match: Match) -> Iterator[Job[Any]]:
+        while page := self.store.find(match, PAGE):
+            yield from (Job(row, self) for row in page)
+            match = attrs.evolve(match, before=page[-1].id)
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
@@ -6548,12 +6638,22 @@ _QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
 
 
 class Filters(TypedDict, total=False):
-    """What jobs can be found by."""
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
 
     id: int | Sequence[int]
     name: str
     queue: str
     state: State | Sequence[State]
+    node: str
+    key: str
+    schedule: str
+    enqueued_after: datetime
+    enqueued_before: datetime
+    finished_after: datetime
+    finished_before: datetime
+    payload: Mapping[str, str | int | float | bool | None]
 
 
 def _match(filters: Filters) -> Match:
@@ -6567,19 +6667,65 @@ def _match(filters: Filters) -> Match:
     for state in states or ():
         if state not in STATES:
             raise OptionError("state", f"there is no {state!r}{did_you_mean(str(state), STATES)}")
+    details = _details(filters)
     return Match(
         None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
         filters.get("name"),
         filters.get("queue"),
         None if states is None else tuple(states),
+        details=None if details == Details() else details,
     )
+
+
+def _details(filters: Filters) -> Details:
+    texts = {name: _text(filters.get(name), name) for name in ("node", "key", "schedule")}
+    names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
+    moments = {name: _micros(filters.get(name), name) for name in names}
+    chosen: dict[str, Any] = {**texts, **moments}
+    return Details(**chosen, payload=_fields(filters.get("payload")))
+
+
+def _text(value: object, filter: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(filter, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, filter: str) -> int | None:
+    return None if value is None else to_micros(aware(value, filter))
+
+
+def _fields(wanted: object) -> tuple[tuple[str, str], ...]:
+    """Paths as SQLite has them, and JSON."""
+    if wanted is None:
+        return ()
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
+    return tuple((_path(field), _scalar(field, value)) for field, value in wanted.items())
+
+
+def _path(field: object) -> str:
+    if not isinstance(field, str):
+        raise OptionError("payload", f"expected the name of a field, got {field!r}")
+    return f"${''.join(f'.{json.dumps(name)}' for name in field.split('.'))}"
+
+
+def _scalar(field: str, value: object) -> str:
+    if value is None or isinstance(value, str | int | float):
+        with contextlib.suppress(ValueError):
+            return json.dumps(value, allow_nan=False)
+    problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+    raise OptionError("payload", problem)
 
 
 def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = _match(filters)
-    return attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
 
 
 def _the_first(ready: Ready) -> list[int]:
@@ -6877,12 +7023,37 @@ def _moment(text: str) -> datetime:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    parser.add_argument("--queue")
-    parser.add_argument("--name")
+    for name in ("queue", "name", "node", "key", "schedule"):
+        parser.add_argument(f"--{name}")
+    for what in ("enqueued", "finished"):
+        parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
+        parser.add_argument(f"--{what}-before", type=_moment, metavar="TIME", help="ISO time")
+    parser.add_argument(
+        "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
+    )
+
+
+_FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """A field of a payload, with its value."""
+    import argparse
+
+    name, equals, value = text.partition("=")
+    try:
+        if equals:
+            return name, json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
+    raise argparse.ArgumentTypeError(f"{problem}, got {text!r}")
 
 
 def _filters(options: argparse.Namespace) -> Filters:
-    given = {option: getattr(options, option) for option in ("state", "queue", "name")}
+    names = Filters.__annotations__.keys() - {"id"}
+    given = {name: getattr(options, name) for name in names}
+    given["payload"] = given["payload"] and dict(given["payload"])
     return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
 
 

@@ -788,3 +788,37 @@ class TestEnqueueWithKeys:
         assert first.expires_at - first.run_at == pytest.approx(
             timedelta(seconds=60), abs=timedelta(seconds=5)
         )
+
+
+class TestFilters:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        jobs = LiteJobs(tmp_path / "jobs.db")
+        jobs.define(send)
+        jobs.enqueue_many([jobs.registry.named("send").bind(to) for to in ("ada", "bob")])
+        jobs.close()
+        return tmp_path / "jobs.db"
+
+    def test_find_jobs_by_their_payload(self, command: CommandLine, file: Path) -> None:
+        done = command("list", file, "--json", "--payload", 'to="bob"')
+        assert [job["id"] for job in done.json] == [2]
+        assert command("list", file, "--payload", "to=12").code == 1
+        command("list", file, "--payload", "to=bob").complains(2, "FIELD=JSON|such as to=")
+
+    def test_find_jobs_by_time_key_node_and_schedule(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+        assert len(command("list", file, "--json", "--enqueued-before", soon).json) == 2
+        for filter, value in (
+            ("--enqueued-after", soon), ("--finished-before", soon), ("--finished-after", soon),
+            ("--key", "ada"), ("--node", "laptop"), ("--schedule", "nightly"),
+        ):  # fmt: skip
+            assert command("list", file, filter, value).code == 1
+        command("list", file, "--enqueued-after", "2025-01-01").complains(2, "no time zone")
+
+    def test_choose_the_jobs_of_a_bulk_command(self, command: CommandLine, file: Path) -> None:
+        assert command("cancel", file, "--payload", 'to="ada"').out.startswith("1 cancelled")
+        assert [
+            job["id"] for job in command("list", file, "--json", "--state", "pending").json
+        ] == [2]
