@@ -4782,6 +4782,49 @@ class Store:
         moved = self._in_batches(match, (*WAITING, *FINISHED), self._delete)
         return self._moved(moved, matching)
 
+    def hold(self, match: Match) -> Moved:
+        """Keeps what waits from running until a person releases it."""
+        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
+        return self._alter(match, tuple(s for s in WAITING if s != "paused"), held, {})
+
+    def release(self, match: Match) -> Moved:
+        """Lets what a person held wait for its time or its turn again."""
+        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
+        return self._alter(match, ("paused",), released, {})
+
+    def change(
+        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
+    ) -> Moved:
+        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
+        then the batch that it was called for stays as it was."""
+        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+        if "run_at" in columns:
+            sets.append(f"""state = CASE
+                WHEN state IN ('retrying', 'paused') THEN state
+                WHEN state = 'blocked' AND key IS NULL THEN state
+                WHEN state = 'pending' AND :run_at <= :now THEN state
+                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+        return self._alter(match, WAITING, sql, columns, rework)
+
+    def _alter(
+        self,
+        match: Match,
+        states: tuple[State, ...],
+        sql: str,
+        columns: Mapping[str, Any],
+        rework: Rework | None = None,
+    ) -> Moved:
+        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            if rework is not None:
+                _rewrite(connection, ids, rework)
+            # Whoever lets keyed jobs in has to look here: some may be blocked now that could
+            # run, and some that had a place have left it.
+            return self._change(connection, ids, sql, **columns)
+
+        matching = self.count(match)
+        return self._moved(self._in_batches(match, states, alter), matching)
+
     def _moved(self, moved: int, matching: int) -> Moved:
         self.wake()
         return Moved(moved, max(0, matching - moved))
@@ -4864,6 +4907,24 @@ def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[i
 
 def _carray(ids: Iterable[int]) -> Any:
     return apsw.carray(array.array("q", ids))
+
+
+Rework = Callable[[str, object], str]
+"""Makes a new payload, from a definition's name and the old one."""
+_WAITS = """
+    CASE WHEN run_at > :now THEN 'scheduled' WHEN key IS NOT NULL THEN 'blocked' ELSE 'pending' END
+"""
+"""The state of a job that waits for nothing but its time and its turn."""
+
+
+def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
+    """Gives jobs new payloads."""
+    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
+    connection.executemany(
+        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+        [(rework(name, payload), id) for name, payload, id in rows],
+    )
 
 
 _INSERT = """
@@ -6369,6 +6430,46 @@ class LiteJobs:
         """Deletes jobs and their history; running ones are left."""
         return self.store.delete(_chosen(ids, filters))
 
+    def change(self, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Moved:
+        """Gives jobs that wait other values, which are checked as when one enqueues. Running
+        and finished ones are left. The fields of a *payload* replace those of that name, and
+        the whole has to fit the definition, if this program has it.
+
+        Raises:
+            OptionError: neither ids nor filters are given, or there is no such option.
+            PayloadError: a job's payload does not fit any more. It stays as it is, but
+                others may have been changed before it.
+        """
+        columns = _new_columns(to, self.clock())
+        fields = to.get("payload")
+        rework = None if fields is None else self._rework(fields)
+        return self.store.change(_chosen(ids, filters), columns, rework)
+
+    def _rework(self, fields: Mapping[str, Any]) -> Rework:
+        """What puts *fields* into a payload."""
+        try:
+            json_of_any.encode(dict(fields))
+        except (Unfit, TypeError, ValueError) as error:
+            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+
+        def rework(name: str, payload: object) -> str:
+            old = _read_json(payload) if isinstance(payload, str) else None
+            if not isinstance(old, dict):
+                raise PayloadError(name, ("it is no JSON object, so that no field can change",))
+            text = json_of_any.encode({**old, **fields})
+            definition = self.registry.get(name)
+            return text if definition is None else bind_json(definition, text, {}).payload
+
+        return rework
+
+    def hold(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Keeps jobs that wait from running: they are paused until they are released."""
+        return self.store.hold(_chosen(ids, filters))
+
+    def release(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Lets paused jobs wait for their time or their turn again."""
+        return self.store.release(_chosen(ids, filters))
+
     # Work
 
     def work(
@@ -6656,6 +6757,48 @@ class Filters(TypedDict, total=False):
     payload: Mapping[str, str | int | float | bool | None]
 
 
+class Changes(TypedDict, total=False):
+    """What can be changed of a job that waits; `None` is as when one enqueues."""
+
+    queue: str
+    priority: int
+    max_attempts: int | None
+    timeout: Duration | None
+    node: str | None
+    delay: Duration
+    at: datetime
+    expires: Duration | None
+    payload: Mapping[str, Any]
+
+
+json_of_any: Final = Codec[Any](Any)
+
+
+def _new_columns(to: Changes, now: int) -> dict[str, Any]:
+    """What is written to a row instead of what is there."""
+    for option in to:
+        if option not in Changes.__annotations__:
+            known = Changes.__annotations__
+            raise OptionError(option, f"cannot be changed{did_you_mean(option, known)}")
+    if not to:
+        raise OptionError("to", "say what to change, such as to={'priority': 10}")
+    if "at" in to:
+        aware(to["at"], "at")
+    plain: Any = {k: v for k, v in to.items() if k not in ("expires", "payload")}
+    options = Options().changed(plain)
+    limit = None if options.timeout is None else options.timeout // MICROSECOND
+    columns = {**attrs.asdict(options, recurse=False), "node": options.node or "", "timeout": limit}
+    columns = {name: value for name, value in columns.items() if name in to}
+    if to.keys() & {"at", "delay"}:
+        columns["run_at"] = options.run_at(now)
+    if "expires" in to:
+        left = to["expires"]
+        columns["expires_at"] = (
+            None if left is None else now + duration(left, "expires") // MICROSECOND
+        )
+    return {name: value for name, value in columns.items() if name not in ("at", "delay")}
+
+
 def _match(filters: Filters) -> Match:
     for option in filters:
         if option not in Filters.__annotations__:
@@ -6804,6 +6947,14 @@ class Enqueued(Sequence[Job[Any]]):
         for batch in self._batches:
             for payload in batch.payloads:
                 yield Job(_row_of(next(ids), batch, payload), self._source)
+
+
+def _read_json(text: object) -> Any:
+    """What a row holds; as it is, if somebody has written what is no JSON."""
+    try:
+        return None if text is None else json.loads(str(text))
+    except (ValueError, RecursionError):
+        return str(text)
 
 
 def _refuse_while_importing() -> None:
@@ -6955,10 +7106,14 @@ def _parser() -> argparse.ArgumentParser:
         ("retry", _retry, "let failed and cancelled jobs start again"),
         ("cancel", _cancel, "cancel jobs that wait or run"),
         ("delete", _delete, "delete jobs that do not run"),
+        ("hold", _hold, "keep jobs that wait from running"),
+        ("release", _release, "let held jobs wait for their turn again"),
+        ("change", _change, "give jobs that wait other values"),
     ):
         bulk = command(name, run, about)
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
         _add_filters(bulk)
+    _add_changes(bulk)
     command("stats", _stats, "count jobs by queue and state")
     command("queues", _queues, "list the queues that have settings")
     _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
@@ -7031,6 +7186,33 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
     )
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    """What is changed; "to" stands before what could be taken for a filter."""
+    import argparse
+
+    def change(option: str, kind: Callable[[str], Any], about: str, **settings: Any) -> None:
+        name = f"to_{option.removeprefix('--').removeprefix('to-').replace('-', '_')}"
+        settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
+        parser.add_argument(option, **settings)
+
+    change("--priority", int, "higher runs first")
+    change("--to-queue", str, "another queue", metavar="QUEUE")
+    change("--to-node", lambda text: text or None, "the only node; '': any", metavar="NODE")
+    change("--delay", float, "seconds from now", metavar="SECONDS")
+    change("--at", _moment, "ISO time with an offset", metavar="TIME")
+    change("--max-attempts", _or_none(int), "or none: for ever", metavar="NUMBER")
+    change("--timeout", _or_none(float), "seconds, or none", metavar="SECONDS")
+    change("--expires", _or_none(float), "seconds from now, or none", metavar="SECONDS")
+    change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        return None if text == "none" else kind(text)
+
+    return number
 
 
 _FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
@@ -7121,9 +7303,8 @@ def _enqueue(options: argparse.Namespace) -> int:
         bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
         job = jobs.enqueue(bound)
     else:
-        any_json = Codec[Any](Any)
         try:
-            payload = any_json.encode(any_json.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(options.payload))
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
@@ -7197,6 +7378,22 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _delete(options: argparse.Namespace) -> int:
     return _bulk(options, LiteJobs.delete, "deleted")
+
+
+def _hold(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.hold, "held")
+
+
+def _release(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.release, "released")
+
+
+def _change(options: argparse.Namespace) -> int:
+    given = {name[3:]: value for name, value in vars(options).items() if name.startswith("to_")}
+    if "payload" in given:
+        given["payload"] = dict(given["payload"])
+    change = functools.partial(LiteJobs.change, to=typing.cast(Changes, given))
+    return _bulk(options, change, "changed")
 
 
 def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
@@ -7280,14 +7477,6 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
         for key, text in (("payload", job.row.payload), ("result", job.row.result))
     }
     return {**plain, **read, "error": job.error}
-
-
-def _read_json(text: object) -> Any:
-    """What a row holds; as it is, if somebody has written what is no JSON."""
-    try:
-        return None if text is None else json.loads(str(text))
-    except (ValueError, RecursionError):
-        return str(text)
 
 
 def _json_value(value: Any) -> Any:

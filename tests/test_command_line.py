@@ -822,3 +822,25 @@ class TestFilters:
         assert [
             job["id"] for job in command("list", file, "--json", "--state", "pending").json
         ] == [2]
+
+    def test_change_what_waits(self, command: CommandLine, file: Path) -> None:
+        done = command(
+            "change", file, "1", "--queue", "default", "--to-queue", "slow", "--priority", "7",
+            "--to-node", "laptop", "--delay", "60", "--max-attempts", "none", "--timeout", "2.5",
+            "--to-payload", 'to="eve"',
+        )  # fmt: skip
+        assert (done.code, done.out) == (0, "1 changed, 0 left as they are\n")
+        job = command("show", file, "1", "--json").json
+        assert job["payload"] == {"to": "eve"}
+        names = ("queue", "priority", "node", "state", "max_attempts")
+        assert [job[name] for name in names] == ["slow", 7, "laptop", "scheduled", None]
+        assert command("change", file, "1", "--to-node", "").code == 0
+        assert command("show", file, "1", "--json").json["node"] is None
+        command("change", file, "1").complains(2, "say what to change")
+        command("change", file, "--priority", "7").complains(2, "say which jobs")
+
+    def test_hold_and_release(self, command: CommandLine, file: Path) -> None:
+        assert command("hold", file, "--payload", 'to="ada"').out.startswith("1 held")
+        assert command("list", file, "--json", "--state", "paused").json[0]["id"] == 1
+        assert command("release", file, "1").out.startswith("1 released")
+        assert command("release", file, "1").code == 1

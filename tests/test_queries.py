@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import typing
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from conftest import NEW_YEAR
+from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import litejobs
 from litejobs import (
     STATES,
+    Changes,
     Details,
     Filters,
     LiteJobs,
     Match,
+    Moved,
     OptionError,
+    PayloadError,
     Row,
     from_micros,
     to_micros,
@@ -223,7 +228,7 @@ class TestFilters:
         monkeypatch.setattr(litejobs, "BATCH", 3)
         for number in range(20):
             add(jobs, payload=json.dumps({"odd": number % 2}), state=STATES[number % 2 * 3])
-        assert jobs.cancel(payload={"odd": 1}) == litejobs.Moved(10)
+        assert jobs.cancel(payload={"odd": 1}) == Moved(10)
         assert jobs.count(payload={"odd": 1}, state="cancelled") == 10
         assert jobs.count(state="cancelled") == 10
 
@@ -254,6 +259,197 @@ class TestFilters:
             with pytest.raises(OptionError, match="every job"):
                 jobs.delete(**chosen)  # type: ignore[arg-type]
         assert jobs.count() == 1
+
+
+def counted(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
+    """The numbers that the file keeps of jobs on the shelf."""
+    rows = jobs.store.file.connection().execute("SELECT * FROM litejobs_count WHERE number <> 0")
+    return {(state, queue, name): number for state, queue, name, number in rows}
+
+
+def shelved(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
+    """The same, by a look at all rows."""
+    return dict(
+        Counter(
+            (job.state, job.queue, job.name) for job in jobs.find() if job.state in litejobs.SHELVED
+        )
+    )
+
+
+class TestChanging:
+    @given(
+        rows=st.lists(rows, max_size=10),
+        chosen=filters,
+        to=st.fixed_dictionaries(
+            {},
+            optional={
+                "queue": st.sampled_from(["default", "fast"]),
+                "priority": st.integers(-3, 3),
+                "max_attempts": st.none() | st.integers(1, 9),
+                "timeout": st.none() | st.integers(1, 9),
+                "node": st.sampled_from([None, "laptop"]),
+                "delay": st.sampled_from([0, 60, timedelta(minutes=1)]),
+                "expires": st.none() | st.integers(0, 9),
+            },
+        ),
+    )
+    @MANY
+    def test_changes_what_waits_and_leaves_the_rest(
+        self,
+        jobs: LiteJobs,
+        clock: TurnedClock,
+        rows: list[dict[str, Any]],
+        chosen: Filters,
+        to: dict[str, Any],
+    ) -> None:
+        empty(jobs)
+        for number, row in enumerate(rows):
+            add(jobs, **{"id": number + 1, **row})
+        before = [job.row for job in jobs.find()]
+        meant = [row for row in before if matches(row, dict(chosen))]
+        waiting = {row.id for row in meant if row.state in litejobs.WAITING}
+        if not chosen or not to:
+            with pytest.raises(OptionError):
+                jobs.change(**chosen, to=typing.cast(Changes, to))
+            return
+        moved = jobs.change(**chosen, to=typing.cast(Changes, to))
+        assert (moved.moved, moved.left) == (len(waiting), len(meant) - len(waiting))
+        expected = [self.changed(row, to) if row.id in waiting else row for row in before]
+        assert [job.row for job in jobs.find()] == expected
+        assert counted(jobs) == shelved(jobs)
+
+    def changed(self, row: Row, to: dict[str, Any]) -> Row:
+        new = {k: v for k, v in to.items() if k in ("queue", "priority", "max_attempts")}
+        if "timeout" in to:
+            new["timeout"] = None if to["timeout"] is None else to["timeout"] * 1_000_000
+        if "node" in to:
+            new["node"] = to["node"] or ""
+        if "expires" in to:
+            left = to["expires"]
+            new["expires_at"] = None if left is None else START + left * 1_000_000
+        if "delay" in to:
+            new["run_at"] = START + (60_000_000 if to["delay"] else 0)
+            if to["delay"] and (row.state in ("pending", "scheduled") or self.keyed(row)):
+                new["state"] = "scheduled"
+            elif row.state == "scheduled" and not to["delay"]:
+                new["state"] = "pending" if row.key is None else "blocked"
+        return row._replace(**new)
+
+    def keyed(self, row: Row) -> bool:
+        return row.state == "blocked" and row.key is not None
+
+    def test_moves_jobs_to_another_time(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        add(jobs, state="pending")
+        later = NEW_YEAR + timedelta(hours=2)
+        assert jobs.change(1, to={"at": later}) == Moved(1)
+        assert (jobs.get(1).state, jobs.get(1).run_at) == ("scheduled", later)
+        clock.turn(7200)
+        assert jobs.store.stage(jobs.clock())[0] == 1
+        assert jobs.get(1).state == "pending"
+
+    def test_replaces_fields_of_the_payload_and_checks_the_whole(self, jobs: LiteJobs) -> None:
+        @jobs.define
+        def mail(to: str, copies: int = 1) -> None: ...
+
+        job = mail.enqueue("ada", copies=2)
+        assert jobs.change(job.id, to={"payload": {"to": "bob"}}) == Moved(1)
+        assert job.refresh().payload == {"to": "bob", "copies": 2}
+        for wrong in ({"to": 5}, {"copy": 1}):
+            with pytest.raises(PayloadError, match="mail"):
+                jobs.change(job.id, to={"payload": wrong, "priority": 9})
+            assert (job.refresh().payload["to"], job.refresh().priority) == ("bob", 0)
+        assert jobs.change(job.id, to={"payload": {"to": "eve"}, "priority": 9}) == Moved(1)
+        assert (job.refresh().payload["to"], job.refresh().priority) == ("eve", 9)
+
+    def test_takes_any_object_where_the_definition_is_unknown(self, jobs: LiteJobs) -> None:
+        add(jobs, payload='{"a": 1}')
+        add(jobs, payload="[1]")
+        add(jobs, payload=b"{}")
+        add(jobs, payload="no JSON")
+        assert jobs.change(1, to={"payload": {"b": [None]}}) == Moved(1)
+        assert jobs.get(1).payload == {"a": 1, "b": [None]}
+        for id in (2, 3, 4):
+            with pytest.raises(PayloadError, match="no JSON object"):
+                jobs.change(id, to={"payload": {"b": 1}})
+
+    @pytest.mark.parametrize(
+        ("to", "option"),
+        [
+            ({}, "to"),
+            ({"state": "failed"}, "state"),
+            ({"priority": "high"}, "priority"),
+            ({"queue": ""}, "queue"),
+            ({"at": NEW_YEAR.replace(tzinfo=None)}, "at"),
+            ({"at": None}, "at"),
+            ({"at": NEW_YEAR, "delay": 5}, "at"),
+            ({"delay": -1}, "delay"),
+            ({"max_attempts": 0}, "max_attempts"),
+            ({"timeout": 0}, "timeout"),
+            ({"expires": -1}, "expires"),
+            ({"payload": 5}, "payload"),
+            ({"payload": {"to": object()}}, "payload"),
+        ],
+    )
+    def test_refuses_what_cannot_be(self, jobs: LiteJobs, to: Any, option: str) -> None:
+        add(jobs)
+        before = jobs.get(1).row
+        with pytest.raises(OptionError, match=f"^{option}: "):
+            jobs.change(1, to=to)
+        assert jobs.get(1).row == before
+
+
+class TestHolding:
+    @pytest.mark.parametrize(
+        ("state", "key", "run_at", "back"),
+        [
+            ("pending", None, START, "pending"),
+            ("pending", "ada", START, "blocked"),
+            ("blocked", "ada", START, "blocked"),
+            ("scheduled", None, START + 1, "scheduled"),
+            ("scheduled", "ada", START + 1, "scheduled"),
+            ("retrying", None, START + 1, "scheduled"),
+            ("retrying", None, START, "pending"),
+        ],
+    )
+    def test_keeps_what_waits_until_it_is_released(
+        self, jobs: LiteJobs, state: str, key: str | None, run_at: int, back: str
+    ) -> None:
+        add(jobs, state=state, key=key, run_at=run_at)
+        assert jobs.hold(1) == Moved(1)
+        assert jobs.get(1).state == "paused"
+        assert jobs.hold(1) == Moved(0, left=1)
+        assert counted(jobs) == shelved(jobs)
+        assert jobs.release(name="mail") == Moved(1)
+        assert jobs.get(1).state == back
+        assert jobs.release(1) == Moved(0, left=1)
+        assert counted(jobs) == shelved(jobs)
+
+    @pytest.mark.parametrize("state", ["running", "completed", "failed", "cancelled"])
+    def test_leaves_what_does_not_wait(self, jobs: LiteJobs, state: str) -> None:
+        add(jobs, state=state)
+        assert jobs.hold(1) == Moved(0, left=1)
+        assert jobs.get(1).state == state
+
+    @pytest.mark.parametrize("state", ["paused", "blocked"])
+    def test_a_job_that_is_kept_can_be_cancelled_or_deleted(
+        self, jobs: LiteJobs, state: str
+    ) -> None:
+        add(jobs, state=state)
+        add(jobs, state=state)
+        assert jobs.cancel(1) == Moved(1)
+        assert jobs.get(1).state == "cancelled"
+        assert jobs.delete(2) == Moved(1)
+        assert counted(jobs) == shelved(jobs)
+
+    def test_a_held_job_does_not_run(self, jobs: LiteJobs) -> None:
+        @jobs.define
+        def mail() -> None: ...
+
+        job = mail.enqueue()
+        jobs.hold(job.id)
+        assert jobs.drain() == 0
+        jobs.release(job.id)
+        assert jobs.drain() == 1
 
 
 class TestIterating:
