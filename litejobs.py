@@ -128,6 +128,7 @@ __all__ = [
     "Linear",
     "LiteJobs",
     "LitejobsError",
+    "Metric",
     "Moved",
     "Node",
     "OptionError",
@@ -457,6 +458,57 @@ class Moved:
 
     moved: int
     left: int = 0
+
+
+Span = Literal["minute", "hour", "day"]
+SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+"""In microseconds."""
+MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
+
+
+@attrs.frozen
+class Metric:
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimates, of a sample of
+    the jobs and about 10 % exact; `None` if there was no job."""
+
+    start: datetime
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    waiting_median: timedelta | None
+    """Waiting is from when a job was due to when its last attempt began."""
+    waiting_p95: timedelta | None
+    running_median: timedelta | None
+    """Running is an attempt, whether it completed or failed."""
+    running_p95: timedelta | None
+
+    @classmethod
+    def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
+        """Made of how often what was measured, by measure and bucket."""
+        counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
+        times = [
+            quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
+            for measure in ("waiting", "running")
+            for share in (0.5, 0.95)
+        ]
+        return cls(from_micros(start), *counted, *times)
+
+
+def bucket_of(micros: int) -> int:
+    """Where a length of time is counted: there are four buckets to an octave."""
+    return int(4 * math.log2(micros)) if micros > 1 else 0
+
+
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+    """The time that this share of all is not above; the middle of its bucket."""
+    rank = share * sum(numbers.values())
+    for bucket, below in zip(
+        sorted(numbers), itertools.accumulate(numbers[b] for b in sorted(numbers)), strict=True
+    ):
+        if below >= rank:
+            return timedelta(microseconds=round(2 ** ((bucket + 0.5) / 4)))
+    return None
 
 
 class Source(Protocol):
@@ -3905,6 +3957,126 @@ def _check_standard(connection: Any, file: File) -> None:
             raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
 
 
+Note = tuple[int, str, str, str, int]
+"""The minute, queue, name, measure and bucket."""
+
+
+@attrs.define(eq=False, repr=False)
+class Meter:
+    """Counts what a node has settled, and how long it took: in memory, to be written down
+    now and then. A process that is killed loses its last few seconds."""
+
+    _file: File
+    _clock: Clock
+    _rng: random.Random = attrs.field(factory=random.Random)
+    _notes: dict[Note, int] = attrs.field(factory=dict)
+
+    def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
+        """Counts all, and takes the time of some that stand for the others."""
+        notes, now = self._notes, self._clock()
+        minute = now - now % SPANS["minute"]
+        for (state, queue, name), number in groups.items():
+            if state in MEASURED:
+                key: Note = (minute, queue, name, state, 0)
+                notes[key] = notes.get(key, 0) + number
+        size = len(settlements)
+        step = -(-size // SAMPLE)
+        for start in range(0, size, step or 1):
+            weight = min(step, size - start)
+            # By chance: every other job may be of another kind.
+            settled = settlements[start + int(self._rng.random() * weight)]
+            for measure, micros in _times_of(settled):
+                key = minute, settled[9], settled[10], measure, bucket_of(micros)
+                notes[key] = notes.get(key, 0) + weight
+
+    def flush(self) -> None:
+        """Writes down what was noted."""
+        if notes := self._notes:
+            with self._file.writing() as connection:
+                connection.executemany(
+                    f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
+                    [(*key, number) for key, number in notes.items()],
+                )
+            self._notes = {}
+
+    def fold(self, now: int) -> bool:
+        """Makes hours of minutes that are older than a day, one at a time, and forgets hours
+        after METRICS_KEPT; says whether it did something."""
+        hour = SPANS["hour"]
+        end = now - now % hour - SPANS["day"]
+        sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
+        with self._file.reading() as connection:
+            first, oldest = (connection.execute(sql, (span,)).get for span in (60, 3600))
+        old = now - METRICS_KEPT
+        if (first is None or first >= end) and (oldest is None or oldest >= old):
+            return False
+        start = min(end if first is None else first, end - hour)
+        start -= start % hour
+        values = {"start": start, "end": start + hour, "hour": hour, "old": old}
+        with self._file.writing() as connection:
+            of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
+            connection.execute(
+                f"""
+                INSERT INTO litejobs_metric
+                SELECT 3600, :start, queue, name, measure, bucket, sum(number)
+                FROM litejobs_metric {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
+                """,
+                values,
+            )
+            connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
+            forget = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
+            connection.execute(forget, values)
+        return True
+
+    def read(
+        self, span: Span, queue: str | None, name: str | None, limit: int
+    ) -> list[tuple[int, dict[tuple[str, int], int]]]:
+        """The last spans, the present one at the end: when each began, and its numbers by
+        measure and bucket."""
+        length = SPANS[span]
+        last = self._clock() // length * length
+        spans: dict[int, dict[tuple[str, int], int]] = {
+            start: {} for start in range(last - (limit - 1) * length, last + 1, length)
+        }
+        values = {
+            "length": length, "first": min(spans), "end": last + length,
+            "queue": queue and storable(queue), "name": name and storable(name),
+        }  # fmt: skip
+        with self._file.reading() as connection:
+            rows: Any = connection.execute(
+                f"""
+                SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
+                WHERE span IN ({"60" if span == "minute" else "60, 3600"})
+                    AND time >= :first AND time < :end
+                    AND (:queue IS NULL OR queue = :queue) AND (:name IS NULL OR name = :name)
+                GROUP BY 1, 2, 3
+                """,
+                values,
+            )
+            for start, measure, bucket, number in rows:
+                spans[start][measure, bucket] = number
+        return [*spans.items()]
+
+
+SAMPLE = 8
+"""How many of the results that are settled together have their times taken."""
+METRICS_KEPT = 90 * SPANS["day"]
+_ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
+
+
+def _times_of(settled: Settlement) -> Iterator[tuple[str, int]]:
+    """What an attempt tells of waiting and running, in microseconds. (A retry's due time is
+    that of its next attempt already.)"""
+    _, _, state, _, run_at, started_at, finished_at, _, _, _, _, failure = settled
+    if started_at is None or state == "cancelled":
+        return
+    if finished_at is not None:
+        yield "waiting", started_at - run_at
+        yield "running", finished_at - started_at
+    elif failure is not None:
+        yield "running", to_micros(failure.finished_at) - started_at
+
+
 @attrs.define(eq=False, repr=False)
 class Store:
     """What is done with the rows in a file."""
@@ -3917,6 +4089,9 @@ class Store:
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
     """The settings of queues, and the version of the file in which they stand."""
     _ready: Ready | None = None
+    meter: Meter = attrs.field(
+        init=False, default=attrs.Factory(lambda store: Meter(store.file, store.clock), True)
+    )
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
@@ -4228,7 +4403,8 @@ class Store:
     ) -> list[Claimed]:
         file = self.file
         with file.writing() as connection:
-            if self._settle(connection, settlements):
+            again, groups = self._settle(connection, settlements)
+            if again:
                 ready.version = None
             version = file.version(connection)
             if self._terms[0] != version:
@@ -4241,6 +4417,8 @@ class Store:
                 limits.settle(claimed)
         self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
+        if groups:
+            self.meter.note(settlements, groups)
         return claimed
 
     def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -4253,10 +4431,13 @@ class Store:
         held = {*rows}
         return [*{s[:2]: s for s in settlements if s[:2] in held}.values()]
 
-    def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> bool:
-        """Settles jobs; says whether some are ready again."""
+    def _settle(
+        self, connection: apsw.Connection, settlements: Sequence[Settlement]
+    ) -> tuple[bool, Mapping[Group, int]]:
+        """Settles jobs; says whether some are ready again, and how many there are of each
+        group."""
         if not settlements:
-            return False
+            return False, {}
         self._remember(connection, [settled for settled in settlements if settled[11]])
         before = connection.total_changes()
         connection.executemany(
@@ -4277,12 +4458,12 @@ class Store:
         self._count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
             self._cancel_returned(connection)
+        again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [settled[0] for settled in settlements]
-            if self._admit(connection, self._keys(connection, ids)):
-                return True
-        return any(state == "pending" for state, _, _ in groups)
+            again = bool(self._admit(connection, self._keys(connection, ids))) or again
+        return again, groups
 
     def _cancel_returned(self, connection: apsw.Connection) -> None:
         """A job that was cancelled while it ran, and came back before it was asked to
@@ -4599,6 +4780,7 @@ class Store:
         """Takes a node off the list. What it still held is rescued."""
         presence.close()
         self.rescue(node)
+        self.meter.flush()
 
     def nodes(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
@@ -4785,12 +4967,12 @@ class Store:
     def hold(self, match: Match) -> Moved:
         """Keeps what waits from running until a person releases it."""
         held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        return self._alter(match, tuple(s for s in WAITING if s != "paused"), held, {})
+        return self._steer(match, tuple(s for s in WAITING if s != "paused"), held, {})
 
     def release(self, match: Match) -> Moved:
         """Lets what a person held wait for its time or its turn again."""
         released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._alter(match, ("paused",), released, {})
+        return self._steer(match, ("paused",), released, {})
 
     def change(
         self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
@@ -4805,9 +4987,9 @@ class Store:
                 WHEN state = 'pending' AND :run_at <= :now THEN state
                 ELSE {_WAITS.replace("run_at", ":run_at")} END""")
         sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-        return self._alter(match, WAITING, sql, columns, rework)
+        return self._steer(match, WAITING, sql, columns, rework)
 
-    def _alter(
+    def _steer(
         self,
         match: Match,
         states: tuple[State, ...],
@@ -4818,8 +5000,6 @@ class Store:
         def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
             if rework is not None:
                 _rewrite(connection, ids, rework)
-            # Whoever lets keyed jobs in has to look here: some may be blocked now that could
-            # run, and some that had a place have left it.
             return self._change(connection, ids, sql, **columns)
 
         matching = self.count(match)
@@ -4991,6 +5171,8 @@ LOOK = 0.5
 """Seconds between two looks for what was committed without a wake-up."""
 PRUNE_REST = 9
 """How many times longer than a batch of pruning it rests."""
+FLUSH = 5.0
+"""Seconds between two times that metrics are written: so many may be lost."""
 SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
@@ -5056,7 +5238,20 @@ def stay_fast(beat: Beat) -> float:
     return 60.0
 
 
-DUTIES: tuple[Callable[[Beat], float], ...] = (rescue, stage, expire, admit, prune, stay_fast)
+def measure(beat: Beat) -> float:
+    """Writes down what the node has done."""
+    beat.store.meter.flush()
+    return FLUSH
+
+
+def fold(beat: Beat) -> float:
+    """Makes hours of old minutes of metrics, one at a time."""
+    return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
+
+
+DUTIES: tuple[Callable[[Beat], float], ...] = (
+    rescue, stage, expire, admit, prune, stay_fast, measure, fold,
+)  # fmt: skip
 
 
 ################################################################################
@@ -6353,6 +6548,31 @@ class LiteJobs:
         """How many jobs there are, by queue and then by state."""
         return self.store.stats()
 
+    def metrics(
+        self,
+        span: Span = "minute",
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+        limit: int = 60,
+    ) -> list[Metric]:
+        """What nodes have done in the last *limit* minutes, hours or days, the oldest first
+        and the present one last; also those in which nothing happened.
+
+        Nodes write it down every five seconds (killed, they lose that), and `drain` at its
+        end. Minutes are kept for a day, hours and days for 90 days.
+
+        Raises:
+            OptionError: there is no such span, or the limit is no number of them.
+        """
+        if span not in SPANS:
+            raise OptionError("span", f"there is no {span!r}{did_you_mean(str(span), SPANS)}")
+        number: object = limit
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
+            raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
+        spans = self.store.meter.read(span, queue, name, limit)
+        return [Metric.of(start, numbers) for start, numbers in spans]
+
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
         return self.store.nodes()
@@ -7102,6 +7322,21 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
     command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
+    _add_bulk_commands(command)
+    command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
+    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
+    return parser
+
+
+_TARGETS = {
+    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
+    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
+}
+
+
+def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     for name, run, about in (
         ("retry", _retry, "let failed and cancelled jobs start again"),
         ("cancel", _cancel, "cancel jobs that wait or run"),
@@ -7114,16 +7349,6 @@ def _parser() -> argparse.ArgumentParser:
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
         _add_filters(bulk)
     _add_changes(bulk)
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
-    return parser
-
-
-_TARGETS = {
-    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
-    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
-}
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -7164,6 +7389,13 @@ def _add_queue_options(parser: argparse.ArgumentParser) -> None:
         ("timeout", float, "seconds, for jobs whose definition does not say; 0: none"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
+
+
+def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--span", choices=SPANS, default="minute")
+    parser.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
+    parser.add_argument("--queue")
+    parser.add_argument("--name")
 
 
 def _moment(text: str) -> datetime:
@@ -7467,6 +7699,30 @@ def _queue_table(queues: Sequence[QueueSettings]) -> str:
     return _table(lines)
 
 
+def _metrics(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
+    names = [field.name for field in attrs.fields(Metric)]
+    lines = [tuple(name.replace("start", "start (UTC)").replace("_", " ") for name in names)]
+    lines += [tuple(map(_cell, attrs.astuple(metric))) for metric in found]
+    plain = [{n: _json_value(v) for n, v in attrs.asdict(metric).items()} for metric in found]
+    _print(options, plain, _table(lines))
+    return 0
+
+
+def _cell(value: datetime | timedelta | int | None) -> str:
+    """A value in a table; a length of time with three digits."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if not isinstance(value, timedelta):
+        return "" if value is None else str(value)
+    micros = value // MICROSECOND
+    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        if micros >= length:
+            return f"{micros / length:.3g} {unit}"
+    return f"{micros} µs"
+
+
 def _plain(job: Job[Any]) -> dict[str, Any]:
     """A job as JSON values."""
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
@@ -7480,6 +7736,9 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
+    """Durations are in seconds."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value
 
 

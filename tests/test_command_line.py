@@ -844,3 +844,19 @@ class TestFilters:
         assert command("list", file, "--json", "--state", "paused").json[0]["id"] == 1
         assert command("release", file, "1").out.startswith("1 released")
         assert command("release", file, "1").code == 1
+
+
+class TestMetrics:
+    def test_are_a_table_of_spans_and_json(self, command: CommandLine, tmp_path: Path) -> None:
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            jobs.enqueue(jobs.define(send).bind("ada"))
+            jobs.drain()
+        *_, last = command("metrics", "jobs.db", "--span", "day", "--json").json
+        assert (last["completed"], last["failed"]) == (1, 0)
+        assert last["running_p95"] > 0
+        done = command("metrics", "jobs.db", "--limit", "2", "--name", "send")
+        head, *spans = done.out.splitlines()
+        assert head.split()[:4] == ["start", "(UTC)", "completed", "failed"]
+        assert len(spans) == 2
+        assert re.search(r" (s|ms|µs)$", spans[-1]) or re.search(r" (s|ms|µs)$", spans[-2])
+        command("metrics", "jobs.db", "--limit", "0").complains(2, "limit")
