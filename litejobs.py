@@ -112,6 +112,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError",
     "Cancel",
+    "Compacted",
     "Constant",
     "Context",
     "Definition",
@@ -122,6 +123,7 @@ __all__ = [
     "Failure",
     "FileError",
     "FileReplacedError",
+    "Finding",
     "Job",
     "JobFailedError",
     "JobNotFoundError",
@@ -460,6 +462,28 @@ class Moved:
     left: int = 0
 
 
+@attrs.frozen
+class Compacted:
+    """Bytes of the file and its WAL, before and after."""
+
+    before: int
+    after: int
+
+
+Level = Literal["error", "warning"]
+
+
+@attrs.frozen
+class Finding:
+    """One thing that is wrong with a queue: an error is broken, a warning waits for somebody."""
+
+    level: Level
+    subject: str
+    """What it is about, such as a queue, a node or the file."""
+    problem: str
+    advice: str
+
+
 Span = Literal["minute", "hour", "day"]
 SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 """In microseconds."""
@@ -525,6 +549,9 @@ class Source(Protocol):
 
     def result(self, job: Job[Any]) -> Any:
         """What its handler returned."""
+
+    def why(self, id: int) -> str:
+        """What it waits for, or what became of it."""
 
 
 @attrs.frozen(repr=False)
@@ -660,6 +687,15 @@ class Job(Generic[R]):
         """
         value: R = self._source.result(self.wait(timeout))
         return value
+
+    def why(self) -> str:
+        """In one sentence, why the job is not running, or what became of it; read from the
+        file now.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned.
+        """
+        return self._source.why(self.id)
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
@@ -2039,6 +2075,9 @@ class _Nowhere:
 
     def result(self, job: Job[Any]) -> Any:
         raise JobNotFoundError(job.id)
+
+    def why(self, id: int) -> str:
+        raise JobNotFoundError(id)
 
 
 @attrs.define(eq=False, repr=False)
@@ -3448,6 +3487,16 @@ class Node:
     started_at: datetime
     running: int
     """How many jobs it holds."""
+    names: frozenset[str] | None = None
+    """The definitions that it has; `None` if it does not say."""
+
+    def takes(self, name: str, queue: str) -> bool:
+        """Whether it takes jobs of this definition in this queue."""
+        return self.knows(name) and (self.queues is None or queue in self.queues)
+
+    def knows(self, name: str) -> bool:
+        """Whether it has this definition."""
+        return self.names is None or name in self.names
 
 
 @attrs.define(eq=False, repr=False)
@@ -3480,6 +3529,19 @@ class Presence:
         self._connection.close()
 
     @staticmethod
+    def held(path: str) -> bool:
+        """Whether a process holds a share. This only asks: nothing is taken over."""
+        try:
+            with contextlib.closing(_lock_connection(path)) as connection:
+                connection.set_busy_handler(None)
+                connection.execute("BEGIN EXCLUSIVE")
+        except apsw.CantOpenError:
+            return False
+        except apsw.BusyError:
+            return True
+        return False
+
+    @staticmethod
     @contextlib.contextmanager
     def gone(path: str) -> Iterator[bool]:
         """Whether no process holds a share any more; if so, none can take one either
@@ -3500,6 +3562,19 @@ class Presence:
                 closing.close()
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+def _nodes(connection: apsw.Connection) -> list[Node]:
+    rows: list[Any] = connection.execute("""
+        SELECT id, name, pid, port, workers, queues, started_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
+        FROM litejobs_node AS node ORDER BY id
+    """).fetchall()
+    return [
+        Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
+             from_micros(started_at), running, names and frozenset(json.loads(names)))
+        for id, name, pid, port, workers, queues, started_at, running, names in rows
+    ]  # fmt: skip
 
 
 def _lock_connection(path: str) -> apsw.Connection:
@@ -3786,6 +3861,21 @@ class File:
             FileReplacedError: the commit went to a file that has lost its name.
         """
         return Turn(self, writes=True)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[apsw.Connection]:
+        """A second connection for what takes long, so that no thread has to wait for its turn
+        with the first one."""
+        try:
+            with self.turn:
+                self.connection()
+            connection = _connect(self.path, "normal", self.create)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except apsw.Error as error:
+            raise _translated(error, str(self.path)) from error
 
     def version(self, connection: apsw.Connection) -> int:
         """A number for the content, in a transaction. A commit of our own adds one to it,
@@ -4077,6 +4167,399 @@ def _times_of(settled: Settlement) -> Iterator[tuple[str, int]]:
         yield "running", to_micros(failure.finished_at) - started_at
 
 
+def _presence_path(file: File, node: int) -> str:
+    return f"{file.path}-node-{node}"
+
+
+def back_up(file: File, place: Path) -> Path:
+    """Copies the file while others work on it, into a new one that only its user can read;
+    gives its whole path. When this returns, the copy is on the disk.
+
+    Raises:
+        FileError: there is something of that name, or it cannot be written.
+    """
+    try:
+        place = place.parent.resolve(strict=True) / place.name
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        raise FileError(str(place), "exists already: name a new file for the copy") from None
+    except OSError as error:
+        raise FileError(str(place), f"cannot be created: {error.strerror}") from None
+    try:
+        with file.aside() as source:
+            _copy(source, place)
+        for path in (place, place.parent):
+            _sync(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            place.unlink()
+        raise
+    return place
+
+
+def _copy(source: apsw.Connection, place: Path) -> None:
+    try:
+        with contextlib.closing(apsw.Connection(str(place))) as copy:
+            # What is half-written is thrown away as a whole, and synced as a whole.
+            copy.pragma("journal_mode", "off")
+            copy.pragma("synchronous", "off")
+            with copy.backup("main", source, "main") as pages:
+                pages.step()
+    except apsw.Error as error:
+        raise _translated(error, str(place)) from error
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # There, a folder cannot be opened, and names are kept by the file system.
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def compact(file: File) -> Compacted:
+    """Writes the file anew without gaps, and empties its WAL. Who writes meanwhile waits, at
+    most PATIENCE; it takes as much free space again as the file has."""
+    with file.aside() as connection:
+        before = _bytes_of(file)
+        connection.pragma("temp_store", "default")  # It would not fit into memory.
+        connection.execute("VACUUM")
+        with contextlib.suppress(apsw.BusyError):  # Somebody reads: then later will do.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        return Compacted(before, _bytes_of(file))
+
+
+def _bytes_of(file: File) -> int:
+    return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+
+
+OVERDUE = 60_000_000
+LATE = 3_600_000_000
+"""Microseconds that a job may be ready without a node at work, and with one."""
+LARGE_WAL = 128 * MEBIBYTE
+_BLOCKED = """
+    SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
+    WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        SELECT 1 FROM litejobs_job
+        WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
+    )
+    GROUP BY key
+"""
+_RECOUNTED = f"""
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    WHERE {_ON_SHELF} AND queue IS NOT NULL GROUP BY queue, name, state
+"""
+
+
+@attrs.define(eq=False, repr=False)
+class Health:
+    """Says what is wrong with a queue, in sentences for the person who has to put it right."""
+
+    _file: File
+    _clock: Clock
+
+    def live(self) -> list[Node]:
+        """The listed nodes of which a process is left."""
+        with self._file.reading() as connection:
+            nodes = _nodes(connection)
+        return [node for node in nodes if Presence.held(_presence_path(self._file, node.id))]
+
+    def findings(self) -> list[Finding]:
+        """All that is wrong; nothing, if all is well."""
+        with self._file.aside() as connection:
+            found = [*_broken(connection)]
+            if found:
+                return found  # What else is in it cannot be trusted.
+            live = self.live()
+            found += _miscounted(connection)
+            found += self._large_wal()
+            found += _nodes_that_died(connection, live)
+            found += _unknown(connection, live)
+            found += _for_nodes_that_are_gone(connection, live)
+            found += _kept_from_running(connection)
+            found += _late(connection, live, self._clock())
+            found += _dead_letters(connection)
+        return found
+
+    def repair(self) -> int:
+        """Counts all jobs anew, and lets those in that wait for a key which nobody holds; says
+        how many numbers and jobs that were."""
+        with self._file.writing() as connection:
+            mended = len([*_miscounted(connection)])
+            let_in = _column(connection, f"SELECT id FROM ({_BLOCKED})")
+            connection.executemany(
+                "UPDATE litejobs_job SET state = 'pending' WHERE id = ?", [(id,) for id in let_in]
+            )
+            connection.execute("DELETE FROM litejobs_count")
+            connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
+        return mended + len(let_in)
+
+    def _large_wal(self) -> Iterator[Finding]:
+        size = os.stat(f"{self._file.path}-wal").st_size
+        if size > LARGE_WAL:
+            yield Finding(
+                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
+                "somebody keeps a transaction open: end it, then `litejobs compact`",
+            )  # fmt: skip
+
+    def why(self, row: Row) -> str:
+        """Why a job is not running, or what became of it, in one sentence."""
+        match row.state:
+            case "running":
+                return self._runs(row)
+            case "pending":
+                return self._waits(row)
+            case "blocked":
+                return self._blocked(row)
+            case "paused":
+                return "a person holds it, until it is released"
+            case "scheduled" | "retrying" if row.run_at <= self._clock() and not self.live():
+                return f"it has been due since {_when(row.run_at)}, and no node is at work"
+            case "scheduled":
+                return f"it is due at {_when(row.run_at)}"
+            case "retrying":
+                return (
+                    f"attempt {row.attempt} failed ({row.error}), "
+                    f"and the next one is due at {_when(row.run_at)}"
+                )
+            case "failed":
+                attempts = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
+                return f"it failed at {_when(row.finished_at)}, after {attempts}: {row.error}"
+            case "cancelled":
+                return f"it was cancelled at {_when(row.finished_at)}"
+        return f"it completed at {_when(row.finished_at)}"
+
+    def _runs(self, row: Row) -> str:
+        with self._file.reading() as connection:
+            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+            holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+            nodes = {node.id: node for node in _nodes(connection)}
+        if holder not in nodes or not Presence.held(_presence_path(self._file, holder)):
+            return "the node that ran it has died, and the next one at work takes it over"
+        node = nodes[holder]
+        asked = "" if cancel_at is None else ", and was asked to end"
+        return (
+            f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
+            f" since {_when(row.started_at)}{asked}"
+        )
+
+    def _blocked(self, row: Row) -> str:
+        if row.key is None:
+            return "it waits for another job"
+        with self._file.reading() as connection:
+            sql = """
+                SELECT id FROM litejobs_job
+                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+            """
+            holders = _column(connection, sql, (row.key,))
+        if not holders:
+            return f"its key {row.key!r} is held by no job: `litejobs doctor --repair` lets it in"
+        jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
+        return f"its key {row.key!r} is held by {jobs}"
+
+    def _waits(self, row: Row) -> str:
+        live = self.live()
+        with self._file.reading() as connection:
+            if limited := _limited(connection, row.queue, self._clock()):
+                return f"its queue {row.queue!r} {limited}"
+            ahead = _ahead(connection, row)
+        if not live:
+            return "no node is at work"
+        if row.node and not any(node.name == row.node for node in live):
+            return f"its node {row.node!r} is not at work"
+        live = [node for node in live if row.node in ("", node.name)]
+        if not any(node.knows(row.name) for node in live):
+            return f"no node at work has its definition {row.name!r}"
+        if not any(node.takes(row.name, row.queue) for node in live):
+            return f"no node at work serves its queue {row.queue!r}"
+        return f"it is ready, and so are {ahead} more urgent jobs of its queue" if ahead else _NEXT
+
+
+_NEXT = "it is ready, and next in its queue"
+
+
+def _when(micros: int | None) -> str:
+    return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
+    """What the settings of a queue keep its jobs waiting for."""
+    sql = """
+        SELECT paused, concurrency, rate, tokens, filled_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?1)
+        FROM litejobs_queue WHERE name = ?1
+    """
+    row: Any = connection.execute(sql, (queue,)).fetchone()
+    if row is None:
+        return None
+    paused, concurrency, rate, tokens, filled_at, running = row
+    if paused:
+        return "is paused"
+    if concurrency is not None and running >= concurrency:
+        return f"runs as many jobs at a time as it may: {running} of {concurrency}"
+    if rate is None or tokens is None or tokens + rate * (now - (filled_at or now)) / 1e6 >= 1:
+        return None
+    return f"starts as many jobs as it may: {rate:g} in a second"
+
+
+def _ahead(connection: apsw.Connection, row: Row) -> int:
+    """How many jobs of the queue are more urgent; counted up to a thousand."""
+    sql = """
+        SELECT count(*) FROM (
+            SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = ?
+                AND (-priority, run_at, id) < (-?, ?, ?) LIMIT 1000
+        )
+    """
+    count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
+    return count
+
+
+# What may be wrong; each gives its findings.
+
+
+def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+    advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
+    try:
+        for (problem,) in connection.execute("PRAGMA integrity_check(10)"):
+            if problem != "ok":
+                yield Finding("error", "the file", str(problem), advice)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
+        return
+    sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
+    there = {name for (name,) in connection.execute(sql)}
+    for name in sorted(_SCHEMA_NAMES - there):
+        yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
+
+
+_SCHEMA_NAMES = frozenset(
+    re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", "".join(SCHEMA))
+)
+
+
+def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = f"""
+        SELECT state, queue, name, sum(kept), sum(number) FROM (
+            SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
+            UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+        ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
+    """
+    for state, queue, name, kept, number in connection.execute(sql):
+        yield Finding(
+            "error", f"{state} jobs of {name!r} in queue {queue!r}",
+            f"counted as {kept}, but there are {number}",
+            "`litejobs doctor --repair` counts them anew",
+        )  # fmt: skip
+
+
+def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    ids = {node.id for node in live}
+    for node in _nodes(connection):
+        if node.id not in ids:
+            yield Finding(
+                "warning", f"node {node.name!r}",
+                f"died (pid {node.pid}) and is still listed, with {node.running} jobs",
+                "the next node at work takes its jobs over: `litejobs run`",
+            )  # fmt: skip
+
+
+def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    """What no node at work knows; if there is none, what no node has ever known."""
+    sql = "SELECT name FROM litejobs_definition"
+    known = {name for (name,) in connection.execute(sql)}
+
+    def unknown(name: str) -> bool:
+        if live:
+            return not any(node.knows(name) for node in live)
+        return bool(known) and name not in known
+
+    who = "no node at work" if live else "no node so far"
+    waiting = f"""
+        SELECT name, sum(number) FROM ({_counts_of(Match(states=WAITING))})
+        GROUP BY name HAVING sum(number) > 0
+    """
+    for name, number in connection.execute(waiting):
+        if unknown(name):
+            yield Finding(
+                "warning", f"definition {name!r}", f"{number} jobs wait, and {who} has it",
+                "start a program that defines it, or `litejobs cancel --name` them",
+            )  # fmt: skip
+    ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
+    for name, definition in connection.execute(f"{ticking} AND NOT paused"):
+        if unknown(definition):
+            yield Finding(
+                "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
+                "start a program that defines it, or remove the schedule",
+            )  # fmt: skip
+
+
+def _for_nodes_that_are_gone(
+    connection: apsw.Connection, live: Sequence[Node]
+) -> Iterator[Finding]:
+    names = {node.name for node in live}
+    sql = """
+        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND node <> '' GROUP BY node
+    """
+    for node, number in connection.execute(sql):
+        if node not in names:
+            yield Finding(
+                "warning", f"node {node!r}", f"is not at work, and {number} jobs are for it alone",
+                f"start it, or `litejobs change --node {node} --to-node ''`",
+            )  # fmt: skip
+
+
+def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
+    paused = """
+        SELECT name, (
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = setting.name
+        ) AS number
+        FROM litejobs_queue AS setting WHERE paused AND number > 0
+    """
+    for name, number in connection.execute(paused):
+        yield Finding(
+            "warning", f"queue {name!r}", f"is paused, and {number} jobs wait in it",
+            "resume it when they may run",
+        )  # fmt: skip
+    for key, id, number in connection.execute(_BLOCKED):
+        yield Finding(
+            "error", f"key {key!r}", f"held by no job, and {number} jobs wait for it, first {id}",
+            "`litejobs doctor --repair` lets the first one in",
+        )  # fmt: skip
+
+
+def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterator[Finding]:
+    limit = LATE if live else OVERDUE
+    sql = """
+        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND run_at < ?
+            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
+        GROUP BY queue
+    """
+    for queue, oldest, number in connection.execute(sql, (now - limit,)):
+        late = f"{number} jobs are late, the first since {_when(oldest)}"
+        if live:
+            advice = "start more workers, or see by `litejobs why` what the first one waits for"
+            yield Finding("warning", f"queue {queue!r}", late, advice)
+        else:
+            advice = "start one: `litejobs run`"
+            yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
+
+
+def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0"
+    for queue, name, number in connection.execute(sql):
+        yield Finding(
+            "warning", f"definition {name!r}", f"{number} dead letters in queue {queue!r}",
+            "see `litejobs list --state failed`, then retry or delete them",
+        )  # fmt: skip
+
+
 @attrs.define(eq=False, repr=False)
 class Store:
     """What is done with the rows in a file."""
@@ -4091,6 +4574,9 @@ class Store:
     _ready: Ready | None = None
     meter: Meter = attrs.field(
         init=False, default=attrs.Factory(lambda store: Meter(store.file, store.clock), True)
+    )
+    health: Health = attrs.field(
+        init=False, default=attrs.Factory(lambda store: Health(store.file, store.clock), True)
     )
 
     @classmethod
@@ -4742,12 +5228,13 @@ class Store:
         """Lists a node and takes the first share of its lock, before others can see
         it; stores what it *known* definitions say, for jobs inserted by hand."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+        names = json.dumps(sorted(serves.names))
         with self.file.writing() as connection:
             self._sweep(connection)
             connection.execute(
-                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (name, os.getpid(), port, workers, queues, self.clock()),
+                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, os.getpid(), port, workers, queues, self.clock(), names),
             )
             node = connection.last_insert_rowid()
             connection.executemany(
@@ -4774,7 +5261,7 @@ class Store:
 
     def presence_path(self, node: int) -> str:
         """The file whose lock the processes of a node share."""
-        return f"{self.file.path}-node-{node}"
+        return _presence_path(self.file, node)
 
     def leave(self, node: int, presence: Presence) -> None:
         """Takes a node off the list. What it still held is rescued."""
@@ -4785,16 +5272,7 @@ class Store:
     def nodes(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
         with self.file.reading() as connection:
-            rows: list[Any] = connection.execute("""
-                SELECT id, name, pid, port, workers, queues, started_at,
-                    (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id)
-                FROM litejobs_node AS node
-            """).fetchall()
-        return [
-            Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
-                 from_micros(started_at), running)
-            for id, name, pid, port, workers, queues, started_at, running in rows
-        ]  # fmt: skip
+            return _nodes(connection)
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed."""
@@ -6617,6 +7095,51 @@ class LiteJobs:
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
+    def why(self, id: int) -> str:
+        """In one sentence, why a job is not running, or what became of it.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned, or never existed.
+        """
+        return self.store.health.why(self.store.get(id))
+
+    # Keep
+
+    def doctor(self) -> list[Finding]:
+        """All that is wrong with the queue, with advice; empty if all is well. It reads the
+        whole file.
+
+        Raises:
+            FileError: the file cannot even be opened.
+        """
+        return self.store.health.findings()
+
+    def repair(self) -> int:
+        """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
+        jobs that wait for a key which nobody holds. Says how many those were."""
+        repaired = self.store.health.repair()
+        self.store.wake()
+        return repaired
+
+    def backup(self, path: str | Path) -> Path:
+        """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
+        full name. The copy is a queue like this one, on the disk when this returns, and only
+        its user may read it. Jobs that ran while it was made are ready again in it.
+
+        Raises:
+            FileError: there is such a file, or it cannot be written.
+        """
+        return back_up(self.store.file, Path(path))
+
+    def compact(self) -> Compacted:
+        """Gives all free space in the file back, while nodes are at work: whoever writes has to
+        wait until it is done.
+
+        Raises:
+            BusyError: others kept the file's write lock for too long.
+        """
+        return compact(self.store.file)
+
     # Steer
 
     def queue(self, name: str) -> Queue:
@@ -7322,7 +7845,15 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
     command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
+    command("why", _why, "say why a job is not running").add_argument("id", type=int)
     _add_bulk_commands(command)
+    command("nodes", _nodes_at_work, "list the nodes")
+    command("backup", _backup, "copy the file while jobs run").add_argument(
+        "path", help="the copy: nothing may be there yet"
+    )
+    command("compact", _compact, "give free space in the file back")
+    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
     command("stats", _stats, "count jobs by queue and state")
     command("queues", _queues, "list the queues that have settings")
     _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
@@ -7697,6 +8228,60 @@ def _queue_table(queues: Sequence[QueueSettings]) -> str:
         shown = [f"{value:g}" if (value := plain.get(name)) else "" for name in _SETTINGS]
         lines.append((settings.name, "paused" if settings.paused else "open", *shown))
     return _table(lines)
+
+
+def _why(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    why = jobs.why(options.id)
+    _print(options, {"id": options.id, "why": why}, why)
+    return 0
+
+
+def _nodes_at_work(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.nodes()
+    lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
+    lines += [
+        (
+            node.name, str(node.pid), f"{node.started_at:%Y-%m-%d %H:%M:%S}", str(node.workers),
+            "all" if node.queues is None else ", ".join(node.queues), str(node.running),
+        )
+        for node in found
+    ]  # fmt: skip
+    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
+    plain = [{name: _json_value(getattr(node, name)) for name in names} for node in found]
+    _print(options, plain, _table(lines))
+    return 0 if found else 1
+
+
+def _backup(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    place = jobs.backup(options.path)
+    size = place.stat().st_size
+    _print(options, {"path": str(place), "bytes": size}, f"copied to {place}, {_bytes(size)}")
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    done = jobs.compact()
+    text = f"{_bytes(done.before)} before, {_bytes(done.after)} now"
+    _print(options, attrs.asdict(done), text)
+    return 0
+
+
+def _bytes(size: int) -> str:
+    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    if options.repair:
+        jobs.repair()
+    found = jobs.doctor()
+    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
+    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
+    return 1 if found else 0
 
 
 def _metrics(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ import apsw
 import pytest
 
 import litejobs
-from litejobs import Fail, LiteJobs
+from litejobs import Fail, LiteJobs, Serves
 
 PROGRAM = '''\
 """A program whose definitions the command may run."""
@@ -860,3 +860,55 @@ class TestMetrics:
         assert len(spans) == 2
         assert re.search(r" (s|ms|µs)$", spans[-1]) or re.search(r" (s|ms|µs)$", spans[-2])
         command("metrics", "jobs.db", "--limit", "0").complains(2, "limit")
+
+
+class TestHealth:
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Iterator[LiteJobs]:
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            jobs.enqueue(jobs.define(send).bind("ada"))
+            yield jobs
+
+    def test_nothing_is_wrong(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("doctor", "jobs.db") == Done(0, "nothing is wrong\n", "")
+        assert command("doctor", "jobs.db", "--json").json == []
+
+    def test_findings_come_with_advice(self, command: CommandLine, jobs: LiteJobs) -> None:
+        connection = jobs.store.file.connection()
+        connection.execute("INSERT INTO litejobs_count VALUES ('completed', 'q', 'n', 5)")
+        done = command("doctor", "jobs.db")
+        assert done.code == 1
+        assert (
+            "error: completed jobs of 'n' in queue 'q': counted as 5, but there are 0" in done.out
+        )
+        [finding] = command("doctor", "jobs.db", "--json").json
+        assert finding["level"] == "error"
+        assert "--repair" in finding["advice"]
+        assert command("doctor", "jobs.db", "--repair").code == 0
+
+    def test_a_backup_is_made_once(self, command: CommandLine, jobs: LiteJobs) -> None:
+        done = command("backup", "jobs.db", "copy.db")
+        assert done.code == 0
+        assert done.out.startswith("copied to ")
+        assert command("stats", "copy.db").out == command("stats", "jobs.db").out
+        command("backup", "jobs.db", "copy.db").complains(3, "exists already")
+
+    def test_compacting_says_how_much(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert re.fullmatch(r"\d+ KiB before, \d+ KiB now\n", command("compact", "jobs.db").out)
+        assert command("compact", "jobs.db", "--json").json["after"] > 0
+
+    def test_nodes_are_listed(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("nodes", "jobs.db").code == 1
+        serves = Serves(frozenset(["send"]), frozenset(["default"]), "laptop")
+        _, presence = jobs.store.join("laptop", 0, 2, serves, [])
+        listed = command("nodes", "jobs.db", "--json").json
+        [head, line] = command("nodes", "jobs.db").out.splitlines()
+        presence.close()
+        assert (listed[0]["name"], listed[0]["queues"]) == ("laptop", ["default"])
+        assert line.split()[:2] == ["laptop", str(os.getpid())]
+        assert head.split()[:2] == ["name", "pid"]
+
+    def test_why(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("why", "jobs.db", 1) == Done(0, "no node is at work\n", "")
+        assert command("why", "jobs.db", 1, "--json").json["why"] == "no node is at work"
+        command("why", "jobs.db", 7).complains(1, "no job has the id 7")
