@@ -4285,17 +4285,12 @@ class Health:
         return found
 
     def repair(self) -> int:
-        """Counts all jobs anew, and lets those in that wait for a key which nobody holds; says
-        how many numbers and jobs that were."""
+        """Counts all jobs anew; says how many numbers were wrong."""
         with self._file.writing() as connection:
             mended = len([*_miscounted(connection)])
-            let_in = _column(connection, f"SELECT id FROM ({_BLOCKED})")
-            connection.executemany(
-                "UPDATE litejobs_job SET state = 'pending' WHERE id = ?", [(id,) for id in let_in]
-            )
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
-        return mended + len(let_in)
+        return mended
 
     def _large_wal(self) -> Iterator[Finding]:
         size = os.stat(f"{self._file.path}-wal").st_size
@@ -5569,9 +5564,7 @@ def _carray(ids: Iterable[int]) -> Any:
 
 Rework = Callable[[str, object], str]
 """Makes a new payload, from a definition's name and the old one."""
-_WAITS = """
-    CASE WHEN run_at > :now THEN 'scheduled' WHEN key IS NOT NULL THEN 'blocked' ELSE 'pending' END
-"""
+_WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits for nothing but its time and its turn."""
 
 
@@ -7117,7 +7110,7 @@ class LiteJobs:
     def repair(self) -> int:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which nobody holds. Says how many those were."""
-        repaired = self.store.health.repair()
+        repaired = self.store.health.repair() + self.store.admit()
         self.store.wake()
         return repaired
 
@@ -7501,7 +7494,8 @@ class Filters(TypedDict, total=False):
 
 
 class Changes(TypedDict, total=False):
-    """What can be changed of a job that waits; `None` is as when one enqueues."""
+    """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
+    for *expires* counts from when the job is due, if that is changed too, else from now."""
 
     queue: str
     priority: int
@@ -7510,7 +7504,7 @@ class Changes(TypedDict, total=False):
     node: str | None
     delay: Duration
     at: datetime
-    expires: Duration | None
+    expires: Duration | datetime | None
     payload: Mapping[str, Any]
 
 
@@ -7527,7 +7521,7 @@ def _new_columns(to: Changes, now: int) -> dict[str, Any]:
         raise OptionError("to", "say what to change, such as to={'priority': 10}")
     if "at" in to:
         aware(to["at"], "at")
-    plain: Any = {k: v for k, v in to.items() if k not in ("expires", "payload")}
+    plain: Any = {k: v for k, v in to.items() if k != "payload"}
     options = Options().changed(plain)
     limit = None if options.timeout is None else options.timeout // MICROSECOND
     columns = {**attrs.asdict(options, recurse=False), "node": options.node or "", "timeout": limit}
@@ -7535,11 +7529,11 @@ def _new_columns(to: Changes, now: int) -> dict[str, Any]:
     if to.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
     if "expires" in to:
-        left = to["expires"]
-        columns["expires_at"] = (
-            None if left is None else now + duration(left, "expires") // MICROSECOND
-        )
-    return {name: value for name, value in columns.items() if name not in ("at", "delay")}
+        columns["expires_at"] = options.expires_at(columns.get("run_at", now))
+    return {name: value for name, value in columns.items() if name not in _COMPUTED}
+
+
+_COMPUTED = ("at", "delay", "expires")
 
 
 def _match(filters: Filters) -> Match:
@@ -7568,7 +7562,7 @@ def _details(filters: Filters) -> Details:
     names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
     moments = {name: _micros(filters.get(name), name) for name in names}
     chosen: dict[str, Any] = {**texts, **moments}
-    return Details(**chosen, payload=_fields(filters.get("payload")))
+    return Details(**chosen, payload=_wanted(filters.get("payload")))
 
 
 def _text(value: object, filter: str) -> str | None:
@@ -7581,7 +7575,7 @@ def _micros(value: object, filter: str) -> int | None:
     return None if value is None else to_micros(aware(value, filter))
 
 
-def _fields(wanted: object) -> tuple[tuple[str, str], ...]:
+def _wanted(wanted: object) -> tuple[tuple[str, str], ...]:
     """Paths as SQLite has them, and JSON."""
     if wanted is None:
         return ()

@@ -58,7 +58,7 @@ class Nodes:
         self, name: str = "here", names: tuple[str, ...] = ("mail",), queues: Any = None
     ) -> int:
         serves = Serves(frozenset(names), None if queues is None else frozenset(queues), name)
-        known = [("default", "", 0, 5, None, None, None, name) for name in names]
+        known = [("default", "", 0, 5, None, None, None, None, name) for name in names]
         node, self.presences[node] = self.jobs.store.join(name, 0, 2, serves, known)
         return node
 

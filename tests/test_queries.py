@@ -326,7 +326,8 @@ class TestChanging:
             new["node"] = to["node"] or ""
         if "expires" in to:
             left = to["expires"]
-            new["expires_at"] = None if left is None else START + left * 1_000_000
+            due = START + (60_000_000 if to.get("delay") else 0)
+            new["expires_at"] = None if left is None else due + left * 1_000_000
         if "delay" in to:
             new["run_at"] = START + (60_000_000 if to["delay"] else 0)
             if to["delay"] and (row.state in ("pending", "scheduled") or self.keyed(row)):
@@ -403,8 +404,8 @@ class TestHolding:
         ("state", "key", "run_at", "back"),
         [
             ("pending", None, START, "pending"),
-            ("pending", "ada", START, "blocked"),
-            ("blocked", "ada", START, "blocked"),
+            ("pending", "ada", START, "pending"),
+            ("blocked", "ada", START, "pending"),
             ("scheduled", None, START + 1, "scheduled"),
             ("scheduled", "ada", START + 1, "scheduled"),
             ("retrying", None, START + 1, "scheduled"),
@@ -422,6 +423,17 @@ class TestHolding:
         assert jobs.release(name="mail") == Moved(1)
         assert jobs.get(1).state == back
         assert jobs.release(1) == Moved(0, left=1)
+        assert counted(jobs) == shelved(jobs)
+
+    def test_a_held_job_leaves_its_slot_to_the_next_with_the_key(self, jobs: LiteJobs) -> None:
+        add(jobs, state="pending", key="ada")
+        add(jobs, state="blocked", key="ada")
+        jobs.hold(1)
+        assert (jobs.get(1).state, jobs.get(2).state) == ("paused", "pending")
+        jobs.release(1)
+        assert (jobs.get(1).state, jobs.get(2).state) == ("blocked", "pending")
+        jobs.change(2, to={"delay": 60})
+        assert (jobs.get(1).state, jobs.get(2).state) == ("pending", "scheduled")
         assert counted(jobs) == shelved(jobs)
 
     @pytest.mark.parametrize("state", ["running", "completed", "failed", "cancelled"])
