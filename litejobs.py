@@ -70,7 +70,7 @@ import traceback
 import types
 import typing
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
@@ -4059,7 +4059,7 @@ class Meter:
     _file: File
     _clock: Clock
     _rng: random.Random = attrs.field(factory=random.Random)
-    _notes: dict[Note, int] = attrs.field(factory=dict)
+    _notes: defaultdict[Note, int] = attrs.field(factory=lambda: defaultdict(int))
 
     def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
         """Counts all, and takes the time of some that stand for the others."""
@@ -4067,17 +4067,27 @@ class Meter:
         minute = now - now % SPANS["minute"]
         for (state, queue, name), number in groups.items():
             if state in MEASURED:
-                key: Note = (minute, queue, name, state, 0)
-                notes[key] = notes.get(key, 0) + number
+                notes[minute, queue, name, state, 0] += number
         size = len(settlements)
-        step = -(-size // SAMPLE)
-        for start in range(0, size, step or 1):
-            weight = min(step, size - start)
+        weight = -(-size // SAMPLE) or 1
+        place = 0
+        while place < size:
+            weight = min(weight, size - place)
             # By chance: every other job may be of another kind.
-            settled = settlements[start + int(self._rng.random() * weight)]
-            for measure, micros in _times_of(settled):
-                key = minute, settled[9], settled[10], measure, bucket_of(micros)
-                notes[key] = notes.get(key, 0) + weight
+            settled = settlements[place + int(self._rng.random() * weight) if weight > 1 else place]
+            place += weight
+            _, _, state, _, run_at, started_at, finished_at, _, _, queue, name, failure = settled
+            if started_at is None or state == "cancelled":
+                continue
+            if finished_at is not None:
+                # The due time of a retry is that of its next attempt already.
+                waited = bucket_of(started_at - run_at)
+                notes[minute, queue, name, "waiting", waited] += weight
+            elif failure is not None:
+                finished_at = to_micros(failure.finished_at)
+            if finished_at is not None:
+                ran = bucket_of(finished_at - started_at)
+                notes[minute, queue, name, "running", ran] += weight
 
     def flush(self) -> None:
         """Writes down what was noted."""
@@ -4087,7 +4097,7 @@ class Meter:
                     f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
                     [(*key, number) for key, number in notes.items()],
                 )
-            self._notes = {}
+            self._notes = defaultdict(int)
 
     def fold(self, now: int) -> bool:
         """Makes hours of minutes that are older than a day, one at a time, and forgets hours
@@ -4152,19 +4162,6 @@ SAMPLE = 8
 """How many of the results that are settled together have their times taken."""
 METRICS_KEPT = 90 * SPANS["day"]
 _ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
-
-
-def _times_of(settled: Settlement) -> Iterator[tuple[str, int]]:
-    """What an attempt tells of waiting and running, in microseconds. (A retry's due time is
-    that of its next attempt already.)"""
-    _, _, state, _, run_at, started_at, finished_at, _, _, _, _, failure = settled
-    if started_at is None or state == "cancelled":
-        return
-    if finished_at is not None:
-        yield "waiting", started_at - run_at
-        yield "running", finished_at - started_at
-    elif failure is not None:
-        yield "running", to_micros(failure.finished_at) - started_at
 
 
 def _presence_path(file: File, node: int) -> str:
