@@ -4318,8 +4318,8 @@ class Health:
                     f"and the next one is due at {_when(row.run_at)}"
                 )
             case "failed":
-                attempts = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
-                return f"it failed at {_when(row.finished_at)}, after {attempts}: {row.error}"
+                tried = _many(row.attempt, "attempt")
+                return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
             case "cancelled":
                 return f"it was cancelled at {_when(row.finished_at)}"
         return f"it completed at {_when(row.finished_at)}"
@@ -4367,14 +4367,17 @@ class Health:
             return f"no node at work has its definition {row.name!r}"
         if not any(node.takes(row.name, row.queue) for node in live):
             return f"no node at work serves its queue {row.queue!r}"
-        return f"it is ready, and so are {ahead} more urgent jobs of its queue" if ahead else _NEXT
-
-
-_NEXT = "it is ready, and next in its queue"
+        if not ahead:
+            return "it is ready, and next in its queue"
+        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
 
 
 def _when(micros: int | None) -> str:
     return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
@@ -4454,7 +4457,7 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
         if node.id not in ids:
             yield Finding(
                 "warning", f"node {node.name!r}",
-                f"died (pid {node.pid}) and is still listed, with {node.running} jobs",
+                f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
                 "the next node at work takes its jobs over: `litejobs run`",
             )  # fmt: skip
 
@@ -4477,7 +4480,7 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
     for name, number in connection.execute(waiting):
         if unknown(name):
             yield Finding(
-                "warning", f"definition {name!r}", f"{number} jobs wait, and {who} has it",
+                "warning", f"definition {name!r}", f"{who} has it, for {_many(number, 'waiting job')}",
                 "start a program that defines it, or `litejobs cancel --name` them",
             )  # fmt: skip
     ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
@@ -4500,7 +4503,7 @@ def _for_nodes_that_are_gone(
     for node, number in connection.execute(sql):
         if node not in names:
             yield Finding(
-                "warning", f"node {node!r}", f"is not at work, and {number} jobs are for it alone",
+                "warning", f"node {node!r}", f"is not at work, with {_many(number, 'job')} for it alone",
                 f"start it, or `litejobs change --node {node} --to-node ''`",
             )  # fmt: skip
 
@@ -4515,12 +4518,12 @@ def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
     """
     for name, number in connection.execute(paused):
         yield Finding(
-            "warning", f"queue {name!r}", f"is paused, and {number} jobs wait in it",
+            "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
             "resume it when they may run",
         )  # fmt: skip
     for key, id, number in connection.execute(_BLOCKED):
         yield Finding(
-            "error", f"key {key!r}", f"held by no job, and {number} jobs wait for it, first {id}",
+            "error", f"key {key!r}", f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
             "`litejobs doctor --repair` lets the first one in",
         )  # fmt: skip
 
@@ -4534,7 +4537,7 @@ def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterat
         GROUP BY queue
     """
     for queue, oldest, number in connection.execute(sql, (now - limit,)):
-        late = f"{number} jobs are late, the first since {_when(oldest)}"
+        late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
         if live:
             advice = "start more workers, or see by `litejobs why` what the first one waits for"
             yield Finding("warning", f"queue {queue!r}", late, advice)
@@ -4547,7 +4550,7 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
     sql = "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0"
     for queue, name, number in connection.execute(sql):
         yield Finding(
-            "warning", f"definition {name!r}", f"{number} dead letters in queue {queue!r}",
+            "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
             "see `litejobs list --state failed`, then retry or delete them",
         )  # fmt: skip
 
