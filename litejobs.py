@@ -71,7 +71,7 @@ import traceback
 import types
 import typing
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
@@ -113,6 +113,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError",
     "Cancel",
+    "Compacted",
     "Constant",
     "Context",
     "Definition",
@@ -123,12 +124,14 @@ __all__ = [
     "Failure",
     "FileError",
     "FileReplacedError",
+    "Finding",
     "Job",
     "JobFailedError",
     "JobNotFoundError",
     "Linear",
     "LiteJobs",
     "LitejobsError",
+    "Metric",
     "Moved",
     "Node",
     "OptionError",
@@ -497,6 +500,79 @@ class Moved:
     left: int = 0
 
 
+@attrs.frozen
+class Compacted:
+    """Bytes of the file and its WAL, before and after."""
+
+    before: int
+    after: int
+
+
+Level = Literal["error", "warning"]
+
+
+@attrs.frozen
+class Finding:
+    """One thing that is wrong with a queue: an error is broken, a warning waits for somebody."""
+
+    level: Level
+    subject: str
+    """What it is about, such as a queue, a node or the file."""
+    problem: str
+    advice: str
+
+
+Span = Literal["minute", "hour", "day"]
+SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+"""In microseconds."""
+MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
+
+
+@attrs.frozen
+class Metric:
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimates, of a sample of
+    the jobs and about 10 % exact; `None` if there was no job."""
+
+    start: datetime
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    waiting_median: timedelta | None
+    """Waiting is from when a job was due to when its last attempt began."""
+    waiting_p95: timedelta | None
+    running_median: timedelta | None
+    """Running is an attempt, whether it completed or failed."""
+    running_p95: timedelta | None
+
+    @classmethod
+    def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
+        """Made of how often what was measured, by measure and bucket."""
+        counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
+        times = [
+            quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
+            for measure in ("waiting", "running")
+            for share in (0.5, 0.95)
+        ]
+        return cls(from_micros(start), *counted, *times)
+
+
+def bucket_of(micros: int) -> int:
+    """Where a length of time is counted: there are four buckets to an octave."""
+    return int(4 * math.log2(micros)) if micros > 1 else 0
+
+
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+    """The time that this share of all is not above; the middle of its bucket."""
+    rank = share * sum(numbers.values())
+    for bucket, below in zip(
+        sorted(numbers), itertools.accumulate(numbers[b] for b in sorted(numbers)), strict=True
+    ):
+        if below >= rank:
+            return timedelta(microseconds=round(2 ** ((bucket + 0.5) / 4)))
+    return None
+
+
 class Source(Protocol):
     """Where a job can be looked up again."""
 
@@ -511,6 +587,9 @@ class Source(Protocol):
 
     def result(self, job: Job[Any]) -> Any:
         """What its handler returned."""
+
+    def why(self, id: int) -> str:
+        """What it waits for, or what became of it."""
 
 
 @attrs.frozen(repr=False)
@@ -651,6 +730,15 @@ class Job(Generic[R]):
         """
         value: R = self._source.result(self.wait(timeout))
         return value
+
+    def why(self) -> str:
+        """In one sentence, why the job is not running, or what became of it; read from the
+        file now.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned.
+        """
+        return self._source.why(self.id)
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
@@ -2538,6 +2626,9 @@ class _Nowhere:
     def result(self, job: Job[Any]) -> Any:
         raise JobNotFoundError(job.id)
 
+    def why(self, id: int) -> str:
+        raise JobNotFoundError(id)
+
 
 @attrs.define(eq=False, repr=False)
 class Registry:
@@ -3533,6 +3624,60 @@ class Orders:
 
 
 @attrs.frozen
+class Details:
+    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
+
+    node: str | None = None
+    key: str | None = None
+    schedule: str | None = None
+    enqueued_after: int | None = None
+    """From this moment on; "before" is earlier than that one."""
+    enqueued_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    payload: tuple[tuple[str, str], ...] = ()
+    """Paths into the payload, and the JSON of the scalars that should be there."""
+
+    @property
+    def terms(self) -> str:
+        """The terms, each after an AND."""
+        given = {name for name, value in attrs.asdict(self).items() if value is not None}
+        terms = [term for name, term in _TERMS.items() if name in given]
+        terms += map(_payload_term, range(len(self.payload)))
+        return "".join(f" AND {term}" for term in terms)
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
+        for place, (path, value) in enumerate(self.payload):
+            given |= {f"path{place}": path, f"value{place}": value}
+        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+
+
+_TERMS: Mapping[str, str] = {
+    "node": "node = :node",
+    "key": "key = :key",
+    "schedule": "schedule = :schedule",
+    "enqueued_after": "enqueued_at >= :enqueued_after",
+    "enqueued_before": "enqueued_at < :enqueued_before",
+    "finished_after": "finished_at >= :finished_after",
+    "finished_before": "finished_at < :finished_before",
+}
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    there, wanted = f"payload, :path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type({there}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({there}) IS json_extract({wanted})
+        ELSE FALSE END"""
+
+
+@attrs.frozen
 class Match:
     """Which jobs a query or a bulk command means; `None` leaves a filter out."""
 
@@ -3542,6 +3687,7 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
+    details: Details | None = None
 
     @property
     def keys(self) -> str:
@@ -3558,10 +3704,16 @@ class Match:
         return f"state IN ({chosen})" if chosen else "FALSE"
 
     @property
+    def further(self) -> str:
+        """The term of the cursor, with those on details."""
+        return f"id < :before{'' if self.details is None else self.details.terms}"
+
+    @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return {
+            **({} if self.details is None else self.details.bindings),
             "queue": None if self.queue is None else storable(self.queue),
             "name": None if self.name is None else storable(self.name),
             "ids": None if self.ids is None else json.dumps(self.ids),
@@ -3578,15 +3730,15 @@ def _ids_of(match: Match) -> str:
     if match.ids is not None:
         return f"""
             SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND id < :before AND {match.keys} AND {match.among(STATES)}
+                AND {match.further} AND {match.keys} AND {match.among(STATES)}
         """
     if match.keys == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE id < :before {_NEWEST})"
+        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
     parts = (
         f"""
         SELECT id FROM litejobs_job INDEXED BY {index}
         WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
-            AND id < :before {_NEWEST}
+            AND {match.further} {_NEWEST}
         """
         for index, state in _UNSHELVED
     )
@@ -3599,7 +3751,7 @@ def _shelf_of(match: Match) -> str:
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
         WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
-            AND id < :before ORDER BY id DESC
+            AND {match.further} ORDER BY id DESC
     """
     return f"""
         WITH newest AS MATERIALIZED (
@@ -3960,6 +4112,16 @@ class Node:
     started_at: datetime
     running: int
     """How many jobs it holds."""
+    names: frozenset[str] | None = None
+    """The definitions that it has; `None` if it does not say."""
+
+    def takes(self, name: str, queue: str) -> bool:
+        """Whether it takes jobs of this definition in this queue."""
+        return self.knows(name) and (self.queues is None or queue in self.queues)
+
+    def knows(self, name: str) -> bool:
+        """Whether it has this definition."""
+        return self.names is None or name in self.names
 
 
 @attrs.define(eq=False, repr=False)
@@ -3992,6 +4154,19 @@ class Presence:
         self._connection.close()
 
     @staticmethod
+    def held(path: str) -> bool:
+        """Whether a process holds a share. This only asks: nothing is taken over."""
+        try:
+            with contextlib.closing(_lock_connection(path)) as connection:
+                connection.set_busy_handler(None)
+                connection.execute("BEGIN EXCLUSIVE")
+        except apsw.CantOpenError:
+            return False
+        except apsw.BusyError:
+            return True
+        return False
+
+    @staticmethod
     @contextlib.contextmanager
     def gone(path: str) -> Iterator[bool]:
         """Whether no process holds a share any more; if so, none can take one either
@@ -4012,6 +4187,19 @@ class Presence:
                 closing.close()
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+def _nodes(connection: apsw.Connection) -> list[Node]:
+    rows: list[Any] = connection.execute("""
+        SELECT id, name, pid, port, workers, queues, started_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
+        FROM litejobs_node AS node ORDER BY id
+    """).fetchall()
+    return [
+        Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
+             from_micros(started_at), running, names and frozenset(json.loads(names)))
+        for id, name, pid, port, workers, queues, started_at, running, names in rows
+    ]  # fmt: skip
 
 
 def _lock_connection(path: str) -> apsw.Connection:
@@ -4299,6 +4487,21 @@ class File:
         """
         return Turn(self, writes=True)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[apsw.Connection]:
+        """A second connection for what takes long, so that no thread has to wait for its turn
+        with the first one."""
+        try:
+            with self.turn:
+                self.connection()
+            connection = _connect(self.path, "normal", self.create)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except apsw.Error as error:
+            raise _translated(error, str(self.path)) from error
+
     def version(self, connection: apsw.Connection) -> int:
         """A number for the content, in a transaction. A commit of our own adds one to it,
         and one by others at least as much before the next transaction of ours."""
@@ -4469,6 +4672,514 @@ def _check_standard(connection: Any, file: File) -> None:
             raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
 
 
+Note = tuple[int, str, str, str, int]
+"""The minute, queue, name, measure and bucket."""
+
+
+@attrs.define(eq=False, repr=False)
+class Meter:
+    """Counts what a node has settled, and how long it took: in memory, to be written down
+    now and then. A process that is killed loses its last few seconds."""
+
+    _file: File
+    _clock: Clock
+    _rng: random.Random = attrs.field(factory=random.Random)
+    _notes: defaultdict[Note, int] = attrs.field(factory=lambda: defaultdict(int))
+
+    def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
+        """Counts all, and takes the time of some that stand for the others."""
+        notes, now = self._notes, self._clock()
+        minute = now - now % SPANS["minute"]
+        for (state, queue, name), number in groups.items():
+            if state in MEASURED:
+                notes[minute, queue, name, state, 0] += number
+        size = len(settlements)
+        weight = -(-size // SAMPLE) or 1
+        place = 0
+        while place < size:
+            weight = min(weight, size - place)
+            # By chance: every other job may be of another kind.
+            settled = settlements[place + int(self._rng.random() * weight) if weight > 1 else place]
+            place += weight
+            _, _, state, _, run_at, started_at, finished_at, _, _, queue, name, failure = settled
+            if started_at is None or state == "cancelled":
+                continue
+            if finished_at is not None:
+                # The due time of a retry is that of its next attempt already.
+                waited = bucket_of(started_at - run_at)
+                notes[minute, queue, name, "waiting", waited] += weight
+            elif failure is not None:
+                finished_at = to_micros(failure.finished_at)
+            if finished_at is not None:
+                ran = bucket_of(finished_at - started_at)
+                notes[minute, queue, name, "running", ran] += weight
+
+    def flush(self) -> None:
+        """Writes down what was noted."""
+        if notes := self._notes:
+            with self._file.writing() as connection:
+                connection.executemany(
+                    f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
+                    [(*key, number) for key, number in notes.items()],
+                )
+            self._notes = defaultdict(int)
+
+    def fold(self, now: int) -> bool:
+        """Makes hours of minutes that are older than a day, one at a time, and forgets hours
+        after METRICS_KEPT; says whether it did something."""
+        hour = SPANS["hour"]
+        end = now - now % hour - SPANS["day"]
+        sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
+        with self._file.reading() as connection:
+            first, oldest = (connection.execute(sql, (span,)).get for span in (60, 3600))
+        old = now - METRICS_KEPT
+        if (first is None or first >= end) and (oldest is None or oldest >= old):
+            return False
+        start = min(end if first is None else first, end - hour)
+        start -= start % hour
+        values = {"start": start, "end": start + hour, "hour": hour, "old": old}
+        with self._file.writing() as connection:
+            of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
+            connection.execute(
+                f"""
+                INSERT INTO litejobs_metric
+                SELECT 3600, :start, queue, name, measure, bucket, sum(number)
+                FROM litejobs_metric {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
+                """,
+                values,
+            )
+            connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
+            forget = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
+            connection.execute(forget, values)
+        return True
+
+    def read(
+        self, span: Span, queue: str | None, name: str | None, limit: int
+    ) -> list[tuple[int, dict[tuple[str, int], int]]]:
+        """The last spans, the present one at the end: when each began, and its numbers by
+        measure and bucket."""
+        length = SPANS[span]
+        last = self._clock() // length * length
+        spans: dict[int, dict[tuple[str, int], int]] = {
+            start: {} for start in range(last - (limit - 1) * length, last + 1, length)
+        }
+        values = {
+            "length": length, "first": min(spans), "end": last + length,
+            "queue": queue and storable(queue), "name": name and storable(name),
+        }  # fmt: skip
+        with self._file.reading() as connection:
+            rows: Any = connection.execute(
+                f"""
+                SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
+                WHERE span IN ({"60" if span == "minute" else "60, 3600"})
+                    AND time >= :first AND time < :end
+                    AND (:queue IS NULL OR queue = :queue) AND (:name IS NULL OR name = :name)
+                GROUP BY 1, 2, 3
+                """,
+                values,
+            )
+            for start, measure, bucket, number in rows:
+                spans[start][measure, bucket] = number
+        return [*spans.items()]
+
+
+SAMPLE = 8
+"""How many of the results that are settled together have their times taken."""
+METRICS_KEPT = 90 * SPANS["day"]
+_ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
+
+
+def _presence_path(file: File, node: int) -> str:
+    return f"{file.path}-node-{node}"
+
+
+def back_up(file: File, place: Path) -> Path:
+    """Copies the file while others work on it, into a new one that only its user can read;
+    gives its whole path. When this returns, the copy is on the disk.
+
+    Raises:
+        FileError: there is something of that name, or it cannot be written.
+    """
+    try:
+        place = place.parent.resolve(strict=True) / place.name
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        raise FileError(str(place), "exists already: name a new file for the copy") from None
+    except OSError as error:
+        raise FileError(str(place), f"cannot be created: {error.strerror}") from None
+    try:
+        with file.aside() as source:
+            _copy(source, place)
+        for path in (place, place.parent):
+            _sync(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            place.unlink()
+        raise
+    return place
+
+
+def _copy(source: apsw.Connection, place: Path) -> None:
+    try:
+        with contextlib.closing(apsw.Connection(str(place))) as copy:
+            # What is half-written is thrown away as a whole, and synced as a whole.
+            copy.pragma("journal_mode", "off")
+            copy.pragma("synchronous", "off")
+            with copy.backup("main", source, "main") as pages:
+                pages.step()
+    except apsw.Error as error:
+        raise _translated(error, str(place)) from error
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # There, a folder cannot be opened, and names are kept by the file system.
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def compact(file: File) -> Compacted:
+    """Writes the file anew without gaps, and empties its WAL. Who writes meanwhile waits, at
+    most PATIENCE; it takes as much free space again as the file has."""
+    with file.aside() as connection:
+        before = _bytes_of(file)
+        connection.pragma("temp_store", "default")  # It would not fit into memory.
+        connection.execute("VACUUM")
+        with contextlib.suppress(apsw.BusyError):  # Somebody reads: then later will do.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        return Compacted(before, _bytes_of(file))
+
+
+def _bytes_of(file: File) -> int:
+    return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+
+
+OVERDUE = 60_000_000
+LATE = 3_600_000_000
+"""Microseconds that a job may be ready without a node at work, and with one."""
+LARGE_WAL = 128 * MEBIBYTE
+_BLOCKED = """
+    SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
+    WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        SELECT 1 FROM litejobs_job
+        WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
+    )
+    GROUP BY key
+"""
+_RECOUNTED = f"""
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    WHERE {_ON_SHELF} AND queue IS NOT NULL GROUP BY queue, name, state
+"""
+
+
+@attrs.define(eq=False, repr=False)
+class Health:
+    """Says what is wrong with a queue, in sentences for the person who has to put it right."""
+
+    _file: File
+    _clock: Clock
+
+    def live(self) -> list[Node]:
+        """The listed nodes of which a process is left."""
+        with self._file.reading() as connection:
+            nodes = _nodes(connection)
+        return [node for node in nodes if Presence.held(_presence_path(self._file, node.id))]
+
+    def findings(self) -> list[Finding]:
+        """All that is wrong; nothing, if all is well."""
+        with self._file.aside() as connection:
+            found = [*_broken(connection)]
+            if found:
+                return found  # What else is in it cannot be trusted.
+            live = self.live()
+            found += _miscounted(connection)
+            found += self._large_wal()
+            found += _nodes_that_died(connection, live)
+            found += _unknown(connection, live)
+            found += _for_nodes_that_are_gone(connection, live)
+            found += _kept_from_running(connection)
+            found += _late(connection, live, self._clock())
+            found += _dead_letters(connection)
+        return found
+
+    def repair(self) -> int:
+        """Counts all jobs anew; says how many numbers were wrong."""
+        with self._file.writing() as connection:
+            mended = len([*_miscounted(connection)])
+            connection.execute("DELETE FROM litejobs_count")
+            connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
+        return mended
+
+    def _large_wal(self) -> Iterator[Finding]:
+        size = os.stat(f"{self._file.path}-wal").st_size
+        if size > LARGE_WAL:
+            yield Finding(
+                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
+                "somebody keeps a transaction open: end it, then `litejobs compact`",
+            )  # fmt: skip
+
+    def why(self, row: Row) -> str:
+        """Why a job is not running, or what became of it, in one sentence."""
+        match row.state:
+            case "running":
+                return self._runs(row)
+            case "pending":
+                return self._waits(row)
+            case "blocked":
+                return self._blocked(row)
+            case "paused":
+                return "a person holds it, until it is released"
+            case "scheduled" | "retrying" if row.run_at <= self._clock() and not self.live():
+                return f"it has been due since {_when(row.run_at)}, and no node is at work"
+            case "scheduled":
+                return f"it is due at {_when(row.run_at)}"
+            case "retrying":
+                return (
+                    f"attempt {row.attempt} failed ({row.error}), "
+                    f"and the next one is due at {_when(row.run_at)}"
+                )
+            case "failed":
+                tried = _many(row.attempt, "attempt")
+                return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
+            case "cancelled":
+                return f"it was cancelled at {_when(row.finished_at)}"
+        return f"it completed at {_when(row.finished_at)}"
+
+    def _runs(self, row: Row) -> str:
+        with self._file.reading() as connection:
+            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+            holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+            nodes = {node.id: node for node in _nodes(connection)}
+        if holder not in nodes or not Presence.held(_presence_path(self._file, holder)):
+            return "the node that ran it has died, and the next one at work takes it over"
+        node = nodes[holder]
+        asked = "" if cancel_at is None else ", and was asked to end"
+        return (
+            f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
+            f" since {_when(row.started_at)}{asked}"
+        )
+
+    def _blocked(self, row: Row) -> str:
+        if row.key is None:
+            return "it waits for another job"
+        with self._file.reading() as connection:
+            sql = """
+                SELECT id FROM litejobs_job
+                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+            """
+            holders = _column(connection, sql, (row.key,))
+        if not holders:
+            return f"its key {row.key!r} is held by no job: `litejobs doctor --repair` lets it in"
+        jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
+        return f"its key {row.key!r} is held by {jobs}"
+
+    def _waits(self, row: Row) -> str:
+        live = self.live()
+        with self._file.reading() as connection:
+            if limited := _limited(connection, row.queue, self._clock()):
+                return f"its queue {row.queue!r} {limited}"
+            ahead = _ahead(connection, row)
+        if not live:
+            return "no node is at work"
+        if row.node and not any(node.name == row.node for node in live):
+            return f"its node {row.node!r} is not at work"
+        live = [node for node in live if row.node in ("", node.name)]
+        if not any(node.knows(row.name) for node in live):
+            return f"no node at work has its definition {row.name!r}"
+        if not any(node.takes(row.name, row.queue) for node in live):
+            return f"no node at work serves its queue {row.queue!r}"
+        if not ahead:
+            return "it is ready, and next in its queue"
+        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+
+
+def _when(micros: int | None) -> str:
+    return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
+    """What the settings of a queue keep its jobs waiting for."""
+    sql = """
+        SELECT paused, concurrency, rate, tokens, filled_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?1)
+        FROM litejobs_queue WHERE name = ?1
+    """
+    row: Any = connection.execute(sql, (queue,)).fetchone()
+    if row is None:
+        return None
+    paused, concurrency, rate, tokens, filled_at, running = row
+    if paused:
+        return "is paused"
+    if concurrency is not None and running >= concurrency:
+        return f"runs as many jobs at a time as it may: {running} of {concurrency}"
+    if rate is None or tokens is None or tokens + rate * (now - (filled_at or now)) / 1e6 >= 1:
+        return None
+    return f"starts as many jobs as it may: {rate:g} in a second"
+
+
+def _ahead(connection: apsw.Connection, row: Row) -> int:
+    """How many jobs of the queue are more urgent; counted up to a thousand."""
+    sql = """
+        SELECT count(*) FROM (
+            SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = ?
+                AND (-priority, run_at, id) < (-?, ?, ?) LIMIT 1000
+        )
+    """
+    count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
+    return count
+
+
+# What may be wrong; each gives its findings.
+
+
+def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+    advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
+    try:
+        for (problem,) in connection.execute("PRAGMA integrity_check(10)"):
+            if problem != "ok":
+                yield Finding("error", "the file", str(problem), advice)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
+        return
+    sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
+    there = {name for (name,) in connection.execute(sql)}
+    for name in sorted(_SCHEMA_NAMES - there):
+        yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
+
+
+_SCHEMA_NAMES = frozenset(
+    re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", "".join(SCHEMA))
+)
+
+
+def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = f"""
+        SELECT state, queue, name, sum(kept), sum(number) FROM (
+            SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
+            UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+        ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
+    """
+    for state, queue, name, kept, number in connection.execute(sql):
+        yield Finding(
+            "error", f"{state} jobs of {name!r} in queue {queue!r}",
+            f"counted as {kept}, but there are {number}",
+            "`litejobs doctor --repair` counts them anew",
+        )  # fmt: skip
+
+
+def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    ids = {node.id for node in live}
+    for node in _nodes(connection):
+        if node.id not in ids:
+            yield Finding(
+                "warning", f"node {node.name!r}",
+                f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
+                "the next node at work takes its jobs over: `litejobs run`",
+            )  # fmt: skip
+
+
+def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    """What no node at work knows; if there is none, what no node has ever known."""
+    sql = "SELECT name FROM litejobs_definition"
+    known = {name for (name,) in connection.execute(sql)}
+
+    def unknown(name: str) -> bool:
+        if live:
+            return not any(node.knows(name) for node in live)
+        return bool(known) and name not in known
+
+    who = "no node at work" if live else "no node so far"
+    waiting = f"""
+        SELECT name, sum(number) FROM ({_counts_of(Match(states=WAITING))})
+        GROUP BY name HAVING sum(number) > 0
+    """
+    for name, number in connection.execute(waiting):
+        if unknown(name):
+            yield Finding(
+                "warning", f"definition {name!r}", f"{who} has it, for {_many(number, 'waiting job')}",
+                "start a program that defines it, or `litejobs cancel --name` them",
+            )  # fmt: skip
+    ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
+    for name, definition in connection.execute(f"{ticking} AND NOT paused"):
+        if unknown(definition):
+            yield Finding(
+                "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
+                "start a program that defines it, or remove the schedule",
+            )  # fmt: skip
+
+
+def _for_nodes_that_are_gone(
+    connection: apsw.Connection, live: Sequence[Node]
+) -> Iterator[Finding]:
+    names = {node.name for node in live}
+    sql = """
+        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND node <> '' GROUP BY node
+    """
+    for node, number in connection.execute(sql):
+        if node not in names:
+            yield Finding(
+                "warning", f"node {node!r}", f"is not at work, with {_many(number, 'job')} for it alone",
+                f"start it, or `litejobs change --node {node} --to-node ''`",
+            )  # fmt: skip
+
+
+def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
+    paused = """
+        SELECT name, (
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = setting.name
+        ) AS number
+        FROM litejobs_queue AS setting WHERE paused AND number > 0
+    """
+    for name, number in connection.execute(paused):
+        yield Finding(
+            "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
+            "resume it when they may run",
+        )  # fmt: skip
+    for key, id, number in connection.execute(_BLOCKED):
+        yield Finding(
+            "error", f"key {key!r}", f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
+            "`litejobs doctor --repair` lets the first one in",
+        )  # fmt: skip
+
+
+def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterator[Finding]:
+    limit = LATE if live else OVERDUE
+    sql = """
+        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND run_at < ?
+            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
+        GROUP BY queue
+    """
+    for queue, oldest, number in connection.execute(sql, (now - limit,)):
+        late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
+        if live:
+            advice = "start more workers, or see by `litejobs why` what the first one waits for"
+            yield Finding("warning", f"queue {queue!r}", late, advice)
+        else:
+            advice = "start one: `litejobs run`"
+            yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
+
+
+def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0"
+    for queue, name, number in connection.execute(sql):
+        yield Finding(
+            "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
+            "see `litejobs list --state failed`, then retry or delete them",
+        )  # fmt: skip
+
+
 @attrs.define(eq=False, repr=False)
 class Store:
     """What is done with the rows in a file."""
@@ -4484,6 +5195,12 @@ class Store:
     _rng: random.Random = attrs.field(factory=random.Random)
     _puzzled: set[str] = attrs.field(factory=set)
     """The schedules of which it has been said that this machine cannot fire them."""
+    meter: Meter = attrs.field(
+        init=False, default=attrs.Factory(lambda store: Meter(store.file, store.clock), True)
+    )
+    health: Health = attrs.field(
+        init=False, default=attrs.Factory(lambda store: Health(store.file, store.clock), True)
+    )
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
@@ -4795,7 +5512,8 @@ class Store:
     ) -> list[Claimed]:
         file = self.file
         with file.writing() as connection:
-            if self._settle(connection, settlements):
+            again, groups = self._settle(connection, settlements)
+            if again:
                 ready.version = None
             version = file.version(connection)
             if self._terms[0] != version:
@@ -4808,6 +5526,8 @@ class Store:
                 limits.settle(claimed)
         self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
+        if groups:
+            self.meter.note(settlements, groups)
         return claimed
 
     def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -4820,10 +5540,13 @@ class Store:
         held = {*rows}
         return [*{s[:2]: s for s in settlements if s[:2] in held}.values()]
 
-    def _settle(self, connection: apsw.Connection, settlements: Sequence[Settlement]) -> bool:
-        """Settles jobs; says whether some are ready again."""
+    def _settle(
+        self, connection: apsw.Connection, settlements: Sequence[Settlement]
+    ) -> tuple[bool, Mapping[Group, int]]:
+        """Settles jobs; says whether some are ready again, and how many there are of each
+        group."""
         if not settlements:
-            return False
+            return False, {}
         self._remember(connection, [settled for settled in settlements if settled[11]])
         before = connection.total_changes()
         connection.executemany(
@@ -4844,12 +5567,12 @@ class Store:
         self._count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
             self._cancel_returned(connection)
+        again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [settled[0] for settled in settlements]
-            if self._admit(connection, self._keys(connection, ids)):
-                return True
-        return any(state == "pending" for state, _, _ in groups)
+            again = bool(self._admit(connection, self._keys(connection, ids))) or again
+        return again, groups
 
     def _cancel_returned(self, connection: apsw.Connection) -> None:
         """A job that was cancelled while it ran, and came back before it was asked to
@@ -5341,12 +6064,13 @@ class Store:
         """Lists a node and takes the first share of its lock, before others can see
         it; stores what it *known* definitions say, for jobs inserted by hand."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+        names = json.dumps(sorted(serves.names))
         with self.file.writing() as connection:
             self._sweep(connection)
             connection.execute(
-                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (name, os.getpid(), port, workers, queues, self.clock()),
+                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, os.getpid(), port, workers, queues, self.clock(), names),
             )
             node = connection.last_insert_rowid()
             connection.executemany(
@@ -5373,26 +6097,18 @@ class Store:
 
     def presence_path(self, node: int) -> str:
         """The file whose lock the processes of a node share."""
-        return f"{self.file.path}-node-{node}"
+        return _presence_path(self.file, node)
 
     def leave(self, node: int, presence: Presence) -> None:
         """Takes a node off the list. What it still held is rescued."""
         presence.close()
         self.rescue(node)
+        self.meter.flush()
 
     def nodes(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
         with self.file.reading() as connection:
-            rows: list[Any] = connection.execute("""
-                SELECT id, name, pid, port, workers, queues, started_at,
-                    (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id)
-                FROM litejobs_node AS node
-            """).fetchall()
-        return [
-            Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
-                 from_micros(started_at), running)
-            for id, name, pid, port, workers, queues, started_at, running in rows
-        ]  # fmt: skip
+            return _nodes(connection)
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed."""
@@ -5493,10 +6209,10 @@ class Store:
     def count(self, match: Match) -> int:
         """How many jobs match."""
         sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None:
+        if match.ids is not None or match.details is not None:
             sql = f"SELECT count(*) FROM ({_ids_of(match)})"
         with self.file.reading() as connection:
-            counted: int = connection.execute(sql, match.bindings).get
+            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
         return counted
 
     def stats(self) -> dict[str, dict[str, int]]:
@@ -5562,6 +6278,47 @@ class Store:
         moved = self._in_batches(match, (*WAITING, *FINISHED), self._delete)
         return self._moved(moved, matching)
 
+    def hold(self, match: Match) -> Moved:
+        """Keeps what waits from running until a person releases it."""
+        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
+        return self._steer(match, tuple(s for s in WAITING if s != "paused"), held, {})
+
+    def release(self, match: Match) -> Moved:
+        """Lets what a person held wait for its time or its turn again."""
+        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
+        return self._steer(match, ("paused",), released, {})
+
+    def change(
+        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
+    ) -> Moved:
+        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
+        then the batch that it was called for stays as it was."""
+        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+        if "run_at" in columns:
+            sets.append(f"""state = CASE
+                WHEN state IN ('retrying', 'paused') THEN state
+                WHEN state = 'blocked' AND key IS NULL THEN state
+                WHEN state = 'pending' AND :run_at <= :now THEN state
+                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+        return self._steer(match, WAITING, sql, columns, rework)
+
+    def _steer(
+        self,
+        match: Match,
+        states: tuple[State, ...],
+        sql: str,
+        columns: Mapping[str, Any],
+        rework: Rework | None = None,
+    ) -> Moved:
+        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            if rework is not None:
+                _rewrite(connection, ids, rework)
+            return self._change(connection, ids, sql, **columns)
+
+        matching = self.count(match)
+        return self._moved(self._in_batches(match, states, alter), matching)
+
     def _moved(self, moved: int, matching: int) -> Moved:
         self.wake()
         return Moved(moved, max(0, matching - moved))
@@ -5580,6 +6337,10 @@ class Store:
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
         page, total = attrs.evolve(match, states=states), 0
+        if match.details is not None and match.ids is None:
+            return sum(
+                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
+            )
         while True:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
@@ -5588,6 +6349,15 @@ class Store:
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])
+
+    def _looked_through(self, match: Match) -> Iterator[Match]:
+        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
+        is done once, and before anybody waits for the write lock."""
+        with self.file.reading() as connection:
+            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
+            ids = array.array("q", (id for (id,) in rows))
+        for start in range(0, len(ids), BATCH):
+            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
 
     # Keeping
 
@@ -5631,6 +6401,22 @@ def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[i
 
 def _carray(ids: Iterable[int]) -> Any:
     return apsw.carray(array.array("q", ids))
+
+
+Rework = Callable[[str, object], str]
+"""Makes a new payload, from a definition's name and the old one."""
+_WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
+"""The state of a job that waits for nothing but its time and its turn."""
+
+
+def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
+    """Gives jobs new payloads."""
+    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
+    connection.executemany(
+        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+        [(rework(name, payload), id) for name, payload, id in rows],
+    )
 
 
 _INSERT = """
@@ -5701,6 +6487,8 @@ PRUNE_REST = 9
 """How many times longer than a batch of pruning it rests."""
 HEED = 0.05
 """Seconds within which a node that was woken looks whether a schedule has changed."""
+FLUSH = 5.0
+"""Seconds between two times that metrics are written: so many may be lost."""
 SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
@@ -5775,8 +6563,19 @@ def stay_fast(beat: Beat) -> float:
     return 60.0
 
 
+def measure(beat: Beat) -> float:
+    """Writes down what the node has done."""
+    beat.store.meter.flush()
+    return FLUSH
+
+
+def fold(beat: Beat) -> float:
+    """Makes hours of old minutes of metrics, one at a time."""
+    return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
+
+
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, fire, stage, expire, admit, prune, stay_fast,
+    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold,
 )  # fmt: skip
 
 
@@ -6900,6 +7699,9 @@ def _last_words(exitcode: int | None) -> str:
 # steer and to work. Everything above is put together here.
 ################################################################################
 
+PAGE = 500
+"""Jobs that are read at a time when one iterates over all."""
+
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
@@ -7055,6 +7857,19 @@ class LiteJobs:
         match = attrs.evolve(_match(filters), before=before)
         return [Job(row, self) for row in self.store.find(match, limit)]
 
+    def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
+        """All jobs that match, the newest first, read page by page: nothing is held open,
+        and jobs that are enqueued meanwhile do not come along.
+
+        Raises: like `find`.
+        """
+        return self._pages(_match(filters))
+
+    def _pages(self, match: Match) -> Iterator[Job[Any]]:
+        while page := self.store.find(match, PAGE):
+            yield from (Job(row, self) for row in page)
+            match = attrs.evolve(match, before=page[-1].id)
+
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
         return self.store.count(_match(filters))
@@ -7062,6 +7877,31 @@ class LiteJobs:
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
         return self.store.stats()
+
+    def metrics(
+        self,
+        span: Span = "minute",
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+        limit: int = 60,
+    ) -> list[Metric]:
+        """What nodes have done in the last *limit* minutes, hours or days, the oldest first
+        and the present one last; also those in which nothing happened.
+
+        Nodes write it down every five seconds (killed, they lose that), and `drain` at its
+        end. Minutes are kept for a day, hours and days for 90 days.
+
+        Raises:
+            OptionError: there is no such span, or the limit is no number of them.
+        """
+        if span not in SPANS:
+            raise OptionError("span", f"there is no {span!r}{did_you_mean(str(span), SPANS)}")
+        number: object = limit
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
+            raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
+        spans = self.store.meter.read(span, queue, name, limit)
+        return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
@@ -7106,6 +7946,51 @@ class LiteJobs:
             return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
+
+    def why(self, id: int) -> str:
+        """In one sentence, why a job is not running, or what became of it.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned, or never existed.
+        """
+        return self.store.health.why(self.store.get(id))
+
+    # Keep
+
+    def doctor(self) -> list[Finding]:
+        """All that is wrong with the queue, with advice; empty if all is well. It reads the
+        whole file.
+
+        Raises:
+            FileError: the file cannot even be opened.
+        """
+        return self.store.health.findings()
+
+    def repair(self) -> int:
+        """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
+        jobs that wait for a key which nobody holds. Says how many those were."""
+        repaired = self.store.health.repair() + self.store.admit()
+        self.store.wake()
+        return repaired
+
+    def backup(self, path: str | Path) -> Path:
+        """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
+        full name. The copy is a queue like this one, on the disk when this returns, and only
+        its user may read it. Jobs that ran while it was made are ready again in it.
+
+        Raises:
+            FileError: there is such a file, or it cannot be written.
+        """
+        return back_up(self.store.file, Path(path))
+
+    def compact(self) -> Compacted:
+        """Gives all free space in the file back, while nodes are at work: whoever writes has to
+        wait until it is done.
+
+        Raises:
+            BusyError: others kept the file's write lock for too long.
+        """
+        return compact(self.store.file)
 
     # Steer
 
@@ -7287,6 +8172,46 @@ class LiteJobs:
         """Lets all schedules fire again, from their next ticks on; says how many were
         paused. What was missed meanwhile is not made up."""
         return self.store.resume_schedules()
+
+    def change(self, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Moved:
+        """Gives jobs that wait other values, which are checked as when one enqueues. Running
+        and finished ones are left. The fields of a *payload* replace those of that name, and
+        the whole has to fit the definition, if this program has it.
+
+        Raises:
+            OptionError: neither ids nor filters are given, or there is no such option.
+            PayloadError: a job's payload does not fit any more. It stays as it is, but
+                others may have been changed before it.
+        """
+        columns = _new_columns(to, self.clock())
+        fields = to.get("payload")
+        rework = None if fields is None else self._rework(fields)
+        return self.store.change(_chosen(ids, filters), columns, rework)
+
+    def _rework(self, fields: Mapping[str, Any]) -> Rework:
+        """What puts *fields* into a payload."""
+        try:
+            json_of_any.encode(dict(fields))
+        except (Unfit, TypeError, ValueError) as error:
+            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+
+        def rework(name: str, payload: object) -> str:
+            old = _read_json(payload) if isinstance(payload, str) else None
+            if not isinstance(old, dict):
+                raise PayloadError(name, ("it is no JSON object, so that no field can change",))
+            text = json_of_any.encode({**old, **fields})
+            definition = self.registry.get(name)
+            return text if definition is None else bind_json(definition, text, {}).payload
+
+        return rework
+
+    def hold(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Keeps jobs that wait from running: they are paused until they are released."""
+        return self.store.hold(_chosen(ids, filters))
+
+    def release(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+        """Lets paused jobs wait for their time or their turn again."""
+        return self.store.release(_chosen(ids, filters))
 
     # Work
 
@@ -7718,12 +8643,65 @@ def _origins(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 class Filters(TypedDict, total=False):
-    """What jobs can be found by."""
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
 
     id: int | Sequence[int]
     name: str
     queue: str
     state: State | Sequence[State]
+    node: str
+    key: str
+    schedule: str
+    enqueued_after: datetime
+    enqueued_before: datetime
+    finished_after: datetime
+    finished_before: datetime
+    payload: Mapping[str, str | int | float | bool | None]
+
+
+class Changes(TypedDict, total=False):
+    """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
+    for *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    queue: str
+    priority: int
+    max_attempts: int | None
+    timeout: Duration | None
+    node: str | None
+    delay: Duration
+    at: datetime
+    expires: Duration | datetime | None
+    payload: Mapping[str, Any]
+
+
+json_of_any: Final = Codec[Any](Any)
+
+
+def _new_columns(to: Changes, now: int) -> dict[str, Any]:
+    """What is written to a row instead of what is there."""
+    for option in to:
+        if option not in Changes.__annotations__:
+            known = Changes.__annotations__
+            raise OptionError(option, f"cannot be changed{did_you_mean(option, known)}")
+    if not to:
+        raise OptionError("to", "say what to change, such as to={'priority': 10}")
+    if "at" in to:
+        aware(to["at"], "at")
+    plain: Any = {k: v for k, v in to.items() if k != "payload"}
+    options = Options().changed(plain)
+    limit = None if options.timeout is None else options.timeout // MICROSECOND
+    columns = {**attrs.asdict(options, recurse=False), "node": options.node or "", "timeout": limit}
+    columns = {name: value for name, value in columns.items() if name in to}
+    if to.keys() & {"at", "delay"}:
+        columns["run_at"] = options.run_at(now)
+    if "expires" in to:
+        columns["expires_at"] = options.expires_at(columns.get("run_at", now))
+    return {name: value for name, value in columns.items() if name not in _COMPUTED}
+
+
+_COMPUTED = ("at", "delay", "expires")
 
 
 def _match(filters: Filters) -> Match:
@@ -7737,19 +8715,65 @@ def _match(filters: Filters) -> Match:
     for state in states or ():
         if state not in STATES:
             raise OptionError("state", f"there is no {state!r}{did_you_mean(str(state), STATES)}")
+    details = _details(filters)
     return Match(
         None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
         filters.get("name"),
         filters.get("queue"),
         None if states is None else tuple(states),
+        details=None if details == Details() else details,
     )
+
+
+def _details(filters: Filters) -> Details:
+    texts = {name: _text(filters.get(name), name) for name in ("node", "key", "schedule")}
+    names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
+    moments = {name: _micros(filters.get(name), name) for name in names}
+    chosen: dict[str, Any] = {**texts, **moments}
+    return Details(**chosen, payload=_wanted(filters.get("payload")))
+
+
+def _text(value: object, filter: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(filter, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, filter: str) -> int | None:
+    return None if value is None else to_micros(aware(value, filter))
+
+
+def _wanted(wanted: object) -> tuple[tuple[str, str], ...]:
+    """Paths as SQLite has them, and JSON."""
+    if wanted is None:
+        return ()
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
+    return tuple((_path(field), _scalar(field, value)) for field, value in wanted.items())
+
+
+def _path(field: object) -> str:
+    if not isinstance(field, str):
+        raise OptionError("payload", f"expected the name of a field, got {field!r}")
+    return f"${''.join(f'.{json.dumps(name)}' for name in field.split('.'))}"
+
+
+def _scalar(field: str, value: object) -> str:
+    if value is None or isinstance(value, str | int | float):
+        with contextlib.suppress(ValueError):
+            return json.dumps(value, allow_nan=False)
+    problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+    raise OptionError("payload", problem)
 
 
 def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = _match(filters)
-    return attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
 
 
 def _the_first(ready: Ready) -> list[int]:
@@ -7828,6 +8852,14 @@ class Enqueued(Sequence[Job[Any]]):
         for batch in self._batches:
             for payload in batch.payloads:
                 yield Job(_row_of(next(ids), batch, payload), self._source)
+
+
+def _read_json(text: object) -> Any:
+    """What a row holds; as it is, if somebody has written what is no JSON."""
+    try:
+        return None if text is None else json.loads(str(text))
+    except (ValueError, RecursionError):
+        return str(text)
 
 
 def _refuse_while_importing() -> None:
@@ -7975,18 +9007,20 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
     command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
-    for name, run, about in (
-        ("retry", _retry, "let failed and cancelled jobs start again"),
-        ("cancel", _cancel, "cancel jobs that wait or run"),
-        ("delete", _delete, "delete jobs that do not run"),
-    ):
-        bulk = command(name, run, about)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        _add_filters(bulk)
+    command("why", _why, "say why a job is not running").add_argument("id", type=int)
+    _add_bulk_commands(command)
+    command("nodes", _nodes_at_work, "list the nodes")
+    command("backup", _backup, "copy the file while jobs run").add_argument(
+        "path", help="the copy: nothing may be there yet"
+    )
+    command("compact", _compact, "give free space in the file back")
+    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
     command("stats", _stats, "count jobs by queue and state")
     command("queues", _queues, "list the queues that have settings")
     _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
     _add_schedule_commands(command)
+    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
     return parser
 
 
@@ -8004,6 +9038,21 @@ _TARGETS = {
     "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
     "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
 }
+
+
+def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    for name, run, about in (
+        ("retry", _retry, "let failed and cancelled jobs start again"),
+        ("cancel", _cancel, "cancel jobs that wait or run"),
+        ("delete", _delete, "delete jobs that do not run"),
+        ("hold", _hold, "keep jobs that wait from running"),
+        ("release", _release, "let held jobs wait for their turn again"),
+        ("change", _change, "give jobs that wait other values"),
+    ):
+        bulk = command(name, run, about)
+        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
+        _add_filters(bulk)
+    _add_changes(bulk)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -8046,6 +9095,13 @@ def _add_queue_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
 
 
+def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--span", choices=SPANS, default="minute")
+    parser.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
+    parser.add_argument("--queue")
+    parser.add_argument("--name")
+
+
 def _moment(text: str) -> datetime:
     import argparse
 
@@ -8058,12 +9114,64 @@ def _moment(text: str) -> datetime:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    parser.add_argument("--queue")
-    parser.add_argument("--name")
+    for name in ("queue", "name", "node", "key", "schedule"):
+        parser.add_argument(f"--{name}")
+    for what in ("enqueued", "finished"):
+        parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
+        parser.add_argument(f"--{what}-before", type=_moment, metavar="TIME", help="ISO time")
+    parser.add_argument(
+        "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
+    )
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    """What is changed; "to" stands before what could be taken for a filter."""
+    import argparse
+
+    def change(option: str, kind: Callable[[str], Any], about: str, **settings: Any) -> None:
+        name = f"to_{option.removeprefix('--').removeprefix('to-').replace('-', '_')}"
+        settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
+        parser.add_argument(option, **settings)
+
+    change("--priority", int, "higher runs first")
+    change("--to-queue", str, "another queue", metavar="QUEUE")
+    change("--to-node", lambda text: text or None, "the only node; '': any", metavar="NODE")
+    change("--delay", float, "seconds from now", metavar="SECONDS")
+    change("--at", _moment, "ISO time with an offset", metavar="TIME")
+    change("--max-attempts", _or_none(int), "or none: for ever", metavar="NUMBER")
+    change("--timeout", _or_none(float), "seconds, or none", metavar="SECONDS")
+    change("--expires", _or_none(float), "seconds from now, or none", metavar="SECONDS")
+    change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        return None if text == "none" else kind(text)
+
+    return number
+
+
+_FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """A field of a payload, with its value."""
+    import argparse
+
+    name, equals, value = text.partition("=")
+    try:
+        if equals:
+            return name, json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
+    raise argparse.ArgumentTypeError(f"{problem}, got {text!r}")
 
 
 def _filters(options: argparse.Namespace) -> Filters:
-    given = {option: getattr(options, option) for option in ("state", "queue", "name")}
+    names = Filters.__annotations__.keys() - {"id"}
+    given = {name: getattr(options, name) for name in names}
+    given["payload"] = given["payload"] and dict(given["payload"])
     return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
 
 
@@ -8131,9 +9239,8 @@ def _enqueue(options: argparse.Namespace) -> int:
         bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
         job = jobs.enqueue(bound)
     else:
-        any_json = Codec[Any](Any)
         try:
-            payload = any_json.encode(any_json.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(options.payload))
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
@@ -8207,6 +9314,22 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _delete(options: argparse.Namespace) -> int:
     return _bulk(options, LiteJobs.delete, "deleted")
+
+
+def _hold(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.hold, "held")
+
+
+def _release(options: argparse.Namespace) -> int:
+    return _bulk(options, LiteJobs.release, "released")
+
+
+def _change(options: argparse.Namespace) -> int:
+    given = {name[3:]: value for name, value in vars(options).items() if name.startswith("to_")}
+    if "payload" in given:
+        given["payload"] = dict(given["payload"])
+    change = functools.partial(LiteJobs.change, to=typing.cast(Changes, given))
+    return _bulk(options, change, "changed")
 
 
 def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
@@ -8337,6 +9460,84 @@ def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -
     return 0 if changed else 1
 
 
+def _why(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    why = jobs.why(options.id)
+    _print(options, {"id": options.id, "why": why}, why)
+    return 0
+
+
+def _nodes_at_work(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.nodes()
+    lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
+    lines += [
+        (
+            node.name, str(node.pid), f"{node.started_at:%Y-%m-%d %H:%M:%S}", str(node.workers),
+            "all" if node.queues is None else ", ".join(node.queues), str(node.running),
+        )
+        for node in found
+    ]  # fmt: skip
+    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
+    plain = [{name: _json_value(getattr(node, name)) for name in names} for node in found]
+    _print(options, plain, _table(lines))
+    return 0 if found else 1
+
+
+def _backup(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    place = jobs.backup(options.path)
+    size = place.stat().st_size
+    _print(options, {"path": str(place), "bytes": size}, f"copied to {place}, {_bytes(size)}")
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    done = jobs.compact()
+    text = f"{_bytes(done.before)} before, {_bytes(done.after)} now"
+    _print(options, attrs.asdict(done), text)
+    return 0
+
+
+def _bytes(size: int) -> str:
+    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    if options.repair:
+        jobs.repair()
+    found = jobs.doctor()
+    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
+    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
+    return 1 if found else 0
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    jobs, _ = _target(options.target)
+    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
+    names = [field.name for field in attrs.fields(Metric)]
+    lines = [tuple(name.replace("start", "start (UTC)").replace("_", " ") for name in names)]
+    lines += [tuple(map(_cell, attrs.astuple(metric))) for metric in found]
+    plain = [{n: _json_value(v) for n, v in attrs.asdict(metric).items()} for metric in found]
+    _print(options, plain, _table(lines))
+    return 0
+
+
+def _cell(value: datetime | timedelta | int | None) -> str:
+    """A value in a table; a length of time with three digits."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if not isinstance(value, timedelta):
+        return "" if value is None else str(value)
+    micros = value // MICROSECOND
+    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        if micros >= length:
+            return f"{micros / length:.3g} {unit}"
+    return f"{micros} µs"
+
+
 def _plain(job: Job[Any]) -> dict[str, Any]:
     """A job as JSON values."""
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
@@ -8349,15 +9550,10 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
     return {**plain, **read, "error": job.error}
 
 
-def _read_json(text: object) -> Any:
-    """What a row holds; as it is, if somebody has written what is no JSON."""
-    try:
-        return None if text is None else json.loads(str(text))
-    except (ValueError, RecursionError):
-        return str(text)
-
-
 def _json_value(value: Any) -> Any:
+    """Durations are in seconds."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value
 
 

@@ -19,7 +19,7 @@ import apsw
 import pytest
 
 import litejobs
-from litejobs import Fail, LiteJobs
+from litejobs import Fail, LiteJobs, Serves
 
 PROGRAM = '''\
 """A program whose definitions the command may run."""
@@ -788,3 +788,127 @@ class TestEnqueueWithKeys:
         assert first.expires_at - first.run_at == pytest.approx(
             timedelta(seconds=60), abs=timedelta(seconds=5)
         )
+
+
+class TestFilters:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        jobs = LiteJobs(tmp_path / "jobs.db")
+        jobs.define(send)
+        jobs.enqueue_many([jobs.registry.named("send").bind(to) for to in ("ada", "bob")])
+        jobs.close()
+        return tmp_path / "jobs.db"
+
+    def test_find_jobs_by_their_payload(self, command: CommandLine, file: Path) -> None:
+        done = command("list", file, "--json", "--payload", 'to="bob"')
+        assert [job["id"] for job in done.json] == [2]
+        assert command("list", file, "--payload", "to=12").code == 1
+        command("list", file, "--payload", "to=bob").complains(2, "FIELD=JSON|such as to=")
+
+    def test_find_jobs_by_time_key_node_and_schedule(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+        assert len(command("list", file, "--json", "--enqueued-before", soon).json) == 2
+        for filter, value in (
+            ("--enqueued-after", soon), ("--finished-before", soon), ("--finished-after", soon),
+            ("--key", "ada"), ("--node", "laptop"), ("--schedule", "nightly"),
+        ):  # fmt: skip
+            assert command("list", file, filter, value).code == 1
+        command("list", file, "--enqueued-after", "2025-01-01").complains(2, "no time zone")
+
+    def test_choose_the_jobs_of_a_bulk_command(self, command: CommandLine, file: Path) -> None:
+        assert command("cancel", file, "--payload", 'to="ada"').out.startswith("1 cancelled")
+        assert [
+            job["id"] for job in command("list", file, "--json", "--state", "pending").json
+        ] == [2]
+
+    def test_change_what_waits(self, command: CommandLine, file: Path) -> None:
+        done = command(
+            "change", file, "1", "--queue", "default", "--to-queue", "slow", "--priority", "7",
+            "--to-node", "laptop", "--delay", "60", "--max-attempts", "none", "--timeout", "2.5",
+            "--to-payload", 'to="eve"',
+        )  # fmt: skip
+        assert (done.code, done.out) == (0, "1 changed, 0 left as they are\n")
+        job = command("show", file, "1", "--json").json
+        assert job["payload"] == {"to": "eve"}
+        names = ("queue", "priority", "node", "state", "max_attempts")
+        assert [job[name] for name in names] == ["slow", 7, "laptop", "scheduled", None]
+        assert command("change", file, "1", "--to-node", "").code == 0
+        assert command("show", file, "1", "--json").json["node"] is None
+        command("change", file, "1").complains(2, "say what to change")
+        command("change", file, "--priority", "7").complains(2, "say which jobs")
+
+    def test_hold_and_release(self, command: CommandLine, file: Path) -> None:
+        assert command("hold", file, "--payload", 'to="ada"').out.startswith("1 held")
+        assert command("list", file, "--json", "--state", "paused").json[0]["id"] == 1
+        assert command("release", file, "1").out.startswith("1 released")
+        assert command("release", file, "1").code == 1
+
+
+class TestMetrics:
+    def test_are_a_table_of_spans_and_json(self, command: CommandLine, tmp_path: Path) -> None:
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            jobs.enqueue(jobs.define(send).bind("ada"))
+            jobs.drain()
+        *_, last = command("metrics", "jobs.db", "--span", "day", "--json").json
+        assert (last["completed"], last["failed"]) == (1, 0)
+        assert last["running_p95"] > 0
+        done = command("metrics", "jobs.db", "--limit", "2", "--name", "send")
+        head, *spans = done.out.splitlines()
+        assert head.split()[:4] == ["start", "(UTC)", "completed", "failed"]
+        assert len(spans) == 2
+        assert re.search(r" (s|ms|µs)$", spans[-1]) or re.search(r" (s|ms|µs)$", spans[-2])
+        command("metrics", "jobs.db", "--limit", "0").complains(2, "limit")
+
+
+class TestHealth:
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Iterator[LiteJobs]:
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            jobs.enqueue(jobs.define(send).bind("ada"))
+            yield jobs
+
+    def test_nothing_is_wrong(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("doctor", "jobs.db") == Done(0, "nothing is wrong\n", "")
+        assert command("doctor", "jobs.db", "--json").json == []
+
+    def test_findings_come_with_advice(self, command: CommandLine, jobs: LiteJobs) -> None:
+        connection = jobs.store.file.connection()
+        connection.execute("INSERT INTO litejobs_count VALUES ('completed', 'q', 'n', 5)")
+        done = command("doctor", "jobs.db")
+        assert done.code == 1
+        assert (
+            "error: completed jobs of 'n' in queue 'q': counted as 5, but there are 0" in done.out
+        )
+        [finding] = command("doctor", "jobs.db", "--json").json
+        assert finding["level"] == "error"
+        assert "--repair" in finding["advice"]
+        assert command("doctor", "jobs.db", "--repair").code == 0
+
+    def test_a_backup_is_made_once(self, command: CommandLine, jobs: LiteJobs) -> None:
+        done = command("backup", "jobs.db", "copy.db")
+        assert done.code == 0
+        assert done.out.startswith("copied to ")
+        assert command("stats", "copy.db").out == command("stats", "jobs.db").out
+        command("backup", "jobs.db", "copy.db").complains(3, "exists already")
+
+    def test_compacting_says_how_much(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert re.fullmatch(r"\d+ KiB before, \d+ KiB now\n", command("compact", "jobs.db").out)
+        assert command("compact", "jobs.db", "--json").json["after"] > 0
+
+    def test_nodes_are_listed(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("nodes", "jobs.db").code == 1
+        serves = Serves(frozenset(["send"]), frozenset(["default"]), "laptop")
+        _, presence = jobs.store.join("laptop", 0, 2, serves, [])
+        listed = command("nodes", "jobs.db", "--json").json
+        [head, line] = command("nodes", "jobs.db").out.splitlines()
+        presence.close()
+        assert (listed[0]["name"], listed[0]["queues"]) == ("laptop", ["default"])
+        assert line.split()[:2] == ["laptop", str(os.getpid())]
+        assert head.split()[:2] == ["name", "pid"]
+
+    def test_why(self, command: CommandLine, jobs: LiteJobs) -> None:
+        assert command("why", "jobs.db", 1) == Done(0, "no node is at work\n", "")
+        assert command("why", "jobs.db", 1, "--json").json["why"] == "no node is at work"
+        command("why", "jobs.db", 7).complains(1, "no job has the id 7")

@@ -497,7 +497,7 @@ class TestFind:
         ("filters", "problem"),
         [
             ({"status": "failed"}, "status: no such filter; did you mean 'state'?"),
-            ({"colour": 1}, "colour: no such filter; there is id, name, queue, state"),
+            ({"colour": 1}, "colour: no such filter; there is enqueued_after, "),
             ({"state": "done"}, "state: there is no 'done'; there is blocked, cancelled"),
             ({"state": ["failed", "fail"]}, "state: there is no 'fail'; did you mean 'failed'"),
         ],
