@@ -417,7 +417,8 @@ class Row(NamedTuple):
     node: str
     priority: int
     state: State
-    payload: str
+    payload: str | bytes
+    """JSON text; bytes, if the definition has an encoding of its own."""
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -449,7 +450,7 @@ class Claimed(NamedTuple):
     max_attempts: int | None
     timeout: int | None
     backoff: str | None
-    payload: str
+    payload: str | bytes
     run_at: int
     enqueued_at: int
     headers: str | None = None
@@ -584,8 +585,10 @@ class Job(Generic[R]):
 
     @property
     def payload(self) -> Any:
-        """The payload as plain JSON values."""
-        return json.loads(self.row.payload)
+        """The payload as plain JSON values; bytes, if its definition has an encoding of
+        its own."""
+        payload = self.row.payload
+        return payload if isinstance(payload, bytes) else json.loads(payload)
 
     @property
     def key(self) -> str | None:
@@ -1491,7 +1494,7 @@ class Codec(Generic[T]):
                 error = better
         return Unfit(_problems(error))
 
-    def decode(self, text: str) -> T:
+    def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for.
 
         Raises:
@@ -1501,6 +1504,9 @@ class Codec(Generic[T]):
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
+            if isinstance(text, bytes):
+                problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
+                raise Unfit((problem,)) from None
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
@@ -1539,7 +1545,7 @@ _CHUNKS = _chunks_in_c()
 _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-def _from_json(text: str) -> Any:
+def _from_json(text: str | bytes) -> Any:
     # Without a look for white space around it, which is not in what we write.
     try:
         raw, end = _SCAN(text, 0)
@@ -1978,7 +1984,7 @@ C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
-"""Bytes of JSON that a payload or a result may have."""
+"""Bytes that a payload or a result may have."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2204,10 +2210,86 @@ class Home(Protocol):
 
 
 @attrs.frozen(eq=False, repr=False)
+class Encoding:
+    """A definition's own form of its payloads: bytes, which nobody else looks into."""
+
+    encode: Callable[[Any], bytes]
+    """Of the instance of a class; of a function's arguments by name, defaults included."""
+    decode: Callable[[bytes], Any]
+
+
+def _checked_encoding(encode: object, decode: object) -> Encoding | None:
+    for option, given, other in (("encode", encode, decode), ("decode", decode, encode)):
+        if given is None and other is not None:
+            raise OptionError(option, "missing: what one of encode and decode writes, both read")
+        if given is not None and not callable(given):
+            raise OptionError(option, f"expected a function, got {given!r}")
+    return Encoding(encode, decode) if callable(encode) and callable(decode) else None
+
+
+@attrs.frozen(eq=False, repr=False)
+class OwnCodec:
+    """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
+    the same: from the command line, and from before the definition had an encoding."""
+
+    name: str
+    encoding: Encoding
+    json: Codec[Any]
+    by_name: bool
+    """Whether the encoding takes and gives arguments by name, and not an instance."""
+
+    def encode(self, value: Any) -> bytes:
+        """The bytes that the encoding makes of a payload object.
+
+        Raises:
+            PayloadError: it fails, or gives something else.
+        """
+        try:
+            made = self.encoding.encode(_fields(value) if self.by_name else value)
+        except Exception as error:
+            raise self._unfit(f"encode raised {_raised(error)}") from error
+        if type(made) is not bytes:
+            raise self._unfit(f"encode gave {_shown(made)}, which is not bytes")
+        return made
+
+    def decode(self, stored: str | bytes) -> Any:
+        """The payload object that bytes, or JSON text, stand for.
+
+        Raises:
+            PayloadError: decode fails, or gives what the definition does not take.
+            Unfit: it is JSON text that does not fit.
+        """
+        if isinstance(stored, str):
+            return self.json.decode(stored)
+        try:
+            made = self.encoding.decode(stored)
+        except Exception as error:
+            raise self._unfit(f"decode raised {_raised(error)}") from error
+        if type(made) is not (dict if self.by_name else self.json.kind):
+            expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
+            raise self._unfit(f"decode gave {_shown(made)}, not {expected}")
+        return self._made_of(made) if self.by_name else made
+
+    def _made_of(self, arguments: dict[str, Any]) -> Any:
+        try:
+            return self.json.kind(**arguments)
+        except TypeError as error:
+            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
+
+    def _unfit(self, problem: str) -> PayloadError:
+        return PayloadError(self.name, (problem,))
+
+
+def _raised(error: Exception) -> str:
+    # Only one line of it: the whole is in the traceback.
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+@attrs.frozen(eq=False, repr=False)
 class Shape:
     """How a payload becomes a call, and a return value a result."""
 
-    payload: Codec[Any]
+    payload: Codec[Any] | OwnCodec
     result: Codec[Any] | None
     """`None` where the code says that it returns nothing."""
     make: Callable[..., Any]
@@ -2227,6 +2309,7 @@ class Body:
     backoff: Backoff = DEFAULT_BACKOFF
     """The definition's own: the only function that a job can have, since rows keep none."""
     home: Home | None = None
+    encoding: Encoding | None = None
 
     @functools.cached_property
     def shape(self) -> Shape:
@@ -2239,8 +2322,11 @@ class Body:
             shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in filter(None, (shape.payload, shape.result)):
-            if problem := unencodable(codec.kind):
+        if self.encoding is not None and isinstance(shape.payload, Codec):
+            own = OwnCodec(self.name, self.encoding, shape.payload, not self.is_class)
+            shape = attrs.evolve(shape, payload=own)
+        for codec in (shape.payload, shape.result):
+            if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
         return shape
 
@@ -2324,7 +2410,7 @@ class Bound(Generic[R]):
 
     body: Body
     options: Options
-    payload: str
+    payload: str | bytes
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2398,8 +2484,10 @@ def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
     return Bound(body, options, text)
 
 
-def _too_large(text: str) -> str | None:
-    size = len(text) if len(text) < PAYLOAD_LIMIT // 4 else len(text.encode())
+def _too_large(text: str | bytes) -> str | None:
+    size = len(text)
+    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
+        size = len(text.encode())
     if size <= PAYLOAD_LIMIT:
         return None
     return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
@@ -2456,9 +2544,15 @@ def unique_key(bound: Bound[Any]) -> str | None:
 
 def _content(bound: Bound[Any], unique: Unique) -> str:
     """The payload, or some of its fields, as the same text for the same values."""
+    codec = bound.body.shape.payload
+    if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
+        if unique.fields is not None:
+            problem = f"{bound.body.name!r} has an encoding of its own: give a key=, not fields="
+            raise OptionError("unique", problem)
+        return repr(bound.payload)
     raw = _from_json(bound.payload)
     if unique.fields is not None:
-        known = [field.alias for field in attrs.fields(bound.body.shape.payload.kind)]
+        known = [field.alias for field in attrs.fields(codec.kind)]
         for field in unique.fields:
             if field not in known:
                 problem = f"{bound.body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2494,7 +2588,7 @@ def _fields(payload: Any) -> dict[str, Any]:
     return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
 
 
-def merged(bound: Bound[Any], merge: Merge, waiting: str) -> str:
+def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
     """The payload that a function makes of a *waiting* job's and a new one's.
 
     Raises:
@@ -2633,6 +2727,7 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
+    _encoding: Encoding | None = None
 
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
@@ -2651,26 +2746,47 @@ class Define:
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(self, /, *, name: str | None = None, **choices: Unpack[Choices]) -> Define: ...
+    def __call__(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+        **choices: Unpack[Choices],
+    ) -> Define: ...
 
-    def __call__(self, code: Any = None, /, *, name: str | None = None, **choices: Any) -> Any:
+    def __call__(
+        self,
+        code: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+        **choices: Any,
+    ) -> Any:
         """Gives code a name and options, and registers it.
 
         A function becomes a `Definition`. An attrs class with `run()` stays what it
-        is, and its instances can be enqueued.
+        is, and its instances can be enqueued. With *encode* and *decode* payloads are
+        bytes instead of JSON: of an instance, or of a dict of arguments by name.
 
         Raises:
             DefinitionError: the code cannot be a definition, or its name is taken.
             OptionError: an option is unknown, or its value cannot be used.
         """
-        if code is None or name is not None or choices:
+        encoding = _checked_encoding(encode, decode)
+        if code is None or name is not None or choices or encoding is not None:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
                 options=self._options.changed(typing.cast(Choices, choices)),
+                encoding=encoding or self._encoding,
             )
             return made if code is None else made(code)
         body = _body(code, self._name, self._options.backoff)
+        body.encoding = self._encoding
         definition: AnyDefinition = Definition(body, self._options)
         self._add(definition)
         if not body.is_class:
@@ -3368,7 +3484,7 @@ class Batch(NamedTuple):
     state: State
     run_at: int
     enqueued_at: int
-    payloads: tuple[str, ...]
+    payloads: tuple[str | bytes, ...]
     extra: Extra | None = None
     open: frozenset[str] = frozenset()
     """Columns that nobody has chosen, for the queue's defaults."""
@@ -3387,7 +3503,7 @@ class Extra(NamedTuple):
     expires_at: int | None = None
     schedule: str | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
-    merge: Callable[[str], str] = lambda payload: payload
+    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """From the payload of the job that waits to the one that it gets."""
 
 
@@ -4646,7 +4762,7 @@ class Store:
             self._replace(connection, id, batch, extra)
         return id, True
 
-    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str] | None:
+    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str | bytes] | None:
         """Id and payload of the job that holds a unique key."""
         if key is None:
             return None
@@ -7756,7 +7872,7 @@ def _the_first(ready: Ready) -> list[int]:
     return [id for id, _ in itertools.islice(ready, 1)]
 
 
-def _make_batch(body: Body, options: Options, payloads: tuple[str, ...], now: int) -> Batch:
+def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
     return Batch._make(
@@ -7788,7 +7904,7 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     return batch._replace(extra=extra, state="blocked" if blocked else batch.state)
 
 
-def _row_of(id: int, batch: Batch, payload: str) -> Row:
+def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
     queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
     return Row(
         id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
@@ -8180,6 +8296,8 @@ def _show(options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
     plain = _plain(job)
+    if isinstance(job.row.payload, bytes):
+        plain["payload"] = f"<{len(job.row.payload)} bytes>"
     lines = [
         f"{key + ':':14}{value if isinstance(value, str) else json.dumps(value)}"
         for key, value in plain.items()
@@ -8193,7 +8311,7 @@ def _show(options: argparse.Namespace) -> int:
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
         for failure in errors
     ]
-    _print(options, {**plain, "errors": history}, "\n".join(lines))
+    _print(options, {**_plain(job), "errors": history}, "\n".join(lines))
     return 0
 
 
@@ -8351,6 +8469,8 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
 
 def _read_json(text: object) -> Any:
     """What a row holds; as it is, if somebody has written what is no JSON."""
+    if isinstance(text, bytes):
+        return {"base64": base64.b64encode(text).decode()}
     try:
         return None if text is None else json.loads(str(text))
     except (ValueError, RecursionError):
