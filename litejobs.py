@@ -31,9 +31,9 @@ States, each change one transaction:
                      └─ retrying ◀┘
 
 The file is read from top to bottom, and each section uses only those above it:
-Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Store (all SQL), Duties, Worker, Supervisor,
-LiteJobs (what users hold), Command line.
+Errors, Values, Policies, Schedules, Wire (JSON), Definitions, Execution (one
+attempt), Store (all SQL), Duties, Worker, Supervisor, LiteJobs (what users hold),
+Testing, Command line.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ __all__ = [
     "Pool",
     "Queue",
     "QueueSettings",
+    "RecordJobs",
+    "Recorder",
     "ResultError",
     "Retention",
     "Retry",
@@ -146,11 +148,13 @@ __all__ = [
     "ScheduleNotFoundError",
     "Snooze",
     "State",
+    "TurnedClock",
     "Unique",
     "WaitTimeoutError",
     "WorkerError",
     "define",
     "main",
+    "recording",
 ]
 
 logger = logging.getLogger("litejobs")
@@ -7037,6 +7041,8 @@ class LiteJobs:
     """Makes definitions of functions and attrs classes and registers them here."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    tested: bool = attrs.field(default=False, init=False)
+    """Whether a test has it in hand, with another file and clock than its own."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -7472,6 +7478,8 @@ class LiteJobs:
         )
 
     def _program(self) -> Program:
+        if self.tested:
+            raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         home = functools.partial(
             LiteJobs, self.store.file.path.absolute(), durability=self.durability
         )
@@ -8016,6 +8024,287 @@ class Pool:
         self.stop()
         if error[0] is None:
             self.wait()
+
+
+################################################################################
+# Testing
+#
+# For the tests of programs that use litejobs: a clock that is turned, and a way to
+# put a private file under a LiteJobs for the length of a test, to see what is
+# enqueued and to run it in this process. pytest finds its fixtures by itself.
+################################################################################
+
+NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
+TURNS = 1_000
+"""How often `drain_all` turns the clock before it calls it endless."""
+
+
+def _aware(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
+    return value
+
+
+@attrs.define(eq=False)
+class TurnedClock:
+    """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
+
+    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+
+    def __call__(self) -> int:
+        return to_micros(self.now)
+
+    def turn(self, time: Duration) -> None:
+        """Moves on by so many seconds or a timedelta; back, if it is negative."""
+        self.now += time if isinstance(time, timedelta) else timedelta(seconds=time)
+
+    def turn_to(self, moment: datetime) -> None:
+        """Moves to an aware datetime."""
+        self.now = moment
+
+
+Errors = Literal["raise", "keep"]
+
+
+@attrs.define(eq=False, repr=False)
+class Recorder:
+    """What a LiteJobs was asked to do while a test has it in hand. What is *enqueued* is
+    read from the file: whoever enqueued it, and as it is now."""
+
+    jobs: LiteJobs
+    clock: TurnedClock
+    failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
+    """Every attempt that failed while it was drained, with its job as it was then."""
+    _store: Store = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._store = self.jobs.store
+
+    @overload
+    def enqueued(
+        self, definition: Definition[..., R, Any], /, **fields: object
+    ) -> list[Job[R]]: ...
+    @overload
+    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
+
+    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        """The jobs, in the order in which they were enqueued: all of them, or those of a
+        *definition* (or of that name) whose payload has these *fields*. A field that was
+        left to its default has it.
+
+        Raises:
+            DefinitionError: there is no such definition.
+            OptionError: it has no such field.
+        """
+        self._check()
+        name = None if definition is None else self._named(definition, fields)
+        jobs = reversed(self.jobs.find(limit=2**31 - 1))
+        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
+
+    @overload
+    def assert_enqueued(
+        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
+    ) -> list[Job[R]]: ...
+    @overload
+    def assert_enqueued(
+        self, definition: type | str, /, *, times: int | None = ..., **fields: object
+    ) -> list[Job]: ...
+
+    def assert_enqueued(
+        self, definition: Any, /, *, times: int | None = None, **fields: object
+    ) -> list[Job]:
+        """Makes sure that such a job was enqueued, so many *times* or at least once;
+        gives the jobs. It is enough to give the fields that matter.
+
+        Raises:
+            AssertionError: it was not; all that was enqueued is listed.
+        """
+        __tracebackhide__ = True
+        found = self.enqueued(definition, **fields)
+        if len(found) == times or (times is None and found):
+            return found
+        wanted = "a job" if times is None else f"{times} times a job"
+        call = _call(self._named(definition, fields), fields)
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._told()}")
+
+    def assert_not_enqueued(
+        self, definition: AnyDefinition | type | str, /, **fields: object
+    ) -> None:
+        """Makes sure that no such job was enqueued.
+
+        Raises:
+            AssertionError: one was; all that was enqueued is listed.
+        """
+        __tracebackhide__ = True
+        if found := self.enqueued(definition, **fields):
+            call = _call(found[0].name, fields)
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
+
+    def drain(self, *, errors: Errors = "raise") -> int:
+        """Runs what is due now in this process, one job after the other, until nothing is
+        due any more; says how many attempts that took. With *errors* "keep", attempts may
+        fail: they are in `failures`.
+
+        Raises:
+            AssertionError: an attempt failed; with its traceback.
+        """
+        __tracebackhide__ = True
+        self._check()
+        if errors not in typing.get_args(Errors):
+            raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
+        known = {job.id: len(job.errors) for job in self.enqueued()}
+        attempts = self.jobs.drain()
+        # Frozen for workers, of which there are none: a test may define some more.
+        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
+        jobs = [(job, job.errors[known.get(job.id, 0) :]) for job in self.enqueued()]
+        new = [(job, failure) for job, failures in jobs for failure in failures]
+        self.failures += new
+        if new and errors == "raise":
+            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+        return attempts
+
+    def drain_all(self, *, errors: Errors = "raise") -> int:
+        """Like `drain`, and then turns the clock to when the next job is due, and so on
+        until none is left.
+
+        Raises:
+            AssertionError: an attempt failed, or there is no end to it.
+        """
+        __tracebackhide__ = True
+        attempts = 0
+        for _ in range(TURNS):
+            attempts += self.drain(errors=errors)
+            _, due = self.jobs.store.stage(self.clock())
+            if due is None:
+                return attempts
+            self.clock.turn_to(from_micros(due))
+        problem = f"there is no end to it, after {TURNS:,} turns of the clock to {self.clock.now}"
+        raise AssertionError(f"{problem}; {self._told()}")
+
+    def _check(self) -> None:
+        if self.jobs.store is not self._store:
+            raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
+
+    def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
+        """The name of a definition that has these fields."""
+        if isinstance(definition, str):
+            made = self.jobs.registry.named(definition)
+        elif (found := definition_of(definition)) is not None:
+            made = self.jobs.registry.named(found.name)
+        else:
+            raise DefinitionError(repr(definition), "no definition: give one, or its name")
+        known = _fields(made)
+        for field in fields:
+            if field not in known:
+                problem = f"{made.name} has no such field{did_you_mean(field, known)}"
+                raise OptionError(field, problem)
+        return made.name
+
+    def _arguments(self, job: Job[Any]) -> dict[str, Any]:
+        """A payload by name, as the handler gets it; nothing, if nobody can read it."""
+        if (definition := self.jobs.registry.get(job.name)) is None:
+            return {}
+        with contextlib.suppress(Unfit, PayloadError):
+            values = definition.body.shape.payload.decode(job.row.payload)
+            return {given: getattr(values, kept) for given, kept in _fields(definition).items()}
+        return {}
+
+    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
+        given = self._arguments(job) if fields else {}
+        return all(name in given and given[name] == value for name, value in fields.items())
+
+    def _told(self) -> str:
+        """All that was enqueued, in words."""
+        lines = []
+        for job in self.enqueued():
+            due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
+            lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
+        return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
+
+    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
+        job, failure = failed
+        call = _call(job.name, self._arguments(job))
+        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
+
+
+RecordJobs = Callable[[LiteJobs], Recorder]
+"""What pytest's fixture `record_jobs` is."""
+
+
+def _fields(definition: AnyDefinition) -> dict[str, str]:
+    """The names of its arguments, and of the attributes in which a payload object has them."""
+    kind: Any = definition.body.shape.make
+    return {field.alias: field.name for field in attrs.fields(kind)}
+
+
+def _call(name: str, fields: Mapping[str, object]) -> str:
+    return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+
+
+@contextlib.contextmanager
+def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
+    """Puts a private, empty file and a clock that stands still under *jobs*, and puts all
+    back at the end. What its definitions enqueue meanwhile is seen by the recorder, and
+    never reaches the program's own file."""
+    import tempfile  # Late: programs do not need it.
+
+    clock = TurnedClock() if clock is None else clock
+    names = ("path", "durability", "clock", "store", "registry", "tested")
+    before = [(jobs, name, getattr(jobs, name)) for name in names]
+    homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
+    with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
+        jobs.path, jobs.durability, jobs.clock, jobs.tested = (
+            Path(folder, "jobs.db"),
+            "fast",
+            clock,
+            True,
+        )
+        jobs.store = Store.at(jobs.path, jobs.durability, clock)
+        # It has the same definitions, also those to come; but may be frozen by itself.
+        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
+        for body, _, _ in homes:
+            body.home = jobs
+        try:
+            yield Recorder(jobs, clock)
+        finally:
+            jobs.close()
+            for owner, name, value in (*before, *homes):
+                setattr(owner, name, value)
+
+
+@functools.cache
+def _pytest_plugin() -> ModuleType:
+    import pytest
+
+    @pytest.fixture
+    def litejobs_clock() -> TurnedClock:
+        """The clock of what `record_jobs` has in hand: it stands still until it is turned."""
+        return TurnedClock()
+
+    @pytest.fixture
+    def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
+        """record_jobs(jobs) puts a private file under a LiteJobs until the test ends, and
+        gives its Recorder."""
+        with contextlib.ExitStack() as undo:
+            # The same recorder for the same LiteJobs, from wherever it is asked for.
+            yield functools.cache(lambda jobs: undo.enter_context(recording(jobs, litejobs_clock)))
+
+    plugin = ModuleType("litejobs_pytest", "The fixtures of litejobs.")
+    vars(plugin).update(litejobs_clock=litejobs_clock, record_jobs=record_jobs)
+    return plugin
+
+
+if typing.TYPE_CHECKING:
+    pytest_plugin: Any
+    """What pytest loads when litejobs is installed. Where the file was only copied, a
+    conftest.py takes the fixtures from it: `record_jobs = pytest_plugin.record_jobs`."""
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Nobody else imports pytest.
+        if name == "pytest_plugin":
+            return _pytest_plugin()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 ################################################################################
