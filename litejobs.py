@@ -5643,6 +5643,25 @@ class Store:
             ).fetchall()
         return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
 
+    def last_failed(self) -> int:
+        """The number of the failed attempt that was kept last; 0, if there is none."""
+        with self.file.reading() as connection:
+            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
+
+    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
+        """The failed attempts that were kept after that of this number, in that order,
+        each with the id of its job."""
+        with self.file.reading() as connection:
+            rows: list[Any] = connection.execute(
+                """
+                SELECT
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                FROM litejobs_attempt WHERE id > ? ORDER BY id
+                """,
+                (number,),
+            ).fetchall()
+        return [(job, Failure(*row[:6], *map(from_micros, row[6:]))) for job, *row in rows]
+
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
         end = f"""
@@ -8152,12 +8171,12 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(Errors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        known = {job.id: len(job.errors) for job in self.enqueued()}
+        last = self._store.last_failed()
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        jobs = [(job, job.errors[known.get(job.id, 0) :]) for job in self.enqueued()]
-        new = [(job, failure) for job, failures in jobs for failure in failures]
+        failed = self._store.failed_after(last)
+        new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
             raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))

@@ -387,6 +387,11 @@ class TestDrain:
         with pytest.raises(AssertionError, match="Fail: as planned"):
             recorder.drain()
         assert len(recorder.failures) == 2
+        app.delete(job.id)
+        broken.enqueue()
+        with pytest.raises(AssertionError, match="Fail: as planned"):
+            recorder.drain()
+        assert len(recorder.failures) == 3
 
     def test_takes_a_nap_for_no_failure(self, app: LiteJobs, recorder: Recorder) -> None:
         @app.define
