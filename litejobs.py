@@ -8411,6 +8411,8 @@ def _parser() -> argparse.ArgumentParser:
     command("queues", _queues, "list the queues that have settings")
     _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
     _add_schedule_commands(command)
+
+    _add_new_options(command("new", _new, "write a definition and a test of it", "NAME"))
     return parser
 
 
@@ -8427,6 +8429,7 @@ def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> N
 _TARGETS = {
     "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
     "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
+    "NAME": "the definition's name, such as reports:generate",
 }
 
 
@@ -8478,6 +8481,11 @@ def _moment(text: str) -> datetime:
     except ValueError:
         problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
         raise argparse.ArgumentTypeError(problem) from None
+
+
+def _add_new_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", help="the queue of its jobs")
+    parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -8761,6 +8769,98 @@ def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -
     changed = change(jobs.store, options.name)
     _print(options, {done: changed}, f"{changed} {done}")
     return 0 if changed else 1
+
+
+_DEFINITION = '''\
+"""Jobs named {name}."""
+
+from litejobs import define
+
+
+@define{options}
+def {function}(subject: str, copies: int = 1) -> str:
+    """Put the work here. Give it the parameters that it needs: anything with a type."""
+    return f"{{copies}} of {{subject}}"
+'''
+_TEST = '''\
+"""Tests of the jobs named {name}."""
+
+from litejobs import LiteJobs, recording
+
+from {function} import {function}
+
+
+def test_{function}_does_its_work() -> None:
+    assert {function}("a subject") == "1 of a subject"
+
+
+def test_{function}_does_it_as_a_job() -> None:
+    jobs = LiteJobs("jobs.db")
+    jobs.register({function})
+    # In a file of its own, and by a clock that stands still until it is turned.
+    with recording(jobs) as recorder:
+        {function}.using(delay=60).enqueue("a subject", copies=2)
+        [job] = recorder.assert_enqueued({function}, copies=2)
+        assert recorder.drain() == 0
+        recorder.clock.turn(60)
+        assert recorder.drain() == 1
+        assert job.result() == "2 of a subject"
+'''
+_NEXT = """\
+wrote {path} and {test}
+Put the work into {function}(). Where your LiteJobs is, add:
+    from {function} import {function}
+    jobs.register({function})
+Try it: {python} -m pytest {test}"""
+
+
+def _new(options: argparse.Namespace) -> int:
+    name, folder = options.target, Path(options.dir)
+    function = _function_name(name)
+    chosen = {} if name == function else {"name": name}
+    if options.queue is not None:
+        chosen["queue"] = check_name(options.queue, "--queue")
+    # What is printable looks the same in JSON and in Python.
+    given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
+    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    texts = {
+        "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
+        "path": path, "test": test, "python": Path(sys.executable).name,
+    }  # fmt: skip
+    _write_new({path: _DEFINITION.format(**texts), test: _TEST.format(**texts)})
+    print(_printable(_NEXT.format(**texts), also="\n"))
+    return 0
+
+
+def _function_name(name: str) -> str:
+    """The name that a definition's function and module can have."""
+    import keyword
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
+        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
+        raise OptionError("NAME", problem)
+    function = re.sub("[:.-]", "_", name)
+    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
+        raise OptionError("NAME", f"{function!r} means something else already: add a word")
+    return function
+
+
+def _write_new(texts: Mapping[Path, str]) -> None:
+    """Writes all of these files, or none if one is there already."""
+    written: list[Path] = []
+    try:
+        for path, text in texts.items():
+            with path.open("x", encoding="utf-8") as file:
+                written.append(path)
+                file.write(text)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        if not isinstance(error, FileExistsError | FileNotFoundError | NotADirectoryError):
+            raise
+        there = isinstance(error, FileExistsError)
+        problem = "is there already, and stays as it is" if there else "there is no such folder"
+        raise OptionError(str(error.filename), problem) from None
 
 
 def _plain(job: Job[Any]) -> dict[str, Any]:
