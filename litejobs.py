@@ -8094,10 +8094,10 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _store: Store = attrs.field(init=False)
+    _file: File = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._store = self.jobs.store
+        self._file = self.jobs.store.file
 
     @overload
     def enqueued(
@@ -8171,11 +8171,11 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(Errors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        last = self._store.last_failed()
+        last = self.jobs.store.last_failed()
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        failed = self._store.failed_after(last)
+        failed = self.jobs.store.failed_after(last)
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
@@ -8201,7 +8201,7 @@ class Recorder:
         raise AssertionError(f"{problem}; {self._told()}")
 
     def _check(self) -> None:
-        if self.jobs.store is not self._store:
+        if self.jobs.store.file is not self._file:
             raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
 
     def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
@@ -8212,7 +8212,8 @@ class Recorder:
             made = self.jobs.registry.named(found.name)
         else:
             raise DefinitionError(repr(definition), "no definition: give one, or its name")
-        known = _fields(made)
+        kind: Any = made.body.shape.make
+        known = [field.alias for field in attrs.fields(kind)]
         for field in fields:
             if field not in known:
                 problem = f"{made.name} has no such field{did_you_mean(field, known)}"
@@ -8224,8 +8225,7 @@ class Recorder:
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
-            values = definition.body.shape.payload.decode(job.row.payload)
-            return {given: getattr(values, kept) for given, kept in _fields(definition).items()}
+            return _fields(definition.body.shape.payload.decode(job.row.payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
@@ -8250,14 +8250,12 @@ RecordJobs = Callable[[LiteJobs], Recorder]
 """What pytest's fixture `record_jobs` is."""
 
 
-def _fields(definition: AnyDefinition) -> dict[str, str]:
-    """The names of its arguments, and of the attributes in which a payload object has them."""
-    kind: Any = definition.body.shape.make
-    return {field.alias: field.name for field in attrs.fields(kind)}
-
-
 def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+
+
+_BORROWED = ("path", "durability", "clock", "registry", "tested")
+_IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
 @contextlib.contextmanager
@@ -8268,19 +8266,19 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     import tempfile  # Late: programs do not need it.
 
     clock = TurnedClock() if clock is None else clock
-    names = ("path", "durability", "clock", "store", "registry", "tested")
-    before = [(jobs, name, getattr(jobs, name)) for name in names]
+    before: list[tuple[Any, str, Any]]
+    before = [(jobs, name, getattr(jobs, name)) for name in _BORROWED]
+    # Not another store: queues and others may hold on to this one.
+    before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
-        jobs.path, jobs.durability, jobs.clock, jobs.tested = (
-            Path(folder, "jobs.db"),
-            "fast",
-            clock,
-            True,
-        )
-        jobs.store = Store.at(jobs.path, jobs.durability, clock)
+        jobs.path, jobs.durability, jobs.clock = Path(folder, "jobs.db"), "fast", clock
+        jobs.tested = True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
+        fresh = Store.at(jobs.path, jobs.durability, clock)
+        for name in _IN_STORE:
+            setattr(jobs.store, name, getattr(fresh, name))
         for body, _, _ in homes:
             body.home = jobs
         try:

@@ -22,6 +22,7 @@ from litejobs import (
     LiteJobs,
     OptionError,
     PayloadError,
+    Unique,
     define,
 )
 
@@ -225,6 +226,29 @@ if __name__ == "__main__":
 """
         )
         assert programs.run("program.py") == (0, "True\n", "")
+
+
+class TestUniqueJobs:
+    def test_are_told_by_their_bytes(self, jobs: LiteJobs, say: Say) -> None:
+        once = say.using(unique=Unique())
+        assert [once.enqueue(text).duplicate for text in ("a", "b", "a")] == [False, False, True]
+
+    def test_may_have_a_key_that_is_made_of_the_arguments(self, jobs: LiteJobs, say: Say) -> None:
+        by_text = say.using(unique=Unique(key=lambda text, **_: text))
+        assert [by_text.enqueue("a", n).duplicate for n in (1, 2)] == [False, True]
+
+    def test_merge_their_arguments(self, jobs: LiteJobs, say: Say) -> None:
+        def add(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+            return {**new, "times": old["times"] + new["times"]}
+
+        summed = say.using(unique=Unique(key="one", on_conflict=add))
+        first = summed.enqueue("a", 2)
+        assert summed.enqueue("b", 3).id == first.id
+        assert stretch(jobs.get(first.id).payload) == {"text": "b", "times": 5, "loud": False}
+
+    def test_have_no_fields_that_anybody_could_look_into(self, say: Say) -> None:
+        with pytest.raises(OptionError, match="an encoding of its own: give a key=, not fields="):
+            say.using(unique=Unique(fields=("text",))).enqueue("a")
 
 
 class TestJson:

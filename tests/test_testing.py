@@ -79,6 +79,11 @@ def recorder(app: LiteJobs, send: Send) -> Iterator[Recorder]:
         yield recorder
 
 
+def everything(app: LiteJobs) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that a LiteJobs has, and its store, as it is now."""
+    return attrs.asdict(app, recurse=False), attrs.asdict(app.store, recurse=False)
+
+
 class TestTurnedClock:
     def test_stands_still_until_it_is_turned(self) -> None:
         clock = TurnedClock()
@@ -115,19 +120,19 @@ class TestRecording:
         assert list(app.path.parent.iterdir()) == []
 
     def test_puts_everything_back(self, app: LiteJobs, send: Send) -> None:
-        before = attrs.asdict(app, recurse=False)
         real = send.enqueue("real")
+        before = everything(app)
         with recording(app) as recorder:
             assert recorder.enqueued() == []
             assert app.get(send.enqueue("test").id).payload == {"to": "test"}
             private = app.path
             recorder.drain()
-        assert attrs.asdict(app, recurse=False) == before
+        assert everything(app) == before
         assert not private.parent.exists()
         assert [job.payload for job in app.find()] == [real.payload]
 
     def test_puts_everything_back_after_an_error(self, app: LiteJobs, send: Send) -> None:
-        before = attrs.asdict(app, recurse=False)
+        before = everything(app)
 
         def fails() -> None:
             with recording(app):
@@ -136,8 +141,20 @@ class TestRecording:
 
         with pytest.raises(ValueError, match="no luck"):
             fails()
-        assert attrs.asdict(app, recurse=False) == before
+        assert everything(app) == before
         assert app.count() == 0
+
+    def test_reaches_queues_that_the_program_holds(self, app: LiteJobs, send: Send) -> None:
+        mails = app.queue("mails")
+        with recording(app) as recorder:
+            mails.pause()
+            send.enqueue("ann")
+            assert recorder.drain() == 0
+            mails.resume()
+            assert recorder.drain() == 1
+            mails.pause()
+        send.enqueue("real")
+        assert app.drain() == 1, "what the test has paused is not"
 
     def test_sees_what_was_registered_with_another_queue_last(
         self, app: LiteJobs, tmp_path: Path
