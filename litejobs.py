@@ -33,7 +33,7 @@ States, each change one transaction:
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Store (all SQL), Duties, Worker, Supervisor,
-LiteJobs (what users hold), Command line.
+LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ __all__ = [
     "Pool",
     "Queue",
     "QueueSettings",
+    "RecordJobs",
+    "Recorder",
     "ResultError",
     "Retention",
     "Retry",
@@ -149,11 +151,13 @@ __all__ = [
     "ScheduleNotFoundError",
     "Snooze",
     "State",
+    "TurnedClock",
     "Unique",
     "WaitTimeoutError",
     "WorkerError",
     "define",
     "main",
+    "recording",
 ]
 
 logger = logging.getLogger("litejobs")
@@ -420,7 +424,8 @@ class Row(NamedTuple):
     node: str
     priority: int
     state: State
-    payload: str
+    payload: str | bytes
+    """JSON text; bytes, if the definition has an encoding of its own."""
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -452,7 +457,7 @@ class Claimed(NamedTuple):
     max_attempts: int | None
     timeout: int | None
     backoff: str | None
-    payload: str
+    payload: str | bytes
     run_at: int
     enqueued_at: int
     headers: str | None = None
@@ -663,8 +668,10 @@ class Job(Generic[R]):
 
     @property
     def payload(self) -> Any:
-        """The payload as plain JSON values."""
-        return json.loads(self.row.payload)
+        """The payload as plain JSON values; bytes, if its definition has an encoding of
+        its own."""
+        payload = self.row.payload
+        return payload if isinstance(payload, bytes) else json.loads(payload)
 
     @property
     def key(self) -> str | None:
@@ -1579,7 +1586,7 @@ class Codec(Generic[T]):
                 error = better
         return Unfit(_problems(error))
 
-    def decode(self, text: str) -> T:
+    def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for.
 
         Raises:
@@ -1589,6 +1596,9 @@ class Codec(Generic[T]):
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
+            if isinstance(text, bytes):
+                problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
+                raise Unfit((problem,)) from None
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
@@ -1627,7 +1637,7 @@ _CHUNKS = _chunks_in_c()
 _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-def _from_json(text: str) -> Any:
+def _from_json(text: str | bytes) -> Any:
     # Without a look for white space around it, which is not in what we write.
     try:
         raw, end = _SCAN(text, 0)
@@ -2066,7 +2076,7 @@ C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
-"""Bytes of JSON that a payload or a result may have."""
+"""Bytes that a payload or a result may have."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2292,10 +2302,86 @@ class Home(Protocol):
 
 
 @attrs.frozen(eq=False, repr=False)
+class Encoding:
+    """A definition's own form of its payloads: bytes, which nobody else looks into."""
+
+    encode: Callable[[Any], bytes]
+    """Of the instance of a class; of a function's arguments by name, defaults included."""
+    decode: Callable[[bytes], Any]
+
+
+def _checked_encoding(encode: object, decode: object) -> Encoding | None:
+    for option, given, other in (("encode", encode, decode), ("decode", decode, encode)):
+        if given is None and other is not None:
+            raise OptionError(option, "missing: what one of encode and decode writes, both read")
+        if given is not None and not callable(given):
+            raise OptionError(option, f"expected a function, got {given!r}")
+    return Encoding(encode, decode) if callable(encode) and callable(decode) else None
+
+
+@attrs.frozen(eq=False, repr=False)
+class OwnCodec:
+    """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
+    the same: from the command line, and from before the definition had an encoding."""
+
+    name: str
+    encoding: Encoding
+    json: Codec[Any]
+    by_name: bool
+    """Whether the encoding takes and gives arguments by name, and not an instance."""
+
+    def encode(self, value: Any) -> bytes:
+        """The bytes that the encoding makes of a payload object.
+
+        Raises:
+            PayloadError: it fails, or gives something else.
+        """
+        try:
+            made = self.encoding.encode(_fields(value) if self.by_name else value)
+        except Exception as error:
+            raise self._unfit(f"encode raised {_raised(error)}") from error
+        if type(made) is not bytes:
+            raise self._unfit(f"encode gave {_shown(made)}, which is not bytes")
+        return made
+
+    def decode(self, stored: str | bytes) -> Any:
+        """The payload object that bytes, or JSON text, stand for.
+
+        Raises:
+            PayloadError: decode fails, or gives what the definition does not take.
+            Unfit: it is JSON text that does not fit.
+        """
+        if isinstance(stored, str):
+            return self.json.decode(stored)
+        try:
+            made = self.encoding.decode(stored)
+        except Exception as error:
+            raise self._unfit(f"decode raised {_raised(error)}") from error
+        if type(made) is not (dict if self.by_name else self.json.kind):
+            expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
+            raise self._unfit(f"decode gave {_shown(made)}, not {expected}")
+        return self._made_of(made) if self.by_name else made
+
+    def _made_of(self, arguments: dict[str, Any]) -> Any:
+        try:
+            return self.json.kind(**arguments)
+        except TypeError as error:
+            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
+
+    def _unfit(self, problem: str) -> PayloadError:
+        return PayloadError(self.name, (problem,))
+
+
+def _raised(error: Exception) -> str:
+    # Only one line of it: the whole is in the traceback.
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+@attrs.frozen(eq=False, repr=False)
 class Shape:
     """How a payload becomes a call, and a return value a result."""
 
-    payload: Codec[Any]
+    payload: Codec[Any] | OwnCodec
     result: Codec[Any] | None
     """`None` where the code says that it returns nothing."""
     make: Callable[..., Any]
@@ -2315,6 +2401,7 @@ class Body:
     backoff: Backoff = DEFAULT_BACKOFF
     """The definition's own: the only function that a job can have, since rows keep none."""
     home: Home | None = None
+    encoding: Encoding | None = None
 
     @functools.cached_property
     def shape(self) -> Shape:
@@ -2327,8 +2414,11 @@ class Body:
             shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in filter(None, (shape.payload, shape.result)):
-            if problem := unencodable(codec.kind):
+        if self.encoding is not None and isinstance(shape.payload, Codec):
+            own = OwnCodec(self.name, self.encoding, shape.payload, not self.is_class)
+            shape = attrs.evolve(shape, payload=own)
+        for codec in (shape.payload, shape.result):
+            if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
         return shape
 
@@ -2412,7 +2502,7 @@ class Bound(Generic[R]):
 
     body: Body
     options: Options
-    payload: str
+    payload: str | bytes
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2486,8 +2576,10 @@ def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
     return Bound(body, options, text)
 
 
-def _too_large(text: str) -> str | None:
-    size = len(text) if len(text) < PAYLOAD_LIMIT // 4 else len(text.encode())
+def _too_large(text: str | bytes) -> str | None:
+    size = len(text)
+    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
+        size = len(text.encode())
     if size <= PAYLOAD_LIMIT:
         return None
     return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
@@ -2544,9 +2636,15 @@ def unique_key(bound: Bound[Any]) -> str | None:
 
 def _content(bound: Bound[Any], unique: Unique) -> str:
     """The payload, or some of its fields, as the same text for the same values."""
+    codec = bound.body.shape.payload
+    if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
+        if unique.fields is not None:
+            problem = f"{bound.body.name!r} has an encoding of its own: give a key=, not fields="
+            raise OptionError("unique", problem)
+        return repr(bound.payload)
     raw = _from_json(bound.payload)
     if unique.fields is not None:
-        known = [field.alias for field in attrs.fields(bound.body.shape.payload.kind)]
+        known = [field.alias for field in attrs.fields(codec.kind)]
         for field in unique.fields:
             if field not in known:
                 problem = f"{bound.body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2582,7 +2680,7 @@ def _fields(payload: Any) -> dict[str, Any]:
     return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
 
 
-def merged(bound: Bound[Any], merge: Merge, waiting: str) -> str:
+def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
     """The payload that a function makes of a *waiting* job's and a new one's.
 
     Raises:
@@ -2724,6 +2822,7 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
+    _encoding: Encoding | None = None
 
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
@@ -2742,26 +2841,47 @@ class Define:
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(self, /, *, name: str | None = None, **choices: Unpack[Choices]) -> Define: ...
+    def __call__(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+        **choices: Unpack[Choices],
+    ) -> Define: ...
 
-    def __call__(self, code: Any = None, /, *, name: str | None = None, **choices: Any) -> Any:
+    def __call__(
+        self,
+        code: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+        **choices: Any,
+    ) -> Any:
         """Gives code a name and options, and registers it.
 
         A function becomes a `Definition`. An attrs class with `run()` stays what it
-        is, and its instances can be enqueued.
+        is, and its instances can be enqueued. With *encode* and *decode* payloads are
+        bytes instead of JSON: of an instance, or of a dict of arguments by name.
 
         Raises:
             DefinitionError: the code cannot be a definition, or its name is taken.
             OptionError: an option is unknown, or its value cannot be used.
         """
-        if code is None or name is not None or choices:
+        encoding = _checked_encoding(encode, decode)
+        if code is None or name is not None or choices or encoding is not None:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
                 options=self._options.changed(typing.cast(Choices, choices)),
+                encoding=encoding or self._encoding,
             )
             return made if code is None else made(code)
         body = _body(code, self._name, self._options.backoff)
+        body.encoding = self._encoding
         definition: AnyDefinition = Definition(body, self._options)
         self._add(definition)
         if not body.is_class:
@@ -3459,7 +3579,7 @@ class Batch(NamedTuple):
     state: State
     run_at: int
     enqueued_at: int
-    payloads: tuple[str, ...]
+    payloads: tuple[str | bytes, ...]
     extra: Extra | None = None
     open: frozenset[str] = frozenset()
     """Columns that nobody has chosen, for the queue's defaults."""
@@ -3478,7 +3598,7 @@ class Extra(NamedTuple):
     expires_at: int | None = None
     schedule: str | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
-    merge: Callable[[str], str] = lambda payload: payload
+    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """From the payload of the job that waits to the one that it gets."""
 
 
@@ -5363,7 +5483,7 @@ class Store:
             self._replace(connection, id, batch, extra)
         return id, True
 
-    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str] | None:
+    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str | bytes] | None:
         """Id and payload of the job that holds a unique key."""
         if key is None:
             return None
@@ -6239,6 +6359,25 @@ class Store:
             ).fetchall()
         return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
 
+    def last_failed(self) -> int:
+        """The number of the failed attempt that was kept last; 0, if there is none."""
+        with self.file.reading() as connection:
+            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
+
+    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
+        """The failed attempts that were kept after that of this number, in that order,
+        each with the id of its job."""
+        with self.file.reading() as connection:
+            rows: list[Any] = connection.execute(
+                """
+                SELECT
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                FROM litejobs_attempt WHERE id > ? ORDER BY id
+                """,
+                (number,),
+            ).fetchall()
+        return [(job, Failure(*row[:6], *map(from_micros, row[6:]))) for job, *row in rows]
+
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
         end = f"""
@@ -6403,7 +6542,7 @@ def _carray(ids: Iterable[int]) -> Any:
     return apsw.carray(array.array("q", ids))
 
 
-Rework = Callable[[str, object], str]
+Rework = Callable[[str, object], str | bytes]
 """Makes a new payload, from a definition's name and the old one."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits for nothing but its time and its turn."""
@@ -7723,6 +7862,8 @@ class LiteJobs:
     """Makes definitions of functions and attrs classes and registers them here."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    tested: bool = attrs.field(default=False, init=False)
+    """Whether a test has it in hand, with another file and clock than its own."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -8195,7 +8336,7 @@ class LiteJobs:
         except (Unfit, TypeError, ValueError) as error:
             raise OptionError("payload", f"expected fields with JSON values: {error}") from None
 
-        def rework(name: str, payload: object) -> str:
+        def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is no JSON object, so that no field can change",))
@@ -8281,6 +8422,8 @@ class LiteJobs:
         )
 
     def _program(self) -> Program:
+        if self.tested:
+            raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         home = functools.partial(
             LiteJobs, self.store.file.path.absolute(), durability=self.durability
         )
@@ -8780,7 +8923,7 @@ def _the_first(ready: Ready) -> list[int]:
     return [id for id, _ in itertools.islice(ready, 1)]
 
 
-def _make_batch(body: Body, options: Options, payloads: tuple[str, ...], now: int) -> Batch:
+def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
     return Batch._make(
@@ -8812,7 +8955,7 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     return batch._replace(extra=extra, state="blocked" if blocked else batch.state)
 
 
-def _row_of(id: int, batch: Batch, payload: str) -> Row:
+def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
     queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
     return Row(
         id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
@@ -8856,6 +8999,8 @@ class Enqueued(Sequence[Job[Any]]):
 
 def _read_json(text: object) -> Any:
     """What a row holds; as it is, if somebody has written what is no JSON."""
+    if isinstance(text, bytes):
+        return {"base64": base64.b64encode(text).decode()}
     try:
         return None if text is None else json.loads(str(text))
     except (ValueError, RecursionError):
@@ -8935,6 +9080,285 @@ class Pool:
 
 
 ################################################################################
+# Testing
+#
+# For the tests of programs that use litejobs: a clock that is turned, and a way to
+# put a private file under a LiteJobs for the length of a test, to see what is
+# enqueued and to run it in this process. pytest finds its fixtures by itself.
+################################################################################
+
+NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
+TURNS = 1_000
+"""How often `drain_all` turns the clock before it calls it endless."""
+
+
+def _aware(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
+    return value
+
+
+@attrs.define(eq=False)
+class TurnedClock:
+    """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
+
+    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+
+    def __call__(self) -> int:
+        return to_micros(self.now)
+
+    def turn(self, time: Duration) -> None:
+        """Moves on by so many seconds or a timedelta; back, if it is negative."""
+        self.now += time if isinstance(time, timedelta) else timedelta(seconds=time)
+
+    def turn_to(self, moment: datetime) -> None:
+        """Moves to an aware datetime."""
+        self.now = moment
+
+
+Errors = Literal["raise", "keep"]
+
+
+@attrs.define(eq=False, repr=False)
+class Recorder:
+    """What a LiteJobs was asked to do while a test has it in hand. What is *enqueued* is
+    read from the file: whoever enqueued it, and as it is now."""
+
+    jobs: LiteJobs
+    clock: TurnedClock
+    failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
+    """Every attempt that failed while it was drained, with its job as it was then."""
+    _file: File = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = self.jobs.store.file
+
+    @overload
+    def enqueued(
+        self, definition: Definition[..., R, Any], /, **fields: object
+    ) -> list[Job[R]]: ...
+    @overload
+    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
+
+    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        """The jobs, in the order in which they were enqueued: all of them, or those of a
+        *definition* (or of that name) whose payload has these *fields*. A field that was
+        left to its default has it.
+
+        Raises:
+            DefinitionError: there is no such definition.
+            OptionError: it has no such field.
+        """
+        self._check()
+        name = None if definition is None else self._named(definition, fields)
+        jobs = reversed(self.jobs.find(limit=2**31 - 1))
+        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
+
+    @overload
+    def assert_enqueued(
+        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
+    ) -> list[Job[R]]: ...
+    @overload
+    def assert_enqueued(
+        self, definition: type | str, /, *, times: int | None = ..., **fields: object
+    ) -> list[Job]: ...
+
+    def assert_enqueued(
+        self, definition: Any, /, *, times: int | None = None, **fields: object
+    ) -> list[Job]:
+        """Makes sure that such a job was enqueued, so many *times* or at least once;
+        gives the jobs. It is enough to give the fields that matter.
+
+        Raises:
+            AssertionError: it was not; all that was enqueued is listed.
+        """
+        __tracebackhide__ = True
+        found = self.enqueued(definition, **fields)
+        if len(found) == times or (times is None and found):
+            return found
+        wanted = "a job" if times is None else f"{times} times a job"
+        call = _call(self._named(definition, fields), fields)
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._told()}")
+
+    def assert_not_enqueued(
+        self, definition: AnyDefinition | type | str, /, **fields: object
+    ) -> None:
+        """Makes sure that no such job was enqueued.
+
+        Raises:
+            AssertionError: one was; all that was enqueued is listed.
+        """
+        __tracebackhide__ = True
+        if found := self.enqueued(definition, **fields):
+            call = _call(found[0].name, fields)
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
+
+    def drain(self, *, errors: Errors = "raise") -> int:
+        """Runs what is due now in this process, one job after the other, until nothing is
+        due any more; says how many attempts that took. With *errors* "keep", attempts may
+        fail: they are in `failures`.
+
+        Raises:
+            AssertionError: an attempt failed; with its traceback.
+        """
+        __tracebackhide__ = True
+        self._check()
+        if errors not in typing.get_args(Errors):
+            raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
+        last = self.jobs.store.last_failed()
+        attempts = self.jobs.drain()
+        # Frozen for workers, of which there are none: a test may define some more.
+        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
+        failed = self.jobs.store.failed_after(last)
+        new = [(self.jobs.get(id), failure) for id, failure in failed]
+        self.failures += new
+        if new and errors == "raise":
+            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+        return attempts
+
+    def drain_all(self, *, errors: Errors = "raise") -> int:
+        """Like `drain`, and then turns the clock to when the next job is due, and so on
+        until none is left.
+
+        Raises:
+            AssertionError: an attempt failed, or there is no end to it.
+        """
+        __tracebackhide__ = True
+        attempts = 0
+        for _ in range(TURNS):
+            attempts += self.drain(errors=errors)
+            _, due = self.jobs.store.stage(self.clock())
+            if due is None:
+                return attempts
+            self.clock.turn_to(from_micros(due))
+        problem = f"there is no end to it, after {TURNS:,} turns of the clock to {self.clock.now}"
+        raise AssertionError(f"{problem}; {self._told()}")
+
+    def _check(self) -> None:
+        if self.jobs.store.file is not self._file:
+            raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
+
+    def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
+        """The name of a definition that has these fields."""
+        if isinstance(definition, str):
+            made = self.jobs.registry.named(definition)
+        elif (found := definition_of(definition)) is not None:
+            made = self.jobs.registry.named(found.name)
+        else:
+            raise DefinitionError(repr(definition), "no definition: give one, or its name")
+        kind: Any = made.body.shape.make
+        known = [field.alias for field in attrs.fields(kind)]
+        for field in fields:
+            if field not in known:
+                problem = f"{made.name} has no such field{did_you_mean(field, known)}"
+                raise OptionError(field, problem)
+        return made.name
+
+    def _arguments(self, job: Job[Any]) -> dict[str, Any]:
+        """A payload by name, as the handler gets it; nothing, if nobody can read it."""
+        if (definition := self.jobs.registry.get(job.name)) is None:
+            return {}
+        with contextlib.suppress(Unfit, PayloadError):
+            return _fields(definition.body.shape.payload.decode(job.row.payload))
+        return {}
+
+    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
+        given = self._arguments(job) if fields else {}
+        return all(name in given and given[name] == value for name, value in fields.items())
+
+    def _told(self) -> str:
+        """All that was enqueued, in words."""
+        lines = []
+        for job in self.enqueued():
+            due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
+            lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
+        return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
+
+    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
+        job, failure = failed
+        call = _call(job.name, self._arguments(job))
+        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
+
+
+RecordJobs = Callable[[LiteJobs], Recorder]
+"""What pytest's fixture `record_jobs` is."""
+
+
+def _call(name: str, fields: Mapping[str, object]) -> str:
+    return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+
+
+_BORROWED = ("path", "durability", "clock", "registry", "tested")
+_IN_STORE = tuple(field.name for field in attrs.fields(Store))
+
+
+@contextlib.contextmanager
+def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
+    """Puts a private, empty file and a clock that stands still under *jobs*, and puts all
+    back at the end. What its definitions enqueue meanwhile is seen by the recorder, and
+    never reaches the program's own file."""
+    import tempfile  # Late: programs do not need it.
+
+    clock = TurnedClock() if clock is None else clock
+    before: list[tuple[Any, str, Any]]
+    before = [(jobs, name, getattr(jobs, name)) for name in _BORROWED]
+    # Not another store: queues and others may hold on to this one.
+    before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
+    homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
+    with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
+        jobs.path, jobs.durability, jobs.clock = Path(folder, "jobs.db"), "fast", clock
+        jobs.tested = True
+        # It has the same definitions, also those to come; but may be frozen by itself.
+        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
+        fresh = Store.at(jobs.path, jobs.durability, clock)
+        for name in _IN_STORE:
+            setattr(jobs.store, name, getattr(fresh, name))
+        for body, _, _ in homes:
+            body.home = jobs
+        try:
+            yield Recorder(jobs, clock)
+        finally:
+            jobs.close()
+            for owner, name, value in (*before, *homes):
+                setattr(owner, name, value)
+
+
+@functools.cache
+def _pytest_plugin() -> ModuleType:
+    import pytest
+
+    @pytest.fixture
+    def litejobs_clock() -> TurnedClock:
+        """The clock of what `record_jobs` has in hand: it stands still until it is turned."""
+        return TurnedClock()
+
+    @pytest.fixture
+    def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
+        """record_jobs(jobs) puts a private file under a LiteJobs until the test ends, and
+        gives its Recorder."""
+        with contextlib.ExitStack() as undo:
+            # The same recorder for the same LiteJobs, from wherever it is asked for.
+            yield functools.cache(lambda jobs: undo.enter_context(recording(jobs, litejobs_clock)))
+
+    plugin = ModuleType("litejobs_pytest", "The fixtures of litejobs.")
+    vars(plugin).update(litejobs_clock=litejobs_clock, record_jobs=record_jobs)
+    return plugin
+
+
+if typing.TYPE_CHECKING:
+    pytest_plugin: Any
+    """What pytest loads when litejobs is installed. Where the file was only copied, a
+    conftest.py takes the fixtures from it: `record_jobs = pytest_plugin.record_jobs`."""
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Nobody else imports pytest.
+        if name == "pytest_plugin":
+            return _pytest_plugin()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+################################################################################
 # Command line
 #
 # On a program (`module:attribute` or `file.py:attribute`) where code is needed, on
@@ -9001,6 +9425,15 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     _add_run_options(command("run", _run, "run jobs until stopped", "PROGRAM"))
+    _add_job_commands(command)
+    _add_queue_commands(command)
+    _add_schedule_commands(command)
+    _add_file_commands(command)
+    _add_new_options(command("new", _new, "write a definition and a test of it", "NAME"))
+    return parser
+
+
+def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_job_options(command("enqueue", _enqueue, "put a job into the file"))
     listing = command("list", _list, "list jobs, the newest first")
     _add_filters(listing)
@@ -9009,19 +9442,23 @@ def _parser() -> argparse.ArgumentParser:
     command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
     command("why", _why, "say why a job is not running").add_argument("id", type=int)
     _add_bulk_commands(command)
+
+
+def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
     command("nodes", _nodes_at_work, "list the nodes")
+    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
+
+
+def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     command("backup", _backup, "copy the file while jobs run").add_argument(
         "path", help="the copy: nothing may be there yet"
     )
     command("compact", _compact, "give free space in the file back")
     doctor = command("doctor", _doctor, "say what is wrong, with advice")
     doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
-    _add_schedule_commands(command)
-    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
-    return parser
 
 
 def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -9037,6 +9474,7 @@ def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> N
 _TARGETS = {
     "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
     "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
+    "NAME": "the definition's name, such as reports:generate",
 }
 
 
@@ -9110,6 +9548,11 @@ def _moment(text: str) -> datetime:
     except ValueError:
         problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
         raise argparse.ArgumentTypeError(problem) from None
+
+
+def _add_new_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", help="the queue of its jobs")
+    parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -9287,6 +9730,8 @@ def _show(options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
     plain = _plain(job)
+    if isinstance(job.row.payload, bytes):
+        plain["payload"] = f"<{len(job.row.payload)} bytes>"
     lines = [
         f"{key + ':':14}{value if isinstance(value, str) else json.dumps(value)}"
         for key, value in plain.items()
@@ -9300,7 +9745,7 @@ def _show(options: argparse.Namespace) -> int:
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
         for failure in errors
     ]
-    _print(options, {**plain, "errors": history}, "\n".join(lines))
+    _print(options, {**_plain(job), "errors": history}, "\n".join(lines))
     return 0
 
 
@@ -9536,6 +9981,98 @@ def _cell(value: datetime | timedelta | int | None) -> str:
         if micros >= length:
             return f"{micros / length:.3g} {unit}"
     return f"{micros} µs"
+
+
+_DEFINITION = '''\
+"""Jobs named {name}."""
+
+from litejobs import define
+
+
+@define{options}
+def {function}(subject: str, copies: int = 1) -> str:
+    """Put the work here. Give it the parameters that it needs: anything with a type."""
+    return f"{{copies}} of {{subject}}"
+'''
+_TEST = '''\
+"""Tests of the jobs named {name}."""
+
+from litejobs import LiteJobs, recording
+
+from {function} import {function}
+
+
+def test_{function}_does_its_work() -> None:
+    assert {function}("a subject") == "1 of a subject"
+
+
+def test_{function}_does_it_as_a_job() -> None:
+    jobs = LiteJobs("jobs.db")
+    jobs.register({function})
+    # In a file of its own, and by a clock that stands still until it is turned.
+    with recording(jobs) as recorder:
+        {function}.using(delay=60).enqueue("a subject", copies=2)
+        [job] = recorder.assert_enqueued({function}, copies=2)
+        assert recorder.drain() == 0
+        recorder.clock.turn(60)
+        assert recorder.drain() == 1
+        assert job.result() == "2 of a subject"
+'''
+_NEXT = """\
+wrote {path} and {test}
+Put the work into {function}(). Where your LiteJobs is, add:
+    from {function} import {function}
+    jobs.register({function})
+Try it: {python} -m pytest {test}"""
+
+
+def _new(options: argparse.Namespace) -> int:
+    name, folder = options.target, Path(options.dir)
+    function = _function_name(name)
+    chosen = {} if name == function else {"name": name}
+    if options.queue is not None:
+        chosen["queue"] = check_name(options.queue, "--queue")
+    # What is printable looks the same in JSON and in Python.
+    given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
+    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    texts = {
+        "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
+        "path": path, "test": test, "python": Path(sys.executable).name,
+    }  # fmt: skip
+    _write_new({path: _DEFINITION.format(**texts), test: _TEST.format(**texts)})
+    print(_printable(_NEXT.format(**texts), also="\n"))
+    return 0
+
+
+def _function_name(name: str) -> str:
+    """The name that a definition's function and module can have."""
+    import keyword
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
+        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
+        raise OptionError("NAME", problem)
+    function = re.sub("[:.-]", "_", name)
+    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
+        raise OptionError("NAME", f"{function!r} means something else already: add a word")
+    return function
+
+
+def _write_new(texts: Mapping[Path, str]) -> None:
+    """Writes all of these files, or none if one is there already."""
+    written: list[Path] = []
+    try:
+        for path, text in texts.items():
+            with path.open("x", encoding="utf-8") as file:
+                written.append(path)
+                file.write(text)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        if not isinstance(error, FileExistsError | FileNotFoundError | NotADirectoryError):
+            raise
+        there = isinstance(error, FileExistsError)
+        problem = "is there already, and stays as it is" if there else "there is no such folder"
+        raise OptionError(str(error.filename), problem) from None
 
 
 def _plain(job: Job[Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apsw
@@ -11,27 +10,13 @@ import pytest
 from hypothesis import settings
 from programs import Programs
 
-from litejobs import LiteJobs, to_micros
+from litejobs import NEW_YEAR, LiteJobs, TurnedClock
+
+__all__ = ["NEW_YEAR", "TurnedClock", "write_by_hand"]
 
 # A machine that has other things to do is not a failure.
 settings.register_profile("litejobs", deadline=None)
 settings.load_profile("litejobs")
-
-NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-
-
-class TurnedClock:
-    """Stands still until it is turned. Called, it gives microseconds since the epoch."""
-
-    def __init__(self, start: datetime = NEW_YEAR) -> None:
-        self.now = start
-
-    def __call__(self) -> int:
-        return to_micros(self.now)
-
-    def turn(self, seconds: float) -> None:
-        """Moves on, or back if *seconds* is negative."""
-        self.now += timedelta(seconds=seconds)
 
 
 @pytest.fixture

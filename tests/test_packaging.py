@@ -26,6 +26,7 @@ PROGRAM = '''\
 
 from typing import assert_type
 
+import litejobs
 from litejobs import Context, Job, LiteJobs
 
 jobs = LiteJobs("jobs.db")
@@ -52,6 +53,7 @@ send_email.enqueue("a")  # error: call-arg
 send_email.using(delai=5)  # error: call-arg
 send_email.using(delay=600).enqueue("a", subject=7)  # error: arg-type
 with_context.enqueue("x")  # error: arg-type
+litejobs.LightJobs  # error: attr-defined
 '''
 
 
@@ -98,6 +100,13 @@ def test_carries_the_licence_and_the_version(wheel: Path) -> None:
         licence = (PROJECT / "LICENSE").read_bytes()
         assert archive.read(f"{info}/licenses/LICENSE") == licence
         assert f"\nVersion: {__version__}\n" in archive.read(f"{info}/METADATA").decode()
+
+
+def test_tells_pytest_and_the_shell_where_to_look(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        points = archive.read(f"litejobs-{__version__}.dist-info/entry_points.txt").decode()
+    assert "[pytest11]\nlitejobs = litejobs:pytest_plugin\n" in points
+    assert "[console_scripts]\nlitejobs = litejobs:main\n" in points
 
 
 def test_the_source_archive_makes_the_same_wheel_as_the_checkout(dist: Path, wheel: Path) -> None:

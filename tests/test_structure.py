@@ -29,6 +29,7 @@ SECTIONS = [
     "Worker",
     "Supervisor",
     "LiteJobs",
+    "Testing",
     "Command line",
 ]
 RULER = "#" * 80
