@@ -6003,25 +6003,24 @@ class Store:
                 return 0
             if entry.overlap == "skip":
                 batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
-            placed = [self._tick(connection, batch) for batch in batches]
-            ids = [id for id in placed if id is not None]
+            placed = [
+                (tick, id)
+                for tick, batch in zip(ticks, batches, strict=False)
+                if (id := self._tick(connection, batch)) is not None
+            ]
+            last_at, last_job = placed[-1] if placed else (None, None)
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
                     next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
                 WHERE name = ?
                 """,
-                (
-                    next_at,
-                    ticks[len(ids) - 1] if ids else None,
-                    ids[-1] if ids else None,
-                    entry.name,
-                ),
+                (next_at, last_at, last_job, entry.name),
             )
-            ports = self._ports(connection) if ids else ()
+            ports = self._ports(connection) if placed else ()
         self._ring(ports)
-        logger.info("schedule %s fired %s", entry.name, f"{len(ids)} jobs" if ids else "none")
-        return len(ids)
+        logger.info("schedule %s fired %d jobs", entry.name, len(placed))
+        return len(placed)
 
     def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
         """Enqueues the job of one tick; gives its id, or that of a job which waits and has the

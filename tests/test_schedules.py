@@ -293,6 +293,12 @@ class TestChangesOfTheClock:
             "2025-04-06T01:45:00+11:00", "2025-04-07T01:45:00+10:30",
         ]  # fmt: skip
 
+    def test_the_shortest_summer_time_of_all_is_not_overlooked(self) -> None:
+        week = Rule("*/30 23 14 10 *", "America/Boa_Vista")  # 8 to 15 October 2000.
+        assert ticks(week, datetime(2000, 9, 20, tzinfo=UTC), 3) == [
+            "2000-10-14T23:00:00-03:00", "2000-10-14T23:30:00-03:00", "2000-10-14T23:00:00-04:00",
+        ]  # fmt: skip
+
     def test_a_day_that_was_left_out_is_made_up_for_once(self) -> None:
         samoa = Rule("0 9 * * *", "Pacific/Apia")  # There was no 30th of December 2011.
         assert ticks(samoa, datetime(2011, 12, 29, 12, tzinfo=UTC), 3) == [
