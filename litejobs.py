@@ -1455,7 +1455,8 @@ class Schedule:
     @property
     def payload(self) -> Any:
         """The payload of its jobs as plain JSON values."""
-        return json.loads(self.entry.payload)
+        payload = self.entry.payload
+        return payload if isinstance(payload, bytes) else json.loads(payload)
 
     @property
     def expression(self) -> str:
