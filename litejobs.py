@@ -4480,7 +4480,8 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
     for name, number in connection.execute(waiting):
         if unknown(name):
             yield Finding(
-                "warning", f"definition {name!r}", f"{who} has it, for {_many(number, 'waiting job')}",
+                "warning", f"definition {name!r}",
+                f"{who} has it, for {_many(number, 'waiting job')}",
                 "start a program that defines it, or `litejobs cancel --name` them",
             )  # fmt: skip
     ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
@@ -4503,7 +4504,8 @@ def _for_nodes_that_are_gone(
     for node, number in connection.execute(sql):
         if node not in names:
             yield Finding(
-                "warning", f"node {node!r}", f"is not at work, with {_many(number, 'job')} for it alone",
+                "warning", f"node {node!r}",
+                f"is not at work, with {_many(number, 'job')} for it alone",
                 f"start it, or `litejobs change --node {node} --to-node ''`",
             )  # fmt: skip
 
@@ -4519,11 +4521,12 @@ def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
     for name, number in connection.execute(paused):
         yield Finding(
             "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            "resume it when they may run",
+            f"when they may run: `litejobs queue {name} --resume`",
         )  # fmt: skip
     for key, id, number in connection.execute(_BLOCKED):
         yield Finding(
-            "error", f"key {key!r}", f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
+            "error", f"key {key!r}",
+            f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
             "`litejobs doctor --repair` lets the first one in",
         )  # fmt: skip
 
@@ -7959,15 +7962,16 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     change("--to-node", lambda text: text or None, "the only node; '': any", metavar="NODE")
     change("--delay", float, "seconds from now", metavar="SECONDS")
     change("--at", _moment, "ISO time with an offset", metavar="TIME")
-    change("--max-attempts", _or_none(int), "or none: for ever", metavar="NUMBER")
-    change("--timeout", _or_none(float), "seconds, or none", metavar="SECONDS")
-    change("--expires", _or_none(float), "seconds from now, or none", metavar="SECONDS")
+    change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
+    change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
+    change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
     change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    # No number says "none": what can be taken away is so by a zero.
     def number(text: str) -> Any:
-        return None if text == "none" else kind(text)
+        return kind(text) or None
 
     return number
 
