@@ -4294,7 +4294,7 @@ class Health:
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "somebody keeps a transaction open: end it, then `litejobs compact`",
+                "somebody keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
 
     def why(self, row: Row) -> str:
@@ -4348,7 +4348,7 @@ class Health:
             """
             holders = _column(connection, sql, (row.key,))
         if not holders:
-            return f"its key {row.key!r} is held by no job: `litejobs doctor --repair` lets it in"
+            return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
         jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
         return f"its key {row.key!r} is held by {jobs}"
 
@@ -4427,13 +4427,15 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
         return
     sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
     there = {name for (name,) in connection.execute(sql)}
-    for name in sorted(_SCHEMA_NAMES - there):
+    for name in sorted(_names_of("".join(SCHEMA)) - there):
         yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
-_SCHEMA_NAMES = frozenset(
-    re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", "".join(SCHEMA))
-)
+def _names_of(schema: str) -> frozenset[str]:
+    """What is there after all steps."""
+    steps = re.finditer(r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", schema)
+    made = {step[2]: step[1] for step in steps}
+    return frozenset(name for name, verb in made.items() if verb == "CREATE")
 
 
 def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
@@ -4447,7 +4449,7 @@ def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
         yield Finding(
             "error", f"{state} jobs of {name!r} in queue {queue!r}",
             f"counted as {kept}, but there are {number}",
-            "`litejobs doctor --repair` counts them anew",
+            "`litejobs doctor … --repair` counts them anew",
         )  # fmt: skip
 
 
@@ -4458,7 +4460,7 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
             yield Finding(
                 "warning", f"node {node.name!r}",
                 f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
-                "the next node at work takes its jobs over: `litejobs run`",
+                "the next node at work takes its jobs over: `litejobs run …`",
             )  # fmt: skip
 
 
@@ -4482,7 +4484,7 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
             yield Finding(
                 "warning", f"definition {name!r}",
                 f"{who} has it, for {_many(number, 'waiting job')}",
-                "start a program that defines it, or `litejobs cancel --name` them",
+                "start a program that defines it, or `litejobs cancel … --name` them",
             )  # fmt: skip
     ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
     for name, definition in connection.execute(f"{ticking} AND NOT paused"):
@@ -4506,7 +4508,7 @@ def _for_nodes_that_are_gone(
             yield Finding(
                 "warning", f"node {node!r}",
                 f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change --node {node} --to-node ''`",
+                f"start it, or `litejobs change … --node {node} --to-node ''`",
             )  # fmt: skip
 
 
@@ -4521,13 +4523,13 @@ def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
     for name, number in connection.execute(paused):
         yield Finding(
             "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            f"when they may run: `litejobs queue {name} --resume`",
+            f"when they may run: `litejobs queue … {name} --resume`",
         )  # fmt: skip
     for key, id, number in connection.execute(_BLOCKED):
         yield Finding(
             "error", f"key {key!r}",
             f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
-            "`litejobs doctor --repair` lets the first one in",
+            "`litejobs doctor … --repair` lets the first one in",
         )  # fmt: skip
 
 
@@ -4542,10 +4544,10 @@ def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterat
     for queue, oldest, number in connection.execute(sql, (now - limit,)):
         late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
         if live:
-            advice = "start more workers, or see by `litejobs why` what the first one waits for"
+            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
             yield Finding("warning", f"queue {queue!r}", late, advice)
         else:
-            advice = "start one: `litejobs run`"
+            advice = "start one: `litejobs run …`"
             yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
 
 
@@ -4554,7 +4556,7 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
     for queue, name, number in connection.execute(sql):
         yield Finding(
             "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
-            "see `litejobs list --state failed`, then retry or delete them",
+            "see `litejobs list … --state failed`, then retry or delete them",
         )  # fmt: skip
 
 
