@@ -5040,7 +5040,7 @@ class Health:
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "somebody keeps a transaction open: end it, then `litejobs compact`",
+                "somebody keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
 
     def why(self, row: Row) -> str:
@@ -5094,7 +5094,7 @@ class Health:
             """
             holders = _column(connection, sql, (row.key,))
         if not holders:
-            return f"its key {row.key!r} is held by no job: `litejobs doctor --repair` lets it in"
+            return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
         jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
         return f"its key {row.key!r} is held by {jobs}"
 
@@ -5173,13 +5173,15 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
         return
     sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
     there = {name for (name,) in connection.execute(sql)}
-    for name in sorted(_SCHEMA_NAMES - there):
+    for name in sorted(_names_of("".join(SCHEMA)) - there):
         yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
-_SCHEMA_NAMES = frozenset(
-    re.findall(r"CREATE (?:UNIQUE )?(?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", "".join(SCHEMA))
-)
+def _names_of(schema: str) -> frozenset[str]:
+    """What is there after all steps."""
+    steps = re.finditer(r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", schema)
+    made = {step[2]: step[1] for step in steps}
+    return frozenset(name for name, verb in made.items() if verb == "CREATE")
 
 
 def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
@@ -5193,7 +5195,7 @@ def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
         yield Finding(
             "error", f"{state} jobs of {name!r} in queue {queue!r}",
             f"counted as {kept}, but there are {number}",
-            "`litejobs doctor --repair` counts them anew",
+            "`litejobs doctor … --repair` counts them anew",
         )  # fmt: skip
 
 
@@ -5204,7 +5206,7 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
             yield Finding(
                 "warning", f"node {node.name!r}",
                 f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
-                "the next node at work takes its jobs over: `litejobs run`",
+                "the next node at work takes its jobs over: `litejobs run …`",
             )  # fmt: skip
 
 
@@ -5226,8 +5228,9 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
     for name, number in connection.execute(waiting):
         if unknown(name):
             yield Finding(
-                "warning", f"definition {name!r}", f"{who} has it, for {_many(number, 'waiting job')}",
-                "start a program that defines it, or `litejobs cancel --name` them",
+                "warning", f"definition {name!r}",
+                f"{who} has it, for {_many(number, 'waiting job')}",
+                "start a program that defines it, or `litejobs cancel … --name` them",
             )  # fmt: skip
     ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
     for name, definition in connection.execute(f"{ticking} AND NOT paused"):
@@ -5249,8 +5252,9 @@ def _for_nodes_that_are_gone(
     for node, number in connection.execute(sql):
         if node not in names:
             yield Finding(
-                "warning", f"node {node!r}", f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change --node {node} --to-node ''`",
+                "warning", f"node {node!r}",
+                f"is not at work, with {_many(number, 'job')} for it alone",
+                f"start it, or `litejobs change … --node {node} --to-node ''`",
             )  # fmt: skip
 
 
@@ -5265,12 +5269,13 @@ def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
     for name, number in connection.execute(paused):
         yield Finding(
             "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            "resume it when they may run",
+            f"when they may run: `litejobs queue … {name} --resume`",
         )  # fmt: skip
     for key, id, number in connection.execute(_BLOCKED):
         yield Finding(
-            "error", f"key {key!r}", f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
-            "`litejobs doctor --repair` lets the first one in",
+            "error", f"key {key!r}",
+            f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
+            "`litejobs doctor … --repair` lets the first one in",
         )  # fmt: skip
 
 
@@ -5285,10 +5290,10 @@ def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterat
     for queue, oldest, number in connection.execute(sql, (now - limit,)):
         late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
         if live:
-            advice = "start more workers, or see by `litejobs why` what the first one waits for"
+            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
             yield Finding("warning", f"queue {queue!r}", late, advice)
         else:
-            advice = "start one: `litejobs run`"
+            advice = "start one: `litejobs run …`"
             yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
 
 
@@ -5297,7 +5302,7 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
     for queue, name, number in connection.execute(sql):
         yield Finding(
             "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
-            "see `litejobs list --state failed`, then retry or delete them",
+            "see `litejobs list … --state failed`, then retry or delete them",
         )  # fmt: skip
 
 
@@ -9581,15 +9586,16 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     change("--to-node", lambda text: text or None, "the only node; '': any", metavar="NODE")
     change("--delay", float, "seconds from now", metavar="SECONDS")
     change("--at", _moment, "ISO time with an offset", metavar="TIME")
-    change("--max-attempts", _or_none(int), "or none: for ever", metavar="NUMBER")
-    change("--timeout", _or_none(float), "seconds, or none", metavar="SECONDS")
-    change("--expires", _or_none(float), "seconds from now, or none", metavar="SECONDS")
+    change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
+    change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
+    change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
     change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    # No number says "none": what can be taken away is so by a zero.
     def number(text: str) -> Any:
-        return None if text == "none" else kind(text)
+        return kind(text) or None
 
     return number
 

@@ -826,7 +826,7 @@ class TestFilters:
     def test_change_what_waits(self, command: CommandLine, file: Path) -> None:
         done = command(
             "change", file, "1", "--queue", "default", "--to-queue", "slow", "--priority", "7",
-            "--to-node", "laptop", "--delay", "60", "--max-attempts", "none", "--timeout", "2.5",
+            "--to-node", "laptop", "--delay", "60", "--max-attempts", "0", "--timeout", "2.5",
             "--to-payload", 'to="eve"',
         )  # fmt: skip
         assert (done.code, done.out) == (0, "1 changed, 0 left as they are\n")
