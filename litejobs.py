@@ -139,6 +139,7 @@ __all__ = [
     "PayloadError",
     "Polynomial",
     "Pool",
+    "Progress",
     "Queue",
     "QueueSettings",
     "RecordJobs",
@@ -578,6 +579,48 @@ def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     return None
 
 
+def _number(value: object) -> float:
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    if not finite:
+        raise OptionError("progress", f"expected a finite number, got {value!r}")
+    return typing.cast(float, value)
+
+
+def _note(value: object) -> str:
+    if not isinstance(value, str):
+        raise OptionError("progress", f"expected a text as the note, got {value!r}")
+    return storable(value[:NOTE_LIMIT])
+
+
+NOTE_LIMIT = 500
+"""Characters that are kept of a note."""
+
+
+@attrs.frozen
+class Progress:
+    """How far a job has come, as its handler told last."""
+
+    done: float = attrs.field(converter=_number)
+    total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
+    note: str = attrs.field(default="", converter=_note)
+
+    @property
+    def share(self) -> float | None:
+        """How much of it is done, from 0 to 1; `None` if the total is not known."""
+        if self.total is None:
+            return None
+        return max(0.0, min(self.done / self.total, 1.0)) if self.total > 0 else 1.0
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f" of {self.total:g} ({self.share:.0%})"
+        return f"{self.done:g}{share}{self.note and ': '}{self.note}"
+
+
+def store_progress(progress: Progress) -> str:
+    """The text that is kept in the row."""
+    return json.dumps(attrs.asdict(progress))
+
+
 class Source(Protocol):
     """Where a job can be looked up again."""
 
@@ -703,6 +746,11 @@ class Job(Generic[R]):
     def errors(self) -> tuple[Failure, ...]:
         """Every failed attempt, the oldest first; read from the file now."""
         return self._source.errors(self.id)
+
+    @property
+    def progress(self) -> Progress | None:
+        """What `context.progress` told last, in this attempt or an earlier one."""
+        return None if self.row.progress is None else Progress(**json.loads(self.row.progress))
 
     @property
     def finished(self) -> bool:
@@ -2091,6 +2139,17 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When this attempt will have taken longer than its timeout."""
     _asked: Callable[[], bool] = lambda: False
+    _tell: Callable[[Progress], None] = lambda progress: None
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Tells how far the job has come, for `job.progress` to show within a fraction of
+        a second. Call it as often as you like: ten times a second it is passed on, and
+        what was told last always is.
+
+        Raises:
+            OptionError: the values are no finite numbers, or the note is no text.
+        """
+        self._tell(Progress(done, total, note))
 
     @property
     def attempt(self) -> int:
@@ -3080,7 +3139,12 @@ class Executor:
     _loop: Any = None
     """An asyncio.Runner, once a coroutine has come along."""
 
-    def run(self, claimed: Claimed, asked: Callable[[], bool] = lambda: False) -> Report:
+    def run(
+        self,
+        claimed: Claimed,
+        asked: Callable[[], bool] = lambda: False,
+        tell: Callable[[Progress], None] = lambda progress: None,
+    ) -> Report:
         """One attempt of one job. Whatever the handler raises is in the report."""
         started_at = self.clock()
         began = time.perf_counter_ns()
@@ -3092,7 +3156,8 @@ class Executor:
             now = self.clock()
             return Report(started_at, now, 0, *Verdict("failed"), None, "exception", *trouble)
         try:
-            result = self._result(shape, payload, claimed, started_at, asked)
+            context = functools.partial(self._context, claimed, started_at, asked, tell)
+            result = self._result(shape, payload, context)
         except BaseException as error:
             verdict, told = self._failed(error, claimed)
             result = None
@@ -3111,9 +3176,9 @@ class Executor:
             raise PayloadError(claimed.name, unfit.problems) from None
 
     def _result(
-        self, shape: Shape, payload: Any, claimed: Claimed, now: int, asked: Callable[[], bool]
+        self, shape: Shape, payload: Any, context: Callable[[], Context[Any]]
     ) -> str | None:
-        value = shape.call(payload, lambda: self._context(claimed, now, asked))
+        value = shape.call(payload, context)
         if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
         if shape.result is None:
@@ -3130,15 +3195,21 @@ class Executor:
             self._loop = asyncio.Runner()
         return self._loop.run(coroutine)
 
-    def _context(self, claimed: Claimed, now: int, asked: Callable[[], bool]) -> Context[Any]:
+    def _context(
+        self,
+        claimed: Claimed,
+        now: int,
+        asked: Callable[[], bool],
+        tell: Callable[[Progress], None],
+    ) -> Context[Any]:
         row = Row(
             claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
             claimed.payload, claimed.run_at, claimed.attempt, claimed.max_attempts,
             claimed.timeout, claimed.backoff, claimed.claim, 0, claimed.enqueued_at, now,
-            None, None, None,
+            None, None, None, claimed.headers, claimed.key,
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        return Context(Job(row, self.source), self.state, deadline, asked)
+        return Context(Job(row, self.source), self.state, deadline, asked, tell)
 
     def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what a report tells of the error."""
@@ -3153,6 +3224,60 @@ class Executor:
         """Ends the event loop of async handlers, if there was any."""
         if self._loop is not None:
             self._loop.close()
+
+
+TELL_REST = 0.1
+"""Seconds between two times that the progress of a job is passed on."""
+
+
+@attrs.define(eq=False, repr=False)
+class Meter:
+    """Passes the progress of one attempt on: at once, then at most ten times a second, and
+    what was told last in any case. Jobs may tell it from several threads."""
+
+    _pass_on: Callable[[str], None]
+    _untold: Progress | None = None
+    _quiet_until: float = 0.0
+    _timer: threading.Timer | None = None
+    _closed: bool = False
+    _turn: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def tell(self, progress: Progress) -> None:
+        """Takes a job's word."""
+        with self._turn:
+            if self._closed:
+                return  # A thread that the job has left behind.
+            self._untold = progress
+            if self._timer is None:
+                self._tell_soon()
+
+    def close(self) -> None:
+        """Passes on what was held back; what comes later is not of this attempt."""
+        with self._turn:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._pass_it_on()
+
+    def _tell_soon(self) -> None:
+        rest = self._quiet_until - time.monotonic()
+        if rest <= 0:
+            self._pass_it_on()
+            return
+        self._timer = threading.Timer(rest, self._tell_late)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _tell_late(self) -> None:
+        with self._turn:
+            self._timer = None
+            self._pass_it_on()
+
+    def _pass_it_on(self) -> None:
+        if self._untold is not None:
+            self._pass_on(store_progress(self._untold))
+            self._untold = None
+            self._quiet_until = time.monotonic() + TELL_REST
 
 
 def _bounded(result: str) -> str:
@@ -5747,6 +5872,17 @@ class Store:
         by_id = {row[0]: row for row in rows}
         return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
+    def keep_progress(self, told: Mapping[tuple[int, int], str]) -> None:
+        """Keeps how far jobs have come, by id and claim: as long as the claim holds."""
+        with self.file.writing() as connection:
+            connection.executemany(
+                """
+                UPDATE litejobs_job SET progress = ?
+                WHERE id = ? AND claim = ? AND state = 'running'
+                """,
+                [(text, *claim) for claim, text in told.items()],
+            )
+
     # Counting
 
     def _count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
@@ -7041,7 +7177,46 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     return executor, closing
 
 
+@attrs.define(eq=False, repr=False)
+class Voice:
+    """A worker's pipe for talking: its threads may tell of progress meanwhile."""
+
+    _pipe: Connection
+    _turn: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def say(self, message: bytes) -> None:
+        """Sends a message, whole."""
+        with self._turn:
+            self._pipe.send_bytes(message)
+
+
+@attrs.define(eq=False, repr=False)
+class Line:
+    """What a running job hears from its supervisor and tells it."""
+
+    number: int
+    board: Board
+    voice: Voice
+    meter: Meter | None = None
+    """Once the job has told of its progress."""
+
+    def asked(self) -> bool:
+        """Whether the job was asked to end."""
+        return self.board.asked(self.number)
+
+    def tell(self, progress: Progress) -> None:
+        """Takes the job's word for how far it has come."""
+        if self.meter is None:
+            self.meter = Meter(self._send)
+        self.meter.tell(progress)
+
+    def _send(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
+            self.voice.say(marshal.dumps(("progress", self.number, text)))
+
+
 def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
+    voice = Voice(pipe)
     while message := _next_message(pipe):
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
@@ -7052,16 +7227,20 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
             if not began:
                 continue
             if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
-                pipe.send_bytes(b"")
+                voice.say(b"")
                 told, told_at = 0, began
-            made = executor.run(Claimed._make(fields), functools.partial(board.asked, number))
+            line = Line(number, board, voice)
+            made = executor.run(Claimed._make(fields), line.asked, line.tell)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if not board.fits(report):
-                pipe.send_bytes(report if isinstance(report, bytes) else marshal.dumps(report))
+            if line.meter is not None:
+                line.meter.close()
+            if line.meter is not None or not board.fits(report):
+                # Through the pipe it comes after the last word on the job's progress.
+                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
-        pipe.send_bytes(b"")
+        voice.say(b"")
 
 
 def _next_message(pipe: Connection) -> bytes:
@@ -7075,7 +7254,7 @@ def _next_message(pipe: Connection) -> bytes:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, listen, exchange, watch, attend. It never runs a
+# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
 # handler and never decodes a payload.
 ################################################################################
 
@@ -7319,6 +7498,10 @@ class Supervisor:
     """When the rate of a queue lets the next job start."""
     _settle_by: float = math.inf
     """When the results that have come should be in the file."""
+    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    """What jobs have told that is not in the file yet, by id and claim."""
+    _note_by: float = math.inf
+    """When it should be."""
     _stops: int = 0
     _stop_at: float = math.inf
     _failed_starts: int = 0
@@ -7340,6 +7523,7 @@ class Supervisor:
             while not self._done():
                 self._spawn()
                 self._listen()
+                self._note()
                 self._exchange()
                 self._watch()
                 self._attend()
@@ -7373,6 +7557,7 @@ class Supervisor:
                 worker.pipe.send_bytes(b"")
         self._end_workers(give_up=time.monotonic() + 2.0)
         try:
+            self._note()
             if self._settlements:
                 self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
         finally:
@@ -7454,7 +7639,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self.until and self._maybe_empty and not self._holding():
             return 0.0
-        due = [*self._duties.values(), self._settle_by]
+        due = [*self._duties.values(), self._settle_by, self._note_by]
         for worker in self._workers:
             if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
                 due.append(now + SLOW)
@@ -7498,8 +7683,16 @@ class Supervisor:
         elif message[0] == "broken" and not self._stops:
             logger.error("a worker could not start:\n%s", message[3])
             raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}")
+        elif message[0] == "progress":
+            self._noted(worker, message[1], message[2])
         elif message[0] != "broken":
             self._reported(worker, message)
+
+    def _noted(self, worker: Worker, number: int, text: str) -> None:
+        if (claimed := worker.handed.get(number)) is not None:
+            if not self._progress:
+                self._note_by = time.monotonic() + TELL_REST
+            self._progress[claimed.id, claimed.claim] = text
 
     def _collect(self, worker: Worker, dead: bool = False) -> None:
         for entry in worker.board.collect(dead):
@@ -7567,6 +7760,21 @@ class Supervisor:
             state=verdict.state, delay=verdict.delay, counted=True, result=None,
             kind=kind, type=name, message=message,
         )  # fmt: skip
+
+    # Note
+
+    def _note(self) -> None:
+        """Keeps what jobs have told of their progress: soon, and before they are settled."""
+        if not self._progress or not (self._settlements or time.monotonic() >= self._note_by):
+            return
+        told, self._progress = self._progress, {}
+        self._note_by = math.inf
+        try:
+            self.store.keep_progress(told)
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
 
     # Exchange
 
@@ -8479,12 +8687,24 @@ class LiteJobs:
             claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
             if not claimed:
                 return attempts
-            report = executor.run(claimed[0])
+            report = self._run_here(executor, claimed[0])
             settlements = [settlement(claimed[0], report, os.getpid())]
             if report.type == "KeyboardInterrupt":
                 self.store.exchange(settlements, node, lambda ready: [], serves)
                 raise KeyboardInterrupt
         raise AssertionError("itertools.count() never ends")
+
+    def _run_here(self, executor: Executor, claimed: Claimed) -> Report:
+        def keep(text: str) -> None:
+            try:
+                self.store.keep_progress({claimed[:2]: text})
+            except FileError as error:
+                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+        meter = Meter(keep)
+        report = executor.run(claimed, tell=meter.tell)
+        meter.close()
+        return report
 
 
 class QueueChoices(TypedDict, total=False):
@@ -9738,9 +9958,10 @@ def _show(options: argparse.Namespace) -> int:
     plain = _plain(job)
     if isinstance(job.row.payload, bytes):
         plain["payload"] = f"<{len(job.row.payload)} bytes>"
+    shown = {**plain, "progress": job.progress and str(job.progress)}
     lines = [
         f"{key + ':':14}{value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in plain.items()
+        for key, value in shown.items()
         if value is not None
     ]
     for failure in errors:
@@ -10088,7 +10309,11 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
     plain = {name: _json_value(getattr(job, name)) for name in names + times}
     read = {
         key: _read_json(text)
-        for key, text in (("payload", job.row.payload), ("result", job.row.result))
+        for key, text in (
+            ("payload", job.row.payload),
+            ("progress", job.row.progress),
+            ("result", job.row.result),
+        )
     }
     return {**plain, **read, "error": job.error}
 
