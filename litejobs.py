@@ -111,6 +111,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bound",
     "BusyError",
     "Cancel",
     "Compacted",
@@ -132,6 +133,7 @@ __all__ = [
     "LiteJobs",
     "LitejobsError",
     "Metric",
+    "Middleware",
     "Moved",
     "Node",
     "OptionError",
@@ -2563,6 +2565,25 @@ class Bound(Generic[R]):
     body: Body
     options: Options
     payload: str | bytes
+    """JSON text; or bytes, where the definition has an encoding of its own."""
+
+    @property
+    def name(self) -> str:
+        """The definition's name."""
+        return self.body.name
+
+    def using(self, **choices: Unpack[Choices]) -> Bound[R]:
+        """A copy with other options.
+
+        Raises:
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        options = self.options.changed(choices)
+        _check_backoff(self.body, options)
+        return attrs.evolve(self, options=options)
+
+    def __repr__(self) -> str:
+        return f"<Bound {self.name} {reprlib.repr(self.payload)}>"
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2622,10 +2643,14 @@ class Definition(Generic[P, R, C]):
         return f"<Definition {self.name} at {self.body.place}>"
 
 
-def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
+def _check_backoff(body: Body, options: Options) -> None:
     if options.backoff is not body.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
+
+
+def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
+    _check_backoff(body, options)
     try:
         text = body.shape.payload.encode(payload)
     except Unfit as unfit:
@@ -3075,6 +3100,115 @@ class Verdict(NamedTuple):
 
 COMPLETED = Verdict("completed")
 
+AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
+AroundEnqueue = Callable[
+    [Sequence[Bound[Any]], Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]],
+    Sequence[Job[Any]],
+]
+RunLayer = TypeVar("RunLayer", bound=AroundRun)
+EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
+
+
+@attrs.define(eq=False, repr=False)
+class Middleware:
+    """What a program puts around every run and every enqueue, each in the order in which
+    it was added: the first is the outermost. Frozen once work starts."""
+
+    runs: tuple[AroundRun, ...] = ()
+    enqueues: tuple[AroundEnqueue, ...] = ()
+    _frozen: bool = False
+
+    def run(self, layer: RunLayer) -> RunLayer:
+        """Puts a function `(context, call_next)` around every run, in workers and in
+        `drain`; gives it back as it is. `call_next()` runs what is inside and gives the
+        handler's return value; what the function returns is the result instead. It may
+        raise whatever a handler may, and need not call on.
+
+        An `async def` has to await `call_next()`, also around sync handlers.
+
+        Raises:
+            OptionError: it cannot be called, or work has started.
+        """
+        self._check(layer)
+        self.runs += (layer,)
+        return layer
+
+    def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
+        """Puts a function `(works, call_next)` around every enqueue; gives it back as it is.
+        *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
+        others made of them with `using`, into the file and gives the jobs, which the
+        function has to return. It refuses them all by raising.
+
+        Raises:
+            OptionError: it cannot be called, or is async, or work has started.
+        """
+        self._check(layer)
+        if _is_async(layer):
+            raise OptionError("middleware", f"{layer!r} is async, which enqueue is not")
+        self.enqueues += (layer,)
+        return layer
+
+    def freeze(self) -> None:
+        """From now on nothing is added: running workers would not have it."""
+        self._frozen = True
+
+    def _check(self, layer: object) -> None:
+        if not callable(layer):
+            raise OptionError("middleware", f"expected a function, got {layer!r}")
+        if self._frozen:
+            raise OptionError("middleware", f"{layer!r} was added after work had started")
+
+
+def _is_async(layer: Any) -> bool:
+    return inspect.iscoroutinefunction(layer) or inspect.iscoroutinefunction(type(layer).__call__)
+
+
+def compose(
+    layers: Sequence[AroundRun],
+    context: Context[Any],
+    handler: Callable[[], Any],
+    wait: Callable[[Coroutine[Any, Any, Any]], Any],
+) -> Any:
+    """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+    be a coroutine of it. *wait* runs coroutines for sync layers."""
+    if not layers:
+        return handler()
+    if _is_async(layers[0]):
+        return compose_async(layers, context, handler)
+
+    def call_next() -> Any:
+        value = compose(layers[1:], context, handler, wait)
+        return wait(value) if inspect.iscoroutine(value) else value
+
+    return layers[0](context, call_next)
+
+
+async def compose_async(
+    layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
+) -> Any:
+    """The same where an event loop runs. A sync layer goes to a thread of its own, where
+    it may wait for what is inside; context variables go along, both ways in."""
+    import asyncio
+
+    if not layers:
+        value = handler()
+        return await value if inspect.isawaitable(value) else value
+    inside = functools.partial(compose_async, layers[1:], context, handler)
+    if _is_async(layers[0]):
+        return await layers[0](context, inside)
+    loop = asyncio.get_running_loop()
+    running = []
+
+    def call_next() -> Any:
+        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
+        return running[-1].result()
+
+    try:
+        return await asyncio.to_thread(layers[0], context, call_next)
+    finally:
+        for future in running:  # Of a run that was cancelled; the others have ended.
+            future.cancel()
+
 
 class Report(NamedTuple):
     """An attempt as the one who ran it tells of it, in plain values that marshal takes. The
@@ -3136,6 +3270,8 @@ class Executor:
     clock: Clock = system_clock
     source: Source = attrs.field(factory=_Nowhere)
     rng: random.Random = attrs.field(factory=random.Random)
+    around: tuple[AroundRun, ...] = ()
+    """The middleware of the program."""
     _loop: Any = None
     """An asyncio.Runner, once a coroutine has come along."""
 
@@ -3178,7 +3314,11 @@ class Executor:
     def _result(
         self, shape: Shape, payload: Any, context: Callable[[], Context[Any]]
     ) -> str | None:
-        value = shape.call(payload, context)
+        value = (
+            self._run_inside(shape, payload, context())
+            if self.around
+            else shape.call(payload, context)
+        )
         if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
         if shape.result is None:
@@ -3188,12 +3328,16 @@ class Executor:
         except Unfit as unfit:
             raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
 
+    def _run_inside(self, shape: Shape, payload: Any, context: Context[Any]) -> Any:
+        handler = functools.partial(shape.call, payload, lambda: context)
+        return compose(self.around, context, handler, self._await)
+
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
             import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
 
             self._loop = asyncio.Runner()
-        return self._loop.run(coroutine)
+        return self._loop.run(coroutine, context=contextvars.copy_context())
 
     def _context(
         self,
@@ -7014,6 +7158,8 @@ class Program:
     home: Callable[[], Home]
     """Makes the queue for definitions that no import has registered."""
     clock: Clock
+    around: tuple[AroundRun, ...] = ()
+    """The middleware around every run."""
 
     def load(self) -> Registry:
         """Imports what is needed and gathers the definitions."""
@@ -7173,7 +7319,7 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     closing = contextlib.ExitStack()
     registry = program.load()
     state = make_state(program.state, closing)
-    executor = Executor(registry, state, program.clock)
+    executor = Executor(registry, state, program.clock, around=program.around)
     return executor, closing
 
 
@@ -8073,6 +8219,8 @@ class LiteJobs:
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
     """Makes definitions of functions and attrs classes and registers them here."""
+    middleware: Middleware = attrs.field(factory=Middleware, init=False)
+    """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     tested: bool = attrs.field(default=False, init=False)
@@ -8125,6 +8273,8 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
+        if self.middleware.enqueues:
+            return self._enqueue_inside([bound])[0]
         if not bound.options.plain:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
@@ -8138,10 +8288,29 @@ class LiteJobs:
         Raises: like `enqueue`; then none is there.
         """
         _refuse_while_importing()
-        now = self.clock()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
+        if self.middleware.enqueues and bound:
+            return self._enqueue_inside(bound)
+        return self._enqueue_bound(bound)
+
+    def _enqueue_inside(
+        self, works: Sequence[Bound[Any]], layers: Sequence[AroundEnqueue] | None = None
+    ) -> Sequence[Job[Any]]:
+        """Enqueues inside the middleware; each layer has to give a job for each that it got."""
+        layers = self.middleware.enqueues if layers is None else layers
+        if not layers:
+            return self._enqueue_bound([self.bind(work) for work in works])
+        inside = functools.partial(self._enqueue_inside, layers=layers[1:])
+        jobs: object = layers[0](works, inside)
+        if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+            problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
+            raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
+        return jobs
+
+    def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
         if not all(options.plain for options in {id(b.options): b.options for b in bound}.values()):
             return self._enqueue_each(bound)
+        now = self.clock()
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         batches = [
             _make_batch(body, options, tuple([job.payload for job in group]), now)
@@ -8186,7 +8355,7 @@ class LiteJobs:
                 work.name, "not a job yet: bind its arguments, or call its enqueue()"
             )
         if isinstance(work, Bound):
-            return attrs.evolve(work, options=work.options.changed(choices)) if choices else work
+            return work.using(**choices) if choices else work
         return bind_instance(self.registry.of(work), work, choices)
 
     # Look
@@ -8637,20 +8806,15 @@ class LiteJobs:
     def _program(self) -> Program:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
+        self.middleware.freeze()
         home = functools.partial(
-            LiteJobs, self.store.file.path.absolute(), durability=self.durability
+            _home, self.store.file.path.absolute(), self.durability, self.middleware.enqueues
         )
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        program = Program(places, self.state, home, self.clock)
-        import pickle
-
-        try:
-            pickle.dumps(program)
-        except Exception as error:
-            problem = (
-                f"workers cannot find it ({error}): use functions at the top level of a module"
-            )
-            raise OptionError("state or clock", problem) from None
+        program = Program(places, self.state, home, self.clock, self.middleware.runs)
+        for layer in (*self.middleware.runs, *self.middleware.enqueues):
+            _check_findable("middleware", layer)
+        _check_findable("state or clock", program)
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
@@ -8670,7 +8834,9 @@ class LiteJobs:
         serves = self._serves(queues, None)
         with contextlib.ExitStack() as closing:
             state = make_state(self.state, closing)
-            executor = Executor(self.registry, state, self.clock, self)
+            self.middleware.freeze()
+            around = self.middleware.runs
+            executor = Executor(self.registry, state, self.clock, self, around=around)
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.declare(self._declarations())
@@ -9230,6 +9396,23 @@ def _read_json(text: object) -> Any:
         return None if text is None else json.loads(str(text))
     except (ValueError, RecursionError):
         return str(text)
+
+
+def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...]) -> LiteJobs:
+    """The queue of definitions that no import has registered, in a worker."""
+    jobs = LiteJobs(path, durability=durability)
+    jobs.middleware = Middleware(enqueues=enqueues)
+    return jobs
+
+
+def _check_findable(what: str, thing: object) -> None:
+    import pickle
+
+    try:
+        pickle.dumps(thing)
+    except Exception as error:
+        problem = f"workers cannot find it ({error}): use functions at the top level of a module"
+        raise OptionError(what, problem) from None
 
 
 def _refuse_while_importing() -> None:
