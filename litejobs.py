@@ -32,7 +32,7 @@ States, each change one transaction:
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Store (all SQL), Duties, Worker, Supervisor,
+Execution (one attempt), Store (all SQL), Events, Duties, Worker, Supervisor,
 LiteJobs (what users hold), Testing, Command line.
 """
 
@@ -120,6 +120,7 @@ __all__ = [
     "Definition",
     "DefinitionError",
     "DuplicateError",
+    "Event",
     "Exponential",
     "Fail",
     "Failure",
@@ -3232,6 +3233,11 @@ class Report(NamedTuple):
         """Whether there is nothing to tell but times."""
         return self[3:] == _NOTHING_TO_TELL
 
+    @property
+    def error(self) -> str | None:
+        """Type and first line of what went wrong."""
+        return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
+
 
 _NOTHING_TO_TELL = Report(0, 0, 0)[3:]
 TEXT_LIMIT = 2_000
@@ -3478,7 +3484,7 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
         report.started_at,
         report.finished_at if report.state in FINISHED else None,
         report.result,
-        f"{report.type}: {report.message.partition(chr(10))[0]}" if report.kind else None,
+        report.error,
         claimed.queue,
         claimed.name,
         failure,
@@ -6531,6 +6537,17 @@ class Store:
         with Presence.gone(self.presence_path(node)) as gone:
             return self._take_over(node) if gone else 0
 
+    def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
+        """What a node holds: ids, names, queues and attempts, and whether it would be given
+        up if that node were lost."""
+        with self.file.reading() as connection:
+            sql = """
+                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
+                WHERE state = 'running' AND holder = ?
+            """
+            rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
+        return rows
+
     def _take_over(self, node: int) -> int:
         values = {"node": node, "now": self.clock()}
         with self.file.writing() as connection:
@@ -6898,6 +6915,244 @@ def _close_before_forks(file: File) -> None:
 
 
 ################################################################################
+# Events
+#
+# What happens to jobs, nodes, queues and schedules, told to whoever listens: in one
+# thread, behind a line that has an end, so that a callback which is slow or fails harms
+# nothing. Most are a line in the log as well. What nobody wants is never made.
+################################################################################
+
+EventKind = Literal[
+    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "timed_out", "crashed",
+    "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
+]  # fmt: skip
+EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
+_LEVELS: Mapping[EventKind, int] = {
+    **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
+    **dict.fromkeys(("retrying", "cancelled"), logging.INFO),
+    **dict.fromkeys(("schedule_fired", "queue_paused", "queue_resumed"), logging.INFO),
+    **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
+}
+"""How loud each is in the log; of nodes more is told there than an event says."""
+_LOGGED: Mapping[int, frozenset[EventKind]] = {
+    least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
+    for least in sorted({*_LEVELS.values()})
+}
+LINE_LIMIT = 10_000
+"""Events that may wait for the callbacks; more are dropped."""
+COMPLAINT_REST = 60.0
+"""Seconds between two complaints about what was dropped."""
+FAREWELL = 1.0
+"""Seconds that callbacks have at the end for what still waits."""
+
+
+class Facts(TypedDict, total=False):
+    """What an event may tell beside its kind, its time and the node."""
+
+    job: int | None
+    name: str | None
+    queue: str | None
+    attempt: int | None
+    worker: int | None
+    took: timedelta | None
+    error: str | None
+    schedule: str | None
+
+
+@attrs.frozen
+class Event:
+    """Something that has happened. What does not apply to its kind is `None`."""
+
+    kind: EventKind
+    at: datetime
+    node: str | None = None
+    """The name of the node that tells it."""
+    job: int | None = None
+    """The job's id."""
+    name: str | None = None
+    """The definition's name."""
+    queue: str | None = None
+    attempt: int | None = None
+    worker: int | None = None
+    """The process id of the worker."""
+    took: timedelta | None = None
+    """How long the attempt ran."""
+    error: str | None = None
+    """Type and first line of what went wrong."""
+    schedule: str | None = None
+
+    def __str__(self) -> str:
+        if self.schedule is not None:
+            return f"schedule {self.schedule} fired: job {self.job} ({self.name})"
+        what = self.kind.replace("_", " ")
+        if self.job is None:
+            return f"{what}: {self.queue or self.node}"
+        told = f"job {self.job} ({self.name}) {what}"
+        if self.attempt is not None:
+            told += f", attempt {self.attempt}"
+        if self.took is not None:
+            told += f", {self.took.total_seconds():.3g} s"
+        return told if self.error is None else f"{told}: {self.error}"
+
+
+Listener = Callable[[Event], Any]
+AnyListener = TypeVar("AnyListener", bound=Listener)
+
+
+def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
+    """An attempt has begun, in the process *worker*."""
+    job, _, name, queue, _, attempt, *_ = claimed
+    return Event("started", from_micros(at), node, job, name, queue, attempt, worker)
+
+
+def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> Iterator[Event]:
+    """What a report means: what befell the attempt, if it did not end by itself, and what
+    becomes of the job, if that is an event."""
+    befell: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
+    became = typing.cast(EventKind, report.state)
+    for kind in (befell.get(report.kind), became if became in EVENT_KINDS else None):
+        if kind is not None:
+            yield Event(
+                kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
+                claimed.queue, claimed.attempt, worker, timedelta(microseconds=report.took),
+                report.error,
+            )  # fmt: skip
+
+
+@attrs.define(eq=False, repr=False)
+class Events:
+    """Who listens to what happens in this process, and the thread that tells them."""
+
+    limit: int = LINE_LIMIT
+    _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
+    _listened: frozenset[EventKind] = frozenset()
+    _line: Any = None
+    """A SimpleQueue with the events that wait, while there is a thread; `_pid` has it."""
+    _pid: int = 0
+    _turn: threading.RLock = attrs.field(factory=threading.RLock)
+    _at_once: int = 0
+    """How many drains want them to be told at once."""
+    _dropped: int = 0
+    _complained_at: float = -math.inf
+
+    def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
+        """Calls *listener* with every event of these kinds; with all, if there are none.
+
+        Raises:
+            OptionError: there is no such kind, or it cannot be called, or is async.
+        """
+        for kind in kinds:
+            if kind not in EVENT_KINDS:
+                hint = did_you_mean(str(kind), EVENT_KINDS)
+                raise OptionError("event", f"there is no {kind!r}{hint}")
+        given: object = listener
+        if not callable(given) or _is_async(given):
+            raise OptionError("event", f"expected a function, not async, got {listener!r}")
+        self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
+        self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
+
+    def listened(self, kind: EventKind) -> bool:
+        """Whether anybody listens to this kind."""
+        return kind in self._listened
+
+    def wanted(self) -> frozenset[EventKind]:
+        """The kinds that anybody listens to or that the log takes, as it is set up now."""
+        for least, kinds in _LOGGED.items():
+            if logger.isEnabledFor(least):
+                return self._listened | kinds
+        return self._listened
+
+    def wants(self, kind: EventKind) -> bool:
+        """Whether this kind is one of those."""
+        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+
+    def tell(self, event: Event) -> None:
+        """Tells the log and those who listen. It never blocks, and never fails."""
+        if event.kind in _LEVELS:
+            logger.log(_LEVELS[event.kind], "%s", event)
+        self.pass_on(event)
+
+    def pass_on(self, event: Event) -> None:
+        """Tells those who listen: soon, in their thread, or here and now in a drain."""
+        if event.kind not in self._listened:
+            return
+        if self._at_once:
+            self._call(event)
+            return
+        with self._turn:
+            if self._line is None or self._pid != os.getpid():
+                self._open()
+            if self._line.qsize() < self.limit:
+                self._line.put(event)
+            else:
+                self._drop()
+
+    @contextlib.contextmanager
+    def told_at_once(self) -> Iterator[None]:
+        """Inside, events are told where they happen; those of before come first."""
+        self.close(FAREWELL)
+        self._at_once += 1
+        try:
+            yield
+        finally:
+            self._at_once -= 1
+
+    def close(self, patience: float = FAREWELL) -> None:
+        """Waits until all events are told, at most so many seconds, and ends the thread; the
+        next event begins another one."""
+        with self._turn:
+            line, self._line = self._line, None
+            if line is None or self._pid != os.getpid():
+                return
+            told = threading.Event()
+            line.put(told)
+        if threading.current_thread().name != _THREAD and not told.wait(patience):
+            logger.warning("%d events were not told in time", line.qsize())
+        if self._dropped:
+            self._complain()
+
+    def _open(self) -> None:
+        import queue
+
+        self._line, self._pid = queue.SimpleQueue(), os.getpid()
+        arguments = self._line, self._call
+        threading.Thread(target=_tell_all, args=arguments, name=_THREAD, daemon=True).start()
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def _call(self, event: Event) -> None:
+        for kinds, listener in self._listeners:
+            if event.kind in kinds:
+                try:
+                    listener(event)
+                except (Exception, SystemExit):
+                    logger.exception("the callback %r failed (%s)", listener, event)
+
+    def _drop(self) -> None:
+        self._dropped += 1
+        if time.monotonic() >= self._complained_at + COMPLAINT_REST:
+            self._complain()
+
+    def _complain(self) -> None:
+        self._complained_at = time.monotonic()
+        logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
+        self._dropped = 0
+
+
+_THREAD = "litejobs-events"
+
+
+def _tell_all(line: Any, call: Listener) -> None:
+    while isinstance(event := line.get(), Event):
+        call(event)
+    event.set()
+
+
+def _close_at_exit(reference: weakref.ref[Events]) -> None:
+    if events := reference():
+        events.close()
+
+
+################################################################################
 # Duties
 #
 # What a node does besides running jobs. A duty is a function that does its part and
@@ -6926,6 +7181,14 @@ class Beat:
     clock: Clock
     stir: Callable[[], None]
     """Says that there may be something to claim."""
+    events: Events = attrs.field(factory=Events)
+    name: str = ""
+    """The node's."""
+
+    def tell(self, kind: EventKind, **facts: Unpack[Facts]) -> None:
+        """Tells of something that this node has done now."""
+        if self.events.wants(kind):
+            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **facts))
 
 
 def stage(beat: Beat) -> float:
@@ -6950,10 +7213,23 @@ def fire(beat: Beat) -> float:
 def rescue(beat: Beat) -> float:
     """Takes over the jobs of nodes of which no process is left."""
     for id, name, pid in beat.store.others(beat.node):
+        listened = beat.events.listened("crashed") or beat.events.listened("failed")
+        held = beat.store.held(id) if listened else []
         if count := beat.store.rescue(id):
             logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
             beat.stir()
+            _tell_of_lost(beat, name, held)
     return 1.0
+
+
+def _tell_of_lost(beat: Beat, node: str, held: Iterable[tuple[int, str, str, int, int]]) -> None:
+    """Tells those who listen; the log has it in one line."""
+    now = from_micros(beat.clock())
+    for job, name, queue, attempt, given_up in held:
+        kinds: tuple[EventKind, ...] = ("crashed", "failed") if given_up else ("crashed",)
+        for kind in kinds:
+            error = "NodeLost: the node ended while it held the job"
+            beat.events.pass_on(Event(kind, now, node, job, name, queue, attempt, error=error))
 
 
 def expire(beat: Beat) -> float:
@@ -7424,6 +7700,7 @@ SLOW, VERY_SLOW = 0.010, 0.100
 idle here, and for whoever else may want them."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
+SLOW_JOB = 60.0
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
@@ -7462,6 +7739,8 @@ class Worker:
     """Of what definitions the jobs in hand are."""
     bytes_sent: int = 0
     asked: Asked | None = None
+    slow: tuple[int, float] = (0, 0.0)
+    """The number of the last job that was said to be slow, and when to say so again."""
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
@@ -7617,6 +7896,9 @@ class Supervisor:
     clock: Clock = system_clock
     declared: Declared = Declared()
     rng: random.Random = attrs.field(factory=random.Random)
+    events: Events = attrs.field(factory=Events)
+    slow_after: float = SLOW_JOB
+    """Seconds of running after which the log says so, and again when it has doubled."""
     _context: Any = attrs.field(factory=_spawning)
     _bell: Bell = attrs.field(factory=Bell.hang)
     _ear: Ear = attrs.field(factory=Ear)
@@ -7651,6 +7933,14 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     _failed_starts: int = 0
+    _wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that somebody wants, as of this turn."""
+    _untold: list[Event] = attrs.field(factory=list)
+    """What is told once it is in the file."""
+    _starts: set[int] = attrs.field(factory=set)
+    """The numbers of the jobs whose start was told."""
+    _paused: frozenset[str] = frozenset()
+    """The queues that were, when somebody looked."""
 
     def __attrs_post_init__(self) -> None:
         _let_go_in_forks(self)
@@ -7693,7 +7983,10 @@ class Supervisor:
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
         self._duties[self._refill] = math.inf
         self._ear.add(self._bell.source, None)
+        self._paused = self._paused_queues()
+        self._wanted = self.events.wanted()
         logger.info("node %s started with %d workers", self.serves.node, self.size)
+        self._beat().tell("node_joined")
 
     def _leave(self) -> None:
         self._stops += 2  # Whatever still runs is given back, also after an error.
@@ -7706,12 +7999,15 @@ class Supervisor:
             self._note()
             if self._settlements:
                 self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
+            self._tell_settled()
         finally:
             self.store.leave(self._node, self._presence)
             self.store.close()
             self._ear.close()
             self._bell.close()
             logger.info("node %s left", self.serves.node)
+            self._beat().tell("node_left")
+            self.events.close(max(self.grace, FAREWELL))
 
     def _end_workers(self, give_up: float) -> None:
         for worker in list(self._workers):
@@ -7765,6 +8061,7 @@ class Supervisor:
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
+        self._wanted = self.events.wanted()
         for source in self._ear.wait(self._patience()):
             if source is None:
                 self._bell.silence()
@@ -7863,7 +8160,9 @@ class Supervisor:
         if not worker.handed:
             worker.bytes_sent = 0
         asked = worker.asked
-        if len(entry) == 4 and asked is None:
+        if "started" in self._wanted:
+            self._tell_start(number, claimed, worker, started_at)
+        if len(entry) == 4 and asked is None and "completed" not in self._wanted:
             self._settled(_completed(claimed, started_at, finished_at))
             return
         report = Report(*entry[1:])
@@ -7873,7 +8172,11 @@ class Supervisor:
         self._settle(claimed, report, worker)
 
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        self._settled(settlement(claimed, report, worker.process.pid))
+        pid = worker.process.pid
+        self._settled(settlement(claimed, report, pid))
+        if report.kind or report.state in self._wanted:
+            ended = attempt_ended(claimed, report, pid, self.serves.node)
+            self._untold += [event for event in ended if event.kind in self._wanted]
         if report.state in WAITING:
             self._duties[stage] = 0.0
 
@@ -7950,6 +8253,8 @@ class Supervisor:
         self._settle_by = math.inf
         self._maybe_empty = True
         self._hand_over(plan, done.claimed)
+        if self._untold:
+            self._tell_settled()
 
     def _has_news(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
@@ -8005,6 +8310,46 @@ class Supervisor:
         for worker, jobs in theirs.items():
             worker.hand_over(jobs)
 
+    # Tell
+
+    def _tell_settled(self) -> None:
+        """Tells what became of jobs, now that it is in the file."""
+        untold, self._untold = self._untold, []
+        for event in untold:
+            self.events.tell(event)
+
+    def _tell_start(self, number: int, claimed: Claimed, worker: Worker, at: int) -> None:
+        """Tells that a job has started, unless that was told when it was seen to run."""
+        if number in self._starts:
+            self._starts.discard(number)
+            return
+        self.events.tell(attempt_started(claimed, at, worker.process.pid, self.serves.node))
+
+    def _tell_running(self, number: int, claimed: Claimed, worker: Worker, took: float) -> None:
+        """Tells that a job runs, once; and that it has been running for long."""
+        if "started" in self._wanted and number not in self._starts:
+            self._tell_start(number, claimed, worker, self.clock() - round(took * 1e6))
+            self._starts.add(number)
+        if took >= self.slow_after:
+            last, after = worker.slow
+            after = self.slow_after if last != number else after
+            if took >= after:
+                worker.slow = number, 2 * after
+                logger.warning(
+                    "job %d (%s) has been running for %.3g s", claimed.id, claimed.name, took
+                )
+
+    def _paused_queues(self) -> frozenset[str]:
+        return frozenset(terms.name for terms in self.store.queues() if terms.paused)
+
+    def _tell_paused(self) -> None:
+        """Tells which queues were paused or resumed, by whomever."""
+        before, self._paused = self._paused, self._paused_queues()
+        for queue in sorted(self._paused - before):
+            self._beat().tell("queue_paused", queue=queue)
+        for queue in sorted(before - self._paused):
+            self._beat().tell("queue_resumed", queue=queue)
+
     # Watch
 
     def _watch(self) -> None:
@@ -8017,6 +8362,7 @@ class Supervisor:
             if claimed is None:
                 continue
             took = time.monotonic() - started / 1e9
+            self._tell_running(number, claimed, worker, took)
             if worker.asked is not None and worker.asked.number == number:
                 if time.monotonic() >= worker.asked.kill_at:
                     self._kill(worker, number)
@@ -8081,7 +8427,10 @@ class Supervisor:
         self._collect(worker, dead=True)
         number, started = worker.board.running
         if claimed := worker.take(number):
-            self._settle(claimed, self._died(worker, claimed, number, started), worker)
+            report = self._died(worker, claimed, number, started)
+            if "started" in self._wanted:
+                self._tell_start(number, claimed, worker, report.started_at)
+            self._settle(claimed, report, worker)
         for claimed in worker.handed.values():
             self._give_back(claimed, worker)
         self._workers.remove(worker)
@@ -8110,7 +8459,7 @@ class Supervisor:
 
     def _attend(self) -> None:
         """Calls the duties that are due."""
-        beat = Beat(self.store, self._node, self.clock, self._stir)
+        beat = self._beat()
         for duty, due in list(self._duties.items()):
             if due - time.monotonic() > SLACK:
                 continue
@@ -8122,6 +8471,10 @@ class Supervisor:
                 logger.error("%s failed and will be tried again: %s", duty.__name__, error)
                 self._duties[duty] = time.monotonic() + 1.0
 
+    def _beat(self) -> Beat:
+        name = self.serves.node
+        return Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+
     def _look(self, beat: Beat) -> float:
         """Sees what was committed without a wake-up, and who died unheard."""
         for worker in list(self._workers):
@@ -8129,6 +8482,8 @@ class Supervisor:
         if (changes := self.store.changes()) != self._seen:
             self._seen = changes
             self._stir()
+            if "queue_paused" in self._wanted or "queue_resumed" in self._wanted:
+                self._tell_paused()
         return LOOK
 
     def _refill(self, beat: Beat) -> float:
@@ -8221,6 +8576,8 @@ class LiteJobs:
     """Makes definitions of functions and attrs classes and registers them here."""
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
+    events: Events = attrs.field(factory=Events, init=False)
+    """Who listens to what happens: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     tested: bool = attrs.field(default=False, init=False)
@@ -8247,8 +8604,32 @@ class LiteJobs:
             self.registry.add(definition)
             definition.body.home = self
 
+    def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
+        """Calls a function with every event of these kinds, or with all, if none is given:
+        `@jobs.on("failed", "crashed")`.
+
+        It is called in the process where the event is seen: that of the node, or the one
+        that enqueues; in one thread, in order; in `drain`, at once. If it fails that is
+        logged; if it is slow events wait, 10,000 at most, and then are dropped.
+
+        "timed_out" and "crashed" tell of an attempt; what becomes of the job, "retrying"
+        or "failed", is told after them.
+
+        Raises:
+            OptionError: there is no such kind.
+        """
+        if kinds and callable(kinds[0]):
+            raise OptionError("event", 'write @jobs.on("failed"), or @jobs.on() for all')
+
+        def add(listener: AnyListener) -> AnyListener:
+            self.events.listen(kinds, listener)
+            return listener
+
+        return add
+
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
+        self.events.close()
         self.store.close()
 
     def __repr__(self) -> str:
@@ -8279,7 +8660,10 @@ class LiteJobs:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
         (id,) = self.store.enqueue(batches)
-        return Job(_row_of(id, batches[0], bound.payload), self)
+        job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
+        if self.events.wants("enqueued"):
+            self._tell_enqueued([job])
+        return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
         """Puts many jobs into the file in one transaction, all or none; gives them in
@@ -8316,7 +8700,17 @@ class LiteJobs:
             _make_batch(body, options, tuple([job.payload for job in group]), now)
             for (body, options), group in alike
         ]
-        return Enqueued(self.store.enqueue(batches) if batches else range(0), batches, self)
+        jobs = Enqueued(self.store.enqueue(batches) if batches else range(0), batches, self)
+        if self.events.wants("enqueued"):
+            self._tell_enqueued(jobs)
+        return jobs
+
+    def _tell_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
+        for job in jobs:
+            if not job.duplicate:
+                self.events.tell(
+                    Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
+                )
 
     def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
         """Enqueues jobs of which each has something of its own: a key, or a connection."""
@@ -8330,7 +8724,11 @@ class LiteJobs:
             placed = self.store.enqueue_each(batches)
         else:
             placed = self.store.enqueue_through(connection, batches)
-        return [Job(row, self, duplicate) for row, duplicate in placed]
+        jobs = [Job(row, self, duplicate) for row, duplicate in placed]
+        # When somebody else commits, if ever, is theirs to know.
+        if connection is None and self.events.wants("enqueued"):
+            self._tell_enqueued(jobs)
+        return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
         """Gives each node that is at work now a copy of the job that only it takes, all in
@@ -8801,6 +9199,7 @@ class LiteJobs:
             duration(grace, "grace").total_seconds(),
             self.clock,
             declared=self._declarations(),
+            events=self.events,
         )
 
     def _program(self) -> Program:
@@ -8842,23 +9241,39 @@ class LiteJobs:
             self.store.declare(self._declarations())
             node, presence = self.store.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
+            closing.enter_context(self.events.told_at_once())
             return self._drain(executor, serves, node)
 
     def _drain(self, executor: Executor, serves: Serves, node: int) -> int:
         settlements: list[Settlement] = []
+        ended: Iterable[Event] = ()
         for attempts in itertools.count():
             self.store.fire(self.clock())
             self.store.stage(self.clock())
             self.store.expire(self.clock())
             claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
+            self._tell_here(ended)
             if not claimed:
                 return attempts
+            pid = os.getpid()
+            if self.events.wants("started"):
+                self._tell_here([attempt_started(claimed[0], self.clock(), pid, serves.node)])
             report = self._run_here(executor, claimed[0])
-            settlements = [settlement(claimed[0], report, os.getpid())]
+            settlements = [settlement(claimed[0], report, pid)]
+            told = report.kind or self.events.wants("completed")
+            ended = attempt_ended(claimed[0], report, pid, serves.node) if told else ()
             if report.type == "KeyboardInterrupt":
                 self.store.exchange(settlements, node, lambda ready: [], serves)
+                self._tell_here(ended)
                 raise KeyboardInterrupt
         raise AssertionError("itertools.count() never ends")
+
+    def _tell_here(self, events: Iterable[Event]) -> None:
+        """Tells what happens in a drain: a log that nobody has set up, which would print
+        warnings, is spared what the program itself is about to look at."""
+        tell = self.events.tell if logger.hasHandlers() else self.events.pass_on
+        for event in events:
+            tell(event)
 
     def _run_here(self, executor: Executor, claimed: Claimed) -> Report:
         def keep(text: str) -> None:

@@ -25,6 +25,7 @@ SECTIONS = [
     "Definitions",
     "Execution",
     "Store",
+    "Events",
     "Duties",
     "Worker",
     "Supervisor",
