@@ -32,8 +32,8 @@ States, each change one transaction:
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Store (all SQL), Events, Duties, Worker, Supervisor,
-LiteJobs (what users hold), Testing, Command line.
+Execution (one attempt), Tracing, Store (all SQL), Events, Duties, Worker,
+Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -3498,6 +3498,109 @@ def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlemen
         (id, claim, "completed", attempt, run_at, started_at, finished_at, None, None, queue, name,
          None)
     )  # fmt: skip
+
+
+################################################################################
+# Tracing
+#
+# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a
+# producer's span, whose trace goes along in the headers of its jobs; each attempt is a
+# consumer's span, the root of a trace of its own that is linked to the producer's.
+################################################################################
+
+_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (Retry, "retry"),
+    (Snooze, "snoozed"),
+    (Fail, "failed"),
+    (Cancel, "cancelled"),
+    (BaseException, "error"),
+)
+
+
+def trace_enqueue(
+    works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
+) -> Sequence[Job[Any]]:
+    """Middleware around enqueue: a span, of which the jobs' headers tell."""
+    from opentelemetry import propagate, trace
+
+    about = _about("send", "enqueue", {work.options.queue for work in works})
+    names = {work.name for work in works}
+    if len(works) > 1:
+        about["messaging.batch.message_count"] = len(works)
+    with trace.get_tracer("litejobs", __version__).start_as_current_span(
+        f"enqueue {names.pop() if len(names) == 1 else 'jobs'}",
+        kind=trace.SpanKind.PRODUCER,
+        attributes=about,
+    ) as span:
+        sent: dict[str, str] = {}
+        propagate.inject(sent)
+        jobs = call_next([work.using(headers={**work.options.headers, **sent}) for work in works])
+        if len(jobs) == 1:
+            span.set_attribute("messaging.message.id", str(jobs[0].id))
+        return jobs
+
+
+def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
+    """Middleware around a run: a span for the attempt, linked to the one that enqueued."""
+    from opentelemetry import context as surroundings
+    from opentelemetry import propagate, trace
+
+    job = context.job
+    about = {
+        **_about("process", "run", {job.queue}),
+        "messaging.message.id": str(job.id),
+        "litejobs.definition": job.name,
+        "litejobs.attempt": job.attempt,
+    }
+    sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
+    with trace.get_tracer("litejobs", __version__).start_as_current_span(
+        job.name,
+        context=surroundings.Context(),
+        kind=trace.SpanKind.CONSUMER,
+        links=[trace.Link(sender)] if sender.is_valid else [],
+        attributes=about,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            value = call_next()
+        except BaseException as error:
+            _tell_span(span, error)
+            raise
+        span.set_attribute("litejobs.outcome", "completed")
+        return value
+
+
+def _about(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
+    """Attributes by the semantic conventions for messaging."""
+    destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
+    operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
+    return {"messaging.system": "litejobs", **operation, **destination}
+
+
+def _tell_span(span: Any, error: BaseException) -> None:
+    """What a handler raised; not now, and not any more, are no errors."""
+    from opentelemetry import trace
+
+    outcome = next(word for kind, word in _OUTCOMES if isinstance(error, kind))
+    span.set_attribute("litejobs.outcome", outcome)
+    if not isinstance(error, Snooze | Cancel):
+        span.set_attribute("error.type", type(error).__qualname__)
+        span.record_exception(error)
+        span.set_status(trace.Status(trace.StatusCode.ERROR, describe(error)[1]))
+
+
+def check_tracing() -> None:
+    """Finds out whether OpenTelemetry is there.
+
+    Raises:
+        OptionError: it is not.
+    """
+    try:
+        importlib.import_module("opentelemetry.trace")
+    except ImportError as error:
+        problem = f"OpenTelemetry cannot be imported ({error}): pip install litejobs[otel]"
+        raise OptionError("trace", problem) from None
 
 
 ################################################################################
@@ -8626,6 +8729,18 @@ class LiteJobs:
             return listener
 
         return add
+
+    def trace(self) -> None:
+        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by
+        the program's own tracer provider. To be called where workers import it.
+
+        Raises:
+            OptionError: OpenTelemetry is not installed, or work has started.
+        """
+        check_tracing()
+        if trace_run not in self.middleware.runs:
+            self.middleware.run(trace_run)
+            self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""

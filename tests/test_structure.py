@@ -24,6 +24,7 @@ SECTIONS = [
     "Wire",
     "Definitions",
     "Execution",
+    "Tracing",
     "Store",
     "Events",
     "Duties",
