@@ -3285,7 +3285,7 @@ class Executor:
         self,
         claimed: Claimed,
         asked: Callable[[], bool] = lambda: False,
-        tell: Callable[[Progress], None] = lambda progress: None,
+        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job. Whatever the handler raises is in the report."""
         started_at = self.clock()
@@ -3298,8 +3298,7 @@ class Executor:
             now = self.clock()
             return Report(started_at, now, 0, *Verdict("failed"), None, "exception", *trouble)
         try:
-            context = functools.partial(self._context, claimed, started_at, asked, tell)
-            result = self._result(shape, payload, context)
+            result = self._result(shape, payload, claimed, started_at, asked, tell)
         except BaseException as error:
             verdict, told = self._failed(error, claimed)
             result = None
@@ -3318,13 +3317,21 @@ class Executor:
             raise PayloadError(claimed.name, unfit.problems) from None
 
     def _result(
-        self, shape: Shape, payload: Any, context: Callable[[], Context[Any]]
+        self,
+        shape: Shape,
+        payload: Any,
+        claimed: Claimed,
+        now: int,
+        asked: Callable[[], bool],
+        tell: Callable[[Claimed, Progress], None],
     ) -> str | None:
-        value = (
-            self._run_inside(shape, payload, context())
-            if self.around
-            else shape.call(payload, context)
-        )
+        def context() -> Context[Any]:
+            return self._context(claimed, now, asked, tell)
+
+        if self.around:
+            value = self._run_inside(shape, payload, context())
+        else:
+            value = shape.call(payload, context)
         if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
         if shape.result is None:
@@ -3350,7 +3357,7 @@ class Executor:
         claimed: Claimed,
         now: int,
         asked: Callable[[], bool],
-        tell: Callable[[Progress], None],
+        tell: Callable[[Claimed, Progress], None],
     ) -> Context[Any]:
         row = Row(
             claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
@@ -3359,7 +3366,8 @@ class Executor:
             None, None, None, claimed.headers, claimed.key,
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        return Context(Job(row, self.source), self.state, deadline, asked, tell)
+        tell_of_it = functools.partial(tell, claimed)
+        return Context(Job(row, self.source), self.state, deadline, asked, tell_of_it)
 
     def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what a report tells of the error."""
@@ -7151,6 +7159,8 @@ class Events:
         given: object = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
+        if not self._listeners:
+            atexit.register(_close_at_exit, weakref.ref(self))
         self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
         self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
@@ -7220,7 +7230,6 @@ class Events:
         self._line, self._pid = queue.SimpleQueue(), os.getpid()
         arguments = self._line, self._call
         threading.Thread(target=_tell_all, args=arguments, name=_THREAD, daemon=True).start()
-        atexit.register(_close_at_exit, weakref.ref(self))
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -7704,9 +7713,11 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
 
 @attrs.define(eq=False, repr=False)
 class Voice:
-    """A worker's pipe for talking: its threads may tell of progress meanwhile."""
+    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
 
     _pipe: Connection
+    meters: dict[int, Meter] = attrs.field(factory=dict)
+    """By the job's id, of those that have told something."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
     def say(self, message: bytes) -> None:
@@ -7714,30 +7725,23 @@ class Voice:
         with self._turn:
             self._pipe.send_bytes(message)
 
+    def tell(self, claimed: Claimed, progress: Progress) -> None:
+        """Takes a job's word for how far it has come."""
+        if (meter := self.meters.get(claimed.id)) is None:
+            pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
+            meter = self.meters.setdefault(claimed.id, Meter(pass_on))
+        meter.tell(progress)
 
-@attrs.define(eq=False, repr=False)
-class Line:
-    """What a running job hears from its supervisor and tells it."""
+    def told(self, id: int) -> bool:
+        """Passes on the last word of a job that has ended, and says whether there was any."""
+        if (meter := self.meters.pop(id, None)) is None:
+            return False
+        meter.close()
+        return True
 
-    number: int
-    board: Board
-    voice: Voice
-    meter: Meter | None = None
-    """Once the job has told of its progress."""
-
-    def asked(self) -> bool:
-        """Whether the job was asked to end."""
-        return self.board.asked(self.number)
-
-    def tell(self, progress: Progress) -> None:
-        """Takes the job's word for how far it has come."""
-        if self.meter is None:
-            self.meter = Meter(self._send)
-        self.meter.tell(progress)
-
-    def _send(self, text: str) -> None:
+    def _pass_on(self, id: int, claim: int, text: str) -> None:
         with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
-            self.voice.say(marshal.dumps(("progress", self.number, text)))
+            self.say(marshal.dumps(("progress", id, claim, text)))
 
 
 def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
@@ -7754,12 +7758,10 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
             if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
                 voice.say(b"")
                 told, told_at = 0, began
-            line = Line(number, board, voice)
-            made = executor.run(Claimed._make(fields), line.asked, line.tell)
+            asked = functools.partial(board.asked, number)
+            made = executor.run(Claimed._make(fields), asked, voice.tell)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if line.meter is not None:
-                line.meter.close()
-            if line.meter is not None or not board.fits(report):
+            if (voice.meters and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
@@ -8230,15 +8232,14 @@ class Supervisor:
             logger.error("a worker could not start:\n%s", message[3])
             raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}")
         elif message[0] == "progress":
-            self._noted(worker, message[1], message[2])
+            self._noted(*message[1:])
         elif message[0] != "broken":
             self._reported(worker, message)
 
-    def _noted(self, worker: Worker, number: int, text: str) -> None:
-        if (claimed := worker.handed.get(number)) is not None:
-            if not self._progress:
-                self._note_by = time.monotonic() + TELL_REST
-            self._progress[claimed.id, claimed.claim] = text
+    def _noted(self, id: int, claim: int, text: str) -> None:
+        if not self._progress:
+            self._note_by = time.monotonic() + TELL_REST
+        self._progress[id, claim] = text
 
     def _collect(self, worker: Worker, dead: bool = False) -> None:
         for entry in worker.board.collect(dead):
@@ -8716,7 +8717,8 @@ class LiteJobs:
         logged; if it is slow events wait, 10,000 at most, and then are dropped.
 
         "timed_out" and "crashed" tell of an attempt; what becomes of the job, "retrying"
-        or "failed", is told after them.
+        or "failed", is told after them. "cancelled" tells of jobs that a node had in hand:
+        those that still wait are cancelled in bulk.
 
         Raises:
             OptionError: there is no such kind.
@@ -9398,7 +9400,7 @@ class LiteJobs:
                 logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
         meter = Meter(keep)
-        report = executor.run(claimed, tell=meter.tell)
+        report = executor.run(claimed, tell=lambda claimed, progress: meter.tell(progress))
         meter.close()
         return report
 
