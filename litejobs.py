@@ -3389,7 +3389,7 @@ TELL_REST = 0.1
 
 
 @attrs.define(eq=False, repr=False)
-class Meter:
+class Teller:
     """Passes the progress of one attempt on: at once, then at most ten times a second, and
     what was told last in any case. Jobs may tell it from several threads."""
 
@@ -6368,15 +6368,18 @@ class Store:
 
     # Schedules
 
-    def fire(self, now: int) -> tuple[int, int | None]:
+    def fire(
+        self, now: int, tell: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+    ) -> tuple[int, int | None]:
         """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
-        when the next one is due. Any number of nodes may do this: each tick fires once."""
+        when the next one is due. Any number of nodes may do this: each tick fires once, and
+        who fires it can *tell* of the jobs."""
         if (due := self._next_tick(-1)) is None or due > now:
             return 0, due
         with self.file.reading() as connection:
             entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
         firings = [made for entry in entries if (made := self._firing(entry, now))]
-        fired = sum(map(self._fire, firings))
+        fired = sum(self._fire(made, tell) for made in firings)
         if any(made.next_at is not None and made.next_at <= now for made in firings):
             return fired, now
         return fired, self._next_tick(now)
@@ -6397,7 +6400,7 @@ class Store:
             self._puzzled.add(entry.name)
             return None
 
-    def _fire(self, made: Firing) -> int:
+    def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; says how many."""
         entry, ticks, batches, next_at = made
@@ -6423,6 +6426,7 @@ class Store:
             ports = self._ports(connection) if placed else ()
         self._ring(ports)
         logger.info("schedule %s fired %d jobs", entry.name, len(placed))
+        tell(entry, [id for _, id in placed])
         return len(placed)
 
     def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
@@ -7041,10 +7045,10 @@ EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
     **dict.fromkeys(("retrying", "cancelled"), logging.INFO),
-    **dict.fromkeys(("schedule_fired", "queue_paused", "queue_resumed"), logging.INFO),
+    **dict.fromkeys(("queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
-"""How loud each is in the log; of nodes more is told there than an event says."""
+"""How loud each is in the log; of nodes and schedules more is told there than an event says."""
 _LOGGED: Mapping[int, frozenset[EventKind]] = {
     least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
     for least in sorted({*_LEVELS.values()})
@@ -7177,7 +7181,7 @@ class Events:
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind is one of those."""
-        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def tell(self, event: Event) -> None:
         """Tells the log and those who listen. It never blocks, and never fails."""
@@ -7302,6 +7306,11 @@ class Beat:
         if self.events.wants(kind):
             self.events.tell(Event(kind, from_micros(self.clock()), self.name, **facts))
 
+    def tell_fired(self, entry: Entry, jobs: list[int]) -> None:
+        """Tells that a schedule has enqueued these jobs."""
+        for job in jobs:
+            self.tell("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+
 
 def stage(beat: Beat) -> float:
     """Makes jobs ready that are due; wants to be back when the next one is."""
@@ -7316,7 +7325,7 @@ def stage(beat: Beat) -> float:
 def fire(beat: Beat) -> float:
     """Enqueues the jobs of schedules that are due; wants to be back when the next one is."""
     now = beat.clock()
-    fired, due = beat.store.fire(now)
+    fired, due = beat.store.fire(now, beat.tell_fired)
     if fired:
         beat.stir()
     return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
@@ -7716,7 +7725,7 @@ class Voice:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
 
     _pipe: Connection
-    meters: dict[int, Meter] = attrs.field(factory=dict)
+    tellers: dict[int, Teller] = attrs.field(factory=dict)
     """By the job's id, of those that have told something."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -7727,16 +7736,16 @@ class Voice:
 
     def tell(self, claimed: Claimed, progress: Progress) -> None:
         """Takes a job's word for how far it has come."""
-        if (meter := self.meters.get(claimed.id)) is None:
+        if (teller := self.tellers.get(claimed.id)) is None:
             pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            meter = self.meters.setdefault(claimed.id, Meter(pass_on))
-        meter.tell(progress)
+            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
+        teller.tell(progress)
 
     def told(self, id: int) -> bool:
         """Passes on the last word of a job that has ended, and says whether there was any."""
-        if (meter := self.meters.pop(id, None)) is None:
+        if (teller := self.tellers.pop(id, None)) is None:
             return False
-        meter.close()
+        teller.close()
         return True
 
     def _pass_on(self, id: int, claim: int, text: str) -> None:
@@ -7761,7 +7770,7 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (voice.meters and voice.told(fields[0])) or not board.fits(report):
+            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
@@ -9364,8 +9373,9 @@ class LiteJobs:
     def _drain(self, executor: Executor, serves: Serves, node: int) -> int:
         settlements: list[Settlement] = []
         ended: Iterable[Event] = ()
+        beat = Beat(self.store, node, self.clock, lambda: None, self.events, serves.node)
         for attempts in itertools.count():
-            self.store.fire(self.clock())
+            self.store.fire(self.clock(), beat.tell_fired)
             self.store.stage(self.clock())
             self.store.expire(self.clock())
             claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
@@ -9399,9 +9409,9 @@ class LiteJobs:
             except FileError as error:
                 logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-        meter = Meter(keep)
-        report = executor.run(claimed, tell=lambda claimed, progress: meter.tell(progress))
-        meter.close()
+        teller = Teller(keep)
+        report = executor.run(claimed, tell=lambda claimed, progress: teller.tell(progress))
+        teller.close()
         return report
 
 
@@ -10228,7 +10238,7 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("path", "durability", "clock", "registry", "tested")
+_BORROWED = ("path", "durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -10250,6 +10260,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
         jobs.tested = True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
+        jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
         fresh = Store.at(jobs.path, jobs.durability, clock)
         for name in _IN_STORE:
             setattr(jobs.store, name, getattr(fresh, name))

@@ -31,6 +31,7 @@ from litejobs import (
     Pool,
     Snooze,
     define,
+    fire,
     rescue,
 )
 
@@ -370,6 +371,35 @@ class TestOnANode:
         release.set()
         eventually(lambda: len(heard.events) == 100)
         jobs.close()
+
+
+class TestASchedule:
+    def test_that_fires_is_told_with_each_of_its_jobs(
+        self, jobs: LiteJobs, heard: Heard, clock: TurnedClock
+    ) -> None:
+        jobs.register(nothing)
+        jobs.every(timedelta(hours=1), name="hourly", misfire="all")(nothing)
+        jobs.on("schedule_fired", "started")(heard)
+        jobs.drain()
+        clock.turn(2 * 3600 + 1)
+        jobs.drain()
+        fired = [(e.kind, e.schedule, e.name, e.job) for e in heard.events]
+        assert fired[0] == ("schedule_fired", "hourly", "nothing", 1)
+        assert [kind for kind, *_ in fired[:3]] == ["schedule_fired", "schedule_fired", "started"]
+
+    def test_is_told_by_the_duty_that_fires_it(
+        self, jobs: LiteJobs, heard: Heard, clock: TurnedClock
+    ) -> None:
+        jobs.register(nothing)
+        jobs.every(timedelta(hours=1), name="hourly")(nothing)
+        jobs.drain()
+        jobs.on("schedule_fired")(heard)
+        clock.turn(3601)
+        fire(Beat(jobs.store, 0, clock, lambda: None, jobs.events, "here"))
+        jobs.events.close()
+        [fired] = heard.events
+        assert (fired.schedule, fired.node, fired.at) == ("hourly", "here", clock.now)
+        assert [job.id for job in jobs.find()] == [fired.job]
 
 
 class TestWhoEnqueues:

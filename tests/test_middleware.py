@@ -28,6 +28,7 @@ from litejobs import (
     Snooze,
     compose_async,
     define,
+    recording,
 )
 
 T = TypeVar("T")
@@ -314,20 +315,20 @@ class TestAroundARun:
 
 class TestAroundAnEnqueue:
     def test_one_call_is_one_transaction(self, both: LiteJobs) -> None:
-        seen: list[list[str]] = []
+        seen: list[list[tuple[object, ...]]] = []
 
         @both.middleware.enqueue
         def look(works: Sequence[Bound[Any]], call_next: Enqueue) -> Sequence[Job[Any]]:
-            seen.append([f"{work.name} {work.payload} {work.options.queue}" for work in works])
+            seen.append([(work.name, work.payload, work.options.queue) for work in works])
             return call_next(works)
 
         hello.enqueue("Ada")
         both.enqueue_many([hello.bind("Bob"), hello_async.using(queue="slow").bind("Eve")])
         both.enqueue(hello.bind("Dan"), queue="fast")
         assert seen == [
-            ['hello {"name":"Ada"} default'],
-            ['hello {"name":"Bob"} default', 'hello_async {"name":"Eve"} slow'],
-            ['hello {"name":"Dan"} fast'],
+            [("hello", '{"name":"Ada"}', "default")],
+            [("hello", '{"name":"Bob"}', "default"), ("hello_async", '{"name":"Eve"}', "slow")],
+            [("hello", '{"name":"Dan"}', "fast")],
         ]
         assert both.count() == 4
 
@@ -412,6 +413,13 @@ class TestOnceWorkHasStarted:
             both.middleware.run(shout)
         with pytest.raises(OptionError, match="was added after work had started"):
             both.middleware.enqueue(hurry)
+
+    def test_a_drain_in_a_recording_has_not_started_the_programs_own(self, both: LiteJobs) -> None:
+        both.middleware.run(shout)
+        with recording(both):
+            assert ran(both, hello.enqueue("Ada")) == "HELLO ADA"
+        both.middleware.run(Around("x"))
+        assert ran(both, hello.enqueue("Ada")) == "X(HELLO ADA)"
 
     def test_what_cannot_be_called_was_refused_before(self, jobs: LiteJobs) -> None:
         wrong: Any = "shout"

@@ -22,9 +22,9 @@ from litejobs import (
     Fail,
     Job,
     LiteJobs,
-    Meter,
     OptionError,
     Progress,
+    Teller,
     define,
     main,
     store_progress,
@@ -212,16 +212,16 @@ def test_a_claim_that_does_not_hold_any_more_changes_nothing(jobs: LiteJobs) -> 
     assert job.refresh().progress == Progress(2)
 
 
-class TestAMeter:
+class TestATeller:
     def test_passes_on_at_most_ten_a_second_and_the_last(self) -> None:
         passed: list[str] = []
-        meter = Meter(passed.append)
+        teller = Teller(passed.append)
         began = time.monotonic()
         done = 0
         while time.monotonic() - began < 0.35:
             done += 1
-            meter.tell(Progress(done))
-        meter.close()
+            teller.tell(Progress(done))
+        teller.close()
         took = time.monotonic() - began
         assert passed[0] == store_progress(Progress(1))
         assert passed[-1] == store_progress(Progress(done))
@@ -229,29 +229,29 @@ class TestAMeter:
 
     def test_passes_on_the_last_although_nothing_follows(self) -> None:
         passed: list[str] = []
-        meter = Meter(passed.append)
-        meter.tell(Progress(1))
-        meter.tell(Progress(2))
+        teller = Teller(passed.append)
+        teller.tell(Progress(1))
+        teller.tell(Progress(2))
         eventually(lambda: len(passed) == 2, within=5.0)
-        meter.close()
+        teller.close()
         assert passed == [store_progress(Progress(1)), store_progress(Progress(2))]
 
     def test_takes_the_word_of_several_threads_and_of_none_after_its_end(self) -> None:
         passed: list[str] = []
-        meter = Meter(passed.append)
+        teller = Teller(passed.append)
 
         def tell() -> None:
             for done in range(1000):
-                meter.tell(Progress(done))
+                teller.tell(Progress(done))
 
         threads = [threading.Thread(target=tell) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        meter.close()
+        teller.close()
         count = len(passed)
-        meter.tell(Progress(7))
+        teller.tell(Progress(7))
         assert passed[-1] == store_progress(Progress(999))
         assert len(passed) == count
 
