@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from conftest import write_by_hand
+from conftest import TurnedClock, write_by_hand
 from programs import Programs
 
 import litejobs
@@ -179,6 +179,18 @@ class TestBytes:
         made = jobs.enqueue_many(works)
         jobs.drain()
         assert [job.result() for job in made] == ["a", "b", 1, 1.0, "c"]
+
+    def test_come_again_with_every_tick_of_a_schedule(
+        self, jobs: LiteJobs, say: Say, clock: TurnedClock
+    ) -> None:
+        tick = jobs.every(60, say.bind("tick"), name="tick")
+        jobs.drain()
+        clock.turn(60)
+        assert jobs.drain() == 1
+        [job] = jobs.find()
+        assert job.result() == "tick"
+        [schedule] = jobs.schedules()
+        assert schedule.payload == job.payload == tick.fire().payload
 
     def test_may_be_none_at_all(self, jobs: LiteJobs) -> None:
         @jobs.define(encode=lambda arguments: b"", decode=lambda data: {})
