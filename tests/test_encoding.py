@@ -180,6 +180,15 @@ class TestBytes:
         jobs.drain()
         assert [job.result() for job in made] == ["a", "b", 1, 1.0, "c"]
 
+    def test_have_no_fields_to_find_jobs_by_or_to_change(self, jobs: LiteJobs, say: Say) -> None:
+        job = say.enqueue("ho")
+        assert jobs.find(payload={"text": "ho"}) == []
+        with pytest.raises(PayloadError, match="no JSON object, so that no field can change"):
+            jobs.change(job.id, to={"payload": {"text": "hi"}})
+        assert jobs.change(job.id, to={"priority": 3}).moved == 1
+        assert jobs.get(job.id).payload == job.payload
+        assert jobs.doctor() == []
+
     def test_come_again_with_every_tick_of_a_schedule(
         self, jobs: LiteJobs, say: Say, clock: TurnedClock
     ) -> None:
