@@ -419,6 +419,11 @@ def looks() -> Iterator[float]:
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
+def plain_payload(stored: str | bytes) -> Any:
+    """The JSON values of a payload; or its bytes, which only its definition can read."""
+    return stored if isinstance(stored, bytes) else json.loads(stored)
+
+
 class Row(NamedTuple):
     """One row of the table of jobs, as it is stored."""
 
@@ -716,8 +721,7 @@ class Job(Generic[R]):
     def payload(self) -> Any:
         """The payload as plain JSON values; bytes, if its definition has an encoding of
         its own."""
-        payload = self.row.payload
-        return payload if isinstance(payload, bytes) else json.loads(payload)
+        return plain_payload(self.row.payload)
 
     @property
     def key(self) -> str | None:
@@ -1505,9 +1509,9 @@ class Schedule:
 
     @property
     def payload(self) -> Any:
-        """The payload of its jobs as plain JSON values."""
-        payload = self.entry.payload
-        return payload if isinstance(payload, bytes) else json.loads(payload)
+        """The payload of its jobs as plain JSON values; bytes, if its definition has an
+        encoding of its own."""
+        return plain_payload(self.entry.payload)
 
     @property
     def expression(self) -> str:

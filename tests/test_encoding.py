@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from conftest import write_by_hand
+from conftest import TurnedClock, write_by_hand
 from programs import Programs
 
 import litejobs
@@ -179,6 +179,27 @@ class TestBytes:
         made = jobs.enqueue_many(works)
         jobs.drain()
         assert [job.result() for job in made] == ["a", "b", 1, 1.0, "c"]
+
+    def test_have_no_fields_to_find_jobs_by_or_to_change(self, jobs: LiteJobs, say: Say) -> None:
+        job = say.enqueue("ho")
+        assert jobs.find(payload={"text": "ho"}) == []
+        with pytest.raises(PayloadError, match="no JSON object, so that no field can change"):
+            jobs.change(job.id, to={"payload": {"text": "hi"}})
+        assert jobs.change(job.id, to={"priority": 3}).moved == 1
+        assert jobs.get(job.id).payload == job.payload
+        assert jobs.doctor() == []
+
+    def test_come_again_with_every_tick_of_a_schedule(
+        self, jobs: LiteJobs, say: Say, clock: TurnedClock
+    ) -> None:
+        tick = jobs.every(60, say.bind("tick"), name="tick")
+        jobs.drain()
+        clock.turn(60)
+        assert jobs.drain() == 1
+        [job] = jobs.find()
+        assert job.result() == "tick"
+        [schedule] = jobs.schedules()
+        assert schedule.payload == job.payload == tick.fire().payload
 
     def test_may_be_none_at_all(self, jobs: LiteJobs) -> None:
         @jobs.define(encode=lambda arguments: b"", decode=lambda data: {})

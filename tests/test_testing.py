@@ -156,6 +156,15 @@ class TestRecording:
         send.enqueue("real")
         assert app.drain() == 1, "what the test has paused is not"
 
+    def test_fires_schedules_when_the_clock_passes_them(self, app: LiteJobs, send: Send) -> None:
+        app.every(60, send.bind("ann"), name="reminder")
+        with recording(app) as recorder:
+            assert recorder.drain_all() == 0, "no clock is turned for what never ends"
+            recorder.clock.turn(61)
+            assert recorder.drain() == 1
+            recorder.assert_enqueued(send, to="ann", times=1)
+        assert app.count() == 0
+
     def test_sees_what_was_registered_with_another_queue_last(
         self, app: LiteJobs, tmp_path: Path
     ) -> None:
