@@ -2439,6 +2439,12 @@ class Body:
         """Whether the code is an attrs class with `run()`."""
         return isinstance(self.code, type)
 
+    @property
+    def is_async(self) -> bool:
+        """Whether its jobs run many at a time, in the event loop of a worker."""
+        code: Any = self.code
+        return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
 
 def _is_context(hint: object) -> bool:
     if typing.get_origin(hint) in _UNIONS:
@@ -2797,6 +2803,10 @@ class Registry:
             name, f"not defined in this program{did_you_mean(name, self._by_name)}"
         )
 
+    def async_names(self) -> frozenset[str]:
+        """The definitions whose jobs run many at a time."""
+        return frozenset(definition.name for definition in self if definition.body.is_async)
+
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class.
 
@@ -3070,7 +3080,8 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
 
 @attrs.define(eq=False, repr=False)
 class Executor:
-    """Runs attempts, one after the other, with the state that one worker has."""
+    """Runs attempts with the state that one worker has: one after the other with `run`,
+    and coroutines beside them with `run_async`."""
 
     registry: Registry
     state: Any = None
@@ -3087,21 +3098,32 @@ class Executor:
         try:
             shape, payload = self._prepare(claimed)
         except LitejobsError as error:
-            # Another attempt would find the same payload and the same definition.
-            trouble = describe(error)
-            now = self.clock()
-            return Report(started_at, now, 0, *Verdict("failed"), None, "exception", *trouble)
+            return self._refused(error, started_at)
         try:
             result = self._result(shape, payload, claimed, started_at, asked)
         except BaseException as error:
-            verdict, told = self._failed(error, claimed)
-            result = None
-        else:
-            verdict, told = COMPLETED, ()
+            return self._failed(error, claimed, started_at, began)
         took = (time.perf_counter_ns() - began) // 1000
-        if result is None and verdict is COMPLETED:
+        if result is None:
             return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *verdict, result, *told)
+        return Report(started_at, self.clock(), took, *COMPLETED, result)
+
+    async def run_async(self, claimed: Claimed, asked: Callable[[], bool]) -> Report:
+        """The same for a coroutine, in the event loop that runs. That its task is cancelled
+        is in the report, too."""
+        started_at = self.clock()
+        began = time.perf_counter_ns()
+        try:
+            shape, payload = self._prepare(claimed)
+        except LitejobsError as error:
+            return self._refused(error, started_at)
+        try:
+            value = shape.call(payload, lambda: self._context(claimed, started_at, asked))
+            result = _kept_result(shape, await value)
+        except BaseException as error:
+            return self._failed(error, claimed, started_at, began)
+        took = (time.perf_counter_ns() - began) // 1000
+        return Report(started_at, self.clock(), took, *COMPLETED, result)
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -3116,19 +3138,14 @@ class Executor:
         value = shape.call(payload, lambda: self._context(claimed, now, asked))
         if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
-        if shape.result is None:
-            return None
-        try:
-            return _bounded(shape.result.encode(value))
-        except Unfit as unfit:
-            raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+        return _kept_result(shape, value)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
             import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
 
             self._loop = asyncio.Runner()
-        return self._loop.run(coroutine)
+        return _beside_other_loops(self._loop.run, coroutine)
 
     def _context(self, claimed: Claimed, now: int, asked: Callable[[], bool]) -> Context[Any]:
         row = Row(
@@ -3140,19 +3157,49 @@ class Executor:
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
         return Context(Job(row, self.source), self.state, deadline, asked)
 
-    def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
-        """The verdict, and what a report tells of the error."""
+    def _refused(self, error: LitejobsError, started_at: int) -> Report:
+        # Another attempt would find the same payload and the same definition.
+        told = "exception", *describe(error)
+        return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
+
+    def _failed(
+        self, error: BaseException, claimed: Claimed, started_at: int, began: int
+    ) -> Report:
+        """The report of an attempt that raised."""
         own = self.registry.backoff(claimed.name)
         verdict = judge(error, claimed, own, self.rng)
+        took = (time.perf_counter_ns() - began) // 1000
         if isinstance(error, Snooze):
-            return verdict, ()
+            return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        return verdict, (kind, *describe(error))
+        return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._loop is not None:
-            self._loop.close()
+            _beside_other_loops(self._loop.close)
+
+
+def _kept_result(shape: Shape, value: Any) -> str | None:
+    """What is kept of a return value."""
+    if shape.result is None:
+        return None
+    try:
+        return _bounded(shape.result.encode(value))
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+
+
+def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
+    """Does what runs an event loop; in a thread if this one runs another already, as it
+    does when a coroutine calls `drain`."""
+    from asyncio import _get_running_loop
+    from concurrent.futures import ThreadPoolExecutor
+
+    if _get_running_loop() is None:
+        return act(*arguments)
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(act, *arguments).result()
 
 
 def _bounded(result: str) -> str:
@@ -4082,7 +4129,7 @@ class Ready:
     """`None` where no queue has settings."""
     _heads: list[Head] = attrs.field(factory=list)
     _aside: list[Head] = attrs.field(factory=list)
-    """Of queues that may start no more for now."""
+    """Of queues that may start no more for now, or for which workers have no room."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
     _given: set[LaneReader] = attrs.field(factory=set)
@@ -4149,6 +4196,12 @@ class Ready:
             else:
                 return place[2], reader.lane.name
         return None
+
+    def pass_over(self, names: frozenset[str]) -> None:
+        """Leaves the jobs of these definitions where they are until the next transaction."""
+        self._aside += [head for head in self._heads if head[2].lane.name in names]
+        self._heads = [head for head in self._heads if head[2].lane.name not in names]
+        heapq.heapify(self._heads)
 
     def __iter__(self) -> Ready:
         return self
@@ -6729,11 +6782,15 @@ DUTIES: tuple[Callable[[Beat], float], ...] = (
 # A child process that runs jobs. It gets them through a private pipe, and tells
 # through a Board, a few words of shared memory under a lock, which one it runs: so
 # the supervisor knows without asking, can take back what has not started, and finds
-# every result there even when the worker is dead.
+# every result there even when the worker is dead. Coroutines run beside them, many at
+# a time, in a thread with an event loop: they have a pipe and words of their own.
 ################################################################################
 
 Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
+Cue = tuple[int, float, tuple[Any, ...] | None]
+"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
+that is asked to end, the seconds until it is made to, and `None`."""
 
 BRIEF = 1024
 """Reports of which there is nothing to tell but times, as four numbers each."""
@@ -6863,6 +6920,111 @@ class Board:
         return True
 
 
+@attrs.define(eq=False, repr=False)
+class Juggler:
+    """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
+    also while a handler blocks the event loop, which another one runs.
+
+    Of shared memory, the first word counts the bytes that were read. Each job has one
+    that says when it began, in nanoseconds of the monotonic clock.
+    """
+
+    _pipe: Connection
+    _words: memoryview
+    _executor: Executor
+    _runner: Any = None
+    """Made with the first job: few programs need asyncio."""
+    _looping: threading.Thread | None = None
+    _tasks: dict[int, Any] = attrs.field(factory=dict)
+    _begun: set[int] = attrs.field(factory=set)
+    _asked: set[int] = attrs.field(factory=set)
+    _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+
+    @classmethod
+    def start(cls, aside: tuple[Connection, Any], executor: Executor) -> Juggler:
+        """Begins to read."""
+        pipe, words = aside
+        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor)
+        threading.Thread(target=juggler._read, daemon=True).start()
+        return juggler
+
+    def _read(self) -> None:
+        while message := _next_message(self._pipe):
+            self._words[0] += len(message)
+            cues: list[Cue] = marshal.loads(message)
+            # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
+            self._asked.update(number for number, _, fields in cues if fields is None)
+            if self._runner is None:
+                self._start_loop()
+            self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+
+    def _start_loop(self) -> None:
+        import asyncio
+
+        self._runner = asyncio.Runner()
+        loop = self._runner.get_loop()
+
+        def turn() -> None:
+            asyncio.set_event_loop(loop)
+            while self._looping is not None:
+                try:
+                    loop.run_forever()
+                except BaseException:
+                    # What a handler's own task raises must not end those of others.
+                    logger.exception("a task of an async handler wanted to end the event loop")
+
+        self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
+        self._looping.start()
+
+    def _follow(self, cues: list[Cue]) -> None:
+        loop = self._runner.get_loop()
+        for number, place, fields in cues:
+            if fields is not None:
+                run = self._run(number, int(place), Claimed._make(fields))
+                self._tasks[number] = loop.create_task(run)
+            elif number in self._tasks:
+                loop.call_later(place, self._cancel, number)
+            else:
+                self._asked.discard(number)
+
+    def _cancel(self, number: int) -> None:
+        if number in self._begun:
+            self._tasks[number].cancel()
+
+    async def _run(self, number: int, place: int, claimed: Claimed) -> None:
+        if number in self._asked:
+            now = self._executor.clock()
+            report = Report(now, now, 0, *Verdict("pending", counted=False))
+        else:
+            self._begun.add(number)
+            self._words[place] = time.monotonic_ns()
+            asked = functools.partial(operator.contains, self._asked, number)
+            report = await self._executor.run_async(claimed, asked)
+        del self._tasks[number]
+        self._begun.discard(number)
+        self._asked.discard(number)
+        if not self._told:
+            self._runner.get_loop().call_soon(self._tell)
+        self._told.append((number, *report))
+
+    def _tell(self) -> None:
+        """Reports all that have ended in this turn of the loop."""
+        told, self._told = self._told, []
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(marshal.dumps(told))
+
+    def close(self) -> None:
+        """Ends the loop; what still runs in it is cancelled."""
+        if looping := self._looping:
+            self._looping = None
+            loop = self._runner.get_loop()
+            loop.call_soon_threadsafe(loop.stop)
+            looping.join()
+            self._runner.close()
+            if self._told:
+                self._tell()
+
+
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 
@@ -6961,22 +7123,36 @@ def work_in_child(
     pipe: Connection,
     lifeline: Connection,
     board: Board,
+    aside: tuple[Connection, Any] | None,
     presence: str,
     program: Program,
 ) -> None:
     """The whole life of a worker process."""
     _become_worker(lifeline)
     share = Presence.hold(presence)
+    _serve(pipe, board, aside, functools.partial(_make_executor, program))
+    share.close()
+
+
+def _serve(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+) -> None:
+    """Makes what jobs need, says so, and runs them until no more will come."""
     try:
-        executor, closing = _make_executor(program)
+        executor, closing = make()
     except BaseException as error:
         pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
         return
+    juggler = None if aside is None else Juggler.start(aside, executor)
     pipe.send_bytes(marshal.dumps(("ready",)))
     with closing:
         _run_jobs(pipe, board, executor)
+        if juggler is not None:
+            juggler.close()
     executor.close()
-    share.close()
 
 
 def _become_worker(lifeline: Connection) -> None:
@@ -7097,6 +7273,8 @@ OVERHEAD = 10
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
+LAST_PART = 0.25
+"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 FAILED_STARTS = 3
@@ -7111,12 +7289,120 @@ class JobTimedOut(LitejobsError):
     """The job took longer than its timeout."""
 
 
+Reason = Literal["timeout", "cancel", "stop"]
+
+
 class Asked(NamedTuple):
     """A running job that was asked to end."""
 
     number: int
-    why: Literal["timeout", "cancel", "stop"]
+    why: Reason
     kill_at: float
+
+
+@attrs.define(eq=False, repr=False)
+class Mouth:
+    """Says things through a pipe and never waits: a thread says what may not fit, since a
+    process that is stopped reads nothing."""
+
+    pipe: Connection
+    _thread: threading.Thread | None = None
+    _queue: Any = None
+    _given: int = 0
+    _said: int = 0
+
+    def say(self, message: bytes, fits: bool) -> None:
+        """Says it after all that was said before; at once if it surely *fits*."""
+        if fits and self._given == self._said:
+            with contextlib.suppress(OSError):
+                self.pipe.send_bytes(message)
+            return
+        if self._thread is None:
+            from queue import SimpleQueue
+
+            self._queue = SimpleQueue()
+            self._thread = threading.Thread(target=self._say_all, daemon=True)
+            self._thread.start()
+        self._given += 1
+        self._queue.put(message)
+
+    def _say_all(self) -> None:
+        with contextlib.suppress(OSError):
+            while (message := self._queue.get()) is not None:
+                self.pipe.send_bytes(message)
+                self._said += 1
+
+    def close(self) -> None:
+        """To be called when nobody listens any more: what is not said yet is lost."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        self.pipe.close()
+
+
+@attrs.define(eq=False, repr=False)
+class Crowd:
+    """The supervisor's view of the coroutines that one worker runs."""
+
+    mouth: Mouth
+    _words: memoryview
+    jobs: dict[int, Claimed] = attrs.field(factory=dict)
+    """What it has in hand, by number."""
+    asked: dict[int, Asked] = attrs.field(factory=dict)
+    look_at: float = math.inf
+    """Until when nothing can be due with any of them."""
+    _places: dict[int, int] = attrs.field(factory=dict)
+    _free: list[int] = attrs.field(init=False)
+    _sent: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._free = list(range(1, len(self._words)))
+
+    @classmethod
+    def make(cls, context: Any, size: int) -> tuple[Crowd, tuple[Connection, Any]]:
+        """Room for so many, and what the worker needs for it."""
+        ours, theirs = context.Pipe()
+        words = context.RawArray("q", 1 + size)
+        return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
+
+    @property
+    def room(self) -> int:
+        """How many more it may have in hand."""
+        return len(self._free)
+
+    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
+        """Gives the worker jobs, which begin as soon as its loop has a turn."""
+        cues: list[Cue] = []
+        now = time.monotonic()
+        for number, claimed in jobs:
+            self._places[number] = place = self._free.pop()
+            self._words[place] = 0
+            self.jobs[number] = claimed
+            cues.append((number, place, tuple(claimed)))
+            if claimed.timeout is not None:
+                self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
+        self._say(cues)
+
+    def take(self, number: int) -> Claimed | None:
+        """Takes a job out of its hands."""
+        if claimed := self.jobs.pop(number, None):
+            self._free.append(self._places.pop(number))
+        return claimed
+
+    def began(self, number: int) -> int:
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
+        return int(self._words[self._places[number]])
+
+    def ask(self, number: int, asked: Asked, within: float) -> None:
+        """Asks a job to end; its task is cancelled *within* so many seconds."""
+        self.asked[number] = asked
+        self._say([(number, within, None)])
+
+    def _say(self, cues: list[Cue]) -> None:
+        message = marshal.dumps(cues)
+        unread = self._sent - self._words[0]
+        self._sent += len(message)
+        self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
 
 
 @attrs.define(eq=False, repr=False)
@@ -7124,12 +7410,17 @@ class Worker:
     """The supervisor's view of one worker process."""
 
     process: Any
-    pipe: Connection
+    mouth: Mouth
     lifeline: Connection
     board: Board
-    death: int
+    death: Any
     """What one waits for to learn of its death."""
+    kill: Callable[..., None]
+    """Ends it with all that it started, if that can be done."""
+    crowd: Crowd | None = None
     ready: bool = False
+    killed_for: int = 0
+    """The number of the job for which it was killed: the others are innocent."""
     handed: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order in which it runs them."""
     unsent: list[Handed] = attrs.field(factory=list)
@@ -7137,6 +7428,32 @@ class Worker:
     """Of what definitions the jobs in hand are."""
     bytes_sent: int = 0
     asked: Asked | None = None
+
+    @property
+    def pipe(self) -> Connection:
+        """What it talks through."""
+        return self.mouth.pipe
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs in hand."""
+        return bool(self.handed or (self.crowd and self.crowd.jobs))
+
+    def claims(self) -> Iterator[Claimed]:
+        """All that it has in hand."""
+        yield from self.handed.values()
+        if self.crowd is not None:
+            yield from self.crowd.jobs.values()
+
+    def close(self) -> None:
+        """Gives back what it takes to talk to a worker that is dead."""
+        self.mouth.close()
+        self.lifeline.close()
+        if self.crowd is not None:
+            self.crowd.mouth.close()
+        if self.death != self.process.sentinel:
+            os.close(self.death)
+        self.process.close()
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
@@ -7160,8 +7477,7 @@ class Worker:
         ):
             self.bytes_sent += len(message)
             self.unsent = []
-            with contextlib.suppress(OSError):
-                self.pipe.send_bytes(message)
+            self.mouth.say(message, self.bytes_sent < HAND_OVER_BYTES)
 
 
 @attrs.define(eq=False, repr=False)
@@ -7278,21 +7594,49 @@ def _spawning() -> Any:
     return get_context("spawn")
 
 
+@attrs.frozen(eq=False, repr=False)
+class Processes:
+    """Makes workers that are processes."""
+
+    program: Program
+    context: Any = attrs.field(factory=_spawning)
+
+    def hire(self, presence: str, concurrency: int) -> Worker:
+        """Starts a process that runs jobs."""
+        ours, theirs = self.context.Pipe()
+        lifeline, held = self.context.Pipe(duplex=False)
+        board = Board.make(self.context)
+        crowd, aside = Crowd.make(self.context, concurrency) if concurrency else (None, None)
+        process = self.context.Process(
+            target=work_in_child,
+            args=(theirs, lifeline, board, aside, presence, self.program),
+            name="litejobs-worker",
+        )
+        process.start()
+        for end in (theirs, lifeline, *(aside or ())[:1]):
+            end.close()
+        kill = functools.partial(kill_group, process.pid)
+        return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
+
+
 @attrs.define(eq=False, repr=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
     store: Store
     registry: Registry
-    program: Program
+    staff: Processes
     serves: Serves
     size: int
+    concurrency: int
+    """How many coroutines each worker may run at a time."""
     until: Until | None
     grace: float
     clock: Clock = system_clock
     declared: Declared = Declared()
     rng: random.Random = attrs.field(factory=random.Random)
-    _context: Any = attrs.field(factory=_spawning)
+    _async: frozenset[str] = attrs.field(init=False)
+    """The definitions whose jobs run many at a time."""
     _bell: Bell = attrs.field(factory=Bell.hang)
     _ear: Ear = attrs.field(factory=Ear)
     _node: int = 0
@@ -7324,6 +7668,7 @@ class Supervisor:
     _failed_starts: int = 0
 
     def __attrs_post_init__(self) -> None:
+        self._async = self.registry.async_names()
         _let_go_in_forks(self)
 
     def run(self) -> None:
@@ -7369,8 +7714,7 @@ class Supervisor:
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self._workers:
             self._take_back(worker)
-            with contextlib.suppress(OSError):
-                worker.pipe.send_bytes(b"")
+            worker.mouth.say(b"", fits=True)
         self._end_workers(give_up=time.monotonic() + 2.0)
         try:
             if self._settlements:
@@ -7384,7 +7728,7 @@ class Supervisor:
 
     def _end_workers(self, give_up: float) -> None:
         for worker in list(self._workers):
-            busy = worker.handed and worker.ready
+            busy = worker.busy and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
             self._ear.wait_for(worker.death, patience)
             self._reap(worker)
@@ -7400,7 +7744,7 @@ class Supervisor:
         return not self.store.unserved(self.serves)
 
     def _holding(self) -> bool:
-        return any(worker.handed for worker in self._workers)
+        return any(worker.busy for worker in self._workers)
 
     # Spawn
 
@@ -7412,22 +7756,13 @@ class Supervisor:
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")
-            ours, theirs = self._context.Pipe()
-            lifeline, held = self._context.Pipe(duplex=False)
-            board = Board.make(self._context)
             presence = self.store.presence_path(self._node)
-            process = self._context.Process(
-                target=work_in_child,
-                args=(theirs, lifeline, board, presence, self.program),
-                name="litejobs-worker",
-            )
-            process.start()
-            theirs.close()
-            lifeline.close()
-            worker = Worker(process, ours, held, board, _death_of(process))
+            worker = self.staff.hire(presence, self.concurrency if self._async else 0)
             self._workers.append(worker)
             self._ear.add(worker.pipe, worker)
             self._ear.add(worker.death, worker)
+            if worker.crowd is not None:
+                self._ear.add(worker.crowd.mouth.pipe, worker)
 
     # Listen
 
@@ -7460,6 +7795,8 @@ class Supervisor:
                 due.append(now + SLOW)
             elif worker.handed:
                 due += self._deadlines(worker)
+            if worker.crowd is not None:
+                due.append(worker.crowd.look_at)
         return max(0.0, min(due) - now)
 
     def _deadlines(self, worker: Worker) -> Iterator[float]:
@@ -7487,8 +7824,23 @@ class Supervisor:
                     self._told(worker, marshal.loads(message))
         except (EOFError, OSError):
             if worker.process.exitcode is None:
-                kill_group(worker.process.pid)  # It cannot be talked to any more.
+                worker.kill()  # It cannot be talked to any more.
         self._collect(worker)
+        if worker.crowd is not None:
+            self._hear_crowd(worker, worker.crowd)
+
+    def _hear_crowd(self, worker: Worker, crowd: Crowd) -> None:
+        try:
+            while crowd.mouth.pipe.poll():
+                for number, *told in marshal.loads(crowd.mouth.pipe.recv_bytes()):
+                    report = Report(*told)
+                    if claimed := crowd.take(number):
+                        if asked := crowd.asked.pop(number, None):
+                            report = self._overruled(report, claimed, asked)
+                        self._settle(claimed, report, worker)
+        except (EOFError, OSError):
+            if worker.process.exitcode is None:
+                worker.kill()
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
         if message[0] == "ready":
@@ -7574,11 +7926,11 @@ class Supervisor:
         """Settles all that came back and claims all that fits, in one transaction."""
         if not self._has_news() or time.monotonic() < self._quiet_until:
             return
-        plan: dict[int, Worker] = {}
+        plan: dict[int, Worker | Crowd] = {}
         choose = functools.partial(self._choose, plan)
         try:
             if self._strays:
-                held = [job.id for worker in self._workers for job in worker.handed.values()]
+                held = [job.id for worker in self._workers for job in worker.claims()]
                 self.store.release_strays(self._node, held)
                 self._strays = False
             done = self.store.exchange(self._settlements, self._node, choose, self.serves)
@@ -7604,6 +7956,8 @@ class Supervisor:
             return False
         if self._stops or any(map(self._has_room, self._workers)):
             return True
+        if self._async and not self._settlements:
+            return any(worker.crowd and worker.crowd.room for worker in self._workers)
         # While all are at work, more results will come along.
         return len(self._settlements) >= ENOUGH or time.monotonic() >= self._settle_by
 
@@ -7614,23 +7968,39 @@ class Supervisor:
         self._stirred = True
         self._quiet_until = time.monotonic() + 0.5
 
-    def _choose(self, plan: dict[int, Worker], ready: Ready) -> list[int]:
+    def _choose(self, plan: dict[int, Worker | Crowd], ready: Ready) -> list[int]:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
         with whose each is to be."""
         self._full = True
         workers = [worker for worker in self._workers if worker.ready and not self._stops]
         loads = [self._load(worker) for worker in workers]
         counts = [len(worker.handed) for worker in workers]
+        rooms = {worker.crowd: worker.crowd.room for worker in workers if worker.crowd}
+        passed_over = False
         while loads:
             if (job := ready.peek()) is None:
                 # There may be more than what was read ahead.
-                self._stirred = ready.version is None
+                self._stirred = passed_over or ready.version is None
                 break
             id, name = job
+            if name in self._async:
+                crowd = max(rooms, key=rooms.__getitem__)
+                if not rooms[crowd]:
+                    ready.pass_over(self._async)
+                    passed_over = True
+                    continue
+                rooms[crowd] -= 1
+                plan[id] = crowd
+                next(ready)
+                continue
             estimate = self._pace(name)
             least = loads.index(min(loads))
             if not _has_room(counts[least], loads[least], estimate):
-                break
+                if not self._async:
+                    break
+                ready.pass_over(self.serves.names - self._async)
+                passed_over = True
+                continue
             loads[least] += estimate
             counts[least] += 1
             plan[id] = workers[least]
@@ -7644,12 +8014,12 @@ class Supervisor:
         # Of what has never run, one is tried at a time.
         return self._paces.get(name, NEXT_ONE) + OVERHEAD
 
-    def _hand_over(self, plan: dict[int, Worker], claimed: list[Claimed]) -> None:
-        theirs: dict[Worker, list[tuple[int, Claimed]]] = {}
+    def _hand_over(self, plan: dict[int, Worker | Crowd], claimed: list[Claimed]) -> None:
+        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
         for job in claimed:
             theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for worker, jobs in theirs.items():
-            worker.hand_over(jobs)
+        for whose, jobs in theirs.items():
+            whose.hand_over(jobs)
 
     # Watch
 
@@ -7658,6 +8028,8 @@ class Supervisor:
         self._watch_stop()
         idle = any(worker.ready and not worker.handed for worker in self._workers)
         for worker in list(self._workers):
+            if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
+                self._watch_crowd(worker, worker.crowd)
             number, started = worker.board.running
             claimed = worker.handed.get(number)
             if claimed is None:
@@ -7677,25 +8049,59 @@ class Supervisor:
             ):
                 self._take_back(worker)
 
+    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
+        now = time.monotonic()
+        crowd.look_at = math.inf
+        for number, claimed in crowd.jobs.items():
+            asked, began, due = crowd.asked.get(number), crowd.began(number), math.inf
+            if claimed.timeout is not None:
+                due = (began / 1e9 or now) + claimed.timeout / 1e6
+            if asked is not None:
+                if now >= asked.kill_at:
+                    crowd.asked[number] = asked = asked._replace(kill_at=math.inf)
+                    worker.killed_for = number
+                    worker.kill()
+            elif claimed.id in self._cancelled:
+                asked = self._ask_aside(crowd, number, "cancel")
+            elif now >= due:
+                asked = self._ask_aside(crowd, number, "timeout")
+            elif self._stops:
+                asked = self._ask_aside(crowd, number, "stop")
+            crowd.look_at = min(crowd.look_at, due if asked is None else asked.kill_at)
+
+    def _ask_aside(self, crowd: Crowd, number: int, why: Reason) -> Asked:
+        asked = self._asking(number, why)
+        left = asked.kill_at - time.monotonic()
+        crowd.ask(number, asked, left - LAST_PART * self.grace if why == "stop" else 0.0)
+        return asked
+
     def _watch_stop(self) -> None:
         if self._stops and self._stop_at == math.inf:
             self._stop_at = time.monotonic() + self.grace
+            self._look_at_crowds()
             for worker in self._workers:
                 self._take_back(worker)
 
-    def _ask(
-        self, worker: Worker, number: int, started: int, why: Literal["timeout", "cancel", "stop"]
-    ) -> None:
+    def _look_at_crowds(self) -> None:
+        for worker in self._workers:
+            if worker.crowd is not None:
+                worker.crowd.look_at = 0.0
+
+    def _ask(self, worker: Worker, number: int, started: int, why: Reason) -> None:
         if worker.board.ask(number, started):
-            kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
-            worker.asked = Asked(number, why, kill_at)
+            worker.asked = self._asking(number, why)
+
+    def _asking(self, number: int, why: Reason) -> Asked:
+        kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
+        return Asked(number, why, kill_at)
 
     def _kill(self, worker: Worker, number: int) -> None:
         assert worker.asked is not None
         worker.asked = worker.asked._replace(kill_at=math.inf)
         with worker.board.held():
             if worker.board.running[0] == number:
-                kill_group(worker.process.pid)
+                worker.killed_for = number
+                worker.kill()
 
     def _take_back(self, worker: Worker) -> None:
         """Makes those of a worker's jobs ready again that have not started."""
@@ -7719,35 +8125,45 @@ class Supervisor:
         self._settle(claimed, report, worker)
 
     def _reap(self, worker: Worker) -> None:
-        """A worker has died: the job that it ran has failed, the others have not begun."""
-        kill_group(worker.process.pid, alive=worker.process.exitcode is None)
+        """A worker has died: the job that it ran has failed, and so have all its coroutines
+        that had begun, since nobody can know whose fault it was. Unless it was killed for
+        one of them; then the others are given back, as are those that have not begun."""
+        worker.kill(alive=worker.process.exitcode is None)
         worker.process.join()
         self._failed_starts += not worker.ready
         self._hear(worker)
         self._collect(worker, dead=True)
         number, started = worker.board.running
         if claimed := worker.take(number):
-            self._settle(claimed, self._died(worker, claimed, number, started), worker)
+            asked = worker.asked if worker.asked and worker.asked.number == number else None
+            self._settle(claimed, self._died(worker, claimed, number, started, asked), worker)
         for claimed in worker.handed.values():
             self._give_back(claimed, worker)
         self._workers.remove(worker)
         self._ear.remove(worker.pipe)
         self._ear.remove(worker.death)
-        worker.pipe.close()
-        worker.lifeline.close()
-        if worker.death != worker.process.sentinel:
-            os.close(worker.death)
-        worker.process.close()
+        if worker.crowd is not None:
+            self._disperse(worker, worker.crowd)
+            self._ear.remove(worker.crowd.mouth.pipe)
+        worker.close()
 
-    def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
+    def _disperse(self, worker: Worker, crowd: Crowd) -> None:
+        for number, claimed in crowd.jobs.items():
+            if began := crowd.began(number):
+                asked = crowd.asked.get(number)
+                self._settle(claimed, self._died(worker, claimed, number, began, asked), worker)
+            else:
+                self._give_back(claimed, worker)
+
+    def _died(
+        self, worker: Worker, claimed: Claimed, number: int, started: int, asked: Asked | None
+    ) -> Report:
         took = (time.monotonic_ns() - started) // 1000
         now = self.clock()
         report = Report(now - took, now, took, *Verdict("pending", counted=False))
-        if worker.asked is not None and worker.asked.number == number:
-            if worker.asked.why == "stop":
-                return report
-            return self._overruled(report, claimed, worker.asked)
-        if self._stops > 1:
+        if asked is not None:
+            return report if asked.why == "stop" else self._overruled(report, claimed, asked)
+        if self._stops > 1 or worker.killed_for not in (0, number):
             return report
         error = WorkerCrashed(_last_words(worker.process.exitcode))
         return self._failed(error, claimed, "crash", report)
@@ -7787,6 +8203,8 @@ class Supervisor:
     def _heed(self, beat: Beat) -> float:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
         self._cancelled = frozenset(self.store.asked(self._node))
+        if self._cancelled:
+            self._look_at_crowds()
         return math.inf
 
 
@@ -7799,6 +8217,8 @@ def _let_go_in_forks(supervisor: Supervisor) -> None:
             for worker in alive._workers:
                 worker.lifeline.close()
                 worker.pipe.close()
+                if worker.crowd is not None:
+                    worker.crowd.mouth.pipe.close()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=after)
@@ -7845,6 +8265,10 @@ def _last_words(exitcode: int | None) -> str:
 
 PAGE = 500
 """Jobs that are read at a time when one iterates over all."""
+
+
+MOST = 10_000
+"""Workers of a node, and coroutines that a worker may run at a time."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8365,6 +8789,7 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        concurrency: int = 100,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -8372,7 +8797,8 @@ class LiteJobs:
     ) -> None:
         """Runs jobs in *workers* processes (one for each core, if not given) until it is
         stopped. `until="empty"` ends it when nothing is pending, running or waiting for
-        a retry.
+        a retry. Beside its other jobs, each runs up to *concurrency* jobs of `async def`
+        handlers at a time; they share an event loop, and the worker's state.
 
         *queues* limits it to some queues; *node* names it for jobs that only it may
         take. *grace* is how long a job may go on after it was asked to end: by its
@@ -8383,7 +8809,7 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start.
         """
-        supervisor = self._supervisor(workers, queues, node, until, grace)
+        supervisor = self._supervisor(workers, concurrency, queues, node, until, grace)
         with _signals(supervisor):
             supervisor.run()
 
@@ -8391,6 +8817,7 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        concurrency: int = 100,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -8398,28 +8825,27 @@ class LiteJobs:
     ) -> Pool:
         """Like `work`, but in the background: a context manager that stops the node at
         its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(self._supervisor(workers, queues, node, until, grace))
+        return Pool(self._supervisor(workers, concurrency, queues, node, until, grace))
 
     def _supervisor(
         self,
         workers: int | None,
+        concurrency: int,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
         grace: Duration,
     ) -> Supervisor:
         _refuse_while_importing()
-        size: object = os.cpu_count() or 1 if workers is None else workers
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise OptionError("workers", f"expected 1 or more, got {workers!r}")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         return Supervisor(
             Store.at(self.path, "fast", self.clock),
             self.registry,
-            self._program(),
+            Processes(self._program()),
             self._serves(queues, node),
-            size,
+            _number((os.cpu_count() or 1) if workers is None else workers, "workers"),
+            _number(concurrency, "concurrency"),
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
@@ -9012,6 +9438,14 @@ def _read_json(text: object) -> Any:
         return str(text)
 
 
+def _number(value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more, got {value!r}")
+    if value > MOST:
+        raise OptionError(what, f"expected {MOST:,} at most, got {value!r}")
+    return value
+
+
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     processes = sys.modules.get("multiprocessing.process")
@@ -9500,6 +9934,9 @@ def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument(
+        "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
+    )
     parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
@@ -9669,6 +10106,7 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     jobs.work(
         options.workers,
+        concurrency=options.concurrency,
         queues=options.queue,
         node=options.node,
         until=options.until,
