@@ -7155,6 +7155,73 @@ def _serve(
     executor.close()
 
 
+@attrs.define(eq=False, repr=False)
+class InThread:
+    """A thread that passes for a process of multiprocessing's."""
+
+    sentinel: Connection
+    """Can be read when the thread has ended."""
+    _ended: Connection
+    exitcode: int | None = None
+    pid: int = attrs.field(factory=os.getpid)
+
+    def start(self, target: Callable[..., None], *arguments: Any) -> None:
+        """Starts it."""
+
+        def work() -> None:
+            try:
+                target(*arguments)
+            finally:
+                self.exitcode = 0
+                self._ended.close()
+
+        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
+
+    def join(self) -> None:
+        """Waits until it has ended."""
+        from multiprocessing.connection import wait
+
+        wait([self.sentinel])
+
+    def close(self) -> None:
+        """Gives back the sentinel."""
+        self.sentinel.close()
+
+
+@attrs.frozen(eq=False, repr=False)
+class Plain:
+    """What multiprocessing's contexts make, for threads: it starts no process of its own,
+    as theirs do, which in a frozen application is the application."""
+
+    def Pipe(self) -> tuple[Connection, Connection]:
+        """Two ends that talk to each other."""
+        from multiprocessing.connection import Pipe
+
+        ours, theirs = Pipe()
+        return ours, theirs
+
+    def RawArray(self, kind: str, size: int) -> array.array[int]:
+        """So many words or bytes, all zero."""
+        return array.array(kind, bytes(size * array.array(kind).itemsize))
+
+    def Lock(self) -> Any:
+        """A lock for threads."""
+        return threading.Lock()
+
+
+def work_in_thread(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+) -> None:
+    """The whole life of a worker that is a thread."""
+    with contextlib.ExitStack() as closing:
+        for end in (pipe, *(aside or ())[:1]):
+            closing.enter_context(end)
+        _serve(pipe, board, aside, make)
+
+
 def _become_worker(lifeline: Connection) -> None:
     """Makes the process die with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
@@ -7411,12 +7478,12 @@ class Worker:
 
     process: Any
     mouth: Mouth
-    lifeline: Connection
+    lifeline: Connection | None
     board: Board
     death: Any
     """What one waits for to learn of its death."""
-    kill: Callable[..., None]
-    """Ends it with all that it started, if that can be done."""
+    kill: Callable[..., None] | None
+    """Ends it with all that it started; `None` for a thread, which nothing can end."""
     crowd: Crowd | None = None
     ready: bool = False
     killed_for: int = 0
@@ -7448,7 +7515,8 @@ class Worker:
     def close(self) -> None:
         """Gives back what it takes to talk to a worker that is dead."""
         self.mouth.close()
-        self.lifeline.close()
+        if self.lifeline is not None:
+            self.lifeline.close()
         if self.crowd is not None:
             self.crowd.mouth.close()
         if self.death != self.process.sentinel:
@@ -7619,13 +7687,32 @@ class Processes:
         return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
 
 
+@attrs.frozen(eq=False, repr=False)
+class Threads:
+    """Makes workers that are threads of this process."""
+
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]]
+
+    def hire(self, presence: str, concurrency: int) -> Worker:
+        """Starts a thread that runs jobs; the supervisor's own share of the lock on the
+        file *presence* is its, too."""
+        context = Plain()
+        ours, theirs = context.Pipe()
+        board = Board.make(context)
+        crowd, aside = Crowd.make(context, concurrency) if concurrency else (None, None)
+        thread = InThread(*context.Pipe())
+        worker = Worker(thread, Mouth(ours), None, board, thread.sentinel, None, crowd)
+        thread.start(work_in_thread, theirs, board, aside, self.make)
+        return worker
+
+
 @attrs.define(eq=False, repr=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
     store: Store
     registry: Registry
-    staff: Processes
+    staff: Processes | Threads
     serves: Serves
     size: int
     concurrency: int
@@ -7708,7 +7795,8 @@ class Supervisor:
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
         self._duties[self._refill] = math.inf
         self._ear.add(self._bell.source, None)
-        logger.info("node %s started with %d workers", self.serves.node, self.size)
+        what = "workers" if isinstance(self.staff, Processes) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
 
     def _leave(self) -> None:
         self._stops += 2  # Whatever still runs is given back, also after an error.
@@ -7716,9 +7804,29 @@ class Supervisor:
             self._take_back(worker)
             worker.mouth.say(b"", fits=True)
         self._end_workers(give_up=time.monotonic() + 2.0)
+        if self._workers:
+            logger.warning("threads left behind, each with a job: %d", len(self._workers))
+            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+            self._settle_last()
+        else:
+            self._close()
+
+    def _see_out(self) -> None:
+        """Waits for threads that nothing could end. Until then the node stays listed and
+        holds their jobs, so that nobody runs them a second time meanwhile."""
+        while self._workers:
+            self._hear_all(60.0)
+            self._settle_last()
+        self._close()
+
+    def _settle_last(self) -> None:
+        settlements, self._settlements = self._settlements, []
+        if settlements:
+            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+
+    def _close(self) -> None:
         try:
-            if self._settlements:
-                self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
+            self._settle_last()
         finally:
             self.store.leave(self._node, self._presence)
             self.store.close()
@@ -7731,12 +7839,15 @@ class Supervisor:
             busy = worker.busy and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
             self._ear.wait_for(worker.death, patience)
-            self._reap(worker)
+            if worker.kill is not None or worker.process.exitcode is not None:
+                self._reap(worker)
 
     def _done(self) -> bool:
         if self._stops:
-            # What cannot be settled, with a full disk say, must not keep it for ever.
-            late = time.monotonic() > self._stop_at + self.grace + 1.0
+            # Threads that do not end, and what cannot be settled, with a full disk say, must
+            # not keep it for ever.
+            more = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
+            late = time.monotonic() > self._stop_at + more
             return self._stops > 1 or late or not (self._settlements or self._holding())
         if self.until is None or self._settlements or self._holding() or self._stirred:
             return False
@@ -7769,7 +7880,10 @@ class Supervisor:
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
-        for source in self._ear.wait(self._patience()):
+        self._hear_all(self._patience())
+
+    def _hear_all(self, patience: float) -> None:
+        for source in self._ear.wait(patience):
             if source is None:
                 self._bell.silence()
                 self._stir()
@@ -7790,6 +7904,8 @@ class Supervisor:
         if self.until and self._maybe_empty and not self._holding():
             return 0.0
         due = [*self._duties.values(), self._settle_by]
+        if self._stops and isinstance(self.staff, Threads):
+            due.append(self._stop_at + 0.001)
         for worker in self._workers:
             if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
                 due.append(now + SLOW)
@@ -7824,7 +7940,7 @@ class Supervisor:
                     self._told(worker, marshal.loads(message))
         except (EOFError, OSError):
             if worker.process.exitcode is None:
-                worker.kill()  # It cannot be talked to any more.
+                self._end(worker)  # It cannot be talked to any more.
         self._collect(worker)
         if worker.crowd is not None:
             self._hear_crowd(worker, worker.crowd)
@@ -7840,7 +7956,13 @@ class Supervisor:
                         self._settle(claimed, report, worker)
         except (EOFError, OSError):
             if worker.process.exitcode is None:
-                worker.kill()
+                self._end(worker)
+
+    def _end(self, worker: Worker, culprit: int = 0) -> None:
+        """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
+        if worker.kill is not None:
+            worker.killed_for = culprit
+            worker.kill()
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
         if message[0] == "ready":
@@ -8059,8 +8181,7 @@ class Supervisor:
             if asked is not None:
                 if now >= asked.kill_at:
                     crowd.asked[number] = asked = asked._replace(kill_at=math.inf)
-                    worker.killed_for = number
-                    worker.kill()
+                    self._end(worker, number)
             elif claimed.id in self._cancelled:
                 asked = self._ask_aside(crowd, number, "cancel")
             elif now >= due:
@@ -8100,8 +8221,7 @@ class Supervisor:
         worker.asked = worker.asked._replace(kill_at=math.inf)
         with worker.board.held():
             if worker.board.running[0] == number:
-                worker.killed_for = number
-                worker.kill()
+                self._end(worker, number)
 
     def _take_back(self, worker: Worker) -> None:
         """Makes those of a worker's jobs ready again that have not started."""
@@ -8128,7 +8248,8 @@ class Supervisor:
         """A worker has died: the job that it ran has failed, and so have all its coroutines
         that had begun, since nobody can know whose fault it was. Unless it was killed for
         one of them; then the others are given back, as are those that have not begun."""
-        worker.kill(alive=worker.process.exitcode is None)
+        if worker.kill is not None:
+            worker.kill(alive=worker.process.exitcode is None)
         worker.process.join()
         self._failed_starts += not worker.ready
         self._hear(worker)
@@ -8215,7 +8336,8 @@ def _let_go_in_forks(supervisor: Supervisor) -> None:
     def after() -> None:
         if alive := reference():
             for worker in alive._workers:
-                worker.lifeline.close()
+                if worker.lifeline is not None:
+                    worker.lifeline.close()
                 worker.pipe.close()
                 if worker.crowd is not None:
                     worker.crowd.mouth.pipe.close()
@@ -8789,6 +8911,7 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        threads: int | None = None,
         concurrency: int = 100,
         queues: Iterable[str] | None = None,
         node: str | None = None,
@@ -8800,6 +8923,15 @@ class LiteJobs:
         a retry. Beside its other jobs, each runs up to *concurrency* jobs of `async def`
         handlers at a time; they share an event loop, and the worker's state.
 
+        With *threads* instead of workers, jobs run in so many threads of this process: for
+        interfaces, for notebooks, and for frozen applications, which cannot start
+        themselves again. Definitions may then stand anywhere, and each thread has a state
+        of its own. But a thread cannot be killed: a job that is over its time is only
+        asked to end, by `context.cancelled`, and one that crashes takes the program with
+        it. A thread that has not ended when the grace is over is left behind, and its job
+        stays in the hands of the node, which is listed until that ends or the program
+        does: no other node runs it meanwhile.
+
         *queues* limits it to some queues; *node* names it for jobs that only it may
         take. *grace* is how long a job may go on after it was asked to end: by its
         timeout, by a cancellation, or since the node stops. SIGTERM and Ctrl-C stop the
@@ -8809,7 +8941,7 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start.
         """
-        supervisor = self._supervisor(workers, concurrency, queues, node, until, grace)
+        supervisor = self._supervisor(workers, threads, concurrency, queues, node, until, grace)
         with _signals(supervisor):
             supervisor.run()
 
@@ -8817,6 +8949,7 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        threads: int | None = None,
         concurrency: int = 100,
         queues: Iterable[str] | None = None,
         node: str | None = None,
@@ -8825,11 +8958,12 @@ class LiteJobs:
     ) -> Pool:
         """Like `work`, but in the background: a context manager that stops the node at
         its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(self._supervisor(workers, concurrency, queues, node, until, grace))
+        return Pool(self._supervisor(workers, threads, concurrency, queues, node, until, grace))
 
     def _supervisor(
         self,
         workers: int | None,
+        threads: int | None,
         concurrency: int,
         queues: Iterable[str] | None,
         node: str | None,
@@ -8842,15 +8976,31 @@ class LiteJobs:
         return Supervisor(
             Store.at(self.path, "fast", self.clock),
             self.registry,
-            Processes(self._program()),
+            self._staff(threads),
             self._serves(queues, node),
-            _number((os.cpu_count() or 1) if workers is None else workers, "workers"),
+            self._size(workers, threads),
             _number(concurrency, "concurrency"),
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
             declared=self._declarations(),
         )
+
+    def _size(self, workers: int | None, threads: int | None) -> int:
+        if threads is None:
+            return _number((os.cpu_count() or 1) if workers is None else workers, "workers")
+        if workers is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
+        return _number(threads, "threads")
+
+    def _staff(self, threads: int | None) -> Processes | Threads:
+        return Processes(self._program()) if threads is None else Threads(self._executor)
+
+    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+        """What runs jobs in this process, with a state of its own."""
+        closing = contextlib.ExitStack()
+        state = make_state(self.state, closing)
+        return Executor(self.registry, state, self.clock, self), closing
 
     def _program(self) -> Program:
         if self.tested:
@@ -8886,9 +9036,8 @@ class LiteJobs:
         due any more; says how many attempts that took. For tests and small scripts:
         timeouts are not enforced, and a crash is a crash of this process."""
         serves = self._serves(queues, None)
-        with contextlib.ExitStack() as closing:
-            state = make_state(self.state, closing)
-            executor = Executor(self.registry, state, self.clock, self)
+        executor, closing = self._executor()
+        with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.declare(self._declarations())
@@ -9934,6 +10083,7 @@ def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
         "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
     )
@@ -10106,6 +10256,7 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     jobs.work(
         options.workers,
+        threads=options.threads,
         concurrency=options.concurrency,
         queues=options.queue,
         node=options.node,
