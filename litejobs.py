@@ -7961,7 +7961,7 @@ class Supervisor:
     def _end(self, worker: Worker, culprit: int = 0) -> None:
         """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
         if worker.kill is not None:
-            worker.killed_for = culprit
+            worker.killed_for = worker.killed_for or culprit
             worker.kill()
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
