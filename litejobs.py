@@ -487,7 +487,8 @@ class Failure:
 
     attempt: int
     kind: str
-    """One of exception, timeout, crash, and lost (with its whole node)."""
+    """One of exception, timeout, crash, memory (more than it may use), and lost (with its
+    whole node)."""
     type: str
     message: str
     traceback: str
@@ -2110,6 +2111,9 @@ class Context(Generic[S]):
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
 
+Errors = type[BaseException] | tuple[type[BaseException], ...]
+
+
 class Choices(TypedDict, total=False):
     """The options that a definition sets and an enqueue may override."""
 
@@ -2128,6 +2132,20 @@ class Choices(TypedDict, total=False):
     key_limit: int
     headers: Mapping[str, str]
     connection: Any
+
+
+class Rules(Choices, total=False):
+    """The options of a definition: those that an enqueue may override, and those that
+    belong to its code and are kept in no row."""
+
+    max_memory: int | str | None
+    """Bytes, or a text such as "512MB", that its worker may use while it runs."""
+    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
+    """The only exceptions after which it is tried again; each with its backoff, if given."""
+    fail_on: Errors
+    """Exceptions after which it is not."""
+    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    """Called in the worker when a job has failed for good."""
 
 
 def check_name(value: object, what: str) -> str:
@@ -2223,6 +2241,41 @@ def _checked_headers(value: object) -> Mapping[str, str]:
     return dict(typing.cast(Mapping[str, str], value))
 
 
+def _checked_memory(value: object) -> int | None:
+    if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
+        power = " kMG".index(parts[2] or " ")
+        value = int(parts[1]) * (1024 if parts[3] else 1000) ** power
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise OptionError("max_memory", f'expected bytes, or a text like "512MB", got {value!r}')
+
+
+def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
+    errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
+    for error in errors:
+        if not (isinstance(error, type) and issubclass(error, BaseException)):
+            raise OptionError(what, f"expected exceptions, got {error!r}")
+    return errors
+
+
+def _checked_retry_on(value: Any) -> Mapping[type[BaseException], Backoff | None] | None:
+    if value is None:
+        return None
+    policies = value if isinstance(value, Mapping) else {}
+    known = {error: policies.get(error) for error in _checked_errors(value, "retry_on")}
+    return {error: policy and _checked_backoff(policy) for error, policy in known.items()}
+
+
+def _checked_fail_on(value: Any) -> tuple[type[BaseException], ...]:
+    return _checked_errors(value, "fail_on")
+
+
+def _checked_hook(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise OptionError("on_failure", f"expected a function, got {value!r}")
+    return value
+
+
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
@@ -2244,6 +2297,28 @@ class Options:
     connection: Any = None
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
+    max_memory: int | None = attrs.field(default=None, converter=_checked_memory)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = attrs.field(
+        default=None, converter=_checked_retry_on
+    )
+    fail_on: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_checked_fail_on)
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = attrs.field(
+        default=None, converter=_checked_hook
+    )
+
+    def ruled(self, rules: Rules) -> Options:
+        """A copy with other rules and choices, for a definition.
+
+        Raises:
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        for option in rules:
+            if option not in Rules.__annotations__:
+                known = Rules.__annotations__
+                raise OptionError(option, f"no such option{did_you_mean(option, known)}")
+        own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
+        choices: Any = {option: value for option, value in rules.items() if option not in own}
+        return attrs.evolve(self.changed(choices), **own)
 
     def changed(self, choices: Choices) -> Options:
         """A copy with other choices.
@@ -2252,6 +2327,9 @@ class Options:
             OptionError: an option is unknown, or its value cannot be used.
         """
         for option in choices:
+            if option in OF_DEFINITIONS:
+                problem = "belongs to the definition: no row can keep it for one job"
+                raise OptionError(option, problem)
             if option not in Choices.__annotations__:
                 raise OptionError(option, f"no such option{did_you_mean(option, CHOICES)}")
         if choices.get("at") is not None and "delay" in choices:
@@ -2291,6 +2369,7 @@ class Options:
 
 
 CHOICES = tuple(Choices.__annotations__)
+OF_DEFINITIONS = tuple(option for option in Rules.__annotations__ if option not in CHOICES)
 MARK = "__litejobs_definition__"
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
@@ -2772,10 +2851,10 @@ class Registry:
         """The definition of this name, if there is one."""
         return self._by_name.get(name)
 
-    def backoff(self, name: str) -> Backoff:
-        """The definition's own backoff; the default, if there is no such definition."""
+    def options(self, name: str) -> Options:
+        """The definition's own; the defaults, if there is no such definition."""
         definition = self.get(name)
-        return definition.options.backoff if definition else DEFAULT_BACKOFF
+        return definition.options if definition else Options()
 
     def listing(self) -> list[tuple[Any, ...]]:
         """What is stored of each definition: the columns of its options, after what time
@@ -2859,7 +2938,7 @@ class Define:
         name: str | None = None,
         encode: Callable[[Any], bytes] | None = None,
         decode: Callable[[bytes], Any] | None = None,
-        **choices: Unpack[Choices],
+        **choices: Unpack[Rules],
     ) -> Define: ...
 
     def __call__(
@@ -2887,7 +2966,7 @@ class Define:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
-                options=self._options.changed(typing.cast(Choices, choices)),
+                options=self._options.ruled(typing.cast(Rules, choices)),
                 encoding=encoding or self._encoding,
             )
             return made if code is None else made(code)
@@ -3078,6 +3157,24 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
     return Verdict("retrying", wait // MICROSECOND)
 
 
+def judge_by_rules(
+    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
+) -> Verdict:
+    """What becomes of a job whose handler raised: first by its definition's `fail_on`, then
+    by its `retry_on`, of which the first exception that fits counts."""
+    own = options.backoff
+    if not isinstance(error, Outcome):
+        if isinstance(error, options.fail_on):
+            return Verdict("failed")
+        if options.retry_on is not None:
+            fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
+            if not fitting:
+                return Verdict("failed")
+            if (policy := options.retry_on[fitting[0]]) is not None:
+                own, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return judge(error, claimed, own, rng)
+
+
 @attrs.define(eq=False, repr=False)
 class Executor:
     """Runs attempts with the state that one worker has: one after the other with `run`,
@@ -3098,11 +3195,12 @@ class Executor:
         try:
             shape, payload = self._prepare(claimed)
         except LitejobsError as error:
-            return self._refused(error, started_at)
+            return self._ended(self._refused(error, started_at), error, claimed, asked)
         try:
             result = self._result(shape, payload, claimed, started_at, asked)
         except BaseException as error:
-            return self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began)
+            return self._ended(report, error, claimed, asked)
         took = (time.perf_counter_ns() - began) // 1000
         if result is None:
             return Report(started_at, self.clock(), took)
@@ -3116,12 +3214,14 @@ class Executor:
         try:
             shape, payload = self._prepare(claimed)
         except LitejobsError as error:
-            return self._refused(error, started_at)
+            report = self._refused(error, started_at)
+            return await self._ended_aside(report, error, claimed, asked)
         try:
             value = shape.call(payload, lambda: self._context(claimed, started_at, asked))
             result = _kept_result(shape, await value)
         except BaseException as error:
-            return self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began)
+            return await self._ended_aside(report, error, claimed, asked)
         took = (time.perf_counter_ns() - began) // 1000
         return Report(started_at, self.clock(), took, *COMPLETED, result)
 
@@ -3166,18 +3266,52 @@ class Executor:
         self, error: BaseException, claimed: Claimed, started_at: int, began: int
     ) -> Report:
         """The report of an attempt that raised."""
-        own = self.registry.backoff(claimed.name)
-        verdict = judge(error, claimed, own, self.rng)
+        verdict = judge_by_rules(error, claimed, self.registry.options(claimed.name), self.rng)
         took = (time.perf_counter_ns() - began) // 1000
         if isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
         return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
 
+    def _ended(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Report:
+        with _harmless(claimed):
+            if rest := self._mourned(report, error, claimed, asked):
+                self._await(rest)
+        return report
+
+    async def _ended_aside(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Report:
+        with _harmless(claimed):
+            if rest := self._mourned(report, error, claimed, asked):
+                await rest
+        return report
+
+    def _mourned(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Coroutine[Any, Any, Any] | None:
+        """Calls the hook of a job that failed for good; gives what is left to await."""
+        hook = self.registry.options(claimed.name).on_failure
+        # What becomes of a job that was asked to end is not for the worker to say.
+        if report.state != "failed" or hook is None or asked():
+            return None
+        rest = hook(self._context(claimed, report.started_at, asked), error)
+        return rest if inspect.iscoroutine(rest) else None
+
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._loop is not None:
             _beside_other_loops(self._loop.close)
+
+
+@contextlib.contextmanager
+def _harmless(claimed: Claimed) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
 
 
 def _kept_result(shape: Shape, value: Any) -> str | None:
@@ -7344,6 +7478,8 @@ LAST_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
+WEIGH = 0.1
+"""Seconds between two looks at the memory of workers whose job may use only so much."""
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
@@ -7356,7 +7492,11 @@ class JobTimedOut(LitejobsError):
     """The job took longer than its timeout."""
 
 
-Reason = Literal["timeout", "cancel", "stop"]
+class TooMuchMemory(LitejobsError):
+    """The worker used more memory than the job may."""
+
+
+Reason = Literal["timeout", "cancel", "stop", "memory"]
 
 
 class Asked(NamedTuple):
@@ -7486,6 +7626,10 @@ class Worker:
     """Ends it with all that it started; `None` for a thread, which nothing can end."""
     crowd: Crowd | None = None
     ready: bool = False
+    left: float = math.inf
+    """How many more jobs it may be given."""
+    leaves_by: float = math.inf
+    """When it was dismissed: the moment by which it must be gone."""
     killed_for: int = 0
     """The number of the job for which it was killed: the others are innocent."""
     handed: dict[int, Claimed] = attrs.field(factory=dict)
@@ -7506,6 +7650,11 @@ class Worker:
         """Whether it has jobs in hand."""
         return bool(self.handed or (self.crowd and self.crowd.jobs))
 
+    def is_last(self) -> bool:
+        """Counts a job that it is to be given; says whether it may get no more."""
+        self.left -= 1
+        return self.left <= 0
+
     def claims(self) -> Iterator[Claimed]:
         """All that it has in hand."""
         yield from self.handed.values()
@@ -7522,6 +7671,14 @@ class Worker:
         if self.death != self.process.sentinel:
             os.close(self.death)
         self.process.close()
+
+    def running(self) -> Iterator[tuple[int, Claimed]]:
+        """The jobs that it runs, by number."""
+        number, _ = self.board.running
+        if claimed := self.handed.get(number):
+            yield number, claimed
+        if self.crowd is not None:
+            yield from (job for job in self.crowd.jobs.items() if self.crowd.began(job[0]))
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
@@ -7722,6 +7879,11 @@ class Supervisor:
     clock: Clock = system_clock
     declared: Declared = Declared()
     rng: random.Random = attrs.field(factory=random.Random)
+    jobs_per_worker: float = math.inf
+    """After so many a worker is replaced: a spare one stands by then."""
+    _limits: dict[str, int] = attrs.field(init=False)
+    """Bytes that a worker may use, by the definitions that limit it."""
+    _weigh_at: float = 0.0
     _async: frozenset[str] = attrs.field(init=False)
     """The definitions whose jobs run many at a time."""
     _bell: Bell = attrs.field(factory=Bell.hang)
@@ -7756,6 +7918,8 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self._async = self.registry.async_names()
+        limits = {own.name: own.options.max_memory for own in self.registry}
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
         _let_go_in_forks(self)
 
     def run(self) -> None:
@@ -7861,19 +8025,44 @@ class Supervisor:
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
+        spare = 0
+        if self.jobs_per_worker < math.inf:
+            self._dismiss()
+            spare = 1 + sum(worker.leaves_by < math.inf for worker in self._workers)
+        size = self.size + spare
         starting = sum(not worker.ready for worker in self._workers)
-        while len(self._workers) < self.size and starting < STARTING and not self._stops:
+        while len(self._workers) < size and starting < STARTING and not self._stops:
             starting += 1
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")
             presence = self.store.presence_path(self._node)
             worker = self.staff.hire(presence, self.concurrency if self._async else 0)
+            worker.left = self.jobs_per_worker
             self._workers.append(worker)
             self._ear.add(worker.pipe, worker)
             self._ear.add(worker.death, worker)
             if worker.crowd is not None:
                 self._ear.add(worker.crowd.mouth.pipe, worker)
+
+    def _dismiss(self) -> None:
+        """Lets workers go that have run as many jobs as they may."""
+        for worker in self._workers:
+            if worker.left > 0 or worker.busy:
+                continue
+            if worker.leaves_by == math.inf:
+                worker.leaves_by = time.monotonic() + self.grace
+                self._stirred, self._full = True, False
+                worker.mouth.say(b"", fits=True)
+            elif time.monotonic() >= worker.leaves_by:
+                self._end(worker)
+
+    def _at_work(self) -> list[Worker]:
+        """The workers that may be given jobs; a spare one waits until another leaves."""
+        if self.jobs_per_worker == math.inf:
+            return [worker for worker in self._workers if worker.ready]
+        here = [w for w in self._workers if w.ready and w.leaves_by == math.inf]
+        return [worker for worker in here[: self.size] if worker.left > 0]
 
     # Listen
 
@@ -7904,6 +8093,8 @@ class Supervisor:
         if self.until and self._maybe_empty and not self._holding():
             return 0.0
         due = [*self._duties.values(), self._settle_by]
+        if self._limits:
+            due.append(self._weigh_at)
         if self._stops and isinstance(self.staff, Threads):
             due.append(self._stop_at + 0.001)
         for worker in self._workers:
@@ -8026,6 +8217,10 @@ class Supervisor:
                 state="cancelled", counted=True, result=None, kind="cancelled",
                 type="Cancelled", message="cancelled while it ran",
             )  # fmt: skip
+        if asked.why == "memory" and report.state != "completed":
+            limit = self._limits[claimed.name]
+            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+            return self._failed(error, claimed, "memory", report)
         if asked.why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
         if report.kind == "exception" and report.state in ("retrying", "failed"):
@@ -8034,7 +8229,7 @@ class Supervisor:
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         """A failed attempt of which the worker itself could not tell."""
-        own = self.registry.backoff(claimed.name)
+        own = self.registry.options(claimed.name).backoff
         verdict = judge(error, claimed, own, self.rng)
         name, message, _ = describe(error)
         return report._replace(
@@ -8076,10 +8271,10 @@ class Supervisor:
         wanted = self._stirred and not self._full and not self._stops
         if not self._settlements and not wanted:
             return False
-        if self._stops or any(map(self._has_room, self._workers)):
+        if self._stops or any(map(self._has_room, self._at_work())):
             return True
         if self._async and not self._settlements:
-            return any(worker.crowd and worker.crowd.room for worker in self._workers)
+            return any(worker.crowd and worker.crowd.room for worker in self._at_work())
         # While all are at work, more results will come along.
         return len(self._settlements) >= ENOUGH or time.monotonic() >= self._settle_by
 
@@ -8094,11 +8289,11 @@ class Supervisor:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
         with whose each is to be."""
         self._full = True
-        workers = [worker for worker in self._workers if worker.ready and not self._stops]
+        workers = [] if self._stops else self._at_work()
         loads = [self._load(worker) for worker in workers]
         counts = [len(worker.handed) for worker in workers]
-        rooms = {worker.crowd: worker.crowd.room for worker in workers if worker.crowd}
-        passed_over = False
+        rooms = {worker: worker.crowd.room for worker in workers if worker.crowd}
+        limited, passed_over = self.jobs_per_worker < math.inf, False
         while loads:
             if (job := ready.peek()) is None:
                 # There may be more than what was read ahead.
@@ -8106,27 +8301,30 @@ class Supervisor:
                 break
             id, name = job
             if name in self._async:
-                crowd = max(rooms, key=rooms.__getitem__)
-                if not rooms[crowd]:
+                worker = max(rooms, key=rooms.__getitem__)
+                if not rooms[worker]:
                     ready.pass_over(self._async)
                     passed_over = True
                     continue
-                rooms[crowd] -= 1
-                plan[id] = crowd
-                next(ready)
-                continue
-            estimate = self._pace(name)
-            least = loads.index(min(loads))
-            if not _has_room(counts[least], loads[least], estimate):
-                if not self._async:
-                    break
-                ready.pass_over(self.serves.names - self._async)
-                passed_over = True
-                continue
-            loads[least] += estimate
-            counts[least] += 1
-            plan[id] = workers[least]
+                rooms[worker] -= 1
+                plan[id] = worker.crowd or worker
+            else:
+                estimate = self._pace(name)
+                least = loads.index(min(loads))
+                if not _has_room(counts[least], loads[least], estimate):
+                    if not self._async:
+                        break
+                    ready.pass_over(self.serves.names - self._async)
+                    passed_over = True
+                    continue
+                loads[least] += estimate
+                counts[least] += 1
+                plan[id] = worker = workers[least]
             next(ready)
+            if limited and worker.is_last():
+                place = workers.index(worker)
+                del workers[place], loads[place], counts[place]
+                rooms.pop(worker, None)
         return ready.taken
 
     def _has_room(self, worker: Worker) -> bool:
@@ -8142,13 +8340,17 @@ class Supervisor:
             theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
         for whose, jobs in theirs.items():
             whose.hand_over(jobs)
+        if self._limits:
+            self._weigh_at = 0.0
 
     # Watch
 
     def _watch(self) -> None:
         """Asks and kills who is over time, and takes back what waits behind slow jobs."""
         self._watch_stop()
-        idle = any(worker.ready and not worker.handed for worker in self._workers)
+        if self._limits:
+            self._weigh()
+        idle = any(not worker.handed for worker in self._at_work())
         for worker in list(self._workers):
             if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
                 self._watch_crowd(worker, worker.crowd)
@@ -8195,6 +8397,35 @@ class Supervisor:
         left = asked.kill_at - time.monotonic()
         crowd.ask(number, asked, left - LAST_PART * self.grace if why == "stop" else 0.0)
         return asked
+
+    def _weigh(self) -> None:
+        """Kills workers that use more memory than a job that they run may."""
+        now = time.monotonic()
+        if now < self._weigh_at:
+            return
+        self._weigh_at = math.inf
+        for worker in self._workers:
+            limited = [job for job in worker.claims() if job.name in self._limits]
+            if limited and worker.kill is not None:
+                self._weigh_at = now + WEIGH
+                self._weigh_one(worker)
+
+    def _weigh_one(self, worker: Worker) -> None:
+        limits = self._limits
+        weighed = [job for job in worker.running() if job[1].name in limits]
+        if not weighed:
+            return
+        number, claimed = min(weighed, key=lambda job: limits[job[1].name])
+        with contextlib.suppress(ProcessLookupError):
+            if memory_of(worker.process.pid) <= limits[claimed.name]:
+                return
+            asked = Asked(number, "memory", math.inf)
+            if worker.crowd is not None and number in worker.crowd.jobs:
+                worker.crowd.asked[number] = asked
+                self._end(worker, number)
+            else:
+                worker.asked = asked
+                self._kill(worker, number)
 
     def _watch_stop(self) -> None:
         if self._stops and self._stop_at == math.inf:
@@ -8344,6 +8575,29 @@ def _let_go_in_forks(supervisor: Supervisor) -> None:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=after)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process occupies.
+
+    Raises:
+        OptionError: that cannot be known without psutil here.
+        ProcessLookupError: there is no such process.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(FileNotFoundError):
+            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+            return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        raise ProcessLookupError(pid)
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        problem = "cannot be watched here without psutil: pip install 'litejobs[memory]'"
+        raise OptionError("max_memory", problem) from None
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        raise ProcessLookupError(pid) from None
 
 
 def _death_of(process: Any) -> int:
@@ -8913,6 +9167,7 @@ class LiteJobs:
         *,
         threads: int | None = None,
         concurrency: int = 100,
+        jobs_per_worker: int | None = None,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -8932,6 +9187,9 @@ class LiteJobs:
         stays in the hands of the node, which is listed until that ends or the program
         does: no other node runs it meanwhile.
 
+        A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
+        stands by then, so that no job waits for the start of a process.
+
         *queues* limits it to some queues; *node* names it for jobs that only it may
         take. *grace* is how long a job may go on after it was asked to end: by its
         timeout, by a cancellation, or since the node stops. SIGTERM and Ctrl-C stop the
@@ -8941,7 +9199,9 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start.
         """
-        supervisor = self._supervisor(workers, threads, concurrency, queues, node, until, grace)
+        supervisor = self._supervisor(
+            workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
+        )
         with _signals(supervisor):
             supervisor.run()
 
@@ -8951,6 +9211,7 @@ class LiteJobs:
         *,
         threads: int | None = None,
         concurrency: int = 100,
+        jobs_per_worker: int | None = None,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -8958,13 +9219,18 @@ class LiteJobs:
     ) -> Pool:
         """Like `work`, but in the background: a context manager that stops the node at
         its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(self._supervisor(workers, threads, concurrency, queues, node, until, grace))
+        return Pool(
+            self._supervisor(
+                workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
+            )
+        )
 
     def _supervisor(
         self,
         workers: int | None,
         threads: int | None,
         concurrency: int,
+        most: int | None,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
@@ -8984,6 +9250,7 @@ class LiteJobs:
             duration(grace, "grace").total_seconds(),
             self.clock,
             declared=self._declarations(),
+            jobs_per_worker=math.inf if most is None else _number(most, "jobs_per_worker", most),
         )
 
     def _size(self, workers: int | None, threads: int | None) -> int:
@@ -8994,7 +9261,11 @@ class LiteJobs:
         return _number(threads, "threads")
 
     def _staff(self, threads: int | None) -> Processes | Threads:
-        return Processes(self._program()) if threads is None else Threads(self._executor)
+        if threads is not None:
+            return Threads(self._executor)
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Says at once if that cannot be known here.
+        return Processes(self._program())
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
@@ -9587,11 +9858,11 @@ def _read_json(text: object) -> Any:
         return str(text)
 
 
-def _number(value: object, what: str) -> int:
+def _number(value: object, what: str, most: int = MOST) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more, got {value!r}")
-    if value > MOST:
-        raise OptionError(what, f"expected {MOST:,} at most, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most, got {value!r}")
     return value
 
 
@@ -10087,6 +10358,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
     )
+    parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
     parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
@@ -10258,6 +10530,7 @@ def _run(options: argparse.Namespace) -> int:
         options.workers,
         threads=options.threads,
         concurrency=options.concurrency,
+        jobs_per_worker=options.jobs_per_worker,
         queues=options.queue,
         node=options.node,
         until=options.until,

@@ -126,7 +126,72 @@ def nap_and_tell(log: str, seconds: float) -> None:
     time.sleep(seconds)
 
 
+@define(max_memory="200MB", backoff=AT_ONCE, max_attempts=2)
+def devour(log: str) -> None:
+    note(log, os.getpid())
+    eaten = []
+    while True:
+        eaten.append(bytearray(2**22))
+        eaten[-1][::4096] = b"x" * len(eaten[-1][::4096])
+        time.sleep(0.001)
+
+
+@define(max_memory="200MB", backoff=AT_ONCE, max_attempts=1)
+async def devour_aside() -> None:
+    eaten = []
+    while True:
+        eaten.append(b"x" * 2**22)
+        await asyncio.sleep(0.001)
+
+
+@define(max_memory="4GiB")
+def eat_little(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@define
+def whoami() -> int:
+    return os.getpid()
+
+
+def tell_of_failure(context: Context, error: BaseException) -> None:
+    note(context.job.payload["log"], f"{context.attempt} {type(error).__name__} {error}")
+
+
+async def tell_later(context: Context, error: BaseException) -> None:
+    await asyncio.sleep(0)
+    tell_of_failure(context, error)
+
+
+def fail_itself(context: Context, error: BaseException) -> None:
+    tell_of_failure(context, error)
+    raise RuntimeError("the hook is broken, too")
+
+
+@define(max_attempts=2, backoff=AT_ONCE, on_failure=tell_of_failure)
+def give_up(log: str) -> None:
+    raise OSError("no disk")
+
+
+@define(max_attempts=2, backoff=AT_ONCE, on_failure=tell_later)
+async def give_up_aside(log: str) -> None:
+    raise OSError("no disk")
+
+
+@define(max_attempts=1, on_failure=fail_itself)
+def give_up_badly(log: str) -> None:
+    raise OSError("no disk")
+
+
+@define(max_attempts=1, timeout=0.2, on_failure=tell_of_failure)
+async def rest_too_long(log: str) -> None:
+    await asyncio.sleep(60)
+
+
 DEFINITIONS = (
     rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, seconds_left,
     leave_at_once, stop_the_loop, large, take, compute, nap_and_tell,
+    devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
+    rest_too_long,
 )  # fmt: skip
