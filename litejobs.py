@@ -2101,7 +2101,8 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace is over its worker is killed."""
+        passed, or its node stops. When the grace is over its worker is killed. A coroutine
+        is cancelled, too: at once, or, if its node stops, when most of the grace is over."""
         return self._asked()
 
     @property
@@ -2139,13 +2140,14 @@ class Rules(Choices, total=False):
     belong to its code and are kept in no row."""
 
     max_memory: int | str | None
-    """Bytes, or a text such as "512MB", that its worker may use while it runs."""
+    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
     retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
     """The only exceptions after which it is tried again; each with its backoff, if given."""
     fail_on: Errors
     """Exceptions after which it is not."""
     on_failure: Callable[[Context[Any], BaseException], Any] | None
-    """Called in the worker when a job has failed for good."""
+    """Called in the worker when a job has failed for good, if the worker could tell: not
+    after a time-out, a crash, too much memory, or the loss of the node."""
 
 
 def check_name(value: object, what: str) -> str:

@@ -89,7 +89,7 @@ class TestManyAtATime:
 
     def test_both_kinds_get_done_when_both_have_much_to_do(self, jobs: LiteJobs) -> None:
         mixed = jobs.enqueue_many(
-            (beside.rest.bind(0.01), beside.compute.bind(1))[n % 2] for n in range(600)
+            (beside.rest.bind(0.01), beside.compute.bind(1))[n % 2] for n in range(200)
         )
         jobs.work(workers=2, concurrency=20, until="empty")
         assert jobs.count(state="completed") == len(mixed)
@@ -148,10 +148,10 @@ class TestTimeouts:
     def test_who_ignores_it_is_killed_and_the_others_run_again_for_nothing(
         self, jobs: LiteJobs, log: Path
     ) -> None:
-        with jobs.start(workers=1, grace=GRACE):
+        with jobs.start(workers=1, grace=0.1):
             culprit = beside.ignore.using(max_attempts=1).enqueue()
-            aside = beside.rest.enqueue(1.0)
-            plain = beside.nap_and_tell.enqueue(str(log), 1.0)
+            aside = beside.rest.enqueue(0.8)
+            plain = beside.nap_and_tell.enqueue(str(log), 0.8)
             assert ended(culprit, aside, plain) == [
                 ("failed", 1), ("completed", 1), ("completed", 1)
             ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,18 @@ import pytest
 from conftest import TurnedClock
 from programs import Programs, alive, beside, eventually, lines
 
-from litejobs import Constant, Context, Fail, Job, LiteJobs, OptionError, Retry, Snooze, define
+from litejobs import (
+    Constant,
+    Context,
+    Fail,
+    Job,
+    LiteJobs,
+    OptionError,
+    Retry,
+    Snooze,
+    define,
+    memory_of,
+)
 
 GRACE = 0.3
 PATIENT = 20.0
@@ -50,6 +63,21 @@ class TestMemory:
             assert neighbour.wait(PATIENT).state == "completed"
         assert [e.kind for e in culprit.errors] == ["memory"]
         assert (neighbour.errors, len(lines(log))) == ((), 2)
+
+    def test_where_it_cannot_be_measured_the_node_does_not_start(
+        self, real: LiteJobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setitem(sys.modules, "psutil", None)
+        with pytest.raises(OptionError, match=r"max_memory.*litejobs\[memory\]"):
+            real.work(workers=1)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    def test_what_it_measures_grows_with_what_is_used(self) -> None:
+        before = memory_of(os.getpid())
+        eaten = b"x" * 50_000_000
+        assert 40_000_000 < memory_of(os.getpid()) - before < 60_000_000
+        del eaten
 
     @pytest.mark.parametrize(
         ("given", "bytes"),
