@@ -8654,8 +8654,8 @@ class LiteJobs:
     """A queue in the file at *path*, opened when first used.
 
     It is safe to make at import time and may be used from several threads. *state* is
-    a function, or a context manager's factory, that makes one object for each worker
-    process. With *durability* "full" a job that was enqueued survives power loss;
+    a function, or a context manager's factory, that makes one object for each worker,
+    be it a process or a thread. With *durability* "full" a job that was enqueued survives power loss;
     "fast" keeps that promise only for crashes of processes, and is faster. *clock*
     gives microseconds since the epoch.
     """
