@@ -496,7 +496,8 @@ class Failure:
 
     attempt: int
     kind: str
-    """One of exception, timeout, crash, and lost (with its whole node)."""
+    """One of exception, timeout, crash, memory (more than it may use), and lost (with its
+    whole node)."""
     type: str
     message: str
     traceback: str
@@ -2166,7 +2167,8 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace is over its worker is killed."""
+        passed, or its node stops. When the grace is over its worker is killed. A coroutine
+        is cancelled, too: at once, or, if its node stops, when most of the grace is over."""
         return self._asked()
 
     @property
@@ -2174,6 +2176,9 @@ class Context(Generic[S]):
         """A logger below "litejobs" whose records carry the job and its name."""
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
+
+
+Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Choices(TypedDict, total=False):
@@ -2194,6 +2199,21 @@ class Choices(TypedDict, total=False):
     key_limit: int
     headers: Mapping[str, str]
     connection: Any
+
+
+class Rules(Choices, total=False):
+    """The options of a definition: those that an enqueue may override, and those that
+    belong to its code and are kept in no row."""
+
+    max_memory: int | str | None
+    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
+    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
+    """The only exceptions after which it is tried again; each with its backoff, if given."""
+    fail_on: Errors
+    """Exceptions after which it is not."""
+    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    """Called in the worker when a job has failed for good, if the worker could tell: not
+    after a time-out, a crash, too much memory, or the loss of the node."""
 
 
 def check_name(value: object, what: str) -> str:
@@ -2289,6 +2309,41 @@ def _checked_headers(value: object) -> Mapping[str, str]:
     return dict(typing.cast(Mapping[str, str], value))
 
 
+def _checked_memory(value: object) -> int | None:
+    if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
+        power = " kMG".index(parts[2] or " ")
+        value = int(parts[1]) * (1024 if parts[3] else 1000) ** power
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise OptionError("max_memory", f'expected bytes, or a text like "512MB", got {value!r}')
+
+
+def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
+    errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
+    for error in errors:
+        if not (isinstance(error, type) and issubclass(error, BaseException)):
+            raise OptionError(what, f"expected exceptions, got {error!r}")
+    return errors
+
+
+def _checked_retry_on(value: Any) -> Mapping[type[BaseException], Backoff | None] | None:
+    if value is None:
+        return None
+    policies = value if isinstance(value, Mapping) else {}
+    known = {error: policies.get(error) for error in _checked_errors(value, "retry_on")}
+    return {error: policy and _checked_backoff(policy) for error, policy in known.items()}
+
+
+def _checked_fail_on(value: Any) -> tuple[type[BaseException], ...]:
+    return _checked_errors(value, "fail_on")
+
+
+def _checked_hook(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise OptionError("on_failure", f"expected a function, got {value!r}")
+    return value
+
+
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
@@ -2310,6 +2365,28 @@ class Options:
     connection: Any = None
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
+    max_memory: int | None = attrs.field(default=None, converter=_checked_memory)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = attrs.field(
+        default=None, converter=_checked_retry_on
+    )
+    fail_on: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_checked_fail_on)
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = attrs.field(
+        default=None, converter=_checked_hook
+    )
+
+    def ruled(self, rules: Rules) -> Options:
+        """A copy with other rules and choices, for a definition.
+
+        Raises:
+            OptionError: an option is unknown, or its value cannot be used.
+        """
+        for option in rules:
+            if option not in Rules.__annotations__:
+                known = Rules.__annotations__
+                raise OptionError(option, f"no such option{did_you_mean(option, known)}")
+        own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
+        choices: Any = {option: value for option, value in rules.items() if option not in own}
+        return attrs.evolve(self.changed(choices), **own)
 
     def changed(self, choices: Choices) -> Options:
         """A copy with other choices.
@@ -2318,6 +2395,9 @@ class Options:
             OptionError: an option is unknown, or its value cannot be used.
         """
         for option in choices:
+            if option in OF_DEFINITIONS:
+                problem = "belongs to the definition: no row can keep it for one job"
+                raise OptionError(option, problem)
             if option not in Choices.__annotations__:
                 raise OptionError(option, f"no such option{did_you_mean(option, CHOICES)}")
         if choices.get("at") is not None and "delay" in choices:
@@ -2357,6 +2437,7 @@ class Options:
 
 
 CHOICES = tuple(Choices.__annotations__)
+OF_DEFINITIONS = tuple(option for option in Rules.__annotations__ if option not in CHOICES)
 MARK = "__litejobs_definition__"
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
@@ -2504,6 +2585,12 @@ class Body:
     def is_class(self) -> bool:
         """Whether the code is an attrs class with `run()`."""
         return isinstance(self.code, type)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its jobs run many at a time, in the event loop of a worker."""
+        code: Any = self.code
+        return inspect.iscoroutinefunction(code.run if self.is_class else code)
 
 
 def _is_context(hint: object) -> bool:
@@ -2855,10 +2942,10 @@ class Registry:
         """The definition of this name, if there is one."""
         return self._by_name.get(name)
 
-    def backoff(self, name: str) -> Backoff:
-        """The definition's own backoff; the default, if there is no such definition."""
+    def options(self, name: str) -> Options:
+        """The definition's own; the defaults, if there is no such definition."""
         definition = self.get(name)
-        return definition.options.backoff if definition else DEFAULT_BACKOFF
+        return definition.options if definition else Options()
 
     def listing(self) -> list[tuple[Any, ...]]:
         """What is stored of each definition: the columns of its options, after what time
@@ -2885,6 +2972,10 @@ class Registry:
         raise DefinitionError(
             name, f"not defined in this program{did_you_mean(name, self._by_name)}"
         )
+
+    def async_names(self) -> frozenset[str]:
+        """The definitions whose jobs run many at a time."""
+        return frozenset(definition.name for definition in self if definition.body.is_async)
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class.
@@ -2938,7 +3029,7 @@ class Define:
         name: str | None = None,
         encode: Callable[[Any], bytes] | None = None,
         decode: Callable[[bytes], Any] | None = None,
-        **choices: Unpack[Choices],
+        **choices: Unpack[Rules],
     ) -> Define: ...
 
     def __call__(
@@ -2966,7 +3057,7 @@ class Define:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
-                options=self._options.changed(typing.cast(Choices, choices)),
+                options=self._options.ruled(typing.cast(Rules, choices)),
                 encoding=encoding or self._encoding,
             )
             return made if code is None else made(code)
@@ -3271,9 +3362,28 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
     return Verdict("retrying", wait // MICROSECOND)
 
 
+def judge_by_rules(
+    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
+) -> Verdict:
+    """What becomes of a job whose handler raised: first by its definition's `fail_on`, then
+    by its `retry_on`, of which the first exception that fits counts."""
+    own = options.backoff
+    if not isinstance(error, Outcome):
+        if isinstance(error, options.fail_on):
+            return Verdict("failed")
+        if options.retry_on is not None:
+            fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
+            if not fitting:
+                return Verdict("failed")
+            if (policy := options.retry_on[fitting[0]]) is not None:
+                own, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return judge(error, claimed, own, rng)
+
+
 @attrs.define(eq=False, repr=False)
 class Executor:
-    """Runs attempts, one after the other, with the state that one worker has."""
+    """Runs attempts with the state that one worker has: one after the other with `run`,
+    and coroutines beside them with `run_async`."""
 
     registry: Registry
     state: Any = None
@@ -3297,21 +3407,46 @@ class Executor:
         try:
             shape, payload = self._prepare(claimed)
         except LitejobsError as error:
-            # Another attempt would find the same payload and the same definition.
-            trouble = describe(error)
-            now = self.clock()
-            return Report(started_at, now, 0, *Verdict("failed"), None, "exception", *trouble)
+            return self._ended(self._refused(error, started_at), error, claimed, asked)
         try:
             result = self._result(shape, payload, claimed, started_at, asked, tell)
         except BaseException as error:
-            verdict, told = self._failed(error, claimed)
-            result = None
-        else:
-            verdict, told = COMPLETED, ()
+            report = self._failed(error, claimed, started_at, began)
+            return self._ended(report, error, claimed, asked)
         took = (time.perf_counter_ns() - began) // 1000
-        if result is None and verdict is COMPLETED:
+        if result is None:
             return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *verdict, result, *told)
+        return Report(started_at, self.clock(), took, *COMPLETED, result)
+
+    async def run_async(
+        self,
+        claimed: Claimed,
+        asked: Callable[[], bool],
+        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+    ) -> Report:
+        """The same for a coroutine, in the event loop that runs. That its task is cancelled
+        is in the report, too."""
+        started_at = self.clock()
+        began = time.perf_counter_ns()
+        try:
+            shape, payload = self._prepare(claimed)
+        except LitejobsError as error:
+            report = self._refused(error, started_at)
+            return await self._ended_aside(report, error, claimed, asked)
+        try:
+            context = functools.partial(self._context, claimed, started_at, asked, tell)
+            if self.around:
+                made = context()
+                handler = functools.partial(shape.call, payload, lambda: made)
+                value = compose_async(self.around, made, handler)
+            else:
+                value = shape.call(payload, context)
+            result = _kept_result(shape, await value)
+        except BaseException as error:
+            report = self._failed(error, claimed, started_at, began)
+            return await self._ended_aside(report, error, claimed, asked)
+        took = (time.perf_counter_ns() - began) // 1000
+        return Report(started_at, self.clock(), took, *COMPLETED, result)
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -3338,12 +3473,7 @@ class Executor:
             value = shape.call(payload, context)
         if value is not None and inspect.iscoroutine(value):
             value = self._await(value)
-        if shape.result is None:
-            return None
-        try:
-            return _bounded(shape.result.encode(value))
-        except Unfit as unfit:
-            raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+        return _kept_result(shape, value)
 
     def _run_inside(self, shape: Shape, payload: Any, context: Context[Any]) -> Any:
         handler = functools.partial(shape.call, payload, lambda: context)
@@ -3354,14 +3484,15 @@ class Executor:
             import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
 
             self._loop = asyncio.Runner()
-        return self._loop.run(coroutine, context=contextvars.copy_context())
+        run = functools.partial(self._loop.run, context=contextvars.copy_context())
+        return _beside_other_loops(run, coroutine)
 
     def _context(
         self,
         claimed: Claimed,
         now: int,
         asked: Callable[[], bool],
-        tell: Callable[[Claimed, Progress], None],
+        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Context[Any]:
         row = Row(
             claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
@@ -3373,19 +3504,83 @@ class Executor:
         tell_of_it = functools.partial(tell, claimed)
         return Context(Job(row, self.source), self.state, deadline, asked, tell_of_it)
 
-    def _failed(self, error: BaseException, claimed: Claimed) -> tuple[Verdict, tuple[str, ...]]:
-        """The verdict, and what a report tells of the error."""
-        own = self.registry.backoff(claimed.name)
-        verdict = judge(error, claimed, own, self.rng)
+    def _refused(self, error: LitejobsError, started_at: int) -> Report:
+        # Another attempt would find the same payload and the same definition.
+        told = "exception", *describe(error)
+        return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
+
+    def _failed(
+        self, error: BaseException, claimed: Claimed, started_at: int, began: int
+    ) -> Report:
+        """The report of an attempt that raised."""
+        verdict = judge_by_rules(error, claimed, self.registry.options(claimed.name), self.rng)
+        took = (time.perf_counter_ns() - began) // 1000
         if isinstance(error, Snooze):
-            return verdict, ()
+            return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        return verdict, (kind, *describe(error))
+        return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
+
+    def _ended(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Report:
+        with _harmless(claimed):
+            if rest := self._mourned(report, error, claimed, asked):
+                self._await(rest)
+        return report
+
+    async def _ended_aside(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Report:
+        with _harmless(claimed):
+            if rest := self._mourned(report, error, claimed, asked):
+                await rest
+        return report
+
+    def _mourned(
+        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+    ) -> Coroutine[Any, Any, Any] | None:
+        """Calls the hook of a job that failed for good; gives what is left to await."""
+        hook = self.registry.options(claimed.name).on_failure
+        # What becomes of a job that was asked to end is not for the worker to say.
+        if report.state != "failed" or hook is None or asked():
+            return None
+        rest = hook(self._context(claimed, report.started_at, asked), error)
+        return rest if inspect.iscoroutine(rest) else None
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._loop is not None:
-            self._loop.close()
+            _beside_other_loops(self._loop.close)
+
+
+@contextlib.contextmanager
+def _harmless(claimed: Claimed) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
+
+
+def _kept_result(shape: Shape, value: Any) -> str | None:
+    """What is kept of a return value."""
+    if shape.result is None:
+        return None
+    try:
+        return _bounded(shape.result.encode(value))
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+
+
+def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
+    """Does what runs an event loop; in a thread if this one runs another already, as it
+    does when a coroutine calls `drain`."""
+    from asyncio import _get_running_loop
+    from concurrent.futures import ThreadPoolExecutor
+
+    if _get_running_loop() is None:
+        return act(*arguments)
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(act, *arguments).result()
 
 
 TELL_REST = 0.1
@@ -4472,7 +4667,7 @@ class Ready:
     """`None` where no queue has settings."""
     _heads: list[Head] = attrs.field(factory=list)
     _aside: list[Head] = attrs.field(factory=list)
-    """Of queues that may start no more for now."""
+    """Of queues that may start no more for now, or for which workers have no room."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
     _given: set[LaneReader] = attrs.field(factory=set)
@@ -4539,6 +4734,12 @@ class Ready:
             else:
                 return place[2], reader.lane.name
         return None
+
+    def pass_over(self, names: frozenset[str]) -> None:
+        """Leaves the jobs of these definitions where they are until the next transaction."""
+        self._aside += [head for head in self._heads if head[2].lane.name in names]
+        self._heads = [head for head in self._heads if head[2].lane.name not in names]
+        heapq.heapify(self._heads)
 
     def __iter__(self) -> Ready:
         return self
@@ -7410,11 +7611,15 @@ DUTIES: tuple[Callable[[Beat], float], ...] = (
 # A child process that runs jobs. It gets them through a private pipe, and tells
 # through a Board, a few words of shared memory under a lock, which one it runs: so
 # the supervisor knows without asking, can take back what has not started, and finds
-# every result there even when the worker is dead.
+# every result there even when the worker is dead. Coroutines run beside them, many at
+# a time, in a thread with an event loop: they have a pipe and words of their own.
 ################################################################################
 
 Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
+Cue = tuple[int, float, tuple[Any, ...] | None]
+"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
+that is asked to end, the seconds until it is made to, and `None`."""
 
 BRIEF = 1024
 """Reports of which there is nothing to tell but times, as four numbers each."""
@@ -7544,6 +7749,111 @@ class Board:
         return True
 
 
+@attrs.define(eq=False, repr=False)
+class Juggler:
+    """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
+    also while a handler blocks the event loop, which another one runs.
+
+    Of shared memory, the first word counts the bytes that were read. Each job has one
+    that says when it began, in nanoseconds of the monotonic clock.
+    """
+
+    _pipe: Connection
+    _words: memoryview
+    _executor: Executor
+    _runner: Any = None
+    """Made with the first job: few programs need asyncio."""
+    _looping: threading.Thread | None = None
+    _tasks: dict[int, Any] = attrs.field(factory=dict)
+    _begun: set[int] = attrs.field(factory=set)
+    _asked: set[int] = attrs.field(factory=set)
+    _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+
+    @classmethod
+    def start(cls, aside: tuple[Connection, Any], executor: Executor) -> Juggler:
+        """Begins to read."""
+        pipe, words = aside
+        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor)
+        threading.Thread(target=juggler._read, daemon=True).start()
+        return juggler
+
+    def _read(self) -> None:
+        while message := _next_message(self._pipe):
+            self._words[0] += len(message)
+            cues: list[Cue] = marshal.loads(message)
+            # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
+            self._asked.update(number for number, _, fields in cues if fields is None)
+            if self._runner is None:
+                self._start_loop()
+            self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+
+    def _start_loop(self) -> None:
+        import asyncio
+
+        self._runner = asyncio.Runner()
+        loop = self._runner.get_loop()
+
+        def turn() -> None:
+            asyncio.set_event_loop(loop)
+            while self._looping is not None:
+                try:
+                    loop.run_forever()
+                except BaseException:
+                    # What a handler's own task raises must not end those of others.
+                    logger.exception("a task of an async handler wanted to end the event loop")
+
+        self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
+        self._looping.start()
+
+    def _follow(self, cues: list[Cue]) -> None:
+        loop = self._runner.get_loop()
+        for number, place, fields in cues:
+            if fields is not None:
+                run = self._run(number, int(place), Claimed._make(fields))
+                self._tasks[number] = loop.create_task(run)
+            elif number in self._tasks:
+                loop.call_later(place, self._cancel, number)
+            else:
+                self._asked.discard(number)
+
+    def _cancel(self, number: int) -> None:
+        if number in self._begun:
+            self._tasks[number].cancel()
+
+    async def _run(self, number: int, place: int, claimed: Claimed) -> None:
+        if number in self._asked:
+            now = self._executor.clock()
+            report = Report(now, now, 0, *Verdict("pending", counted=False))
+        else:
+            self._begun.add(number)
+            self._words[place] = time.monotonic_ns()
+            asked = functools.partial(operator.contains, self._asked, number)
+            report = await self._executor.run_async(claimed, asked)
+        del self._tasks[number]
+        self._begun.discard(number)
+        self._asked.discard(number)
+        if not self._told:
+            self._runner.get_loop().call_soon(self._tell)
+        self._told.append((number, *report))
+
+    def _tell(self) -> None:
+        """Reports all that have ended in this turn of the loop."""
+        told, self._told = self._told, []
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(marshal.dumps(told))
+
+    def close(self) -> None:
+        """Ends the loop; what still runs in it is cancelled."""
+        if looping := self._looping:
+            self._looping = None
+            loop = self._runner.get_loop()
+            loop.call_soon_threadsafe(loop.stop)
+            looping.join()
+            self._runner.close()
+            if self._told:
+                self._tell()
+
+
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 
@@ -7644,22 +7954,103 @@ def work_in_child(
     pipe: Connection,
     lifeline: Connection,
     board: Board,
+    aside: tuple[Connection, Any] | None,
     presence: str,
     program: Program,
 ) -> None:
     """The whole life of a worker process."""
     _become_worker(lifeline)
     share = Presence.hold(presence)
+    _serve(pipe, board, aside, functools.partial(_make_executor, program))
+    share.close()
+
+
+def _serve(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+) -> None:
+    """Makes what jobs need, says so, and runs them until no more will come."""
     try:
-        executor, closing = _make_executor(program)
+        executor, closing = make()
     except BaseException as error:
         pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
         return
+    juggler = None if aside is None else Juggler.start(aside, executor)
     pipe.send_bytes(marshal.dumps(("ready",)))
     with closing:
         _run_jobs(pipe, board, executor)
+        if juggler is not None:
+            juggler.close()
     executor.close()
-    share.close()
+
+
+@attrs.define(eq=False, repr=False)
+class InThread:
+    """A thread that passes for a process of multiprocessing's."""
+
+    sentinel: Connection
+    """Can be read when the thread has ended."""
+    _ended: Connection
+    exitcode: int | None = None
+    pid: int = attrs.field(factory=os.getpid)
+
+    def start(self, target: Callable[..., None], *arguments: Any) -> None:
+        """Starts it."""
+
+        def work() -> None:
+            try:
+                target(*arguments)
+            finally:
+                self.exitcode = 0
+                self._ended.close()
+
+        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
+
+    def join(self) -> None:
+        """Waits until it has ended."""
+        from multiprocessing.connection import wait
+
+        wait([self.sentinel])
+
+    def close(self) -> None:
+        """Gives back the sentinel."""
+        self.sentinel.close()
+
+
+@attrs.frozen(eq=False, repr=False)
+class Plain:
+    """What multiprocessing's contexts make, for threads: it starts no process of its own,
+    as theirs do, which in a frozen application is the application."""
+
+    def Pipe(self) -> tuple[Connection, Connection]:
+        """Two ends that talk to each other."""
+        from multiprocessing.connection import Pipe
+
+        ours, theirs = Pipe()
+        return ours, theirs
+
+    def RawArray(self, kind: str, size: int) -> array.array[int]:
+        """So many words or bytes, all zero."""
+        return array.array(kind, bytes(size * array.array(kind).itemsize))
+
+    def Lock(self) -> Any:
+        """A lock for threads."""
+        return threading.Lock()
+
+
+def work_in_thread(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+) -> None:
+    """The whole life of a worker that is a thread."""
+    with contextlib.ExitStack() as closing:
+        for end in (pipe, *(aside or ())[:1]):
+            closing.enter_context(end)
+        _serve(pipe, board, aside, make)
 
 
 def _become_worker(lifeline: Connection) -> None:
@@ -7816,9 +8207,13 @@ OVERHEAD = 10
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
+LAST_PART = 0.25
+"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 SLOW_JOB = 60.0
+WEIGH = 0.1
+"""Seconds between two looks at the memory of workers whose job may use only so much."""
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
@@ -7831,12 +8226,124 @@ class JobTimedOut(LitejobsError):
     """The job took longer than its timeout."""
 
 
+class TooMuchMemory(LitejobsError):
+    """The worker used more memory than the job may."""
+
+
+Reason = Literal["timeout", "cancel", "stop", "memory"]
+
+
 class Asked(NamedTuple):
     """A running job that was asked to end."""
 
     number: int
-    why: Literal["timeout", "cancel", "stop"]
+    why: Reason
     kill_at: float
+
+
+@attrs.define(eq=False, repr=False)
+class Mouth:
+    """Says things through a pipe and never waits: a thread says what may not fit, since a
+    process that is stopped reads nothing."""
+
+    pipe: Connection
+    _thread: threading.Thread | None = None
+    _queue: Any = None
+    _given: int = 0
+    _said: int = 0
+
+    def say(self, message: bytes, fits: bool) -> None:
+        """Says it after all that was said before; at once if it surely *fits*."""
+        if fits and self._given == self._said:
+            with contextlib.suppress(OSError):
+                self.pipe.send_bytes(message)
+            return
+        if self._thread is None:
+            from queue import SimpleQueue
+
+            self._queue = SimpleQueue()
+            self._thread = threading.Thread(target=self._say_all, daemon=True)
+            self._thread.start()
+        self._given += 1
+        self._queue.put(message)
+
+    def _say_all(self) -> None:
+        with contextlib.suppress(OSError):
+            while (message := self._queue.get()) is not None:
+                self.pipe.send_bytes(message)
+                self._said += 1
+
+    def close(self) -> None:
+        """To be called when nobody listens any more: what is not said yet is lost."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        self.pipe.close()
+
+
+@attrs.define(eq=False, repr=False)
+class Crowd:
+    """The supervisor's view of the coroutines that one worker runs."""
+
+    mouth: Mouth
+    _words: memoryview
+    jobs: dict[int, Claimed] = attrs.field(factory=dict)
+    """What it has in hand, by number."""
+    asked: dict[int, Asked] = attrs.field(factory=dict)
+    look_at: float = math.inf
+    """Until when nothing can be due with any of them."""
+    _places: dict[int, int] = attrs.field(factory=dict)
+    _free: list[int] = attrs.field(init=False)
+    _sent: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._free = list(range(1, len(self._words)))
+
+    @classmethod
+    def make(cls, context: Any, size: int) -> tuple[Crowd, tuple[Connection, Any]]:
+        """Room for so many, and what the worker needs for it."""
+        ours, theirs = context.Pipe()
+        words = context.RawArray("q", 1 + size)
+        return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
+
+    @property
+    def room(self) -> int:
+        """How many more it may have in hand."""
+        return len(self._free)
+
+    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
+        """Gives the worker jobs, which begin as soon as its loop has a turn."""
+        cues: list[Cue] = []
+        now = time.monotonic()
+        for number, claimed in jobs:
+            self._places[number] = place = self._free.pop()
+            self._words[place] = 0
+            self.jobs[number] = claimed
+            cues.append((number, place, tuple(claimed)))
+            if claimed.timeout is not None:
+                self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
+        self._say(cues)
+
+    def take(self, number: int) -> Claimed | None:
+        """Takes a job out of its hands."""
+        if claimed := self.jobs.pop(number, None):
+            self._free.append(self._places.pop(number))
+        return claimed
+
+    def began(self, number: int) -> int:
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
+        return int(self._words[self._places[number]])
+
+    def ask(self, number: int, asked: Asked, within: float) -> None:
+        """Asks a job to end; its task is cancelled *within* so many seconds."""
+        self.asked[number] = asked
+        self._say([(number, within, None)])
+
+    def _say(self, cues: list[Cue]) -> None:
+        message = marshal.dumps(cues)
+        unread = self._sent - self._words[0]
+        self._sent += len(message)
+        self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
 
 
 @attrs.define(eq=False, repr=False)
@@ -7844,12 +8351,21 @@ class Worker:
     """The supervisor's view of one worker process."""
 
     process: Any
-    pipe: Connection
-    lifeline: Connection
+    mouth: Mouth
+    lifeline: Connection | None
     board: Board
-    death: int
+    death: Any
     """What one waits for to learn of its death."""
+    kill: Callable[..., None] | None
+    """Ends it with all that it started; `None` for a thread, which nothing can end."""
+    crowd: Crowd | None = None
     ready: bool = False
+    left: float = math.inf
+    """How many more jobs it may be given."""
+    leaves_by: float = math.inf
+    """When it was dismissed: the moment by which it must be gone."""
+    killed_for: int = 0
+    """The number of the job for which it was killed: the others are innocent."""
     handed: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order in which it runs them."""
     unsent: list[Handed] = attrs.field(factory=list)
@@ -7859,6 +8375,46 @@ class Worker:
     asked: Asked | None = None
     slow: tuple[int, float] = (0, 0.0)
     """The number of the last job that was said to be slow, and when to say so again."""
+
+    @property
+    def pipe(self) -> Connection:
+        """What it talks through."""
+        return self.mouth.pipe
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs in hand."""
+        return bool(self.handed or (self.crowd and self.crowd.jobs))
+
+    def is_last(self) -> bool:
+        """Counts a job that it is to be given; says whether it may get no more."""
+        self.left -= 1
+        return self.left <= 0
+
+    def claims(self) -> Iterator[Claimed]:
+        """All that it has in hand."""
+        yield from self.handed.values()
+        if self.crowd is not None:
+            yield from self.crowd.jobs.values()
+
+    def close(self) -> None:
+        """Gives back what it takes to talk to a worker that is dead."""
+        self.mouth.close()
+        if self.lifeline is not None:
+            self.lifeline.close()
+        if self.crowd is not None:
+            self.crowd.mouth.close()
+        if self.death != self.process.sentinel:
+            os.close(self.death)
+        self.process.close()
+
+    def running(self) -> Iterator[tuple[int, Claimed]]:
+        """The jobs that it runs, by number."""
+        number, _ = self.board.running
+        if claimed := self.handed.get(number):
+            yield number, claimed
+        if self.crowd is not None:
+            yield from (job for job in self.crowd.jobs.items() if self.crowd.began(job[0]))
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
@@ -7882,8 +8438,7 @@ class Worker:
         ):
             self.bytes_sent += len(message)
             self.unsent = []
-            with contextlib.suppress(OSError):
-                self.pipe.send_bytes(message)
+            self.mouth.say(message, self.bytes_sent < HAND_OVER_BYTES)
 
 
 @attrs.define(eq=False, repr=False)
@@ -8000,15 +8555,61 @@ def _spawning() -> Any:
     return get_context("spawn")
 
 
+@attrs.frozen(eq=False, repr=False)
+class Processes:
+    """Makes workers that are processes."""
+
+    program: Program
+    context: Any = attrs.field(factory=_spawning)
+
+    def hire(self, presence: str, concurrency: int) -> Worker:
+        """Starts a process that runs jobs."""
+        ours, theirs = self.context.Pipe()
+        lifeline, held = self.context.Pipe(duplex=False)
+        board = Board.make(self.context)
+        crowd, aside = Crowd.make(self.context, concurrency) if concurrency else (None, None)
+        process = self.context.Process(
+            target=work_in_child,
+            args=(theirs, lifeline, board, aside, presence, self.program),
+            name="litejobs-worker",
+        )
+        process.start()
+        for end in (theirs, lifeline, *(aside or ())[:1]):
+            end.close()
+        kill = functools.partial(kill_group, process.pid)
+        return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
+
+
+@attrs.frozen(eq=False, repr=False)
+class Threads:
+    """Makes workers that are threads of this process."""
+
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]]
+
+    def hire(self, presence: str, concurrency: int) -> Worker:
+        """Starts a thread that runs jobs; the supervisor's own share of the lock on the
+        file *presence* is its, too."""
+        context = Plain()
+        ours, theirs = context.Pipe()
+        board = Board.make(context)
+        crowd, aside = Crowd.make(context, concurrency) if concurrency else (None, None)
+        thread = InThread(*context.Pipe())
+        worker = Worker(thread, Mouth(ours), None, board, thread.sentinel, None, crowd)
+        thread.start(work_in_thread, theirs, board, aside, self.make)
+        return worker
+
+
 @attrs.define(eq=False, repr=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles what comes back."""
 
     store: Store
     registry: Registry
-    program: Program
+    staff: Processes | Threads
     serves: Serves
     size: int
+    concurrency: int
+    """How many coroutines each worker may run at a time."""
     until: Until | None
     grace: float
     clock: Clock = system_clock
@@ -8017,7 +8618,13 @@ class Supervisor:
     events: Events = attrs.field(factory=Events)
     slow_after: float = SLOW_JOB
     """Seconds of running after which the log says so, and again when it has doubled."""
-    _context: Any = attrs.field(factory=_spawning)
+    jobs_per_worker: float = math.inf
+    """After so many a worker is replaced: a spare one stands by then."""
+    _limits: dict[str, int] = attrs.field(init=False)
+    """Bytes that a worker may use, by the definitions that limit it."""
+    _weigh_at: float = 0.0
+    _async: frozenset[str] = attrs.field(init=False)
+    """The definitions whose jobs run many at a time."""
     _bell: Bell = attrs.field(factory=Bell.hang)
     _ear: Ear = attrs.field(factory=Ear)
     _node: int = 0
@@ -8061,6 +8668,9 @@ class Supervisor:
     """The queues that were, when somebody looked."""
 
     def __attrs_post_init__(self) -> None:
+        self._async = self.registry.async_names()
+        limits = {own.name: own.options.max_memory for own in self.registry}
+        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
         _let_go_in_forks(self)
 
     def run(self) -> None:
@@ -8103,20 +8713,40 @@ class Supervisor:
         self._ear.add(self._bell.source, None)
         self._paused = self._paused_queues()
         self._wanted = self.events.wanted()
-        logger.info("node %s started with %d workers", self.serves.node, self.size)
+        what = "workers" if isinstance(self.staff, Processes) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._beat().tell("node_joined")
 
     def _leave(self) -> None:
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self._workers:
             self._take_back(worker)
-            with contextlib.suppress(OSError):
-                worker.pipe.send_bytes(b"")
+            worker.mouth.say(b"", fits=True)
         self._end_workers(give_up=time.monotonic() + 2.0)
+        if self._workers:
+            logger.warning("threads left behind, each with a job: %d", len(self._workers))
+            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+            self._settle_last()
+        else:
+            self._close()
+
+    def _see_out(self) -> None:
+        """Waits for threads that nothing could end. Until then the node stays listed and
+        holds their jobs, so that nobody runs them a second time meanwhile."""
+        while self._workers:
+            self._hear_all(60.0)
+            self._settle_last()
+        self._close()
+
+    def _settle_last(self) -> None:
+        settlements, self._settlements = self._settlements, []
+        if settlements:
+            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+
+    def _close(self) -> None:
         try:
             self._note()
-            if self._settlements:
-                self.store.exchange(self._settlements, self._node, lambda ready: [], self.serves)
+            self._settle_last()
             self._tell_settled()
         finally:
             self.store.leave(self._node, self._presence)
@@ -8129,15 +8759,18 @@ class Supervisor:
 
     def _end_workers(self, give_up: float) -> None:
         for worker in list(self._workers):
-            busy = worker.handed and worker.ready
+            busy = worker.busy and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
             self._ear.wait_for(worker.death, patience)
-            self._reap(worker)
+            if worker.kill is not None or worker.process.exitcode is not None:
+                self._reap(worker)
 
     def _done(self) -> bool:
         if self._stops:
-            # What cannot be settled, with a full disk say, must not keep it for ever.
-            late = time.monotonic() > self._stop_at + self.grace + 1.0
+            # Threads that do not end, and what cannot be settled, with a full disk say, must
+            # not keep it for ever.
+            more = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
+            late = time.monotonic() > self._stop_at + more
             return self._stops > 1 or late or not (self._settlements or self._holding())
         if self.until is None or self._settlements or self._holding() or self._stirred:
             return False
@@ -8145,34 +8778,50 @@ class Supervisor:
         return not self.store.unserved(self.serves)
 
     def _holding(self) -> bool:
-        return any(worker.handed for worker in self._workers)
+        return any(worker.busy for worker in self._workers)
 
     # Spawn
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
+        spare = 0
+        if self.jobs_per_worker < math.inf:
+            self._dismiss()
+            spare = 1 + sum(worker.leaves_by < math.inf for worker in self._workers)
+        size = self.size + spare
         starting = sum(not worker.ready for worker in self._workers)
-        while len(self._workers) < self.size and starting < STARTING and not self._stops:
+        while len(self._workers) < size and starting < STARTING and not self._stops:
             starting += 1
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")
-            ours, theirs = self._context.Pipe()
-            lifeline, held = self._context.Pipe(duplex=False)
-            board = Board.make(self._context)
             presence = self.store.presence_path(self._node)
-            process = self._context.Process(
-                target=work_in_child,
-                args=(theirs, lifeline, board, presence, self.program),
-                name="litejobs-worker",
-            )
-            process.start()
-            theirs.close()
-            lifeline.close()
-            worker = Worker(process, ours, held, board, _death_of(process))
+            worker = self.staff.hire(presence, self.concurrency if self._async else 0)
+            worker.left = self.jobs_per_worker
             self._workers.append(worker)
             self._ear.add(worker.pipe, worker)
             self._ear.add(worker.death, worker)
+            if worker.crowd is not None:
+                self._ear.add(worker.crowd.mouth.pipe, worker)
+
+    def _dismiss(self) -> None:
+        """Lets workers go that have run as many jobs as they may."""
+        for worker in self._workers:
+            if worker.left > 0 or worker.busy:
+                continue
+            if worker.leaves_by == math.inf:
+                worker.leaves_by = time.monotonic() + self.grace
+                self._stirred, self._full = True, False
+                worker.mouth.say(b"", fits=True)
+            elif time.monotonic() >= worker.leaves_by:
+                self._end(worker)
+
+    def _at_work(self) -> list[Worker]:
+        """The workers that may be given jobs; a spare one waits until another leaves."""
+        if self.jobs_per_worker == math.inf:
+            return [worker for worker in self._workers if worker.ready]
+        here = [w for w in self._workers if w.ready and w.leaves_by == math.inf]
+        return [worker for worker in here[: self.size] if worker.left > 0]
 
     # Listen
 
@@ -8180,7 +8829,10 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
         self._wanted = self.events.wanted()
-        for source in self._ear.wait(self._patience()):
+        self._hear_all(self._patience())
+
+    def _hear_all(self, patience: float) -> None:
+        for source in self._ear.wait(patience):
             if source is None:
                 self._bell.silence()
                 self._stir()
@@ -8201,11 +8853,17 @@ class Supervisor:
         if self.until and self._maybe_empty and not self._holding():
             return 0.0
         due = [*self._duties.values(), self._settle_by, self._note_by]
+        if self._limits:
+            due.append(self._weigh_at)
+        if self._stops and isinstance(self.staff, Threads):
+            due.append(self._stop_at + 0.001)
         for worker in self._workers:
             if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
                 due.append(now + SLOW)
             elif worker.handed:
                 due += self._deadlines(worker)
+            if worker.crowd is not None:
+                due.append(worker.crowd.look_at)
         return max(0.0, min(due) - now)
 
     def _deadlines(self, worker: Worker) -> Iterator[float]:
@@ -8233,8 +8891,29 @@ class Supervisor:
                     self._told(worker, marshal.loads(message))
         except (EOFError, OSError):
             if worker.process.exitcode is None:
-                kill_group(worker.process.pid)  # It cannot be talked to any more.
+                self._end(worker)  # It cannot be talked to any more.
         self._collect(worker)
+        if worker.crowd is not None:
+            self._hear_crowd(worker, worker.crowd)
+
+    def _hear_crowd(self, worker: Worker, crowd: Crowd) -> None:
+        try:
+            while crowd.mouth.pipe.poll():
+                for number, *told in marshal.loads(crowd.mouth.pipe.recv_bytes()):
+                    report = Report(*told)
+                    if claimed := crowd.take(number):
+                        if asked := crowd.asked.pop(number, None):
+                            report = self._overruled(report, claimed, asked)
+                        self._settle(claimed, report, worker)
+        except (EOFError, OSError):
+            if worker.process.exitcode is None:
+                self._end(worker)
+
+    def _end(self, worker: Worker, culprit: int = 0) -> None:
+        """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
+        if worker.kill is not None:
+            worker.killed_for = worker.killed_for or culprit
+            worker.kill()
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
         if message[0] == "ready":
@@ -8311,6 +8990,10 @@ class Supervisor:
                 state="cancelled", counted=True, result=None, kind="cancelled",
                 type="Cancelled", message="cancelled while it ran",
             )  # fmt: skip
+        if asked.why == "memory" and report.state != "completed":
+            limit = self._limits[claimed.name]
+            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+            return self._failed(error, claimed, "memory", report)
         if asked.why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
         if report.kind == "exception" and report.state in ("retrying", "failed"):
@@ -8319,7 +9002,7 @@ class Supervisor:
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         """A failed attempt of which the worker itself could not tell."""
-        own = self.registry.backoff(claimed.name)
+        own = self.registry.options(claimed.name).backoff
         verdict = judge(error, claimed, own, self.rng)
         name, message, _ = describe(error)
         return report._replace(
@@ -8348,11 +9031,11 @@ class Supervisor:
         """Settles all that came back and claims all that fits, in one transaction."""
         if not self._has_news() or time.monotonic() < self._quiet_until:
             return
-        plan: dict[int, Worker] = {}
+        plan: dict[int, Worker | Crowd] = {}
         choose = functools.partial(self._choose, plan)
         try:
             if self._strays:
-                held = [job.id for worker in self._workers for job in worker.handed.values()]
+                held = [job.id for worker in self._workers for job in worker.claims()]
                 self.store.release_strays(self._node, held)
                 self._strays = False
             done = self.store.exchange(self._settlements, self._node, choose, self.serves)
@@ -8378,8 +9061,10 @@ class Supervisor:
         wanted = self._stirred and not self._full and not self._stops
         if not self._settlements and not wanted:
             return False
-        if self._stops or any(map(self._has_room, self._workers)):
+        if self._stops or any(map(self._has_room, self._at_work())):
             return True
+        if self._async and not self._settlements:
+            return any(worker.crowd and worker.crowd.room for worker in self._at_work())
         # While all are at work, more results will come along.
         return len(self._settlements) >= ENOUGH or time.monotonic() >= self._settle_by
 
@@ -8390,27 +9075,46 @@ class Supervisor:
         self._stirred = True
         self._quiet_until = time.monotonic() + 0.5
 
-    def _choose(self, plan: dict[int, Worker], ready: Ready) -> list[int]:
+    def _choose(self, plan: dict[int, Worker | Crowd], ready: Ready) -> list[int]:
         """Picks jobs as long as a worker has room for the next one; *plan* is filled
         with whose each is to be."""
         self._full = True
-        workers = [worker for worker in self._workers if worker.ready and not self._stops]
+        workers = [] if self._stops else self._at_work()
         loads = [self._load(worker) for worker in workers]
         counts = [len(worker.handed) for worker in workers]
+        rooms = {worker: worker.crowd.room for worker in workers if worker.crowd}
+        limited, passed_over = self.jobs_per_worker < math.inf, False
         while loads:
             if (job := ready.peek()) is None:
                 # There may be more than what was read ahead.
-                self._stirred = ready.version is None
+                self._stirred = passed_over or ready.version is None
                 break
             id, name = job
-            estimate = self._pace(name)
-            least = loads.index(min(loads))
-            if not _has_room(counts[least], loads[least], estimate):
-                break
-            loads[least] += estimate
-            counts[least] += 1
-            plan[id] = workers[least]
+            if name in self._async:
+                worker = max(rooms, key=rooms.__getitem__)
+                if not rooms[worker]:
+                    ready.pass_over(self._async)
+                    passed_over = True
+                    continue
+                rooms[worker] -= 1
+                plan[id] = worker.crowd or worker
+            else:
+                estimate = self._pace(name)
+                least = loads.index(min(loads))
+                if not _has_room(counts[least], loads[least], estimate):
+                    if not self._async:
+                        break
+                    ready.pass_over(self.serves.names - self._async)
+                    passed_over = True
+                    continue
+                loads[least] += estimate
+                counts[least] += 1
+                plan[id] = worker = workers[least]
             next(ready)
+            if limited and worker.is_last():
+                place = workers.index(worker)
+                del workers[place], loads[place], counts[place]
+                rooms.pop(worker, None)
         return ready.taken
 
     def _has_room(self, worker: Worker) -> bool:
@@ -8420,12 +9124,14 @@ class Supervisor:
         # Of what has never run, one is tried at a time.
         return self._paces.get(name, NEXT_ONE) + OVERHEAD
 
-    def _hand_over(self, plan: dict[int, Worker], claimed: list[Claimed]) -> None:
-        theirs: dict[Worker, list[tuple[int, Claimed]]] = {}
+    def _hand_over(self, plan: dict[int, Worker | Crowd], claimed: list[Claimed]) -> None:
+        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
         for job in claimed:
             theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for worker, jobs in theirs.items():
-            worker.hand_over(jobs)
+        for whose, jobs in theirs.items():
+            whose.hand_over(jobs)
+        if self._limits:
+            self._weigh_at = 0.0
 
     # Tell
 
@@ -8472,8 +9178,12 @@ class Supervisor:
     def _watch(self) -> None:
         """Asks and kills who is over time, and takes back what waits behind slow jobs."""
         self._watch_stop()
-        idle = any(worker.ready and not worker.handed for worker in self._workers)
+        if self._limits:
+            self._weigh()
+        idle = any(not worker.handed for worker in self._at_work())
         for worker in list(self._workers):
+            if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
+                self._watch_crowd(worker, worker.crowd)
             number, started = worker.board.running
             claimed = worker.handed.get(number)
             if claimed is None:
@@ -8494,25 +9204,86 @@ class Supervisor:
             ):
                 self._take_back(worker)
 
+    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
+        now = time.monotonic()
+        crowd.look_at = math.inf
+        for number, claimed in crowd.jobs.items():
+            asked, began, due = crowd.asked.get(number), crowd.began(number), math.inf
+            if claimed.timeout is not None:
+                due = (began / 1e9 or now) + claimed.timeout / 1e6
+            if asked is not None:
+                if now >= asked.kill_at:
+                    crowd.asked[number] = asked = asked._replace(kill_at=math.inf)
+                    self._end(worker, number)
+            elif claimed.id in self._cancelled:
+                asked = self._ask_aside(crowd, number, "cancel")
+            elif now >= due:
+                asked = self._ask_aside(crowd, number, "timeout")
+            elif self._stops:
+                asked = self._ask_aside(crowd, number, "stop")
+            crowd.look_at = min(crowd.look_at, due if asked is None else asked.kill_at)
+
+    def _ask_aside(self, crowd: Crowd, number: int, why: Reason) -> Asked:
+        asked = self._asking(number, why)
+        left = asked.kill_at - time.monotonic()
+        crowd.ask(number, asked, left - LAST_PART * self.grace if why == "stop" else 0.0)
+        return asked
+
+    def _weigh(self) -> None:
+        """Kills workers that use more memory than a job that they run may."""
+        now = time.monotonic()
+        if now < self._weigh_at:
+            return
+        self._weigh_at = math.inf
+        for worker in self._workers:
+            limited = [job for job in worker.claims() if job.name in self._limits]
+            if limited and worker.kill is not None:
+                self._weigh_at = now + WEIGH
+                self._weigh_one(worker)
+
+    def _weigh_one(self, worker: Worker) -> None:
+        limits = self._limits
+        weighed = [job for job in worker.running() if job[1].name in limits]
+        if not weighed:
+            return
+        number, claimed = min(weighed, key=lambda job: limits[job[1].name])
+        with contextlib.suppress(ProcessLookupError):
+            if memory_of(worker.process.pid) <= limits[claimed.name]:
+                return
+            asked = Asked(number, "memory", math.inf)
+            if worker.crowd is not None and number in worker.crowd.jobs:
+                worker.crowd.asked[number] = asked
+                self._end(worker, number)
+            else:
+                worker.asked = asked
+                self._kill(worker, number)
+
     def _watch_stop(self) -> None:
         if self._stops and self._stop_at == math.inf:
             self._stop_at = time.monotonic() + self.grace
+            self._look_at_crowds()
             for worker in self._workers:
                 self._take_back(worker)
 
-    def _ask(
-        self, worker: Worker, number: int, started: int, why: Literal["timeout", "cancel", "stop"]
-    ) -> None:
+    def _look_at_crowds(self) -> None:
+        for worker in self._workers:
+            if worker.crowd is not None:
+                worker.crowd.look_at = 0.0
+
+    def _ask(self, worker: Worker, number: int, started: int, why: Reason) -> None:
         if worker.board.ask(number, started):
-            kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
-            worker.asked = Asked(number, why, kill_at)
+            worker.asked = self._asking(number, why)
+
+    def _asking(self, number: int, why: Reason) -> Asked:
+        kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
+        return Asked(number, why, kill_at)
 
     def _kill(self, worker: Worker, number: int) -> None:
         assert worker.asked is not None
         worker.asked = worker.asked._replace(kill_at=math.inf)
         with worker.board.held():
             if worker.board.running[0] == number:
-                kill_group(worker.process.pid)
+                self._end(worker, number)
 
     def _take_back(self, worker: Worker) -> None:
         """Makes those of a worker's jobs ready again that have not started."""
@@ -8536,15 +9307,19 @@ class Supervisor:
         self._settle(claimed, report, worker)
 
     def _reap(self, worker: Worker) -> None:
-        """A worker has died: the job that it ran has failed, the others have not begun."""
-        kill_group(worker.process.pid, alive=worker.process.exitcode is None)
+        """A worker has died: the job that it ran has failed, and so have all its coroutines
+        that had begun, since nobody can know whose fault it was. Unless it was killed for
+        one of them; then the others are given back, as are those that have not begun."""
+        if worker.kill is not None:
+            worker.kill(alive=worker.process.exitcode is None)
         worker.process.join()
         self._failed_starts += not worker.ready
         self._hear(worker)
         self._collect(worker, dead=True)
         number, started = worker.board.running
         if claimed := worker.take(number):
-            report = self._died(worker, claimed, number, started)
+            asked = worker.asked if worker.asked and worker.asked.number == number else None
+            report = self._died(worker, claimed, number, started, asked)
             if "started" in self._wanted:
                 self._tell_start(number, claimed, worker, report.started_at)
             self._settle(claimed, report, worker)
@@ -8553,21 +9328,28 @@ class Supervisor:
         self._workers.remove(worker)
         self._ear.remove(worker.pipe)
         self._ear.remove(worker.death)
-        worker.pipe.close()
-        worker.lifeline.close()
-        if worker.death != worker.process.sentinel:
-            os.close(worker.death)
-        worker.process.close()
+        if worker.crowd is not None:
+            self._disperse(worker, worker.crowd)
+            self._ear.remove(worker.crowd.mouth.pipe)
+        worker.close()
 
-    def _died(self, worker: Worker, claimed: Claimed, number: int, started: int) -> Report:
+    def _disperse(self, worker: Worker, crowd: Crowd) -> None:
+        for number, claimed in crowd.jobs.items():
+            if began := crowd.began(number):
+                asked = crowd.asked.get(number)
+                self._settle(claimed, self._died(worker, claimed, number, began, asked), worker)
+            else:
+                self._give_back(claimed, worker)
+
+    def _died(
+        self, worker: Worker, claimed: Claimed, number: int, started: int, asked: Asked | None
+    ) -> Report:
         took = (time.monotonic_ns() - started) // 1000
         now = self.clock()
         report = Report(now - took, now, took, *Verdict("pending", counted=False))
-        if worker.asked is not None and worker.asked.number == number:
-            if worker.asked.why == "stop":
-                return report
-            return self._overruled(report, claimed, worker.asked)
-        if self._stops > 1:
+        if asked is not None:
+            return report if asked.why == "stop" else self._overruled(report, claimed, asked)
+        if self._stops > 1 or worker.killed_for not in (0, number):
             return report
         error = WorkerCrashed(_last_words(worker.process.exitcode))
         return self._failed(error, claimed, "crash", report)
@@ -8613,6 +9395,8 @@ class Supervisor:
     def _heed(self, beat: Beat) -> float:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
         self._cancelled = frozenset(self.store.asked(self._node))
+        if self._cancelled:
+            self._look_at_crowds()
         return math.inf
 
 
@@ -8623,11 +9407,37 @@ def _let_go_in_forks(supervisor: Supervisor) -> None:
     def after() -> None:
         if alive := reference():
             for worker in alive._workers:
-                worker.lifeline.close()
+                if worker.lifeline is not None:
+                    worker.lifeline.close()
                 worker.pipe.close()
+                if worker.crowd is not None:
+                    worker.crowd.mouth.pipe.close()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=after)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process occupies.
+
+    Raises:
+        OptionError: that cannot be known without psutil here.
+        ProcessLookupError: there is no such process.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(FileNotFoundError):
+            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+            return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        raise ProcessLookupError(pid)
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        problem = "cannot be watched here without psutil: pip install 'litejobs[memory]'"
+        raise OptionError("max_memory", problem) from None
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        raise ProcessLookupError(pid) from None
 
 
 def _death_of(process: Any) -> int:
@@ -8673,15 +9483,19 @@ PAGE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
+MOST = 10_000
+"""Workers of a node, and coroutines that a worker may run at a time."""
+
+
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
     """A queue in the file at *path*, opened when first used.
 
     It is safe to make at import time and may be used from several threads. *state* is
-    a function, or a context manager's factory, that makes one object for each worker
-    process. With *durability* "full" a job that was enqueued survives power loss;
-    "fast" keeps that promise only for crashes of processes, and is faster. *clock*
-    gives microseconds since the epoch.
+    a function, or a context manager's factory, that makes one object for each worker,
+    be it a process or a thread. With *durability* "full" a job that was enqueued survives
+    power loss; "fast" keeps that promise only for crashes of processes, and is faster.
+    *clock* gives microseconds since the epoch.
     """
 
     path: Path = attrs.field(converter=Path)
@@ -9270,6 +10084,9 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        threads: int | None = None,
+        concurrency: int = 100,
+        jobs_per_worker: int | None = None,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -9277,7 +10094,20 @@ class LiteJobs:
     ) -> None:
         """Runs jobs in *workers* processes (one for each core, if not given) until it is
         stopped. `until="empty"` ends it when nothing is pending, running or waiting for
-        a retry.
+        a retry. Beside its other jobs, each runs up to *concurrency* jobs of `async def`
+        handlers at a time; they share an event loop, and the worker's state.
+
+        With *threads* instead of workers, jobs run in so many threads of this process: for
+        interfaces, for notebooks, and for frozen applications, which cannot start
+        themselves again. Definitions may then stand anywhere, and each thread has a state
+        of its own. But a thread cannot be killed: a job that is over its time is only
+        asked to end, by `context.cancelled`, and one that crashes takes the program with
+        it. A thread that has not ended when the grace is over is left behind, and its job
+        stays in the hands of the node, which is listed until that ends or the program
+        does: no other node runs it meanwhile.
+
+        A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
+        stands by then, so that no job waits for the start of a process.
 
         *queues* limits it to some queues; *node* names it for jobs that only it may
         take. *grace* is how long a job may go on after it was asked to end: by its
@@ -9288,7 +10118,9 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start.
         """
-        supervisor = self._supervisor(workers, queues, node, until, grace)
+        supervisor = self._supervisor(
+            workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
+        )
         with _signals(supervisor):
             supervisor.run()
 
@@ -9296,6 +10128,9 @@ class LiteJobs:
         self,
         workers: int | None = None,
         *,
+        threads: int | None = None,
+        concurrency: int = 100,
+        jobs_per_worker: int | None = None,
         queues: Iterable[str] | None = None,
         node: str | None = None,
         until: Until | None = None,
@@ -9303,34 +10138,60 @@ class LiteJobs:
     ) -> Pool:
         """Like `work`, but in the background: a context manager that stops the node at
         its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(self._supervisor(workers, queues, node, until, grace))
+        return Pool(
+            self._supervisor(
+                workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
+            )
+        )
 
     def _supervisor(
         self,
         workers: int | None,
+        threads: int | None,
+        concurrency: int,
+        most: int | None,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
         grace: Duration,
     ) -> Supervisor:
         _refuse_while_importing()
-        size: object = os.cpu_count() or 1 if workers is None else workers
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise OptionError("workers", f"expected 1 or more, got {workers!r}")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         return Supervisor(
             Store.at(self.path, "fast", self.clock),
             self.registry,
-            self._program(),
+            self._staff(threads),
             self._serves(queues, node),
-            size,
+            self._size(workers, threads),
+            _counted(concurrency, "concurrency"),
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
             declared=self._declarations(),
             events=self.events,
+            jobs_per_worker=math.inf if most is None else _counted(most, "jobs_per_worker", most),
         )
+
+    def _size(self, workers: int | None, threads: int | None) -> int:
+        if threads is None:
+            return _counted((os.cpu_count() or 1) if workers is None else workers, "workers")
+        if workers is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
+        return _counted(threads, "threads")
+
+    def _staff(self, threads: int | None) -> Processes | Threads:
+        if threads is not None:
+            return Threads(self._executor)
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Says at once if that cannot be known here.
+        return Processes(self._program())
+
+    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+        """What runs jobs in this process, with a state of its own."""
+        closing = contextlib.ExitStack()
+        state = make_state(self.state, closing)
+        return Executor(self.registry, state, self.clock, self), closing
 
     def _program(self) -> Program:
         if self.tested:
@@ -9361,11 +10222,8 @@ class LiteJobs:
         due any more; says how many attempts that took. For tests and small scripts:
         timeouts are not enforced, and a crash is a crash of this process."""
         serves = self._serves(queues, None)
-        with contextlib.ExitStack() as closing:
-            state = make_state(self.state, closing)
-            self.middleware.freeze()
-            around = self.middleware.runs
-            executor = Executor(self.registry, state, self.clock, self, around=around)
+        executor, closing = self._executor()
+        with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.declare(self._declarations())
@@ -9961,6 +10819,14 @@ def _check_findable(what: str, thing: object) -> None:
         raise OptionError(what, problem) from None
 
 
+def _counted(value: object, what: str, most: int = MOST) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most, got {value!r}")
+    return value
+
+
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     processes = sys.modules.get("multiprocessing.process")
@@ -10070,7 +10936,7 @@ class TurnedClock:
         self.now = moment
 
 
-Errors = Literal["raise", "keep"]
+OnErrors = Literal["raise", "keep"]
 
 
 @attrs.define(eq=False, repr=False)
@@ -10147,7 +11013,7 @@ class Recorder:
             call = _call(found[0].name, fields)
             raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
 
-    def drain(self, *, errors: Errors = "raise") -> int:
+    def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs what is due now in this process, one job after the other, until nothing is
         due any more; says how many attempts that took. With *errors* "keep", attempts may
         fail: they are in `failures`.
@@ -10157,7 +11023,7 @@ class Recorder:
         """
         __tracebackhide__ = True
         self._check()
-        if errors not in typing.get_args(Errors):
+        if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         last = self.jobs.store.last_failed()
         attempts = self.jobs.drain()
@@ -10170,7 +11036,7 @@ class Recorder:
             raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
         return attempts
 
-    def drain_all(self, *, errors: Errors = "raise") -> int:
+    def drain_all(self, *, errors: OnErrors = "raise") -> int:
         """Like `drain`, and then turns the clock to when the next job is due, and so on
         until none is left.
 
@@ -10450,6 +11316,11 @@ def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--threads", type=int, help="threads of this process instead")
+    parser.add_argument(
+        "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
+    )
+    parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
     parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
@@ -10619,6 +11490,9 @@ def _run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     jobs.work(
         options.workers,
+        threads=options.threads,
+        concurrency=options.concurrency,
+        jobs_per_worker=options.jobs_per_worker,
         queues=options.queue,
         node=options.node,
         until=options.until,

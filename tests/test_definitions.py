@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from litejobs import (
     CHOICES,
+    OF_DEFINITIONS,
     Bound,
     Constant,
     Context,
@@ -833,7 +834,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one(jobs: LiteJobs)
 def test_an_unknown_option_that_is_near_to_none_is_refused_with_all(jobs: LiteJobs) -> None:
     define_any: Any = jobs.define
     said = refusal(OptionError, define_any, zzz=5)
-    assert said == f"zzz: no such option; there is {', '.join(sorted(CHOICES))}"
+    assert said == f"zzz: no such option; there is {', '.join(sorted((*CHOICES, *OF_DEFINITIONS)))}"
 
 
 @given(

@@ -752,3 +752,33 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
     assert left == 0
     done = jobs.find(name=short[0].name, state="completed", limit=30_000)
     assert {(job.attempt, job.error) for job in done} == {(1, None)}
+
+
+def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, log: Path) -> None:
+    """It fits no pipe, and the worker reads nothing."""
+    with jobs.start(workers=2, grace=GRACE) as pool:
+        eventually(lambda: sum(worker.ready for worker in pool._supervisor._workers) == 2)
+        stopped = [worker.process.pid for worker in pool._supervisor._workers]
+        for pid in stopped[:1]:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            large = trouble.innocent.using(max_attempts=1).enqueue("x" * 3_000_000, 1)
+            eventually(lambda: large.refresh().state == "running")
+            naps = [trouble.nap.enqueue(0) for _ in range(20)]
+            eventually(lambda: jobs.count(state="completed") >= 10, within=5.0)
+        finally:
+            os.kill(stopped[0], signal.SIGCONT)
+        assert [job.wait(PATIENT).state for job in naps] == ["completed"] * 20
+        assert large.wait(PATIENT).state == "failed"  # no file has so long a name
+
+
+def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
+    with jobs.start(workers=1, grace=GRACE) as pool:
+        eventually(lambda: any(worker.ready for worker in pool._supervisor._workers))
+        [worker] = [worker.process.pid for worker in pool._supervisor._workers]
+        os.kill(worker, signal.SIGSTOP)
+        large = trouble.innocent.using(max_attempts=1).enqueue("x" * 3_000_000, 1)
+        eventually(lambda: large.refresh().state == "running")
+        since = time.monotonic()
+    assert time.monotonic() - since < 8
+    assert (large.refresh().state, large.refresh().attempt) == ("pending", 0)

@@ -1,11 +1,12 @@
-"""A program that runs the definitions of `trouble`: python -m programs.node PATH [options]."""
+"""A program that runs the definitions of `trouble`, or of another module here:
+python -m programs.node PATH [options]."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 
 from litejobs import LiteJobs
-from programs import trouble
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
@@ -14,8 +15,9 @@ if __name__ == "__main__":
     parser.add_argument("--grace", type=float, default=0.3)
     parser.add_argument("--until", choices=["empty"])
     parser.add_argument("--node")
+    parser.add_argument("--module", default="trouble")
     options = parser.parse_args()
     jobs = LiteJobs(options.path)
-    jobs.register(*trouble.DEFINITIONS)
+    jobs.register(*importlib.import_module(f"programs.{options.module}").DEFINITIONS)
     jobs.work(options.workers, node=options.node, until=options.until, grace=options.grace)
     print("worked to the end")
