@@ -7750,6 +7750,39 @@ class Board:
 
 
 @attrs.define(eq=False, repr=False)
+class Voice:
+    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
+
+    _pipe: Connection
+    tellers: dict[int, Teller] = attrs.field(factory=dict)
+    """By the job's id, of those that have told something."""
+    _turn: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def say(self, message: bytes) -> None:
+        """Sends a message, whole."""
+        with self._turn:
+            self._pipe.send_bytes(message)
+
+    def tell(self, claimed: Claimed, progress: Progress) -> None:
+        """Takes a job's word for how far it has come."""
+        if (teller := self.tellers.get(claimed.id)) is None:
+            pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
+            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
+        teller.tell(progress)
+
+    def told(self, id: int) -> bool:
+        """Passes on the last word of a job that has ended, and says whether there was any."""
+        if (teller := self.tellers.pop(id, None)) is None:
+            return False
+        teller.close()
+        return True
+
+    def _pass_on(self, id: int, claim: int, text: str) -> None:
+        with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
+            self.say(marshal.dumps(("progress", id, claim, text)))
+
+
+@attrs.define(eq=False, repr=False)
 class Juggler:
     """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
     also while a handler blocks the event loop, which another one runs.
@@ -7761,6 +7794,7 @@ class Juggler:
     _pipe: Connection
     _words: memoryview
     _executor: Executor
+    _voice: Voice
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -7773,7 +7807,7 @@ class Juggler:
     def start(cls, aside: tuple[Connection, Any], executor: Executor) -> Juggler:
         """Begins to read."""
         pipe, words = aside
-        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor)
+        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor, Voice(pipe))
         threading.Thread(target=juggler._read, daemon=True).start()
         return juggler
 
@@ -7828,7 +7862,8 @@ class Juggler:
             self._begun.add(number)
             self._words[place] = time.monotonic_ns()
             asked = functools.partial(operator.contains, self._asked, number)
-            report = await self._executor.run_async(claimed, asked)
+            report = await self._executor.run_async(claimed, asked, self._voice.tell)
+            self._voice.told(claimed.id)
         del self._tasks[number]
         self._begun.discard(number)
         self._asked.discard(number)
@@ -7840,7 +7875,7 @@ class Juggler:
         """Reports all that have ended in this turn of the loop."""
         told, self._told = self._told, []
         with contextlib.suppress(OSError):
-            self._pipe.send_bytes(marshal.dumps(told))
+            self._voice.say(marshal.dumps(told))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -8115,39 +8150,6 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     return executor, closing
 
 
-@attrs.define(eq=False, repr=False)
-class Voice:
-    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
-
-    _pipe: Connection
-    tellers: dict[int, Teller] = attrs.field(factory=dict)
-    """By the job's id, of those that have told something."""
-    _turn: threading.Lock = attrs.field(factory=threading.Lock)
-
-    def say(self, message: bytes) -> None:
-        """Sends a message, whole."""
-        with self._turn:
-            self._pipe.send_bytes(message)
-
-    def tell(self, claimed: Claimed, progress: Progress) -> None:
-        """Takes a job's word for how far it has come."""
-        if (teller := self.tellers.get(claimed.id)) is None:
-            pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
-        teller.tell(progress)
-
-    def told(self, id: int) -> bool:
-        """Passes on the last word of a job that has ended, and says whether there was any."""
-        if (teller := self.tellers.pop(id, None)) is None:
-            return False
-        teller.close()
-        return True
-
-    def _pass_on(self, id: int, claim: int, text: str) -> None:
-        with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
-            self.say(marshal.dumps(("progress", id, claim, text)))
-
-
 def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
     voice = Voice(pipe)
     while message := _next_message(pipe):
@@ -8212,6 +8214,9 @@ LAST_PART = 0.25
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 SLOW_JOB = 60.0
+"""Seconds of running after which the log says so."""
+LOOK_ASIDE = 0.01
+"""Seconds after which a coroutine that was handed over is looked at: it runs by then."""
 WEIGH = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
 FAILED_STARTS = 3
@@ -8320,6 +8325,7 @@ class Crowd:
             self._words[place] = 0
             self.jobs[number] = claimed
             cues.append((number, place, tuple(claimed)))
+            self.look_at = min(self.look_at, now + LOOK_ASIDE)
             if claimed.timeout is not None:
                 self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
         self._say(cues)
@@ -8373,8 +8379,8 @@ class Worker:
     """Of what definitions the jobs in hand are."""
     bytes_sent: int = 0
     asked: Asked | None = None
-    slow: tuple[int, float] = (0, 0.0)
-    """The number of the last job that was said to be slow, and when to say so again."""
+    slow: dict[int, float] = attrs.field(factory=dict)
+    """The numbers of jobs that were said to be slow, and after how long to say so again."""
 
     @property
     def pipe(self) -> Connection:
@@ -8899,15 +8905,26 @@ class Supervisor:
     def _hear_crowd(self, worker: Worker, crowd: Crowd) -> None:
         try:
             while crowd.mouth.pipe.poll():
-                for number, *told in marshal.loads(crowd.mouth.pipe.recv_bytes()):
-                    report = Report(*told)
+                message = marshal.loads(crowd.mouth.pipe.recv_bytes())
+                if isinstance(message, tuple):
+                    self._told(worker, message)
+                    continue
+                for number, *told in message:
                     if claimed := crowd.take(number):
-                        if asked := crowd.asked.pop(number, None):
-                            report = self._overruled(report, claimed, asked)
-                        self._settle(claimed, report, worker)
+                        self._reported_aside(worker, crowd, number, claimed, Report(*told))
         except (EOFError, OSError):
             if worker.process.exitcode is None:
                 self._end(worker)
+
+    def _reported_aside(
+        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, report: Report
+    ) -> None:
+        if "started" in self._wanted:
+            self._tell_start(number, claimed, worker, report.started_at)
+        worker.slow.pop(number, None)
+        if asked := crowd.asked.pop(number, None):
+            report = self._overruled(report, claimed, asked)
+        self._settle(claimed, report, worker)
 
     def _end(self, worker: Worker, culprit: int = 0) -> None:
         """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
@@ -8956,6 +8973,8 @@ class Supervisor:
         if not worker.handed:
             worker.bytes_sent = 0
         asked = worker.asked
+        if worker.slow:
+            worker.slow.pop(number, None)
         if "started" in self._wanted:
             self._tell_start(number, claimed, worker, started_at)
         if len(entry) == 4 and asked is None and "completed" not in self._wanted:
@@ -9153,14 +9172,10 @@ class Supervisor:
         if "started" in self._wanted and number not in self._starts:
             self._tell_start(number, claimed, worker, self.clock() - round(took * 1e6))
             self._starts.add(number)
-        if took >= self.slow_after:
-            last, after = worker.slow
-            after = self.slow_after if last != number else after
-            if took >= after:
-                worker.slow = number, 2 * after
-                logger.warning(
-                    "job %d (%s) has been running for %.3g s", claimed.id, claimed.name, took
-                )
+        if took >= worker.slow.get(number, self.slow_after):
+            worker.slow[number] = 2 * worker.slow.get(number, self.slow_after)
+            about = claimed.id, claimed.name, took
+            logger.warning("job %d (%s) has been running for %.3g s", *about)
 
     def _paused_queues(self) -> frozenset[str]:
         return frozenset(terms.name for terms in self.store.queues() if terms.paused)
@@ -9208,9 +9223,12 @@ class Supervisor:
         now = time.monotonic()
         crowd.look_at = math.inf
         for number, claimed in crowd.jobs.items():
-            asked, began, due = crowd.asked.get(number), crowd.began(number), math.inf
+            # In a second again, to see who has been running for long.
+            asked, began, due = crowd.asked.get(number), crowd.began(number), now + 1.0
+            if began:
+                self._tell_running(number, claimed, worker, now - began / 1e9)
             if claimed.timeout is not None:
-                due = (began / 1e9 or now) + claimed.timeout / 1e6
+                due = min(due, (began / 1e9 or now) + claimed.timeout / 1e6)
             if asked is not None:
                 if now >= asked.kill_at:
                     crowd.asked[number] = asked = asked._replace(kill_at=math.inf)
@@ -10189,9 +10207,11 @@ class LiteJobs:
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
+        self.middleware.freeze()
         closing = contextlib.ExitStack()
         state = make_state(self.state, closing)
-        return Executor(self.registry, state, self.clock, self), closing
+        around = self.middleware.runs
+        return Executor(self.registry, state, self.clock, self, around=around), closing
 
     def _program(self) -> Program:
         if self.tested:
