@@ -32,8 +32,9 @@ States, each change one transaction:
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Store (all SQL), Events, Duties, Worker,
-Supervisor, LiteJobs (what users hold), Testing, Command line.
+Execution (one attempt), Tracing, File, Rows, Catalogue, Intake, Timetable, Ready,
+Nodes, Health, Store (with these, all SQL), Events, Duties, Worker, Supervisor,
+LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -3811,13 +3812,11 @@ def check_tracing() -> None:
 
 
 ################################################################################
-# Store
+# File
 #
-# All SQL, and all that concerns the file: it knows rows, not definitions. Every
-# public method is one transaction (bulk commands: one for each batch), and reads
-# little however large the file is. Jobs that are ready are in one partial index, by
-# lane; those that are not due yet or have ended are "on the shelf", in another one,
-# by state, queue and name, and counted.
+# The file, its schema, and one connection that the threads of a process take turns with.
+# Everything that is written here and in the next sections is SQL of SQLite; nothing below
+# the Store speaks any. What is committed is in the file of that name, or an error says so.
 ################################################################################
 
 SCHEMA: tuple[str, ...] = (
@@ -4085,840 +4084,12 @@ SCHEMA: tuple[str, ...] = (
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
 
-Durability = Literal["full", "fast"]
 
+Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
-LOST_LIMIT = 5
-"""How many nodes may die with a job in their hands before it is a dead letter."""
-BATCH = 5_000
-"""Rows that a bulk command changes in one transaction."""
-PRUNED, SHRUNK = 1_000, 200
-"""Rows that are pruned, and empty pages that are given back, in one transaction."""
-EVEN = 0.01
-"""Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
-GATHER = 0.0001
-"""Seconds that a thread waits for others before it commits for all: less than a sync."""
 _OPENING = threading.Lock()
-LONG_LOOK = 0.001
-LOOK_REST = 5
-"""A look at all lanes that takes more than so many seconds is not repeated for so many times
-as long."""
-_ON_SHELF = "state <> 'pending' AND state <> 'running'"
-_READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
-"""What becomes of a job that is due (an expression of SQL)."""
-_KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
-_HOLDS = """
-    unique_key IS NOT NULL AND (
-        unique_scope = 'exists'
-        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-            AND (unique_scope = 'active' OR claim = 0)
-    )
-"""
-"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
-_UNSHELVED: tuple[tuple[str, State], ...] = (
-    ("litejobs_ready", "pending"),
-    ("litejobs_held", "running"),
-)
-"""By which index the jobs in the other states are found."""
-
-Group = tuple[State, str, str]
-"""State, queue and name: what jobs are counted by."""
-
-
-class Lane(NamedTuple):
-    """Ready jobs that are alike to a node: it takes all of them or none."""
-
-    queue: str
-    name: str
-    node: str
-
-
-@attrs.frozen
-class Serves:
-    """Which lanes a node takes jobs from."""
-
-    names: frozenset[str]
-    queues: frozenset[str] | None
-    node: str
-    paused: frozenset[str] = frozenset()
-
-    def __contains__(self, lane: Lane) -> bool:
-        here = lane.node in ("", self.node) and lane.queue not in self.paused
-        return (
-            here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
-        )
-
-
-class Batch(NamedTuple):
-    """New jobs that differ in their payloads alone."""
-
-    queue: str
-    node: str
-    priority: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    retention: str | None
-    name: str
-    state: State
-    run_at: int
-    enqueued_at: int
-    payloads: tuple[str | bytes, ...]
-    extra: Extra | None = None
-    open: frozenset[str] = frozenset()
-    """Columns that nobody has chosen, for the queue's defaults."""
-
-
-class Extra(NamedTuple):
-    """What only some jobs have: further columns, and what to do about a duplicate. A batch
-    with a key of either kind is of one job."""
-
-    headers: str | None = None
-    key: str | None = None
-    key_limit: int | None = None
-    unique_key: str | None = None
-    unique_scope: str | None = None
-    unique_until: int | None = None
-    expires_at: int | None = None
-    schedule: str | None = None
-    on_conflict: OnConflict | Literal["merge"] = "return"
-    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
-    """From the payload of the job that waits to the one that it gets."""
-
-
-class Placed(NamedTuple):
-    """What has become of a job that was to be enqueued."""
-
-    row: Row
-    duplicate: bool
-
-
-Put = Callable[[apsw.Connection], Any]
-"""What a thread wants to do in a transaction that it may share with others."""
-
-
-@attrs.frozen
-class Declared:
-    """The schedules that a program declares, and its modules: what the file says of others in
-    them has left the code."""
-
-    entries: tuple[Entry, ...] = ()
-    modules: frozenset[str] = frozenset()
-
-
-class Firing(NamedTuple):
-    """What the ticks of a schedule that are due come to, if it is still as it was read."""
-
-    entry: Entry
-    ticks: tuple[int, ...]
-    batches: list[Batch]
-    next_at: int | None
-
-
-def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """What is to be done for a schedule of which a tick is due.
-
-    Raises:
-        OptionError: this machine cannot say when it is due, or what it enqueues.
-    """
-    rule = entry.rule
-    due = rule.due(entry.next_at or 0, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in due.ticks]
-    return Firing(entry, due.ticks, batches, due.next_at)
-
-
-def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
-    """One job of a schedule.
-
-    Raises:
-        OptionError: its options were written by somebody else, and not well.
-    """
-    try:
-        options = json.loads(entry.options)
-        chosen = frozenset(options.pop("open"))
-        lasts, expires = options.pop("lasts"), options.pop("expires")
-        extra = Extra(
-            **options.pop("extra"),
-            schedule=entry.name,
-            unique_until=None if lasts is None else now + lasts,
-            expires_at=None if expires is None else run_at + expires,
-        )
-        state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
-        job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
-        return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        problem = f"{entry.options!r} in the schedule {entry.name!r} are none of ours"
-        raise OptionError("options", problem) from error
-
-
-def options_of(batch: Batch) -> str:
-    """What is kept of the options of a job of a schedule: those of a *batch* that was made
-    for the moment 0, so that lengths of time are what they are."""
-    extra = batch.extra or Extra()
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict")
-    return json.dumps(
-        {
-            **dict(zip(Batch._fields[:7], batch, strict=False)),
-            "open": sorted(batch.open),
-            "lasts": extra.unique_until,
-            "expires": extra.expires_at,
-            "extra": {name: getattr(extra, name) for name in names},
-        }
-    )
-
-
-@attrs.define(eq=False, repr=False)
-class Order:
-    """What a thread wants to put into the file, and what became of it."""
-
-    put: Put
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    """Taken from the start; released for the thread that waits."""
-
-    def __attrs_post_init__(self) -> None:
-        self.bell.acquire()
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is in the file, or was refused."""
-        return self.done or self.error is not None
-
-    def ring(self) -> None:
-        """Wakes the thread that waits."""
-        with contextlib.suppress(RuntimeError):
-            self.bell.release()
-
-
-@attrs.define(eq=False, repr=False)
-class Orders:
-    """What the threads of a process want to enqueue, so that those who come while one
-    commits share the next commit."""
-
-    pid: int = attrs.field(factory=os.getpid)
-    lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its
-    thread does must not wait for that thread.)"""
-    waiting: deque[Order] = attrs.field(factory=deque)
-    together: int = 1
-    """How many the last commit was for."""
-
-    def join(self, put: Put) -> Order:
-        """One more that waits."""
-        order = Order(put)
-        self.waiting.append(order)
-        return order
-
-    def pass_on(self) -> None:
-        """Gives up the lead, and lets one that waits take it."""
-        self.lead.release()
-        if self.waiting:
-            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
-                self.waiting[0].ring()
-
-    def taken(self) -> list[Order]:
-        """All that wait now, which do not any more."""
-        orders = []
-        while self.waiting:
-            orders.append(self.waiting.popleft())
-        self.together = len(orders)
-        return orders
-
-
-@attrs.frozen
-class Details:
-    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
-
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
-    payload: tuple[tuple[str, str], ...] = ()
-    """Paths into the payload, and the JSON of the scalars that should be there."""
-
-    @property
-    def terms(self) -> str:
-        """The terms, each after an AND."""
-        given = {name for name, value in attrs.asdict(self).items() if value is not None}
-        terms = [term for name, term in _TERMS.items() if name in given]
-        terms += map(_payload_term, range(len(self.payload)))
-        return "".join(f" AND {term}" for term in terms)
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
-        for place, (path, value) in enumerate(self.payload):
-            given |= {f"path{place}": path, f"value{place}": value}
-        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-
-
-_TERMS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-
-
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    there, wanted = f"payload, :path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type({there}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({there}) IS json_extract({wanted})
-        ELSE FALSE END"""
-
-
-@attrs.frozen
-class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
-
-    ids: tuple[int, ...] | None = None
-    name: str | None = None
-    queue: str | None = None
-    states: tuple[State, ...] | None = None
-    before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
-    details: Details | None = None
-
-    @property
-    def keys(self) -> str:
-        """The terms on queue and name."""
-        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
-        return " AND ".join(given) or "TRUE"
-
-    def among(self, states: Iterable[State]) -> str:
-        """The term on the state. The states stand in it as text, checked, since a bound
-        value would hide the partial indexes."""
-        if self.states is None:
-            return "TRUE"
-        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
-        return f"state IN ({chosen})" if chosen else "FALSE"
-
-    @property
-    def further(self) -> str:
-        """The term of the cursor, with those on details."""
-        return f"id < :before{'' if self.details is None else self.details.terms}"
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return {
-            **({} if self.details is None else self.details.bindings),
-            "queue": None if self.queue is None else storable(self.queue),
-            "name": None if self.name is None else storable(self.name),
-            "ids": None if self.ids is None else json.dumps(self.ids),
-            "before": before,
-        }
-
-
-_NEWEST = "ORDER BY id DESC LIMIT :limit"
-
-
-def _ids_of(match: Match) -> str:
-    """A query for the ids of at least the first *limit* jobs that match, below *before* and
-    the newest first, which reads little however many jobs there are."""
-    if match.ids is not None:
-        return f"""
-            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.keys} AND {match.among(STATES)}
-        """
-    if match.keys == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
-    parts = (
-        f"""
-        SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
-            AND {match.further} {_NEWEST}
-        """
-        for index, state in _UNSHELVED
-    )
-    return " UNION ALL ".join(f"SELECT id FROM ({part})" for part in (*parts, _shelf_of(match)))
-
-
-def _shelf_of(match: Match) -> str:
-    """The same for jobs on the shelf. Of all groups, only those can matter whose newest job is
-    among the newest, so that the others take one step into the index each."""
-    mine = f"""
-        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
-            AND {match.further} ORDER BY id DESC
-    """
-    return f"""
-        WITH newest AS MATERIALIZED (
-            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
-        )
-        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-        ON job.id IN ({mine} LIMIT :limit)
-    """
-
-
-def _counts_of(match: Match) -> str:
-    """A query for how many jobs match, by state, queue and name."""
-    shelved = f"SELECT * FROM litejobs_count WHERE {match.keys} AND {match.among(SHELVED)}"
-    parts = (
-        f"""
-        SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])} GROUP BY queue, name
-        """
-        for index, state in _UNSHELVED
-    )
-    return " UNION ALL ".join((shelved, *parts))
-
-
-Place = tuple[int, int, int]
-"""Where a ready job stands: its priority (turned), due time and id."""
-
-
-class Terms(NamedTuple):
-    """The settings of a queue, as they are stored."""
-
-    name: str
-    paused: int = 0
-    concurrency: int | None = None
-    rate: float | None = None
-    burst: int | None = None
-    weight: float | None = None
-    ageing: int | None = None
-    max_attempts: int | None = None
-    timeout: int | None = None
-    backoff: str | None = None
-    tokens: float | None = None
-    filled_at: int | None = None
-
-
-@attrs.define(eq=False, repr=False)
-class Limits:
-    """How many jobs of each queue may be claimed, in one transaction."""
-
-    terms: Mapping[str, Terms]
-    connection: apsw.Connection
-    now: int
-    again_at: int | None = None
-    """When the rate of a queue that has jobs lets the next one start."""
-    fair: bool = attrs.field(init=False)
-    """Whether queues have shares."""
-    _left: dict[str, float] = attrs.field(factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        self.fair = any(terms.weight for terms in self.terms.values())
-
-    def allow(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        left = self._left.get(queue)
-        if left is None:
-            left = self._left[queue] = self._room(queue)
-        if left >= 1:
-            return True
-        terms = self.terms[queue]
-        if terms.rate and not terms.paused:
-            # Rounded up, and a little more, lest it come a moment too early for ever.
-            at = self.now + math.ceil((1 - self._tokens(terms)) / terms.rate * 1e6) + 1
-            self.again_at = min(self.again_at or at, at)
-        return False
-
-    def take(self, queue: str) -> None:
-        """One job of this queue is claimed."""
-        if queue in self._left:
-            self._left[queue] -= 1
-
-    def settle(self, claimed: Iterable[Claimed]) -> None:
-        """Writes down what was used of the rates."""
-        for queue, number in Counter(job.queue for job in claimed).items():
-            terms = self.terms.get(queue)
-            if terms and terms.rate:
-                self.connection.execute(
-                    "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
-                    (self._tokens(terms) - number, self.now, queue),
-                )
-
-    def _room(self, queue: str) -> float:
-        terms = self.terms.get(queue)
-        if terms is None:
-            return math.inf
-        room = 0.0 if terms.paused else math.inf
-        if room and terms.concurrency is not None:
-            running = self.connection.execute(
-                "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?", (queue,)
-            ).get
-            room = terms.concurrency - running
-        return min(room, self._tokens(terms)) if terms.rate else room
-
-    def _tokens(self, terms: Terms) -> float:
-        """How many may start now. Source: the token bucket of ATM traffic policing (ITU-T
-        I.371), with *rate* tokens a second and room for *burst*."""
-        assert terms.rate is not None
-        burst = terms.burst or max(1.0, terms.rate * EVEN)
-        row = self.connection.execute(
-            "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?", (terms.name,)
-        ).fetchone()
-        if row is None or row[0] is None:
-            return burst
-        tokens, filled_at = row
-        # A clock that was set back gives nothing, and takes nothing either.
-        filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
-        return min(burst, filled)
-
-
-@attrs.define(eq=False, repr=False)
-class LaneReader:
-    """Reads the jobs of one lane, in order, a page at a time."""
-
-    lane: Lane
-    priority: int | None = None
-    """The only one that it reads, where jobs age."""
-    taken: int = 0
-    """How many were given out that are not claimed yet, and so are still in the lane."""
-    ended: bool = False
-    """Whether there is nothing more to read."""
-    _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
-
-    def take(self, connection: apsw.Connection | None) -> Place | None:
-        """Gives out the first; gives the next one's place, for which more is read if there
-        is a connection."""
-        self.taken += 1
-        if self._rows:
-            return self._rows.popleft()
-        if connection is not None and not self.ended:
-            self._page = min(256, self._page * 2)
-            one = "" if self.priority is None else f"AND priority = {self.priority}"
-            rows: list[Any] = connection.execute(
-                f"""
-                SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
-                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
-                """,
-                (*self.lane, self._page, self.taken),
-            ).fetchall()
-            self._rows.extend(rows)
-            self.ended = len(rows) < self._page
-        return self._rows.popleft() if self._rows else None
-
-
-FEW = 8
-_FIRST_FEW = f"""
-    SELECT queue, name, node, -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
-"""
-_HEADS = """
-    WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
-        SELECT * FROM (
-            SELECT queue, name, node, -priority, run_at, id
-            FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
-            ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
-        )
-        UNION ALL
-        SELECT next.queue, next.name, next.node, -next.priority, next.run_at, next.id
-        FROM head JOIN litejobs_job AS next ON next.id = coalesce(
-            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-             WHERE state = 'pending' AND queue = head.queue AND name = head.name
-                AND node > head.node ORDER BY node, priority DESC, run_at, id LIMIT 1),
-            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-             WHERE state = 'pending' AND queue = head.queue AND name > head.name
-             ORDER BY name, node, priority DESC, run_at, id LIMIT 1),
-            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
-             WHERE state = 'pending' AND queue > head.queue
-             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1)
-        )
-    )
-    SELECT * FROM head
-"""
-"""The first job of each lane, by a few steps into the index for each. (A comparison of row
-values would walk through all the jobs of a lane.)"""
-
-
-Rank = tuple[float, ...]
-Head = tuple[Rank, Place, LaneReader]
-
-
-@attrs.define(eq=False, repr=False)
-class Ready:
-    """The ready jobs that a node takes, ids with names, the most urgent first.
-
-    It reads ahead, and keeps what it has read until others have committed: with a
-    thousand lanes, to look at all of them takes longer than to run the jobs. Even
-    then it looks only so often that most of the time is left for jobs. So what it
-    gives may have been taken by others meanwhile: the claim shows.
-    """
-
-    serves: Serves
-    taken: list[int] = attrs.field(factory=list)
-    """What was given out in this transaction."""
-    version: int | None = None
-    """Of the file, when it was read; `None` if there may be more to see by now."""
-    limits: Limits | None = None
-    """`None` where no queue has settings."""
-    _heads: list[Head] = attrs.field(factory=list)
-    _aside: list[Head] = attrs.field(factory=list)
-    """Of queues that may start no more for now, or for which workers have no room."""
-    _passes: dict[str, float] = attrs.field(factory=dict)
-    """By queue: how much it has had of its share."""
-    _given: set[LaneReader] = attrs.field(factory=set)
-    _rested_at: float = 0.0
-    _connection: apsw.Connection | None = None
-    """`None` if others have changed the lanes since: then places have shifted."""
-
-    def refresh(
-        self, connection: apsw.Connection, version: int, limits: Limits | None = None
-    ) -> None:
-        """Begins a transaction: what was given out in the last one is claimed by now."""
-        self._connection = connection
-        self.limits = limits
-        self.taken = []
-        for reader in self._given:
-            reader.taken = 0
-        self._given.clear()
-        while self._aside:
-            heapq.heappush(self._heads, self._aside.pop())
-        if self.version == version:
-            return
-        self.version = None
-        began = time.monotonic()
-        if self._heads and began < self._rested_at:
-            self._connection = None
-            return
-        self.look(connection)
-        self.version = version
-        took = time.monotonic() - began
-        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
-
-    def look(self, connection: apsw.Connection) -> bool:
-        """Looks at all lanes; says whether there is a job."""
-        # Of a few jobs, which is what an idle node finds, each is its own lane.
-        heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
-        few = len(heads) < FEW
-        if not few:
-            heads = connection.execute(_HEADS).fetchall()
-        lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
-        served = [
-            (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
-        ]
-        if self.limits is None:
-            self._heads = [(place, place, reader) for place, reader in served]
-        else:
-            self._join_in({reader.lane.queue for _, reader in served})
-            aged = served if few else self._by_age(connection, served)
-            self._heads = [(self._rank(place, reader), place, reader) for place, reader in aged]
-        self._aside = []
-        heapq.heapify(self._heads)
-        return bool(self._heads)
-
-    def peek(self) -> tuple[int, str] | None:
-        """The next job, which stays the next one."""
-        while self._heads:
-            rank, place, reader = self._heads[0]
-            if self.limits is None:
-                return place[2], reader.lane.name
-            if not self.limits.allow(reader.lane.queue):
-                self._aside.append(heapq.heappop(self._heads))
-            elif (now := self._rank(place, reader)) > rank:
-                # Others of its queue were given out meanwhile.
-                heapq.heapreplace(self._heads, (now, place, reader))
-            else:
-                return place[2], reader.lane.name
-        return None
-
-    def pass_over(self, names: frozenset[str]) -> None:
-        """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].lane.name in names]
-        self._heads = [head for head in self._heads if head[2].lane.name not in names]
-        heapq.heapify(self._heads)
-
-    def __iter__(self) -> Ready:
-        return self
-
-    def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.limits is not None and self.peek() is None):
-            raise StopIteration
-        _, (_, _, id), reader = self._heads[0]
-        self.taken.append(id)
-        self._given.add(reader)
-        if self.limits is not None:
-            self._had(reader.lane.queue, self.limits)
-        if following := reader.take(self._connection):
-            rank = following if self.limits is None else self._rank(following, reader)
-            heapq.heapreplace(self._heads, (rank, following, reader))
-        else:
-            heapq.heappop(self._heads)
-        return id, reader.lane.name
-
-    # Where queues have settings
-
-    def _rank(self, place: Place, reader: LaneReader) -> Rank:
-        """What a job is ordered by: its priority, raised by its age; then, the share that
-        its queue has had; then the time when it became due."""
-        assert self.limits is not None
-        urgency, run_at, id = place
-        queue = reader.lane.queue
-        terms = self.limits.terms.get(queue)
-        if terms and terms.ageing:
-            urgency -= max(0, self.limits.now - run_at) // terms.ageing
-        return urgency, self._passes.get(queue, 0.0), run_at, id
-
-    def _had(self, queue: str, limits: Limits) -> None:
-        """A queue was given a turn. Source of the passes: C. Waldspurger and W. Weihl,
-        "Stride Scheduling", MIT, 1995."""
-        limits.take(queue)
-        if limits.fair:
-            terms = limits.terms.get(queue)
-            weight = (terms.weight if terms else None) or 1.0
-            self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
-
-    def _join_in(self, queues: set[str]) -> None:
-        """A queue that was empty has not saved up its turns meanwhile."""
-        stayed = [self._passes[queue] for queue in queues & self._passes.keys()]
-        start = min(stayed, default=0.0)
-        self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
-
-    def _by_age(
-        self, connection: apsw.Connection, served: list[tuple[Place, LaneReader]]
-    ) -> Iterator[tuple[Place, LaneReader]]:
-        """The heads of lanes; where jobs age, the first of each priority, since that is the
-        oldest one."""
-        assert self.limits is not None
-        for place, reader in served:
-            terms = self.limits.terms.get(reader.lane.queue)
-            if terms is None or not terms.ageing:
-                yield place, reader
-                continue
-            following: Any = place
-            while following is not None:
-                yield following, LaneReader(reader.lane, -following[0])
-                following = connection.execute(
-                    """
-                    SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
-                        AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
-                    """,
-                    (*reader.lane, -following[0]),
-                ).fetchone()
-
-
-@attrs.frozen
-class Node:
-    """A running `work()`, as it listed itself in the file."""
-
-    id: int
-    name: str
-    pid: int
-    port: int
-    workers: int
-    queues: tuple[str, ...] | None
-    started_at: datetime
-    running: int
-    """How many jobs it holds."""
-    names: frozenset[str] | None = None
-    """The definitions that it has; `None` if it does not say."""
-
-    def takes(self, name: str, queue: str) -> bool:
-        """Whether it takes jobs of this definition in this queue."""
-        return self.knows(name) and (self.queues is None or queue in self.queues)
-
-    def knows(self, name: str) -> bool:
-        """Whether it has this definition."""
-        return self.names is None or name in self.names
-
-
-@attrs.define(eq=False, repr=False)
-class Presence:
-    """A shared lock on a small file of its own, which every process of a node holds
-    and which the operating system drops when the process ends, however it ends.
-
-    It is a lock of SQLite's on an empty file, since that is the same everywhere.
-    """
-
-    path: str
-    _connection: apsw.Connection
-
-    @classmethod
-    def hold(cls, path: str) -> Presence:
-        """Takes a share of the lock; the file has to exist."""
-        connection = _lock_connection(path)
-        connection.execute("BEGIN")
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        return cls(path, connection)
-
-    @classmethod
-    def create(cls, path: str) -> Presence:
-        """Makes the file, private to its user, and takes the first share."""
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
-        return cls.hold(path)
-
-    def close(self) -> None:
-        """Gives the share back."""
-        self._connection.close()
-
-    @staticmethod
-    def held(path: str) -> bool:
-        """Whether a process holds a share. This only asks: nothing is taken over."""
-        try:
-            with contextlib.closing(_lock_connection(path)) as connection:
-                connection.set_busy_handler(None)
-                connection.execute("BEGIN EXCLUSIVE")
-        except apsw.CantOpenError:
-            return False
-        except apsw.BusyError:
-            return True
-        return False
-
-    @staticmethod
-    @contextlib.contextmanager
-    def gone(path: str) -> Iterator[bool]:
-        """Whether no process holds a share any more; if so, none can take one either
-        until the block ends, and then the file is removed."""
-        with contextlib.ExitStack() as closing:
-            try:
-                connection = _lock_connection(path)
-                closing.callback(connection.close)
-                connection.set_busy_handler(None)
-                connection.execute("BEGIN EXCLUSIVE")
-            except apsw.CantOpenError:
-                # No file: somebody has finished taking over, or swept it away.
-                yield not os.path.exists(path)
-            except apsw.BusyError:
-                yield False
-            else:
-                yield True
-                closing.close()
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-
-def _nodes(connection: apsw.Connection) -> list[Node]:
-    rows: list[Any] = connection.execute("""
-        SELECT id, name, pid, port, workers, queues, started_at,
-            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
-        FROM litejobs_node AS node ORDER BY id
-    """).fetchall()
-    return [
-        Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
-             from_micros(started_at), running, names and frozenset(json.loads(names)))
-        for id, name, pid, port, workers, queues, started_at, running, names in rows
-    ]  # fmt: skip
-
-
-def _lock_connection(path: str) -> apsw.Connection:
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW)
-    connection.set_busy_handler(_patient())
-    connection.pragma("journal_mode", "memory")
-    return connection
 
 
 def _patient() -> Callable[[int], bool]:
@@ -5239,6 +4410,27 @@ class File:
             raise FileReplacedError(str(self.path), problem)
 
 
+def _close_before_forks(file: File) -> None:
+    """SQLite handles do not survive a fork, and a child that only closes one can undo
+    the parent's commits: so the connection is closed before, and opened when needed."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    reference = weakref.ref(file)
+    waiting: list[File] = []
+
+    def before() -> None:
+        if alive := reference():
+            alive.turn.acquire()
+            alive.close()
+            waiting.append(alive)
+
+    def after() -> None:
+        if waiting:
+            waiting.pop().turn.release()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
 @attrs.define(eq=False, repr=False)
 class Turn:
     """One thread's turn with the connection. (Generators as context managers took longer
@@ -5284,47 +4476,6 @@ class Turn:
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.Error):
             raise _translated(error, str(self._file.path)) from error
-
-
-Defaults = tuple[str, int | None, int | None, str | None]
-"""A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
-
-
-@attrs.define(eq=False, repr=False)
-class Known:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Defaults] = attrs.field(factory=dict)
-
-
-class Exchanged(NamedTuple):
-    """What an exchange came to."""
-
-    claimed: list[Claimed]
-    late: int
-    """How many settlements came too late: another claim holds their job by now."""
-    again_at: int | None
-    """When the rate of a queue lets the next job start, if one waits for that."""
-
-
-def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
-    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: Terms._make(row) for row in rows}
-
-
-def _with_defaults(batch: Batch, defaults: Defaults | None) -> Batch:
-    """The batch, with its queue's defaults where nobody has chosen."""
-    if defaults is None:
-        return batch
-    given = dict(zip(("max_attempts", "timeout", "backoff"), defaults[1:], strict=True))
-    changes: dict[str, Any] = {
-        option: value or None
-        for option, value in given.items()
-        if value is not None and option in batch.open
-    }
-    return batch._replace(**changes)
 
 
 @contextlib.contextmanager
@@ -5383,6 +4534,1955 @@ def _check_standard(connection: Any, file: File) -> None:
             advice = "close() it and work elsewhere, or give it a connection of apsw's"
             raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
 
+
+@attrs.define(eq=False, repr=False)
+class Presence:
+    """A shared lock on a small file of its own, which every process of a node holds
+    and which the operating system drops when the process ends, however it ends.
+
+    It is a lock of SQLite's on an empty file, since that is the same everywhere.
+    """
+
+    path: str
+    _connection: apsw.Connection
+
+    @classmethod
+    def hold(cls, path: str) -> Presence:
+        """Takes a share of the lock; the file has to exist."""
+        connection = _lock_connection(path)
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        return cls(path, connection)
+
+    @classmethod
+    def create(cls, path: str) -> Presence:
+        """Makes the file, private to its user, and takes the first share."""
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        return cls.hold(path)
+
+    def close(self) -> None:
+        """Gives the share back."""
+        self._connection.close()
+
+    @staticmethod
+    def held(path: str) -> bool:
+        """Whether a process holds a share. This only asks: nothing is taken over."""
+        try:
+            with contextlib.closing(_lock_connection(path)) as connection:
+                connection.set_busy_handler(None)
+                connection.execute("BEGIN EXCLUSIVE")
+        except apsw.CantOpenError:
+            return False
+        except apsw.BusyError:
+            return True
+        return False
+
+    @staticmethod
+    @contextlib.contextmanager
+    def gone(path: str) -> Iterator[bool]:
+        """Whether no process holds a share any more; if so, none can take one either
+        until the block ends, and then the file is removed."""
+        with contextlib.ExitStack() as closing:
+            try:
+                connection = _lock_connection(path)
+                closing.callback(connection.close)
+                connection.set_busy_handler(None)
+                connection.execute("BEGIN EXCLUSIVE")
+            except apsw.CantOpenError:
+                # No file: somebody has finished taking over, or swept it away.
+                yield not os.path.exists(path)
+            except apsw.BusyError:
+                yield False
+            else:
+                yield True
+                closing.close()
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def _lock_connection(path: str) -> apsw.Connection:
+    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW)
+    connection.set_busy_handler(_patient())
+    connection.pragma("journal_mode", "memory")
+    return connection
+
+
+################################################################################
+# Rows
+#
+# What changes jobs and keeps count of them. Those that are ready are in one partial
+# index, by lane; those that are not due yet or have ended are "on the shelf", in another
+# one, by state, queue and name, and counted; so that whatever one asks, little is read
+# however large the file is.
+################################################################################
+
+BATCH = 5_000
+"""Rows that a bulk command changes in one transaction."""
+_ROW = ", ".join(Row._fields)
+_ON_SHELF = "state <> 'pending' AND state <> 'running'"
+_READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
+"""What becomes of a job that is due (an expression of SQL)."""
+_WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
+"""The state of a job that waits for nothing but its time and its turn."""
+_KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+_KEPT: Mapping[str, int] = {
+    state: kept // MICROSECOND
+    for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
+    if kept is not None
+}
+_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+Group = tuple[State, str, str]
+"""State, queue and name: what jobs are counted by."""
+
+
+def _kept_for(state: str) -> str:
+    """For how long a job is kept that ended in this state (an expression of SQL): as its own
+    retention says, else as the default does."""
+    by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
+    return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
+
+
+def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
+    """The numbers that a query for one column gives."""
+    rows: Any = connection.execute(sql, bindings)
+    return [number for (number,) in rows]
+
+
+def _carray(ids: Iterable[int]) -> Any:
+    return apsw.carray(array.array("q", ids))
+
+
+@attrs.define(eq=False, repr=False)
+class Rows:
+    """Changes rows of jobs, keeps the numbers of those on the shelf right, and lets jobs in
+    whose key has room; all in a transaction of the caller's."""
+
+    file: File
+    clock: Clock
+
+    def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
+        """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
+        nor run, which may be ten million, while the others are in indexes of their own.
+        On somebody else's connection the triggers do it."""
+        if changes and self.file.owns(connection):
+            connection.executemany(
+                """
+                INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
+                ON CONFLICT DO UPDATE SET number = number + excluded.number
+                """,
+                [(*group, change) for group, change in changes.items() if change],
+            )
+
+    def _shelved(self, connection: apsw.Connection, ids: Sequence[int]) -> Counter[Group]:
+        """How many of these jobs are on the shelf."""
+        rows: list[Any] = connection.execute(
+            f"""
+            SELECT state, queue, name, count(*) FROM litejobs_job
+            WHERE id IN carray(?) AND {_ON_SHELF} GROUP BY state, queue, name
+            """,
+            (_carray(ids),),
+        ).fetchall()
+        return Counter({(state, queue, name): number for state, queue, name, number in rows})
+
+    def change(
+        self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
+    ) -> int:
+        """Changes some jobs and counts them anew; says how many."""
+        if not ids:
+            return 0
+        bindings |= {"ids": _carray(ids), "now": self.clock()}
+        keys = self.keys(connection, ids)
+        changes = self._shelved(connection, ids)
+        before = connection.total_changes()
+        connection.execute(sql, bindings)
+        changed = connection.total_changes() - before
+        changes.subtract(self._shelved(connection, ids))
+        self.count(connection, {group: -change for group, change in changes.items()})
+        self.admit(connection, keys)
+        return changed
+
+    def alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
+        """Changes one job, on any connection, and counts it anew."""
+        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
+        *before, key = connection.execute(find, (id,)).fetchone()
+        connection.execute(sql, (*values, id))
+        *after, _ = connection.execute(find, (id,)).fetchone()
+        changes = Counter({tuple(after): 1})
+        changes.subtract({tuple(before): 1})
+        shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
+        self.count(connection, typing.cast(dict[Group, int], shelved))
+        self.admit(connection, {key})
+
+    def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
+        """Deletes some jobs with their history; says how many."""
+        if not ids:
+            return 0
+        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
+        connection.execute(history, (_carray(ids),))
+        return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
+
+    def cancel_returned(self, connection: apsw.Connection) -> None:
+        """A job that was cancelled while it ran, and came back before it was asked to
+        end, is not tried again."""
+        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
+        self.change(
+            connection,
+            _column(connection, returned),
+            f"""
+            UPDATE litejobs_job SET
+                state = 'cancelled', cancel_at = NULL, finished_at = :now,
+                prune_at = :now + {_kept_for("'cancelled'")}
+            WHERE id IN carray(:ids)
+            """,
+        )
+
+    # Keys of which only so many jobs run at a time. A job with one is blocked, and in no
+    # index that a claim reads, until its turn comes: then it is pending, and its slot is
+    # taken until it has run.
+
+    def keys(self, connection: apsw.Connection, ids: Sequence[int]) -> set[str]:
+        """The keys of these jobs."""
+        sql = "SELECT DISTINCT key FROM litejobs_job WHERE id IN carray(?) AND key IS NOT NULL"
+        rows: Any = connection.execute(sql, (_carray(ids),))
+        return {key for (key,) in rows}
+
+    def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
+        """Makes blocked jobs ready for which there is a slot now, in their order; says how
+        many."""
+        admitted = 0
+        for key in keys:
+            while key is not None and (id := self._admissible(connection, key)) is not None:
+                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ?"
+                connection.execute(ready, (id,))
+                row = "SELECT 'blocked', queue, name FROM litejobs_job WHERE id = ?"
+                self.count(connection, {connection.execute(row, (id,)).fetchone(): -1})
+                admitted += 1
+        return admitted
+
+    def _admissible(self, connection: Any, key: str) -> int | None:
+        """The next blocked job with this key, if there is a slot for it."""
+        first = connection.execute(
+            f"""
+            SELECT id, key_limit FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'blocked' AND key = ?
+            ORDER BY priority DESC, run_at, id LIMIT 1
+            """,
+            (key,),
+        ).fetchone()
+        if first is None:
+            return None
+        taken = connection.execute(
+            f"""
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+            """,
+            (key,),
+        ).fetchone()
+        id, limit = first
+        return id if taken[0] < (limit or 1) else None
+
+
+################################################################################
+# Catalogue
+#
+# Jobs as people look for them and steer them: by filters, a page or a batch at a time.
+################################################################################
+
+_UNSHELVED: tuple[tuple[str, State], ...] = (
+    ("litejobs_ready", "pending"),
+    ("litejobs_held", "running"),
+)
+"""By which index the jobs in the other states are found."""
+
+
+@attrs.frozen
+class Details:
+    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
+
+    node: str | None = None
+    key: str | None = None
+    schedule: str | None = None
+    enqueued_after: int | None = None
+    """From this moment on; "before" is earlier than that one."""
+    enqueued_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    payload: tuple[tuple[str, str], ...] = ()
+    """Paths into the payload, and the JSON of the scalars that should be there."""
+
+    @property
+    def terms(self) -> str:
+        """The terms, each after an AND."""
+        given = {name for name, value in attrs.asdict(self).items() if value is not None}
+        terms = [term for name, term in _TERMS.items() if name in given]
+        terms += map(_payload_term, range(len(self.payload)))
+        return "".join(f" AND {term}" for term in terms)
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
+        for place, (path, value) in enumerate(self.payload):
+            given |= {f"path{place}": path, f"value{place}": value}
+        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+
+
+_TERMS: Mapping[str, str] = {
+    "node": "node = :node",
+    "key": "key = :key",
+    "schedule": "schedule = :schedule",
+    "enqueued_after": "enqueued_at >= :enqueued_after",
+    "enqueued_before": "enqueued_at < :enqueued_before",
+    "finished_after": "finished_at >= :finished_after",
+    "finished_before": "finished_at < :finished_before",
+}
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    there, wanted = f"payload, :path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type({there}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({there}) IS json_extract({wanted})
+        ELSE FALSE END"""
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+    details: Details | None = None
+
+    @property
+    def keys(self) -> str:
+        """The terms on queue and name."""
+        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        return " AND ".join(given) or "TRUE"
+
+    def among(self, states: Iterable[State]) -> str:
+        """The term on the state. The states stand in it as text, checked, since a bound
+        value would hide the partial indexes."""
+        if self.states is None:
+            return "TRUE"
+        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
+        return f"state IN ({chosen})" if chosen else "FALSE"
+
+    @property
+    def further(self) -> str:
+        """The term of the cursor, with those on details."""
+        return f"id < :before{'' if self.details is None else self.details.terms}"
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return {
+            **({} if self.details is None else self.details.bindings),
+            "queue": None if self.queue is None else storable(self.queue),
+            "name": None if self.name is None else storable(self.name),
+            "ids": None if self.ids is None else json.dumps(self.ids),
+            "before": before,
+        }
+
+
+_NEWEST = "ORDER BY id DESC LIMIT :limit"
+
+
+def _ids_of(match: Match) -> str:
+    """A query for the ids of at least the first *limit* jobs that match, below *before* and
+    the newest first, which reads little however many jobs there are."""
+    if match.ids is not None:
+        return f"""
+            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
+                AND {match.further} AND {match.keys} AND {match.among(STATES)}
+        """
+    if match.keys == "TRUE" and match.states is None:
+        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
+    parts = (
+        f"""
+        SELECT id FROM litejobs_job INDEXED BY {index}
+        WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
+            AND {match.further} {_NEWEST}
+        """
+        for index, state in _UNSHELVED
+    )
+    return " UNION ALL ".join(f"SELECT id FROM ({part})" for part in (*parts, _shelf_of(match)))
+
+
+def _shelf_of(match: Match) -> str:
+    """The same for jobs on the shelf. Of all groups, only those can matter whose newest job is
+    among the newest, so that the others take one step into the index each."""
+    mine = f"""
+        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+        WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
+            AND {match.further} ORDER BY id DESC
+    """
+    return f"""
+        WITH newest AS MATERIALIZED (
+            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+            WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
+        )
+        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+        ON job.id IN ({mine} LIMIT :limit)
+    """
+
+
+def _counts_of(match: Match) -> str:
+    """A query for how many jobs match, by state, queue and name."""
+    shelved = f"SELECT * FROM litejobs_count WHERE {match.keys} AND {match.among(SHELVED)}"
+    parts = (
+        f"""
+        SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
+        WHERE state = '{state}' AND {match.keys} AND {match.among([state])} GROUP BY queue, name
+        """
+        for index, state in _UNSHELVED
+    )
+    return " UNION ALL ".join((shelved, *parts))
+
+
+@attrs.define(eq=False, repr=False)
+class Ringer:
+    """Tells the nodes that something was committed."""
+
+    file: File
+    _bell: socket.socket | None = None
+
+    def close(self) -> None:
+        """Closes the socket; the next use opens another one."""
+        if self._bell is not None:
+            self._bell.close()
+        self._bell = None
+
+    def wake(self) -> None:
+        """Tells all nodes that something changed for them."""
+        with self.file.reading() as connection:
+            ports = self.ports(connection)
+        self.ring(ports)
+
+    def ports(self, connection: apsw.Connection) -> Sequence[int]:
+        """Where the nodes listen."""
+        return _column(connection, "SELECT port FROM litejobs_node")
+
+    def ring(self, ports: Iterable[int]) -> None:
+        """One datagram to each node. It says nothing, and losing it is harmless."""
+        for port in ports:
+            if self._bell is None:
+                self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                self._bell.setblocking(False)
+            with contextlib.suppress(OSError, OverflowError):
+                self._bell.sendto(b"", ("127.0.0.1", port))
+
+
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
+
+
+def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
+    """Gives jobs new payloads."""
+    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
+    connection.executemany(
+        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+        [(rework(name, payload), id) for name, payload, id in rows],
+    )
+
+
+@attrs.define(eq=False, repr=False)
+class Catalogue:
+    """The jobs as people look at them and steer them."""
+
+    file: File
+    clock: Clock
+    rows: Rows
+    ringer: Ringer
+
+    def get(self, id: int) -> Row:
+        """One job.
+
+        Raises:
+            JobNotFoundError: there is none with this id.
+        """
+        if not 0 < id < 2**63:
+            raise JobNotFoundError(id)
+        with self.file.reading() as connection:
+            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
+            row = connection.execute(sql, (id,)).fetchone()
+        if row is None:
+            raise JobNotFoundError(id)
+        return Row(*row)
+
+    def find(self, match: Match, limit: object) -> list[Row]:
+        """The jobs that match, the newest first."""
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
+        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+        sql = f"""
+            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
+            ORDER BY id DESC LIMIT :limit
+        """
+        with self.file.reading() as connection:
+            rows = connection.execute(sql, {**match.bindings, "limit": limit})
+            return [Row._make(row) for row in rows]
+
+    def count(self, match: Match) -> int:
+        """How many jobs match."""
+        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+        if match.ids is not None or match.details is not None:
+            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
+        with self.file.reading() as connection:
+            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
+        return counted
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """How many jobs there are, by queue and state."""
+        counts: dict[str, dict[str, int]] = {}
+        sql = f"""
+            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
+            GROUP BY queue, state HAVING number > 0
+        """
+        with self.file.reading() as connection:
+            for queue, state, number in connection.execute(sql):
+                counts.setdefault(queue, {})[state] = number
+        return counts
+
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        """The failed attempts of a job, the oldest first."""
+        with self.file.reading() as connection:
+            rows: list[Any] = connection.execute(
+                """
+                SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
+                FROM litejobs_attempt WHERE job = ? ORDER BY id
+                """,
+                (id,),
+            ).fetchall()
+        return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
+
+    def last_failed(self) -> int:
+        """The number of the failed attempt that was kept last; 0, if there is none."""
+        with self.file.reading() as connection:
+            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
+
+    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
+        """The failed attempts that were kept after that of this number, in that order,
+        each with the id of its job."""
+        with self.file.reading() as connection:
+            rows: list[Any] = connection.execute(
+                """
+                SELECT
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                FROM litejobs_attempt WHERE id > ? ORDER BY id
+                """,
+                (number,),
+            ).fetchall()
+        return [(job, Failure(*row[:6], *map(from_micros, row[6:]))) for job, *row in rows]
+
+    def cancel(self, match: Match) -> Moved:
+        """Cancels what waits, and asks for the end of what runs."""
+        end = f"""
+            UPDATE litejobs_job SET
+                state = 'cancelled', finished_at = :now, error = 'cancelled',
+                prune_at = :now + {_kept_for("'cancelled'")}
+            WHERE id IN carray(:ids)
+        """
+        ask = """
+            UPDATE litejobs_job SET cancel_at = :now
+            WHERE id IN carray(:ids) AND cancel_at IS NULL
+        """
+        matching = self.count(match)
+        moved = self._in_batches(match, WAITING, self._changing(end))
+        moved += self._in_batches(match, ("running",), self._changing(ask))
+        return self._moved(moved, matching)
+
+    def retry(self, match: Match) -> Moved:
+        """Lets dead letters and cancelled jobs start again with all their attempts,
+        and makes jobs that wait for their backoff due now. Their history stays."""
+        # Or ignore: the unique key may be another job's by now.
+        again = f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL
+            WHERE id IN carray(:ids)
+        """
+        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
+        matching = self.count(match)
+        moved = self._in_batches(match, ("failed", "cancelled"), self._changing(again))
+        moved += self._in_batches(match, ("retrying",), self._changing(now))
+        return self._moved(moved, matching)
+
+    def delete(self, match: Match) -> Moved:
+        """Deletes jobs with their history; those that run are left."""
+        matching = self.count(match)
+        moved = self._in_batches(match, (*WAITING, *FINISHED), self.rows.delete)
+        return self._moved(moved, matching)
+
+    def hold(self, match: Match) -> Moved:
+        """Keeps what waits from running until a person releases it."""
+        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
+        return self._steer(match, tuple(s for s in WAITING if s != "paused"), held, {})
+
+    def release(self, match: Match) -> Moved:
+        """Lets what a person held wait for its time or its turn again."""
+        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
+        return self._steer(match, ("paused",), released, {})
+
+    def change(
+        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
+    ) -> Moved:
+        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
+        then the batch that it was called for stays as it was."""
+        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+        if "run_at" in columns:
+            sets.append(f"""state = CASE
+                WHEN state IN ('retrying', 'paused') THEN state
+                WHEN state = 'blocked' AND key IS NULL THEN state
+                WHEN state = 'pending' AND :run_at <= :now THEN state
+                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+        return self._steer(match, WAITING, sql, columns, rework)
+
+    def _steer(
+        self,
+        match: Match,
+        states: tuple[State, ...],
+        sql: str,
+        columns: Mapping[str, Any],
+        rework: Rework | None = None,
+    ) -> Moved:
+        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            if rework is not None:
+                _rewrite(connection, ids, rework)
+            return self.rows.change(connection, ids, sql, **columns)
+
+        matching = self.count(match)
+        return self._moved(self._in_batches(match, states, alter), matching)
+
+    def _moved(self, moved: int, matching: int) -> Moved:
+        self.ringer.wake()
+        return Moved(moved, max(0, matching - moved))
+
+    def _changing(self, sql: str) -> Callable[[apsw.Connection, Sequence[int]], int]:
+        return functools.partial(self.rows.change, sql=sql)
+
+    def _in_batches(
+        self,
+        match: Match,
+        states: tuple[State, ...],
+        change: Callable[[apsw.Connection, Sequence[int]], int],
+    ) -> int:
+        """Changes the jobs that match and are in one of *states*, some at a time: a million
+        rows in one transaction would keep the nodes waiting."""
+        if match.states is not None:
+            states = tuple(state for state in states if state in match.states)
+        page, total = attrs.evolve(match, states=states), 0
+        if match.details is not None and match.ids is None:
+            return sum(
+                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
+            )
+        while True:
+            with self.file.writing() as connection:
+                find = f"{_ids_of(page)} {_NEWEST}"
+                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
+                total += change(connection, ids)
+            if len(ids) < BATCH:
+                return total
+            page = attrs.evolve(page, before=ids[-1])
+
+    def _looked_through(self, match: Match) -> Iterator[Match]:
+        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
+        is done once, and before anybody waits for the write lock."""
+        with self.file.reading() as connection:
+            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
+            ids = array.array("q", (id for (id,) in rows))
+        for start in range(0, len(ids), BATCH):
+            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+
+
+################################################################################
+# Intake
+#
+# How new jobs come into the file: threads that enqueue at once share a commit, a unique
+# key has one winner, and whoever waits for work is told.
+################################################################################
+
+GATHER = 0.0001
+"""Seconds that a thread waits for others before it commits for all: less than a sync."""
+_HOLDS = """
+    unique_key IS NOT NULL AND (
+        unique_scope = 'exists'
+        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+            AND (unique_scope = 'active' OR claim = 0)
+    )
+"""
+"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
+
+
+class Batch(NamedTuple):
+    """New jobs that differ in their payloads alone."""
+
+    queue: str
+    node: str
+    priority: int
+    max_attempts: int | None
+    timeout: int | None
+    backoff: str | None
+    retention: str | None
+    name: str
+    state: State
+    run_at: int
+    enqueued_at: int
+    payloads: tuple[str | bytes, ...]
+    extra: Extra | None = None
+    open: frozenset[str] = frozenset()
+    """Columns that nobody has chosen, for the queue's defaults."""
+
+
+class Extra(NamedTuple):
+    """What only some jobs have: further columns, and what to do about a duplicate. A batch
+    with a key of either kind is of one job."""
+
+    headers: str | None = None
+    key: str | None = None
+    key_limit: int | None = None
+    unique_key: str | None = None
+    unique_scope: str | None = None
+    unique_until: int | None = None
+    expires_at: int | None = None
+    schedule: str | None = None
+    on_conflict: OnConflict | Literal["merge"] = "return"
+    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
+    """From the payload of the job that waits to the one that it gets."""
+
+
+class Placed(NamedTuple):
+    """What has become of a job that was to be enqueued."""
+
+    row: Row
+    duplicate: bool
+
+
+Put = Callable[[apsw.Connection], Any]
+"""What a thread wants to do in a transaction that it may share with others."""
+
+
+@attrs.define(eq=False, repr=False)
+class Order:
+    """What a thread wants to put into the file, and what became of it."""
+
+    put: Put
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+    bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    """Taken from the start; released for the thread that waits."""
+
+    def __attrs_post_init__(self) -> None:
+        self.bell.acquire()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is in the file, or was refused."""
+        return self.done or self.error is not None
+
+    def ring(self) -> None:
+        """Wakes the thread that waits."""
+        with contextlib.suppress(RuntimeError):
+            self.bell.release()
+
+
+@attrs.define(eq=False, repr=False)
+class Orders:
+    """What the threads of a process want to enqueue, so that those who come while one
+    commits share the next commit."""
+
+    pid: int = attrs.field(factory=os.getpid)
+    lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its
+    thread does must not wait for that thread.)"""
+    waiting: deque[Order] = attrs.field(factory=deque)
+    together: int = 1
+    """How many the last commit was for."""
+
+    def join(self, put: Put) -> Order:
+        """One more that waits."""
+        order = Order(put)
+        self.waiting.append(order)
+        return order
+
+    def pass_on(self) -> None:
+        """Gives up the lead, and lets one that waits take it."""
+        self.lead.release()
+        if self.waiting:
+            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
+                self.waiting[0].ring()
+
+    def taken(self) -> list[Order]:
+        """All that wait now, which do not any more."""
+        orders = []
+        while self.waiting:
+            orders.append(self.waiting.popleft())
+        self.together = len(orders)
+        return orders
+
+
+Defaults = tuple[str, int | None, int | None, str | None]
+"""A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
+
+
+@attrs.define(eq=False, repr=False)
+class Known:
+    """What was read of nodes and queues, and in which version of the file."""
+
+    version: int = -1
+    ports: Sequence[int] = ()
+    defaults: Mapping[str, Defaults] = attrs.field(factory=dict)
+
+
+def _with_defaults(batch: Batch, defaults: Defaults | None) -> Batch:
+    """The batch, with its queue's defaults where nobody has chosen."""
+    if defaults is None:
+        return batch
+    given = dict(zip(("max_attempts", "timeout", "backoff"), defaults[1:], strict=True))
+    changes: dict[str, Any] = {
+        option: value or None
+        for option, value in given.items()
+        if value is not None and option in batch.open
+    }
+    return batch._replace(**changes)
+
+
+_INSERT = """
+    INSERT INTO litejobs_job (
+        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
+        enqueued_at, payload
+    )
+"""
+_INSERT_EXTRA = """
+    INSERT INTO litejobs_job (
+        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
+        enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
+        schedule, payload
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
+
+
+@attrs.define(eq=False, repr=False)
+class Intake:
+    """Puts new jobs into the file."""
+
+    file: File
+    rows: Rows
+    ringer: Ringer
+    _orders: Orders = attrs.field(factory=Orders)
+    _known: Known = attrs.field(factory=Known)
+
+    def enqueue(self, batches: list[Batch]) -> range:
+        """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
+        of their queues into the batches."""
+        ids: range = self._together(functools.partial(self._insert_all, batches))
+        return ids
+
+    def enqueue_each(self, batches: Sequence[Batch]) -> list[Placed]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
+        placed: list[Placed] = self._together(functools.partial(self.place_all, batches))
+        return placed
+
+    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[Placed]:
+        """The same in a transaction of somebody else's, on their own connection to the
+        file: the jobs are there if and only if they commit."""
+        with _borrowed(connection, self.file):
+            return self.place_all(batches, connection)
+
+    def _together(self, put: Put) -> Any:
+        """Puts something into the file. Threads that do so at once share a commit: who has
+        the turn commits for all that wait for theirs."""
+        if self._orders.pid != os.getpid():
+            # Those of the process that forked this one are its own to commit.
+            self._orders = Orders()
+        orders = self._orders
+        if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
+            try:
+                return self._commit_together([put])[0]
+            finally:
+                orders.pass_on()
+        order = orders.join(put)
+        while not order.settled:
+            if not orders.lead.acquire(blocking=False):
+                order.bell.acquire()
+                continue
+            try:
+                if not order.settled:
+                    self._commit_waiting(orders)
+            finally:
+                orders.pass_on()
+        if not order.done:
+            raise order.error or AssertionError("an order was neither kept nor refused")
+        return order.result
+
+    def _commit_waiting(self, waiting: Orders) -> None:
+        if self.file.durability == "full" and waiting.together > 2:
+            # The others, whose commit has just ended, will be back at once.
+            time.sleep(GATHER)
+        orders = waiting.taken()
+        try:
+            self._fill(orders)
+        except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
+            self._refuse(orders, error)
+        except Exception:
+            # One of them may be the only one to blame.
+            for order in orders:
+                try:
+                    self._fill([order])
+                except Exception as error:
+                    self._refuse([order], error)
+        finally:
+            if left := [order for order in orders if not order.settled]:
+                problem = "interrupted while it committed for other threads; jobs may be there"
+                self._refuse(left, OutcomeUnknownError(str(self.file.path), f"{problem} or not"))
+            for order in orders:
+                order.ring()
+
+    def _fill(self, orders: Sequence[Order]) -> None:
+        results = self._commit_together([order.put for order in orders])
+        for order, result in zip(orders, results, strict=True):
+            order.result, order.done = result, True
+
+    def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
+        for order in orders:
+            order.error = error
+
+    def _commit_together(self, puts: Sequence[Put]) -> list[Any]:
+        """Puts all in one transaction, and tells the nodes."""
+        with self.file.writing() as connection:
+            version = self.file.version(connection)
+            if (known := self._known).version != version:
+                known = Known(version, self.ringer.ports(connection), self._defaults(connection))
+                self._known = known
+            results = [put(connection) for put in puts]
+        known.version = version + 1
+        if known.ports:
+            self.ringer.ring(known.ports)
+        return results
+
+    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
+        if defaults := self._known.defaults:
+            batches[:] = [_with_defaults(batch, defaults.get(batch.queue)) for batch in batches]
+        counts: dict[Group, int] = {}
+        for batch in batches:
+            self._insert(connection, batch)
+            if batch.state != "pending":
+                group = batch.state, batch.queue, batch.name
+                counts[group] = counts.get(group, 0) + len(batch.payloads)
+        if counts:
+            self.rows.count(connection, counts)
+        # AUTOINCREMENT under the write lock counts without gaps.
+        end = connection.last_insert_rowid() + 1
+        return range(end - sum([len(batch.payloads) for batch in batches]), end)
+
+    def _insert(self, connection: Any, batch: Batch) -> None:
+        if batch.extra is not None:
+            columns = (*batch[:11], *batch.extra[:8])
+            for payload in batch.payloads:
+                connection.execute(_INSERT_EXTRA, (*columns, payload))
+        elif len(batch.payloads) == 1:
+            connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
+        else:
+            # Half of what an executemany takes.
+            connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
+
+    def place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
+        """Inserts jobs in somebody's transaction, each unless it is a duplicate."""
+        places = []
+        for batch in batches:
+            sql = "SELECT name, max_attempts, timeout, backoff FROM litejobs_queue WHERE name = ?"
+            defaults = connection.execute(sql, (batch.queue,)).fetchone()
+            places.append(self._place(connection, _with_defaults(batch, defaults)))
+        self.rows.admit(connection, {batch.extra.key for batch in batches if batch.extra})
+        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
+        rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
+        return [
+            Placed(Row._make(row), duplicate)
+            for row, (_, duplicate) in zip(rows, places, strict=True)
+        ]
+
+    def _place(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+        """Inserts one job, or does what its rule says about the one that is there."""
+        extra = batch.extra or Extra()
+        if (held := self._holder(connection, extra.unique_key, batch.enqueued_at)) is None:
+            self._insert(connection, batch)
+            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+            if batch.state != "pending":
+                self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
+            return id, False
+        id, payload = held
+        if extra.on_conflict == "raise":
+            raise DuplicateError(id, batch.name)
+        if extra.on_conflict == "merge":
+            sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
+            connection.execute(sql, (extra.merge(payload), id))
+        elif extra.on_conflict == "replace":
+            self._replace(connection, id, batch, extra)
+        return id, True
+
+    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str | bytes] | None:
+        """Id and payload of the job that holds a unique key."""
+        if key is None:
+            return None
+        held = connection.execute(
+            f"""
+            SELECT id, payload, unique_until FROM litejobs_job INDEXED BY litejobs_unique
+            WHERE unique_key = ? AND {_HOLDS}
+            """,
+            (key,),
+        ).fetchone()
+        if held is None:
+            return None
+        id, payload, until = held
+        if until is not None and until <= now:
+            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+            return None
+        return id, payload
+
+    def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
+        self.rows.alter(
+            connection,
+            id,
+            """
+            UPDATE litejobs_job SET
+                queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
+                retention = ?, state = ?, run_at = ?, headers = ?, key = ?, key_limit = ?,
+                unique_until = ?, expires_at = ?, payload = ?
+            WHERE id = ?
+            """,
+            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,
+        )  # fmt: skip
+
+    def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
+        """Inserts one job with the given columns; the file fills in the others from
+        what nodes have said of the definition.
+
+        Raises:
+            DefinitionError: nodes have said what they have, and this is not among it.
+        """
+        columns = {"name": name, "payload": payload, **given}
+        with self._fired(), self.file.writing() as connection:
+            known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
+            if known and name not in known:
+                problem = f"no node has had such a definition{did_you_mean(name, known)}"
+                raise DefinitionError(name, problem)
+            connection.execute(
+                f"INSERT INTO litejobs_job ({', '.join(columns)})"
+                f" VALUES ({', '.join(f':{column}' for column in columns)})",
+                columns,
+            )
+            id = connection.last_insert_rowid()
+            ports = self.ringer.ports(connection)
+        self.ringer.ring(ports)
+        return id
+
+    @contextlib.contextmanager
+    def _fired(self) -> Iterator[None]:
+        """Lets the triggers work that complete and count what is inserted by hand."""
+        with self.file.reading() as connection:
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+            try:
+                yield
+            finally:
+                connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+
+    def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
+        rows: Any = connection.execute("""
+            SELECT name, max_attempts, timeout, backoff FROM litejobs_queue
+            WHERE coalesce(max_attempts, timeout, backoff) IS NOT NULL
+        """)
+        return {row[0]: row for row in rows}
+
+
+################################################################################
+# Timetable
+#
+# The schedules in the file. A tick is fired by any node, in one transaction with its jobs.
+################################################################################
+
+_ENTRY = ", ".join(Entry._fields)
+_ACTIVE = "next_at IS NOT NULL AND NOT paused"
+
+
+@attrs.frozen
+class Declared:
+    """The schedules that a program declares, and its modules: what the file says of others in
+    them has left the code."""
+
+    entries: tuple[Entry, ...] = ()
+    modules: frozenset[str] = frozenset()
+
+
+class Firing(NamedTuple):
+    """What the ticks of a schedule that are due come to, if it is still as it was read."""
+
+    entry: Entry
+    ticks: tuple[int, ...]
+    batches: list[Batch]
+    next_at: int | None
+
+
+def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
+    """What is to be done for a schedule of which a tick is due.
+
+    Raises:
+        OptionError: this machine cannot say when it is due, or what it enqueues.
+    """
+    rule = entry.rule
+    due = rule.due(entry.next_at or 0, now)
+    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in due.ticks]
+    return Firing(entry, due.ticks, batches, due.next_at)
+
+
+def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
+    """One job of a schedule.
+
+    Raises:
+        OptionError: its options were written by somebody else, and not well.
+    """
+    try:
+        options = json.loads(entry.options)
+        chosen = frozenset(options.pop("open"))
+        lasts, expires = options.pop("lasts"), options.pop("expires")
+        extra = Extra(
+            **options.pop("extra"),
+            schedule=entry.name,
+            unique_until=None if lasts is None else now + lasts,
+            expires_at=None if expires is None else run_at + expires,
+        )
+        state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
+        job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
+        return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        problem = f"{entry.options!r} in the schedule {entry.name!r} are none of ours"
+        raise OptionError("options", problem) from error
+
+
+def options_of(batch: Batch) -> str:
+    """What is kept of the options of a job of a schedule: those of a *batch* that was made
+    for the moment 0, so that lengths of time are what they are."""
+    extra = batch.extra or Extra()
+    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict")
+    return json.dumps(
+        {
+            **dict(zip(Batch._fields[:7], batch, strict=False)),
+            "open": sorted(batch.open),
+            "lasts": extra.unique_until,
+            "expires": extra.expires_at,
+            "extra": {name: getattr(extra, name) for name in names},
+        }
+    )
+
+
+@attrs.define(eq=False, repr=False)
+class Timetable:
+    """The schedules in the file: fired by any node, once for each tick."""
+
+    file: File
+    clock: Clock
+    intake: Intake
+    ringer: Ringer
+    _rng: random.Random = attrs.field(factory=random.Random)
+    _puzzled: set[str] = attrs.field(factory=set)
+    """The schedules of which it has been said that this machine cannot fire them."""
+
+    def fire(
+        self, now: int, tell: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+    ) -> tuple[int, int | None]:
+        """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
+        when the next one is due. Any number of nodes may do this: each tick fires once, and
+        who fires it can *tell* of the jobs."""
+        if (due := self._next_tick(-1)) is None or due > now:
+            return 0, due
+        with self.file.reading() as connection:
+            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        firings = [made for entry in entries if (made := self._firing(entry, now))]
+        fired = sum(self._fire(made, tell) for made in firings)
+        if any(made.next_at is not None and made.next_at <= now for made in firings):
+            return fired, now
+        return fired, self._next_tick(now)
+
+    def _next_tick(self, after: int) -> int | None:
+        with self.file.reading() as connection:
+            sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
+            tick: int | None = connection.execute(sql, (after,)).get
+        return tick
+
+    def _firing(self, entry: Entry, now: int) -> Firing | None:
+        """`None` for a schedule that this machine cannot fire; another one may."""
+        try:
+            return firing(entry, now, self._rng)
+        except OptionError as error:
+            if entry.name not in self._puzzled:
+                logger.error("schedule %s cannot fire: %s", entry.name, error)
+            self._puzzled.add(entry.name)
+            return None
+
+    def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
+        """Enqueues the jobs and moves the schedule on, unless another node has done so or
+        somebody has changed it meanwhile; says how many."""
+        entry, ticks, batches, next_at = made
+        with self.file.writing() as connection:
+            if self._entry(connection, entry.name) != entry:
+                return 0
+            if entry.overlap == "skip":
+                batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
+            placed = [
+                (tick, id)
+                for tick, batch in zip(ticks, batches, strict=False)
+                if (id := self._tick(connection, batch)) is not None
+            ]
+            last_at, last_job = placed[-1] if placed else (None, None)
+            connection.execute(
+                """
+                UPDATE litejobs_schedule SET
+                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
+                WHERE name = ?
+                """,
+                (next_at, last_at, last_job, entry.name),
+            )
+            ports = self.ringer.ports(connection) if placed else ()
+        self.ringer.ring(ports)
+        logger.info("schedule %s fired %d jobs", entry.name, len(placed))
+        tell(entry, [id for _, id in placed])
+        return len(placed)
+
+    def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
+        """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
+        same key. `None` if that is an error, by the rule of the key."""
+        try:
+            return self.intake.place_all([batch], connection)[0].row.id
+        except DuplicateError as error:
+            logger.info("a tick passes: %s", error)
+            return None
+
+    def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
+        state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
+        return state is not None and state not in FINISHED
+
+    def fire_now(self, name: str) -> int:
+        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+            DuplicateError: a job that waits has the same key.
+        """
+        now = self.clock()
+        with self.file.writing() as connection:
+            batch = batch_of(self._found(connection, name), now, now)
+            id = self.intake.place_all([batch], connection)[0].row.id
+            connection.execute(
+                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
+                (now, id, name),
+            )
+            ports = self.ringer.ports(connection)
+        self.ringer.ring(ports)
+        return id
+
+    def declare(self, declared: Declared) -> None:
+        """Makes what a program declares the schedules of its modules: new ones come, changed
+        ones change, and those that have left the code go."""
+        with self.file.reading() as connection:
+            if not declared.entries and not self._entries(connection):
+                return
+        with self.file.writing() as connection:
+            known = {entry.name: entry for entry in self._entries(connection)}
+            for entry in declared.entries:
+                before = known.pop(entry.name, entry)
+                if before.origin not in declared.modules:
+                    by = "made at run time" if before.origin is None else f"of {before.origin}"
+                    logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+                self._put(connection, entry, None if before is entry else before)
+            gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
+            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+        for (name,) in gone:
+            logger.info("schedule %s has left the code and was removed", name)
+
+    def put(self, entry: Entry) -> None:
+        """Makes a schedule, or changes the one of this name."""
+        with self.file.writing() as connection:
+            self._put(connection, entry, self._entry(connection, entry.name))
+        self.ringer.wake()
+
+    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
+        """The next tick stays if the times are the same: it may be one that was missed while
+        nothing ran."""
+        if known is not None and known.keeps_time_of(entry):
+            next_at = known.next_at
+        else:
+            now = self.clock()
+            next_at = entry.rule.next_after(now, now)
+        if known is not None:
+            entry = Entry(*entry[:13], known.paused, next_at, known.last_at, known.last_job)
+        else:
+            entry = entry._replace(next_at=next_at)
+        if entry != known:
+            connection.execute(
+                f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
+                f" VALUES ({', '.join('?' * len(entry))})",
+                entry,
+            )
+
+    def pause(self, name: str | None = None) -> int:
+        """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        with self.file.writing() as connection:
+            if name is not None:
+                self._found(connection, name)
+            connection.execute(
+                "UPDATE litejobs_schedule SET paused = 1"
+                " WHERE NOT paused AND name = coalesce(?, name)",
+                (name,),
+            )
+            paused = connection.changes()
+        self.ringer.wake()
+        return paused
+
+    def resume(self, name: str | None = None) -> int:
+        """Lets a schedule, or all, fire again from the next tick on; says how many that
+        changed. What was missed meanwhile is not made up.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        now = self.clock()
+        with self.file.writing() as connection:
+            entries = self._entries(connection)
+            if name is not None:
+                entries = [self._found(connection, name)]
+            paused = [entry for entry in entries if entry.paused]
+            connection.executemany(
+                "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
+                [(e.rule.next_after(now, e.next_at or now), e.name) for e in paused],
+            )
+        self.ringer.wake()
+        return len(paused)
+
+    def remove(self, name: str) -> None:
+        """Forgets a schedule; the jobs that it has enqueued stay.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+        """
+        with self.file.writing() as connection:
+            self._found(connection, name)
+            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+
+    def get(self, name: str) -> Entry:
+        """One schedule.
+
+        Raises:
+            ScheduleNotFoundError: there is none of this name; a near one is proposed.
+        """
+        with self.file.reading() as connection:
+            return self._found(connection, name)
+
+    def all(self) -> list[Entry]:
+        """All schedules, by name."""
+        with self.file.reading() as connection:
+            return self._entries(connection)
+
+    def _entries(
+        self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+    ) -> list[Entry]:
+        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
+        return [Entry._make(row) for row in connection.execute(sql, bindings)]
+
+    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
+        return next(iter(self._entries(connection, "name = :name", name=name)), None)
+
+    def _found(self, connection: apsw.Connection, name: str) -> Entry:
+        if entry := self._entry(connection, name):
+            return entry
+        known = [entry.name for entry in self._entries(connection)]
+        raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+################################################################################
+# Ready
+#
+# Which job is next: the lanes that a node serves, read ahead, and what the settings of
+# queues let through.
+################################################################################
+
+EVEN = 0.01
+"""Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
+LONG_LOOK = 0.001
+LOOK_REST = 5
+"""A look at all lanes that takes more than so many seconds is not repeated for so many times
+as long."""
+
+
+class Lane(NamedTuple):
+    """Ready jobs that are alike to a node: it takes all of them or none."""
+
+    queue: str
+    name: str
+    node: str
+
+
+@attrs.frozen
+class Serves:
+    """Which lanes a node takes jobs from."""
+
+    names: frozenset[str]
+    queues: frozenset[str] | None
+    node: str
+    paused: frozenset[str] = frozenset()
+
+    def __contains__(self, lane: Lane) -> bool:
+        here = lane.node in ("", self.node) and lane.queue not in self.paused
+        return (
+            here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
+        )
+
+
+Place = tuple[int, int, int]
+"""Where a ready job stands: its priority (turned), due time and id."""
+
+
+class Terms(NamedTuple):
+    """The settings of a queue, as they are stored."""
+
+    name: str
+    paused: int = 0
+    concurrency: int | None = None
+    rate: float | None = None
+    burst: int | None = None
+    weight: float | None = None
+    ageing: int | None = None
+    max_attempts: int | None = None
+    timeout: int | None = None
+    backoff: str | None = None
+    tokens: float | None = None
+    filled_at: int | None = None
+
+
+def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
+    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
+    return {row[0]: Terms._make(row) for row in rows}
+
+
+@attrs.define(eq=False, repr=False)
+class Limits:
+    """How many jobs of each queue may be claimed, in one transaction."""
+
+    terms: Mapping[str, Terms]
+    connection: apsw.Connection
+    now: int
+    again_at: int | None = None
+    """When the rate of a queue that has jobs lets the next one start."""
+    fair: bool = attrs.field(init=False)
+    """Whether queues have shares."""
+    _left: dict[str, float] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.fair = any(terms.weight for terms in self.terms.values())
+
+    def allow(self, queue: str) -> bool:
+        """Whether one more job of this queue may be claimed."""
+        left = self._left.get(queue)
+        if left is None:
+            left = self._left[queue] = self._room(queue)
+        if left >= 1:
+            return True
+        terms = self.terms[queue]
+        if terms.rate and not terms.paused:
+            # Rounded up, and a little more, lest it come a moment too early for ever.
+            at = self.now + math.ceil((1 - self._tokens(terms)) / terms.rate * 1e6) + 1
+            self.again_at = min(self.again_at or at, at)
+        return False
+
+    def take(self, queue: str) -> None:
+        """One job of this queue is claimed."""
+        if queue in self._left:
+            self._left[queue] -= 1
+
+    def settle(self, claimed: Iterable[Claimed]) -> None:
+        """Writes down what was used of the rates."""
+        for queue, number in Counter(job.queue for job in claimed).items():
+            terms = self.terms.get(queue)
+            if terms and terms.rate:
+                self.connection.execute(
+                    "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
+                    (self._tokens(terms) - number, self.now, queue),
+                )
+
+    def _room(self, queue: str) -> float:
+        terms = self.terms.get(queue)
+        if terms is None:
+            return math.inf
+        room = 0.0 if terms.paused else math.inf
+        if room and terms.concurrency is not None:
+            running = self.connection.execute(
+                "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?", (queue,)
+            ).get
+            room = terms.concurrency - running
+        return min(room, self._tokens(terms)) if terms.rate else room
+
+    def _tokens(self, terms: Terms) -> float:
+        """How many may start now. Source: the token bucket of ATM traffic policing (ITU-T
+        I.371), with *rate* tokens a second and room for *burst*."""
+        assert terms.rate is not None
+        burst = terms.burst or max(1.0, terms.rate * EVEN)
+        row = self.connection.execute(
+            "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?", (terms.name,)
+        ).fetchone()
+        if row is None or row[0] is None:
+            return burst
+        tokens, filled_at = row
+        # A clock that was set back gives nothing, and takes nothing either.
+        filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
+        return min(burst, filled)
+
+
+@attrs.define(eq=False, repr=False)
+class LaneReader:
+    """Reads the jobs of one lane, in order, a page at a time."""
+
+    lane: Lane
+    priority: int | None = None
+    """The only one that it reads, where jobs age."""
+    taken: int = 0
+    """How many were given out that are not claimed yet, and so are still in the lane."""
+    ended: bool = False
+    """Whether there is nothing more to read."""
+    _page: int = 4
+    _rows: deque[Place] = attrs.field(factory=deque)
+
+    def take(self, connection: apsw.Connection | None) -> Place | None:
+        """Gives out the first; gives the next one's place, for which more is read if there
+        is a connection."""
+        self.taken += 1
+        if self._rows:
+            return self._rows.popleft()
+        if connection is not None and not self.ended:
+            self._page = min(256, self._page * 2)
+            one = "" if self.priority is None else f"AND priority = {self.priority}"
+            rows: list[Any] = connection.execute(
+                f"""
+                SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
+                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
+                """,
+                (*self.lane, self._page, self.taken),
+            ).fetchall()
+            self._rows.extend(rows)
+            self.ended = len(rows) < self._page
+        return self._rows.popleft() if self._rows else None
+
+
+FEW = 8
+_FIRST_FEW = f"""
+    SELECT queue, name, node, -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
+"""
+_HEADS = """
+    WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
+        SELECT * FROM (
+            SELECT queue, name, node, -priority, run_at, id
+            FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
+            ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
+        )
+        UNION ALL
+        SELECT next.queue, next.name, next.node, -next.priority, next.run_at, next.id
+        FROM head JOIN litejobs_job AS next ON next.id = coalesce(
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue = head.queue AND name = head.name
+                AND node > head.node ORDER BY node, priority DESC, run_at, id LIMIT 1),
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue = head.queue AND name > head.name
+             ORDER BY name, node, priority DESC, run_at, id LIMIT 1),
+            (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
+             WHERE state = 'pending' AND queue > head.queue
+             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1)
+        )
+    )
+    SELECT * FROM head
+"""
+"""The first job of each lane, by a few steps into the index for each. (A comparison of row
+values would walk through all the jobs of a lane.)"""
+
+
+Rank = tuple[float, ...]
+Head = tuple[Rank, Place, LaneReader]
+
+
+@attrs.define(eq=False, repr=False)
+class Ready:
+    """The ready jobs that a node takes, ids with names, the most urgent first.
+
+    It reads ahead, and keeps what it has read until others have committed: with a
+    thousand lanes, to look at all of them takes longer than to run the jobs. Even
+    then it looks only so often that most of the time is left for jobs. So what it
+    gives may have been taken by others meanwhile: the claim shows.
+    """
+
+    serves: Serves
+    taken: list[int] = attrs.field(factory=list)
+    """What was given out in this transaction."""
+    version: int | None = None
+    """Of the file, when it was read; `None` if there may be more to see by now."""
+    limits: Limits | None = None
+    """`None` where no queue has settings."""
+    _heads: list[Head] = attrs.field(factory=list)
+    _aside: list[Head] = attrs.field(factory=list)
+    """Of queues that may start no more for now, or for which workers have no room."""
+    _passes: dict[str, float] = attrs.field(factory=dict)
+    """By queue: how much it has had of its share."""
+    _given: set[LaneReader] = attrs.field(factory=set)
+    _rested_at: float = 0.0
+    _connection: apsw.Connection | None = None
+    """`None` if others have changed the lanes since: then places have shifted."""
+
+    def refresh(
+        self, connection: apsw.Connection, version: int, limits: Limits | None = None
+    ) -> None:
+        """Begins a transaction: what was given out in the last one is claimed by now."""
+        self._connection = connection
+        self.limits = limits
+        self.taken = []
+        for reader in self._given:
+            reader.taken = 0
+        self._given.clear()
+        while self._aside:
+            heapq.heappush(self._heads, self._aside.pop())
+        if self.version == version:
+            return
+        self.version = None
+        began = time.monotonic()
+        if self._heads and began < self._rested_at:
+            self._connection = None
+            return
+        self.look(connection)
+        self.version = version
+        took = time.monotonic() - began
+        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+
+    def look(self, connection: apsw.Connection) -> bool:
+        """Looks at all lanes; says whether there is a job."""
+        # Of a few jobs, which is what an idle node finds, each is its own lane.
+        heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
+        few = len(heads) < FEW
+        if not few:
+            heads = connection.execute(_HEADS).fetchall()
+        lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
+        served = [
+            (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
+        ]
+        if self.limits is None:
+            self._heads = [(place, place, reader) for place, reader in served]
+        else:
+            self._join_in({reader.lane.queue for _, reader in served})
+            aged = served if few else self._by_age(connection, served)
+            self._heads = [(self._rank(place, reader), place, reader) for place, reader in aged]
+        self._aside = []
+        heapq.heapify(self._heads)
+        return bool(self._heads)
+
+    def peek(self) -> tuple[int, str] | None:
+        """The next job, which stays the next one."""
+        while self._heads:
+            rank, place, reader = self._heads[0]
+            if self.limits is None:
+                return place[2], reader.lane.name
+            if not self.limits.allow(reader.lane.queue):
+                self._aside.append(heapq.heappop(self._heads))
+            elif (now := self._rank(place, reader)) > rank:
+                # Others of its queue were given out meanwhile.
+                heapq.heapreplace(self._heads, (now, place, reader))
+            else:
+                return place[2], reader.lane.name
+        return None
+
+    def pass_over(self, names: frozenset[str]) -> None:
+        """Leaves the jobs of these definitions where they are until the next transaction."""
+        self._aside += [head for head in self._heads if head[2].lane.name in names]
+        self._heads = [head for head in self._heads if head[2].lane.name not in names]
+        heapq.heapify(self._heads)
+
+    def __iter__(self) -> Ready:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        if not self._heads or (self.limits is not None and self.peek() is None):
+            raise StopIteration
+        _, (_, _, id), reader = self._heads[0]
+        self.taken.append(id)
+        self._given.add(reader)
+        if self.limits is not None:
+            self._had(reader.lane.queue, self.limits)
+        if following := reader.take(self._connection):
+            rank = following if self.limits is None else self._rank(following, reader)
+            heapq.heapreplace(self._heads, (rank, following, reader))
+        else:
+            heapq.heappop(self._heads)
+        return id, reader.lane.name
+
+    # Where queues have settings
+
+    def _rank(self, place: Place, reader: LaneReader) -> Rank:
+        """What a job is ordered by: its priority, raised by its age; then, the share that
+        its queue has had; then the time when it became due."""
+        assert self.limits is not None
+        urgency, run_at, id = place
+        queue = reader.lane.queue
+        terms = self.limits.terms.get(queue)
+        if terms and terms.ageing:
+            urgency -= max(0, self.limits.now - run_at) // terms.ageing
+        return urgency, self._passes.get(queue, 0.0), run_at, id
+
+    def _had(self, queue: str, limits: Limits) -> None:
+        """A queue was given a turn. Source of the passes: C. Waldspurger and W. Weihl,
+        "Stride Scheduling", MIT, 1995."""
+        limits.take(queue)
+        if limits.fair:
+            terms = limits.terms.get(queue)
+            weight = (terms.weight if terms else None) or 1.0
+            self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
+
+    def _join_in(self, queues: set[str]) -> None:
+        """A queue that was empty has not saved up its turns meanwhile."""
+        stayed = [self._passes[queue] for queue in queues & self._passes.keys()]
+        start = min(stayed, default=0.0)
+        self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
+
+    def _by_age(
+        self, connection: apsw.Connection, served: list[tuple[Place, LaneReader]]
+    ) -> Iterator[tuple[Place, LaneReader]]:
+        """The heads of lanes; where jobs age, the first of each priority, since that is the
+        oldest one."""
+        assert self.limits is not None
+        for place, reader in served:
+            terms = self.limits.terms.get(reader.lane.queue)
+            if terms is None or not terms.ageing:
+                yield place, reader
+                continue
+            following: Any = place
+            while following is not None:
+                yield following, LaneReader(reader.lane, -following[0])
+                following = connection.execute(
+                    """
+                    SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+                        AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
+                    """,
+                    (*reader.lane, -following[0]),
+                ).fetchone()
+
+
+################################################################################
+# Nodes
+#
+# Who is at work, and what becomes of the jobs of those who are not any more: alive is who
+# holds a lock that the operating system drops when a process ends.
+################################################################################
+
+LOST_LIMIT = 5
+"""How many nodes may die with a job in their hands before it is a dead letter."""
+
+
+@attrs.frozen
+class Node:
+    """A running `work()`, as it listed itself in the file."""
+
+    id: int
+    name: str
+    pid: int
+    port: int
+    workers: int
+    queues: tuple[str, ...] | None
+    started_at: datetime
+    running: int
+    """How many jobs it holds."""
+    names: frozenset[str] | None = None
+    """The definitions that it has; `None` if it does not say."""
+
+    def takes(self, name: str, queue: str) -> bool:
+        """Whether it takes jobs of this definition in this queue."""
+        return self.knows(name) and (self.queues is None or queue in self.queues)
+
+    def knows(self, name: str) -> bool:
+        """Whether it has this definition."""
+        return self.names is None or name in self.names
+
+
+def _presence_path(file: File, node: int) -> str:
+    return f"{file.path}-node-{node}"
+
+
+def _nodes(connection: apsw.Connection) -> list[Node]:
+    rows: list[Any] = connection.execute("""
+        SELECT id, name, pid, port, workers, queues, started_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
+        FROM litejobs_node AS node ORDER BY id
+    """).fetchall()
+    return [
+        Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
+             from_micros(started_at), running, names and frozenset(json.loads(names)))
+        for id, name, pid, port, workers, queues, started_at, running, names in rows
+    ]  # fmt: skip
+
+
+@attrs.define(eq=False, repr=False)
+class Nodes:
+    """The nodes that are listed in the file, and the jobs that they hold."""
+
+    file: File
+    clock: Clock
+    rows: Rows
+
+    def join(
+        self, name: str, port: int, workers: int, serves: Serves, known: Iterable[tuple[Any, ...]]
+    ) -> tuple[int, Presence]:
+        """Lists a node and takes the first share of its lock, before others can see
+        it; stores what it *known* definitions say, for jobs inserted by hand."""
+        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+        names = json.dumps(sorted(serves.names))
+        with self.file.writing() as connection:
+            self._sweep(connection)
+            connection.execute(
+                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, os.getpid(), port, workers, queues, self.clock(), names),
+            )
+            node = connection.last_insert_rowid()
+            connection.executemany(
+                "INSERT OR REPLACE INTO litejobs_definition"
+                " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                known,
+            )
+            presence = Presence.create(self.presence_path(node))
+        return node, presence
+
+    def _sweep(self, connection: apsw.Connection) -> None:
+        """Removes lock files without a node: of one that was killed while it left. Nobody
+        can be joining now, since this process has the write lock."""
+        nodes = _column(connection, "SELECT id FROM litejobs_node")
+        listed = set(map(self.presence_path, nodes))
+        start = f"{self.file.path.name}-node-"
+        for file in self.file.path.parent.iterdir():
+            if not file.name.startswith(start):
+                continue
+            if str(file) not in listed:
+                with Presence.gone(str(file)):
+                    pass
+
+    def presence_path(self, node: int) -> str:
+        """The file whose lock the processes of a node share."""
+        return _presence_path(self.file, node)
+
+    def all(self) -> list[Node]:
+        """The nodes that are listed, with the number of jobs that each holds."""
+        with self.file.reading() as connection:
+            return _nodes(connection)
+
+    def others(self, node: int) -> list[tuple[int, str, int]]:
+        """Ids, names and process ids of the other nodes that are listed."""
+        with self.file.reading() as connection:
+            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?"
+            rows: list[Any] = connection.execute(sql, (node,)).fetchall()
+        return rows
+
+    def rescue(self, node: int) -> int:
+        """Takes over the jobs of a node if none of its processes is left; says how many.
+
+        They become ready again and lose no attempt, but each such loss is counted: a
+        job that has seen LOST_LIMIT nodes die is a dead letter.
+        """
+        with Presence.gone(self.presence_path(node)) as gone:
+            return self._take_over(node) if gone else 0
+
+    def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
+        """What a node holds: ids, names, queues and attempts, and whether it would be given
+        up if that node were lost."""
+        with self.file.reading() as connection:
+            sql = """
+                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
+                WHERE state = 'running' AND holder = ?
+            """
+            rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
+        return rows
+
+    def _take_over(self, node: int) -> int:
+        values = {"node": node, "now": self.clock()}
+        with self.file.writing() as connection:
+            connection.execute(
+                """
+                INSERT INTO litejobs_attempt (
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                )
+                SELECT job.id, attempt, 'lost', 'NodeLost',
+                    'the node ended while it held the job', '', node.pid, job.started_at, :now
+                FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
+                WHERE state = 'running' AND holder = :node
+                """,
+                values,
+            )
+            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND holder = ?"
+            rescued = self.rows.change(
+                connection,
+                _column(connection, held, (node,)),
+                f"""
+                UPDATE litejobs_job SET
+                    lost        = lost + 1,
+                    attempt     = attempt - (lost + 1 < :limit),
+                    state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
+                    finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
+                    prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
+                                       ELSE :now + {_kept_for("'failed'")} END,
+                    error       = 'NodeLost: the node ended while it held the job',
+                    holder      = NULL
+                WHERE id IN carray(:ids)
+                """,
+                limit=LOST_LIMIT,
+            )
+            self.rows.cancel_returned(connection)
+            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
+        return rescued
+
+    def release_strays(self, node: int, held: Iterable[int]) -> None:
+        """Makes those jobs of a node ready again that are not among the *held*: a
+        commit of unknown outcome may have claimed them."""
+        with self.file.writing() as connection:
+            connection.execute(
+                """
+                UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
+                WHERE state = 'running' AND holder = ? AND id NOT IN carray(?)
+                """,
+                (node, _carray([*held, -1])),
+            )
+
+    def asked(self, node: int) -> list[int]:
+        """The jobs that a node runs and that somebody has cancelled."""
+        with self.file.reading() as connection:
+            sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
+            return _column(connection, sql, (node,))
+
+
+################################################################################
+# Health
+#
+# What nodes did, what is wrong with a queue, and copies of it.
+################################################################################
 
 Note = tuple[int, str, str, str, int]
 """The minute, queue, name, measure and bucket."""
@@ -5499,10 +6599,6 @@ SAMPLE = 8
 """How many of the results that are settled together have their times taken."""
 METRICS_KEPT = 90 * SPANS["day"]
 _ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
-
-
-def _presence_path(file: File, node: int) -> str:
-    return f"{file.path}-node-{node}"
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -5897,27 +6993,57 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+################################################################################
+# Store
+#
+# The parts put together, and what keeps the jobs going: settle and claim in one
+# transaction, stage, expire, prune. Knows rows, not definitions.
+################################################################################
+
+PRUNED, SHRUNK = 1_000, 200
+"""Rows that are pruned, and empty pages that are given back, in one transaction."""
+
+
+class Exchanged(NamedTuple):
+    """What an exchange came to."""
+
+    claimed: list[Claimed]
+    late: int
+    """How many settlements came too late: another claim holds their job by now."""
+    again_at: int | None
+    """When the rate of a queue lets the next job start, if one waits for that."""
+
+
+class _TooLate(Exception):
+    """Some settlements are of claims that do not hold any more."""
+
+
 @attrs.define(eq=False, repr=False)
 class Store:
-    """What is done with the rows in a file."""
+    """All that is done with a file: its parts, and what keeps the jobs going."""
 
     file: File
     clock: Clock = system_clock
-    _bell: socket.socket | None = None
-    _orders: Orders = attrs.field(factory=Orders)
-    _known: Known = attrs.field(factory=Known)
+    rows: Rows = attrs.field(init=False)
+    ringer: Ringer = attrs.field(init=False)
+    intake: Intake = attrs.field(init=False)
+    timetable: Timetable = attrs.field(init=False)
+    nodes: Nodes = attrs.field(init=False)
+    catalogue: Catalogue = attrs.field(init=False)
+    meter: Meter = attrs.field(init=False)
+    health: Health = attrs.field(init=False)
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
     """The settings of queues, and the version of the file in which they stand."""
     _ready: Ready | None = None
-    _rng: random.Random = attrs.field(factory=random.Random)
-    _puzzled: set[str] = attrs.field(factory=set)
-    """The schedules of which it has been said that this machine cannot fire them."""
-    meter: Meter = attrs.field(
-        init=False, default=attrs.Factory(lambda store: Meter(store.file, store.clock), True)
-    )
-    health: Health = attrs.field(
-        init=False, default=attrs.Factory(lambda store: Health(store.file, store.clock), True)
-    )
+
+    def __attrs_post_init__(self) -> None:
+        file, clock = self.file, self.clock
+        self.rows, self.ringer = Rows(file, clock), Ringer(file)
+        self.intake = Intake(file, self.rows, self.ringer)
+        self.timetable = Timetable(file, clock, self.intake, self.ringer)
+        self.nodes = Nodes(file, clock, self.rows)
+        self.catalogue = Catalogue(file, clock, self.rows, self.ringer)
+        self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
@@ -5927,224 +7053,7 @@ class Store:
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        if self._bell is not None:
-            self._bell.close()
-        self._bell = None
-
-    # Enqueue
-
-    def enqueue(self, batches: list[Batch]) -> range:
-        """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
-        of their queues into the batches."""
-        ids: range = self._together(functools.partial(self._insert_all, batches))
-        return ids
-
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[Placed]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
-        placed: list[Placed] = self._together(functools.partial(self._place_all, batches))
-        return placed
-
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[Placed]:
-        """The same in a transaction of somebody else's, on their own connection to the
-        file: the jobs are there if and only if they commit."""
-        with _borrowed(connection, self.file):
-            return self._place_all(batches, connection)
-
-    def _together(self, put: Put) -> Any:
-        """Puts something into the file. Threads that do so at once share a commit: who has
-        the turn commits for all that wait for theirs."""
-        if self._orders.pid != os.getpid():
-            # Those of the process that forked this one are its own to commit.
-            self._orders = Orders()
-        orders = self._orders
-        if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
-            try:
-                return self._commit_together([put])[0]
-            finally:
-                orders.pass_on()
-        order = orders.join(put)
-        while not order.settled:
-            if not orders.lead.acquire(blocking=False):
-                order.bell.acquire()
-                continue
-            try:
-                if not order.settled:
-                    self._commit_waiting(orders)
-            finally:
-                orders.pass_on()
-        if not order.done:
-            raise order.error or AssertionError("an order was neither kept nor refused")
-        return order.result
-
-    def _commit_waiting(self, waiting: Orders) -> None:
-        if self.file.durability == "full" and waiting.together > 2:
-            # The others, whose commit has just ended, will be back at once.
-            time.sleep(GATHER)
-        orders = waiting.taken()
-        try:
-            self._fill(orders)
-        except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            self._refuse(orders, error)
-        except Exception:
-            # One of them may be the only one to blame.
-            for order in orders:
-                try:
-                    self._fill([order])
-                except Exception as error:
-                    self._refuse([order], error)
-        finally:
-            if left := [order for order in orders if not order.settled]:
-                problem = "interrupted while it committed for other threads; jobs may be there"
-                self._refuse(left, OutcomeUnknownError(str(self.file.path), f"{problem} or not"))
-            for order in orders:
-                order.ring()
-
-    def _fill(self, orders: Sequence[Order]) -> None:
-        results = self._commit_together([order.put for order in orders])
-        for order, result in zip(orders, results, strict=True):
-            order.result, order.done = result, True
-
-    def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
-        for order in orders:
-            order.error = error
-
-    def _commit_together(self, puts: Sequence[Put]) -> list[Any]:
-        """Puts all in one transaction, and tells the nodes."""
-        with self.file.writing() as connection:
-            version = self.file.version(connection)
-            if (known := self._known).version != version:
-                known = Known(version, self._ports(connection), self._defaults(connection))
-                self._known = known
-            results = [put(connection) for put in puts]
-        known.version = version + 1
-        if known.ports:
-            self._ring(known.ports)
-        return results
-
-    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._known.defaults:
-            batches[:] = [_with_defaults(batch, defaults.get(batch.queue)) for batch in batches]
-        counts: dict[Group, int] = {}
-        for batch in batches:
-            self._insert(connection, batch)
-            if batch.state != "pending":
-                group = batch.state, batch.queue, batch.name
-                counts[group] = counts.get(group, 0) + len(batch.payloads)
-        if counts:
-            self._count(connection, counts)
-        # AUTOINCREMENT under the write lock counts without gaps.
-        end = connection.last_insert_rowid() + 1
-        return range(end - sum([len(batch.payloads) for batch in batches]), end)
-
-    def _insert(self, connection: Any, batch: Batch) -> None:
-        if batch.extra is not None:
-            columns = (*batch[:11], *batch.extra[:8])
-            for payload in batch.payloads:
-                connection.execute(_INSERT_EXTRA, (*columns, payload))
-        elif len(batch.payloads) == 1:
-            connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
-        else:
-            # Half of what an executemany takes.
-            connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
-
-    def _place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
-        places = []
-        for batch in batches:
-            sql = "SELECT name, max_attempts, timeout, backoff FROM litejobs_queue WHERE name = ?"
-            defaults = connection.execute(sql, (batch.queue,)).fetchone()
-            places.append(self._place(connection, _with_defaults(batch, defaults)))
-        self._admit(connection, {batch.extra.key for batch in batches if batch.extra})
-        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
-        return [
-            Placed(Row._make(row), duplicate)
-            for row, (_, duplicate) in zip(rows, places, strict=True)
-        ]
-
-    def _place(self, connection: Any, batch: Batch) -> tuple[int, bool]:
-        """Inserts one job, or does what its rule says about the one that is there."""
-        extra = batch.extra or Extra()
-        if (held := self._holder(connection, extra.unique_key, batch.enqueued_at)) is None:
-            self._insert(connection, batch)
-            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
-            if batch.state != "pending":
-                self._count(connection, {(batch.state, batch.queue, batch.name): 1})
-            return id, False
-        id, payload = held
-        if extra.on_conflict == "raise":
-            raise DuplicateError(id, batch.name)
-        if extra.on_conflict == "merge":
-            sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (extra.merge(payload), id))
-        elif extra.on_conflict == "replace":
-            self._replace(connection, id, batch, extra)
-        return id, True
-
-    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str | bytes] | None:
-        """Id and payload of the job that holds a unique key."""
-        if key is None:
-            return None
-        held = connection.execute(
-            f"""
-            SELECT id, payload, unique_until FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {_HOLDS}
-            """,
-            (key,),
-        ).fetchone()
-        if held is None:
-            return None
-        id, payload, until = held
-        if until is not None and until <= now:
-            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
-            return None
-        return id, payload
-
-    def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
-        self._alter(
-            connection,
-            id,
-            """
-            UPDATE litejobs_job SET
-                queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
-                retention = ?, state = ?, run_at = ?, headers = ?, key = ?, key_limit = ?,
-                unique_until = ?, expires_at = ?, payload = ?
-            WHERE id = ?
-            """,
-            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,
-        )  # fmt: skip
-
-    def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
-        """Inserts one job with the given columns; the file fills in the others from
-        what nodes have said of the definition.
-
-        Raises:
-            DefinitionError: nodes have said what they have, and this is not among it.
-        """
-        columns = {"name": name, "payload": payload, **given}
-        with self._fired(), self.file.writing() as connection:
-            known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
-            if known and name not in known:
-                problem = f"no node has had such a definition{did_you_mean(name, known)}"
-                raise DefinitionError(name, problem)
-            connection.execute(
-                f"INSERT INTO litejobs_job ({', '.join(columns)})"
-                f" VALUES ({', '.join(f':{column}' for column in columns)})",
-                columns,
-            )
-            id = connection.last_insert_rowid()
-            ports = self._ports(connection)
-        self._ring(ports)
-        return id
-
-    @contextlib.contextmanager
-    def _fired(self) -> Iterator[None]:
-        """Lets the triggers work that complete and count what is inserted by hand."""
-        with self.file.reading() as connection:
-            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-            try:
-                yield
-            finally:
-                connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        self.ringer.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -6162,40 +7071,13 @@ class Store:
                 f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
                 {"name": name, **columns, **renewed},
             )
-        self.wake()
+        self.ringer.wake()
 
     def reset_queue(self, name: str) -> None:
         """Takes the settings of a queue away, and tells the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.wake()
-
-    def wake(self) -> None:
-        """Tells all nodes that something changed for them."""
-        with self.file.reading() as connection:
-            ports = self._ports(connection)
-        self._ring(ports)
-
-    def _ports(self, connection: apsw.Connection) -> Sequence[int]:
-        return _column(connection, "SELECT port FROM litejobs_node")
-
-    def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
-        rows: Any = connection.execute("""
-            SELECT name, max_attempts, timeout, backoff FROM litejobs_queue
-            WHERE coalesce(max_attempts, timeout, backoff) IS NOT NULL
-        """)
-        return {row[0]: row for row in rows}
-
-    def _ring(self, ports: Iterable[int]) -> None:
-        """One datagram to each node. It says nothing, and losing it is harmless."""
-        for port in ports:
-            if self._bell is None:
-                self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                self._bell.setblocking(False)
-            with contextlib.suppress(OSError, OverflowError):
-                self._bell.sendto(b"", ("127.0.0.1", port))
-
-    # Running
+        self.ringer.wake()
 
     def exchange(
         self,
@@ -6281,30 +7163,15 @@ class Store:
             raise _TooLate
         groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        self._count(connection, shelved)
+        self.rows.count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
-            self._cancel_returned(connection)
+            self.rows.cancel_returned(connection)
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [settled[0] for settled in settlements]
-            again = bool(self._admit(connection, self._keys(connection, ids))) or again
+            again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
         return again, groups
-
-    def _cancel_returned(self, connection: apsw.Connection) -> None:
-        """A job that was cancelled while it ran, and came back before it was asked to
-        end, is not tried again."""
-        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-        self._change(
-            connection,
-            _column(connection, returned),
-            f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-            """,
-        )
 
     def _remember(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
         """Keeps what failed, before the jobs are settled: as long as the claim holds."""
@@ -6349,105 +7216,6 @@ class Store:
                 [(text, *claim) for claim, text in told.items()],
             )
 
-    # Counting
-
-    def _count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
-        nor run, which may be ten million, while the others are in indexes of their own.
-        On somebody else's connection the triggers do it."""
-        if changes and self.file.owns(connection):
-            connection.executemany(
-                """
-                INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
-                ON CONFLICT DO UPDATE SET number = number + excluded.number
-                """,
-                [(*group, change) for group, change in changes.items() if change],
-            )
-
-    def _shelved(self, connection: apsw.Connection, ids: Sequence[int]) -> Counter[Group]:
-        """How many of these jobs are on the shelf."""
-        rows: list[Any] = connection.execute(
-            f"""
-            SELECT state, queue, name, count(*) FROM litejobs_job
-            WHERE id IN carray(?) AND {_ON_SHELF} GROUP BY state, queue, name
-            """,
-            (_carray(ids),),
-        ).fetchall()
-        return Counter({(state, queue, name): number for state, queue, name, number in rows})
-
-    def _change(
-        self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
-    ) -> int:
-        """Changes some jobs and counts them anew; says how many."""
-        if not ids:
-            return 0
-        bindings |= {"ids": _carray(ids), "now": self.clock()}
-        keys = self._keys(connection, ids)
-        changes = self._shelved(connection, ids)
-        before = connection.total_changes()
-        connection.execute(sql, bindings)
-        changed = connection.total_changes() - before
-        changes.subtract(self._shelved(connection, ids))
-        self._count(connection, {group: -change for group, change in changes.items()})
-        self._admit(connection, keys)
-        return changed
-
-    def _alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
-        """Changes one job, on any connection, and counts it anew."""
-        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
-        *before, key = connection.execute(find, (id,)).fetchone()
-        connection.execute(sql, (*values, id))
-        *after, _ = connection.execute(find, (id,)).fetchone()
-        changes = Counter({tuple(after): 1})
-        changes.subtract({tuple(before): 1})
-        shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
-        self._count(connection, typing.cast(dict[Group, int], shelved))
-        self._admit(connection, {key})
-
-    # Keys of which only so many jobs run at a time. A job with one is blocked, and in no
-    # index that a claim reads, until its turn comes: then it is pending, and its slot is
-    # taken until it has run.
-
-    def _keys(self, connection: apsw.Connection, ids: Sequence[int]) -> set[str]:
-        sql = "SELECT DISTINCT key FROM litejobs_job WHERE id IN carray(?) AND key IS NOT NULL"
-        rows: Any = connection.execute(sql, (_carray(ids),))
-        return {key for (key,) in rows}
-
-    def _admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot now, in their order; says how
-        many."""
-        admitted = 0
-        for key in keys:
-            while key is not None and (id := self._admissible(connection, key)) is not None:
-                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ?"
-                connection.execute(ready, (id,))
-                row = "SELECT 'blocked', queue, name FROM litejobs_job WHERE id = ?"
-                self._count(connection, {connection.execute(row, (id,)).fetchone(): -1})
-                admitted += 1
-        return admitted
-
-    def _admissible(self, connection: Any, key: str) -> int | None:
-        """The next blocked job with this key, if there is a slot for it."""
-        first = connection.execute(
-            f"""
-            SELECT id, key_limit FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'blocked' AND key = ?
-            ORDER BY priority DESC, run_at, id LIMIT 1
-            """,
-            (key,),
-        ).fetchone()
-        if first is None:
-            return None
-        taken = connection.execute(
-            f"""
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
-            """,
-            (key,),
-        ).fetchone()
-        id, limit = first
-        return id if taken[0] < (limit or 1) else None
-
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots are free although nobody has said so, as
         after a change by hand; says how many."""
@@ -6464,10 +7232,10 @@ class Store:
                 if following is None:
                     return admitted
                 key = following
-                free = self._admissible(connection, key) is not None
+                free = self.rows._admissible(connection, key) is not None
             if free:
                 with self.file.writing() as connection:
-                    admitted += self._admit(connection, [key])
+                    admitted += self.rows.admit(connection, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; gives how many, and when the next
@@ -6492,18 +7260,10 @@ class Store:
                 due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
                 find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
                 ids = _column(connection, find, (now,))
-                expired += self._change(connection, ids, cancel)
+                expired += self.rows.change(connection, ids, cancel)
                 # Each is looked at once, also those that have started in time.
                 over = "UPDATE litejobs_job SET expires_at = NULL WHERE id IN carray(?)"
                 connection.execute(over, (_carray(ids),))
-
-    def _delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
-        """Deletes some jobs with their history; says how many."""
-        if not ids:
-            return 0
-        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
-        connection.execute(history, (_carray(ids),))
-        return self._change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; gives how many, and when the next one
@@ -6516,7 +7276,7 @@ class Store:
                     WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
                 """
                 ready = f"UPDATE litejobs_job SET state = {_READY} WHERE id IN carray(:ids)"
-                staged += self._change(connection, _column(connection, find, (now,)), ready)
+                staged += self.rows.change(connection, _column(connection, find, (now,)), ready)
         return staged, due
 
     def _next_due(self) -> int | None:
@@ -6532,17 +7292,17 @@ class Store:
             """).get
         return due
 
+    def leave(self, node: int, presence: Presence) -> None:
+        """Takes a node off the list. What it still held is rescued."""
+        presence.close()
+        self.nodes.rescue(node)
+        self.meter.flush()
+
     def changes(self) -> int:
         """A number that is another one after others have committed."""
         with self.file.reading() as connection:
             version: int = connection.execute("PRAGMA data_version").get
         return version
-
-    def asked(self, node: int) -> list[int]:
-        """The jobs that a node runs and that somebody has cancelled."""
-        with self.file.reading() as connection:
-            sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
-            return _column(connection, sql, (node,))
 
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, those of paused
@@ -6571,557 +7331,6 @@ class Store:
             ).get
         return found is not None
 
-    # Schedules
-
-    def fire(
-        self, now: int, tell: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
-    ) -> tuple[int, int | None]:
-        """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
-        when the next one is due. Any number of nodes may do this: each tick fires once, and
-        who fires it can *tell* of the jobs."""
-        if (due := self._next_tick(-1)) is None or due > now:
-            return 0, due
-        with self.file.reading() as connection:
-            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._firing(entry, now))]
-        fired = sum(self._fire(made, tell) for made in firings)
-        if any(made.next_at is not None and made.next_at <= now for made in firings):
-            return fired, now
-        return fired, self._next_tick(now)
-
-    def _next_tick(self, after: int) -> int | None:
-        with self.file.reading() as connection:
-            sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
-            tick: int | None = connection.execute(sql, (after,)).get
-        return tick
-
-    def _firing(self, entry: Entry, now: int) -> Firing | None:
-        """`None` for a schedule that this machine cannot fire; another one may."""
-        try:
-            return firing(entry, now, self._rng)
-        except OptionError as error:
-            if entry.name not in self._puzzled:
-                logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._puzzled.add(entry.name)
-            return None
-
-    def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
-        """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; says how many."""
-        entry, ticks, batches, next_at = made
-        with self.file.writing() as connection:
-            if self._entry(connection, entry.name) != entry:
-                return 0
-            if entry.overlap == "skip":
-                batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
-            placed = [
-                (tick, id)
-                for tick, batch in zip(ticks, batches, strict=False)
-                if (id := self._tick(connection, batch)) is not None
-            ]
-            last_at, last_job = placed[-1] if placed else (None, None)
-            connection.execute(
-                """
-                UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
-                WHERE name = ?
-                """,
-                (next_at, last_at, last_job, entry.name),
-            )
-            ports = self._ports(connection) if placed else ()
-        self._ring(ports)
-        logger.info("schedule %s fired %d jobs", entry.name, len(placed))
-        tell(entry, [id for _, id in placed])
-        return len(placed)
-
-    def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
-        """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
-        same key. `None` if that is an error, by the rule of the key."""
-        try:
-            return self._place_all([batch], connection)[0].row.id
-        except DuplicateError as error:
-            logger.info("a tick passes: %s", error)
-            return None
-
-    def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
-        state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
-        return state is not None and state not in FINISHED
-
-    def fire_now(self, name: str) -> int:
-        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-            DuplicateError: a job that waits has the same key.
-        """
-        now = self.clock()
-        with self.file.writing() as connection:
-            batch = batch_of(self._found(connection, name), now, now)
-            id = self._place_all([batch], connection)[0].row.id
-            connection.execute(
-                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
-                (now, id, name),
-            )
-            ports = self._ports(connection)
-        self._ring(ports)
-        return id
-
-    def declare(self, declared: Declared) -> None:
-        """Makes what a program declares the schedules of its modules: new ones come, changed
-        ones change, and those that have left the code go."""
-        with self.file.reading() as connection:
-            if not declared.entries and not self._entries(connection):
-                return
-        with self.file.writing() as connection:
-            known = {entry.name: entry for entry in self._entries(connection)}
-            for entry in declared.entries:
-                before = known.pop(entry.name, entry)
-                if before.origin not in declared.modules:
-                    by = "made at run time" if before.origin is None else f"of {before.origin}"
-                    logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
-                self._put(connection, entry, None if before is entry else before)
-            gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
-            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
-        for (name,) in gone:
-            logger.info("schedule %s has left the code and was removed", name)
-
-    def put_schedule(self, entry: Entry) -> None:
-        """Makes a schedule, or changes the one of this name."""
-        with self.file.writing() as connection:
-            self._put(connection, entry, self._entry(connection, entry.name))
-        self.wake()
-
-    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
-        """The next tick stays if the times are the same: it may be one that was missed while
-        nothing ran."""
-        if known is not None and known.keeps_time_of(entry):
-            next_at = known.next_at
-        else:
-            now = self.clock()
-            next_at = entry.rule.next_after(now, now)
-        if known is not None:
-            entry = Entry(*entry[:13], known.paused, next_at, known.last_at, known.last_job)
-        else:
-            entry = entry._replace(next_at=next_at)
-        if entry != known:
-            connection.execute(
-                f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-                f" VALUES ({', '.join('?' * len(entry))})",
-                entry,
-            )
-
-    def pause_schedules(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
-        with self.file.writing() as connection:
-            if name is not None:
-                self._found(connection, name)
-            connection.execute(
-                "UPDATE litejobs_schedule SET paused = 1"
-                " WHERE NOT paused AND name = coalesce(?, name)",
-                (name,),
-            )
-            paused = connection.changes()
-        self.wake()
-        return paused
-
-    def resume_schedules(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire again from the next tick on; says how many that
-        changed. What was missed meanwhile is not made up.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
-        now = self.clock()
-        with self.file.writing() as connection:
-            entries = self._entries(connection)
-            if name is not None:
-                entries = [self._found(connection, name)]
-            paused = [entry for entry in entries if entry.paused]
-            connection.executemany(
-                "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
-                [(e.rule.next_after(now, e.next_at or now), e.name) for e in paused],
-            )
-        self.wake()
-        return len(paused)
-
-    def remove_schedule(self, name: str) -> None:
-        """Forgets a schedule; the jobs that it has enqueued stay.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
-        with self.file.writing() as connection:
-            self._found(connection, name)
-            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
-
-    def schedule(self, name: str) -> Entry:
-        """One schedule.
-
-        Raises:
-            ScheduleNotFoundError: there is none of this name; a near one is proposed.
-        """
-        with self.file.reading() as connection:
-            return self._found(connection, name)
-
-    def schedules(self) -> list[Entry]:
-        """All schedules, by name."""
-        with self.file.reading() as connection:
-            return self._entries(connection)
-
-    def _entries(
-        self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
-    ) -> list[Entry]:
-        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
-        return [Entry._make(row) for row in connection.execute(sql, bindings)]
-
-    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
-        return next(iter(self._entries(connection, "name = :name", name=name)), None)
-
-    def _found(self, connection: apsw.Connection, name: str) -> Entry:
-        if entry := self._entry(connection, name):
-            return entry
-        known = [entry.name for entry in self._entries(connection)]
-        raise ScheduleNotFoundError(name, did_you_mean(name, known))
-
-    # Nodes
-
-    def join(
-        self, name: str, port: int, workers: int, serves: Serves, known: Iterable[tuple[Any, ...]]
-    ) -> tuple[int, Presence]:
-        """Lists a node and takes the first share of its lock, before others can see
-        it; stores what it *known* definitions say, for jobs inserted by hand."""
-        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        names = json.dumps(sorted(serves.names))
-        with self.file.writing() as connection:
-            self._sweep(connection)
-            connection.execute(
-                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (name, os.getpid(), port, workers, queues, self.clock(), names),
-            )
-            node = connection.last_insert_rowid()
-            connection.executemany(
-                "INSERT OR REPLACE INTO litejobs_definition"
-                " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                known,
-            )
-            presence = Presence.create(self.presence_path(node))
-        return node, presence
-
-    def _sweep(self, connection: apsw.Connection) -> None:
-        """Removes lock files without a node: of one that was killed while it left. Nobody
-        can be joining now, since this process has the write lock."""
-        nodes = _column(connection, "SELECT id FROM litejobs_node")
-        listed = set(map(self.presence_path, nodes))
-        start = f"{self.file.path.name}-node-"
-        for file in self.file.path.parent.iterdir():
-            if not file.name.startswith(start):
-                continue
-            if str(file) not in listed:
-                with Presence.gone(str(file)):
-                    pass
-
-    def presence_path(self, node: int) -> str:
-        """The file whose lock the processes of a node share."""
-        return _presence_path(self.file, node)
-
-    def leave(self, node: int, presence: Presence) -> None:
-        """Takes a node off the list. What it still held is rescued."""
-        presence.close()
-        self.rescue(node)
-        self.meter.flush()
-
-    def nodes(self) -> list[Node]:
-        """The nodes that are listed, with the number of jobs that each holds."""
-        with self.file.reading() as connection:
-            return _nodes(connection)
-
-    def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes that are listed."""
-        with self.file.reading() as connection:
-            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?"
-            rows: list[Any] = connection.execute(sql, (node,)).fetchall()
-        return rows
-
-    def rescue(self, node: int) -> int:
-        """Takes over the jobs of a node if none of its processes is left; says how many.
-
-        They become ready again and lose no attempt, but each such loss is counted: a
-        job that has seen LOST_LIMIT nodes die is a dead letter.
-        """
-        with Presence.gone(self.presence_path(node)) as gone:
-            return self._take_over(node) if gone else 0
-
-    def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """What a node holds: ids, names, queues and attempts, and whether it would be given
-        up if that node were lost."""
-        with self.file.reading() as connection:
-            sql = """
-                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
-                WHERE state = 'running' AND holder = ?
-            """
-            rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
-        return rows
-
-    def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock()}
-        with self.file.writing() as connection:
-            connection.execute(
-                """
-                INSERT INTO litejobs_attempt (
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
-                )
-                SELECT job.id, attempt, 'lost', 'NodeLost',
-                    'the node ended while it held the job', '', node.pid, job.started_at, :now
-                FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
-                WHERE state = 'running' AND holder = :node
-                """,
-                values,
-            )
-            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND holder = ?"
-            rescued = self._change(
-                connection,
-                _column(connection, held, (node,)),
-                f"""
-                UPDATE litejobs_job SET
-                    lost        = lost + 1,
-                    attempt     = attempt - (lost + 1 < :limit),
-                    state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
-                    finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
-                    prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
-                                       ELSE :now + {_kept_for("'failed'")} END,
-                    error       = 'NodeLost: the node ended while it held the job',
-                    holder      = NULL
-                WHERE id IN carray(:ids)
-                """,
-                limit=LOST_LIMIT,
-            )
-            self._cancel_returned(connection)
-            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
-        return rescued
-
-    def release_strays(self, node: int, held: Iterable[int]) -> None:
-        """Makes those jobs of a node ready again that are not among the *held*: a
-        commit of unknown outcome may have claimed them."""
-        with self.file.writing() as connection:
-            connection.execute(
-                """
-                UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
-                WHERE state = 'running' AND holder = ? AND id NOT IN carray(?)
-                """,
-                (node, _carray([*held, -1])),
-            )
-
-    # Reading and steering
-
-    def get(self, id: int) -> Row:
-        """One job.
-
-        Raises:
-            JobNotFoundError: there is none with this id.
-        """
-        if not 0 < id < 2**63:
-            raise JobNotFoundError(id)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-            row = connection.execute(sql, (id,)).fetchone()
-        if row is None:
-            raise JobNotFoundError(id)
-        return Row(*row)
-
-    def find(self, match: Match, limit: object) -> list[Row]:
-        """The jobs that match, the newest first."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
-            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
-        sql = f"""
-            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
-            ORDER BY id DESC LIMIT :limit
-        """
-        with self.file.reading() as connection:
-            rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [Row._make(row) for row in rows]
-
-    def count(self, match: Match) -> int:
-        """How many jobs match."""
-        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.details is not None:
-            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-        with self.file.reading() as connection:
-            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
-        return counted
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """How many jobs there are, by queue and state."""
-        counts: dict[str, dict[str, int]] = {}
-        sql = f"""
-            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
-            GROUP BY queue, state HAVING number > 0
-        """
-        with self.file.reading() as connection:
-            for queue, state, number in connection.execute(sql):
-                counts.setdefault(queue, {})[state] = number
-        return counts
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
-        with self.file.reading() as connection:
-            rows: list[Any] = connection.execute(
-                """
-                SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
-                FROM litejobs_attempt WHERE job = ? ORDER BY id
-                """,
-                (id,),
-            ).fetchall()
-        return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
-
-    def last_failed(self) -> int:
-        """The number of the failed attempt that was kept last; 0, if there is none."""
-        with self.file.reading() as connection:
-            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
-
-    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
-        """The failed attempts that were kept after that of this number, in that order,
-        each with the id of its job."""
-        with self.file.reading() as connection:
-            rows: list[Any] = connection.execute(
-                """
-                SELECT
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
-                FROM litejobs_attempt WHERE id > ? ORDER BY id
-                """,
-                (number,),
-            ).fetchall()
-        return [(job, Failure(*row[:6], *map(from_micros, row[6:]))) for job, *row in rows]
-
-    def cancel(self, match: Match) -> Moved:
-        """Cancels what waits, and asks for the end of what runs."""
-        end = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now, error = 'cancelled',
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-        """
-        ask = """
-            UPDATE litejobs_job SET cancel_at = :now
-            WHERE id IN carray(:ids) AND cancel_at IS NULL
-        """
-        matching = self.count(match)
-        moved = self._in_batches(match, WAITING, self._changing(end))
-        moved += self._in_batches(match, ("running",), self._changing(ask))
-        return self._moved(moved, matching)
-
-    def retry(self, match: Match) -> Moved:
-        """Lets dead letters and cancelled jobs start again with all their attempts,
-        and makes jobs that wait for their backoff due now. Their history stays."""
-        # Or ignore: the unique key may be another job's by now.
-        again = f"""
-            UPDATE OR IGNORE litejobs_job SET
-                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                finished_at = NULL, prune_at = NULL, error = NULL
-            WHERE id IN carray(:ids)
-        """
-        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
-        matching = self.count(match)
-        moved = self._in_batches(match, ("failed", "cancelled"), self._changing(again))
-        moved += self._in_batches(match, ("retrying",), self._changing(now))
-        return self._moved(moved, matching)
-
-    def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history; those that run are left."""
-        matching = self.count(match)
-        moved = self._in_batches(match, (*WAITING, *FINISHED), self._delete)
-        return self._moved(moved, matching)
-
-    def hold(self, match: Match) -> Moved:
-        """Keeps what waits from running until a person releases it."""
-        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        return self._steer(match, tuple(s for s in WAITING if s != "paused"), held, {})
-
-    def release(self, match: Match) -> Moved:
-        """Lets what a person held wait for its time or its turn again."""
-        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._steer(match, ("paused",), released, {})
-
-    def change(
-        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
-    ) -> Moved:
-        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
-        then the batch that it was called for stays as it was."""
-        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
-        if "run_at" in columns:
-            sets.append(f"""state = CASE
-                WHEN state IN ('retrying', 'paused') THEN state
-                WHEN state = 'blocked' AND key IS NULL THEN state
-                WHEN state = 'pending' AND :run_at <= :now THEN state
-                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-        return self._steer(match, WAITING, sql, columns, rework)
-
-    def _steer(
-        self,
-        match: Match,
-        states: tuple[State, ...],
-        sql: str,
-        columns: Mapping[str, Any],
-        rework: Rework | None = None,
-    ) -> Moved:
-        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            if rework is not None:
-                _rewrite(connection, ids, rework)
-            return self._change(connection, ids, sql, **columns)
-
-        matching = self.count(match)
-        return self._moved(self._in_batches(match, states, alter), matching)
-
-    def _moved(self, moved: int, matching: int) -> Moved:
-        self.wake()
-        return Moved(moved, max(0, matching - moved))
-
-    def _changing(self, sql: str) -> Callable[[apsw.Connection, Sequence[int]], int]:
-        return functools.partial(self._change, sql=sql)
-
-    def _in_batches(
-        self,
-        match: Match,
-        states: tuple[State, ...],
-        change: Callable[[apsw.Connection, Sequence[int]], int],
-    ) -> int:
-        """Changes the jobs that match and are in one of *states*, some at a time: a million
-        rows in one transaction would keep the nodes waiting."""
-        if match.states is not None:
-            states = tuple(state for state in states if state in match.states)
-        page, total = attrs.evolve(match, states=states), 0
-        if match.details is not None and match.ids is None:
-            return sum(
-                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
-            )
-        while True:
-            with self.file.writing() as connection:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
-                total += change(connection, ids)
-            if len(ids) < BATCH:
-                return total
-            page = attrs.evolve(page, before=ids[-1])
-
-    def _looked_through(self, match: Match) -> Iterator[Match]:
-        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
-        is done once, and before anybody waits for the write lock."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
-            ids = array.array("q", (id for (id,) in rows))
-        for start in range(0, len(ids), BATCH):
-            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
-
-    # Keeping
-
     def prune(self, now: int) -> int:
         """Deletes one batch of jobs whose retention is over; says how many."""
         due = "prune_at IS NOT NULL AND prune_at <= ?"
@@ -7132,7 +7341,7 @@ class Store:
                 return 0
         with self.file.writing() as connection:
             sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNED}"
-            return self._delete(connection, _column(connection, sql, (now,)))
+            return self.rows.delete(connection, _column(connection, sql, (now,)))
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; says how many."""
@@ -7148,90 +7357,6 @@ class Store:
         """Throws away what an ANALYZE in the application has found out about our tables."""
         with self.file.reading() as connection:
             _forget_statistics(connection)
-
-
-class _TooLate(Exception):
-    """Some settlements are of claims that do not hold any more."""
-
-
-def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
-    rows: Any = connection.execute(sql, bindings)
-    return [number for (number,) in rows]
-
-
-def _carray(ids: Iterable[int]) -> Any:
-    return apsw.carray(array.array("q", ids))
-
-
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
-_WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
-"""The state of a job that waits for nothing but its time and its turn."""
-
-
-def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
-    """Gives jobs new payloads."""
-    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
-    connection.executemany(
-        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-        [(rework(name, payload), id) for name, payload, id in rows],
-    )
-
-
-_INSERT = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, payload
-    )
-"""
-_INSERT_EXTRA = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
-        schedule, payload
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
-_ROW = ", ".join(Row._fields)
-_ENTRY = ", ".join(Entry._fields)
-_ACTIVE = "next_at IS NOT NULL AND NOT paused"
-_KEPT: Mapping[str, int] = {
-    state: kept // MICROSECOND
-    for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
-    if kept is not None
-}
-_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
-
-
-def _kept_for(state: str) -> str:
-    """For how long a job is kept that ended in this state (an expression of SQL): as its own
-    retention says, else as the default does."""
-    by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
-    return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
-
-
-def _close_before_forks(file: File) -> None:
-    """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connection is closed before, and opened when needed."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    reference = weakref.ref(file)
-    waiting: list[File] = []
-
-    def before() -> None:
-        if alive := reference():
-            alive.turn.acquire()
-            alive.close()
-            waiting.append(alive)
-
-    def after() -> None:
-        if waiting:
-            waiting.pop().turn.release()
-
-    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
 
 ################################################################################
@@ -7530,7 +7655,7 @@ def stage(beat: Beat) -> float:
 def fire(beat: Beat) -> float:
     """Enqueues the jobs of schedules that are due; wants to be back when the next one is."""
     now = beat.clock()
-    fired, due = beat.store.fire(now, beat.tell_fired)
+    fired, due = beat.store.timetable.fire(now, beat.tell_fired)
     if fired:
         beat.stir()
     return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
@@ -7538,10 +7663,10 @@ def fire(beat: Beat) -> float:
 
 def rescue(beat: Beat) -> float:
     """Takes over the jobs of nodes of which no process is left."""
-    for id, name, pid in beat.store.others(beat.node):
+    for id, name, pid in beat.store.nodes.others(beat.node):
         listened = beat.events.listened("crashed") or beat.events.listened("failed")
-        held = beat.store.held(id) if listened else []
-        if count := beat.store.rescue(id):
+        held = beat.store.nodes.held(id) if listened else []
+        if count := beat.store.nodes.rescue(id):
             logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
             beat.stir()
             _tell_of_lost(beat, name, held)
@@ -8709,9 +8834,9 @@ class Supervisor:
     # Joining and leaving
 
     def _join(self) -> None:
-        self.store.declare(self.declared)
+        self.store.timetable.declare(self.declared)
         known = self.registry.listing()
-        self._node, self._presence = self.store.join(
+        self._node, self._presence = self.store.nodes.join(
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
         self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
@@ -8801,7 +8926,7 @@ class Supervisor:
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")
-            presence = self.store.presence_path(self._node)
+            presence = self.store.nodes.presence_path(self._node)
             worker = self.staff.hire(presence, self.concurrency if self._async else 0)
             worker.left = self.jobs_per_worker
             self._workers.append(worker)
@@ -9055,7 +9180,7 @@ class Supervisor:
         try:
             if self._strays:
                 held = [job.id for worker in self._workers for job in worker.claims()]
-                self.store.release_strays(self._node, held)
+                self.store.nodes.release_strays(self._node, held)
                 self._strays = False
             done = self.store.exchange(self._settlements, self._node, choose, self.serves)
         except FileReplacedError:
@@ -9412,7 +9537,7 @@ class Supervisor:
 
     def _heed(self, beat: Beat) -> float:
         """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
-        self._cancelled = frozenset(self.store.asked(self._node))
+        self._cancelled = frozenset(self.store.nodes.asked(self._node))
         if self._cancelled:
             self._look_at_crowds()
         return math.inf
@@ -9621,7 +9746,7 @@ class LiteJobs:
         if not bound.options.plain:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
-        (id,) = self.store.enqueue(batches)
+        (id,) = self.store.intake.enqueue(batches)
         job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
         if self.events.wants("enqueued"):
             self._tell_enqueued([job])
@@ -9662,7 +9787,7 @@ class LiteJobs:
             _make_batch(body, options, tuple([job.payload for job in group]), now)
             for (body, options), group in alike
         ]
-        jobs = Enqueued(self.store.enqueue(batches) if batches else range(0), batches, self)
+        jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
         if self.events.wants("enqueued"):
             self._tell_enqueued(jobs)
         return jobs
@@ -9683,9 +9808,9 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            placed = self.store.enqueue_each(batches)
+            placed = self.store.intake.enqueue_each(batches)
         else:
-            placed = self.store.enqueue_through(connection, batches)
+            placed = self.store.intake.enqueue_through(connection, batches)
         jobs = [Job(row, self, duplicate) for row, duplicate in placed]
         # When somebody else commits, if ever, is theirs to know.
         if connection is None and self.events.wants("enqueued"):
@@ -9699,9 +9824,9 @@ class LiteJobs:
         Raises: like `enqueue`.
         """
         bound = self.bind(work, **choices)
-        for node, _, _ in self.store.others(0):
-            self.store.rescue(node)  # It may be dead, and nobody else has looked.
-        names = sorted({name for _, name, _ in self.store.others(0)})
+        for node, _, _ in self.store.nodes.others(0):
+            self.store.nodes.rescue(node)  # It may be dead, and nobody else has looked.
+        names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
     def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
@@ -9726,7 +9851,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.get(id), self)
+        return Job(self.store.catalogue.get(id), self)
 
     def find(
         self, *, limit: int = 100, before: int | None = None, **filters: Unpack[Filters]
@@ -9738,7 +9863,7 @@ class LiteJobs:
             OptionError: a filter is unknown or cannot match anything.
         """
         match = attrs.evolve(_match(filters), before=before)
-        return [Job(row, self) for row in self.store.find(match, limit)]
+        return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, the newest first, read page by page: nothing is held open,
@@ -9749,17 +9874,17 @@ class LiteJobs:
         return self._pages(_match(filters))
 
     def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.find(match, PAGE):
+        while page := self.store.catalogue.find(match, PAGE):
             yield from (Job(row, self) for row in page)
             match = attrs.evolve(match, before=page[-1].id)
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
-        return self.store.count(_match(filters))
+        return self.store.catalogue.count(_match(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
-        return self.store.stats()
+        return self.store.catalogue.stats()
 
     def metrics(
         self,
@@ -9788,11 +9913,11 @@ class LiteJobs:
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
-        return self.store.nodes()
+        return self.store.nodes.all()
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.errors(id)
+        return self.store.catalogue.errors(id)
 
     def wait(self, id: int, timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -9836,7 +9961,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.get(id))
+        return self.store.health.why(self.store.catalogue.get(id))
 
     # Keep
 
@@ -9853,7 +9978,7 @@ class LiteJobs:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which nobody holds. Says how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.wake()
+        self.store.ringer.wake()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
@@ -9897,16 +10022,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return self.store.cancel(_chosen(ids, filters))
+        return self.store.catalogue.cancel(_chosen(ids, filters))
 
     def retry(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
         """Lets failed and cancelled jobs start again, with all their attempts (their
         history stays), and makes jobs that wait for their backoff due now."""
-        return self.store.retry(_chosen(ids, filters))
+        return self.store.catalogue.retry(_chosen(ids, filters))
 
     def delete(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return self.store.delete(_chosen(ids, filters))
+        return self.store.catalogue.delete(_chosen(ids, filters))
 
     # Recur
 
@@ -10045,16 +10170,16 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry) for entry in self.store.schedules()]
+        return [Schedule(entry) for entry in self.store.timetable.all()]
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; says how many that paused."""
-        return self.store.pause_schedules()
+        return self.store.timetable.pause()
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; says how many were
         paused. What was missed meanwhile is not made up."""
-        return self.store.resume_schedules()
+        return self.store.timetable.resume()
 
     def change(self, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives jobs that wait other values, which are checked as when one enqueues. Running
@@ -10069,7 +10194,7 @@ class LiteJobs:
         columns = _new_columns(to, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return self.store.change(_chosen(ids, filters), columns, rework)
+        return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -10090,11 +10215,11 @@ class LiteJobs:
 
     def hold(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
         """Keeps jobs that wait from running: they are paused until they are released."""
-        return self.store.hold(_chosen(ids, filters))
+        return self.store.catalogue.hold(_chosen(ids, filters))
 
     def release(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time or their turn again."""
-        return self.store.release(_chosen(ids, filters))
+        return self.store.catalogue.release(_chosen(ids, filters))
 
     # Work
 
@@ -10246,8 +10371,8 @@ class LiteJobs:
         with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
-            self.store.declare(self._declarations())
-            node, presence = self.store.join(serves.node, 0, 0, serves, known)
+            self.store.timetable.declare(self._declarations())
+            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
             return self._drain(executor, serves, node)
@@ -10257,7 +10382,7 @@ class LiteJobs:
         ended: Iterable[Event] = ()
         beat = Beat(self.store, node, self.clock, lambda: None, self.events, serves.node)
         for attempts in itertools.count():
-            self.store.fire(self.clock(), beat.tell_fired)
+            self.store.timetable.fire(self.clock(), beat.tell_fired)
             self.store.stage(self.clock())
             self.store.expire(self.clock())
             claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
@@ -10509,7 +10634,7 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        return Schedule(self._jobs.store.schedule(self.name))
+        return Schedule(self._jobs.store.timetable.get(self.name))
 
     def set(
         self,
@@ -10531,7 +10656,7 @@ class ScheduleHandle:
         if not isinstance(expression, str):
             expression = every_expression(expression)
         rule = make_rule(expression, timezone, how)
-        self._jobs.store.put_schedule(self._jobs._entry(self.name, rule, work, None))
+        self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
         return self.get()
 
     def pause(self) -> None:
@@ -10540,7 +10665,7 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        self._jobs.store.pause_schedules(self.name)
+        self._jobs.store.timetable.pause(self.name)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on.
@@ -10548,7 +10673,7 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        self._jobs.store.resume_schedules(self.name)
+        self._jobs.store.timetable.resume(self.name)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays.
@@ -10557,7 +10682,7 @@ class ScheduleHandle:
             ScheduleNotFoundError: it does not exist.
         """
         _refuse_while_importing()
-        return self._jobs.get(self._jobs.store.fire_now(self.name))
+        return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
 
     def remove(self) -> None:
         """Forgets it. (One that a program declares comes back when its next node starts.)
@@ -10565,7 +10690,7 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        self._jobs.store.remove_schedule(self.name)
+        self._jobs.store.timetable.remove(self.name)
 
 
 def module_name(name: str) -> str:
@@ -11045,11 +11170,11 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        last = self.jobs.store.last_failed()
+        last = self.jobs.store.catalogue.last_failed()
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        failed = self.jobs.store.failed_after(last)
+        failed = self.jobs.store.catalogue.failed_after(last)
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
@@ -11537,7 +11662,7 @@ def _enqueue(options: argparse.Namespace) -> int:
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
-        job = jobs.get(jobs.store.insert(name, payload, _columns(jobs, choices)))
+        job = jobs.get(jobs.store.intake.insert(name, payload, _columns(jobs, choices)))
     _print(options, _plain(job), f"{job.id}")
     return 0
 
@@ -11742,16 +11867,16 @@ def _fire(options: argparse.Namespace) -> int:
 
 
 def _pause_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Store.pause_schedules, "paused")
+    return _steer(options, Timetable.pause, "paused")
 
 
 def _resume_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Store.resume_schedules, "resumed")
+    return _steer(options, Timetable.resume, "resumed")
 
 
 def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -> int:
     jobs, _ = _target(options.target)
-    changed = change(jobs.store, options.name)
+    changed = change(jobs.store.timetable, options.name)
     _print(options, {done: changed}, f"{changed} {done}")
     return 0 if changed else 1
 

@@ -900,7 +900,7 @@ class TestHealth:
     def test_nodes_are_listed(self, command: CommandLine, jobs: LiteJobs) -> None:
         assert command("nodes", "jobs.db").code == 1
         serves = Serves(frozenset(["send"]), frozenset(["default"]), "laptop")
-        _, presence = jobs.store.join("laptop", 0, 2, serves, [])
+        _, presence = jobs.store.nodes.join("laptop", 0, 2, serves, [])
         listed = command("nodes", "jobs.db", "--json").json
         [head, line] = command("nodes", "jobs.db").out.splitlines()
         presence.close()

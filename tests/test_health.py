@@ -38,7 +38,7 @@ def add(jobs: LiteJobs, **columns: Any) -> int:
         "name": "mail", "queue": "default", "priority": 0, "run_at": START,
         "enqueued_at": jobs.clock(), "max_attempts": 5, **columns,
     }  # fmt: skip
-    with jobs.store._fired(), jobs.store.file.writing() as connection:
+    with jobs.store.intake._fired(), jobs.store.file.writing() as connection:
         connection.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
@@ -59,7 +59,7 @@ class Nodes:
     ) -> int:
         serves = Serves(frozenset(names), None if queues is None else frozenset(queues), name)
         known = [("default", "", 0, 5, None, None, None, None, name) for name in names]
-        node, self.presences[node] = self.jobs.store.join(name, 0, 2, serves, known)
+        node, self.presences[node] = self.jobs.store.nodes.join(name, 0, 2, serves, known)
         return node
 
     def die(self, node: int) -> None:
@@ -178,8 +178,8 @@ class TestBackup:
             copy.define(mail)
             assert copy.get(1).state == "running"
             assert "has died" in copy.why(1)
-            [(node, *_)] = copy.store.others(0)
-            assert copy.store.rescue(node) == 1
+            [(node, *_)] = copy.store.nodes.others(0)
+            assert copy.store.nodes.rescue(node) == 1
             assert copy.drain() == 1
         assert jobs.get(1).state == "running"
 
@@ -290,7 +290,7 @@ class TestDoctor:
         assert jobs.doctor() == []
         node = nodes.join()
         nodes.die(node)
-        jobs.store.rescue(node)
+        jobs.store.nodes.rescue(node)
         assert only(jobs.doctor()).problem == "no node so far has it, for 1 waiting job"
 
     def test_finds_jobs_for_a_node_that_is_gone(self, jobs: LiteJobs, nodes: Nodes) -> None:
@@ -310,7 +310,7 @@ class TestDoctor:
         found = only(jobs.doctor())
         assert found.subject == "node 'here'"
         assert "with 1 job" in found.problem
-        assert jobs.store.rescue(node) == 1, "the doctor only looks"
+        assert jobs.store.nodes.rescue(node) == 1, "the doctor only looks"
         assert jobs.doctor() == []
 
     def test_finds_a_paused_queue_in_which_jobs_wait(self, jobs: LiteJobs, nodes: Nodes) -> None:

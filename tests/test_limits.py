@@ -52,7 +52,7 @@ class Hands:
         self.jobs = jobs
         self.serves = jobs._serves(None, "here")
         known = jobs.registry.listing()
-        self.node, self.presence = jobs.store.join("here", 0, 1, self.serves, known)
+        self.node, self.presence = jobs.store.nodes.join("here", 0, 1, self.serves, known)
         self.again_at: int | None = None
 
     def claim(self, limit: int = 10**6) -> list[Claimed]:
@@ -135,7 +135,7 @@ class TestConcurrency:
         assert len(other.claim()) == 1
         other.presence.close()
         assert hands.claim() == []
-        jobs.store.rescue(other.node)
+        jobs.store.nodes.rescue(other.node)
         assert len(hands.claim()) == 1
 
 
@@ -416,7 +416,7 @@ class TestKeys:
         other.claim()
         other.presence.close()
         assert hands.claim() == []
-        jobs.store.rescue(other.node)
+        jobs.store.nodes.rescue(other.node)
         claimed = hands.claim()
         assert [job.id for job in claimed] == [1], "still one at a time"
         hands.settle(*claimed)

@@ -279,6 +279,6 @@ class TestHook:
             raise Fail("never")
 
         job = work.enqueue(1)
-        worse = jobs.store.insert("work", '{"n": "no number"}', {})
+        worse = jobs.store.intake.insert("work", '{"n": "no number"}', {})
         jobs.drain()
         assert called == [(job.id, "Fail"), (worse, "PayloadError")]

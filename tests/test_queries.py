@@ -44,7 +44,7 @@ def add(jobs: LiteJobs, **columns: Any) -> int:
         "name": "mail", "queue": "default", "priority": 0, "run_at": START,
         "enqueued_at": jobs.clock(), **columns,
     }  # fmt: skip
-    with jobs.store._fired(), jobs.store.file.writing() as connection:
+    with jobs.store.intake._fired(), jobs.store.file.writing() as connection:
         connection.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
@@ -184,7 +184,7 @@ class TestFilters:
         empty(jobs)
         for number, row in enumerate(rows):
             add(jobs, **{"id": number + 1, **row})
-        every = [jobs.store.get(number + 1) for number in reversed(range(len(rows)))]
+        every = [jobs.store.catalogue.get(number + 1) for number in reversed(range(len(rows)))]
         expected = [row.id for row in every if matches(row, dict(chosen))]
         assert found(jobs, **chosen, limit=limit) == expected[:limit]
         assert found(jobs, **chosen, before=7) == [id for id in expected if id < 7]

@@ -385,10 +385,10 @@ class TestMissedTicks:
         jobs.every(1, misfire="all")(report)
         jobs.drain()
         clock.turn(2_300)
-        fired, due = jobs.store.fire(clock())
+        fired, due = jobs.store.timetable.fire(clock())
         assert (fired, due) == (1_000, clock())
-        assert jobs.store.fire(clock()) == (1_000, clock())
-        assert jobs.store.fire(clock()) == (300, clock() + 10**6)
+        assert jobs.store.timetable.fire(clock()) == (1_000, clock())
+        assert jobs.store.timetable.fire(clock()) == (300, clock() + 10**6)
         assert jobs.count() == 2_300
 
 
@@ -397,7 +397,7 @@ class TestOverlap:
         jobs.cron("@hourly", misfire="all")(report)
         jobs.drain()
         clock.turn(2 * HOUR)
-        assert jobs.store.fire(clock())[0] == 2
+        assert jobs.store.timetable.fire(clock())[0] == 2
 
     def test_skip_lets_a_tick_pass_while_the_last_job_has_not_finished(
         self, jobs: LiteJobs, clock: TurnedClock
@@ -406,12 +406,12 @@ class TestOverlap:
         jobs.drain()
         for _ in range(3):
             clock.turn(HOUR)
-            jobs.store.fire(clock())
+            jobs.store.timetable.fire(clock())
         assert hours(jobs) == [1]
         assert next_hour(jobs) == 4
         jobs.cancel(state="pending")
         clock.turn(2 * HOUR)  # Two ticks, of which the second would overlap the first.
-        assert jobs.store.fire(clock())[0] == 1
+        assert jobs.store.timetable.fire(clock())[0] == 1
         assert hours(jobs) == [1, 4]
         assert next_hour(jobs) == 6
 
@@ -421,10 +421,10 @@ class TestOverlap:
         jobs.cron("@hourly", overlap="skip")(report)
         jobs.drain()
         clock.turn(HOUR)
-        jobs.store.fire(clock())
+        jobs.store.timetable.fire(clock())
         jobs.delete(name="report")
         clock.turn(HOUR)
-        assert jobs.store.fire(clock())[0] == 1
+        assert jobs.store.timetable.fire(clock())[0] == 1
 
     def test_skip_waits_for_a_job_that_was_fired_by_hand(
         self, jobs: LiteJobs, clock: TurnedClock
@@ -433,7 +433,7 @@ class TestOverlap:
         jobs.drain()
         jobs.schedule("report").fire()
         clock.turn(HOUR)
-        assert jobs.store.fire(clock())[0] == 0
+        assert jobs.store.timetable.fire(clock())[0] == 0
 
 
 class TestFiring:
@@ -457,7 +457,7 @@ class TestFiring:
         jobs.drain()
         clock.turn(HOUR)
         for _ in range(20):
-            jobs.store.fire(clock())
+            jobs.store.timetable.fire(clock())
             clock.turn(HOUR)
         late = [job.run_at - NEW_YEAR for job in jobs.find()]
         minutes = {(length.total_seconds() % HOUR) // 60 for length in late}
@@ -487,8 +487,8 @@ class TestFiring:
         write_by_hand(jobs, set_by_hand.format("timezone = 'Mars/Olympus'", "alien"))
         write_by_hand(jobs, set_by_hand.format("options = '[]'", "broken"))
         clock.turn(HOUR)
-        assert jobs.store.fire(clock()) == (1, clock() + HOUR * 10**6)
-        assert jobs.store.fire(clock()) == (0, clock() + HOUR * 10**6)
+        assert jobs.store.timetable.fire(clock()) == (1, clock() + HOUR * 10**6)
+        assert jobs.store.timetable.fire(clock()) == (0, clock() + HOUR * 10**6)
         told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert len(told) == 2
         assert "Mars/Olympus" in told[0]
@@ -503,7 +503,7 @@ class TestFiring:
         jobs.drain()
         for _ in range(3):
             clock.turn(HOUR)
-            jobs.store.fire(clock())
+            jobs.store.timetable.fire(clock())
         assert jobs.count() == 1
         assert jobs.schedule("report").get().last_at == NEW_YEAR + timedelta(hours=last)
         jobs.drain()
@@ -518,7 +518,7 @@ class TestFiring:
         jobs.drain()
         for _ in range(4):
             clock.turn(HOUR)
-            jobs.store.fire(clock())
+            jobs.store.timetable.fire(clock())
         assert hours(jobs) == [1, 3]
 
     def test_of_jobs_with_a_key_respects_its_limit(
@@ -527,7 +527,7 @@ class TestFiring:
         jobs.cron("@hourly", jobs.define(key="tenant", key_limit=1)(report), misfire="all")
         jobs.drain()
         clock.turn(2 * HOUR)
-        jobs.store.fire(clock())
+        jobs.store.timetable.fire(clock())
         assert jobs.stats() == {"default": {"pending": 1, "blocked": 1}}
 
     def test_counts_the_expiry_of_each_job_from_its_tick(
@@ -536,7 +536,7 @@ class TestFiring:
         jobs.cron("@hourly", jobs.define(expires=600, headers={"from": "cron"})(report))
         jobs.drain()
         clock.turn(HOUR + 5)
-        jobs.store.fire(clock())
+        jobs.store.timetable.fire(clock())
         [job] = jobs.find()
         assert job.expires_at == NEW_YEAR + timedelta(hours=1, minutes=10)
         assert job.headers == {"from": "cron"}
@@ -561,7 +561,7 @@ class TestFiring:
         def fire(store: Store) -> None:
             for _ in range(ticks):
                 start.wait()
-                store.fire(clock())
+                store.timetable.fire(clock())
                 start.wait()
             store.close()
 
@@ -748,7 +748,7 @@ class Clocked:
         new = self.programs.folder / "clock.new"
         new.write_text(str(self.clock()))
         os.replace(new, self.programs.folder / "clock.txt")
-        self.jobs.store.wake()
+        self.jobs.store.ringer.wake()
 
     def start(self) -> Any:
         known = {node.id for node in self.jobs.nodes()}

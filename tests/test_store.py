@@ -79,7 +79,7 @@ def store(path: Path, clock: TurnedClock) -> Iterator[Store]:
 @pytest.fixture
 def node(store: Store) -> Iterator[int]:
     """A node that is at work."""
-    number, presence = store.join("here", 0, 1, ALL, [])
+    number, presence = store.nodes.join("here", 0, 1, ALL, [])
     yield number
     presence.close()
 
@@ -276,8 +276,8 @@ class TestTheConnection:
         before = os.umask(0)
         try:
             store = Store.at(path)
-            store.enqueue([new()])
-            presence = Presence.create(store.presence_path(1))
+            store.intake.enqueue([new()])
+            presence = Presence.create(store.nodes.presence_path(1))
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
@@ -305,7 +305,7 @@ class TestTheConnection:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
         store = Store.at(tmp_path / "link" / "jobs.db")
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         assert store.file.path == tmp_path / "real" / "jobs.db"
         store.close()
 
@@ -348,13 +348,13 @@ class TestTheConnection:
             Store.at(tmp_path / ("x" * 300)).changes()
 
     def test_says_that_a_damaged_file_is_damaged(self, store: Store, path: Path) -> None:
-        store.enqueue([new() for _ in range(1000)])
+        store.intake.enqueue([new() for _ in range(1000)])
         store.close()
         with open(path, "r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * (path.stat().st_size - 4096))
         with pytest.raises(FileError, match=r"CorruptError: database disk image is malformed"):
-            store.count(Match())
+            store.catalogue.count(Match())
 
     @pytest.mark.parametrize(
         ("mode", "problem"),
@@ -416,7 +416,7 @@ class TestTheConnection:
             application.execute("CREATE TABLE customer (name TEXT); PRAGMA user_version = 7")
             application.execute("INSERT INTO customer VALUES ('Ada')")
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         assert store.file.connection().pragma("journal_mode") == "wal"
         assert store.file.connection().pragma("user_version") == 7
         assert store.file.connection().execute("SELECT name FROM customer").get == "Ada"
@@ -426,10 +426,10 @@ class TestTheConnection:
         store.close()
 
     def test_opens_again_after_it_was_closed(self, store: Store) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         store.close()
         store.close()
-        assert store.get(1).id == 1
+        assert store.catalogue.get(1).id == 1
 
 
 class TestOtherProcesses:
@@ -442,13 +442,13 @@ class TestOtherProcesses:
         answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
         ids = [id for answer in answers for id in answer]
         assert sorted(ids) == list(range(1, 401))
-        rows = Store.at(path).find(Match(), 1000)
+        rows = Store.at(path).catalogue.find(Match(), 1000)
         assert {row.id for row in rows} == set(ids)
         sent = [json.loads(row.payload)["n"] for row in rows]
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
     def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
-        Store.at(path).enqueue([new("note") for _ in range(100)])
+        Store.at(path).intake.enqueue([new("note") for _ in range(100)])
         claim = (
             "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
@@ -461,37 +461,37 @@ class TestOtherProcesses:
         self, crew: Crew, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litejobs, "PATIENCE", 0.2)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
         assert crew.tell(hold, store.file.path, 1) == [1]
         began = time.monotonic()
         with pytest.raises(BusyError, match=r"locked by another process .*: who holds a trans"):
-            store.enqueue([new()])
+            store.intake.enqueue([new()])
         assert 0.2 <= time.monotonic() - began < 5
-        assert store.count(Match()) == 1, "one can read meanwhile"
+        assert store.catalogue.count(Match()) == 1, "one can read meanwhile"
         assert crew.tell("kept.pop().close()", store.file.path, 1) == [None]
-        assert list(store.enqueue([new()])) == [2]
+        assert list(store.intake.enqueue([new()])) == [2]
 
     def test_are_waited_for_while_they_write(self, crew: Crew, store: Store) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
         crew.tell(hold, store.file.path, 1)
-        waiting = threading.Thread(target=store.enqueue, args=([new()],))
+        waiting = threading.Thread(target=store.intake.enqueue, args=([new()],))
         waiting.start()
         waiting.join(0.05)
         assert waiting.is_alive()
         crew.tell("kept.pop().close()", store.file.path, 1)
         waiting.join(10)
-        assert store.count(Match()) == 2
+        assert store.catalogue.count(Match()) == 2
 
     def test_that_read_for_long_hinder_nobody(self, crew: Crew, store: Store) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         read = (
             "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN DEFERRED'),"
             " jobs.count()][-1]"
         )
         assert crew.tell(read, store.file.path, 1) == [1]
-        assert list(store.enqueue([new()])) == [2]
+        assert list(store.intake.enqueue([new()])) == [2]
         crew.tell("kept.pop().close()", store.file.path, 1)
 
 
@@ -509,15 +509,15 @@ class TestAFork:
 
     def test_lets_both_processes_go_on(self, path: Path) -> None:
         store = Store.at(path)
-        ids = [*store.enqueue([new()])]
+        ids = [*store.intake.enqueue([new()])]
         for act in (
-            lambda: store.enqueue([new()]),
+            lambda: store.intake.enqueue([new()]),
             lambda: store.close(),
-            lambda: store.get(1),
+            lambda: store.catalogue.get(1),
             lambda: os.kill(os.getpid(), 0),
         ):
             self.in_a_child(act)
-            ids += store.enqueue([new() for _ in range(5)])
+            ids += store.intake.enqueue([new() for _ in range(5)])
         # Asked by a process that shares nothing with this one.
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
         assert len(set(ids)) == 21
@@ -527,24 +527,24 @@ class TestAFork:
         # SQLite in the child would believe in the parent's locks, had it inherited them:
         # the parent, the last one as it seems, would delete the WAL under the child.
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         asking, told = os.pipe()
         hearing, answered = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                store.enqueue([new()])
+                store.intake.enqueue([new()])
                 os.write(answered, b"open")
                 os.read(asking, 9)
                 for _ in range(20):
-                    store.enqueue([new()])
+                    store.intake.enqueue([new()])
                 os._exit(0)
             except BaseException:
                 os._exit(1)
         os.close(asking)
         os.close(answered)
         assert os.read(hearing, 9) == b"open"
-        store.get(1)
+        store.catalogue.get(1)
         store.close()
         os.write(told, b"closed")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -554,11 +554,11 @@ class TestAFork:
 
     def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         store.close()
         del store
-        self.in_a_child(lambda: Store.at(path).enqueue([new()]))
-        assert Store.at(path).count(Match()) == 2
+        self.in_a_child(lambda: Store.at(path).intake.enqueue([new()]))
+        assert Store.at(path).catalogue.count(Match()) == 2
 
     def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
         store = Store.at(path)
@@ -567,12 +567,12 @@ class TestAFork:
 
         def enqueue() -> None:
             while not stop.is_set():
-                acknowledged.extend(store.enqueue([new()]))
+                acknowledged.extend(store.intake.enqueue([new()]))
 
         thread = threading.Thread(target=enqueue)
         thread.start()
         for _ in range(10):
-            self.in_a_child(lambda: store.enqueue([new()]))
+            self.in_a_child(lambda: store.intake.enqueue([new()]))
         stop.set()
         thread.join()
         count = int(shell(path, "SELECT count(*) FROM litejobs_job").stdout)
@@ -604,39 +604,39 @@ class TestTheFileThatIsTakenAway:
         self, act: Callable[[object, Path], None], path: Path
     ) -> None:
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         act(self, path)
         with pytest.raises(FileReplacedError, match=r"jobs\.db: was removed, moved or replaced"):
-            store.enqueue([new()])
+            store.intake.enqueue([new()])
         # The next use takes the file that is there by then.
-        before = store.count(Match())
-        id = store.enqueue([new()])[0]
-        assert store.get(id).name == "mail"
-        assert store.count(Match()) == before + 1
+        before = store.catalogue.count(Match())
+        id = store.intake.enqueue([new()])[0]
+        assert store.catalogue.get(id).name == "mail"
+        assert store.catalogue.count(Match()) == before + 1
         store.close()
 
     def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         self.lose_all(path)
-        begin = "[kept.append(jobs), jobs.store.enqueue(ROWS)] and jobs.count()".replace(
+        begin = "[kept.append(jobs), jobs.store.intake.enqueue(ROWS)] and jobs.count()".replace(
             "ROWS", f"[litejobs.Batch{tuple(new())!r}] * 7"
         )
         assert crew.tell(begin, path, 1) == [7]
         with pytest.raises(FileReplacedError):
-            store.enqueue([new()])
+            store.intake.enqueue([new()])
         one = f"[litejobs.Batch{tuple(new())!r}]"
-        assert crew.tell(f"len(kept[0].store.enqueue({one}))", path, 1) == [1]
-        assert store.count(Match()) == 8
+        assert crew.tell(f"len(kept[0].store.intake.enqueue({one}))", path, 1) == [1]
+        assert store.catalogue.count(Match()) == 8
         crew.tell("kept.pop().close()", path, 1)
-        assert store.count(Match()) == 8
+        assert store.catalogue.count(Match()) == 8
         store.close()
 
     def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:
         store = Store.at(path)
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         store.file.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        assert list(store.enqueue([new()])) == [2]
+        assert list(store.intake.enqueue([new()])) == [2]
         store.close()
 
 
@@ -683,29 +683,29 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         broken = BrokenDisk()
         store = Store.at(path)
         try:
-            store.enqueue([new()])
+            store.intake.enqueue([new()])
             broken.fails = True
             with pytest.raises(OutcomeUnknownError, match="may be there or not"):
-                store.enqueue([new()])
-            count = store.count(Match())
+                store.intake.enqueue([new()])
+            count = store.catalogue.count(Match())
             assert count in (1, 2)
-            store.enqueue([new()])
-            assert store.count(Match()) == count + 1
+            store.intake.enqueue([new()])
+            assert store.catalogue.count(Match()) == count + 1
             assert store.file.connection().pragma("integrity_check") == "ok"
         finally:
             store.close()
             broken.unregister()
 
     def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         connection = store.file.connection()
         most = connection.pragma("max_page_count")
         connection.pragma("max_page_count", connection.pragma("page_count"))
         with pytest.raises(FileError, match=r"the disk is full: nothing was written; free some"):
-            store.enqueue([new(payload=json.dumps("x" * 2**20))])
+            store.intake.enqueue([new(payload=json.dumps("x" * 2**20))])
         connection.pragma("max_page_count", most)
-        assert store.count(Match()) == 1
-        assert list(store.enqueue([new()])) == [2]
+        assert store.catalogue.count(Match()) == 1
+        assert list(store.intake.enqueue([new()])) == [2]
 
 
 class BrokenDisk(apsw.VFS):
@@ -807,7 +807,7 @@ class TestAnInsertByHand:
         outsider(
             store.file.path, f"INSERT INTO litejobs_job (name, run_at) VALUES ('mail', {later})"
         )
-        row = store.get(1)
+        row = store.catalogue.get(1)
         assert (row.state, row.run_at) == ("scheduled", later)
 
     def test_may_insert_many_at_once(self, store: Store) -> None:
@@ -816,7 +816,7 @@ class TestAnInsertByHand:
             "INSERT INTO litejobs_job (name) VALUES ('mail'), ('report'), ('mail')",
         )
         assert done.stderr == ""
-        assert [(row.id, row.name, row.queue) for row in store.find(Match(), 9)] == [
+        assert [(row.id, row.name, row.queue) for row in store.catalogue.find(Match(), 9)] == [
             (3, "mail", "default"),
             (2, "report", "slow"),
             (1, "mail", "default"),
@@ -831,7 +831,7 @@ class TestAnInsertByHand:
         done = outsider(store.file.path, sql)
         assert done.returncode != 0
         assert "litejobs: payload is not JSON" in done.stderr
-        assert store.count(Match()) == 0
+        assert store.catalogue.count(Match()) == 0
 
     @pytest.mark.parametrize(
         ("columns", "values"),
@@ -852,12 +852,12 @@ class TestAnInsertByHand:
     ) -> None:
         done = shell(store.file.path, f"INSERT INTO litejobs_job ({columns}) VALUES ({values})")
         assert done.returncode != 0
-        assert store.count(Match()) == 0
+        assert store.catalogue.count(Match()) == 0
 
     @pytest.mark.parametrize("column", ["enqueued_at", "started_at", "attempt", "claim"])
     def test_never_hides_the_jobs_of_others(self, column: str, store: Store, node: int) -> None:
         shell(store.file.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
-        (other,) = store.enqueue([new(queue="other")])
+        (other,) = store.intake.enqueue([new(queue="other")])
         assert other in [job.id for job in take(store, node)]
 
     def test_is_run_like_any_other(self, jobs_that_note: LiteJobs) -> None:
@@ -879,7 +879,7 @@ class TestAnInsertByHand:
             yield jobs
 
     def test_is_deleted_with_its_history(self, store: Store, node: int) -> None:
-        store.enqueue([new(), new()])
+        store.intake.enqueue([new(), new()])
         one, other = take(store, node)
         settle(
             store,
@@ -888,8 +888,8 @@ class TestAnInsertByHand:
             ending(other, "failed", failure=a_failure(other)),
         )
         shell(store.file.path, "DELETE FROM litejobs_job WHERE id = 1")
-        assert store.errors(1) == ()
-        assert len(store.errors(2)) == 1
+        assert store.catalogue.errors(1) == ()
+        assert len(store.catalogue.errors(2)) == 1
 
 
 rows = st.lists(
@@ -920,7 +920,7 @@ class TestClaims:
         self, store: Store, rows: list[Batch]
     ) -> None:
         store.file.connection().execute("DELETE FROM litejobs_job")
-        ids = store.enqueue(rows) if rows else range(0)
+        ids = store.intake.enqueue(rows) if rows else range(0)
         expected = sorted(ids, key=lambda id: urgency(rows[id - ids[0]], id))
         half = len(expected) // 2
         first, rest = take(store, 1, half), take(store, 1)
@@ -933,13 +933,13 @@ class TestClaims:
             new(f"job{n % 7}", f"queue{n % 5}", priority=n * 7 % 3, run_at=START - n * 13 % 50)
             for n in range(3000)
         ]
-        ids = store.enqueue(rows)
+        ids = store.intake.enqueue(rows)
         serves = Serves(frozenset(f"job{n}" for n in range(7)), None, "here")
         expected = sorted(ids, key=lambda id: urgency(rows[id - 1], id))
         assert [job.id for job in take(store, 1, serves=serves)] == expected
 
     def test_leave_jobs_alone_until_they_are_due(self, store: Store, clock: TurnedClock) -> None:
-        store.enqueue([new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
+        store.intake.enqueue([new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
         assert [job.id for job in take(store, 1)] == [2]
         assert store.stage(START + 4) == (0, START + 5)
         assert take(store, 1) == []
@@ -949,7 +949,7 @@ class TestClaims:
         assert [job.id for job in take(store, 1)] == [1]
 
     def test_leave_what_the_node_does_not_serve(self, store: Store) -> None:
-        store.enqueue(
+        store.intake.enqueue(
             [
                 new("mail", "default"),
                 new("mail", "slow"),
@@ -960,16 +960,18 @@ class TestClaims:
         )
         serves = Serves(frozenset(["mail"]), frozenset(["slow"]), "here")
         assert [job.id for job in take(store, 1, serves=serves)] == [2, 5]
-        assert [row.state for row in store.find(Match(ids=(1, 3, 4)), 9)] == ["pending"] * 3
+        assert [row.state for row in store.catalogue.find(Match(ids=(1, 3, 4)), 9)] == [
+            "pending"
+        ] * 3
 
     def test_take_what_is_chosen_in_the_order_of_the_choice(self, store: Store) -> None:
-        store.enqueue([new(), new(), new()])
+        store.intake.enqueue([new(), new(), new()])
         claimed, *_ = store.exchange([], 1, lambda ready: [3, 1], ALL)
         assert [job.id for job in claimed] == [3, 1]
-        assert store.get(2).state == "pending"
+        assert store.catalogue.get(2).state == "pending"
 
     def test_show_each_job_with_its_name(self, store: Store) -> None:
-        store.enqueue([new("mail"), new("report", "slow")])
+        store.intake.enqueue([new("mail"), new("report", "slow")])
         seen: list[tuple[int, str]] = []
 
         def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -980,15 +982,15 @@ class TestClaims:
         assert seen == [(1, "mail"), (2, "report")]
 
     def test_count_the_attempt_and_raise_the_fence(self, store: Store, clock: TurnedClock) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         clock.turn(5e-6)
         (claimed,) = take(store, 1)
-        row = store.get(1)
+        row = store.catalogue.get(1)
         assert (row.state, row.attempt, row.claim, row.started_at) == ("running", 1, 1, START + 5)
         assert claimed == Claimed(1, 1, "mail", "default", 0, 1, 5, None, None, "{}", START, START)
 
     def test_of_two_stores_never_overlap(self, store: Store, path: Path) -> None:
-        store.enqueue([new() for _ in range(400)])
+        store.intake.enqueue([new() for _ in range(400)])
         taken: list[list[int]] = []
 
         def work() -> None:
@@ -1007,7 +1009,7 @@ class TestClaims:
         assert sorted(taken[0] + taken[1]) == list(range(1, 401))
 
     def test_roll_back_when_the_choice_fails(self, store: Store, node: int) -> None:
-        store.enqueue([new(), new()])
+        store.intake.enqueue([new(), new()])
         (claimed,) = take(store, node, 1)
 
         def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -1015,35 +1017,35 @@ class TestClaims:
 
         with pytest.raises(RuntimeError, match="no choice"):
             store.exchange([ending(claimed, "completed")], node, choose, ALL)
-        assert store.get(1).state == "running"
+        assert store.catalogue.get(1).state == "running"
         assert settle(store, node, ending(claimed, "completed")) == 0
 
     def test_stage_more_than_one_batch(self, store: Store) -> None:
-        store.enqueue([new(run_at=START + 1)] * (BATCH + 1))
+        store.intake.enqueue([new(run_at=START + 1)] * (BATCH + 1))
         assert store.stage(START + 1) == (BATCH + 1, None)
-        assert store.count(Match(states=("pending",))) == BATCH + 1
+        assert store.catalogue.count(Match(states=("pending",))) == BATCH + 1
 
 
 class TestSettlements:
     @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
     def test_of_the_ends(self, state: State, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         end = ending(claimed, state, result="[1]", error="why")
         assert settle(store, node, end) == 0
-        row = store.get(1)
+        row = store.catalogue.get(1)
         assert (row.state, row.attempt, row.run_at) == (state, 1, START)
         assert (row.started_at, row.finished_at) == (START, START + SECOND)
         assert (row.result, row.error) == ("[1]", "why")
-        assert [each.running for each in store.nodes()] == [0]
+        assert [each.running for each in store.nodes.all()] == [0]
         assert take(store, node) == []
 
     @pytest.mark.parametrize("state", ["scheduled", "retrying"])
     def test_of_jobs_that_come_back_later(self, state: State, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state, run_at=START + 5, attempt=0))
-        row = store.get(1)
+        row = store.catalogue.get(1)
         assert (row.state, row.attempt, row.run_at) == (state, 0, START + 5)
         assert row.finished_at is None
         assert store.stage(START + 4) == (0, START + 5)
@@ -1051,7 +1053,7 @@ class TestSettlements:
         assert [job.claim for job in take(store, node)] == [2]
 
     def test_of_a_job_that_is_given_back(self, store: Store, node: int) -> None:
-        store.enqueue([new(), new()])
+        store.intake.enqueue([new(), new()])
         (claimed,) = take(store, node, 1)
         settle(store, node, ending(claimed, "pending", attempt=0))
         assert [(job.id, job.attempt, job.claim) for job in take(store, node)] == [
@@ -1060,7 +1062,7 @@ class TestSettlements:
         ]
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         kept = []
         for message in ("one", "two\0, with a NUL", "drei – 🚀"):
             store.stage(START)
@@ -1068,32 +1070,32 @@ class TestSettlements:
             failure = a_failure(claimed, message)
             settle(store, node, ending(claimed, "retrying", failure=failure))
             kept.append(failure)
-        assert store.errors(1) == tuple(kept)
+        assert store.catalogue.errors(1) == tuple(kept)
 
     def test_from_an_older_claim_change_nothing(self, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (old,) = take(store, node)
         settle(store, node, ending(old, "pending", attempt=0))
         (current,) = take(store, node)
-        before = store.get(1)
+        before = store.catalogue.get(1)
         stale = ending(old, "completed", result="1", failure=a_failure(old))
         assert settle(store, node, stale) == 1
-        assert store.get(1) == before
-        assert store.errors(1) == ()
+        assert store.catalogue.get(1) == before
+        assert store.catalogue.errors(1) == ()
         assert settle(store, node, ending(current, "completed", result="2")) == 0
-        assert store.get(1).result == "2"
+        assert store.catalogue.get(1).result == "2"
         assert settle(store, node, ending(current, "failed")) == 1, "it was settled already"
-        assert store.get(1).state == "completed"
+        assert store.catalogue.get(1).state == "completed"
 
     def test_of_a_job_that_is_gone_leave_no_history(self, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         shell(store.file.path, "DELETE FROM litejobs_job")
         assert settle(store, node, ending(claimed, "failed", failure=a_failure(claimed))) == 1
-        assert store.errors(1) == ()
+        assert store.catalogue.errors(1) == ()
 
     def test_are_counted_one_by_one(self, store: Store, node: int) -> None:
-        store.enqueue([new() for _ in range(3)])
+        store.intake.enqueue([new() for _ in range(3)])
         one, two, three = take(store, node)
         assert settle(
             store,
@@ -1102,7 +1104,7 @@ class TestSettlements:
             ending(two, "completed", claim=7),
             ending(three, "completed"),
         ) == 1  # fmt: skip
-        assert [row.state for row in store.find(Match(), 9)] == [
+        assert [row.state for row in store.catalogue.find(Match(), 9)] == [
             "completed",
             "running",
             "completed",
@@ -1112,131 +1114,131 @@ class TestSettlements:
     def test_never_bring_back_a_job_that_was_cancelled_meanwhile(
         self, state: State, store: Store, node: int
     ) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
-        assert store.cancel(Match(ids=(1,))) == Moved(1)
+        assert store.catalogue.cancel(Match(ids=(1,))) == Moved(1)
         settle(store, node, ending(claimed, state))
-        assert store.get(1).state == "cancelled"
+        assert store.catalogue.get(1).state == "cancelled"
 
     def test_let_a_job_complete_though_it_was_asked_to_end(self, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
-        store.cancel(Match(ids=(1,)))
-        assert store.asked(node) == [1]
+        store.catalogue.cancel(Match(ids=(1,)))
+        assert store.nodes.asked(node) == [1]
         settle(store, node, ending(claimed, "completed"))
-        assert store.get(1).state == "completed"
-        assert store.asked(node) == []
+        assert store.catalogue.get(1).state == "completed"
+        assert store.nodes.asked(node) == []
 
 
 class TestRescue:
     def test_leaves_the_jobs_of_a_node_that_lives(self, store: Store, node: int) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         take(store, node)
-        assert store.rescue(node) == 0
-        assert store.get(1).state == "running"
-        assert [each.id for each in store.nodes()] == [node]
+        assert store.nodes.rescue(node) == 0
+        assert store.catalogue.get(1).state == "running"
+        assert [each.id for each in store.nodes.all()] == [node]
 
     def test_leaves_the_jobs_of_a_node_in_another_process(self, crew: Crew, store: Store) -> None:
-        store.enqueue([new()])
-        join = "[kept.append(jobs.store.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
+        store.intake.enqueue([new()])
+        join = "[kept.append(jobs.store.nodes.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
             "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
         )
         (node,) = crew.tell(join, store.file.path, 1)
         take(store, node)
-        assert store.rescue(node) == 0
+        assert store.nodes.rescue(node) == 0
         assert crew.tell("kept.pop()[1].close()", store.file.path, 1) == [None]
-        assert store.rescue(node) == 1
+        assert store.nodes.rescue(node) == 1
 
     def test_takes_over_when_the_last_process_of_a_node_is_gone(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        node, presence = store.join("there", 0, 1, ALL, [])
-        worker = Presence.hold(store.presence_path(node))
-        store.enqueue([new(), new(), new()])
+        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        worker = Presence.hold(store.nodes.presence_path(node))
+        store.intake.enqueue([new(), new(), new()])
         take(store, node, 2)
         presence.close()
-        assert store.rescue(node) == 0, "its worker may still run the jobs"
+        assert store.nodes.rescue(node) == 0, "its worker may still run the jobs"
         worker.close()
         clock.turn(1)
-        assert store.rescue(node) == 2
-        assert store.nodes() == []
-        assert not os.path.exists(store.presence_path(node))
-        rows = store.find(Match(), 9)
+        assert store.nodes.rescue(node) == 2
+        assert store.nodes.all() == []
+        assert not os.path.exists(store.nodes.presence_path(node))
+        rows = store.catalogue.find(Match(), 9)
         assert [(row.state, row.attempt, row.lost) for row in rows] == [
             ("pending", 0, 0),
             ("pending", 0, 1),
             ("pending", 0, 1),
         ]
-        (failure,) = store.errors(1)
+        (failure,) = store.catalogue.errors(1)
         assert (failure.attempt, failure.kind, failure.worker) == (1, "lost", os.getpid())
-        assert store.rescue(node) == 0, "there is nothing left to rescue"
+        assert store.nodes.rescue(node) == 0, "there is nothing left to rescue"
 
     def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        store.enqueue([new(retention=Retention(failed=5))])
+        store.intake.enqueue([new(retention=Retention(failed=5))])
         for count in range(1, LOST_LIMIT + 1):
-            assert store.get(1).state == "pending"
-            node, presence = store.join("there", 0, 1, ALL, [])
+            assert store.catalogue.get(1).state == "pending"
+            node, presence = store.nodes.join("there", 0, 1, ALL, [])
             take(store, node)
             presence.close()
-            assert store.rescue(node) == 1
-            assert store.get(1).lost == count
-        row = store.get(1)
+            assert store.nodes.rescue(node) == 1
+            assert store.catalogue.get(1).lost == count
+        row = store.catalogue.get(1)
         assert (row.state, row.attempt, row.finished_at) == ("failed", 1, START)
-        assert [failure.kind for failure in store.errors(1)] == ["lost"] * LOST_LIMIT
+        assert [failure.kind for failure in store.catalogue.errors(1)] == ["lost"] * LOST_LIMIT
         assert store.prune(START + 5 * SECOND - 1) == 0
         assert store.prune(START + 5 * SECOND) == 1
 
     def test_throws_away_what_the_old_claim_brings_later(self, store: Store, node: int) -> None:
-        dead, presence = store.join("there", 0, 1, ALL, [])
-        store.enqueue([new()])
+        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
         (old,) = take(store, dead)
         presence.close()
-        store.rescue(dead)
+        store.nodes.rescue(dead)
         assert settle(store, dead, ending(old, "completed")) == 1
         (current,) = take(store, node)
         assert settle(store, dead, ending(old, "completed")) == 1
         assert settle(store, node, ending(current, "completed")) == 0
 
     def test_cancels_what_was_asked_to_end_on_the_node_that_died(self, store: Store) -> None:
-        node, presence = store.join("there", 0, 1, ALL, [])
-        store.enqueue([new()])
+        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
         take(store, node)
-        store.cancel(Match(ids=(1,)))
+        store.catalogue.cancel(Match(ids=(1,)))
         presence.close()
-        assert store.rescue(node) == 1
-        assert store.get(1).state == "cancelled"
+        assert store.nodes.rescue(node) == 1
+        assert store.catalogue.get(1).state == "cancelled"
 
     def test_forgets_the_wish_to_cancel_once_somebody_retries(
         self, store: Store, node: int
     ) -> None:
-        dead, presence = store.join("there", 0, 1, ALL, [])
-        store.enqueue([new()])
+        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
         take(store, dead)
-        store.cancel(Match(ids=(1,)))
+        store.catalogue.cancel(Match(ids=(1,)))
         presence.close()
-        store.rescue(dead)
-        store.cancel(Match(ids=(1,)))
-        assert store.retry(Match(ids=(1,))) == Moved(1)
+        store.nodes.rescue(dead)
+        store.catalogue.cancel(Match(ids=(1,)))
+        assert store.catalogue.retry(Match(ids=(1,))) == Moved(1)
         assert [job.id for job in take(store, node)] == [1]
-        assert store.asked(node) == []
+        assert store.nodes.asked(node) == []
 
     def test_leaving_gives_back_what_was_held(self, store: Store) -> None:
-        node, presence = store.join("there", 0, 1, ALL, [])
-        store.enqueue([new()])
+        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
         take(store, node)
         store.leave(node, presence)
-        assert store.nodes() == []
-        assert store.get(1).state == "pending"
+        assert store.nodes.all() == []
+        assert store.catalogue.get(1).state == "pending"
 
     def test_gives_back_jobs_that_a_node_does_not_know_it_has(
         self, store: Store, node: int
     ) -> None:
-        store.enqueue([new(), new(), new()])
+        store.intake.enqueue([new(), new(), new()])
         take(store, node)
-        store.release_strays(node, [2])
-        assert [(row.id, row.state, row.attempt) for row in store.find(Match(), 9)] == [
+        store.nodes.release_strays(node, [2])
+        assert [(row.id, row.state, row.attempt) for row in store.catalogue.find(Match(), 9)] == [
             (3, "pending", 0),
             (2, "running", 1),
             (1, "pending", 0),
@@ -1260,21 +1262,21 @@ class TestPruning:
         self, state: State, kept: float | None, store: Store, node: int
     ) -> None:
         others: dict[str, Any] = {"completed": 7, "cancelled": 7, "failed": 7, state: kept}
-        store.enqueue([new(retention=Retention(**others))])
+        store.intake.enqueue([new(retention=Retention(**others))])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state, failure=a_failure(claimed)))
         ended = START + SECOND
         if kept is None:
             assert store.prune(ended + 10**15) == 0
-            assert store.get(1).state == state
+            assert store.catalogue.get(1).state == state
             return
         due = ended + int(kept * SECOND)
         assert store.prune(due - 1) == 0
-        assert len(store.errors(1)) == 1
+        assert len(store.catalogue.errors(1)) == 1
         assert store.prune(due) == 1
-        assert store.errors(1) == ()
+        assert store.catalogue.errors(1) == ()
         with pytest.raises(JobNotFoundError, match="no job has the id 1: it was deleted or pru"):
-            store.get(1)
+            store.catalogue.get(1)
 
     @pytest.mark.parametrize(
         ("state", "days"), [("completed", 1), ("cancelled", 1), ("failed", 30)]
@@ -1282,7 +1284,7 @@ class TestPruning:
     def test_by_default_keeps_finished_jobs_for_days(
         self, state: State, days: int, store: Store, node: int
     ) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state))
         due = START + SECOND + days * 86400 * SECOND
@@ -1292,19 +1294,19 @@ class TestPruning:
     def test_counts_from_the_cancellation_of_a_waiting_job(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        store.enqueue([new(), new(retention=Retention(cancelled=2))])
+        store.intake.enqueue([new(), new(retention=Retention(cancelled=2))])
         clock.turn(100e-6)
-        store.cancel(Match(states=("pending",)))
+        store.catalogue.cancel(Match(states=("pending",)))
         assert store.prune(START + 100 + 2 * SECOND - 1) == 0
         assert store.prune(START + 100 + 2 * SECOND) == 1
         assert store.prune(START + 100 + 86400 * SECOND - 1) == 0
         assert store.prune(START + 100 + 86400 * SECOND) == 1
 
     def test_leaves_a_dead_letter_that_was_retried(self, store: Store, node: int) -> None:
-        store.enqueue([new(retention=Retention(failed=0))])
+        store.intake.enqueue([new(retention=Retention(failed=0))])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, "failed"))
-        store.retry(Match(ids=(1,)))
+        store.catalogue.retry(Match(ids=(1,)))
         assert store.prune(START + 10**15) == 0
 
     def test_goes_by_small_batches_and_gives_the_space_back(
@@ -1313,7 +1315,7 @@ class TestPruning:
         fill(store, 1200, "completed", "x" * 3000)
         pages = store.file.connection().pragma("page_count")
         assert [store.prune(1100) for _ in range(3)] == [1000, 100, 0]
-        assert store.count(Match()) == 100
+        assert store.catalogue.count(Match()) == 100
         assert max(iter(store.shrink, 0)) == 200
         assert store.file.connection().pragma("page_count") < pages * 0.2
 
@@ -1323,7 +1325,7 @@ def fill(
 ) -> None:
     """Puts many rows of one state into the file, to be pruned at 1, 2, 3, …"""
     ended = state in ("completed", "failed", "cancelled")
-    store.count(Match())
+    store.catalogue.count(Match())
     by_hand = apsw.Connection(str(store.file.path))
     by_hand.execute(
         """
@@ -1384,32 +1386,32 @@ def an_exchange(store: Store, node: int) -> None:
 HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     "claiming and settling": (an_exchange, "litejobs_ready"),
     "staging": (lambda store, node: store.stage(START + 1), "litejobs_due"),
-    "asking who was cancelled": (lambda store, node: store.asked(node), "litejobs_asked"),
+    "asking who was cancelled": (lambda store, node: store.nodes.asked(node), "litejobs_asked"),
     "pruning": (lambda store, node: store.prune(3), "litejobs_prune"),
-    "listing nodes": (lambda store, node: store.nodes(), "litejobs_held"),
-    "rescuing": (lambda store, node: store._take_over(node + 1), "litejobs_held"),
+    "listing nodes": (lambda store, node: store.nodes.all(), "litejobs_held"),
+    "rescuing": (lambda store, node: store.nodes._take_over(node + 1), "litejobs_held"),
     "giving strays back": (
-        lambda store, node: store.release_strays(node, [1]),
+        lambda store, node: store.nodes.release_strays(node, [1]),
         "litejobs_held",
     ),
     "finding dead letters": (
-        lambda store, node: store.find(Match(states=("failed",)), 20),
+        lambda store, node: store.catalogue.find(Match(states=("failed",)), 20),
         "litejobs_shelf",
     ),
     "counting dead letters": (
-        lambda store, node: store.count(Match(states=("failed",))),
+        lambda store, node: store.catalogue.count(Match(states=("failed",))),
         "litejobs_count USING PRIMARY KEY",
     ),
     "retrying dead letters": (
-        lambda store, node: store.retry(Match(states=("failed",), name="no")),
+        lambda store, node: store.catalogue.retry(Match(states=("failed",), name="no")),
         "litejobs_shelf",
     ),
     "cancelling one job": (
-        lambda store, node: store.cancel(Match(ids=(7,))),
+        lambda store, node: store.catalogue.cancel(Match(ids=(7,))),
         "INTEGER PRIMARY KEY",
     ),
     "deleting one job": (
-        lambda store, node: store.delete(Match(ids=(7,))),
+        lambda store, node: store.catalogue.delete(Match(ids=(7,))),
         "INTEGER PRIMARY KEY",
     ),
     "looking whether anything is left to do": (
@@ -1417,23 +1419,23 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
         "litejobs_held",
     ),
     "turning a page": (
-        lambda store, node: store.find(Match(before=70), 20),
+        lambda store, node: store.catalogue.find(Match(before=70), 20),
         "INTEGER PRIMARY KEY",
     ),
     "finding cancelled jobs": (
-        lambda store, node: store.find(Match(states=("cancelled", "failed")), 20),
+        lambda store, node: store.catalogue.find(Match(states=("cancelled", "failed")), 20),
         "litejobs_shelf",
     ),
     "finding scheduled jobs": (
-        lambda store, node: store.find(Match(states=("scheduled",)), 20),
+        lambda store, node: store.catalogue.find(Match(states=("scheduled",)), 20),
         "litejobs_shelf",
     ),
     "finding pending jobs of a queue": (
-        lambda store, node: store.count(Match(states=("pending",), queue="default")),
+        lambda store, node: store.catalogue.count(Match(states=("pending",), queue="default")),
         "litejobs_ready",
     ),
     "finding running jobs": (
-        lambda store, node: store.count(Match(states=("running",))),
+        lambda store, node: store.catalogue.count(Match(states=("running",))),
         "litejobs_held",
     ),
 }
@@ -1475,7 +1477,7 @@ class TestALargeFile:
     def test_is_not_read_whole_because_it_was_small_when_it_was_analyzed(
         self, store: Store, node: int
     ) -> None:
-        store.enqueue([new() for _ in range(3)])
+        store.intake.enqueue([new() for _ in range(3)])
         hand = apsw.Connection(str(store.file.path))
         hand.execute("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1); ANALYZE")
         hand.close()
@@ -1500,7 +1502,7 @@ class TestALargeFile:
         self, act: Callable[[Store, int], object], store: Store, node: int
     ) -> None:
         def steps() -> int:
-            store.enqueue([new(run_at=START), new(run_at=START + 1)])
+            store.intake.enqueue([new(run_at=START), new(run_at=START + 1)])
             with measured(store) as statuses:
                 act(store, node)
             assert statuses
@@ -1521,7 +1523,7 @@ class TestALargeFile:
                 assert len(take(store, node, 4)) == 4
             return sum(status["SQLITE_STMTSTATUS_VM_STEP"] for status in statuses)
 
-        store.enqueue([new()] * 1000)
+        store.intake.enqueue([new()] * 1000)
         small = steps()
         fill(store, 10_000, "pending", run_at=START - 1)
         assert steps() < small + 500
@@ -1532,19 +1534,19 @@ class TestTheBell:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
             bell.bind(("127.0.0.1", 0))
             bell.settimeout(5)
-            node, presence = store.join("here", bell.getsockname()[1], 1, ALL, [])
+            node, presence = store.nodes.join("here", bell.getsockname()[1], 1, ALL, [])
             for act in (
-                lambda: store.enqueue([new()]),
-                lambda: store.insert("mail", "{}", {}),
-                lambda: store.cancel(Match()),
+                lambda: store.intake.enqueue([new()]),
+                lambda: store.intake.insert("mail", "{}", {}),
+                lambda: store.catalogue.cancel(Match()),
             ):
                 act()
                 assert bell.recv(10) == b""
             store.leave(node, presence)
 
     def test_of_a_node_with_an_impossible_port_harms_nobody(self, store: Store) -> None:
-        node, presence = store.join("here", 70_000, 1, ALL, [])
-        assert list(store.enqueue([new()])) == [1]
+        node, presence = store.nodes.join("here", 70_000, 1, ALL, [])
+        assert list(store.intake.enqueue([new()])) == [1]
         store.leave(node, presence)
 
 
@@ -1554,18 +1556,18 @@ def sequence(rows: Sequence[Any]) -> list[int]:
 
 class TestMatching:
     def test_takes_ids_beyond_what_sqlite_has(self, store: Store) -> None:
-        store.enqueue([new()])
+        store.intake.enqueue([new()])
         huge = Match(ids=(2**63, 2**200, -(2**70), 1))
-        assert sequence(store.find(huge, 9)) == [1]
-        assert store.count(huge) == 1
+        assert sequence(store.catalogue.find(huge, 9)) == [1]
+        assert store.catalogue.count(huge) == 1
         for id in (2**63, -(2**63) - 1, 2**100, 0, -1):
             with pytest.raises(JobNotFoundError, match=f"no job has the id {id}"):
-                store.get(id)
+                store.catalogue.get(id)
 
     def test_takes_filters_that_are_no_proper_text(self, store: Store) -> None:
-        store.enqueue([new()])
-        assert store.find(Match(name="\ud800"), 9) == []
-        assert store.count(Match(queue="\udcff")) == 0
+        store.intake.enqueue([new()])
+        assert store.catalogue.find(Match(name="\ud800"), 9) == []
+        assert store.catalogue.count(Match(queue="\udcff")) == 0
 
 
 def scanned(store: Store) -> dict[tuple[str, str, str], int]:
@@ -1582,7 +1584,7 @@ def counted(store: Store) -> dict[tuple[str, str, str], int]:
     """The same as the store has counted it."""
     groups = itertools.product(litejobs.STATES, QUEUES, NAMES)
     numbers = {
-        (state, queue, name): store.count(Match(states=(state,), queue=queue, name=name))
+        (state, queue, name): store.catalogue.count(Match(states=(state,), queue=queue, name=name))
         for state, queue, name in groups
     }
     return {group: number for group, number in numbers.items() if number}
@@ -1628,7 +1630,7 @@ class TestCounting:
         what, how = step
         match what:
             case "enqueue":
-                store.enqueue([how])
+                store.intake.enqueue([how])
             case "settle":
                 claimed = take(store, node, len(how))
                 endings = (
@@ -1637,17 +1639,17 @@ class TestCounting:
                 )
                 settle(store, node, *endings)
             case "cancel" | "retry" | "delete":
-                getattr(store, what)(how)
+                getattr(store.catalogue, what)(how)
             case "stage":
                 store.stage(START + 5)
             case "prune":
                 store.prune(START + 3600 * SECOND)
             case "rescue":
                 take(store, other, 2)
-                store._take_over(other)
+                store.nodes._take_over(other)
             case "give back":
                 take(store, node, 2)
-                store.release_strays(node, [])
+                store.nodes.release_strays(node, [])
             case "by hand":
                 hand = apsw.Connection(str(store.file.path))
                 hand.execute(how)
@@ -1664,7 +1666,7 @@ class TestCounting:
     ) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             store = Store.at(Path(folder, "jobs.db"), "fast", clock)
-            node, presence = store.join("here", 0, 1, ALL, [])
+            node, presence = store.nodes.join("here", 0, 1, ALL, [])
             for number, step in enumerate(steps):
                 self.do(store, node, step, other=100 + number)
                 assert counted(store) == scanned(store), step
@@ -1673,7 +1675,7 @@ class TestCounting:
             store.close()
 
     def finds_what_is_there(self, store: Store, match: Match) -> None:
-        everything = [store.get(id) for id in range(200) if self.exists(store, id)]
+        everything = [store.catalogue.get(id) for id in range(200) if self.exists(store, id)]
         matching = [
             row.id
             for row in reversed(everything)
@@ -1681,17 +1683,17 @@ class TestCounting:
             and match.queue in (None, row.queue)
             and match.name in (None, row.name)
         ]
-        assert store.count(match) == len(matching)
+        assert store.catalogue.count(match) == len(matching)
         paged: list[int] = []
         before = None
-        while page := store.find(attrs.evolve(match, before=before), 2):
+        while page := store.catalogue.find(attrs.evolve(match, before=before), 2):
             paged += [row.id for row in page]
             before = page[-1].id
         assert paged == matching
 
     def exists(self, store: Store, id: int) -> bool:
         with contextlib.suppress(JobNotFoundError):
-            return bool(store.get(id))
+            return bool(store.catalogue.get(id))
         return False
 
 
@@ -1699,18 +1701,18 @@ def test_a_file_of_before_the_first_release_is_refused(store: Store) -> None:
     store.file.connection().execute("UPDATE litejobs_meta SET value = 1 WHERE name = 'schema'")
     store.close()
     with pytest.raises(FileError, match="before its first release: start with a new file"):
-        store.count(Match())
+        store.catalogue.count(Match())
 
 
 class TestThreadsThatEnqueueAtOnce:
     def test_share_commits_and_lose_nothing(self, path: Path) -> None:
         store = Store.at(path, "full")
-        store.count(Match())
+        store.catalogue.count(Match())
         ids: list[int] = []
 
         def produce(number: int) -> None:
             for _ in range(number):
-                ids.extend(store.enqueue([new(), new()]))
+                ids.extend(store.intake.enqueue([new(), new()]))
 
         threads = [threading.Thread(target=produce, args=(50,)) for _ in range(8)]
         commits = store.file.connection().data_version()
@@ -1720,25 +1722,25 @@ class TestThreadsThatEnqueueAtOnce:
             thread.join()
         commits = store.file.connection().data_version() - commits
         assert sorted(ids) == list(range(1, 801))
-        assert store.count(Match()) == 800
+        assert store.catalogue.count(Match()) == 800
         assert commits < 400, "400 calls had a commit each"
         print(f"400 calls took {commits} commits")
         store.close()
 
     def test_are_refused_alone(self, path: Path) -> None:
         store = Store.at(path, "full")
-        store.count(Match())
+        store.catalogue.count(Match())
         store.file.connection().execute(
             "CREATE UNIQUE INDEX unlucky ON litejobs_job (priority) WHERE priority = 13"
         )
-        store.enqueue([new(priority=13)])
+        store.intake.enqueue([new(priority=13)])
         refused: list[str] = []
         kept: list[int] = []
 
         def produce(priority: int) -> None:
             for _ in range(30):
                 try:
-                    kept.extend(store.enqueue([new(priority=priority)]))
+                    kept.extend(store.intake.enqueue([new(priority=priority)]))
                 except FileError as error:
                     refused.append(str(error))
 
@@ -1749,14 +1751,14 @@ class TestThreadsThatEnqueueAtOnce:
             thread.join()
         assert (len(kept), len(refused)) == (120, 60)
         assert all("UNIQUE" in said for said in refused)
-        assert store.count(Match()) == 121
+        assert store.catalogue.count(Match()) == 121
         store.close()
 
     def test_learn_that_the_one_who_committed_for_them_was_interrupted(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = Store.at(path, "full")
-        store.count(Match())
+        store.catalogue.count(Match())
         commit, commits = File.commit, itertools.count(1)
 
         def slow(file: File, connection: apsw.Connection) -> None:
@@ -1771,7 +1773,7 @@ class TestThreadsThatEnqueueAtOnce:
 
         def produce() -> None:
             try:
-                store.enqueue([new()])
+                store.intake.enqueue([new()])
                 said.append("done")
             except BaseException as error:
                 said.append(type(error).__name__)
@@ -1784,25 +1786,25 @@ class TestThreadsThatEnqueueAtOnce:
             thread.join(10)
         unknown = ["OutcomeUnknownError"] * 2
         assert sorted(said) == ["KeyboardInterrupt", *unknown, "done"]
-        assert len(store.enqueue([new()])) == 1
+        assert len(store.intake.enqueue([new()])) == 1
         store.close()
 
     def test_do_not_wait_for_themselves_in_a_signal_handler(self, path: Path) -> None:
         store = Store.at(path, "full")
-        store.count(Match())
-        with store._orders.lead:  # as in the midst of an enqueue of this thread
-            assert list(store.enqueue([new()])) == [1]
+        store.catalogue.count(Match())
+        with store.intake._orders.lead:  # as in the midst of an enqueue of this thread
+            assert list(store.intake.enqueue([new()])) == [1]
         store.close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_are_left_to_their_own_process_by_a_fork(self, path: Path) -> None:
         store = Store.at(path, "full")
-        store.count(Match())
+        store.catalogue.count(Match())
         done = threading.Event()
 
         def produce() -> None:
             while not done.is_set():
-                store.enqueue([new(payload='"parent"')])
+                store.intake.enqueue([new(payload='"parent"')])
 
         threads = [threading.Thread(target=produce) for _ in range(4)]
         for thread in threads:
@@ -1811,7 +1813,7 @@ class TestThreadsThatEnqueueAtOnce:
         for _ in range(10):
             pid = os.fork()
             if not pid:
-                store.enqueue([new(payload='"child"')])
+                store.intake.enqueue([new(payload='"child"')])
                 os._exit(0)
             children.append(pid)
             time.sleep(0.01)
@@ -1819,7 +1821,7 @@ class TestThreadsThatEnqueueAtOnce:
         for thread in threads:
             thread.join()
         assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
-        payloads = [row.payload for row in store.find(Match(), 10**6)]
+        payloads = [row.payload for row in store.catalogue.find(Match(), 10**6)]
         assert payloads.count('"child"') == 10
         store.close()
 
@@ -1828,7 +1830,7 @@ class TestReadingAhead:
     """What was read of the ready jobs is kept while nobody else commits."""
 
     def test_reads_nothing_twice(self, store: Store, node: int) -> None:
-        store.enqueue([new("mail", f"queue {n % 200}") for n in range(2000)])
+        store.intake.enqueue([new("mail", f"queue {n % 200}") for n in range(2000)])
         take(store, node, 100)
         with measured(store) as statements:
             assert len(take(store, node, 100)) == 100
@@ -1836,21 +1838,21 @@ class TestReadingAhead:
 
     def test_sees_what_others_commit(self, store: Store, node: int, path: Path) -> None:
         other = Store.at(path, "fast", store.clock)
-        store.enqueue([new() for _ in range(20)])
+        store.intake.enqueue([new() for _ in range(20)])
         assert [job.id for job in take(store, node, 2)] == [1, 2]
-        (urgent,) = other.enqueue([new(priority=9)])
-        other.cancel(Match(ids=(3,)))
+        (urgent,) = other.intake.enqueue([new(priority=9)])
+        other.catalogue.cancel(Match(ids=(3,)))
         assert [job.id for job in take(store, node, 2)] == [urgent, 4]
         other.close()
 
     def test_sees_what_comes_back(self, store: Store, node: int) -> None:
-        store.enqueue([new() for _ in range(20)])
+        store.intake.enqueue([new() for _ in range(20)])
         claimed = take(store, node, 3)
         settle(store, node, *(ending(job, "pending", attempt=0) for job in claimed[:2]))
         assert [job.id for job in take(store, node, 3)] == [1, 2, 4]
 
     def test_goes_on_in_order_after_an_error(self, store: Store, node: int) -> None:
-        store.enqueue([new() for _ in range(20)])
+        store.intake.enqueue([new() for _ in range(20)])
         take(store, node, 2)
 
         def fail(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -1863,7 +1865,7 @@ class TestReadingAhead:
 
     def test_never_claims_twice_when_two_nodes_read_ahead(self, store: Store, path: Path) -> None:
         other = Store.at(path, "fast", store.clock)
-        store.enqueue([new("mail", f"queue {n % 50}") for n in range(1000)])
+        store.intake.enqueue([new("mail", f"queue {n % 50}") for n in range(1000)])
         seen: list[int] = []
         while claimed := [*take(store, 1, 7), *take(other, 2, 5)]:
             seen += [job.id for job in claimed]
@@ -1876,11 +1878,11 @@ class TestReadingAhead:
         monkeypatch.setattr(litejobs, "LONG_LOOK", -1.0)
         monkeypatch.setattr(litejobs, "LOOK_REST", 1e9)
         other = Store.at(path, "fast", store.clock)
-        store.enqueue([new() for _ in range(100)])
+        store.intake.enqueue([new() for _ in range(100)])
         seen: list[int] = []
         for _ in range(40):
             seen += [job.id for job in take(store, node, 9)]
-            other.enqueue([new(priority=9)])
+            other.intake.enqueue([new(priority=9)])
         while claimed := take(store, node, 9):
             seen += [job.id for job in claimed]
         while claimed := take(store, node, 9):
@@ -1891,8 +1893,8 @@ class TestReadingAhead:
 
 class TestSettlingTwice:
     def test_counts_the_second_as_too_late(self, store: Store, node: int) -> None:
-        store.enqueue([new(), new()])
+        store.intake.enqueue([new(), new()])
         one, two = take(store, node)
         done = ending(one, "completed")
         assert settle(store, node, done, ending(two, "completed"), done) == 1
-        assert store.count(Match(states=("completed",))) == 2
+        assert store.catalogue.count(Match(states=("completed",))) == 2

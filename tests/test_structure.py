@@ -25,6 +25,14 @@ SECTIONS = [
     "Definitions",
     "Execution",
     "Tracing",
+    "File",
+    "Rows",
+    "Catalogue",
+    "Intake",
+    "Timetable",
+    "Ready",
+    "Nodes",
+    "Health",
     "Store",
     "Events",
     "Duties",
@@ -34,6 +42,7 @@ SECTIONS = [
     "Testing",
     "Command line",
 ]
+OF_SQL = SECTIONS[SECTIONS.index("File") : SECTIONS.index("Store") + 1]
 RULER = "#" * 80
 LONGEST_FUNCTION = 45
 
@@ -195,11 +204,11 @@ def constants(statement: ast.stmt) -> Iterator[ast.Constant]:
 
 
 def sql_outside_the_store(source: str) -> list[str]:
-    """Texts outside the Store that look like SQL."""
+    """Texts above the File or below the Store that look like SQL."""
     return [
         f"{section.name}, line {constant.lineno}: {found[0]}"
         for section in sections(source)
-        if section.name != "Store"
+        if section.name not in OF_SQL
         for statement in section.body
         for constant in constants(statement)
         if (found := SQL.search(str(constant.value)))

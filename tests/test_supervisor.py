@@ -142,7 +142,7 @@ def test_many_nodes_rescue_the_same_jobs_and_none_is_hurt(tmp_path: Path) -> Non
             for node in range(200):
                 barrier.wait(PATIENT)
                 try:
-                    jobs.store.rescue(node)
+                    jobs.store.nodes.rescue(node)
                 except BaseException as error:
                     errors.append(error)
 
@@ -534,7 +534,7 @@ def test_a_backoff_that_cannot_be_read_harms_no_node(jobs: LiteJobs) -> None:
     ids = []
     for name in ("fail", "leave_at_once"):
         given = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
-        ids.append(jobs.store.insert(name, "{}", given))
+        ids.append(jobs.store.intake.insert(name, "{}", given))
     with jobs.start(workers=1, grace=GRACE) as pool:
         eventually(lambda: pool.wait(0) or jobs.count(state="retrying") == 2)
     assert [job.errors[0].kind for job in map(jobs.get, ids)] == ["exception", "crash"]
