@@ -9228,16 +9228,17 @@ class Supervisor:
         counts = [len(worker.handed) for worker in workers]
         rooms = {worker: worker.crowd.room for worker in workers if worker.crowd}
         limited, passed_over = self.jobs_per_worker < math.inf, False
+        aside = self._async
         while loads:
             if (job := ready.peek()) is None:
                 # There may be more than what was read ahead.
                 self._stirred = passed_over or ready.version is None
                 break
             id, name = job
-            if name in self._async:
+            if aside and name in aside:
                 worker = max(rooms, key=rooms.__getitem__)
                 if not rooms[worker]:
-                    ready.pass_over(self._async)
+                    ready.pass_over(aside)
                     passed_over = True
                     continue
                 rooms[worker] -= 1
@@ -9246,9 +9247,9 @@ class Supervisor:
                 estimate = self._pace(name)
                 least = loads.index(min(loads))
                 if not _has_room(counts[least], loads[least], estimate):
-                    if not self._async:
+                    if not aside:
                         break
-                    ready.pass_over(self.serves.names - self._async)
+                    ready.pass_over(self.serves.names - aside)
                     passed_over = True
                     continue
                 loads[least] += estimate

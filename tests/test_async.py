@@ -254,6 +254,36 @@ class TestCancelAndStop:
             os.kill(worker, 0)
 
 
+class TestWithTheRest:
+    def test_they_tell_of_their_start_and_how_far_they_have_come(self, jobs: LiteJobs) -> None:
+        heard: list[tuple[str, int]] = []
+        jobs.on("started", "completed")(lambda event: heard.append((event.kind, event.job or 0)))
+        with jobs.start(workers=1, grace=0):
+            long = beside.tell_how_far.enqueue(FAR)
+            eventually(lambda: (progress := long.refresh().progress) and progress.note == "half")
+            eventually(lambda: heard == [("started", long.id)])
+            short = beside.tell_how_far.enqueue(0)
+            assert short.wait(PATIENT).state == "completed"
+            progress = short.refresh().progress
+            assert progress is not None
+            assert progress.note == "whole"
+            eventually(lambda: len(heard) == 3)
+            assert heard[1:] == [("started", short.id), ("completed", short.id)]
+
+    @pytest.mark.parametrize("where", ["workers", "threads"])
+    def test_middleware_is_around_each_with_its_own_context(
+        self, where: str, jobs: LiteJobs
+    ) -> None:
+        jobs.middleware.run(beside.leave_a_trail)
+        one: Any = {where: 1}
+        with jobs.start(**one):
+            many = jobs.enqueue_many(beside.tell_how_far.bind(0.05) for _ in range(50))
+            assert [job.result(PATIENT) for job in many] == [
+                f"around job {job.id}" for job in many
+            ]  # fmt: skip
+            assert beside.compute.enqueue(0).result(PATIENT) > 0
+
+
 class TestDrain:
     def test_it_may_be_called_where_an_event_loop_runs(self, jobs: LiteJobs) -> None:
         job, other = beside.fetch.enqueue(0), beside.fetch.enqueue(5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -189,9 +191,27 @@ async def rest_too_long(log: str) -> None:
     await asyncio.sleep(60)
 
 
+@define
+async def tell_how_far(context: Context, seconds: float) -> str:
+    context.progress(1, 2, "half")
+    await asyncio.sleep(seconds)
+    context.progress(2, 2, "whole")
+    return TRAIL.get()
+
+
+TRAIL = contextvars.ContextVar("TRAIL", default="")
+
+
+async def leave_a_trail(context: Context, call_next: Callable[[], Awaitable[object]]) -> object:
+    """Middleware: what is inside sees what it set, also among many that run at a time."""
+    TRAIL.set(f"job {context.job.id}")
+    value = await call_next()
+    return f"around {value}" if context.job.name == "tell_how_far" else value
+
+
 DEFINITIONS = (
     rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, seconds_left,
     leave_at_once, stop_the_loop, large, take, compute, nap_and_tell,
     devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
-    rest_too_long,
+    rest_too_long, tell_how_far,
 )  # fmt: skip
