@@ -26,9 +26,12 @@ prune.
 States, each change one transaction:
 
     scheduled ──▶ pending ──▶ running ──▶ completed
-                     ▲           ├──────▶ failed      (the dead letters)
-                     │           ├──────▶ cancelled
-                     └─ retrying ◀┘
+                   ▲  ▲          ├──────▶ failed      (the dead letters)
+         blocked ──┘  │          ├──────▶ cancelled
+                      └─ retrying ◀┘
+
+A job that is due is blocked while as many jobs with its key run as may; what waits can
+be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
@@ -856,7 +859,7 @@ class Constant:
     """Waits *base* before every further attempt."""
 
     base: timedelta = attrs.field(converter=_length)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
+    cap: timedelta = attrs.field(default=LONGEST, converter=_length, kw_only=True)
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
@@ -4977,6 +4980,7 @@ class Ringer:
             if self._bell is None:
                 self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 self._bell.setblocking(False)
+                weakref.finalize(self, self._bell.close)  # For programs that never close().
             with contextlib.suppress(OSError, OverflowError):
                 self._bell.sendto(b"", ("127.0.0.1", port))
 
@@ -10376,51 +10380,80 @@ class LiteJobs:
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
-            return self._drain(executor, serves, node)
+            return Drain(self.store, executor, serves, node, self.events, self.clock).run()
 
-    def _drain(self, executor: Executor, serves: Serves, node: int) -> int:
-        settlements: list[Settlement] = []
-        ended: Iterable[Event] = ()
-        beat = Beat(self.store, node, self.clock, lambda: None, self.events, serves.node)
-        for attempts in itertools.count():
-            self.store.timetable.fire(self.clock(), beat.tell_fired)
-            self.store.stage(self.clock())
-            self.store.expire(self.clock())
-            claimed = self.store.exchange(settlements, node, _the_first, serves).claimed
-            self._tell_here(ended)
-            if not claimed:
+
+@attrs.define(eq=False, repr=False)
+class Drain:
+    """Runs what is due in this process, one job after the other."""
+
+    store: Store
+    executor: Executor
+    serves: Serves
+    node: int
+    events: Events
+    clock: Clock
+    _settlements: list[Settlement] = attrs.field(factory=list)
+    _untold: Iterable[Event] = ()
+
+    def run(self) -> int:
+        """Runs jobs until nothing is due any more; says how many attempts that took."""
+        attempts = 0
+        while True:
+            self._attend()
+            settled = bool(self._settlements)
+            if claimed := self._exchange():
+                self._attempt(claimed)
+                attempts += 1
+            elif not settled:
+                # Otherwise a retry may be due at once.
                 return attempts
-            pid = os.getpid()
-            if self.events.wants("started"):
-                self._tell_here([attempt_started(claimed[0], self.clock(), pid, serves.node)])
-            report = self._run_here(executor, claimed[0])
-            settlements = [settlement(claimed[0], report, pid)]
-            told = report.kind or self.events.wants("completed")
-            ended = attempt_ended(claimed[0], report, pid, serves.node) if told else ()
-            if report.type == "KeyboardInterrupt":
-                self.store.exchange(settlements, node, lambda ready: [], serves)
-                self._tell_here(ended)
-                raise KeyboardInterrupt
-        raise AssertionError("itertools.count() never ends")
 
-    def _tell_here(self, events: Iterable[Event]) -> None:
-        """Tells what happens in a drain: a log that nobody has set up, which would print
-        warnings, is spared what the program itself is about to look at."""
+    def _attend(self) -> None:
+        """What a node's duties do."""
+        beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
+        now = self.clock()
+        self.store.timetable.fire(now, beat.tell_fired)
+        self.store.stage(now)
+        self.store.expire(now)
+
+    def _exchange(self) -> Claimed | None:
+        def choose(ready: Ready) -> list[int]:
+            return [id for id, _ in itertools.islice(ready, 1)]
+
+        done = self.store.exchange(self._settlements, self.node, choose, self.serves)
+        self._settlements = []
+        self._tell(self._untold)
+        self._untold = ()
+        return done.claimed[0] if done.claimed else None
+
+    def _attempt(self, claimed: Claimed) -> None:
+        pid, node = os.getpid(), self.serves.node
+        if self.events.wants("started"):
+            self._tell([attempt_started(claimed, self.clock(), pid, node)])
+        teller = Teller(functools.partial(self._keep, claimed))
+        report = self.executor.run(claimed, tell=lambda claimed, progress: teller.tell(progress))
+        teller.close()
+        self._settlements = [settlement(claimed, report, pid)]
+        if report.kind or self.events.wants("completed"):
+            self._untold = attempt_ended(claimed, report, pid, node)
+        if report.type == "KeyboardInterrupt":
+            self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
+            self._tell(self._untold)
+            raise KeyboardInterrupt
+
+    def _keep(self, claimed: Claimed, text: str) -> None:
+        try:
+            self.store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        """A log that nobody has set up, which would print warnings, is spared what the
+        program itself is about to look at."""
         tell = self.events.tell if logger.hasHandlers() else self.events.pass_on
         for event in events:
             tell(event)
-
-    def _run_here(self, executor: Executor, claimed: Claimed) -> Report:
-        def keep(text: str) -> None:
-            try:
-                self.store.keep_progress({claimed[:2]: text})
-            except FileError as error:
-                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-        teller = Teller(keep)
-        report = executor.run(claimed, tell=lambda claimed, progress: teller.tell(progress))
-        teller.close()
-        return report
 
 
 class QueueChoices(TypedDict, total=False):
@@ -10858,10 +10891,6 @@ def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
     if match == Match():
         raise OptionError("id", "all that was given is None, which would mean every job")
     return match
-
-
-def _the_first(ready: Ready) -> list[int]:
-    return [id for id, _ in itertools.islice(ready, 1)]
 
 
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:

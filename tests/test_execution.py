@@ -1042,3 +1042,16 @@ def test_the_most_urgent_job_runs_first_and_then_the_one_that_was_due_first(
     clock.turn(60)
     jobs.drain()
     assert order == ["urgent", "due first", "due second", "due third", "whenever"]
+
+
+def test_drain_runs_a_retry_that_is_due_at_once(jobs: LiteJobs) -> None:
+    runs: list[int] = []
+
+    @jobs.define(backoff=Constant(0), max_attempts=3)
+    def stubborn() -> None:
+        runs.append(1)
+        raise ValueError
+
+    job = stubborn.enqueue()
+    assert jobs.drain() == len(runs) == 3
+    assert job.refresh().state == "failed"

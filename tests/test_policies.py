@@ -90,8 +90,8 @@ def test_a_base_is_given_in_seconds_or_as_a_timedelta(kind: Any) -> None:
     assert kind(1.5) == kind(timedelta(seconds=1.5))
 
 
-@pytest.mark.parametrize("kind", [Constant, Linear, Exponential, Polynomial])
-def test_no_wait_is_longer_than_an_hour_unless_a_cap_says_so(kind: Any) -> None:
+@pytest.mark.parametrize("kind", [Linear, Exponential, Polynomial])
+def test_no_growing_wait_is_longer_than_an_hour_unless_a_cap_says_so(kind: Any) -> None:
     assert waits(kind(5000, jitter="none"), 2) == [3600, 3600]
     assert waits(kind(5000, cap=6000, jitter="none"), 1) == [5000]
     assert waits(kind(5000, cap=timedelta(minutes=1), jitter="none"), 1) == [60]
@@ -431,3 +431,8 @@ def test_a_job_whose_retention_is_for_ever_stays(jobs: LiteJobs, clock: TurnedCl
     clock.turn(100 * 365 * 86400)
     assert jobs.store.prune(clock()) == 0
     assert job.refresh().state == "completed"
+
+
+def test_a_constant_wait_is_as_long_as_it_says() -> None:
+    assert waits(Constant(7200)) == [7200] * 5
+    assert waits(Constant(7200, cap=60)) == [60] * 5
