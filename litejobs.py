@@ -6945,7 +6945,7 @@ def _for_nodes_that_are_gone(
             yield Finding(
                 "warning", f"node {node!r}",
                 f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change … --node {node} --to-node ''`",
+                f"start it, or `litejobs change … --from-node {node} --node ''`",
             )  # fmt: skip
 
 
@@ -11485,7 +11485,8 @@ def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ):
         bulk = command(name, run, about)
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        _add_filters(bulk)
+        # The node is what a change is most often about: so that is what --node gives there.
+        _add_filters(bulk, node="--from-node" if name == "change" else "--node")
     _add_changes(bulk)
 
 
@@ -11556,9 +11557,10 @@ def _add_new_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
+def _add_filters(parser: argparse.ArgumentParser, node: str = "--node") -> None:
     parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    for name in ("queue", "name", "node", "key", "schedule"):
+    parser.add_argument(node, dest="node", metavar="NODE", help="for this node alone")
+    for name in ("queue", "name", "key", "schedule"):
         parser.add_argument(f"--{name}")
     for what in ("enqueued", "finished"):
         parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
@@ -11579,7 +11581,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
 
     change("--priority", int, "higher runs first")
     change("--to-queue", str, "another queue", metavar="QUEUE")
-    change("--to-node", lambda text: text or None, "the only node; '': any", metavar="NODE")
+    change("--node", lambda text: text or None, "the only node; '': any", metavar="NODE")
     change("--delay", float, "seconds from now", metavar="SECONDS")
     change("--at", _moment, "ISO time with an offset", metavar="TIME")
     change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")

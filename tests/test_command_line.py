@@ -826,7 +826,7 @@ class TestFilters:
     def test_change_what_waits(self, command: CommandLine, file: Path) -> None:
         done = command(
             "change", file, "1", "--queue", "default", "--to-queue", "slow", "--priority", "7",
-            "--to-node", "laptop", "--delay", "60", "--max-attempts", "0", "--timeout", "2.5",
+            "--node", "laptop", "--delay", "60", "--max-attempts", "0", "--timeout", "2.5",
             "--to-payload", 'to="eve"',
         )  # fmt: skip
         assert (done.code, done.out) == (0, "1 changed, 0 left as they are\n")
@@ -834,7 +834,7 @@ class TestFilters:
         assert job["payload"] == {"to": "eve"}
         names = ("queue", "priority", "node", "state", "max_attempts")
         assert [job[name] for name in names] == ["slow", 7, "laptop", "scheduled", None]
-        assert command("change", file, "1", "--to-node", "").code == 0
+        assert command("change", file, "1", "--node", "").code == 0
         assert command("show", file, "1", "--json").json["node"] is None
         command("change", file, "1").complains(2, "say what to change")
         command("change", file, "--priority", "7").complains(2, "say which jobs")

@@ -298,7 +298,7 @@ class TestDoctor:
         nodes.join()
         found = only(jobs.doctor())
         assert found.subject == "node 'laptop'"
-        assert "--node laptop --to-node" in found.advice
+        assert "--from-node laptop --node" in found.advice
         jobs.change(node="laptop", to={"node": None})
         assert jobs.doctor() == []
 
