@@ -5023,6 +5023,21 @@ class Catalogue:
             raise JobNotFoundError(id)
         return Row(*row)
 
+    def get_all(self, ids: Iterable[int]) -> list[Row]:
+        """Several jobs, in the order of their ids.
+
+        Raises:
+            JobNotFoundError: one of them is not there.
+        """
+        ids = sorted(ids)
+        with self.file.reading() as connection:
+            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+            rows = connection.execute(sql, (_carray(ids),)).fetchall() if ids else []
+        if len(rows) < len(ids):
+            there = {row[0] for row in rows}
+            raise JobNotFoundError(next(id for id in ids if id not in there))
+        return [Row._make(row) for row in rows]
+
     def find(self, match: Match, limit: object) -> list[Row]:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
@@ -9942,6 +9957,47 @@ class LiteJobs:
             time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
         raise AssertionError("looks() never ends")
 
+    def as_completed(
+        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+    ) -> Iterator[Job[R]]:
+        """Gives jobs as they end, however they do, each once. With *bar*, a line on a
+        terminal shows meanwhile how far all of them have come, by what they tell of it.
+
+        Raises:
+            WaitTimeoutError: *timeout* passed before all had ended.
+            JobNotFoundError: one was deleted or pruned.
+        """
+        left = {job.id for job in jobs}
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
+        for pause in looks():
+            found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
+            if shown is not None:
+                shown.show(found)
+            for job in found:
+                if job.finished:
+                    left.remove(job.id)
+                    yield job
+            if not left:
+                return
+            if time.monotonic() >= give_up:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
+
+    def wait_all(
+        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+    ) -> list[Job[R]]:
+        """Waits until all of these jobs have ended; gives them as they are then, in that
+        order.
+
+        Raises: like `as_completed`.
+        """
+        jobs = list(jobs)
+        ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
+        return [ended[job.id] for job in jobs]
+
     def result(self, job: Job[Any]) -> Any:
         """What the handler of a completed job returned.
 
@@ -10381,6 +10437,25 @@ class LiteJobs:
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
             return Drain(self.store, executor, serves, node, self.events, self.clock).run()
+
+
+@attrs.define(eq=False, repr=False)
+class Bar:
+    """One line on a terminal, written again and again, that shows how far jobs have come."""
+
+    total: int
+    _ended: int = 0
+    _width: int = 0
+
+    def show(self, jobs: Sequence[Job[Any]]) -> None:
+        """Counts those that have ended, and a part of those that tell of their progress."""
+        self._ended += sum(job.finished for job in jobs)
+        told = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
+        share = (self._ended + sum(told)) / max(1, self.total)
+        line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
+        self._width = max(self._width, len(line))
+        end = "\n" if self._ended == self.total else ""
+        print(f"\r{line:{self._width}}", end=end, file=sys.stderr, flush=True)
 
 
 @attrs.define(eq=False, repr=False)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -1000,3 +1001,53 @@ def test_reads_back_what_json_can_say(jobs: LiteJobs) -> None:
 
 def anything(value: Any) -> Any:
     return value
+
+
+class TestSeveralAtOnce:
+    def test_are_given_as_they_end(self, jobs: LiteJobs) -> None:
+        @jobs.define
+        def half(n: int) -> int:
+            if n == 3:
+                raise Fail("three")
+            return n // 2
+
+        enqueued = jobs.enqueue_many(half.bind(n) for n in range(5))
+        jobs.drain()
+        done = list(jobs.as_completed(enqueued))
+        assert sorted(job.id for job in done) == [job.id for job in enqueued]
+        assert {job.state for job in done} == {"completed", "failed"}
+
+    def test_are_given_in_their_order_when_all_have_ended(self, tmp_path: Path) -> None:
+        with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+
+            @jobs.define
+            def double(n: int) -> int:
+                return 2 * n
+
+            enqueued = jobs.enqueue_many(double.bind(n) for n in range(5))
+            with jobs.start(threads=2):
+                ended = jobs.wait_all(reversed(enqueued), timeout=20)
+            assert [job.result() for job in ended] == [8, 6, 4, 2, 0]
+            assert jobs.wait_all([]) == []
+
+    def test_time_out_and_name_one_that_is_left(self, jobs: LiteJobs) -> None:
+        job = jobs.define(name="never")(lambda: None).enqueue()
+        with pytest.raises(WaitTimeoutError, match="job 1 is still pending"):
+            jobs.wait_all([job], timeout=0.01)
+
+    def test_miss_what_is_gone(self, jobs: LiteJobs) -> None:
+        job = jobs.define(name="never")(lambda: None).enqueue()
+        jobs.delete(job.id)
+        with pytest.raises(JobNotFoundError):
+            jobs.wait_all([job])
+
+    def test_show_a_bar_on_a_terminal(
+        self, jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        job = jobs.define(name="quick")(lambda: None).enqueue()
+        jobs.drain()
+        jobs.wait_all([job], bar=True)
+        assert capsys.readouterr().err == "", "no terminal, no bar"
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        jobs.wait_all([job], bar=True)
+        assert capsys.readouterr().err == f"\r[{'=' * 30}] 1/1 100%\n"
