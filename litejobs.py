@@ -115,6 +115,8 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AroundEnqueue",
+    "AroundRun",
     "Bound",
     "BusyError",
     "Cancel",
@@ -2399,7 +2401,7 @@ class Options:
             OptionError: an option is unknown, or its value cannot be used.
         """
         for option in choices:
-            if option in OF_DEFINITIONS:
+            if option in (*OF_DEFINITIONS, "encode", "decode", "name"):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
             if option not in Choices.__annotations__:
@@ -2583,7 +2585,12 @@ class Body:
         try:
             return self.shape.make(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(str(error).replace(".__init__()", "()")) from None
+            said = str(error).replace(".__init__()", "()")
+            if said.endswith("given"):
+                # It counts the object that is made, too.
+                most = len(inspect.signature(self.shape.make).parameters)
+                said = f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
+            raise TypeError(said) from None
 
     @property
     def is_class(self) -> bool:
@@ -4312,7 +4319,7 @@ class File:
         """
         for connection in list(self.lent):
             try:
-                connection.cursor().close()
+                _ = connection.total_changes  # Which other threads may ask, too.
             except Exception:  # Its own error for a connection that was closed.
                 self.lent.remove(connection)
         if self.lent:
@@ -4326,9 +4333,9 @@ class File:
             self._abandoned.append(self._connection)
             self._connection = None
         if self._connection is None:
-            self.refuse_while_lent()
             _check_sqlite()
             with _OPENING:
+                self.refuse_while_lent()
                 self._open()
         assert self._connection is not None
         return self._connection
@@ -4490,16 +4497,17 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         FileError: SQLite refused.
     """
     if not isinstance(connection, apsw.Connection):
-        _check_standard(connection, file)
+        with _OPENING:
+            _check_standard(connection, file)
+            file.lent.append(connection)
     path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
     if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
         raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
     try:
-        if not isinstance(connection, apsw.Connection):
-            file.lent.append(connection)
-            if not connection.in_transaction and connection.isolation_level is not None:
-                # As sqlite3 itself does before a change; a savepoint alone would be committed.
-                connection.execute("BEGIN IMMEDIATE")
+        lazy = not isinstance(connection, apsw.Connection) and connection.isolation_level
+        if lazy is not None and lazy is not False and not connection.in_transaction:
+            # As sqlite3 itself does before a change; a savepoint alone would be committed.
+            connection.execute("BEGIN IMMEDIATE")
         connection.execute("SAVEPOINT litejobs")
         try:
             if _is_outdated(connection, str(file.path)):
@@ -4531,11 +4539,23 @@ def _check_standard(connection: Any, file: File) -> None:
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
     for ours in apsw.connections():
-        path = ours.filename
+        path = _filename(ours)
         if path and os.path.exists(path) and os.path.samefile(path, file.path):
             problem = "litejobs has the file open in this process, through another SQLite library"
             advice = "close() it and work elsewhere, or give it a connection of apsw's"
             raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
+
+
+def _filename(connection: apsw.Connection) -> str:
+    """The file of a connection, which another thread may be using this moment."""
+    for _ in range(200):
+        try:
+            return connection.filename
+        except apsw.ThreadingViolationError:
+            time.sleep(0.005)
+        except apsw.ConnectionClosedError:
+            return ""
+    raise OptionError("connection", "another one of apsw's is busy all the time: try again")
 
 
 @attrs.define(eq=False, repr=False)
@@ -8104,7 +8124,8 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
     else:
         problem = f"cannot be found by workers: no name in {body.module} leads to it"
     raise DefinitionError(
-        body.name, f"{problem} ({body.place}): move it to the top level of a module, or use drain()"
+        body.name,
+        f"{problem} ({body.place}): move it to the top level of a module, or use threads=",
     )
 
 
@@ -8768,6 +8789,8 @@ class Supervisor:
     events: Events = attrs.field(factory=Events)
     slow_after: float = SLOW_JOB
     """Seconds of running after which the log says so, and again when it has doubled."""
+    joined: threading.Event = attrs.field(factory=threading.Event)
+    """Set when the node is listed."""
     jobs_per_worker: float = math.inf
     """After so many a worker is replaced: a spare one stands by then."""
     _limits: dict[str, int] = attrs.field(init=False)
@@ -8831,6 +8854,7 @@ class Supervisor:
             FileError: the file is not the one any more that it was.
         """
         self._join()
+        self.joined.set()
         try:
             self._spawn()
             self._attend()
@@ -10362,8 +10386,10 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        store = Store.at(self.path, "fast", self.clock)
+        store.file.lent = self.store.file.lent
         return Supervisor(
-            Store.at(self.path, "fast", self.clock),
+            store,
             self.registry,
             self._staff(threads),
             self._serves(queues, node),
@@ -11115,6 +11141,7 @@ class Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        self._supervisor.joined.wait()
         return self
 
     def _run(self) -> None:
@@ -11123,6 +11150,8 @@ class Pool:
         except BaseException as error:
             self._error = error
             logger.exception("the node ended")
+        finally:
+            self._supervisor.joined.set()
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; says whether it has.
@@ -11589,7 +11618,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, help="seconds")
     parser.add_argument("--node", help="the only node that may take it")
     parser.add_argument("--expires", type=float, help="seconds after which it is not started")
-    parser.add_argument("--key", help="of jobs with one key, one runs at a time")
+    parser.add_argument("--key", help="of jobs with one key, so many run at a time")
+    parser.add_argument("--key-limit", type=int, metavar="NUMBER", help="(default: 1)")
 
 
 def _add_queue_options(parser: argparse.ArgumentParser) -> None:
@@ -11654,7 +11684,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
         parser.add_argument(option, **settings)
 
-    change("--priority", int, "higher runs first")
+    change("--priority", int, "higher runs first", metavar="NUMBER")
     change("--to-queue", str, "another queue", metavar="QUEUE")
     change("--node", lambda text: text or None, "the only node; '': any", metavar="NODE")
     change("--delay", float, "seconds from now", metavar="SECONDS")
@@ -11757,6 +11787,7 @@ def _enqueue(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
     names = (
         "queue", "priority", "delay", "at", "max_attempts", "timeout", "node", "expires", "key",
+        "key_limit",
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})

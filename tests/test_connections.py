@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -296,3 +297,25 @@ def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path) -> No
         noting.using(connection=connection).enqueue()
     connection.close()
     other.close()
+
+
+def test_a_node_that_is_just_starting_here_and_sqlite3_keep_apart(noting: Note, path: Path) -> None:
+    """Whoever comes second is refused, whatever the two threads do meanwhile."""
+    for _ in range(10):
+        connection = sqlite3.connect(path)
+        pool = home(noting).start(threads=1)
+        with contextlib.suppress(FileError), pool:
+            with contextlib.suppress(OptionError):
+                noting.using(connection=connection).enqueue()
+            connection.rollback()
+            connection.close()
+        home(noting).close()
+
+
+def test_a_node_in_this_process_is_not_started_beside_sqlite3(noting: Note, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    noting.using(connection=connection).enqueue()
+    connection.commit()
+    with pytest.raises(FileError, match="still open"), home(noting).start(threads=1) as pool:
+        pool.wait(PATIENT)
+    connection.close()

@@ -1033,3 +1033,18 @@ def test_a_backoff_is_a_curve_or_anything_that_can_be_called(policy: Any) -> Non
     def work() -> None: ...
 
     assert work.options.backoff == policy
+
+
+def test_too_many_arguments_are_counted_as_the_caller_does(jobs: LiteJobs) -> None:
+    @jobs.define
+    def one(a: int = 1) -> None: ...
+
+    enqueue: Any = one.enqueue
+    said = refusal(PayloadError, enqueue, 1, 2)
+    assert "one() takes no more than 1 arguments, 2 were given" in said
+
+
+@pytest.mark.parametrize("option", ["encode", "name", "fail_on"])
+def test_what_belongs_to_a_definition_is_no_choice(jobs: LiteJobs, option: str) -> None:
+    using: Any = jobs.define(name="f")(lambda: None).using
+    assert "belongs to the definition" in refusal(OptionError, using, **{option: 1})

@@ -673,3 +673,11 @@ def test_the_schema_knows_the_words_of_the_indexes(jobs: LiteJobs) -> None:
         ).fetchall()
         assert index in str(plan)
     connection.close()
+
+
+def test_a_node_in_the_background_is_listed_when_the_block_begins(tmp_path: Path) -> None:
+    with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+        definition = jobs.define(note)
+        for _ in range(5):
+            with jobs.start(threads=1):
+                assert len(jobs.broadcast(definition.bind(1))) == 1
