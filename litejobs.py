@@ -4496,7 +4496,8 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         OptionError: the connection is none to this file, or cannot be used safely.
         FileError: SQLite refused.
     """
-    if not isinstance(connection, apsw.Connection):
+    standard = not isinstance(connection, apsw.Connection)
+    if standard:
         with _OPENING:
             _check_standard(connection, file)
             file.lent.append(connection)
@@ -4504,8 +4505,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
     if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
         raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
     try:
-        lazy = not isinstance(connection, apsw.Connection) and connection.isolation_level
-        if lazy is not None and lazy is not False and not connection.in_transaction:
+        if standard and connection.isolation_level is not None and not connection.in_transaction:
             # As sqlite3 itself does before a change; a savepoint alone would be committed.
             connection.execute("BEGIN IMMEDIATE")
         connection.execute("SAVEPOINT litejobs")
