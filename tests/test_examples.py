@@ -1,4 +1,4 @@
-"""The example, as a user runs it: to the end, and through `kill -9` at any moment."""
+"""The examples, as a user runs them; the large one through `kill -9` at any moment, too."""
 
 import os
 import random
@@ -9,11 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from examples.index_library import Entry, index_file, python_files, totals
+from litejobs import LiteJobs
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -92,3 +94,112 @@ def test_stops_at_ctrl_c_and_goes_on(library: Path, plain: dict[str, int], tmp_p
     assert "Traceback" not in errors
     output, errors = run(library, tmp_path).communicate(timeout=60)
     assert printed_totals(output) == plain, errors
+
+
+def shown(name: str, folder: Path, *options: str) -> list[str]:
+    """The lines that an example prints; it leaves nothing behind but what it was told to."""
+    before = {path.name for path in folder.iterdir()}
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    assert {path.name for path in folder.iterdir()} - before <= set(options)
+    return process.stdout.splitlines()
+
+
+@pytest.fixture(scope="module", params=["turned", "real"])
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bool, list[str]]:
+    real = request.param == "real"
+    options = ["--real"] if real else []
+    return real, shown("small_office.py", tmp_path_factory.mktemp("office"), *options)
+
+
+class TestTheSmallOffice:
+    @staticmethod
+    def moments(lines: list[str], *words: str) -> list[datetime]:
+        """When the lines with these words were said."""
+        return [
+            datetime.strptime(line[:12], "%a %H:%M:%S")  # noqa: DTZ007
+            for line in lines
+            if all(f" {word}" in line for word in words)
+        ]
+
+    def test_sends_mails_at_a_rate(self, story: tuple[bool, list[str]]) -> None:
+        real, lines = story
+        sent = self.moments(lines, "mail", "completed:")
+        interval = timedelta(seconds=1 if real else 60)
+        # On a real clock seconds are cut off, and a start is seen a little later than it was.
+        assert len(sent) == 4
+        assert sent[-1] - sent[0] >= 3 * interval - timedelta(seconds=real)
+
+    def test_bills_each_customer_one_at_a_time(self, story: tuple[bool, list[str]]) -> None:
+        _, lines = story
+        told = [line.split()[2:5] for line in lines if " bill " in line]
+        customer = {
+            line.split()[2]: re.findall("Ox|Yak", line)[0] for line in lines if " bill " in line
+        }
+        assert sorted(customer.values()) == ["Ox", "Ox", "Yak", "Yak"]
+        for name in ("Ox", "Yak"):
+            changes = [what for id, _, what in told if customer[id] == name]
+            assert changes == ["started:", "completed:"] * 2
+
+    def test_imports_once_however_often_one_clicks(self, story: tuple[bool, list[str]]) -> None:
+        _, lines = story
+        assert "  somebody clicks again: still job 9, again.duplicate=True" in lines
+        assert len(self.moments(lines, "import_bookings", "completed:")) == 1
+
+    def test_replays_the_dead_letter_after_the_mistake_was_mended(
+        self, story: tuple[bool, list[str]]
+    ) -> None:
+        _, lines = story
+        told = [line.split()[4] for line in lines if " read_prices " in line]
+        assert told == ["started:", "retrying:", "started:", "failed:", "started:", "completed:"]
+        mended = lines.index("  the price list is there now, so once more: Moved(moved=1, left=0)")
+        assert all(" failed:" not in line for line in lines[mended:])
+        assert any("an hour costs 80 euros" in line for line in lines[mended:])
+
+    def test_reports_at_three_in_the_night_of_its_zone(self, story: tuple[bool, list[str]]) -> None:
+        real, lines = story
+        reports = [line for line in lines if " report completed: all is quiet" in line]
+        assert reports
+        if not real:
+            assert [line[:12] for line in reports] == ["Sat 03:00:00"]
+
+    def test_keeps_its_file_if_it_is_told_to_and_overwrites_none(self, tmp_path: Path) -> None:
+        *_, last = shown("small_office.py", tmp_path, "--db", "office.db")
+        assert last == "All is in office.db: `litejobs list office.db` shows it."
+        with LiteJobs(tmp_path / "office.db") as jobs:
+            assert jobs.count(state="completed") == jobs.count() == 11
+        with pytest.raises(AssertionError, match="is there already"):
+            shown("small_office.py", tmp_path, "--db", "office.db")
+
+
+def test_fetches_pages_many_at_a_time_and_gives_up_the_silent_one(tmp_path: Path) -> None:
+    silent, others = shown("fetch_pages.py", tmp_path)
+    assert silent.startswith("page 13, 5 of 10 (50%): lines: JobTimedOut: ")
+    assert others == "59 others were fetched meanwhile"
+
+
+def test_a_shop_confirms_what_it_has_sold_and_nothing_else(tmp_path: Path) -> None:
+    assert shown("web_shop.py", tmp_path) == [
+        "order 1 is confirmed: tea",
+        "order 2 is confirmed: milk",
+    ]
+
+
+def test_watching_shows_each_run_what_went_wrong_and_the_sums(tmp_path: Path) -> None:
+    *told, sums = shown("watch.py", tmp_path)
+    assert sums == "3 completed, 1 retried, 1 failed"
+    assert sorted(told) == [
+        "job 4, attempt 1, retrying: ZeroDivisionError: division by zero",
+        "job 4, attempt 2, failed: ZeroDivisionError: division by zero",
+        *(f"{{'a': 6, 'b': {b}}} gave {6 / b}" for b in (1, 2, 3)),
+    ]
