@@ -153,7 +153,7 @@ class TestTheSmallOffice:
 
     def test_imports_once_however_often_one_clicks(self, story: tuple[bool, list[str]]) -> None:
         _, lines = story
-        assert "  somebody clicks again: still job 9, again.duplicate=True" in lines
+        assert "  somebody clicks again: still job 5, again.duplicate=True" in lines
         assert len(self.moments(lines, "import_bookings", "completed:")) == 1
 
     def test_replays_the_dead_letter_after_the_mistake_was_mended(
