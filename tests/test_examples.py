@@ -65,6 +65,8 @@ def test_indexes_a_library_like_a_plain_loop(
 ) -> None:
     output, errors = run(library, tmp_path).communicate(timeout=60)
     assert printed_totals(output) == plain, errors
+    total = plain["files"] + 3
+    assert f"\n{total}/{total} files, 0 to retry, 3 dead" in f"\n{errors}", "it shows its progress"
     assert "3 dead letters" in output
     assert output.count("SyntaxError: Missing parentheses") == 3
 

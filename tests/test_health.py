@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import apsw
 import pytest
 from conftest import NEW_YEAR, TurnedClock, write_by_hand
-from programs import Programs, eventually
+from programs import Programs, eventually, trouble
 
 import litejobs
 from litejobs import (
@@ -168,6 +169,21 @@ class TestBackup:
         with LiteJobs(tmp_path / "9.db") as copy:
             ids = [job.id for job in copy.iterate()]
         assert ids == [*range(ids[0], 0, -1)], "a copy is of one moment"
+
+    def test_is_made_while_jobs_run(self, tmp_path: Path) -> None:
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            jobs.register(trouble.nap)
+            made = jobs.enqueue_many(trouble.nap.bind(0.005) for _ in range(200))
+            with jobs.start(workers=1, grace=0.3):
+                eventually(lambda: jobs.count(state="completed") >= 10)
+                place = jobs.backup(tmp_path / "copy.db")
+                made[-1].wait(20)
+        assert integrity(place) == "ok"
+        with LiteJobs(place) as copy:
+            states = Counter(job.state for job in copy.iterate())
+            assert sum(states.values()) == len(made)
+            assert 10 <= states["completed"] < len(made)
+            assert {*states} <= {"completed", "running", "pending"}
 
     def test_has_its_running_jobs_rescued(
         self, jobs: LiteJobs, nodes: Nodes, clock: TurnedClock, tmp_path: Path

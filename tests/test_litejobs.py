@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import json
 import math
+import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +119,30 @@ class TestEnqueue:
         squared.enqueue(3)
         with LiteJobs(jobs.path) as others:
             assert others.get(1).payload == {"n": 3}
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills itself")
+    def test_survives_kill_9_once_it_has_returned(self, tmp_path: Path) -> None:
+        program = """
+            import os, signal
+            from litejobs import LiteJobs
+            jobs = LiteJobs("jobs.db")
+            @jobs.define
+            def square(n: int) -> int: return n * n
+            for n in range(20):
+                print(square.enqueue(n).id, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        told = [int(line) for line in done.stdout.split()]
+        assert told == [*range(1, 21)]
+        with LiteJobs(tmp_path / "jobs.db") as jobs:
+            assert {job.id: job.payload for job in jobs.find()} == {
+                n + 1: {"n": n} for n in range(20)
+            }
 
     def test_never_uses_an_id_again(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]

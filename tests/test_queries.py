@@ -501,3 +501,32 @@ def empty(jobs: LiteJobs) -> None:
     """Begins anew in the same file."""
     with jobs.store.file.writing() as connection:
         connection.execute("DELETE FROM litejobs_job; DELETE FROM litejobs_count")
+
+
+class TestBulkCommands:
+    """One job in each state, and all of them are meant."""
+
+    @pytest.mark.parametrize(
+        ("act", "moves"),
+        [
+            ("retry", {"failed", "cancelled", "retrying"}),
+            ("cancel", {"scheduled", "pending", "retrying", "paused", "blocked", "running"}),
+            ("delete", {*STATES} - {"running"}),
+            ("change", {"scheduled", "pending", "retrying", "paused", "blocked"}),
+            ("hold", {"scheduled", "pending", "retrying", "blocked"}),
+            ("release", {"paused"}),
+        ],
+    )
+    def test_say_how_many_moved_and_how_many_did_not(
+        self, jobs: LiteJobs, act: str, moves: set[str]
+    ) -> None:
+        for state in STATES:
+            add(jobs, state=state)
+        before = {job.id: job.row for job in jobs.find()}
+        options: dict[str, Any] = {"to": {"priority": 7}} if act == "change" else {}
+        moved = getattr(jobs, act)(name="mail", **options)
+        assert moved == Moved(len(moves), left=len(STATES) - len(moves))
+        after = {job.id: job.row for job in jobs.find()}
+        touched = {row.state for id, row in before.items() if after.get(id) != row}
+        assert touched | ({"running"} if act == "cancel" else set()) == moves
+        assert getattr(jobs, act)(name="no such", **options) == Moved(0, left=0)

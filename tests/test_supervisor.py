@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,76 @@ def test_an_insert_by_hand_from_another_process_is_seen(jobs: LiteJobs, log: Pat
     assert (job.result(), job.queue, job.max_attempts) == (7, "default", 5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel says of a process")
+def test_an_idle_node_computes_nothing(jobs: LiteJobs, programs: Programs) -> None:
+    """Less than one part in thirty of a core, and of that most is the check of its workers."""
+    node = programs.node(jobs.path, "--workers", "2")
+    for job in jobs.enqueue_many(trouble.nap.bind(0.01) for _ in range(20)):
+        job.wait(PATIENT)
+    eventually(lambda: len(children(node.pid)) >= 2)
+    never(lambda: node.poll() is not None, during=1.0)  # So that its workers have started, too.
+    processes = [node.pid, *children(node.pid)]
+    before = sum(map(computed, processes))
+    never(lambda: node.poll() is not None, during=1.5)
+    spent = sum(map(computed, processes)) - before
+    print(f"spent {spent:.2f} s of computing in 1.5 s")
+    assert spent <= 0.05
+
+
+def computed(pid: int) -> float:
+    """The seconds of computing that a process has had."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_enqueue_in_another_process_starts_at_once(jobs: LiteJobs, programs: Programs) -> None:
+    programs.node(jobs.path)
+    trouble.nap.enqueue(0).wait(PATIENT)
+    late = sorted(seconds_late(trouble.nap.enqueue(0)) for _ in range(30))
+    print(f"median {late[15] * 1000:.2f} ms, worst {late[-1] * 1000:.2f} ms")
+    assert late[15] < 0.05
+
+
+def test_a_node_says_who_it_is_and_what_it_does(jobs: LiteJobs, log: Path) -> None:
+    began = datetime.now(UTC)
+    with jobs.start(workers=2, queues=["slow", "mail"], node="desk", grace=0):
+        busy = trouble.nap_and_tell.using(queue="slow").enqueue(str(log), FAR)
+        eventually(lambda: lines(log))
+        [node] = jobs.nodes()
+        assert (node.name, node.pid, node.workers) == ("desk", os.getpid(), 2)
+        assert sorted(node.queues or ()) == ["mail", "slow"]
+        assert timedelta(0) <= node.started_at - began < timedelta(seconds=PATIENT)
+        assert node.running == 1
+        jobs.cancel(busy.id)
+        busy.wait(PATIENT)
+        eventually(lambda: jobs.nodes()[0].running == 0)
+
+
+def test_a_node_has_a_worker_for_each_core_if_nothing_is_said(jobs: LiteJobs) -> None:
+    with jobs.start(grace=GRACE) as pool:
+        assert pool.wait(0) is False, "it does not block"
+        [node] = eventually(jobs.nodes)
+        assert node.workers == os.cpu_count()
+
+
+def test_a_job_that_one_node_does_not_know_waits_for_one_that_does(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    ignorant = LiteJobs(jobs.path)
+    ignorant.register(trouble.nap)
+    with ignorant, ignorant.start(workers=1, grace=GRACE):
+        job = trouble.innocent.using(priority=9, max_attempts=1).enqueue(str(log), 7)
+        known = [trouble.nap.enqueue(0) for _ in range(5)]
+        for other in known:
+            assert other.wait(PATIENT).state == "completed"
+        job = jobs.get(job.id)
+        assert (job.state, job.attempt, job.errors) == ("pending", 0, ())
+        assert "no node at work has its definition" in jobs.why(job.id)
+        programs.node(jobs.path)
+        job = job.wait(PATIENT)
+    assert (job.state, job.attempt, lines(log)) == ("completed", 1, ["7"])
+
+
 # Timeouts
 
 
@@ -460,6 +531,20 @@ def test_a_running_job_that_does_not_heed_its_cancellation_is_killed(
         assert (job.state, job.attempt, job.errors) == ("cancelled", 1, ())
         assert not alive(worker)
         assert trouble.nap.enqueue(0).wait(PATIENT).state == "completed"
+
+
+def test_the_command_cancels_exactly_one_running_job(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    with jobs.start(workers=3, grace=GRACE):
+        first, second, third = (trouble.nap_and_tell.enqueue(str(log), 1.5) for _ in range(3))
+        eventually(written(log, 3))
+        code, output, _ = programs.run("-m", "litejobs", "cancel", jobs.path, second.id)
+        assert (code, output) == (0, "1 cancelled, 0 left as they are\n")
+        ended = [job.wait(PATIENT) for job in (first, second, third)]
+    assert [job.state for job in ended] == ["completed", "cancelled", "completed"]
+    assert [job.attempt for job in ended] == [1, 1, 1]
+    assert len(lines(log)) == 3, "the others ran on, and nothing ran twice"
 
 
 def test_a_job_that_is_cancelled_behind_a_slow_one_never_runs(jobs: LiteJobs, log: Path) -> None:
