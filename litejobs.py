@@ -511,6 +511,27 @@ class Failure:
     """The process id of the worker."""
     started_at: datetime
     finished_at: datetime
+    exit_code: int | None = None
+    """With which the worker ended, if it did: the number of a signal is negative."""
+    cpu: timedelta | None = None
+    """CPU time of its worker meanwhile, to some milliseconds; not that of processes which
+    it started. `None` for coroutines, which share it, and where nobody knows."""
+    memory: int | None = None
+    """Bytes that its worker occupied at the most by then, also before this attempt. `None`
+    where nobody knows: on Windows, and after a crash."""
+    output: str = ""
+    """The last lines, some 4 kB, that Python code wrote to `sys.stdout` and `sys.stderr`, log
+    included, in a worker process. Of a coroutine only if its worker has not died."""
+
+
+OUTPUT_LIMIT = 4_096
+"""Bytes that are kept of what a job writes."""
+
+
+def last_lines(written: bytes) -> str:
+    """The end of what was written; it begins with a line, if there is room for a whole one."""
+    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.frozen
@@ -3333,6 +3354,11 @@ class Report(NamedTuple):
     type: str = ""
     message: str = ""
     traceback: str = ""
+    exit_code: int | None = None
+    cpu: int | None = None
+    """Microseconds."""
+    memory: int | None = None
+    output: str = ""
 
     @property
     def brief(self) -> bool:
@@ -3690,8 +3716,9 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
     if report.kind and report.kind != "cancelled":
         started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
         failure = Failure(
-            claimed.attempt, *report[-4:], worker=worker,
-            started_at=started_at, finished_at=finished_at,
+            claimed.attempt, report.kind, report.type, report.message, report.traceback, worker,
+            started_at, finished_at, report.exit_code,
+            None if report.cpu is None else report.cpu * MICROSECOND, report.memory, report.output,
         )  # fmt: skip
     return Settlement(
         claimed.id,
@@ -5098,12 +5125,14 @@ class Catalogue:
         with self.file.reading() as connection:
             rows: list[Any] = connection.execute(
                 """
-                SELECT attempt, kind, type, message, traceback, worker, started_at, finished_at
+                SELECT
+                    attempt, kind, type, message, traceback, worker, started_at, finished_at,
+                    exit_code, cpu, memory, coalesce(output, '')
                 FROM litejobs_attempt WHERE job = ? ORDER BY id
                 """,
                 (id,),
             ).fetchall()
-        return tuple(Failure(*row[:6], *map(from_micros, row[6:])) for row in rows)
+        return tuple(_failure(*row) for row in rows)
 
     def last_failed(self) -> int:
         """The number of the failed attempt that was kept last; 0, if there is none."""
@@ -5117,12 +5146,13 @@ class Catalogue:
             rows: list[Any] = connection.execute(
                 """
                 SELECT
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at,
+                    exit_code, cpu, memory, coalesce(output, '')
                 FROM litejobs_attempt WHERE id > ? ORDER BY id
                 """,
                 (number,),
             ).fetchall()
-        return [(job, Failure(*row[:6], *map(from_micros, row[6:]))) for job, *row in rows]
+        return [(job, _failure(*row)) for job, *row in rows]
 
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
@@ -5243,6 +5273,20 @@ class Catalogue:
             ids = array.array("q", (id for (id,) in rows))
         for start in range(0, len(ids), BATCH):
             yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+
+
+def _failure(*columns: Any) -> Failure:
+    *told, started_at, finished_at, exit_code, cpu, memory, output = columns
+    times = from_micros(started_at), from_micros(finished_at)
+    spent = None if cpu is None else cpu * MICROSECOND
+    values = [*told, *times, exit_code, spent, memory, output]
+    return Failure(*values)
+
+
+def _failure_columns(failure: Failure) -> tuple[Any, ...]:
+    *told, started_at, finished_at, exit_code, cpu, memory, output = attrs.astuple(failure)
+    times = to_micros(started_at), to_micros(finished_at)
+    return (*told, *times, exit_code, None if cpu is None else cpu // MICROSECOND, memory, output)
 
 
 ################################################################################
@@ -7216,16 +7260,16 @@ class Store:
         """Keeps what failed, before the jobs are settled: as long as the claim holds."""
         for id, claim, *_, failure in settlements:
             assert failure is not None
-            started_at, finished_at = map(to_micros, (failure.started_at, failure.finished_at))
             connection.execute(
                 """
                 INSERT INTO litejobs_attempt (
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at
+                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at,
+                    exit_code, cpu, memory, output
                 )
-                SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
+                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
-                (*attrs.astuple(failure)[:6], started_at, finished_at, id, claim),
+                (*_failure_columns(failure), id, claim),
             )
 
     def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
@@ -7791,29 +7835,35 @@ OUTBOX = 2**18
 """Bytes for the others that wait to be read; larger ones go through the pipe."""
 RING_AFTER, RING_AFTER_NS = 64, 8_000_000
 """Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
-_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS, _TIMES = range(7)
+OUTPUT_RING = OUTPUT_LIMIT + 1
+"""Bytes for what the running job writes: by the last one it shows that there was more."""
+_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS = range(6)
+_WRITER, _OUTPUT, _CPU, _CPU_AT, _TIMES = range(6, 11)
 
 
 @attrs.define(eq=False, repr=False)
 class Board:
-    """What a worker and its supervisor both see. The worker writes what it runs and
-    its reports; the supervisor writes what is revoked and who is asked to end."""
+    """What a worker and its supervisor both see. The worker writes what it runs, its
+    reports, and what is told of an attempt that it may not survive; the supervisor writes
+    what is revoked and who is asked to end."""
 
     _raw_words: Any
     _raw_outbox: Any
     _lock: Any
     _words: memoryview = attrs.field(init=False)
     _outbox: memoryview = attrs.field(init=False)
+    _ring: memoryview = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._words = memoryview(self._raw_words).cast("B").cast("q")
-        self._outbox = memoryview(self._raw_outbox).cast("B")
+        room = memoryview(self._raw_outbox).cast("B")
+        self._outbox, self._ring = room[:OUTBOX], room[OUTBOX:]
 
     @classmethod
     def make(cls, context: Any) -> Board:
         """A board that can be handed to a process of this multiprocessing context."""
         words = context.RawArray("q", _TIMES + 4 * BRIEF)
-        return cls(words, context.RawArray("B", OUTBOX), context.Lock())
+        return cls(words, context.RawArray("B", OUTBOX + OUTPUT_RING), context.Lock())
 
     def __getstate__(self) -> tuple[Any, Any, Any]:
         return self._raw_words, self._raw_outbox, self._lock
@@ -7855,6 +7905,45 @@ class Board:
     def asked(self, number: int) -> bool:
         """Whether this job was asked to end."""
         return bool(self._words[_ASKED] == number)
+
+    def keep_output(self, text: str) -> None:
+        """Keeps the end of what the running job writes. There is no lock that a process which
+        it forks, or a signal, could find held: of what two write at once, some may be lost."""
+        words, ring = self._words, self._ring
+        if not (number := words[_RUNNING]):
+            return
+        if words[_WRITER] != number:
+            words[_OUTPUT] = 0
+            words[_WRITER] = number
+        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
+        place = words[_OUTPUT] % OUTPUT_RING
+        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
+        ring[place : place + len(first)] = first
+        ring[: len(rest)] = rest
+        words[_OUTPUT] += len(data)
+
+    def mark_cpu(self, spent: int) -> None:
+        """Says how many nanoseconds of CPU time were spent until now."""
+        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+
+    # What both ask
+
+    def output_of(self, number: int) -> str:
+        """The last lines that a job wrote; none, if another has written since."""
+        words, ring = self._words, self._ring
+        if words[_WRITER] != number:
+            return ""
+        end = words[_OUTPUT]
+        if end < OUTPUT_RING:
+            return last_lines(bytes(ring[:end]))
+        place = end % OUTPUT_RING
+        return last_lines(bytes(ring[place:]) + bytes(ring[:place]))
+
+    def cpu_since(self, began: int, spent: int) -> int:
+        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
+        the mark there were only short jobs before it, which count as all work."""
+        before = self._words[_CPU] + began - self._words[_CPU_AT]
+        return int(max(0, spent - before) // 1000)
 
     # The supervisor's side
 
@@ -7946,6 +8035,80 @@ class Voice:
             self.say(marshal.dumps(("progress", id, claim, text)))
 
 
+OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
+"""What the coroutine that runs here has written: it is not the job that the board knows."""
+
+
+def keep_output(stream: Any, board: Board) -> None:
+    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
+    same object, since others, such as handlers of logging, may have it already."""
+    write = getattr(stream, "write", None)
+    if write is None:
+        return  # As pythonw.exe has it.
+
+    def write_and_keep(text: str) -> Any:
+        count = write(text)
+        if (own := OUTPUT.get()) is None:
+            board.keep_output(text)
+        else:
+            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
+            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+        return count
+
+    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+        stream.write = write_and_keep
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
+    if sys.platform == "linux":
+        return peak_of(os.getpid())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_of(pid: int) -> int | None:
+    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
+    begins with the memory of whoever started the process.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    return None
+
+
+SHORT_RUN = 500
+"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
+as running a very short one."""
+
+
+@attrs.frozen(eq=False, repr=False)
+class Witness:
+    """Tells what a failed attempt did."""
+
+    _board: Board
+    _cpu_clock: Callable[[], int]
+
+    def mark(self) -> None:
+        """Looks at the CPU clock, before jobs run."""
+        self._board.mark_cpu(self._cpu_clock())
+
+    def tell(self, report: Report, number: int, began: int) -> Report:
+        """The report of an attempt that was not short, or failed: with what it did, if it
+        failed, or will be said to have."""
+        if report.kind or self._board.asked(number):
+            report = report._replace(
+                cpu=self._board.cpu_since(began, self._cpu_clock()),
+                memory=peak_memory(),
+                output=self._board.output_of(number),
+            )
+        self.mark()
+        return report
+
+
 @attrs.define(eq=False, repr=False)
 class Juggler:
     """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
@@ -8026,8 +8189,13 @@ class Juggler:
             self._begun.add(number)
             self._words[place] = time.monotonic_ns()
             asked = functools.partial(operator.contains, self._asked, number)
+            written: list[bytes] = []
+            OUTPUT.set(written)
             report = await self._executor.run_async(claimed, asked, self._voice.tell)
             self._voice.told(claimed.id)
+            if report.kind or number in self._asked:
+                output = last_lines(b"".join(written))
+                report = report._replace(memory=peak_memory(), output=output)
         del self._tasks[number]
         self._begun.discard(number)
         self._asked.discard(number)
@@ -8160,8 +8328,11 @@ def work_in_child(
 ) -> None:
     """The whole life of a worker process."""
     _become_worker(lifeline)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
     share = Presence.hold(presence)
-    _serve(pipe, board, aside, functools.partial(_make_executor, program))
+    witness = Witness(board, time.process_time_ns)
+    _serve(pipe, board, aside, functools.partial(_make_executor, program), witness)
     share.close()
 
 
@@ -8170,6 +8341,7 @@ def _serve(
     board: Board,
     aside: tuple[Connection, Any] | None,
     make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+    witness: Witness,
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     try:
@@ -8180,7 +8352,7 @@ def _serve(
     juggler = None if aside is None else Juggler.start(aside, executor)
     pipe.send_bytes(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, board, executor)
+        _run_jobs(pipe, board, executor, witness)
         if juggler is not None:
             juggler.close()
     executor.close()
@@ -8250,7 +8422,7 @@ def work_in_thread(
     with contextlib.ExitStack() as closing:
         for end in (pipe, *(aside or ())[:1]):
             closing.enter_context(end)
-        _serve(pipe, board, aside, make)
+        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
 
 
 def _become_worker(lifeline: Connection) -> None:
@@ -8315,9 +8487,10 @@ def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
     return executor, closing
 
 
-def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
+def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witness) -> None:
     voice = Voice(pipe)
     while message := _next_message(pipe):
+        witness.mark()
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
         for number, fields in marshal.loads(message):
@@ -8331,6 +8504,8 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor) -> None:
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
+            if made.took > SHORT_RUN or made.kind:
+                made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
             if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
@@ -8517,6 +8692,24 @@ class Crowd:
         self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
 
 
+class Used(NamedTuple):
+    """What a process has used, if it is known."""
+
+    cpu: int | None = None
+    """Nanoseconds."""
+    memory: int | None = None
+
+
+def used_by(pid: int) -> Used:
+    """What a process has used, where Linux's /proc says it: of one that has ended, only its
+    CPU time, and until somebody has waited for it."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
+    except OSError:
+        return Used()
+    return Used(sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid))
+
+
 @attrs.define(eq=False, repr=False)
 class Worker:
     """The supervisor's view of one worker process."""
@@ -8546,6 +8739,8 @@ class Worker:
     asked: Asked | None = None
     slow: dict[int, float] = attrs.field(factory=dict)
     """The numbers of jobs that were said to be slow, and after how long to say so again."""
+    used: Used = attrs.field(factory=Used)
+    """What it had used in the end, as far as the system said."""
 
     @property
     def pipe(self) -> Connection:
@@ -8567,6 +8762,24 @@ class Worker:
         yield from self.handed.values()
         if self.crowd is not None:
             yield from self.crowd.jobs.values()
+
+    def look(self) -> None:
+        """Sees what a process has used, before it is killed, or waited for."""
+        if self.used == (None, None):
+            self.used = used_by(self.process.pid)
+
+    def with_last_deeds(self, report: Report, number: int) -> Report:
+        """The report of a job that was in its hands when it died, with what is known of it."""
+        running, began = self.board.running
+        cpu, memory = self.used
+        # What coroutines used they used together.
+        known = cpu is not None and running == number
+        return report._replace(
+            exit_code=self.process.exitcode,
+            cpu=self.board.cpu_since(began, cpu or 0) if known else None,
+            memory=memory,
+            output=self.board.output_of(number),
+        )
 
     def close(self) -> None:
         """Gives back what it takes to talk to a worker that is dead."""
@@ -9064,6 +9277,8 @@ class Supervisor:
                 if message := worker.pipe.recv_bytes():
                     self._told(worker, marshal.loads(message))
         except (EOFError, OSError):
+            if worker.kill is not None:
+                worker.look()
             if worker.process.exitcode is None:
                 self._end(worker)  # It cannot be talked to any more.
         self._collect(worker)
@@ -9098,6 +9313,7 @@ class Supervisor:
         """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
         if worker.kill is not None:
             worker.killed_for = worker.killed_for or culprit
+            worker.look()
             worker.kill()
 
     def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
@@ -9534,6 +9750,7 @@ class Supervisor:
         took = (time.monotonic_ns() - started) // 1000
         now = self.clock()
         report = Report(now - took, now, took, *Verdict("pending", counted=False))
+        report = worker.with_last_deeds(report, number)
         if asked is not None:
             return report if asked.why == "stop" else self._overruled(report, claimed, asked)
         if self._stops > 1 or worker.killed_for not in (0, number):
@@ -11855,12 +12072,27 @@ def _show(options: argparse.Namespace) -> int:
         when = f"{failure.started_at:%Y-%m-%d %H:%M:%S} UTC, worker {failure.worker}"
         lines += ["", f"attempt {failure.attempt}: {failure.kind} ({when})"]
         lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
+        lines += _deeds(failure)
     history = [
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
         for failure in errors
     ]
     _print(options, {**_plain(job), "errors": history}, "\n".join(lines))
     return 0
+
+
+def _deeds(failure: Failure) -> Iterator[str]:
+    """What is known of what a failed attempt did."""
+    told = {
+        "exit code": failure.exit_code,
+        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
+        "peak memory": None if failure.memory is None else _bytes(failure.memory),
+    }
+    if known := [f"{what}: {value}" for what, value in told.items() if value is not None]:
+        yield ", ".join(known)
+    if failure.output:
+        yield "output:"
+        yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
 
 
 def _retry(options: argparse.Namespace) -> int:
