@@ -534,17 +534,26 @@ def test_a_running_job_that_does_not_heed_its_cancellation_is_killed(
 
 
 def test_the_command_cancels_exactly_one_running_job(
-    jobs: LiteJobs, log: Path, programs: Programs
+    jobs: LiteJobs, log: Path, tmp_path: Path, programs: Programs
 ) -> None:
+    flag = tmp_path / "go on"
     with jobs.start(workers=3, grace=GRACE):
-        first, second, third = (trouble.nap_and_tell.enqueue(str(log), 1.5) for _ in range(3))
+        work = trouble.wait_for.using(max_attempts=1)
+        waiting = [work.enqueue(str(log), str(flag)) for _ in range(3)]
         eventually(written(log, 3))
-        code, output, _ = programs.run("-m", "litejobs", "cancel", jobs.path, second.id)
+        code, output, _ = programs.run("-m", "litejobs", "cancel", jobs.path, waiting[1].id)
         assert (code, output) == (0, "1 cancelled, 0 left as they are\n")
-        ended = [job.wait(PATIENT) for job in (first, second, third)]
-    assert [job.state for job in ended] == ["completed", "cancelled", "completed"]
-    assert [job.attempt for job in ended] == [1, 1, 1]
-    assert len(lines(log)) == 3, "the others ran on, and nothing ran twice"
+        assert waiting[1].wait(PATIENT).state == "cancelled"
+        flag.touch()
+        ended = [job.wait(PATIENT) for job in waiting]
+    # The others end as this definition does, by its own error, and nothing ran twice.
+    assert [job.state for job in ended] == ["failed", "cancelled", "failed"]
+    assert [[each.type for each in job.errors] for job in ended] == [
+        ["ValueError"],
+        [],
+        ["ValueError"],
+    ]
+    assert len(lines(log)) == 3
 
 
 def test_a_job_that_is_cancelled_behind_a_slow_one_never_runs(jobs: LiteJobs, log: Path) -> None:
