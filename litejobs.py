@@ -10669,7 +10669,8 @@ class LiteJobs:
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs what is due in this process, one job after the other, until nothing is
         due any more; says how many attempts that took. For tests and small scripts:
-        timeouts are not enforced, and a crash is a crash of this process."""
+        timeouts are not enforced, a crash is a crash of this process, and a handler that
+        always wants to run again at once is run for ever."""
         serves = self._serves(queues, None)
         executor, closing = self._executor()
         with closing:

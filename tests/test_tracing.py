@@ -17,7 +17,7 @@ from programs import Programs, lines
 from litejobs import Cancel, Constant, Context, Fail, LiteJobs, OptionError, Retry, Snooze
 
 OUTCOMES: dict[str, BaseException] = {
-    "retry": Retry(0),
+    "retry": Retry(60),
     "snoozed": Snooze(60),
     "failed": Fail("no such page"),
     "cancelled": Cancel("gone"),
