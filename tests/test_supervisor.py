@@ -162,7 +162,7 @@ def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
     node = programs.node(jobs.path, "--workers", "2")
-    held = [trouble.nap_and_tell.enqueue(str(log), 0.5) for _ in range(2)]
+    held = [trouble.nap_and_tell.enqueue(str(log), 1.5) for _ in range(2)]
     eventually(lambda: len(lines(log)) == 2)
     stopped = [node.pid, *children(node.pid)]
     for pid in stopped:
