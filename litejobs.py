@@ -36,8 +36,8 @@ be cancelled, or paused by a person until it is released.
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, File, Rows, Catalogue, Intake, Timetable, Ready,
-Nodes, Health, Store (with these, all SQL), Events, Duties, Worker, Supervisor,
-LiteJobs (what users hold), Testing, Command line.
+Nodes, Health, Store (with these, all SQL), Events, Duties, Program, Worker, Staff,
+Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -7681,6 +7681,66 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
         events.close()
 
 
+SLOW_JOB = 60.0
+"""Seconds of running after which the log says so."""
+
+
+@attrs.define(eq=False, repr=False)
+class Herald:
+    """Tells what happens to the jobs of one node: what became of them only when it is in
+    the file."""
+
+    _events: Events
+    _clock: Clock
+    _node: str
+    slow_after: float = SLOW_JOB
+    """Seconds of running after which the log says so, and again when it has doubled."""
+    wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that somebody wants, as of this turn."""
+    slow: dict[int, float] = attrs.field(factory=dict)
+    """The numbers of jobs that were said to be slow, and after how long to say so again."""
+    _starts: set[int] = attrs.field(factory=set)
+    """The numbers of the jobs whose start was told."""
+    _untold: list[Event] = attrs.field(factory=list)
+
+    def look(self) -> None:
+        """Sees which events are wanted in this turn."""
+        self.wanted = self._events.wanted()
+
+    def running(self, number: int, claimed: Claimed, worker: int, took: float) -> None:
+        """Tells that a job runs, once; and that it has been running for long."""
+        if "started" in self.wanted and number not in self._starts:
+            self._tell_start(claimed, worker, self._clock() - round(took * 1e6))
+            self._starts.add(number)
+        if took >= (after := self.slow.get(number, self.slow_after)):
+            self.slow[number] = 2 * after
+            about = claimed.id, claimed.name, took
+            logger.warning("job %d (%s) has been running for %.3g s", *about)
+
+    def has_run(self, number: int, claimed: Claimed, worker: int, started_at: int) -> None:
+        """Tells that a job had started, unless that was told when it was seen to run."""
+        self.slow.pop(number, None)
+        if number in self._starts:
+            self._starts.discard(number)
+        elif "started" in self.wanted:
+            self._tell_start(claimed, worker, started_at)
+
+    def _tell_start(self, claimed: Claimed, worker: int, at: int) -> None:
+        self._events.tell(attempt_started(claimed, at, worker, self._node))
+
+    def ended(self, claimed: Claimed, report: Report, worker: int) -> None:
+        """Keeps what is to be told of an attempt that has ended."""
+        if report.kind or report.state in self.wanted:
+            ended = attempt_ended(claimed, report, worker, self._node)
+            self._untold += [event for event in ended if event.kind in self.wanted]
+
+    def tell_ended(self) -> None:
+        """Tells that, now that it is in the file."""
+        untold, self._untold = self._untold, []
+        for event in untold:
+            self._events.tell(event)
+
+
 ################################################################################
 # Duties
 #
@@ -7813,6 +7873,150 @@ DUTIES: tuple[Callable[[Beat], float], ...] = (
 )  # fmt: skip
 
 
+@attrs.define(eq=False, repr=False)
+class Rota:
+    """When each duty is due, by the monotonic clock."""
+
+    _due: dict[Callable[[Beat], float], float]
+
+    def call(self, *duties: Callable[[Beat], float], within: float = 0.0) -> None:
+        """Wants these to be done within so many seconds."""
+        by = time.monotonic() + within
+        for duty in duties:
+            self._due[duty] = min(self._due[duty], by)
+
+    @property
+    def soonest(self) -> float:
+        """When the next one is due."""
+        return min(self._due.values())
+
+    def attend(self, beat: Beat) -> None:
+        """Calls the duties that are due."""
+        for duty, due in list(self._due.items()):
+            if due - time.monotonic() > SLACK:
+                continue
+            try:
+                self._due[duty] = time.monotonic() + duty(beat)
+            except FileReplacedError:
+                raise
+            except FileError as error:
+                logger.error("%s failed and will be tried again: %s", duty.__name__, error)
+                self._due[duty] = time.monotonic() + 1.0
+
+
+################################################################################
+# Program
+#
+# Where workers find the code: they import modules and take definitions from them, by
+# names that were looked up before they started. Nothing else that they run comes from
+# outside.
+################################################################################
+
+IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
+"""Whether a worker is importing the program, which must not work or enqueue meanwhile."""
+
+
+@attrs.frozen
+class Program:
+    """Where a worker finds the code: it imports modules and takes names from them,
+    and nothing else that it runs comes from outside."""
+
+    places: dict[str, tuple[str, str]]
+    """By name of the definition: the module, and the path to it from there."""
+    state: Callable[[], Any] | None
+    home: Callable[[], Home]
+    """Makes the queue for definitions that no import has registered."""
+    clock: Clock
+    around: tuple[AroundRun, ...] = ()
+    """The middleware around every run."""
+
+    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
+        """What runs the program's jobs in this process, with a state of its own, and what
+        closes that."""
+        registry = self.load()
+        closing = contextlib.ExitStack()
+        state = make_state(self.state, closing)
+        return Executor(registry, state, self.clock, around=self.around), closing
+
+    def load(self) -> Registry:
+        """Imports what is needed and gathers the definitions."""
+        registry = Registry()
+        token = IMPORTING.set(True)
+        for name, (module, path) in self.places.items():
+            registry.add(_definition_at(importlib.import_module(module), path, name))
+        IMPORTING.reset(token)
+        registry.freeze()
+        gc.freeze()  # What a program has loaded stays.
+        for body in {definition.body for definition in registry}:
+            body.home = body.home or self.home()
+        return registry
+
+
+def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    definition = definition_of(found)
+    if definition is not None and definition.name == name:
+        return definition
+    registry = getattr(found, "registry", None)
+    if isinstance(registry, Registry) and (definition := registry.get(name)):
+        return definition
+    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
+
+
+def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
+    """The module, and the path in it, where a worker can find a definition: itself, or
+    the *holder* that it is registered with.
+
+    Raises:
+        DefinitionError: there is no such place.
+    """
+    body = definition.body
+    for name in dict.fromkeys((body.module, "__main__")):
+        module = sys.modules.get(name)
+        if module is None or (name == "__main__" and not _importable_main(module)):
+            continue
+        for attribute, value in [
+            (body.code.__qualname__, _at(module, body)),
+            *vars(module).items(),
+        ]:
+            found = definition_of(value)
+            if value is holder or (found is not None and found.body is body):
+                return _name_in_workers(module, name), attribute
+    if "<locals>" in body.code.__qualname__:
+        problem = "stands inside a function, where workers cannot find it"
+    elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
+        problem = "was typed in, and workers cannot import what is in no file"
+    else:
+        problem = f"cannot be found by workers: no name in {body.module} leads to it"
+    raise DefinitionError(
+        body.name,
+        f"{problem} ({body.place}): move it to the top level of a module, or use threads=",
+    )
+
+
+def _name_in_workers(module: ModuleType, name: str) -> str:
+    """Workers have the main program as `__main__`; except that multiprocessing does not
+    import the `__main__.py` of a package, which they therefore do by its whole name."""
+    spec = getattr(module, "__spec__", None)
+    return str(spec.name) if spec is not None and spec.name.endswith(".__main__") else name
+
+
+def _at(module: ModuleType, body: Body) -> object:
+    found: Any = module
+    for part in body.code.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _importable_main(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return getattr(module, "__spec__", None) is not None or (
+        file is not None and os.path.exists(file)
+    )
+
+
 ################################################################################
 # Worker
 #
@@ -7823,18 +8027,164 @@ DUTIES: tuple[Callable[[Beat], float], ...] = (
 # a time, in a thread with an event loop: they have a pipe and words of their own.
 ################################################################################
 
+
+def work_in_child(
+    pipe: Connection,
+    lifeline: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    presence: str,
+    program: Program,
+) -> None:
+    """The whole life of a worker process."""
+    _become_worker(lifeline)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    share = Presence.hold(presence)
+    witness = Witness(board, time.process_time_ns)
+    _serve(pipe, board, aside, program.executor, witness)
+    share.close()
+
+
+def _become_worker(lifeline: Connection) -> None:
+    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    if hasattr(os, "setpgid"):
+        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
+        # whatever the job starts can be killed with it.
+        os.setpgid(0, 0)
+    for name in ("SIGTERM", "SIGINT"):
+        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
+        signal.signal(getattr(signal, name), lambda number, frame: None)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_end_by_signals)
+    if sys.platform == "linux":
+        _let_the_kernel_end_it(lifeline)
+    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+
+def _let_the_kernel_end_it(lifeline: Connection) -> None:
+    """Has the whole group killed when the lifeline closes: the thread, which is the
+    portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
+    the job has started.)"""
+    import fcntl
+
+    f_setsig = 10  # of <fcntl.h>
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
+
+
+def _end_by_signals() -> None:
+    """Lets a process that a job forked be ended like any other."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_with_supervisor(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    kill_group(os.getpid())
+
+
+def kill_group(pid: int, alive: bool = True) -> None:
+    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
+    it left behind (another process may have its number by now)."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if alive:
+                os.kill(pid, signal.SIGKILL)
+    elif alive:
+        os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
+
+
+def work_in_thread(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+) -> None:
+    """The whole life of a worker that is a thread."""
+    with contextlib.ExitStack() as closing:
+        for end in (pipe, *(aside or ())[:1]):
+            closing.enter_context(end)
+        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
+
+
+def _serve(
+    pipe: Connection,
+    board: Board,
+    aside: tuple[Connection, Any] | None,
+    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
+    witness: Witness,
+) -> None:
+    """Makes what jobs need, says so, and runs them until no more will come."""
+    try:
+        executor, closing = make()
+    except BaseException as error:
+        pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
+        return
+    juggler = None if aside is None else Juggler.start(aside, executor)
+    pipe.send_bytes(marshal.dumps(("ready",)))
+    with closing:
+        _run_jobs(pipe, board, executor, witness)
+        if juggler is not None:
+            juggler.close()
+    executor.close()
+
+
+RING_AFTER, RING_AFTER_NS = 64, 8_000_000
+"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
+SHORT_RUN = 500
+"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
+as running a very short one."""
+
+
+def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witness) -> None:
+    voice = Voice(pipe)
+    while message := _next_message(pipe):
+        witness.mark()
+        told, told_at = 0, time.monotonic_ns()
+        report: bytes | tuple[int, ...] | None = None
+        for number, fields in marshal.loads(message):
+            began = board.step(report, number)
+            told += report is not None
+            report = None
+            if not began:
+                continue
+            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
+                voice.say(b"")
+                told, told_at = 0, began
+            asked = functools.partial(board.asked, number)
+            made = executor.run(Claimed._make(fields), asked, voice.tell)
+            if made.took > SHORT_RUN or made.kind:
+                made = witness.tell(made, number, began)
+            report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
+            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
+                # Through the pipe it comes after the last word on the job's progress.
+                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
+                report = None
+        board.step(report, 0)
+        # Whatever came last, a report or jobs that were revoked: the hands are empty.
+        voice.say(b"")
+
+
+def _next_message(pipe: Connection) -> bytes:
+    try:
+        return pipe.recv_bytes()
+    except (EOFError, OSError):
+        return b""
+
+
 Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
-Cue = tuple[int, float, tuple[Any, ...] | None]
-"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
-that is asked to end, the seconds until it is made to, and `None`."""
 
 BRIEF = 1024
 """Reports of which there is nothing to tell but times, as four numbers each."""
 OUTBOX = 2**18
 """Bytes for the others that wait to be read; larger ones go through the pipe."""
-RING_AFTER, RING_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
 OUTPUT_RING = OUTPUT_LIMIT + 1
 """Bytes for what the running job writes: by the last one it shows that there was more."""
 _RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS = range(6)
@@ -8002,6 +8352,75 @@ class Board:
         return True
 
 
+@attrs.frozen(eq=False, repr=False)
+class Witness:
+    """Tells what a failed attempt did."""
+
+    _board: Board
+    _cpu_clock: Callable[[], int]
+
+    def mark(self) -> None:
+        """Looks at the CPU clock, before jobs run."""
+        self._board.mark_cpu(self._cpu_clock())
+
+    def tell(self, report: Report, number: int, began: int) -> Report:
+        """The report of an attempt that was not short, or failed: with what it did, if it
+        failed, or will be said to have."""
+        if report.kind or self._board.asked(number):
+            report = report._replace(
+                cpu=self._board.cpu_since(began, self._cpu_clock()),
+                memory=peak_memory(),
+                output=self._board.output_of(number),
+            )
+        self.mark()
+        return report
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
+    if sys.platform == "linux":
+        return peak_of(os.getpid())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_of(pid: int) -> int | None:
+    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
+    begins with the memory of whoever started the process.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    return None
+
+
+OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
+"""What the coroutine that runs here has written: it is not the job that the board knows."""
+
+
+def keep_output(stream: Any, board: Board) -> None:
+    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
+    same object, since others, such as handlers of logging, may have it already."""
+    write = getattr(stream, "write", None)
+    if write is None:
+        return  # As pythonw.exe has it.
+
+    def write_and_keep(text: str) -> Any:
+        count = write(text)
+        if (own := OUTPUT.get()) is None:
+            board.keep_output(text)
+        else:
+            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
+            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+        return count
+
+    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+        stream.write = write_and_keep
+
+
 @attrs.define(eq=False, repr=False)
 class Voice:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
@@ -8035,78 +8454,9 @@ class Voice:
             self.say(marshal.dumps(("progress", id, claim, text)))
 
 
-OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the coroutine that runs here has written: it is not the job that the board knows."""
-
-
-def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
-
-    def write_and_keep(text: str) -> Any:
-        count = write(text)
-        if (own := OUTPUT.get()) is None:
-            board.keep_output(text)
-        else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
-        return count
-
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
-        stream.write = write_and_keep
-
-
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of whoever started the process.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
-
-
-SHORT_RUN = 500
-"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
-as running a very short one."""
-
-
-@attrs.frozen(eq=False, repr=False)
-class Witness:
-    """Tells what a failed attempt did."""
-
-    _board: Board
-    _cpu_clock: Callable[[], int]
-
-    def mark(self) -> None:
-        """Looks at the CPU clock, before jobs run."""
-        self._board.mark_cpu(self._cpu_clock())
-
-    def tell(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it did, if it
-        failed, or will be said to have."""
-        if report.kind or self._board.asked(number):
-            report = report._replace(
-                cpu=self._board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
-                output=self._board.output_of(number),
-            )
-        self.mark()
-        return report
+Cue = tuple[int, float, tuple[Any, ...] | None]
+"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
+that is asked to end, the seconds until it is made to, and `None`."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8221,409 +8571,307 @@ class Juggler:
                 self._tell()
 
 
-IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
-"""Whether a worker is importing the program, which must not work or enqueue meanwhile."""
-
-
-@attrs.frozen
-class Program:
-    """Where a worker finds the code: it imports modules and takes names from them,
-    and nothing else that it runs comes from outside."""
-
-    places: dict[str, tuple[str, str]]
-    """By name of the definition: the module, and the path to it from there."""
-    state: Callable[[], Any] | None
-    home: Callable[[], Home]
-    """Makes the queue for definitions that no import has registered."""
-    clock: Clock
-    around: tuple[AroundRun, ...] = ()
-    """The middleware around every run."""
-
-    def load(self) -> Registry:
-        """Imports what is needed and gathers the definitions."""
-        registry = Registry()
-        token = IMPORTING.set(True)
-        for name, (module, path) in self.places.items():
-            registry.add(_definition_at(importlib.import_module(module), path, name))
-        IMPORTING.reset(token)
-        registry.freeze()
-        gc.freeze()  # What a program has loaded stays.
-        for body in {definition.body for definition in registry}:
-            body.home = body.home or self.home()
-        return registry
-
-
-def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    definition = definition_of(found)
-    if definition is not None and definition.name == name:
-        return definition
-    registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.get(name)):
-        return definition
-    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
-
-
-def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
-    """The module, and the path in it, where a worker can find a definition: itself, or
-    the *holder* that it is registered with.
-
-    Raises:
-        DefinitionError: there is no such place.
-    """
-    body = definition.body
-    for name in dict.fromkeys((body.module, "__main__")):
-        module = sys.modules.get(name)
-        if module is None or (name == "__main__" and not _importable_main(module)):
-            continue
-        for attribute, value in [
-            (body.code.__qualname__, _at(module, body)),
-            *vars(module).items(),
-        ]:
-            found = definition_of(value)
-            if value is holder or (found is not None and found.body is body):
-                return _name_in_workers(module, name), attribute
-    if "<locals>" in body.code.__qualname__:
-        problem = "stands inside a function, where workers cannot find it"
-    elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
-        problem = "was typed in, and workers cannot import what is in no file"
-    else:
-        problem = f"cannot be found by workers: no name in {body.module} leads to it"
-    raise DefinitionError(
-        body.name,
-        f"{problem} ({body.place}): move it to the top level of a module, or use threads=",
-    )
-
-
-def _name_in_workers(module: ModuleType, name: str) -> str:
-    """Workers have the main program as `__main__`; except that multiprocessing does not
-    import the `__main__.py` of a package, which they therefore do by its whole name."""
-    spec = getattr(module, "__spec__", None)
-    return str(spec.name) if spec is not None and spec.name.endswith(".__main__") else name
-
-
-def _at(module: ModuleType, body: Body) -> object:
-    found: Any = module
-    for part in body.code.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _importable_main(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return getattr(module, "__spec__", None) is not None or (
-        file is not None and os.path.exists(file)
-    )
-
-
-def work_in_child(
-    pipe: Connection,
-    lifeline: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    presence: str,
-    program: Program,
-) -> None:
-    """The whole life of a worker process."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = Presence.hold(presence)
-    witness = Witness(board, time.process_time_ns)
-    _serve(pipe, board, aside, functools.partial(_make_executor, program), witness)
-    share.close()
-
-
-def _serve(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-    witness: Witness,
-) -> None:
-    """Makes what jobs need, says so, and runs them until no more will come."""
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
-        return
-    juggler = None if aside is None else Juggler.start(aside, executor)
-    pipe.send_bytes(marshal.dumps(("ready",)))
-    with closing:
-        _run_jobs(pipe, board, executor, witness)
-        if juggler is not None:
-            juggler.close()
-    executor.close()
-
-
-@attrs.define(eq=False, repr=False)
-class InThread:
-    """A thread that passes for a process of multiprocessing's."""
-
-    sentinel: Connection
-    """Can be read when the thread has ended."""
-    _ended: Connection
-    exitcode: int | None = None
-    pid: int = attrs.field(factory=os.getpid)
-
-    def start(self, target: Callable[..., None], *arguments: Any) -> None:
-        """Starts it."""
-
-        def work() -> None:
-            try:
-                target(*arguments)
-            finally:
-                self.exitcode = 0
-                self._ended.close()
-
-        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
-
-    def join(self) -> None:
-        """Waits until it has ended."""
-        from multiprocessing.connection import wait
-
-        wait([self.sentinel])
-
-    def close(self) -> None:
-        """Gives back the sentinel."""
-        self.sentinel.close()
-
-
-@attrs.frozen(eq=False, repr=False)
-class Plain:
-    """What multiprocessing's contexts make, for threads: it starts no process of its own,
-    as theirs do, which in a frozen application is the application."""
-
-    def Pipe(self) -> tuple[Connection, Connection]:
-        """Two ends that talk to each other."""
-        from multiprocessing.connection import Pipe
-
-        ours, theirs = Pipe()
-        return ours, theirs
-
-    def RawArray(self, kind: str, size: int) -> array.array[int]:
-        """So many words or bytes, all zero."""
-        return array.array(kind, bytes(size * array.array(kind).itemsize))
-
-    def Lock(self) -> Any:
-        """A lock for threads."""
-        return threading.Lock()
-
-
-def work_in_thread(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-) -> None:
-    """The whole life of a worker that is a thread."""
-    with contextlib.ExitStack() as closing:
-        for end in (pipe, *(aside or ())[:1]):
-            closing.enter_context(end)
-        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
-    if hasattr(os, "setpgid"):
-        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
-        # whatever the job starts can be killed with it.
-        os.setpgid(0, 0)
-    for name in ("SIGTERM", "SIGINT"):
-        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
-        signal.signal(getattr(signal, name), lambda number, frame: None)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_end_by_signals)
-    if sys.platform == "linux":
-        _let_the_kernel_end_it(lifeline)
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
-
-
-def _let_the_kernel_end_it(lifeline: Connection) -> None:
-    """Has the whole group killed when the lifeline closes: the thread, which is the
-    portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-    the job has started.)"""
-    import fcntl
-
-    f_setsig = 10  # of <fcntl.h>
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
-    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
-
-
-def _end_by_signals() -> None:
-    """Lets a process that a job forked be ended like any other."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_with_supervisor(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    kill_group(os.getpid())
-
-
-def kill_group(pid: int, alive: bool = True) -> None:
-    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
-    it left behind (another process may have its number by now)."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
-    elif alive:
-        os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
-
-
-def _make_executor(program: Program) -> tuple[Executor, contextlib.ExitStack]:
-    closing = contextlib.ExitStack()
-    registry = program.load()
-    state = make_state(program.state, closing)
-    executor = Executor(registry, state, program.clock, around=program.around)
-    return executor, closing
-
-
-def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witness) -> None:
-    voice = Voice(pipe)
-    while message := _next_message(pipe):
-        witness.mark()
-        told, told_at = 0, time.monotonic_ns()
-        report: bytes | tuple[int, ...] | None = None
-        for number, fields in marshal.loads(message):
-            began = board.step(report, number)
-            told += report is not None
-            report = None
-            if not began:
-                continue
-            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
-                voice.say(b"")
-                told, told_at = 0, began
-            asked = functools.partial(board.asked, number)
-            made = executor.run(Claimed._make(fields), asked, voice.tell)
-            if made.took > SHORT_RUN or made.kind:
-                made = witness.tell(made, number, began)
-            report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
-                # Through the pipe it comes after the last word on the job's progress.
-                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
-                report = None
-        board.step(report, 0)
-        # Whatever came last, a report or jobs that were revoked: the hands are empty.
-        voice.say(b"")
-
-
-def _next_message(pipe: Connection) -> bytes:
-    try:
-        return pipe.recv_bytes()
-    except (EOFError, OSError):
-        return b""
-
-
 ################################################################################
-# Supervisor
+# Staff
 #
-# The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
-# handler and never decodes a payload.
+# The same workers as their supervisor sees them: how they are started, what each has in
+# hand, what it says and how it ends. Whatever is said to a worker may not block, since
+# a process that is stopped reads nothing.
 ################################################################################
-
-Until = Literal["empty"]
-
-HAND_OVER = 10_000
-"""Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that nobody waits for a worker."""
-HAND_OVER_JOBS = 256
-"""How many jobs a worker has in hand at most, however short they are."""
-ENOUGH, SETTLE_WITHIN = 128, 0.008
-"""Results, and seconds, after which results are settled although no worker needs a job."""
-NEXT_ONE = 100_000
-"""Microseconds of work behind which a worker may already have its next job in hand."""
 HAND_OVER_BYTES = 2**15
 """What surely fits a pipe, so that sending it does not block."""
-OVERHEAD = 10
-"""Microseconds that a worker spends on a job beside running it."""
-SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: for a worker that is
-idle here, and for whoever else may want them."""
-LAST_PART = 0.25
-"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
-STARTING = max(1, (os.cpu_count() or 1) - 1)
-"""How many workers start at a time: more would only delay each other, and the first job."""
-SLOW_JOB = 60.0
-"""Seconds of running after which the log says so."""
 LOOK_ASIDE = 0.01
 """Seconds after which a coroutine that was handed over is looked at: it runs by then."""
-WEIGH = 0.1
-"""Seconds between two looks at the memory of workers whose job may use only so much."""
+STARTING = max(1, (os.cpu_count() or 1) - 1)
+"""How many workers start at a time: more would only delay each other, and the first job."""
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
 
-class WorkerCrashed(LitejobsError):
-    """A worker died while it ran the job."""
+@attrs.define(eq=False, repr=False)
+class Crew:
+    """The workers of a node, as many as there should be; the ear hears them all."""
+
+    _staff: Processes | Threads
+    _ear: Ear
+    _size: int
+    _concurrency: int
+    """How many coroutines each may run at a time: 0, if there are none to run."""
+    _jobs_each: float
+    """After so many a worker is replaced: a spare one stands by then."""
+    _grace: float
+    workers: list[Worker] = attrs.field(factory=list)
+    _failed_starts: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        _let_go_in_forks(self)
+
+    def spawn(self, presence: str) -> None:
+        """Starts workers up to the number there should be; they hold the lock on the file
+        *presence*.
+
+        Raises:
+            WorkerError: they cannot start.
+        """
+        size = self._size
+        if self._jobs_each < math.inf:
+            size += 1 + sum(worker.leaves_by < math.inf for worker in self.workers)
+        starting = sum(not worker.ready for worker in self.workers)
+        while len(self.workers) < size and starting < STARTING:
+            starting += 1
+            if self._failed_starts >= FAILED_STARTS:
+                problem = f"workers died {FAILED_STARTS} times in a row while they started"
+                raise WorkerError(f"{problem}; their error output says why")
+            self._add(self._staff.hire(presence, self._concurrency))
+
+    def _add(self, worker: Worker) -> None:
+        worker.left = self._jobs_each
+        self.workers.append(worker)
+        for source in worker.sources:
+            self._ear.add(source, worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Takes one off the list that has died."""
+        self._failed_starts += not worker.ready
+        self.workers.remove(worker)
+        for source in worker.sources:
+            self._ear.remove(source)
+        worker.close()
+
+    def welcome(self, worker: Worker) -> None:
+        """One is ready to run jobs."""
+        worker.ready = True
+        self._failed_starts = 0
+
+    def dismiss(self) -> bool:
+        """Lets workers go that have run as many jobs as they may; says whether there were
+        any, whose places others can take."""
+        if self._jobs_each == math.inf:
+            return False
+        dismissed = False
+        for worker in self.workers:
+            if worker.left > 0 or worker.busy:
+                continue
+            if worker.leaves_by == math.inf:
+                worker.leaves_by = time.monotonic() + self._grace
+                worker.mouth.say(b"", fits=True)
+                dismissed = True
+            elif time.monotonic() >= worker.leaves_by:
+                worker.end()
+        return dismissed
+
+    def at_work(self) -> list[Worker]:
+        """Those that may be given jobs; a spare one waits until another leaves."""
+        if self._jobs_each == math.inf:
+            return [worker for worker in self.workers if worker.ready]
+        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
+        return [worker for worker in here[: self._size] if worker.left > 0]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any of them has jobs in hand."""
+        return any(worker.busy for worker in self.workers)
+
+    def let_go(self) -> None:
+        """Closes this process's ends of what one talks to them through."""
+        for worker in self.workers:
+            if worker.lifeline is not None:
+                worker.lifeline.close()
+            for pipe in worker.pipes:
+                pipe.close()
 
 
-class JobTimedOut(LitejobsError):
-    """The job took longer than its timeout."""
+def _let_go_in_forks(crew: Crew) -> None:
+    """What the supervisor's process forks must not hold the lifelines of its workers."""
+    reference = weakref.ref(crew)
+
+    def after() -> None:
+        if alive := reference():
+            alive.let_go()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after)
 
 
-class TooMuchMemory(LitejobsError):
-    """The worker used more memory than the job may."""
-
-
+NO_JOB = -1
+"""For which a worker was killed by a node that ends: all of its jobs are innocent."""
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 
 
 class Asked(NamedTuple):
     """A running job that was asked to end."""
 
-    number: int
     why: Reason
     kill_at: float
 
 
 @attrs.define(eq=False, repr=False)
-class Mouth:
-    """Says things through a pipe and never waits: a thread says what may not fit, since a
-    process that is stopped reads nothing."""
+class Worker:
+    """One worker: a process, or a thread."""
 
-    pipe: Connection
-    _thread: threading.Thread | None = None
-    _queue: Any = None
-    _given: int = 0
-    _said: int = 0
+    process: Any
+    mouth: Mouth
+    lifeline: Connection | None
+    board: Board
+    death: Any
+    """What one waits for to learn of its death."""
+    kill: Callable[..., None] | None
+    """Ends it with all that it started; `None` for a thread, which nothing can end."""
+    crowd: Crowd | None = None
+    ready: bool = False
+    left: float = math.inf
+    """How many more jobs it may be given."""
+    leaves_by: float = math.inf
+    """When it was dismissed: the moment by which it must be gone."""
+    killed_for: int = 0
+    """The number of the job for which it was killed: the others are innocent."""
+    handed: dict[int, Claimed] = attrs.field(factory=dict)
+    """What it has in hand, by number, in the order in which it runs them; the crowd has
+    its coroutines."""
+    names: Counter[str] = attrs.field(factory=Counter)
+    """Of what definitions those are."""
+    asked: dict[int, Asked] = attrs.field(factory=dict)
+    """Which of its jobs were asked to end, by number."""
+    used: Used = attrs.field(factory=lambda: Used())
+    """What it had used in the end, as far as the system said."""
+    _unsent: list[Handed] = attrs.field(factory=list)
+    _bytes_sent: int = 0
 
-    def say(self, message: bytes, fits: bool) -> None:
-        """Says it after all that was said before; at once if it surely *fits*."""
-        if fits and self._given == self._said:
-            with contextlib.suppress(OSError):
-                self.pipe.send_bytes(message)
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return int(self.process.pid)
+
+    @property
+    def pipes(self) -> list[Connection]:
+        """What it talks through."""
+        return [self.mouth.pipe] if self.crowd is None else [self.mouth.pipe, self.crowd.mouth.pipe]
+
+    @property
+    def sources(self) -> list[Any]:
+        """All that one waits for to hear of it."""
+        return [*self.pipes, self.death]
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has jobs in hand."""
+        return bool(self.handed or (self.crowd and self.crowd.jobs))
+
+    def claims(self) -> Iterator[tuple[int, Claimed]]:
+        """All that it has in hand, by number."""
+        yield from self.handed.items()
+        if self.crowd is not None:
+            yield from self.crowd.jobs.items()
+
+    def began(self, number: int) -> int:
+        """When a job that it has in hand began, in nanoseconds of the monotonic clock; 0 if
+        it does not run."""
+        if self.crowd is not None and number in self.crowd.jobs:
+            return self.crowd.began(number)
+        running, began = self.board.running
+        return began if running == number else 0
+
+    # Hand over and take back
+
+    def is_last(self) -> bool:
+        """Counts a job that it is to be given; says whether it may get no more."""
+        self.left -= 1
+        return self.left <= 0
+
+    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
+        """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
+        since a full pipe would block the supervisor."""
+        self.handed.update(jobs)
+        self.names.update([claimed.name for _, claimed in jobs])
+        self._unsent += [(number, tuple(claimed)) for number, claimed in jobs]
+        self.send()
+
+    def send(self) -> None:
+        """Sends what may be sent now."""
+        if not self._unsent:
             return
-        if self._thread is None:
-            from queue import SimpleQueue
+        message = marshal.dumps(self._unsent)
+        size = self._bytes_sent + len(message)
+        if len(self._unsent) == len(self.handed) or size < HAND_OVER_BYTES:
+            self._bytes_sent = size
+            self._unsent = []
+            self.mouth.say(message, size < HAND_OVER_BYTES)
 
-            self._queue = SimpleQueue()
-            self._thread = threading.Thread(target=self._say_all, daemon=True)
-            self._thread.start()
-        self._given += 1
-        self._queue.put(message)
+    def ended(self, number: int) -> Claimed | None:
+        """Takes a job out of its hands that it has run."""
+        if claimed := self.handed.pop(number, None):
+            self.names[claimed.name] -= 1
+            if not self.handed:
+                self._bytes_sent = 0
+            return claimed
+        return None if self.crowd is None else self.crowd.take(number)
 
-    def _say_all(self) -> None:
-        with contextlib.suppress(OSError):
-            while (message := self._queue.get()) is not None:
-                self.pipe.send_bytes(message)
-                self._said += 1
+    def take_back(self, running: int) -> list[Claimed]:
+        """Takes all out of its hands that it was told not to begin."""
+        self._unsent = []
+        numbers = [number for number in self.handed if number != running]
+        claims = [self.handed.pop(number) for number in numbers]
+        self.names.subtract([claimed.name for claimed in claims])
+        return claims
+
+    # Hear and end
+
+    def said(self) -> Iterator[tuple[Any, ...]]:
+        """What it has said since: each a word and what belongs to it, or a report, which is a
+        number and the fields of a Report."""
+        for pipe in self.pipes:
+            try:
+                while pipe.poll():
+                    if message := pipe.recv_bytes():
+                        said = marshal.loads(message)
+                        yield from said if isinstance(said, list) else (said,)
+            except (EOFError, OSError):
+                if self.kill is not None:
+                    self.look()
+                if self.process.exitcode is None:
+                    self.end()  # It cannot be talked to any more.
+
+    def end(self, culprit: int = 0) -> None:
+        """Kills it, for one of its jobs or for its own sake; a thread goes on."""
+        if self.kill is not None:
+            self.killed_for = self.killed_for or culprit
+            self.look()
+            self.kill()
+
+    def look(self) -> None:
+        """Sees what a process has used, before it is killed, or waited for."""
+        if self.used == (None, None):
+            self.used = used_by(self.pid)
+
+    def with_last_deeds(self, report: Report, number: int) -> Report:
+        """The report of a job that was in its hands when it died, with what is known of it."""
+        running, began = self.board.running
+        cpu, memory = self.used
+        # What coroutines used they used together.
+        known = cpu is not None and running == number
+        return report._replace(
+            exit_code=self.process.exitcode,
+            cpu=self.board.cpu_since(began, cpu or 0) if known else None,
+            memory=memory,
+            output=self.board.output_of(number),
+        )
+
+    def join(self) -> None:
+        """Sees it die, and what it has started."""
+        if self.kill is not None:
+            self.kill(alive=self.process.exitcode is None)
+        self.process.join()
 
     def close(self) -> None:
-        """To be called when nobody listens any more: what is not said yet is lost."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-        self.pipe.close()
+        """Gives back what it takes to talk to a worker that is dead."""
+        self.mouth.close()
+        if self.lifeline is not None:
+            self.lifeline.close()
+        if self.crowd is not None:
+            self.crowd.mouth.close()
+        if self.death != self.process.sentinel:
+            os.close(self.death)
+        self.process.close()
 
 
 @attrs.define(eq=False, repr=False)
@@ -8634,7 +8882,6 @@ class Crowd:
     _words: memoryview
     jobs: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number."""
-    asked: dict[int, Asked] = attrs.field(factory=dict)
     look_at: float = math.inf
     """Until when nothing can be due with any of them."""
     _places: dict[int, int] = attrs.field(factory=dict)
@@ -8680,9 +8927,8 @@ class Crowd:
         """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
         return int(self._words[self._places[number]])
 
-    def ask(self, number: int, asked: Asked, within: float) -> None:
+    def ask(self, number: int, within: float) -> None:
         """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self.asked[number] = asked
         self._say([(number, within, None)])
 
     def _say(self, cues: list[Cue]) -> None:
@@ -8692,196 +8938,44 @@ class Crowd:
         self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
 
 
-class Used(NamedTuple):
-    """What a process has used, if it is known."""
-
-    cpu: int | None = None
-    """Nanoseconds."""
-    memory: int | None = None
-
-
-def used_by(pid: int) -> Used:
-    """What a process has used, where Linux's /proc says it: of one that has ended, only its
-    CPU time, and until somebody has waited for it."""
-    try:
-        ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
-    except OSError:
-        return Used()
-    return Used(sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid))
-
-
 @attrs.define(eq=False, repr=False)
-class Worker:
-    """The supervisor's view of one worker process."""
+class Mouth:
+    """Says things through a pipe and never waits: a thread says what may not fit, since a
+    process that is stopped reads nothing."""
 
-    process: Any
-    mouth: Mouth
-    lifeline: Connection | None
-    board: Board
-    death: Any
-    """What one waits for to learn of its death."""
-    kill: Callable[..., None] | None
-    """Ends it with all that it started; `None` for a thread, which nothing can end."""
-    crowd: Crowd | None = None
-    ready: bool = False
-    left: float = math.inf
-    """How many more jobs it may be given."""
-    leaves_by: float = math.inf
-    """When it was dismissed: the moment by which it must be gone."""
-    killed_for: int = 0
-    """The number of the job for which it was killed: the others are innocent."""
-    handed: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order in which it runs them."""
-    unsent: list[Handed] = attrs.field(factory=list)
-    names: Counter[str] = attrs.field(factory=Counter)
-    """Of what definitions the jobs in hand are."""
-    bytes_sent: int = 0
-    asked: Asked | None = None
-    slow: dict[int, float] = attrs.field(factory=dict)
-    """The numbers of jobs that were said to be slow, and after how long to say so again."""
-    used: Used = attrs.field(factory=Used)
-    """What it had used in the end, as far as the system said."""
+    pipe: Connection
+    _thread: threading.Thread | None = None
+    _queue: Any = None
+    _given: int = 0
+    _said: int = 0
 
-    @property
-    def pipe(self) -> Connection:
-        """What it talks through."""
-        return self.mouth.pipe
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has jobs in hand."""
-        return bool(self.handed or (self.crowd and self.crowd.jobs))
-
-    def is_last(self) -> bool:
-        """Counts a job that it is to be given; says whether it may get no more."""
-        self.left -= 1
-        return self.left <= 0
-
-    def claims(self) -> Iterator[Claimed]:
-        """All that it has in hand."""
-        yield from self.handed.values()
-        if self.crowd is not None:
-            yield from self.crowd.jobs.values()
-
-    def look(self) -> None:
-        """Sees what a process has used, before it is killed, or waited for."""
-        if self.used == (None, None):
-            self.used = used_by(self.process.pid)
-
-    def with_last_deeds(self, report: Report, number: int) -> Report:
-        """The report of a job that was in its hands when it died, with what is known of it."""
-        running, began = self.board.running
-        cpu, memory = self.used
-        # What coroutines used they used together.
-        known = cpu is not None and running == number
-        return report._replace(
-            exit_code=self.process.exitcode,
-            cpu=self.board.cpu_since(began, cpu or 0) if known else None,
-            memory=memory,
-            output=self.board.output_of(number),
-        )
-
-    def close(self) -> None:
-        """Gives back what it takes to talk to a worker that is dead."""
-        self.mouth.close()
-        if self.lifeline is not None:
-            self.lifeline.close()
-        if self.crowd is not None:
-            self.crowd.mouth.close()
-        if self.death != self.process.sentinel:
-            os.close(self.death)
-        self.process.close()
-
-    def running(self) -> Iterator[tuple[int, Claimed]]:
-        """The jobs that it runs, by number."""
-        number, _ = self.board.running
-        if claimed := self.handed.get(number):
-            yield number, claimed
-        if self.crowd is not None:
-            yield from (job for job in self.crowd.jobs.items() if self.crowd.began(job[0]))
-
-    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
-        """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
-        since a full pipe would block the supervisor."""
-        self.handed.update(jobs)
-        self.names.update([claimed.name for _, claimed in jobs])
-        self.unsent += [(number, tuple(claimed)) for number, claimed in jobs]
-        self.send()
-
-    def take(self, number: int) -> Claimed | None:
-        """Takes a job out of its hands."""
-        if claimed := self.handed.pop(number, None):
-            self.names[claimed.name] -= 1
-        return claimed
-
-    def send(self) -> None:
-        """Sends what may be sent now."""
-        message = marshal.dumps(self.unsent)
-        if self.unsent and (
-            len(self.unsent) == len(self.handed) or self.bytes_sent + len(message) < HAND_OVER_BYTES
-        ):
-            self.bytes_sent += len(message)
-            self.unsent = []
-            self.mouth.say(message, self.bytes_sent < HAND_OVER_BYTES)
-
-
-@attrs.define(eq=False, repr=False)
-class Bell:
-    """Where the datagrams arrive that wake a node; their content is never looked at."""
-
-    _socket: socket.socket
-    _relay: tuple[Any, Any] | None = None
-
-    @classmethod
-    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
-        """A bell on a free port of the loopback interface. Where one cannot wait for
-        datagrams and pipes together, a thread relays them into a pipe."""
-        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        bell._socket.bind(("127.0.0.1", 0))
-        if relayed:
-            from multiprocessing import Pipe
-
-            bell._relay = Pipe(duplex=False)
-            threading.Thread(target=bell._pass_on, daemon=True).start()
-        else:
-            bell._socket.setblocking(False)
-        return bell
-
-    @property
-    def port(self) -> int:
-        """The port that others send to."""
-        return int(self._socket.getsockname()[1])
-
-    @property
-    def source(self) -> Any:
-        """What one waits for."""
-        return self._socket if self._relay is None else self._relay[0]
-
-    def ring(self) -> None:
-        """Wakes the node from inside its process: in a signal handler, too."""
-        with contextlib.suppress(OSError):
-            self._socket.sendto(b"", self._socket.getsockname())
-
-    def silence(self) -> None:
-        """Takes all that has arrived."""
-        if self._relay is not None:
-            while self._relay[0].poll():
-                self._relay[0].recv_bytes()
+    def say(self, message: bytes, fits: bool) -> None:
+        """Says it after all that was said before; at once if it surely *fits*."""
+        if fits and self._given == self._said:
+            with contextlib.suppress(OSError):
+                self.pipe.send_bytes(message)
             return
-        with contextlib.suppress(OSError):
-            while True:
-                self._socket.recv(16)
+        if self._thread is None:
+            from queue import SimpleQueue
 
-    def _pass_on(self) -> None:
-        assert self._relay is not None
+            self._queue = SimpleQueue()
+            self._thread = threading.Thread(target=self._say_all, daemon=True)
+            self._thread.start()
+        self._given += 1
+        self._queue.put(message)
+
+    def _say_all(self) -> None:
         with contextlib.suppress(OSError):
-            while True:
-                self._socket.recv(16)
-                self._relay[1].send_bytes(b"")
+            while (message := self._queue.get()) is not None:
+                self.pipe.send_bytes(message)
+                self._said += 1
 
     def close(self) -> None:
-        """Closes the port."""
-        self._socket.close()
+        """To be called when nobody listens any more: what is not said yet is lost."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+        self.pipe.close()
 
 
 @attrs.define(eq=False, repr=False)
@@ -8984,841 +9078,75 @@ class Threads:
 
 
 @attrs.define(eq=False, repr=False)
-class Supervisor:
-    """A node: it claims jobs for its workers and settles what comes back."""
-
-    store: Store
-    registry: Registry
-    staff: Processes | Threads
-    serves: Serves
-    size: int
-    concurrency: int
-    """How many coroutines each worker may run at a time."""
-    until: Until | None
-    grace: float
-    clock: Clock = system_clock
-    declared: Declared = Declared()
-    rng: random.Random = attrs.field(factory=random.Random)
-    events: Events = attrs.field(factory=Events)
-    slow_after: float = SLOW_JOB
-    """Seconds of running after which the log says so, and again when it has doubled."""
-    joined: threading.Event = attrs.field(factory=threading.Event)
-    """Set when the node is listed."""
-    jobs_per_worker: float = math.inf
-    """After so many a worker is replaced: a spare one stands by then."""
-    _limits: dict[str, int] = attrs.field(init=False)
-    """Bytes that a worker may use, by the definitions that limit it."""
-    _weigh_at: float = 0.0
-    _async: frozenset[str] = attrs.field(init=False)
-    """The definitions whose jobs run many at a time."""
-    _bell: Bell = attrs.field(factory=Bell.hang)
-    _ear: Ear = attrs.field(factory=Ear)
-    _node: int = 0
-    _presence: Presence = attrs.field(init=False)
-    _workers: list[Worker] = attrs.field(factory=list)
-    _settlements: list[Settlement] = attrs.field(factory=list)
-    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
-    _paces: dict[str, float] = attrs.field(factory=dict)
-    """Microseconds that jobs of a definition have been taking."""
-    _cancelled: frozenset[int] = frozenset()
-    _duties: dict[Callable[[Beat], float], float] = attrs.field(factory=dict)
-    """When each duty is due, by the monotonic clock."""
-    _stirred: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _full: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
-    _seen: int = 0
-    _strays: bool = False
-    """Whether the file may say that this node holds jobs of which it does not know."""
-    _maybe_empty: bool = True
-    """Whether something was settled since the last look for jobs that are left."""
-    _quiet_until: float = 0.0
-    _again_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
-    _settle_by: float = math.inf
-    """When the results that have come should be in the file."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """What jobs have told that is not in the file yet, by id and claim."""
-    _note_by: float = math.inf
-    """When it should be."""
-    _stops: int = 0
-    _stop_at: float = math.inf
-    _failed_starts: int = 0
-    _wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that somebody wants, as of this turn."""
-    _untold: list[Event] = attrs.field(factory=list)
-    """What is told once it is in the file."""
-    _starts: set[int] = attrs.field(factory=set)
-    """The numbers of the jobs whose start was told."""
-    _paused: frozenset[str] = frozenset()
-    """The queues that were, when somebody looked."""
-
-    def __attrs_post_init__(self) -> None:
-        self._async = self.registry.async_names()
-        limits = {own.name: own.options.max_memory for own in self.registry}
-        self._limits = {name: limit for name, limit in limits.items() if limit is not None}
-        _let_go_in_forks(self)
-
-    def run(self) -> None:
-        """Works until it is stopped, or until nothing is left to do.
-
-        Raises:
-            WorkerError: the workers cannot start.
-            FileError: the file is not the one any more that it was.
-        """
-        self._join()
-        self.joined.set()
-        try:
-            self._spawn()
-            self._attend()
-            while not self._done():
-                self._spawn()
-                self._listen()
-                self._note()
-                self._exchange()
-                self._watch()
-                self._attend()
-        finally:
-            self._leave()
-
-    def stop(self) -> None:
-        """Takes no more jobs, and ends when those that run have ended or the grace is
-        over; called again, ends at once. Safe in signal handlers and other threads."""
-        self._stops += 1
-        self._bell.ring()
-
-    # Joining and leaving
-
-    def _join(self) -> None:
-        self.store.timetable.declare(self.declared)
-        known = self.registry.listing()
-        self._node, self._presence = self.store.nodes.join(
-            self.serves.node, self._bell.port, self.size, self.serves, known
-        )
-        self._duties = dict.fromkeys((self._look, self._heed, *DUTIES), 0.0)
-        self._duties[self._refill] = math.inf
-        self._ear.add(self._bell.source, None)
-        self._paused = self._paused_queues()
-        self._wanted = self.events.wanted()
-        what = "workers" if isinstance(self.staff, Processes) else "threads"
-        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._beat().tell("node_joined")
-
-    def _leave(self) -> None:
-        self._stops += 2  # Whatever still runs is given back, also after an error.
-        for worker in self._workers:
-            self._take_back(worker)
-            worker.mouth.say(b"", fits=True)
-        self._end_workers(give_up=time.monotonic() + 2.0)
-        if self._workers:
-            logger.warning("threads left behind, each with a job: %d", len(self._workers))
-            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
-            self._settle_last()
-        else:
-            self._close()
-
-    def _see_out(self) -> None:
-        """Waits for threads that nothing could end. Until then the node stays listed and
-        holds their jobs, so that nobody runs them a second time meanwhile."""
-        while self._workers:
-            self._hear_all(60.0)
-            self._settle_last()
-        self._close()
-
-    def _settle_last(self) -> None:
-        settlements, self._settlements = self._settlements, []
-        if settlements:
-            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
-
-    def _close(self) -> None:
-        try:
-            self._note()
-            self._settle_last()
-            self._tell_settled()
-        finally:
-            self.store.leave(self._node, self._presence)
-            self.store.close()
-            self._ear.close()
-            self._bell.close()
-            logger.info("node %s left", self.serves.node)
-            self._beat().tell("node_left")
-            self.events.close(max(self.grace, FAREWELL))
-
-    def _end_workers(self, give_up: float) -> None:
-        for worker in list(self._workers):
-            busy = worker.busy and worker.ready
-            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
-            self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.process.exitcode is not None:
-                self._reap(worker)
-
-    def _done(self) -> bool:
-        if self._stops:
-            # Threads that do not end, and what cannot be settled, with a full disk say, must
-            # not keep it for ever.
-            more = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
-            late = time.monotonic() > self._stop_at + more
-            return self._stops > 1 or late or not (self._settlements or self._holding())
-        if self.until is None or self._settlements or self._holding() or self._stirred:
-            return False
-        self._maybe_empty = False
-        return not self.store.unserved(self.serves)
-
-    def _holding(self) -> bool:
-        return any(worker.busy for worker in self._workers)
-
-    # Spawn
-
-    def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        spare = 0
-        if self.jobs_per_worker < math.inf:
-            self._dismiss()
-            spare = 1 + sum(worker.leaves_by < math.inf for worker in self._workers)
-        size = self.size + spare
-        starting = sum(not worker.ready for worker in self._workers)
-        while len(self._workers) < size and starting < STARTING and not self._stops:
-            starting += 1
-            if self._failed_starts >= FAILED_STARTS:
-                problem = f"workers died {FAILED_STARTS} times in a row while they started"
-                raise WorkerError(f"{problem}; their error output says why")
-            presence = self.store.nodes.presence_path(self._node)
-            worker = self.staff.hire(presence, self.concurrency if self._async else 0)
-            worker.left = self.jobs_per_worker
-            self._workers.append(worker)
-            self._ear.add(worker.pipe, worker)
-            self._ear.add(worker.death, worker)
-            if worker.crowd is not None:
-                self._ear.add(worker.crowd.mouth.pipe, worker)
-
-    def _dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may."""
-        for worker in self._workers:
-            if worker.left > 0 or worker.busy:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                self._stirred, self._full = True, False
-                worker.mouth.say(b"", fits=True)
-            elif time.monotonic() >= worker.leaves_by:
-                self._end(worker)
-
-    def _at_work(self) -> list[Worker]:
-        """The workers that may be given jobs; a spare one waits until another leaves."""
-        if self.jobs_per_worker == math.inf:
-            return [worker for worker in self._workers if worker.ready]
-        here = [w for w in self._workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self.size] if worker.left > 0]
-
-    # Listen
-
-    def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer says something, a
-        worker dies, or something is due."""
-        self._wanted = self.events.wanted()
-        self._hear_all(self._patience())
-
-    def _hear_all(self, patience: float) -> None:
-        for source in self._ear.wait(patience):
-            if source is None:
-                self._bell.silence()
-                self._stir()
-            elif source in self._workers:
-                self._hear(source)
-                self._bury(source)
-
-    def _bury(self, worker: Worker) -> None:
-        """Takes a worker off the list if it is dead."""
-        if worker.process.exitcode is not None:
-            self._reap(worker)
-
-    def _patience(self) -> float:
-        """Seconds until something is due."""
-        now = time.monotonic()
-        if self._has_news():
-            return max(0.0, self._quiet_until - now)
-        if self.until and self._maybe_empty and not self._holding():
-            return 0.0
-        due = [*self._duties.values(), self._settle_by, self._note_by]
-        if self._limits:
-            due.append(self._weigh_at)
-        if self._stops and isinstance(self.staff, Threads):
-            due.append(self._stop_at + 0.001)
-        for worker in self._workers:
-            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
-                due.append(now + SLOW)
-            elif worker.handed:
-                due += self._deadlines(worker)
-            if worker.crowd is not None:
-                due.append(worker.crowd.look_at)
-        return max(0.0, min(due) - now)
-
-    def _deadlines(self, worker: Worker) -> Iterator[float]:
-        number, started = worker.board.running
-        job = worker.handed.get(number)
-        if worker.asked is not None:
-            yield worker.asked.kill_at
-        elif job is not None and job.timeout is not None:
-            yield started / 1e9 + job.timeout / 1e6
-        elif job is not None and job.id in self._cancelled:
-            yield 0.0
-
-    def _stir(self) -> None:
-        """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._stirred = True
-        self._full = False
-        self._duties[stage] = self._duties[expire] = self._duties[self._heed] = 0.0
-        # A little later, since each producer's wake-up comes along here.
-        self._duties[fire] = min(self._duties[fire], time.monotonic() + HEED)
-
-    def _hear(self, worker: Worker) -> None:
-        try:
-            while worker.pipe.poll():
-                if message := worker.pipe.recv_bytes():
-                    self._told(worker, marshal.loads(message))
-        except (EOFError, OSError):
-            if worker.kill is not None:
-                worker.look()
-            if worker.process.exitcode is None:
-                self._end(worker)  # It cannot be talked to any more.
-        self._collect(worker)
-        if worker.crowd is not None:
-            self._hear_crowd(worker, worker.crowd)
-
-    def _hear_crowd(self, worker: Worker, crowd: Crowd) -> None:
-        try:
-            while crowd.mouth.pipe.poll():
-                message = marshal.loads(crowd.mouth.pipe.recv_bytes())
-                if isinstance(message, tuple):
-                    self._told(worker, message)
-                    continue
-                for number, *told in message:
-                    if claimed := crowd.take(number):
-                        self._reported_aside(worker, crowd, number, claimed, Report(*told))
-        except (EOFError, OSError):
-            if worker.process.exitcode is None:
-                self._end(worker)
-
-    def _reported_aside(
-        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, report: Report
-    ) -> None:
-        if "started" in self._wanted:
-            self._tell_start(number, claimed, worker, report.started_at)
-        worker.slow.pop(number, None)
-        if asked := crowd.asked.pop(number, None):
-            report = self._overruled(report, claimed, asked)
-        self._settle(claimed, report, worker)
-
-    def _end(self, worker: Worker, culprit: int = 0) -> None:
-        """Kills a worker, for one of its jobs or for its own sake; a thread goes on."""
-        if worker.kill is not None:
-            worker.killed_for = worker.killed_for or culprit
-            worker.look()
-            worker.kill()
-
-    def _told(self, worker: Worker, message: tuple[Any, ...]) -> None:
-        if message[0] == "ready":
-            worker.ready = True
-            self._full = False
-            self._failed_starts = 0
-        elif message[0] == "broken" and not self._stops:
-            logger.error("a worker could not start:\n%s", message[3])
-            raise WorkerError(f"a worker could not start: {message[1]}: {message[2]}")
-        elif message[0] == "progress":
-            self._noted(*message[1:])
-        elif message[0] != "broken":
-            self._reported(worker, message)
-
-    def _noted(self, id: int, claim: int, text: str) -> None:
-        if not self._progress:
-            self._note_by = time.monotonic() + TELL_REST
-        self._progress[id, claim] = text
-
-    def _collect(self, worker: Worker, dead: bool = False) -> None:
-        for entry in worker.board.collect(dead):
-            self._reported(worker, entry)
-        if worker.unsent:
-            worker.send()
-
-    def _load(self, worker: Worker) -> float:
-        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
-        than that may well run for as long again."""
-        number, started = worker.board.running
-        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
-        names = worker.names.items()
-        return max(ran, sum(self._pace(name) * count for name, count in names if count))
-
-    def _reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
-        number, started_at, finished_at, took = entry[:4]
-        if (claimed := worker.take(number)) is None:
-            return
-        pace = self._paces.get(claimed.name, took)
-        self._paces[claimed.name] = pace + 0.2 * (took - pace)
-        if not worker.handed:
-            worker.bytes_sent = 0
-        asked = worker.asked
-        if worker.slow:
-            worker.slow.pop(number, None)
-        if "started" in self._wanted:
-            self._tell_start(number, claimed, worker, started_at)
-        if len(entry) == 4 and asked is None and "completed" not in self._wanted:
-            self._settled(_completed(claimed, started_at, finished_at))
-            return
-        report = Report(*entry[1:])
-        if asked is not None and asked.number == number:
-            report = self._overruled(report, claimed, asked)
-            worker.asked = None
-        self._settle(claimed, report, worker)
-
-    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        pid = worker.process.pid
-        self._settled(settlement(claimed, report, pid))
-        if report.kind or report.state in self._wanted:
-            ended = attempt_ended(claimed, report, pid, self.serves.node)
-            self._untold += [event for event in ended if event.kind in self._wanted]
-        if report.state in WAITING:
-            self._duties[stage] = 0.0
-
-    def _settled(self, settled: Settlement) -> None:
-        if not self._settlements:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
-        self._settlements.append(settled)
-        self._stirred, self._full = True, False
-
-    def _overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
-        """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops."""
-        if asked.why == "cancel":
-            return report._replace(
-                state="cancelled", counted=True, result=None, kind="cancelled",
-                type="Cancelled", message="cancelled while it ran",
-            )  # fmt: skip
-        if asked.why == "memory" and report.state != "completed":
-            limit = self._limits[claimed.name]
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self._failed(error, claimed, "memory", report)
-        if asked.why == "timeout":
-            return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
-        if report.kind == "exception" and report.state in ("retrying", "failed"):
-            return Report(*report[:3], *Verdict("pending", counted=False))
-        return report
-
-    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
-        """A failed attempt of which the worker itself could not tell."""
-        own = self.registry.options(claimed.name).backoff
-        verdict = judge(error, claimed, own, self.rng)
-        name, message, _ = describe(error)
-        return report._replace(
-            state=verdict.state, delay=verdict.delay, counted=True, result=None,
-            kind=kind, type=name, message=message,
-        )  # fmt: skip
-
-    # Note
-
-    def _note(self) -> None:
-        """Keeps what jobs have told of their progress: soon, and before they are settled."""
-        if not self._progress or not (self._settlements or time.monotonic() >= self._note_by):
-            return
-        told, self._progress = self._progress, {}
-        self._note_by = math.inf
-        try:
-            self.store.keep_progress(told)
-        except FileReplacedError:
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
-
-    # Exchange
-
-    def _exchange(self) -> None:
-        """Settles all that came back and claims all that fits, in one transaction."""
-        if not self._has_news() or time.monotonic() < self._quiet_until:
-            return
-        plan: dict[int, Worker | Crowd] = {}
-        choose = functools.partial(self._choose, plan)
-        try:
-            if self._strays:
-                held = [job.id for worker in self._workers for job in worker.claims()]
-                self.store.nodes.release_strays(self._node, held)
-                self._strays = False
-            done = self.store.exchange(self._settlements, self._node, choose, self.serves)
-        except FileReplacedError:
-            raise
-        except FileError as error:
-            self._put_off(error)
-            return
-        if done.late:
-            logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._again_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
-            self._duties[self._refill] = self._again_at
-        self._settlements = []
-        self._settle_by = math.inf
-        self._maybe_empty = True
-        self._hand_over(plan, done.claimed)
-        if self._untold:
-            self._tell_settled()
-
-    def _has_news(self) -> bool:
-        """Whether there is something to settle, or may be something to claim."""
-        wanted = self._stirred and not self._full and not self._stops
-        if not self._settlements and not wanted:
-            return False
-        if self._stops or any(map(self._has_room, self._at_work())):
-            return True
-        if self._async and not self._settlements:
-            return any(worker.crowd and worker.crowd.room for worker in self._at_work())
-        # While all are at work, more results will come along.
-        return len(self._settlements) >= ENOUGH or time.monotonic() >= self._settle_by
-
-    def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while."""
-        logger.error("the exchange failed and will be tried again: %s", error)
-        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
-        self._stirred = True
-        self._quiet_until = time.monotonic() + 0.5
-
-    def _choose(self, plan: dict[int, Worker | Crowd], ready: Ready) -> list[int]:
-        """Picks jobs as long as a worker has room for the next one; *plan* is filled
-        with whose each is to be."""
-        self._full = True
-        workers = [] if self._stops else self._at_work()
-        loads = [self._load(worker) for worker in workers]
-        counts = [len(worker.handed) for worker in workers]
-        rooms = {worker: worker.crowd.room for worker in workers if worker.crowd}
-        limited, passed_over = self.jobs_per_worker < math.inf, False
-        aside = self._async
-        while loads:
-            if (job := ready.peek()) is None:
-                # There may be more than what was read ahead.
-                self._stirred = passed_over or ready.version is None
-                break
-            id, name = job
-            if aside and name in aside:
-                worker = max(rooms, key=rooms.__getitem__)
-                if not rooms[worker]:
-                    ready.pass_over(aside)
-                    passed_over = True
-                    continue
-                rooms[worker] -= 1
-                plan[id] = worker.crowd or worker
-            else:
-                estimate = self._pace(name)
-                least = loads.index(min(loads))
-                if not _has_room(counts[least], loads[least], estimate):
-                    if not aside:
-                        break
-                    ready.pass_over(self.serves.names - aside)
-                    passed_over = True
-                    continue
-                loads[least] += estimate
-                counts[least] += 1
-                plan[id] = worker = workers[least]
-            next(ready)
-            if limited and worker.is_last():
-                place = workers.index(worker)
-                del workers[place], loads[place], counts[place]
-                rooms.pop(worker, None)
-        return ready.taken
-
-    def _has_room(self, worker: Worker) -> bool:
-        return worker.ready and _has_room(len(worker.handed), self._load(worker), HAND_OVER / 2)
-
-    def _pace(self, name: str) -> float:
-        # Of what has never run, one is tried at a time.
-        return self._paces.get(name, NEXT_ONE) + OVERHEAD
-
-    def _hand_over(self, plan: dict[int, Worker | Crowd], claimed: list[Claimed]) -> None:
-        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
-        for job in claimed:
-            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for whose, jobs in theirs.items():
-            whose.hand_over(jobs)
-        if self._limits:
-            self._weigh_at = 0.0
-
-    # Tell
-
-    def _tell_settled(self) -> None:
-        """Tells what became of jobs, now that it is in the file."""
-        untold, self._untold = self._untold, []
-        for event in untold:
-            self.events.tell(event)
-
-    def _tell_start(self, number: int, claimed: Claimed, worker: Worker, at: int) -> None:
-        """Tells that a job has started, unless that was told when it was seen to run."""
-        if number in self._starts:
-            self._starts.discard(number)
-            return
-        self.events.tell(attempt_started(claimed, at, worker.process.pid, self.serves.node))
-
-    def _tell_running(self, number: int, claimed: Claimed, worker: Worker, took: float) -> None:
-        """Tells that a job runs, once; and that it has been running for long."""
-        if "started" in self._wanted and number not in self._starts:
-            self._tell_start(number, claimed, worker, self.clock() - round(took * 1e6))
-            self._starts.add(number)
-        if took >= worker.slow.get(number, self.slow_after):
-            worker.slow[number] = 2 * worker.slow.get(number, self.slow_after)
-            about = claimed.id, claimed.name, took
-            logger.warning("job %d (%s) has been running for %.3g s", *about)
-
-    def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues() if terms.paused)
-
-    def _tell_paused(self) -> None:
-        """Tells which queues were paused or resumed, by whomever."""
-        before, self._paused = self._paused, self._paused_queues()
-        for queue in sorted(self._paused - before):
-            self._beat().tell("queue_paused", queue=queue)
-        for queue in sorted(before - self._paused):
-            self._beat().tell("queue_resumed", queue=queue)
-
-    # Watch
-
-    def _watch(self) -> None:
-        """Asks and kills who is over time, and takes back what waits behind slow jobs."""
-        self._watch_stop()
-        if self._limits:
-            self._weigh()
-        idle = any(not worker.handed for worker in self._at_work())
-        for worker in list(self._workers):
-            if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
-                self._watch_crowd(worker, worker.crowd)
-            number, started = worker.board.running
-            claimed = worker.handed.get(number)
-            if claimed is None:
-                continue
-            took = time.monotonic() - started / 1e9
-            self._tell_running(number, claimed, worker, took)
-            if worker.asked is not None and worker.asked.number == number:
-                if time.monotonic() >= worker.asked.kill_at:
-                    self._kill(worker, number)
-            elif claimed.id in self._cancelled:
-                self._ask(worker, number, started, "cancel")
-            elif claimed.timeout is not None and took * 1e6 >= claimed.timeout:
-                self._ask(worker, number, started, "timeout")
-            elif self._stops:
-                self._ask(worker, number, started, "stop")
-            if len(worker.handed) > 1 and (
-                took > (SLOW if idle else VERY_SLOW) or self._cancelled & _ids(worker.handed)
-            ):
-                self._take_back(worker)
-
-    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
-        now = time.monotonic()
-        crowd.look_at = math.inf
-        for number, claimed in crowd.jobs.items():
-            # In a second again, to see who has been running for long.
-            asked, began, due = crowd.asked.get(number), crowd.began(number), now + 1.0
-            if began:
-                self._tell_running(number, claimed, worker, now - began / 1e9)
-            if claimed.timeout is not None:
-                due = min(due, (began / 1e9 or now) + claimed.timeout / 1e6)
-            if asked is not None:
-                if now >= asked.kill_at:
-                    crowd.asked[number] = asked = asked._replace(kill_at=math.inf)
-                    self._end(worker, number)
-            elif claimed.id in self._cancelled:
-                asked = self._ask_aside(crowd, number, "cancel")
-            elif now >= due:
-                asked = self._ask_aside(crowd, number, "timeout")
-            elif self._stops:
-                asked = self._ask_aside(crowd, number, "stop")
-            crowd.look_at = min(crowd.look_at, due if asked is None else asked.kill_at)
-
-    def _ask_aside(self, crowd: Crowd, number: int, why: Reason) -> Asked:
-        asked = self._asking(number, why)
-        left = asked.kill_at - time.monotonic()
-        crowd.ask(number, asked, left - LAST_PART * self.grace if why == "stop" else 0.0)
-        return asked
-
-    def _weigh(self) -> None:
-        """Kills workers that use more memory than a job that they run may."""
-        now = time.monotonic()
-        if now < self._weigh_at:
-            return
-        self._weigh_at = math.inf
-        for worker in self._workers:
-            limited = [job for job in worker.claims() if job.name in self._limits]
-            if limited and worker.kill is not None:
-                self._weigh_at = now + WEIGH
-                self._weigh_one(worker)
-
-    def _weigh_one(self, worker: Worker) -> None:
-        limits = self._limits
-        weighed = [job for job in worker.running() if job[1].name in limits]
-        if not weighed:
-            return
-        number, claimed = min(weighed, key=lambda job: limits[job[1].name])
-        with contextlib.suppress(ProcessLookupError):
-            if memory_of(worker.process.pid) <= limits[claimed.name]:
-                return
-            asked = Asked(number, "memory", math.inf)
-            if worker.crowd is not None and number in worker.crowd.jobs:
-                worker.crowd.asked[number] = asked
-                self._end(worker, number)
-            else:
-                worker.asked = asked
-                self._kill(worker, number)
-
-    def _watch_stop(self) -> None:
-        if self._stops and self._stop_at == math.inf:
-            self._stop_at = time.monotonic() + self.grace
-            self._look_at_crowds()
-            for worker in self._workers:
-                self._take_back(worker)
-
-    def _look_at_crowds(self) -> None:
-        for worker in self._workers:
-            if worker.crowd is not None:
-                worker.crowd.look_at = 0.0
-
-    def _ask(self, worker: Worker, number: int, started: int, why: Reason) -> None:
-        if worker.board.ask(number, started):
-            worker.asked = self._asking(number, why)
-
-    def _asking(self, number: int, why: Reason) -> Asked:
-        kill_at = self._stop_at if why == "stop" else time.monotonic() + self.grace
-        return Asked(number, why, kill_at)
-
-    def _kill(self, worker: Worker, number: int) -> None:
-        assert worker.asked is not None
-        worker.asked = worker.asked._replace(kill_at=math.inf)
-        with worker.board.held():
-            if worker.board.running[0] == number:
-                self._end(worker, number)
-
-    def _take_back(self, worker: Worker) -> None:
-        """Makes those of a worker's jobs ready again that have not started."""
-        running = worker.board.revoke(next(self._numbers))
-        if running is None:
-            return
-        self._hear(worker)
-        worker.unsent = []
-        for number in [number for number in worker.handed if number != running]:
-            if claimed := worker.take(number):
-                self._give_back(claimed, worker)
-
-    def _give_back(self, claimed: Claimed, worker: Worker) -> None:
-        state: State = "cancelled" if claimed.id in self._cancelled else "pending"
-        now = self.clock()
-        report = Report(now, now, 0, *Verdict(state, counted=False))
-        if state == "cancelled":
-            report = report._replace(
-                kind="cancelled", type="Cancelled", message="cancelled before it started"
-            )
-        self._settle(claimed, report, worker)
-
-    def _reap(self, worker: Worker) -> None:
-        """A worker has died: the job that it ran has failed, and so have all its coroutines
-        that had begun, since nobody can know whose fault it was. Unless it was killed for
-        one of them; then the others are given back, as are those that have not begun."""
-        if worker.kill is not None:
-            worker.kill(alive=worker.process.exitcode is None)
-        worker.process.join()
-        self._failed_starts += not worker.ready
-        self._hear(worker)
-        self._collect(worker, dead=True)
-        number, started = worker.board.running
-        if claimed := worker.take(number):
-            asked = worker.asked if worker.asked and worker.asked.number == number else None
-            report = self._died(worker, claimed, number, started, asked)
-            if "started" in self._wanted:
-                self._tell_start(number, claimed, worker, report.started_at)
-            self._settle(claimed, report, worker)
-        for claimed in worker.handed.values():
-            self._give_back(claimed, worker)
-        self._workers.remove(worker)
-        self._ear.remove(worker.pipe)
-        self._ear.remove(worker.death)
-        if worker.crowd is not None:
-            self._disperse(worker, worker.crowd)
-            self._ear.remove(worker.crowd.mouth.pipe)
-        worker.close()
-
-    def _disperse(self, worker: Worker, crowd: Crowd) -> None:
-        for number, claimed in crowd.jobs.items():
-            if began := crowd.began(number):
-                asked = crowd.asked.get(number)
-                self._settle(claimed, self._died(worker, claimed, number, began, asked), worker)
-            else:
-                self._give_back(claimed, worker)
-
-    def _died(
-        self, worker: Worker, claimed: Claimed, number: int, started: int, asked: Asked | None
-    ) -> Report:
-        took = (time.monotonic_ns() - started) // 1000
-        now = self.clock()
-        report = Report(now - took, now, took, *Verdict("pending", counted=False))
-        report = worker.with_last_deeds(report, number)
-        if asked is not None:
-            return report if asked.why == "stop" else self._overruled(report, claimed, asked)
-        if self._stops > 1 or worker.killed_for not in (0, number):
-            return report
-        error = WorkerCrashed(_last_words(worker.process.exitcode))
-        return self._failed(error, claimed, "crash", report)
-
-    # Attend
-
-    def _attend(self) -> None:
-        """Calls the duties that are due."""
-        beat = self._beat()
-        for duty, due in list(self._duties.items()):
-            if due - time.monotonic() > SLACK:
-                continue
+class InThread:
+    """A thread that passes for a process of multiprocessing's."""
+
+    sentinel: Connection
+    """Can be read when the thread has ended."""
+    _ended: Connection
+    exitcode: int | None = None
+    pid: int = attrs.field(factory=os.getpid)
+
+    def start(self, target: Callable[..., None], *arguments: Any) -> None:
+        """Starts it."""
+
+        def work() -> None:
             try:
-                self._duties[duty] = time.monotonic() + duty(beat)
-            except FileReplacedError:
-                raise
-            except FileError as error:
-                logger.error("%s failed and will be tried again: %s", duty.__name__, error)
-                self._duties[duty] = time.monotonic() + 1.0
+                target(*arguments)
+            finally:
+                self.exitcode = 0
+                self._ended.close()
 
-    def _beat(self) -> Beat:
-        name = self.serves.node
-        return Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
 
-    def _look(self, beat: Beat) -> float:
-        """Sees what was committed without a wake-up, and who died unheard."""
-        for worker in list(self._workers):
-            self._bury(worker)
-        if (changes := self.store.changes()) != self._seen:
-            self._seen = changes
-            self._stir()
-            if "queue_paused" in self._wanted or "queue_resumed" in self._wanted:
-                self._tell_paused()
-        return LOOK
+    def join(self) -> None:
+        """Waits until it has ended."""
+        from multiprocessing.connection import wait
 
-    def _refill(self, beat: Beat) -> float:
-        """The rate of a queue lets the next job start."""
-        if (left := self._again_at - time.monotonic()) > 0:
-            return left
-        self._stirred, self._full = True, False
-        return math.inf
+        wait([self.sentinel])
 
-    def _heed(self, beat: Beat) -> float:
-        """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
-        self._cancelled = frozenset(self.store.nodes.asked(self._node))
-        if self._cancelled:
-            self._look_at_crowds()
-        return math.inf
+    def close(self) -> None:
+        """Gives back the sentinel."""
+        self.sentinel.close()
 
 
-def _let_go_in_forks(supervisor: Supervisor) -> None:
-    """What the supervisor's process forks must not hold the lifelines of its workers."""
-    reference = weakref.ref(supervisor)
+@attrs.frozen(eq=False, repr=False)
+class Plain:
+    """What multiprocessing's contexts make, for threads: it starts no process of its own,
+    as theirs do, which in a frozen application is the application."""
 
-    def after() -> None:
-        if alive := reference():
-            for worker in alive._workers:
-                if worker.lifeline is not None:
-                    worker.lifeline.close()
-                worker.pipe.close()
-                if worker.crowd is not None:
-                    worker.crowd.mouth.pipe.close()
+    def Pipe(self) -> tuple[Connection, Connection]:
+        """Two ends that talk to each other."""
+        from multiprocessing.connection import Pipe
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=after)
+        ours, theirs = Pipe()
+        return ours, theirs
+
+    def RawArray(self, kind: str, size: int) -> array.array[int]:
+        """So many words or bytes, all zero."""
+        return array.array(kind, bytes(size * array.array(kind).itemsize))
+
+    def Lock(self) -> Any:
+        """A lock for threads."""
+        return threading.Lock()
+
+
+class Used(NamedTuple):
+    """What a process has used, if it is known."""
+
+    cpu: int | None = None
+    """Nanoseconds."""
+    memory: int | None = None
+
+
+def used_by(pid: int) -> Used:
+    """What a process has used, where Linux's /proc says it: of one that has ended, only its
+    CPU time, and until somebody has waited for it."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
+    except OSError:
+        return Used()
+    return Used(sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid))
 
 
 def memory_of(pid: int) -> int:
@@ -9853,6 +9181,152 @@ def _death_of(process: Any) -> int:
         return int(process.sentinel)
 
 
+################################################################################
+# Dealer
+#
+# Whose each ready job is to be. Long jobs are handed over one at a time, short ones many
+# at a time, by how long those of their definition have been taking; coroutines go where
+# fewest run.
+################################################################################
+HAND_OVER = 10_000
+"""Microseconds of work that a worker should have in hand: enough that it need not wait
+for the next exchange, little enough that nobody waits for a worker."""
+HAND_OVER_JOBS = 256
+"""How many jobs a worker has in hand at most, however short they are."""
+NEXT_ONE = 100_000
+"""Microseconds of work behind which a worker may already have its next job in hand."""
+OVERHEAD = 10
+"""Microseconds that a worker spends on a job beside running it."""
+
+
+@attrs.define(eq=False, repr=False)
+class Dealer:
+    """Says whose each ready job is to be, and knows whether there may be any to deal."""
+
+    _paces: Paces
+    _aside: frozenset[str]
+    """The definitions whose jobs are coroutines, which run many at a time."""
+    _others: frozenset[str]
+    _counts: bool
+    """Whether workers may be given only so many jobs."""
+    stirred: bool = True
+    """Whether there may be ready jobs that nobody has looked at."""
+    full: bool = False
+    """Whether no worker had room for the next job, and none has got any since."""
+
+    def stir(self) -> None:
+        """There may be ready jobs, and room for them."""
+        self.stirred, self.full = True, False
+
+    def choose(self, plan: Plan, workers: list[Worker], ready: Ready) -> list[int]:
+        """Picks jobs as long as a worker has room for the next one; *plan* is filled with
+        whose each is to be."""
+        self.stirred = self.full = True
+        table = Table.lay(workers, self._paces)
+        aside, passed_over = self._aside, False
+        while table.workers:
+            if (job := ready.peek()) is None:
+                # There may be more than what was read ahead.
+                self.stirred = passed_over or ready.version is None
+                break
+            id, name = job
+            alone = name not in aside
+            worker = table.least_loaded(self._paces.of(name)) if alone else table.emptiest()
+            if worker is None and not aside:
+                break
+            if worker is None:
+                ready.pass_over(self._others if alone else aside)
+                passed_over = True
+                continue
+            plan[id] = worker if alone else worker.crowd or worker
+            next(ready)
+            if self._counts and worker.is_last():
+                table.leave(worker)
+        return ready.taken
+
+    def has_room(self, worker: Worker) -> bool:
+        """Whether a worker should get more, besides coroutines."""
+        return _has_room(len(worker.handed), self._paces.load(worker), HAND_OVER / 2)
+
+    def has_room_aside(self, worker: Worker) -> bool:
+        """Whether it could run one more coroutine."""
+        return bool(self._aside and worker.crowd and worker.crowd.room)
+
+
+Plan = dict[int, Worker | Crowd]
+"""Whose a job is to be, by its id."""
+
+
+@attrs.define(eq=False, repr=False)
+class Table:
+    """Those who are dealt jobs, and what each would then have in hand."""
+
+    workers: list[Worker]
+    _loads: list[float]
+    _counts: list[int]
+    _rooms: dict[Worker, int]
+    """How many more coroutines those may run that run any."""
+
+    @classmethod
+    def lay(cls, workers: list[Worker], paces: Paces) -> Table:
+        """What they have now."""
+        return cls(
+            workers,
+            [paces.load(worker) for worker in workers],
+            [len(worker.handed) for worker in workers],
+            {worker: worker.crowd.room for worker in workers if worker.crowd},
+        )
+
+    def least_loaded(self, more: float) -> Worker | None:
+        """Whoever has least to do gets so *much* more; nobody, if there is no room."""
+        loads = self._loads
+        least = loads.index(min(loads))
+        if not _has_room(self._counts[least], loads[least], more):
+            return None
+        loads[least] += more
+        self._counts[least] += 1
+        return self.workers[least]
+
+    def emptiest(self) -> Worker | None:
+        """Whoever runs fewest coroutines gets one more; nobody, if there is no room."""
+        worker = max(self._rooms, key=self._rooms.__getitem__)
+        if not self._rooms[worker]:
+            return None
+        self._rooms[worker] -= 1
+        return worker
+
+    def leave(self, worker: Worker) -> None:
+        """One may get no more."""
+        place = self.workers.index(worker)
+        del self.workers[place], self._loads[place], self._counts[place]
+        self._rooms.pop(worker, None)
+
+
+@attrs.define(eq=False, repr=False)
+class Paces:
+    """How long jobs of each definition have been taking."""
+
+    _micros: dict[str, float] = attrs.field(factory=dict)
+
+    def learn(self, name: str, took: int) -> None:
+        """Another one took so many microseconds."""
+        pace = self._micros.get(name, took)
+        self._micros[name] = pace + 0.2 * (took - pace)
+
+    def of(self, name: str) -> float:
+        """Microseconds that a worker will need for the next one, by estimate."""
+        # Of what has never run, one is tried at a time.
+        return self._micros.get(name, NEXT_ONE) + OVERHEAD
+
+    def load(self, worker: Worker) -> float:
+        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
+        than that may well run for as long again."""
+        number, started = worker.board.running
+        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
+        names = worker.names.items()
+        return max(ran, sum(self.of(name) * count for name, count in names if count))
+
+
 def _has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
@@ -9861,8 +9335,183 @@ def _has_room(count: int, load: float, more: float) -> bool:
     return count < HAND_OVER_JOBS and load + more <= HAND_OVER
 
 
-def _ids(handed: Mapping[int, Claimed]) -> set[int]:
-    return {claimed.id for claimed in handed.values()}
+################################################################################
+# Clerk
+#
+# What has come back from the workers and is not in the file yet. Most attempts tell
+# themselves how they ended; an Arbiter says it of those that were asked to end, or whose
+# worker has died.
+################################################################################
+ENOUGH, SETTLE_WITHIN = 128, 0.008
+"""Results, and seconds, after which results are settled although no worker needs a job."""
+
+
+class WorkerCrashed(LitejobsError):
+    """A worker died while it ran the job."""
+
+
+class JobTimedOut(LitejobsError):
+    """The job took longer than its timeout."""
+
+
+class TooMuchMemory(LitejobsError):
+    """The worker used more memory than the job may."""
+
+
+@attrs.define(eq=False, repr=False)
+class Clerk:
+    """Has in hand what is to be settled, and what jobs have told of their progress."""
+
+    _arbiter: Arbiter
+    _herald: Herald
+    _paces: Paces
+    settlements: list[Settlement] = attrs.field(factory=list)
+    """What the next exchange settles."""
+    settle_by: float = math.inf
+    """When that should be in the file."""
+    waiting: bool = False
+    """Whether jobs are among them that will run again."""
+    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    """What jobs have told that is not in the file yet, by id and claim."""
+    note_by: float = math.inf
+    """When it should be."""
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether it is time to settle, even if more results will come along."""
+        return len(self.settlements) >= ENOUGH or time.monotonic() >= self.settle_by
+
+    def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
+        """An attempt has ended: its number, and the fields of a Report, of which the last
+        may be missing."""
+        number, started_at, finished_at, took = entry[:4]
+        if (claimed := worker.ended(number)) is None:
+            return
+        self._paces.learn(claimed.name, took)
+        asked, herald = worker.asked.pop(number, None), self._herald
+        if herald.slow or "started" in herald.wanted:
+            herald.has_run(number, claimed, worker.pid, started_at)
+        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
+            self._enter(_completed(claimed, started_at, finished_at))
+            return
+        report = Report(*entry[1:])
+        if asked is not None:
+            report = self._arbiter.overruled(report, claimed, asked.why)
+        self._settle(claimed, report, worker)
+
+    def give_back(
+        self, claims: Iterable[Claimed], worker: Worker, cancelled: frozenset[int]
+    ) -> None:
+        """Makes jobs ready again that a worker had in hand and has not begun; *cancelled*
+        are the ids of those that nobody wants any more."""
+        for claimed in claims:
+            self._settle(claimed, self._arbiter.not_begun(claimed.id in cancelled), worker)
+
+    def bury(self, worker: Worker, cancelled: frozenset[int]) -> None:
+        """A worker has died: the job that it ran has failed, and so have all its coroutines
+        that had begun, since nobody can know whose fault it was. Unless it was killed for
+        one of them; then the others are given back, as are those that have not begun."""
+        for number, claimed in worker.claims():
+            if worker.began(number):
+                report = self._arbiter.died(worker, number, claimed)
+                self._herald.has_run(number, claimed, worker.pid, report.started_at)
+                self._settle(claimed, report, worker)
+            else:
+                self.give_back([claimed], worker, cancelled)
+
+    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
+        self._enter(settlement(claimed, report, worker.pid))
+        self._herald.ended(claimed, report, worker.pid)
+        self.waiting = self.waiting or report.state in WAITING
+
+    def _enter(self, settled: Settlement) -> None:
+        if not self.settlements:
+            self.settle_by = time.monotonic() + SETTLE_WITHIN
+        self.settlements.append(settled)
+
+    def clear(self) -> None:
+        """All is settled."""
+        self.settlements, self.settle_by, self.waiting = [], math.inf, False
+
+    def progressed(self, id: int, claim: int, text: str) -> None:
+        """A job has told how far it has come."""
+        if not self._progress:
+            self.note_by = time.monotonic() + TELL_REST
+        self._progress[id, claim] = text
+
+    def note(self, store: Store) -> None:
+        """Keeps what jobs have told: soon, and before they are settled."""
+        if not self._progress or not (self.settlements or time.monotonic() >= self.note_by):
+            return
+        told, self._progress = self._progress, {}
+        self.note_by = math.inf
+        try:
+            store.keep_progress(told)
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
+
+
+@attrs.frozen(eq=False, repr=False)
+class Arbiter:
+    """Says how attempts have ended that cannot say it themselves."""
+
+    _registry: Registry
+    _limits: Mapping[str, int]
+    _clock: Clock
+    _rng: random.Random
+
+    def overruled(self, report: Report, claimed: Claimed, why: Reason) -> Report:
+        """What becomes of a job that was asked to end and then did: that it was asked
+        counts, not how it ended, except when its node stops."""
+        if why == "cancel":
+            return report._replace(
+                state="cancelled", counted=True, result=None, kind="cancelled",
+                type="Cancelled", message="cancelled while it ran",
+            )  # fmt: skip
+        if why == "memory" and report.state != "completed":
+            limit = self._limits[claimed.name]
+            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+            return self._failed(error, claimed, "memory", report)
+        if why == "timeout":
+            return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
+        if report.kind == "exception" and report.state in ("retrying", "failed"):
+            return Report(*report[:3], *Verdict("pending", counted=False))
+        return report
+
+    def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
+        """What becomes of a job that a worker ran when it died."""
+        took = (time.monotonic_ns() - worker.began(number)) // 1000
+        now = self._clock()
+        report = Report(now - took, now, took, *Verdict("pending", counted=False))
+        report = worker.with_last_deeds(report, number)
+        if asked := worker.asked.get(number):
+            return report if asked.why == "stop" else self.overruled(report, claimed, asked.why)
+        if worker.killed_for not in (0, number):
+            return report
+        error = WorkerCrashed(_last_words(worker.process.exitcode))
+        return self._failed(error, claimed, "crash", report)
+
+    def not_begun(self, cancelled: bool) -> Report:
+        """What becomes of a job that a worker had in hand and never began."""
+        now = self._clock()
+        report = Report(now, now, 0, *Verdict("pending", counted=False))
+        if not cancelled:
+            return report
+        return report._replace(
+            state="cancelled", kind="cancelled", type="Cancelled",
+            message="cancelled before it started",
+        )  # fmt: skip
+
+    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
+        own = self._registry.options(claimed.name).backoff
+        verdict = judge(error, claimed, own, self._rng)
+        name, message, _ = describe(error)
+        return report._replace(
+            state=verdict.state, delay=verdict.delay, counted=True, result=None,
+            kind=kind, type=name, message=message,
+        )  # fmt: skip
 
 
 def _timed_out(claimed: Claimed) -> str:
@@ -9874,6 +9523,635 @@ def _last_words(exitcode: int | None) -> str:
         with contextlib.suppress(ValueError):
             return f"its worker was killed by {signal.Signals(-exitcode).name}"
     return f"its worker ended with exit code {exitcode}"
+
+
+################################################################################
+# Warden
+#
+# What must not go on: jobs that are over their time or memory, or cancelled, or in the
+# way of a node that stops. They are asked to end, and have the grace for it; then their
+# worker is killed, whatever it does.
+################################################################################
+SLOW, VERY_SLOW = 0.010, 0.100
+"""Seconds that a job may run before those behind it are taken back: for a worker that is
+idle here, and for whoever else may want them."""
+LAST_PART = 0.25
+"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
+WEIGH = 0.1
+"""Seconds between two looks at the memory of workers whose job may use only so much."""
+
+
+@attrs.define(eq=False, repr=False)
+class Warden:
+    """Asks jobs to end that must, and kills those that do not."""
+
+    _herald: Herald
+    _grace: float
+    _limits: Mapping[str, int]
+    """Bytes that a worker may use, by the definitions that limit it."""
+    cancelled: frozenset[int] = frozenset()
+    """The ids of jobs that nobody wants any more."""
+    stop_at: float = math.inf
+    """When a node that stops has waited long enough."""
+    _weigh_at: float = 0.0
+
+    def due(self, workers: Iterable[Worker]) -> Iterator[float]:
+        """When it must look again, by the monotonic clock."""
+        if self._limits:
+            yield self._weigh_at
+        now = time.monotonic()
+        for worker in workers:
+            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
+                yield now + SLOW
+            elif worker.handed:
+                yield from self._deadlines(worker)
+            if worker.crowd is not None:
+                yield worker.crowd.look_at
+
+    def _deadlines(self, worker: Worker) -> Iterator[float]:
+        number, started = worker.board.running
+        job = worker.handed.get(number)
+        if asked := worker.asked.get(number):
+            yield asked.kill_at
+        elif job is not None and job.timeout is not None:
+            yield started / 1e9 + job.timeout / 1e6
+        elif job is not None and job.id in self.cancelled:
+            yield 0.0
+
+    def heed(self, cancelled: Iterable[int], workers: Iterable[Worker]) -> None:
+        """These were cancelled."""
+        self.cancelled = frozenset(cancelled)
+        if self.cancelled:
+            _look_at_crowds(workers)
+
+    def stop(self, workers: Iterable[Worker]) -> None:
+        """All that runs has to end within the grace."""
+        self.stop_at = time.monotonic() + self._grace
+        _look_at_crowds(workers)
+
+    def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
+        """Asks and kills who must end. Gives the workers of which the running job is in the
+        way of others, for that many seconds, or has cancelled ones behind it."""
+        if self._limits:
+            self._weigh(workers)
+        return [worker for worker in workers if self._watch_one(worker, patience)]
+
+    def _watch_one(self, worker: Worker, patience: float) -> bool:
+        if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
+            self._watch_crowd(worker, worker.crowd)
+        number, started = worker.board.running
+        if (claimed := worker.handed.get(number)) is None:
+            return False
+        took = time.monotonic() - started / 1e9
+        self._herald.running(number, claimed, worker.pid, took)
+        if asked := worker.asked.get(number):
+            if time.monotonic() >= asked.kill_at:
+                self._kill(worker, number, asked)
+        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started):
+            worker.asked[number] = self._asking(why)
+        if len(worker.handed) < 2:
+            return False
+        return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
+
+    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
+        now = time.monotonic()
+        dues = [self._watch_aside(worker, crowd, *job, now) for job in crowd.jobs.items()]
+        crowd.look_at = min(dues, default=math.inf)
+
+    def _watch_aside(
+        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, now: float
+    ) -> float:
+        """Looks at one coroutine; gives the moment until which nothing can be due with it."""
+        began = crowd.began(number)
+        took = now - began / 1e9 if began else 0.0
+        if began:
+            self._herald.running(number, claimed, worker.pid, took)
+        if asked := worker.asked.get(number):
+            if now >= asked.kill_at:
+                self._kill_all(worker, number, asked)
+            return worker.asked[number].kill_at
+        if why := self._reason(claimed, took):
+            worker.asked[number] = asked = self._asking(why)
+            left = asked.kill_at - time.monotonic()
+            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0)
+            return asked.kill_at
+        left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
+        # In a second again, to see who has been running for long.
+        return now + min(1.0, left)
+
+    def _reason(self, claimed: Claimed, took: float) -> Reason | None:
+        """Why a job that has run for so many seconds has to end, if it has."""
+        if claimed.id in self.cancelled:
+            return "cancel"
+        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
+            return "timeout"
+        return "stop" if self.stop_at < math.inf else None
+
+    def _asking(self, why: Reason) -> Asked:
+        return Asked(why, self.stop_at if why == "stop" else time.monotonic() + self._grace)
+
+    def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
+        """Kills a worker if it still runs that job."""
+        worker.asked[number] = asked._replace(kill_at=math.inf)
+        with worker.board.held():
+            if worker.board.running[0] == number:
+                worker.end(number)
+
+    def _kill_all(self, worker: Worker, number: int, asked: Asked) -> None:
+        """Kills a worker for one of its coroutines, and so all of them."""
+        worker.asked[number] = asked._replace(kill_at=math.inf)
+        worker.end(number)
+
+    def weigh_soon(self) -> None:
+        """Workers were given jobs: their memory may matter now."""
+        self._weigh_at = 0.0
+
+    def _weigh(self, workers: list[Worker]) -> None:
+        """Kills workers that use more memory than a job that they run may."""
+        now = time.monotonic()
+        if now < self._weigh_at:
+            return
+        self._weigh_at = math.inf
+        for worker in workers:
+            limited = [job for job in worker.claims() if job[1].name in self._limits]
+            if limited and worker.kill is not None:
+                self._weigh_at = now + WEIGH
+                self._weigh_one(worker, limited)
+
+    def _weigh_one(self, worker: Worker, limited: list[tuple[int, Claimed]]) -> None:
+        running = [(self._limits[job.name], n) for n, job in limited if worker.began(n)]
+        if not running:
+            return
+        limit, number = min(running)
+        with contextlib.suppress(ProcessLookupError):
+            if memory_of(worker.pid) <= limit:
+                return
+            asked = Asked("memory", math.inf)
+            if number in worker.handed:
+                self._kill(worker, number, asked)
+            else:
+                self._kill_all(worker, number, asked)
+
+
+def _look_at_crowds(workers: Iterable[Worker]) -> None:
+    for worker in workers:
+        if worker.crowd is not None:
+            worker.crowd.look_at = 0.0
+
+
+################################################################################
+# Supervisor
+#
+# The parent of the workers owns the file and the clock. Its turn is a list of verbs
+# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
+# handler and never decodes a payload.
+################################################################################
+Until = Literal["empty"]
+
+
+@attrs.define(eq=False, repr=False)
+class Supervisor:
+    """A node: it claims jobs for its workers and settles what comes back."""
+
+    store: Store
+    registry: Registry
+    staff: Processes | Threads
+    serves: Serves
+    size: int
+    concurrency: int
+    """How many coroutines each worker may run at a time."""
+    until: Until | None
+    grace: float
+    clock: Clock = system_clock
+    declared: Declared = Declared()
+    rng: random.Random = attrs.field(factory=random.Random)
+    events: Events = attrs.field(factory=Events)
+    jobs_per_worker: float = math.inf
+    """After so many a worker is replaced: a spare one stands by then."""
+    joined: threading.Event = attrs.field(factory=threading.Event)
+    """Set when the node is listed."""
+    _bell: Bell = attrs.field(factory=lambda: Bell.hang())
+    _ear: Ear = attrs.field(factory=Ear)
+    _crew: Crew = attrs.field(init=False)
+    _dealer: Dealer = attrs.field(init=False)
+    _clerk: Clerk = attrs.field(init=False)
+    _warden: Warden = attrs.field(init=False)
+    _herald: Herald = attrs.field(init=False)
+    _rota: Rota = attrs.field(init=False)
+    _node: int = 0
+    _presence: Presence = attrs.field(init=False)
+    _presence_path: str = ""
+    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _stops: int = 0
+    _seen: int = 0
+    _strays: bool = False
+    """Whether the file may say that this node holds jobs of which it does not know."""
+    _maybe_empty: bool = True
+    """Whether something was settled since the last look for jobs that are left."""
+    _quiet_until: float = 0.0
+    _again_at: float = math.inf
+    """When the rate of a queue lets the next job start."""
+    _paused: frozenset[str] = frozenset()
+    """The queues that were, when somebody looked."""
+
+    def __attrs_post_init__(self) -> None:
+        aside, most = self.registry.async_names(), self.jobs_per_worker
+        concurrency = self.concurrency if aside else 0
+        limits = {own.name: own.options.max_memory for own in self.registry}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        paces = Paces()
+        self._herald = Herald(self.events, self.clock, self.serves.node)
+        self._crew = Crew(self.staff, self._ear, self.size, concurrency, most, self.grace)
+        self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
+        arbiter = Arbiter(self.registry, given, self.clock, self.rng)
+        self._clerk = Clerk(arbiter, self._herald, paces)
+        self._warden = Warden(self._herald, self.grace, given)
+        self._rota = Rota(
+            {**dict.fromkeys((self._look, self._heed, *DUTIES), 0.0), self._refill: math.inf}
+        )
+
+    def run(self) -> None:
+        """Works until it is stopped, or until nothing is left to do.
+
+        Raises:
+            WorkerError: the workers cannot start.
+            FileError: the file is not the one any more that it was.
+        """
+        self._join()
+        self.joined.set()
+        try:
+            self._spawn()
+            self._attend()
+            while not self._done():
+                self._spawn()
+                self._listen()
+                self._note()
+                self._exchange()
+                self._watch()
+                self._attend()
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Takes no more jobs, and ends when those that run have ended or the grace is
+        over; called again, ends at once. Safe in signal handlers and other threads."""
+        self._stops += 1
+        self._bell.ring()
+
+    # Join and leave
+
+    def _join(self) -> None:
+        self.store.timetable.declare(self.declared)
+        known = self.registry.listing()
+        self._node, self._presence = self.store.nodes.join(
+            self.serves.node, self._bell.port, self.size, self.serves, known
+        )
+        self._presence_path = self.store.nodes.presence_path(self._node)
+        self._ear.add(self._bell.source, None)
+        self._paused = self._paused_queues()
+        self._herald.look()
+        what = "workers" if isinstance(self.staff, Processes) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
+        self._beat().tell("node_joined")
+
+    def _done(self) -> bool:
+        more = bool(self._clerk.settlements) or self._crew.busy
+        if self._stops:
+            # Threads that do not end, and what cannot be settled, with a full disk say, must
+            # not keep it for ever.
+            rest = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
+            late = time.monotonic() > self._warden.stop_at + rest
+            return self._stops > 1 or late or not more
+        if self.until is None or more or self._dealer.stirred:
+            return False
+        self._maybe_empty = False
+        return not self.store.unserved(self.serves)
+
+    def _leave(self) -> None:
+        self._stops += 2  # Whatever still runs is given back, also after an error.
+        workers = self._crew.workers
+        for worker in workers:
+            self._take_back(worker)
+            worker.mouth.say(b"", fits=True)
+        self._end_workers(give_up=time.monotonic() + 2.0)
+        if workers:
+            logger.warning("threads left behind, each with a job: %d", len(workers))
+            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+            self._settle_last()
+        else:
+            self._close()
+
+    def _end_workers(self, give_up: float) -> None:
+        for worker in list(self._crew.workers):
+            busy = worker.busy and worker.ready
+            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
+            self._ear.wait_for(worker.death, patience)
+            if worker.kill is not None or worker.process.exitcode is not None:
+                self._reap(worker)
+
+    def _see_out(self) -> None:
+        """Waits for threads that nothing could end. Until then the node stays listed and
+        holds their jobs, so that nobody runs them a second time meanwhile."""
+        while self._crew.workers:
+            self._hear_all(60.0)
+            self._settle_last()
+        self._close()
+
+    def _settle_last(self) -> None:
+        settlements = self._clerk.settlements
+        self._clerk.clear()
+        if settlements:
+            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+
+    def _close(self) -> None:
+        try:
+            self._note()
+            self._settle_last()
+            self._herald.tell_ended()
+        finally:
+            self.store.leave(self._node, self._presence)
+            self.store.close()
+            self._ear.close()
+            self._bell.close()
+            logger.info("node %s left", self.serves.node)
+            self._beat().tell("node_left")
+            self.events.close(max(self.grace, FAREWELL))
+
+    # Spawn
+
+    def _spawn(self) -> None:
+        """Starts workers up to the number there should be."""
+        if self._crew.dismiss():
+            self._dealer.stir()
+        if not self._stops:
+            self._crew.spawn(self._presence_path)
+
+    # Listen
+
+    def _listen(self) -> None:
+        """The one place that blocks: until a worker or a producer says something, a
+        worker dies, or something is due."""
+        self._herald.look()
+        self._hear_all(self._patience())
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        now = time.monotonic()
+        if self._has_news():
+            return max(0.0, self._quiet_until - now)
+        if self.until and self._maybe_empty and not self._crew.busy:
+            return 0.0
+        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by]
+        due += self._warden.due(self._crew.workers)
+        if self._stops and isinstance(self.staff, Threads):
+            due.append(self._warden.stop_at + 0.001)
+        return max(0.0, min(due) - now)
+
+    def _hear_all(self, patience: float) -> None:
+        for source in self._ear.wait(patience):
+            if source is None:
+                self._bell.silence()
+                self._stir()
+            elif source in self._crew.workers:
+                self._hear(source)
+                self._bury(source)
+
+    def _hear(self, worker: Worker, dead: bool = False) -> None:
+        for said in worker.said():
+            self._told(worker, said)
+        for entry in worker.board.collect(dead):
+            self._clerk.reported(worker, entry)
+        worker.send()
+
+    def _told(self, worker: Worker, said: tuple[Any, ...]) -> None:
+        match said:
+            case ("ready",):
+                self._crew.welcome(worker)
+                self._dealer.full = False
+            case ("broken", kind, message, lines):
+                if not self._stops:
+                    logger.error("a worker could not start:\n%s", lines)
+                    raise WorkerError(f"a worker could not start: {kind}: {message}")
+            case ("progress", id, claim, text):
+                self._clerk.progressed(id, claim, text)
+            case _:
+                self._clerk.reported(worker, said)
+
+    def _bury(self, worker: Worker) -> None:
+        """Takes a worker off the list if it is dead."""
+        if worker.process.exitcode is not None:
+            self._reap(worker)
+
+    def _reap(self, worker: Worker) -> None:
+        worker.join()
+        self._hear(worker, dead=True)
+        if self._stops > 1:
+            worker.killed_for = NO_JOB
+        self._clerk.bury(worker, self._warden.cancelled)
+        self._crew.remove(worker)
+
+    def _stir(self) -> None:
+        """Somebody committed something: there may be jobs, due times, cancellations."""
+        self._dealer.stir()
+        self._rota.call(stage, expire, self._heed)
+        # A little later, since each producer's wake-up comes along here.
+        self._rota.call(fire, within=HEED)
+
+    # Note
+
+    def _note(self) -> None:
+        """Keeps what jobs have told of their progress."""
+        self._clerk.note(self.store)
+
+    # Exchange
+
+    def _exchange(self) -> None:
+        """Settles all that came back and claims all that fits, in one transaction."""
+        if not self._has_news() or time.monotonic() < self._quiet_until:
+            return
+        plan: Plan = {}
+        workers = [] if self._stops else self._crew.at_work()
+        choose = functools.partial(self._dealer.choose, plan, workers)
+        try:
+            self._release_strays()
+            settlements = self._clerk.settlements
+            done = self.store.exchange(settlements, self._node, choose, self.serves)
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            self._put_off(error)
+            return
+        self._exchanged(done)
+        self._hand_over(plan, done.claimed)
+        self._herald.tell_ended()
+
+    def _has_news(self) -> bool:
+        """Whether there is something to settle, or may be something to claim."""
+        settles = bool(self._clerk.settlements)
+        dealer = self._dealer
+        if not settles and (self._stops or dealer.full or not dealer.stirred):
+            return False
+        workers = self._crew.at_work()
+        if self._stops or any(map(dealer.has_room, workers)):
+            return True
+        # While all are at work, more results will come along.
+        return self._clerk.has_enough if settles else any(map(dealer.has_room_aside, workers))
+
+    def _release_strays(self) -> None:
+        if self._strays:
+            held = [job.id for worker in self._crew.workers for _, job in worker.claims()]
+            self.store.nodes.release_strays(self._node, held)
+            self._strays = False
+
+    def _put_off(self, error: FileError) -> None:
+        """Keeps what is to be settled, and tries again in a while."""
+        logger.error("the exchange failed and will be tried again: %s", error)
+        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
+        self._dealer.stir()
+        self._quiet_until = time.monotonic() + 0.5
+
+    def _exchanged(self, done: Exchanged) -> None:
+        if done.late:
+            logger.warning("%d results came too late and were thrown away", done.late)
+        if done.again_at is not None:
+            left = (done.again_at - self.clock()) / 1e6
+            self._again_at = time.monotonic() + left
+            self._rota.call(self._refill, within=left)
+        if self._clerk.waiting:
+            self._rota.call(stage)
+        self._clerk.clear()
+        self._maybe_empty = True
+
+    def _hand_over(self, plan: Plan, claimed: list[Claimed]) -> None:
+        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
+        for job in claimed:
+            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
+        for whose, jobs in theirs.items():
+            whose.hand_over(jobs)
+        self._warden.weigh_soon()
+
+    # Watch
+
+    def _watch(self) -> None:
+        """Asks and kills who is over time, and takes back what waits behind slow jobs."""
+        workers = self._crew.workers
+        if self._stops and self._warden.stop_at == math.inf:
+            self._warden.stop(workers)
+            for worker in workers:
+                self._take_back(worker)
+        idle = any(not worker.handed for worker in self._crew.at_work())
+        for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
+            self._take_back(worker)
+
+    def _take_back(self, worker: Worker) -> None:
+        """Makes those of a worker's jobs ready again that have not started."""
+        running = worker.board.revoke(next(self._numbers))
+        if running is not None:
+            self._hear(worker)
+            self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+
+    # Attend
+
+    def _attend(self) -> None:
+        """Calls the duties that are due."""
+        self._rota.attend(self._beat())
+
+    def _beat(self) -> Beat:
+        name = self.serves.node
+        return Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+
+    def _look(self, beat: Beat) -> float:
+        """Sees what was committed without a wake-up, and who died unheard."""
+        for worker in list(self._crew.workers):
+            self._bury(worker)
+        if (changes := self.store.changes()) != self._seen:
+            self._seen = changes
+            self._stir()
+            if self._herald.wanted & {"queue_paused", "queue_resumed"}:
+                self._tell_paused()
+        return LOOK
+
+    def _refill(self, beat: Beat) -> float:
+        """The rate of a queue lets the next job start."""
+        if (left := self._again_at - time.monotonic()) > 0:
+            return left
+        self._dealer.stir()
+        return math.inf
+
+    def _heed(self, beat: Beat) -> float:
+        """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
+        self._warden.heed(self.store.nodes.asked(self._node), self._crew.workers)
+        return math.inf
+
+    def _paused_queues(self) -> frozenset[str]:
+        return frozenset(terms.name for terms in self.store.queues() if terms.paused)
+
+    def _tell_paused(self) -> None:
+        """Tells which queues were paused or resumed, by whomever."""
+        before, self._paused = self._paused, self._paused_queues()
+        for queue in sorted(self._paused - before):
+            self._beat().tell("queue_paused", queue=queue)
+        for queue in sorted(before - self._paused):
+            self._beat().tell("queue_resumed", queue=queue)
+
+
+@attrs.define(eq=False, repr=False)
+class Bell:
+    """Where the datagrams arrive that wake a node; their content is never looked at."""
+
+    _socket: socket.socket
+    _relay: tuple[Any, Any] | None = None
+
+    @classmethod
+    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
+        """A bell on a free port of the loopback interface. Where one cannot wait for
+        datagrams and pipes together, a thread relays them into a pipe."""
+        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        bell._socket.bind(("127.0.0.1", 0))
+        if relayed:
+            from multiprocessing import Pipe
+
+            bell._relay = Pipe(duplex=False)
+            threading.Thread(target=bell._pass_on, daemon=True).start()
+        else:
+            bell._socket.setblocking(False)
+        return bell
+
+    @property
+    def port(self) -> int:
+        """The port that others send to."""
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def source(self) -> Any:
+        """What one waits for."""
+        return self._socket if self._relay is None else self._relay[0]
+
+    def ring(self) -> None:
+        """Wakes the node from inside its process: in a signal handler, too."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"", self._socket.getsockname())
+
+    def silence(self) -> None:
+        """Takes all that has arrived."""
+        if self._relay is not None:
+            while self._relay[0].poll():
+                self._relay[0].recv_bytes()
+            return
+        with contextlib.suppress(OSError):
+            while True:
+                self._socket.recv(16)
+
+    def _pass_on(self) -> None:
+        assert self._relay is not None
+        with contextlib.suppress(OSError):
+            while True:
+                self._socket.recv(16)
+                self._relay[1].send_bytes(b"")
+
+    def close(self) -> None:
+        """Closes the port."""
+        self._socket.close()
 
 
 ################################################################################

@@ -851,8 +851,8 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
 def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, log: Path) -> None:
     """It fits no pipe, and the worker reads nothing."""
     with jobs.start(workers=2, grace=GRACE) as pool:
-        eventually(lambda: sum(worker.ready for worker in pool._supervisor._workers) == 2)
-        stopped = [worker.process.pid for worker in pool._supervisor._workers]
+        eventually(lambda: sum(worker.ready for worker in pool._supervisor._crew.workers) == 2)
+        stopped = [worker.process.pid for worker in pool._supervisor._crew.workers]
         for pid in stopped[:1]:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -868,8 +868,8 @@ def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, lo
 
 def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE) as pool:
-        eventually(lambda: any(worker.ready for worker in pool._supervisor._workers))
-        [worker] = [worker.process.pid for worker in pool._supervisor._workers]
+        eventually(lambda: any(worker.ready for worker in pool._supervisor._crew.workers))
+        [worker] = [worker.process.pid for worker in pool._supervisor._crew.workers]
         os.kill(worker, signal.SIGSTOP)
         large = trouble.innocent.using(max_attempts=1).enqueue("x" * 3_000_000, 1)
         eventually(lambda: large.refresh().state == "running")
