@@ -192,10 +192,10 @@ def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
 def test_short_jobs_behind_a_slow_one_go_to_an_idle_worker(jobs: LiteJobs) -> None:
     with jobs.start(workers=2, grace=GRACE):
         teach_that_naps_are_short(jobs)
-        _, *short = jobs.enqueue_many([trouble.nap.bind(1.0), *[trouble.nap.bind(0)] * 10])
+        _, *short = jobs.enqueue_many([trouble.nap.bind(FAR), *[trouble.nap.bind(0)] * 10])
         late = max(map(seconds_late, short))
         print(f"the last of 10 short jobs started after {late * 1000:.1f} ms")
-        assert late < 5, "it did not wait for the thousands before it"
+        assert late < FAR / 10
         assert {job.refresh().attempt for job in short} == {1}
 
 
@@ -834,15 +834,18 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
         short += jobs.enqueue_many(trouble.nap.bind(0) for _ in range(10_000))
         eventually(lambda: obedient.refresh().state == "running")
         urgent = trouble.nap.using(priority=2).enqueue(0)
-        late = seconds_late(urgent)
+        urgent = urgent.wait(PATIENT)
         assert jobs.cancel(obedient.id) == Moved(1)
         assert (crash.wait(PATIENT).state, crash.refresh().attempt) == ("failed", 1)
         assert (overrun.wait(PATIENT).state, overrun.errors[0].kind) == ("failed", "timeout")
         assert obedient.wait(PATIENT).state == "cancelled"
         eventually(lambda: jobs.count(state="completed") == len(short) + 21)
         left = jobs.count(state="pending")
-    print(f"an urgent job started after {late * 1000:.1f} ms")
-    assert late < 0.5
+    starts = [job.row.started_at or 0 for job in jobs.iterate(name="nap", state="completed")]
+    meanwhile = sum(urgent.row.enqueued_at < at < (urgent.row.started_at or 0) for at in starts)
+    print(f"an urgent job started after {seconds_late(urgent) * 1000:.1f} ms")
+    # What was in the workers' hands, and in those of workers that took over from the killed.
+    assert meanwhile < 4_000, "of 20,000 that were there before it"
     assert left == 0
     done = jobs.find(name=short[0].name, state="completed", limit=30_000)
     assert {(job.attempt, job.error) for job in done} == {(1, None)}
