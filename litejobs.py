@@ -7757,6 +7757,9 @@ HEED = 0.05
 """Seconds within which a node that was woken looks whether a schedule has changed."""
 FLUSH = 5.0
 """Seconds between two times that metrics are written: so many may be lost."""
+REST = 60.0
+"""Seconds between two calls of a duty that has nothing to wait for: it is called when somebody
+has committed something."""
 SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
@@ -7792,7 +7795,7 @@ def stage(beat: Beat) -> float:
     if staged:
         beat.stir()
     # No longer than a second: somebody may set the clock.
-    return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
+    return REST if due is None else min(1.0, max(0, due - now) / 1e6)
 
 
 def fire(beat: Beat) -> float:
@@ -7801,7 +7804,7 @@ def fire(beat: Beat) -> float:
     fired, due = beat.store.timetable.fire(now, beat.tell_fired)
     if fired:
         beat.stir()
-    return 1.0 if due is None else min(1.0, max(0, due - now) / 1e6)
+    return REST if due is None else min(1.0, max(0, due - now) / 1e6)
 
 
 def rescue(beat: Beat) -> float:
@@ -7833,7 +7836,7 @@ def expire(beat: Beat) -> float:
     expired, following = beat.store.expire(now)
     if expired:
         logger.info("cancelled %d jobs that were not started in time", expired)
-    return 1.0 if following is None else min(1.0, max(0, following - now) / 1e6)
+    return REST if following is None else min(1.0, max(0, following - now) / 1e6)
 
 
 def admit(beat: Beat) -> float:
@@ -9815,17 +9818,22 @@ class Supervisor:
         self._beat().tell("node_joined")
 
     def _done(self) -> bool:
-        more = bool(self._clerk.settlements) or self._crew.busy
+        more = self._clerk.settlements or self._crew.busy
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
             rest = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
             late = time.monotonic() > self._warden.stop_at + rest
             return self._stops > 1 or late or not more
-        if self.until is None or more or self._dealer.stirred:
+        if not self._nothing_left():
             return False
         self._maybe_empty = False
         return not self.store.unserved(self.serves)
+
+    def _nothing_left(self) -> bool:
+        """Whether it may be time to end: then the file is asked."""
+        left = self._clerk.settlements or self._crew.busy or self._dealer.stirred
+        return self.until is not None and not left
 
     def _leave(self) -> None:
         self._stops += 2  # Whatever still runs is given back, also after an error.
@@ -9899,7 +9907,7 @@ class Supervisor:
         now = time.monotonic()
         if self._has_news():
             return max(0.0, self._quiet_until - now)
-        if self.until and self._maybe_empty and not self._crew.busy:
+        if self._maybe_empty and self._nothing_left():
             return 0.0
         due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by]
         due += self._warden.due(self._crew.workers)
