@@ -84,7 +84,7 @@ def idle(quick: bool) -> Iterator[Figure]:
     """A node with two workers and nothing to do: CPU time and bytes written."""
     length = 10 if quick else 60
     with queue() as jobs, node() as process:
-        time.sleep(1)
+        time.sleep(7)  # What the first jobs came to is written down within five seconds.
         files = [jobs.store.file.path, Path(f"{jobs.store.file.path}-wal")]
         before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         processes = family(process.pid)
