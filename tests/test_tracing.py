@@ -25,7 +25,7 @@ OUTCOMES: dict[str, BaseException] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exporter() -> InMemorySpanExporter:
     """A process has one tracer provider, once and for all."""
     provider, exporter = TracerProvider(), InMemorySpanExporter()
