@@ -59,13 +59,20 @@ class Hands:
         """Claims what may be claimed, at most so many."""
 
         def choose(ready: Ready) -> list[int]:
-            while len(ready.taken) < limit and ready.peek():
+            while len(claimed) + len(ready.taken) < limit and ready.peek():
                 next(ready)
             return ready.taken
 
-        done = self.jobs.store.exchange([], self.node, choose, self.serves)
-        self.again_at = done.again_at
-        return done.claimed
+        claimed: list[Claimed] = []
+        while True:
+            done = self.jobs.store.exchange([], self.node, choose, self.serves)
+            claimed += done.claimed
+            ready = self.jobs.store._ready
+            if len(claimed) >= limit or ready is None or ready.version is not None:
+                self.again_at = done.again_at
+                return claimed
+            # On a busy machine a look may take so long that the next one is put off a while.
+            time.sleep(0.005)
 
     def settle(self, *claimed: Claimed, error: Exception | None = None) -> None:
         """Completes jobs, or lets them end with an error."""
