@@ -6074,29 +6074,26 @@ class Limits:
     """When the rate of a queue that has jobs lets the next one start."""
     fair: bool = attrs.field(init=False)
     """Whether queues have shares."""
-    _left: dict[str, float] = attrs.field(factory=dict)
+    _rooms: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """By queue: how many more may run, and how many its rate lets start."""
+    _taken: Counter[str] = attrs.field(factory=Counter)
 
     def __attrs_post_init__(self) -> None:
         self.fair = any(terms.weight for terms in self.terms.values())
 
     def allow(self, queue: str) -> bool:
         """Whether one more job of this queue may be claimed."""
-        left = self._left.get(queue)
-        if left is None:
-            left = self._left[queue] = self._room(queue)
-        if left >= 1:
-            return True
-        terms = self.terms[queue]
-        if terms.rate and not terms.paused:
+        slots, tokens = (room - self._taken[queue] for room in self._room(queue))
+        if slots >= 1 > tokens:
             # Rounded up, and a little more, lest it come a moment too early for ever.
-            at = self.now + math.ceil((1 - self._tokens(terms)) / terms.rate * 1e6) + 1
+            rate = self.terms[queue].rate or math.inf
+            at = self.now + math.ceil((1 - tokens) / rate * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
-        return False
+        return min(slots, tokens) >= 1
 
     def take(self, queue: str) -> None:
         """One job of this queue is claimed."""
-        if queue in self._left:
-            self._left[queue] -= 1
+        self._taken[queue] += 1
 
     def settle(self, claimed: Iterable[Claimed]) -> None:
         """Writes down what was used of the rates."""
@@ -6105,24 +6102,29 @@ class Limits:
             if terms and terms.rate:
                 self.connection.execute(
                     "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
-                    (self._tokens(terms) - number, self.now, queue),
+                    (self._room(queue)[1] - number, self.now, queue),
                 )
 
-    def _room(self, queue: str) -> float:
-        terms = self.terms.get(queue)
-        if terms is None:
-            return math.inf
-        room = 0.0 if terms.paused else math.inf
-        if room and terms.concurrency is not None:
-            running = self.connection.execute(
-                "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?", (queue,)
-            ).get
-            room = terms.concurrency - running
-        return min(room, self._tokens(terms)) if terms.rate else room
+    def running(self, queue: str) -> int:
+        """How many of its jobs run, on all nodes."""
+        sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
+        number: int = self.connection.execute(sql, (queue,)).get
+        return number
 
-    def _tokens(self, terms: Terms) -> float:
-        """How many may start now. Source: the token bucket of ATM traffic policing (ITU-T
-        I.371), with *rate* tokens a second and room for *burst*."""
+    def _room(self, queue: str) -> tuple[float, float]:
+        """As it was when the transaction began."""
+        if (room := self._rooms.get(queue)) is None:
+            terms = self.terms.get(queue) or Terms(queue)
+            slots = 0.0 if terms.paused else math.inf
+            if slots and terms.concurrency is not None:
+                slots = terms.concurrency - self.running(queue)
+            tokens = self.tokens(terms) if terms.rate else math.inf
+            room = self._rooms[queue] = slots, tokens
+        return room
+
+    def tokens(self, terms: Terms) -> float:
+        """How many a queue's rate lets start now. Source: the token bucket of ATM traffic
+        policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
         assert terms.rate is not None
         burst = terms.burst or max(1.0, terms.rate * EVEN)
         row = self.connection.execute(
@@ -6898,22 +6900,15 @@ def _many(number: int, noun: str) -> str:
 
 def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     """What the settings of a queue keep its jobs waiting for."""
-    sql = """
-        SELECT paused, concurrency, rate, tokens, filled_at,
-            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?1)
-        FROM litejobs_queue WHERE name = ?1
-    """
-    row: Any = connection.execute(sql, (queue,)).fetchone()
-    if row is None:
-        return None
-    paused, concurrency, rate, tokens, filled_at, running = row
-    if paused:
+    limits = Limits(_terms_of(connection), connection, now)
+    terms = limits.terms.get(queue) or Terms(queue)
+    if terms.paused:
         return "is paused"
-    if concurrency is not None and running >= concurrency:
-        return f"runs as many jobs at a time as it may: {running} of {concurrency}"
-    if rate is None or tokens is None or tokens + rate * (now - (filled_at or now)) / 1e6 >= 1:
-        return None
-    return f"starts as many jobs as it may: {rate:g} in a second"
+    if terms.concurrency is not None and (running := limits.running(queue)) >= terms.concurrency:
+        return f"runs as many jobs at a time as it may: {running} of {terms.concurrency}"
+    if terms.rate and limits.tokens(terms) < 1:
+        return f"starts as many jobs as it may: {terms.rate:g} in a second"
+    return None
 
 
 def _ahead(connection: apsw.Connection, row: Row) -> int:

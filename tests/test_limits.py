@@ -172,6 +172,27 @@ class TestRate:
         clock.turn(3600)
         assert len(hands.claim()) == 3, "what is saved up is bounded"
 
+    def test_calls_nobody_back_while_others_take_all_the_slots(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        """A node that was told so would look again at once, and again, until one ends."""
+        jobs.queue("mail").set(rate="1/s", burst=5, concurrency=1)
+        enqueue(jobs, 3, queue="mail")
+        running = hands.claim()
+        assert (len(running), hands.again_at) == (1, None)
+        assert (hands.claim(), hands.again_at) == ([], None)
+        hands.settle(*running)
+        assert len(hands.claim()) == 1
+
+    def test_says_when_the_next_may_start_beside_those_just_claimed(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        jobs.queue("mail").set(rate="2/s", burst=2)
+        enqueue(jobs, 9, queue="mail")
+        assert len(hands.claim()) == 2
+        assert hands.again_at is not None
+        assert abs(hands.again_at - clock() - 500_000) <= 2
+
     def test_is_shared_and_outlives_the_node(
         self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
     ) -> None:
