@@ -32,6 +32,7 @@ MODULES = (
     "model",
     "kills",
     "soak",
+    "races",
     "writes",
     "syncs",
     "power",
