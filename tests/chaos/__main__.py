@@ -26,7 +26,7 @@ import apsw
 
 import litejobs
 
-from .ordeal import Ordeal, Run, Violation
+from .ordeal import VIOLATED, Ordeal, Run, Violation
 
 MODULES = (
     "model",
@@ -47,8 +47,6 @@ MODULES = (
     "names",
     "planted",
 )
-
-VIOLATED = 3
 
 
 def ordeals() -> dict[str, Ordeal]:

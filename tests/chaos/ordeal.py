@@ -11,6 +11,9 @@ from typing import NoReturn
 
 import attrs
 
+VIOLATED = 3
+"""The exit status of an ordeal that saw a promise broken."""
+
 
 class Violation(AssertionError):
     """A promise that was not kept, in words that say which, and with the figures."""
