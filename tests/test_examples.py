@@ -89,7 +89,8 @@ def test_goes_on_where_it_was_after_kill_9_of_everything(
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_stops_at_ctrl_c_and_goes_on(library: Path, plain: dict[str, int], tmp_path: Path) -> None:
     process = run(library, tmp_path)
-    time.sleep(0.7)
+    assert process.stderr is not None
+    assert process.stderr.readline(), "it shows how far it is, so it has begun"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert "interrupted; run it again to go on" in errors or process.returncode == 0
