@@ -2834,10 +2834,10 @@ def unique_key(bound: Bound[Any]) -> str | None:
     Raises:
         OptionError: there is no such field, or the function for the key fails.
     """
-    import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
-
     if (unique := bound.options.unique) is None:
         return None
+    import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
+
     content = _content(bound, unique) if unique.key is None else _told(bound, unique.key, "unique")
     digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
     return f"{bound.body.name}:{digest.hexdigest()}"
