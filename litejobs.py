@@ -403,6 +403,19 @@ def aware(value: object, what: str) -> datetime:
     return value
 
 
+def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
+    """A count that is an integer from 1 to *most*; *also* says what else might stand there.
+
+    Raises:
+        OptionError: names *what* and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
@@ -2269,11 +2282,7 @@ def _checked_priority(value: object) -> int:
 
 
 def _checked_attempts(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise OptionError("max_attempts", f"expected 1 or more, or None for ever, got {value!r}")
-    return value
+    return None if value is None else at_least_one(value, "max_attempts", ", or None for ever")
 
 
 def _checked_backoff(value: Backoff) -> Backoff:
@@ -2322,9 +2331,7 @@ def _checked_key(value: object) -> str | Callable[..., Any] | None:
 
 
 def _checked_key_limit(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise OptionError("key_limit", f"expected 1 or more, got {value!r}")
-    return value
+    return at_least_one(value, "key_limit")
 
 
 def _checked_headers(value: object) -> Mapping[str, str]:
@@ -10884,6 +10891,9 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        lasting = math.inf
+        if most is not None:
+            lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
         return Supervisor(
@@ -10892,21 +10902,22 @@ class LiteJobs:
             self._staff(threads),
             self._serves(queues, node),
             self._size(workers, threads),
-            _counted(concurrency, "concurrency"),
+            at_least_one(concurrency, "concurrency", most=MOST),
             until,
             duration(grace, "grace").total_seconds(),
             self.clock,
             declared=self._declarations(),
             events=self.events,
-            jobs_per_worker=math.inf if most is None else _counted(most, "jobs_per_worker", most),
+            jobs_per_worker=lasting,
         )
 
     def _size(self, workers: int | None, threads: int | None) -> int:
         if threads is None:
-            return _counted((os.cpu_count() or 1) if workers is None else workers, "workers")
+            workers = (os.cpu_count() or 1) if workers is None else workers
+            return at_least_one(workers, "workers", most=MOST)
         if workers is not None:
             raise OptionError("threads", "given together with workers: jobs run in one or other")
-        return _counted(threads, "threads")
+        return at_least_one(threads, "threads", most=MOST)
 
     def _staff(self, threads: int | None) -> Processes | Threads:
         if threads is not None:
@@ -11149,15 +11160,8 @@ def _settings_of(terms: Terms) -> QueueSettings:
     )  # fmt: skip
 
 
-def _at_least_one(what: str) -> Callable[[object], int | None]:
-    def check(value: object) -> int | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise OptionError(what, f"expected 1 or more, or None, got {value!r}")
-        return value
-
-    return check
+def _count(what: str) -> Callable[[object], int | None]:
+    return lambda value: None if value is None else at_least_one(value, what, ", or None")
 
 
 def _checked_weight(value: object) -> float | None:
@@ -11189,9 +11193,9 @@ def _stored_curve(value: Any) -> str | None:
 
 
 _QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
-    "concurrency": _at_least_one("concurrency"),
+    "concurrency": _count("concurrency"),
     "rate": lambda value: None if value is None else parse_rate(value),
-    "burst": _at_least_one("burst"),
+    "burst": _count("burst"),
     "weight": _checked_weight,
     "ageing": _span("ageing"),
     "max_attempts": lambda value: _checked_attempts(value) or 0,
@@ -11592,14 +11596,6 @@ def _check_findable(what: str, thing: object) -> None:
     except Exception as error:
         problem = f"workers cannot find it ({error}): use functions at the top level of a module"
         raise OptionError(what, problem) from None
-
-
-def _counted(value: object, what: str, most: int = MOST) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(what, f"expected 1 or more, got {value!r}")
-    if value > most:
-        raise OptionError(what, f"expected {most:,} at most, got {value!r}")
-    return value
 
 
 def _refuse_while_importing() -> None:
