@@ -426,6 +426,27 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; there is {', '.join(known)}" if known else ""
 
 
+def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
+    """Makes sure that words, such as names of options, are among those that are known.
+
+    Raises:
+        OptionError: names the first that is not, with the problem and a near one.
+    """
+    for word in given:
+        if word not in known:
+            raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
+
+
+def check_one_of(value: Any, known: Iterable[str], what: str) -> None:
+    """Makes sure that a choice is among those that there are.
+
+    Raises:
+        OptionError: names *what*, the value and a near one.
+    """
+    if value not in known:
+        raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
+
+
 def storable(text: str) -> str:
     """Text as SQLite takes it: lone surrogates, which names of files bring along, are
     shown as escapes."""
@@ -1480,10 +1501,7 @@ def make_rule(expression: str, timezone: str, how: Recurring) -> Rule:
     Raises:
         OptionError: a choice is unknown or cannot be used.
     """
-    for option in how:
-        if option not in Recurring.__annotations__:
-            hint = did_you_mean(option, Recurring.__annotations__)
-            raise OptionError(option, f"no such option{hint}")
+    check_known(how, Recurring.__annotations__, "no such option")
     return Rule(expression, timezone, **how)
 
 
@@ -2414,10 +2432,7 @@ class Options:
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        for option in rules:
-            if option not in Rules.__annotations__:
-                known = Rules.__annotations__
-                raise OptionError(option, f"no such option{did_you_mean(option, known)}")
+        check_known(rules, Rules.__annotations__, "no such option")
         own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
         choices: Any = {option: value for option, value in rules.items() if option not in own}
         return attrs.evolve(self.changed(choices), **own)
@@ -2432,8 +2447,7 @@ class Options:
             if option in (*OF_DEFINITIONS, "encode", "decode", "name"):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
-            if option not in Choices.__annotations__:
-                raise OptionError(option, f"no such option{did_you_mean(option, CHOICES)}")
+        check_known(choices, CHOICES, "no such option")
         if choices.get("at") is not None and "delay" in choices:
             raise OptionError("at", "given together with delay: a job has one time to run")
         if choices.get("at") is not None or "delay" in choices:
@@ -7572,9 +7586,7 @@ class Events:
             OptionError: there is no such kind, or it cannot be called, or is async.
         """
         for kind in kinds:
-            if kind not in EVENT_KINDS:
-                hint = did_you_mean(str(kind), EVENT_KINDS)
-                raise OptionError("event", f"there is no {kind!r}{hint}")
+            check_one_of(kind, EVENT_KINDS, "event")
         given: object = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
@@ -10452,8 +10464,7 @@ class LiteJobs:
         Raises:
             OptionError: there is no such span, or the limit is no number of them.
         """
-        if span not in SPANS:
-            raise OptionError("span", f"there is no {span!r}{did_you_mean(str(span), SPANS)}")
+        check_one_of(span, SPANS, "span")
         number: object = limit
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
             raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
@@ -11101,12 +11112,8 @@ class Queue:
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
-        columns = {}
-        for setting, value in choices.items():
-            if setting not in _QUEUE_COLUMNS:
-                problem = f"no such setting{did_you_mean(setting, _QUEUE_COLUMNS)}"
-                raise OptionError(setting, problem)
-            columns[setting] = _QUEUE_COLUMNS[setting](value)
+        check_known(choices, _QUEUE_COLUMNS, "no such setting")
+        columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
         self._store.set_queue(self.name, columns)
         return self.settings
 
@@ -11402,10 +11409,7 @@ json_of_any: Final = Codec[Any](Any)
 
 def _new_columns(to: Changes, now: int) -> dict[str, Any]:
     """What is written to a row instead of what is there."""
-    for option in to:
-        if option not in Changes.__annotations__:
-            known = Changes.__annotations__
-            raise OptionError(option, f"cannot be changed{did_you_mean(option, known)}")
+    check_known(to, Changes.__annotations__, "cannot be changed")
     if not to:
         raise OptionError("to", "say what to change, such as to={'priority': 10}")
     if "at" in to:
@@ -11426,16 +11430,11 @@ _COMPUTED = ("at", "delay", "expires")
 
 
 def _match(filters: Filters) -> Match:
-    for option in filters:
-        if option not in Filters.__annotations__:
-            raise OptionError(
-                option, f"no such filter{did_you_mean(option, Filters.__annotations__)}"
-            )
+    check_known(filters, Filters.__annotations__, "no such filter")
     ids, states = filters.get("id"), filters.get("state")
     states = (states,) if isinstance(states, str) else states
     for state in states or ():
-        if state not in STATES:
-            raise OptionError("state", f"there is no {state!r}{did_you_mean(str(state), STATES)}")
+        check_one_of(state, STATES, "state")
     details = _details(filters)
     return Match(
         None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
@@ -11842,10 +11841,7 @@ class Recorder:
             raise DefinitionError(repr(definition), "no definition: give one, or its name")
         kind: Any = made.body.shape.make
         known = [field.alias for field in attrs.fields(kind)]
-        for field in fields:
-            if field not in known:
-                problem = f"{made.name} has no such field{did_you_mean(field, known)}"
-                raise OptionError(field, problem)
+        check_known(fields, known, f"{made.name} has no such field")
         return made.name
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
