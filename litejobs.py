@@ -7909,8 +7909,9 @@ class Rota:
 
     def attend(self, beat: Beat) -> None:
         """Calls the duties that are due."""
+        soon = time.monotonic() + SLACK
         for duty, due in list(self._due.items()):
-            if due - time.monotonic() > SLACK:
+            if due > soon:
                 continue
             try:
                 self._due[duty] = time.monotonic() + duty(beat)
@@ -9755,6 +9756,7 @@ class Supervisor:
     _warden: Warden = attrs.field(init=False)
     _herald: Herald = attrs.field(init=False)
     _rota: Rota = attrs.field(init=False)
+    _beat: Beat = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
@@ -9824,12 +9826,14 @@ class Supervisor:
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
         self._presence_path = self.store.nodes.presence_path(self._node)
+        name = self.serves.node
+        self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
         self._ear.add(self._bell.source, None)
         self._paused = self._paused_queues()
         self._herald.look()
         what = "workers" if isinstance(self.staff, Processes) else "threads"
-        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._beat().tell("node_joined")
+        logger.info("node %s started with %d %s", name, self.size, what)
+        self._beat.tell("node_joined")
 
     def _done(self) -> bool:
         more = self._clerk.settlements or self._crew.busy
@@ -9896,7 +9900,7 @@ class Supervisor:
             self._ear.close()
             self._bell.close()
             logger.info("node %s left", self.serves.node)
-            self._beat().tell("node_left")
+            self._beat.tell("node_left")
             self.events.close(max(self.grace, FAREWELL))
 
     # Spawn
@@ -10076,11 +10080,7 @@ class Supervisor:
 
     def _attend(self) -> None:
         """Calls the duties that are due."""
-        self._rota.attend(self._beat())
-
-    def _beat(self) -> Beat:
-        name = self.serves.node
-        return Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+        self._rota.attend(self._beat)
 
     def _look(self, beat: Beat) -> float:
         """Sees what was committed without a wake-up, and who died unheard."""
@@ -10112,9 +10112,9 @@ class Supervisor:
         """Tells which queues were paused or resumed, by whomever."""
         before, self._paused = self._paused, self._paused_queues()
         for queue in sorted(self._paused - before):
-            self._beat().tell("queue_paused", queue=queue)
+            self._beat.tell("queue_paused", queue=queue)
         for queue in sorted(before - self._paused):
-            self._beat().tell("queue_resumed", queue=queue)
+            self._beat.tell("queue_resumed", queue=queue)
 
 
 @attrs.define(eq=False, repr=False)
@@ -11020,9 +11020,10 @@ class Drain:
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
+        beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
         attempts = 0
         while True:
-            self._attend()
+            self._attend(beat)
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -11031,9 +11032,8 @@ class Drain:
                 # Otherwise a retry may be due at once.
                 return attempts
 
-    def _attend(self) -> None:
+    def _attend(self, beat: Beat) -> None:
         """What a node's duties do."""
-        beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
         now = self.clock()
         self.store.timetable.fire(now, beat.tell_fired)
         self.store.stage(now)
