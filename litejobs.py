@@ -7808,7 +7808,11 @@ def stage(beat: Beat) -> float:
     staged, due = beat.store.stage(now)
     if staged:
         beat.stir()
-    # No longer than a second: somebody may set the clock.
+    return _until(due, now)
+
+
+def _until(due: int | None, now: int) -> float:
+    """Seconds until something is due; no more than one, since somebody may set the clock."""
     return REST if due is None else min(1.0, max(0, due - now) / 1e6)
 
 
@@ -7818,7 +7822,7 @@ def fire(beat: Beat) -> float:
     fired, due = beat.store.timetable.fire(now, beat.tell_fired)
     if fired:
         beat.stir()
-    return REST if due is None else min(1.0, max(0, due - now) / 1e6)
+    return _until(due, now)
 
 
 def rescue(beat: Beat) -> float:
@@ -7850,14 +7854,14 @@ def expire(beat: Beat) -> float:
     expired, following = beat.store.expire(now)
     if expired:
         logger.info("cancelled %d jobs that were not started in time", expired)
-    return REST if following is None else min(1.0, max(0, following - now) / 1e6)
+    return _until(following, now)
 
 
 def admit(beat: Beat) -> float:
     """Makes jobs ready whose key has room although nobody has said so."""
     if beat.store.admit():
         beat.stir()
-    return 60.0
+    return REST
 
 
 def prune(beat: Beat) -> float:
@@ -7865,13 +7869,13 @@ def prune(beat: Beat) -> float:
     a time, and most of the time is left to others."""
     began = time.monotonic()
     more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    return max(4 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else 60.0
+    return max(4 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else REST
 
 
 def stay_fast(beat: Beat) -> float:
     """Keeps statistics from misleading SQLite, should the application collect them."""
     beat.store.forget_statistics()
-    return 60.0
+    return REST
 
 
 def measure(beat: Beat) -> float:
