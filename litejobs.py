@@ -5606,11 +5606,11 @@ class Intake:
 
     def place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
         """Inserts jobs in somebody's transaction, each unless it is a duplicate."""
-        places = []
-        for batch in batches:
-            sql = "SELECT name, max_attempts, timeout, backoff FROM litejobs_queue WHERE name = ?"
-            defaults = connection.execute(sql, (batch.queue,)).fetchone()
-            places.append(self._place(connection, _with_defaults(batch, defaults)))
+        defaults = self._defaults(connection)
+        places = [
+            self._place(connection, _with_defaults(batch, defaults.get(batch.queue)))
+            for batch in batches
+        ]
         self.rows.admit(connection, {batch.extra.key for batch in batches if batch.extra})
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
         rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
