@@ -4822,19 +4822,20 @@ class Rows:
         many."""
         admitted = 0
         for key in keys:
-            while key is not None and (id := self._admissible(connection, key)) is not None:
+            while key is not None and (following := self.admissible(connection, key)):
+                id, group = following
                 ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ?"
                 connection.execute(ready, (id,))
-                row = "SELECT 'blocked', queue, name FROM litejobs_job WHERE id = ?"
-                self.count(connection, {connection.execute(row, (id,)).fetchone(): -1})
+                self.count(connection, {group: -1})
                 admitted += 1
         return admitted
 
-    def _admissible(self, connection: Any, key: str) -> int | None:
-        """The next blocked job with this key, if there is a slot for it."""
+    def admissible(self, connection: Any, key: str) -> tuple[int, Group] | None:
+        """The next blocked job with this key and where it is counted, if there is a slot
+        for it."""
         first = connection.execute(
             f"""
-            SELECT id, key_limit FROM litejobs_job INDEXED BY litejobs_key
+            SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
             WHERE {_KEYED} AND state = 'blocked' AND key = ?
             ORDER BY priority DESC, run_at, id LIMIT 1
             """,
@@ -4849,8 +4850,8 @@ class Rows:
             """,
             (key,),
         ).fetchone()
-        id, limit = first
-        return id if taken[0] < (limit or 1) else None
+        id, limit, queue, name = first
+        return (id, ("blocked", queue, name)) if taken[0] < (limit or 1) else None
 
 
 ################################################################################
@@ -7331,7 +7332,7 @@ class Store:
                 if following is None:
                     return admitted
                 key = following
-                free = self.rows._admissible(connection, key) is not None
+                free = self.rows.admissible(connection, key) is not None
             if free:
                 with self.file.writing() as connection:
                     admitted += self.rows.admit(connection, [key])
