@@ -4860,6 +4860,7 @@ class Rows:
 # Jobs as people look for them and steer them: by filters, a page or a batch at a time.
 ################################################################################
 
+_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _UNSHELVED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
@@ -5146,13 +5147,7 @@ class Catalogue:
         """The failed attempts of a job, the oldest first."""
         with self.file.reading() as connection:
             rows: list[Any] = connection.execute(
-                """
-                SELECT
-                    attempt, kind, type, message, traceback, worker, started_at, finished_at,
-                    exit_code, cpu, memory, coalesce(output, '')
-                FROM litejobs_attempt WHERE job = ? ORDER BY id
-                """,
-                (id,),
+                f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id", (id,)
             ).fetchall()
         return tuple(_failure(*row) for row in rows)
 
@@ -5166,13 +5161,7 @@ class Catalogue:
         each with the id of its job."""
         with self.file.reading() as connection:
             rows: list[Any] = connection.execute(
-                """
-                SELECT
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at,
-                    exit_code, cpu, memory, coalesce(output, '')
-                FROM litejobs_attempt WHERE id > ? ORDER BY id
-                """,
-                (number,),
+                f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id", (number,)
             ).fetchall()
         return [(job, _failure(*row)) for job, *row in rows]
 
@@ -5301,7 +5290,7 @@ def _failure(*columns: Any) -> Failure:
     *told, started_at, finished_at, exit_code, cpu, memory, output = columns
     times = from_micros(started_at), from_micros(finished_at)
     spent = None if cpu is None else cpu * MICROSECOND
-    values = [*told, *times, exit_code, spent, memory, output]
+    values = [*told, *times, exit_code, spent, memory, output or ""]
     return Failure(*values)
 
 
@@ -7278,11 +7267,8 @@ class Store:
         for id, claim, *_, failure in settlements:
             assert failure is not None
             connection.execute(
-                """
-                INSERT INTO litejobs_attempt (
-                    job, attempt, kind, type, message, traceback, worker, started_at, finished_at,
-                    exit_code, cpu, memory, output
-                )
+                f"""
+                INSERT INTO litejobs_attempt (job, {_FAILURE})
                 SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
