@@ -5055,6 +5055,8 @@ class Ringer:
                 self._bell.sendto(b"", ("127.0.0.1", port))
 
 
+Change = Callable[[apsw.Connection, Sequence[int]], int]
+"""Changes the jobs of these ids; says how many."""
 Rework = Callable[[str, object], str | bytes]
 """Makes a new payload, from a definition's name and the old one."""
 
@@ -5177,10 +5179,9 @@ class Catalogue:
             UPDATE litejobs_job SET cancel_at = :now
             WHERE id IN carray(:ids) AND cancel_at IS NULL
         """
-        matching = self.count(match)
-        moved = self._in_batches(match, WAITING, self._changing(end))
-        moved += self._in_batches(match, ("running",), self._changing(ask))
-        return self._moved(moved, matching)
+        return self._move(
+            match, (WAITING, self._changing(end)), (("running",), self._changing(ask))
+        )
 
     def retry(self, match: Match) -> Moved:
         """Lets dead letters and cancelled jobs start again with all their attempts,
@@ -5193,26 +5194,26 @@ class Catalogue:
             WHERE id IN carray(:ids)
         """
         now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
-        matching = self.count(match)
-        moved = self._in_batches(match, ("failed", "cancelled"), self._changing(again))
-        moved += self._in_batches(match, ("retrying",), self._changing(now))
-        return self._moved(moved, matching)
+        return self._move(
+            match,
+            (("failed", "cancelled"), self._changing(again)),
+            (("retrying",), self._changing(now)),
+        )
 
     def delete(self, match: Match) -> Moved:
         """Deletes jobs with their history; those that run are left."""
-        matching = self.count(match)
-        moved = self._in_batches(match, (*WAITING, *FINISHED), self.rows.delete)
-        return self._moved(moved, matching)
+        return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
 
     def hold(self, match: Match) -> Moved:
         """Keeps what waits from running until a person releases it."""
         held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        return self._steer(match, tuple(s for s in WAITING if s != "paused"), held, {})
+        states = tuple(state for state in WAITING if state != "paused")
+        return self._move(match, (states, self._changing(held)))
 
     def release(self, match: Match) -> Moved:
         """Lets what a person held wait for its time or its turn again."""
         released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._steer(match, ("paused",), released, {})
+        return self._move(match, (("paused",), self._changing(released)))
 
     def change(
         self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
@@ -5227,37 +5228,26 @@ class Catalogue:
                 WHEN state = 'pending' AND :run_at <= :now THEN state
                 ELSE {_WAITS.replace("run_at", ":run_at")} END""")
         sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-        return self._steer(match, WAITING, sql, columns, rework)
 
-    def _steer(
-        self,
-        match: Match,
-        states: tuple[State, ...],
-        sql: str,
-        columns: Mapping[str, Any],
-        rework: Rework | None = None,
-    ) -> Moved:
         def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
             if rework is not None:
                 _rewrite(connection, ids, rework)
             return self.rows.change(connection, ids, sql, **columns)
 
-        matching = self.count(match)
-        return self._moved(self._in_batches(match, states, alter), matching)
+        return self._move(match, (WAITING, alter))
 
-    def _moved(self, moved: int, matching: int) -> Moved:
+    def _move(self, match: Match, *steps: tuple[tuple[State, ...], Change]) -> Moved:
+        """Changes the jobs that match, those in the states of each step in its way, and wakes
+        the nodes."""
+        matching = self.count(match)
+        moved = sum(self._in_batches(match, states, change) for states, change in steps)
         self.ringer.wake()
         return Moved(moved, max(0, matching - moved))
 
-    def _changing(self, sql: str) -> Callable[[apsw.Connection, Sequence[int]], int]:
+    def _changing(self, sql: str) -> Change:
         return functools.partial(self.rows.change, sql=sql)
 
-    def _in_batches(
-        self,
-        match: Match,
-        states: tuple[State, ...],
-        change: Callable[[apsw.Connection, Sequence[int]], int],
-    ) -> int:
+    def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
         """Changes the jobs that match and are in one of *states*, some at a time: a million
         rows in one transaction would keep the nodes waiting."""
         if match.states is not None:
