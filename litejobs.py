@@ -7142,13 +7142,14 @@ class Store:
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and tells the nodes."""
         # A new rate starts with what it lets through after a rest.
-        renewed = {"tokens": None} if "rate" in columns or "burst" in columns else {}
-        changes = "".join(f", {column} = :{column}" for column in {**columns, **renewed})
+        if "rate" in columns or "burst" in columns:
+            columns = {**columns, "tokens": None}
+        changes = "".join(f", {column} = :{column}" for column in columns)
         with self.file.writing() as connection:
             connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
             connection.execute(
                 f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
-                {"name": name, **columns, **renewed},
+                {"name": name, **columns},
             )
         self.ringer.wake()
 
