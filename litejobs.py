@@ -4639,14 +4639,12 @@ class Presence:
     def held(path: str) -> bool:
         """Whether a process holds a share. This only asks: nothing is taken over."""
         try:
-            with contextlib.closing(_lock_connection(path)) as connection:
-                connection.set_busy_handler(None)
-                connection.execute("BEGIN EXCLUSIVE")
+            with _alone(path):
+                return False
         except apsw.CantOpenError:
             return False
         except apsw.BusyError:
             return True
-        return False
 
     @staticmethod
     @contextlib.contextmanager
@@ -4655,10 +4653,7 @@ class Presence:
         until the block ends, and then the file is removed."""
         with contextlib.ExitStack() as closing:
             try:
-                connection = _lock_connection(path)
-                closing.callback(connection.close)
-                connection.set_busy_handler(None)
-                connection.execute("BEGIN EXCLUSIVE")
+                closing.enter_context(_alone(path))
             except apsw.CantOpenError:
                 # No file: somebody has finished taking over, or swept it away.
                 yield not os.path.exists(path)
@@ -4669,6 +4664,15 @@ class Presence:
                 closing.close()
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keeps everybody else from the lock, unless there is no file or somebody has a share."""
+    with contextlib.closing(_lock_connection(path)) as connection:
+        connection.set_busy_handler(None)
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
 
 
 def _lock_connection(path: str) -> apsw.Connection:
