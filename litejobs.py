@@ -6385,6 +6385,7 @@ class Ready:
 # holds a lock that the operating system drops when a process ends.
 ################################################################################
 
+LOST = "the node ended while it held the job"
 LOST_LIMIT = 5
 """How many nodes may die with a job in their hands before it is a dead letter."""
 
@@ -6513,15 +6514,15 @@ class Nodes:
         return rows
 
     def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock()}
+        values = {"node": node, "now": self.clock(), "problem": LOST}
         with self.file.writing() as connection:
             connection.execute(
                 """
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
                 )
-                SELECT job.id, attempt, 'lost', 'NodeLost',
-                    'the node ended while it held the job', '', node.pid, job.started_at, :now
+                SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', node.pid,
+                    job.started_at, :now
                 FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
                 WHERE state = 'running' AND holder = :node
                 """,
@@ -6539,11 +6540,12 @@ class Nodes:
                     finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
                                        ELSE :now + {_kept_for("'failed'")} END,
-                    error       = 'NodeLost: the node ended while it held the job',
+                    error       = 'NodeLost: ' || :problem,
                     holder      = NULL
                 WHERE id IN carray(:ids)
                 """,
                 limit=LOST_LIMIT,
+                problem=LOST,
             )
             self.rows.cancel_returned(connection)
             connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
@@ -7825,7 +7827,7 @@ def _tell_of_lost(beat: Beat, node: str, held: Iterable[tuple[int, str, str, int
     for job, name, queue, attempt, given_up in held:
         kinds: tuple[EventKind, ...] = ("crashed", "failed") if given_up else ("crashed",)
         for kind in kinds:
-            error = "NodeLost: the node ended while it held the job"
+            error = f"NodeLost: {LOST}"
             beat.events.pass_on(Event(kind, now, node, job, name, queue, attempt, error=error))
 
 
