@@ -4355,6 +4355,10 @@ class File:
     def __attrs_post_init__(self) -> None:
         _close_before_forks(self)
 
+    def presence_path(self, node: int) -> str:
+        """The small file beside it whose lock the processes of a node share."""
+        return f"{self.path}-node-{node}"
+
     def owns(self, connection: Any) -> bool:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
@@ -6415,10 +6419,6 @@ class Node:
         return self.names is None or name in self.names
 
 
-def _presence_path(file: File, node: int) -> str:
-    return f"{file.path}-node-{node}"
-
-
 def _nodes(connection: apsw.Connection) -> list[Node]:
     rows: list[Any] = connection.execute("""
         SELECT id, name, pid, port, workers, queues, started_at,
@@ -6461,14 +6461,14 @@ class Nodes:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 known,
             )
-            presence = Presence.create(self.presence_path(node))
+            presence = Presence.create(self.file.presence_path(node))
         return node, presence
 
     def _sweep(self, connection: apsw.Connection) -> None:
         """Removes lock files without a node: of one that was killed while it left. Nobody
         can be joining now, since this process has the write lock."""
         nodes = _column(connection, "SELECT id FROM litejobs_node")
-        listed = set(map(self.presence_path, nodes))
+        listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
         for file in self.file.path.parent.iterdir():
             if not file.name.startswith(start):
@@ -6476,10 +6476,6 @@ class Nodes:
             if str(file) not in listed:
                 with Presence.gone(str(file)):
                     pass
-
-    def presence_path(self, node: int) -> str:
-        """The file whose lock the processes of a node share."""
-        return _presence_path(self.file, node)
 
     def all(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
@@ -6499,7 +6495,7 @@ class Nodes:
         They become ready again and lose no attempt, but each such loss is counted: a
         job that has seen LOST_LIMIT nodes die is a dead letter.
         """
-        with Presence.gone(self.presence_path(node)) as gone:
+        with Presence.gone(self.file.presence_path(node)) as gone:
             return self._take_over(node) if gone else 0
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
@@ -6787,7 +6783,7 @@ class Health:
         """The listed nodes of which a process is left."""
         with self._file.reading() as connection:
             nodes = _nodes(connection)
-        return [node for node in nodes if Presence.held(_presence_path(self._file, node.id))]
+        return [node for node in nodes if Presence.held(self._file.presence_path(node.id))]
 
     def findings(self) -> list[Finding]:
         """All that is wrong; nothing, if all is well."""
@@ -6854,7 +6850,7 @@ class Health:
             sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
             holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
             nodes = {node.id: node for node in _nodes(connection)}
-        if holder not in nodes or not Presence.held(_presence_path(self._file, holder)):
+        if holder not in nodes or not Presence.held(self._file.presence_path(holder)):
             return "the node that ran it has died, and the next one at work takes it over"
         node = nodes[holder]
         asked = "" if cancel_at is None else ", and was asked to end"
@@ -9813,7 +9809,7 @@ class Supervisor:
         self._node, self._presence = self.store.nodes.join(
             self.serves.node, self._bell.port, self.size, self.serves, known
         )
-        self._presence_path = self.store.nodes.presence_path(self._node)
+        self._presence_path = self.store.file.presence_path(self._node)
         name = self.serves.node
         self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
         self._ear.add(self._bell.source, None)

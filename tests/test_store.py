@@ -277,7 +277,7 @@ class TestTheConnection:
         try:
             store = Store.at(path)
             store.intake.enqueue([new()])
-            presence = Presence.create(store.nodes.presence_path(1))
+            presence = Presence.create(store.file.presence_path(1))
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
@@ -1153,7 +1153,7 @@ class TestRescue:
         self, store: Store, clock: TurnedClock
     ) -> None:
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
-        worker = Presence.hold(store.nodes.presence_path(node))
+        worker = Presence.hold(store.file.presence_path(node))
         store.intake.enqueue([new(), new(), new()])
         take(store, node, 2)
         presence.close()
@@ -1162,7 +1162,7 @@ class TestRescue:
         clock.turn(1)
         assert store.nodes.rescue(node) == 2
         assert store.nodes.all() == []
-        assert not os.path.exists(store.nodes.presence_path(node))
+        assert not os.path.exists(store.file.presence_path(node))
         rows = store.catalogue.find(Match(), 9)
         assert [(row.state, row.attempt, row.lost) for row in rows] == [
             ("pending", 0, 0),
