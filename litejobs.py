@@ -3467,7 +3467,11 @@ class Executor:
         except LitejobsError as error:
             return self._ended(self._refused(error, started_at), error, claimed, asked)
         try:
-            result = self._result(shape, payload, claimed, started_at, asked, tell)
+            context = functools.partial(self._context, claimed, started_at, asked, tell)
+            value = self._call(shape, payload, context, self._inside)
+            if value is not None and inspect.iscoroutine(value):
+                value = self._await(value)
+            result = _kept_result(shape, value)
         except BaseException as error:
             report = self._failed(error, claimed, started_at, began)
             return self._ended(report, error, claimed, asked)
@@ -3493,12 +3497,7 @@ class Executor:
             return await self._ended_aside(report, error, claimed, asked)
         try:
             context = functools.partial(self._context, claimed, started_at, asked, tell)
-            if self.around:
-                made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
-                value = compose_async(self.around, made, handler)
-            else:
-                value = shape.call(payload, context)
+            value = self._call(shape, payload, context, compose_async)
             result = _kept_result(shape, await value)
         except BaseException as error:
             report = self._failed(error, claimed, started_at, began)
@@ -3513,29 +3512,23 @@ class Executor:
         except Unfit as unfit:
             raise PayloadError(claimed.name, unfit.problems) from None
 
-    def _result(
+    def _call(
         self,
         shape: Shape,
         payload: Any,
-        claimed: Claimed,
-        now: int,
-        asked: Callable[[], bool],
-        tell: Callable[[Claimed, Progress], None],
-    ) -> str | None:
-        def context() -> Context[Any]:
-            return self._context(claimed, now, asked, tell)
+        context: Callable[[], Context[Any]],
+        inside: Callable[..., Any],
+    ) -> Any:
+        """Calls the handler; if there is middleware, *inside* it."""
+        if not self.around:
+            return shape.call(payload, context)
+        made = context()
+        return inside(self.around, made, functools.partial(shape.call, payload, lambda: made))
 
-        if self.around:
-            value = self._run_inside(shape, payload, context())
-        else:
-            value = shape.call(payload, context)
-        if value is not None and inspect.iscoroutine(value):
-            value = self._await(value)
-        return _kept_result(shape, value)
-
-    def _run_inside(self, shape: Shape, payload: Any, context: Context[Any]) -> Any:
-        handler = functools.partial(shape.call, payload, lambda: context)
-        return compose(self.around, context, handler, self._await)
+    def _inside(
+        self, around: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
+    ) -> Any:
+        return compose(around, context, handler, self._await)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
