@@ -3626,10 +3626,11 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
     """Does what runs an event loop; in a thread if this one runs another already, as it
     does when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
-    from concurrent.futures import ThreadPoolExecutor
 
     if _get_running_loop() is None:
         return act(*arguments)
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(act, *arguments).result()
 
@@ -3713,13 +3714,14 @@ def describe(error: BaseException) -> tuple[str, str, str]:
     return name, message, trace
 
 
-def make_state(factory: Callable[[], Any] | None, closing: contextlib.ExitStack) -> Any:
-    """The state that a program's factory makes; a context manager is entered, and left
-    with *closing*."""
+def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
+    """The state that a program's factory makes, and what closes it: a context manager is
+    entered, and left then."""
+    closing = contextlib.ExitStack()
     state = None if factory is None else factory()
     if isinstance(state, contextlib.AbstractContextManager):
-        return closing.enter_context(state)
-    return state
+        state = closing.enter_context(state)
+    return state, closing
 
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
@@ -7929,8 +7931,7 @@ class Program:
         """What runs the program's jobs in this process, with a state of its own, and what
         closes that."""
         registry = self.load()
-        closing = contextlib.ExitStack()
-        state = make_state(self.state, closing)
+        state, closing = make_state(self.state)
         return Executor(registry, state, self.clock, around=self.around), closing
 
     def load(self) -> Registry:
@@ -10917,8 +10918,7 @@ class LiteJobs:
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.freeze()
-        closing = contextlib.ExitStack()
-        state = make_state(self.state, closing)
+        state, closing = make_state(self.state)
         around = self.middleware.runs
         return Executor(self.registry, state, self.clock, self, around=around), closing
 
