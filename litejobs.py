@@ -8574,6 +8574,7 @@ class Juggler:
 # hand, what it says and how it ends. Whatever is said to a worker may not block, since
 # a process that is stopped reads nothing.
 ################################################################################
+
 HAND_OVER_BYTES = 2**15
 """What surely fits a pipe, so that sending it does not block."""
 LOOK_ASIDE = 0.01
@@ -9184,6 +9185,7 @@ def _death_of(process: Any) -> int:
 # at a time, by how long those of their definition have been taking; coroutines go where
 # fewest run.
 ################################################################################
+
 HAND_OVER = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
 for the next exchange, little enough that nobody waits for a worker."""
@@ -9338,6 +9340,7 @@ def _has_room(count: int, load: float, more: float) -> bool:
 # themselves how they ended; an Arbiter says it of those that were asked to end, or whose
 # worker has died.
 ################################################################################
+
 ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
@@ -9528,6 +9531,7 @@ def _last_words(exitcode: int | None) -> str:
 # way of a node that stops. They are asked to end, and have the grace for it; then their
 # worker is killed, whatever it does.
 ################################################################################
+
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
@@ -9702,6 +9706,7 @@ def _look_at_crowds(workers: Iterable[Worker]) -> None:
 # around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
 # handler and never decodes a payload.
 ################################################################################
+
 Until = Literal["empty"]
 
 
