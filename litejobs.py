@@ -9465,10 +9465,7 @@ class Arbiter:
         """What becomes of a job that was asked to end and then did: that it was asked
         counts, not how it ended, except when its node stops."""
         if why == "cancel":
-            return report._replace(
-                state="cancelled", counted=True, result=None, kind="cancelled",
-                type="Cancelled", message="cancelled while it ran",
-            )  # fmt: skip
+            return _cancelled(report, "cancelled while it ran", counted=True)
         if why == "memory" and report.state != "completed":
             limit = self._limits[claimed.name]
             error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
@@ -9498,10 +9495,7 @@ class Arbiter:
         report = Report(now, now, 0, *Verdict("pending", counted=False))
         if not cancelled:
             return report
-        return report._replace(
-            state="cancelled", kind="cancelled", type="Cancelled",
-            message="cancelled before it started",
-        )  # fmt: skip
+        return _cancelled(report, "cancelled before it started", counted=False)
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         own = self._registry.options(claimed.name).backoff
@@ -9511,6 +9505,13 @@ class Arbiter:
             state=verdict.state, delay=verdict.delay, counted=True, result=None,
             kind=kind, type=name, message=message,
         )  # fmt: skip
+
+
+def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
+    return report._replace(
+        state="cancelled", counted=counted, result=None,
+        kind="cancelled", type="Cancelled", message=message,
+    )  # fmt: skip
 
 
 def _timed_out(claimed: Claimed) -> str:
