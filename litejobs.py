@@ -10470,16 +10470,11 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-        give_up = time.monotonic() + limit
-        for pause in looks():
+        for _ in _looks_within(timeout):
             job = self.get(id)
             if job.finished:
                 return job
-            if time.monotonic() >= give_up:
-                raise WaitTimeoutError(id, job.state)
-            time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
-        raise AssertionError("looks() never ends")
+        raise WaitTimeoutError(id, job.state)
 
     def as_completed(
         self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -10492,10 +10487,8 @@ class LiteJobs:
             JobNotFoundError: one was deleted or pruned.
         """
         left = {job.id for job in jobs}
-        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-        give_up = time.monotonic() + limit
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
-        for pause in looks():
+        for _ in _looks_within(timeout):
             found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
             if shown is not None:
                 shown.show(found)
@@ -10505,10 +10498,8 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-            if time.monotonic() >= give_up:
-                still = next(job for job in found if not job.finished)
-                raise WaitTimeoutError(still.id, still.state)
-            time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
+        still = next(job for job in found if not job.finished)
+        raise WaitTimeoutError(still.id, still.state)
 
     def wait_all(
         self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -10967,6 +10958,17 @@ class LiteJobs:
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
             return Drain(self.store, executor, serves, node, self.events, self.clock).run()
+
+
+def _looks_within(timeout: Duration | None) -> Iterator[None]:
+    """Comes by for each look at what somebody waits for, and once more when time is up."""
+    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+    give_up = time.monotonic() + limit
+    for pause in looks():
+        yield
+        if time.monotonic() >= give_up:
+            return
+        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 @attrs.define(eq=False, repr=False)
