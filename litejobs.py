@@ -12305,7 +12305,7 @@ def _list(options: argparse.Namespace) -> int:
     lines += [
         (
             str(job.id), job.name, job.queue, job.state, str(job.priority),
-            f"{job.attempt}/{job.max_attempts or '∞'}", f"{job.run_at:%Y-%m-%d %H:%M:%S}",
+            f"{job.attempt}/{job.max_attempts or '∞'}", _second(job.run_at),
             (job.error or "")[:80],
         )
         for job in found
@@ -12328,7 +12328,7 @@ def _show(options: argparse.Namespace) -> int:
         if value is not None
     ]
     for failure in errors:
-        when = f"{failure.started_at:%Y-%m-%d %H:%M:%S} UTC, worker {failure.worker}"
+        when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
         lines += ["", f"attempt {failure.attempt}: {failure.kind} ({when})"]
         lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
         lines += _deeds(failure)
@@ -12523,7 +12523,7 @@ def _nodes_at_work(options: argparse.Namespace) -> int:
     lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
     lines += [
         (
-            node.name, str(node.pid), f"{node.started_at:%Y-%m-%d %H:%M:%S}", str(node.workers),
+            node.name, str(node.pid), _second(node.started_at), str(node.workers),
             "all" if node.queues is None else ", ".join(node.queues), str(node.running),
         )
         for node in found
