@@ -12435,11 +12435,7 @@ def _queues(options: argparse.Namespace) -> int:
 def _plain_queue(settings: QueueSettings) -> dict[str, Any]:
     plain = {**attrs.asdict(settings), **settings.defaults}
     del plain["defaults"]
-    return {
-        key: value.total_seconds() if isinstance(value, timedelta) else value
-        for key, value in plain.items()
-        if key != "backoff"
-    }
+    return {key: _json_value(value) for key, value in plain.items() if key != "backoff"}
 
 
 def _queue_table(queues: Sequence[QueueSettings]) -> str:
@@ -12484,7 +12480,7 @@ def _plain_schedule(schedule: Schedule) -> dict[str, Any]:
     """A schedule as JSON values."""
     names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
     more = ("last_job", "misfire", "overlap", "origin")
-    plain = {name: _json_value(getattr(schedule, name)) for name in names + more}
+    plain = _plain_values(schedule, names + more)
     return {**plain, "words": _words(schedule), "payload": _read_json(schedule.entry.payload)}
 
 
@@ -12529,7 +12525,7 @@ def _nodes_at_work(options: argparse.Namespace) -> int:
         for node in found
     ]  # fmt: skip
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    plain = [{name: _json_value(getattr(node, name)) for name in names} for node in found]
+    plain = [_plain_values(node, names) for node in found]
     _print(options, plain, _table(lines))
     return 0 if found else 1
 
@@ -12684,7 +12680,7 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
     """A job as JSON values."""
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    plain = {name: _json_value(getattr(job, name)) for name in names + times}
+    plain = _plain_values(job, names + times)
     read = {
         key: _read_json(text)
         for key, text in (
@@ -12694,6 +12690,10 @@ def _plain(job: Job[Any]) -> dict[str, Any]:
         )
     }
     return {**plain, **read, "error": job.error}
+
+
+def _plain_values(thing: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: _json_value(getattr(thing, name)) for name in names}
 
 
 def _json_value(value: Any) -> Any:
