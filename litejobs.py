@@ -11400,18 +11400,23 @@ def _new_columns(to: Changes, now: int) -> dict[str, Any]:
     if "at" in to:
         aware(to["at"], "at")
     plain: Any = {k: v for k, v in to.items() if k != "payload"}
-    options = Options().changed(plain)
-    limit = None if options.timeout is None else options.timeout // MICROSECOND
-    columns = {**attrs.asdict(options, recurse=False), "node": options.node or "", "timeout": limit}
-    columns = {name: value for name, value in columns.items() if name in to}
-    if to.keys() & {"at", "delay"}:
+    return columns_of(plain, now)
+
+
+def columns_of(choices: Choices, now: int) -> dict[str, Any]:
+    """The columns that choices set, and no others."""
+    options = Options().changed(choices)
+    names = ("queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention")
+    columns = {
+        name: value for name, value in zip(names, options.columns, strict=True) if name in choices
+    }
+    if choices.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
-    if "expires" in to:
-        columns["expires_at"] = options.expires_at(columns.get("run_at", now))
-    return {name: value for name, value in columns.items() if name not in _COMPUTED}
-
-
-_COMPUTED = ("at", "delay", "expires")
+    if "expires" in choices:
+        columns["expires_at"] = options.expires_at(options.run_at(now))
+    if "key" in choices:
+        columns |= {"key": options.key, "key_limit": options.key_limit}
+    return columns
 
 
 def _match(filters: Filters) -> Match:
@@ -12276,26 +12281,9 @@ def _enqueue(options: argparse.Namespace) -> int:
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
-        job = jobs.get(jobs.store.intake.insert(name, payload, _columns(jobs, choices)))
+        job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
     _print(options, _plain(job), f"{job.id}")
     return 0
-
-
-def _columns(jobs: LiteJobs, choices: Choices) -> dict[str, Any]:
-    """The columns that choices set, and no others."""
-    options = Options().changed(choices)
-    names = ("queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention")
-    columns = {
-        name: value for name, value in zip(names, options.columns, strict=True) if name in choices
-    }
-    now = jobs.clock()
-    if choices.keys() & {"at", "delay"}:
-        columns["run_at"] = options.run_at(now)
-    if "expires" in choices:
-        columns["expires_at"] = options.expires_at(options.run_at(now))
-    if "key" in choices:
-        columns |= {"key": options.key, "key_limit": options.key_limit}
-    return columns
 
 
 def _list(options: argparse.Namespace) -> int:
