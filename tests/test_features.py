@@ -276,7 +276,6 @@ SHOWN: list[tuple[str, str, list[str]]] = [
         "test_limits.py::TestRate::test_has_a_burst_after_a_rest",
         "test_limits.py::TestShares::test_are_as_the_weights",
         "test_limits.py::TestRunningNodes::test_heed_a_pause_and_a_resume",
-        "test_store.py::TestTheBell::test_rings_at_every_node_when_something_has_changed_for_it",
     ]),
     ("W2", "its defaults; which queues a node serves; a full one is in nobody's way", [
         "test_limits.py::TestDefaultsOfAQueue::"
