@@ -1,0 +1,94 @@
+"""A disk between SQLite and the real one, that a watcher is told of: each write, truncation, sync
+and removal, before it happens. Nothing is really synced, since no power is really cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+import attrs
+
+Kind = Literal["open", "write", "truncate", "sync", "remove"]
+
+
+@attrs.frozen
+class Touch:
+    """Something that is about to happen to a file."""
+
+    kind: Kind
+    path: Path
+    file: DiskFile | None = None
+    """`None` when a name is removed."""
+    place: int = 0
+    """Where is written, or to what size is truncated."""
+    data: bytes = b""
+
+
+Watcher = Callable[[Touch], None]
+
+
+def nobody(touch: Touch) -> None:
+    """Watches nothing."""
+
+
+class Disk(apsw.VFS):
+    """The default disk of this process, as long as a `with` statement lasts."""
+
+    def __init__(self) -> None:
+        self.watcher: Watcher = nobody
+        self.below = apsw.vfs_names()[0]
+        super().__init__("watched-disk", self.below, makedefault=True)
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        apsw.set_default_vfs(self.below)
+        self.unregister()
+
+    def xOpen(self, name: Any, flags: list[int]) -> DiskFile:
+        return DiskFile(self, name, flags)
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:
+        self.watcher(Touch("remove", Path(filename)))
+        super().xDelete(filename, syncdir)
+
+
+class DiskFile(apsw.VFSFile):
+    """An open file on a watched disk."""
+
+    def __init__(self, disk: Disk, name: Any, flags: list[int]) -> None:
+        self.disk = disk
+        self.path = Path(name if isinstance(name, str) else name.filename() if name else "")
+        if self.path.name:
+            disk.watcher(Touch("open", self.path, self))
+        super().__init__(disk.below, name, flags)
+        self.names_may_be_new = bool(
+            flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL)
+        )
+        """Whether SQLite syncs the folder as well, the first time."""
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        self.disk.watcher(Touch("write", self.path, self, offset, bytes(data)))
+        super().xWrite(data, offset)
+
+    def xTruncate(self, newsize: int) -> None:
+        self.disk.watcher(Touch("truncate", self.path, self, newsize))
+        super().xTruncate(newsize)
+
+    def xSync(self, flags: int) -> None:
+        self.disk.watcher(Touch("sync", self.path, self))
+        self.names_may_be_new = False
+
+    def write_half(self, touch: Touch) -> None:
+        """What is left of a write when the process dies in it."""
+        super().xWrite(touch.data[: len(touch.data) // 2], touch.place)
+
+
+def remove_all(folder: Path) -> None:
+    """Empties a folder in which nothing is open."""
+    for entry in os.scandir(folder):
+        os.unlink(entry.path)
