@@ -4,6 +4,7 @@ that break the disk do these deeds and compare."""
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import json
 import random
@@ -18,7 +19,11 @@ import attrs
 import litejobs
 from litejobs import Claimed, Failure, LiteJobs, Ready, Serves, Settlement, State, Store, Unique
 
+from .ordeal import Run
+
 SERVES = Serves(frozenset({"work"}), None, "here")
+ROUNDS = 100
+"""In how many exchanges a node gets through all jobs that there may be."""
 FAR = litejobs.to_micros(datetime(2040, 1, 1, tzinfo=UTC))
 """When all is due, and nothing is kept any more."""
 
@@ -59,11 +64,16 @@ class Hands:
         DEEDS[name](self)
 
     def close(self) -> None:
-        """Lets go of the file."""
-        if self.presence is not None:
-            self.presence.close()
+        """Lets go of the file, the node with all that it holds."""
+        self._die()
         self.jobs.close()
         self.store.close()
+
+    def _die(self) -> None:
+        if self.presence is not None:
+            self.presence.close()
+        self.presence = None
+        self.held.clear()
 
     def job(self, **choices: Any) -> litejobs.Bound[None]:
         """One that is not enqueued yet, of one page or more."""
@@ -76,8 +86,9 @@ class Hands:
         return self.dice.choice(found).id if found else 0
 
     def exchange(self, state: State, ended: int, claimed: int) -> None:
-        """Settles some of what the node holds, and claims some more."""
-        self.join()
+        """Settles some of what the node holds, and claims some more; first it has to join."""
+        if self.presence is None:
+            return self.join()
         settled = [self._ending(self.held.pop(0), state) for _ in self.held[:ended]]
 
         def choose(ready: Ready) -> list[int]:
@@ -87,6 +98,7 @@ class Hands:
         # *serves*: with another one, the same jobs are claimed in every run.
         serves = attrs.evolve(SERVES)
         self.held += self.store.exchange(settled, self.node, choose, serves).claimed
+        return None
 
     def _ending(self, job: Claimed, state: State) -> Settlement:
         now, at = self.clock(), self.clock.now
@@ -106,12 +118,14 @@ class Hands:
             self.node, self.presence = self.store.nodes.join("here", 0, 1, SERVES, [])
 
     def leave(self) -> None:
-        """As a node that died with all that it held."""
-        if self.presence is not None:
-            self.presence.close()
-            self.presence = None
-            self.held.clear()
-            self.store.nodes.rescue(self.node)
+        """As a node that died with all that it held, and is rescued at once."""
+        self._die()
+        self.rescue()
+
+    def rescue(self) -> None:
+        """Takes over what a node held that died."""
+        if others := self.store.nodes.others(self.node if self.presence else 0):
+            self.store.nodes.rescue(others[0][0])
 
     def progress(self) -> None:
         """Of all that run."""
@@ -156,6 +170,7 @@ DEEDS: Mapping[str, Callable[[Hands], object]] = {
     "try again later": lambda its: its.exchange("retrying", 1, 1),
     "progress": Hands.progress,
     "leave": Hands.leave,
+    "rescue": Hands.rescue,
     "cancel": lambda its: its.jobs.cancel(its.one("pending", "scheduled")),
     "ask to end": lambda its: its.jobs.cancel(its.one("running")),
     "retry": lambda its: its.jobs.retry(state="failed"),
@@ -187,6 +202,12 @@ BY_PROCESS = frozenset({"pid", "worker"})
 """Columns that tell which process it was."""
 
 
+def changes_between(before: str, after: str) -> str:
+    """What is not the same in two portraits."""
+    lines = difflib.unified_diff(before.split("\n"), after.split("\n"), n=0)
+    return "\n".join(line[:200] for line in lines)[:2_000]
+
+
 def portrait(path: Path) -> str:
     """All that a file says, in text; nothing if there is no file, or nothing in it. It is read
     past litejobs, which would bring it up to date."""
@@ -209,3 +230,27 @@ def _lines(connection: apsw.Connection) -> Iterator[str]:
         told = ", ".join(str(name) for (name,) in columns if name not in BY_PROCESS)
         for row in connection.execute(f"SELECT {told} FROM {table}"):
             yield f"{table} {row}"
+
+
+def works_on(run: Run, path: Path, what: str) -> None:
+    """Nothing is broken, whoever died is rescued, and all jobs come to their end."""
+    hands = Hands(path, "fast", random.Random(0))
+    hands.clock.turn_to(litejobs.from_micros(FAR))
+    with contextlib.closing(hands):
+        broken = [finding for finding in hands.jobs.doctor() if finding.level == "error"]
+        run.expect(not broken, f"{what}: the doctor says {broken}")
+        for node in hands.store.nodes.all():
+            hands.store.nodes.rescue(node.id)
+        job = hands.jobs.enqueue(hands.job())
+        hands.jobs.release(state="paused")
+        hands.store.expire(FAR)
+        hands.store.stage(FAR)
+        hands.join()
+        for _ in range(ROUNDS):
+            hands.exchange("completed", 99, 99)
+            if not hands.held:
+                break
+        left = json.dumps(hands.jobs.stats())
+        run.expect(hands.jobs.get(job.id).state == "completed", f"{what}: a new job waits: {left}")
+        waiting = hands.jobs.count(state=("pending", "scheduled", "retrying", "blocked", "running"))
+        run.expect(not waiting, f"{what}: not all jobs came to their end: {left}")

@@ -25,6 +25,8 @@ class Touch:
     place: int = 0
     """Where is written, or to what size is truncated."""
     data: bytes = b""
+    with_names: bool = False
+    """Whether the names in its folder are synced as well."""
 
 
 Watcher = Callable[[Touch], None]
@@ -53,7 +55,7 @@ class Disk(apsw.VFS):
         return DiskFile(self, name, flags)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:
-        self.watcher(Touch("remove", Path(filename)))
+        self.watcher(Touch("remove", Path(filename), with_names=syncdir))
         super().xDelete(filename, syncdir)
 
 
@@ -66,10 +68,9 @@ class DiskFile(apsw.VFSFile):
         if self.path.name:
             disk.watcher(Touch("open", self.path, self))
         super().__init__(disk.below, name, flags)
-        self.names_may_be_new = bool(
-            flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL)
-        )
-        """Whether SQLite syncs the folder as well, the first time."""
+        # SQLite syncs the folder of a log or a journal along with it, the first time.
+        logs = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
+        self.with_names = bool(flags[0] & logs)
 
     def xWrite(self, data: bytes, offset: int) -> None:
         self.disk.watcher(Touch("write", self.path, self, offset, bytes(data)))
@@ -80,8 +81,8 @@ class DiskFile(apsw.VFSFile):
         super().xTruncate(newsize)
 
     def xSync(self, flags: int) -> None:
-        self.disk.watcher(Touch("sync", self.path, self))
-        self.names_may_be_new = False
+        self.disk.watcher(Touch("sync", self.path, self, with_names=self.with_names))
+        self.with_names = False
 
     def write_half(self, touch: Touch) -> None:
         """What is left of a write when the process dies in it."""

@@ -9,10 +9,8 @@ said before and after each deed in a run that nothing happened to.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import itertools
-import json
 import os
 import random
 import signal
@@ -25,13 +23,11 @@ import attrs
 import litejobs
 
 from .child import CAN_FORK, Ended, Say, in_child, within_patience
-from .deeds import FAR, Hands, portrait
+from .deeds import Hands, changes_between, portrait, works_on
 from .disk import Disk, Touch, nobody, remove_all
 from .ordeal import Ordeal, Run
 
 DURABILITIES: tuple[litejobs.Durability, ...] = ("full", "fast")
-ROUNDS = 100
-"""In how many exchanges a node gets through all jobs that there may be."""
 
 
 @attrs.frozen
@@ -198,10 +194,9 @@ def examine(run: Run, on: Rehearsed, done: int, what: str) -> None:
     state, allowed = portrait(path), on.states[done : done + 2]
     if state not in allowed:
         deed = [*SCENES[on.case.scene].deeds, "the end"][done]
-        changes = "\n".join(difflib.unified_diff(allowed[0].split("\n"), state.split("\n")))
         run.violated(
             f"{what}, in {deed!r}: the file is neither as before nor as after it; what is"
-            f" new since before it:\n{changes[:3000]}"
+            f" new since before it:\n{changes_between(allowed[0], state)}"
         )
     if "back up" in SCENES[on.case.scene].deeds:
         examine_copy(run, path.with_name("copy.db"), on.states[1], what)
@@ -219,29 +214,6 @@ def examine_copy(run: Run, path: Path, whole: str, what: str) -> None:
         run.counts["unfinished copies that were refused"] += 1
         return
     run.expect(portrait(path) == whole, f"{what}: half a copy is taken for a queue")
-
-
-def works_on(run: Run, path: Path, what: str) -> None:
-    """Nothing is broken, whoever died is rescued, and all jobs come to their end."""
-    hands = Hands(path, "fast", random.Random(0))
-    hands.clock.turn_to(litejobs.from_micros(FAR))
-    with contextlib.closing(hands):
-        broken = [finding for finding in hands.jobs.doctor() if finding.level == "error"]
-        run.expect(not broken, f"{what}: the doctor says {broken}")
-        for node in hands.store.nodes.all():
-            hands.store.nodes.rescue(node.id)
-        job = hands.jobs.enqueue(hands.job())
-        hands.jobs.release(state="paused")
-        hands.store.expire(FAR)
-        hands.store.stage(FAR)
-        for _ in range(ROUNDS):
-            hands.exchange("completed", 99, 99)
-            if not hands.held:
-                break
-        left = json.dumps(hands.jobs.stats())
-        run.expect(hands.jobs.get(job.id).state == "completed", f"{what}: a new job waits: {left}")
-        waiting = hands.jobs.count(state=("pending", "scheduled", "retrying", "blocked", "running"))
-        run.expect(not waiting, f"{what}: not all jobs came to their end: {left}")
 
 
 ORDEALS = (Ordeal(run=every_write, quick=150, full=100_000, unit="deaths at most"),)
