@@ -6686,28 +6686,36 @@ _ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
 
 def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read;
-    gives its whole path. When this returns, the copy is on the disk.
+    gives its whole path. It bears its name only when it is whole, and when this returns, it
+    is on the disk.
 
     Raises:
         FileError: there is something of that name, or it cannot be written.
     """
     try:
         place = place.parent.resolve(strict=True) / place.name
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        raise FileError(str(place), "exists already: name a new file for the copy") from None
+        _refuse_taken(place)
+        copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
+        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
         raise FileError(str(place), f"cannot be created: {error.strerror}") from None
     try:
         with file.aside() as source:
-            _copy(source, place)
-        for path in (place, place.parent):
-            _sync(path)
+            _copy(source, copy)
+        _sync(copy)
+        _refuse_taken(place)
+        copy = copy.rename(place)
+        _sync(place.parent)
     except BaseException:
         with contextlib.suppress(OSError):
-            place.unlink()
+            copy.unlink()
         raise
     return place
+
+
+def _refuse_taken(place: Path) -> None:
+    if os.path.lexists(place):
+        raise FileError(str(place), "exists already: name a new file for the copy")
 
 
 def _copy(source: apsw.Connection, place: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 import pytest
+from chaos.disk import Disk, Touch
 from conftest import NEW_YEAR, TurnedClock, write_by_hand
 from programs import Programs, eventually, trouble
 
@@ -143,6 +144,25 @@ class TestBackup:
         with pytest.raises(FileError), LiteJobs(broken) as jobs:
             jobs.backup(tmp_path / "copy.db")
         assert not (tmp_path / "copy.db").exists()
+
+    def test_bears_its_name_only_when_it_is_whole(
+        self, jobs: LiteJobs, clock: TurnedClock, tmp_path: Path
+    ) -> None:
+        add(jobs)
+        place = tmp_path / "copy.db"
+        written: list[str] = []
+
+        def look(touch: Touch) -> None:
+            assert not place.exists(), "who is killed now leaves half a copy"
+            written.append(touch.path.name)
+
+        with Disk() as disk:
+            disk.watcher = look
+            jobs.backup(place)
+        assert any(name.startswith("copy.db") for name in written)
+        with LiteJobs(place, clock=clock) as copy:
+            assert copy.count() == 1
+        assert [file.name for file in tmp_path.glob("copy.db*")] == ["copy.db"]
 
     def test_holds_back_nobody_who_enqueues(
         self, jobs: LiteJobs, nodes: Nodes, tmp_path: Path
