@@ -6542,16 +6542,17 @@ class Nodes:
             connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
 
-    def release_strays(self, node: int, held: Iterable[int]) -> None:
-        """Makes those jobs of a node ready again that are not among the *held*: a
+    def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
+        """Makes those jobs of a node ready again that are not *held*, by id and claim: a
         commit of unknown outcome may have claimed them."""
         with self.file.writing() as connection:
             connection.execute(
                 """
                 UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
-                WHERE state = 'running' AND holder = ? AND id NOT IN carray(?)
+                WHERE state = 'running' AND holder = ?
+                    AND (id, claim) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
                 """,
-                (node, _carray([*held, -1])),
+                (node, json.dumps([*held])),
             )
 
     def asked(self, node: int) -> list[int]:
@@ -10017,7 +10018,9 @@ class Supervisor:
 
     def _release_strays(self) -> None:
         if self._strays:
-            held = [job.id for worker in self._crew.workers for _, job in worker.claims()]
+            held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
+            # What has ended is held until that is in the file.
+            held += [settled[:2] for settled in self._clerk.settlements]
             self.store.nodes.release_strays(self._node, held)
             self._strays = False
 

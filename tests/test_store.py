@@ -1237,7 +1237,7 @@ class TestRescue:
     ) -> None:
         store.intake.enqueue([new(), new(), new()])
         take(store, node)
-        store.nodes.release_strays(node, [2])
+        store.nodes.release_strays(node, [(2, 1), (3, 0)])
         assert [(row.id, row.state, row.attempt) for row in store.catalogue.find(Match(), 9)] == [
             (3, "pending", 0),
             (2, "running", 1),
@@ -1391,7 +1391,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     "listing nodes": (lambda store, node: store.nodes.all(), "litejobs_held"),
     "rescuing": (lambda store, node: store.nodes._take_over(node + 1), "litejobs_held"),
     "giving strays back": (
-        lambda store, node: store.nodes.release_strays(node, [1]),
+        lambda store, node: store.nodes.release_strays(node, [(1, 1)]),
         "litejobs_held",
     ),
     "finding dead letters": (

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
+from chaos.disk import Disk, Touch, nobody
 from programs import Programs, eventually, lines, never, trouble
 
 from litejobs import Constant, Context, LiteJobs, Moved, OptionError, WorkerError
@@ -136,6 +138,35 @@ class TestRunning:
         with pytest.raises(WorkerError, match="no birds today"):
             jobs.work(threads=2)
         assert jobs.nodes() == []
+
+    def test_a_commit_of_unknown_outcome_makes_nobody_run_again(self, jobs: LiteJobs) -> None:
+        ran: list[int] = []
+
+        def fail_once(touch: Touch) -> None:
+            if touch.kind == "sync" and touch.path.name == "jobs.db-wal":
+                disk.watcher = nobody
+                raise apsw.IOError("the sync failed")
+
+        @jobs.define
+        def start_the_log_anew(number: int) -> int:
+            ran.append(number)
+            if len(ran) == 1:
+                # Now the node's next commit has to sync.
+                jobs.store.file.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                disk.watcher = fail_once
+            return number
+
+        with Disk() as disk:
+            made = jobs.enqueue_many(start_the_log_anew.bind(n) for n in range(3))
+            jobs.work(threads=1, until="empty")
+            jobs.close()
+        assert disk.watcher is nobody
+        assert [(job.wait(PATIENT).attempt, job.result()) for job in made] == [
+            (1, 0),
+            (1, 1),
+            (1, 2),
+        ]
+        assert ran == [0, 1, 2]
 
     def test_no_process_is_started(self, programs: Programs) -> None:
         """Not even a helper of multiprocessing's: a frozen application would be started."""
