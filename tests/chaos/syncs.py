@@ -112,10 +112,10 @@ class Neighbour:
 
     def die(self) -> None:
         """It has died, when this returns."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+        pid, self.pid = self.pid, 0  # Other threads may open the file as well.
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def produce(jobs: LiteJobs, watch: Watch) -> None:
@@ -220,8 +220,10 @@ class Case:
         @jobs.define(name="work")
         def work(number: int) -> None:
             say(("began", number))
-            checkpoint(jobs)
-            say(("ended", number))
+            try:
+                checkpoint(jobs)
+            finally:
+                say(("ended", number))
 
         jobs.enqueue_many([work.bind(number) for number in range(scene.jobs)])
         if not scene.new_file:
@@ -268,7 +270,9 @@ def failing_sync(run: Run) -> None:
 
 def makes_sense(scene: Scene, way: Way) -> bool:
     """A new file has no neighbours, and a node tries for ever."""
-    return not ((scene.new_file and way.neighbour_dies) or (scene.act is work and way.times > TRIES))
+    return not (
+        (scene.new_file and way.neighbour_dies) or (scene.act is work and way.times > TRIES)
+    )
 
 
 def syncs_of(run: Run, disk: Disk, case: Case) -> range:
@@ -294,12 +298,14 @@ def examine(run: Run, case: Case, said: list[Any], what: str) -> None:
     strange = found.keys() - fates.keys() if said and said[-1][0] == "syncs" else set()
     run.expect(not strange, f"{what}: nobody was told of jobs {strange}")
     examine_attempts(run, said, what)
-    if scene.act is work and not any(entry[0] == "ended with" for entry in said):
+    undisturbed = not any(entry[0] == "ended with" for entry in said)
+    if ["ran all"] in said and (undisturbed or scene.act is work):
+        # What a drain had in hand that ended with an error, only a node takes over.
+        with LiteJobs(case.path) as jobs:
+            run.expect(jobs.count(state="completed") == scene.jobs, f"{what}: jobs were left")
+    if undisturbed:
         ran = [entry[1] for entry in said if entry[0] == "began"]
         run.expect(len({*ran}) == len(ran), f"{what}: a node that went on ran jobs again: {ran}")
-    if ["ran all"] in said:
-        with LiteJobs(case.path) as jobs:
-            run.expect(jobs.count(state="completed") == scene.jobs, f"{what}: the node left jobs")
     works_on(run, case.path, what)
 
 
@@ -328,4 +334,4 @@ def examine_attempts(run: Run, said: list[Any], what: str) -> None:
             running.remove(entry[1])
 
 
-ORDEALS = (Ordeal(run=failing_sync, quick=60, full=100_000, unit="failing syncs at most"),)
+ORDEALS = (Ordeal(run=failing_sync, quick=50, full=100_000, unit="failing syncs at most"),)
