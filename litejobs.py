@@ -4409,9 +4409,9 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._connection is not None and self._pid == os.getpid():
-                self._connection.close()
-            self._connection = None
+            connection, self._connection = self._connection, None
+            if connection is not None and self._pid == os.getpid():
+                connection.close()
 
     def reading(self) -> Turn:
         """The connection in a `with` statement, for statements that only read."""

@@ -23,6 +23,7 @@ from typing import Any
 import apsw
 import attrs
 import pytest
+from chaos.disk import Disk, Touch, nobody
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -695,6 +696,22 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         finally:
             store.close()
             broken.unregister()
+
+    def test_opens_the_file_anew_even_if_it_could_not_be_closed(self, path: Path) -> None:
+        def fail(touch: Touch) -> None:
+            if touch.kind == "sync":
+                raise apsw.IOError("the sync failed")
+
+        store = Store.at(path)
+        with Disk() as disk:
+            store.intake.enqueue([new()])
+            disk.watcher = fail
+            with pytest.raises(OutcomeUnknownError):
+                store.intake.enqueue([new()])
+            disk.watcher = nobody
+            store.intake.enqueue([new()])
+            assert store.catalogue.count(Match()) in (2, 3)
+            store.close()
 
     def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
         store.intake.enqueue([new()])
