@@ -5141,7 +5141,7 @@ class Catalogue:
         counts: dict[str, dict[str, int]] = {}
         sql = f"""
             SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
-            GROUP BY queue, state HAVING number > 0
+            GROUP BY queue, state HAVING sum(number) > 0
         """
         with self.file.reading() as connection:
             for queue, state, number in connection.execute(sql):

@@ -577,6 +577,15 @@ class TestFind:
             "slow": {"pending": 1, "scheduled": 1},
         }
 
+    @pytest.mark.parametrize("name", ["first", "last"])
+    def test_counts_a_state_although_one_definition_has_no_job_in_it_any_more(
+        self, jobs: LiteJobs, name: str
+    ) -> None:
+        for each in ("first", "last"):
+            jobs.define(name=each)(lambda: None).using(delay=5).enqueue()
+        jobs.delete(name=name)
+        assert jobs.stats() == {"default": {"scheduled": 1}}
+
 
 class TestSteering:
     @pytest.mark.parametrize(
