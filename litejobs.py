@@ -4723,6 +4723,7 @@ def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[i
 
 
 def _carray(ids: Iterable[int]) -> Any:
+    """Ids for SQL; one at least, since SQLite takes no array of none."""
     return apsw.carray(array.array("q", ids))
 
 
@@ -5264,7 +5265,7 @@ class Catalogue:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
                 ids = _column(connection, find, {**page.bindings, "limit": BATCH})
-                total += change(connection, ids)
+                total += change(connection, ids) if ids else 0
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])

@@ -376,6 +376,10 @@ class TestChanging:
         assert jobs.change(job.id, to={"payload": {"to": "eve"}, "priority": 9}) == Moved(1)
         assert (job.refresh().payload["to"], job.refresh().priority) == ("eve", 9)
 
+    def test_a_new_payload_for_no_job_at_all_changes_nothing(self, jobs: LiteJobs) -> None:
+        assert jobs.change(5, to={"payload": {"to": "bob"}}) == Moved(0)
+        assert jobs.change(state="pending", to={"payload": {"to": "bob"}}) == Moved(0)
+
     def test_takes_any_object_where_the_definition_is_unknown(self, jobs: LiteJobs) -> None:
         add(jobs, payload='{"a": 1}')
         add(jobs, payload="[1]")
