@@ -248,7 +248,8 @@ class OutcomeUnknownError(FileError):
 
 @attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
-    """A job with the same unique key is there, and `on_conflict="raise"` was asked for."""
+    """A job with the same unique key is there, and `on_conflict="raise"` was asked for; or it
+    was to be changed, but has started."""
 
     id: int
     """The job that holds the key."""
@@ -1078,7 +1079,8 @@ class Unique:
     *on_conflict* is what enqueueing does with a duplicate: "return" gives the job that is
     there, with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives that
     job the new payload, options and time (debounce); a function merges the two payloads
-    (batch). The last two need a job that has not started, so the scope "queued".
+    (batch). The last two need a job that has not started, so the scope "queued": where one
+    with another scope holds the key and has started, they raise the error, too.
     """
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
@@ -5612,8 +5614,8 @@ class Intake:
             if batch.state != "pending":
                 self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
             return id, False
-        id, payload = held
-        if extra.on_conflict == "raise":
+        id, payload, fixed = held
+        if extra.on_conflict == "raise" or (fixed and extra.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
         if extra.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
@@ -5622,24 +5624,28 @@ class Intake:
             self._replace(connection, id, batch, extra)
         return id, True
 
-    def _holder(self, connection: Any, key: str | None, now: int) -> tuple[int, str | bytes] | None:
-        """Id and payload of the job that holds a unique key."""
+    def _holder(
+        self, connection: Any, key: str | None, now: int
+    ) -> tuple[int, str | bytes, bool] | None:
+        """Id and payload of the job that holds a unique key, and whether it has started or
+        ended, so that nobody may change it."""
         if key is None:
             return None
         held = connection.execute(
             f"""
-            SELECT id, payload, unique_until FROM litejobs_job INDEXED BY litejobs_unique
+            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until
+            FROM litejobs_job INDEXED BY litejobs_unique
             WHERE unique_key = ? AND {_HOLDS}
             """,
             (key,),
         ).fetchone()
         if held is None:
             return None
-        id, payload, until = held
+        id, payload, fixed, until = held
         if until is not None and until <= now:
             connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
-        return id, payload
+        return id, payload, fixed
 
     def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
         self.rows.alter(
@@ -5648,8 +5654,8 @@ class Intake:
             """
             UPDATE litejobs_job SET
                 queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
-                retention = ?, state = ?, run_at = ?, headers = ?, key = ?, key_limit = ?,
-                unique_until = ?, expires_at = ?, payload = ?
+                retention = ?, state = CASE WHEN state = 'paused' THEN state ELSE ? END, run_at = ?,
+                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, payload = ?
             WHERE id = ?
             """,
             *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,

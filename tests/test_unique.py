@@ -265,6 +265,44 @@ def test_it_replaces_the_waiting_job(noting: Note, clock: TurnedClock) -> None:
     assert second.run_at - first.run_at == timedelta(seconds=5)
 
 
+def test_replacing_leaves_what_a_person_holds(noting: Note, jobs: LiteJobs) -> None:
+    debounced = one(noting, fields=["customer"], on_conflict="replace")
+    job = debounced.enqueue(1, "a")
+    jobs.hold(job.id)
+    assert debounced.enqueue(1, "b").state == "paused"
+    assert jobs.drain() == 0
+    jobs.release(job.id)
+    assert jobs.drain() == 1
+    assert job.refresh().result() == "b"
+
+
+@pytest.mark.parametrize("scope", ["active", "exists"])
+@pytest.mark.parametrize("on_conflict", ["replace", lambda old, new: new])
+def test_what_has_started_is_never_changed_by_a_duplicate(
+    noting: Note, jobs: LiteJobs, scope: Scope, on_conflict: Any
+) -> None:
+    """A definition may have had another scope when the job was enqueued."""
+    noting.using(unique=Unique(key="k", scope=scope)).enqueue(1)
+    store, serves = jobs.store, jobs._serves(None, "here")
+    node, presence = store.nodes.join("here", 0, 1, serves, [])
+    store.exchange([], node, lambda ready: [id for id, _ in ready], serves)
+    before = jobs.get(1)
+    with pytest.raises(DuplicateError):
+        noting.using(unique=Unique(key="k", on_conflict=on_conflict)).enqueue(2)
+    assert jobs.get(1) == before
+    assert before.state == "running"
+    presence.close()
+
+
+def test_what_has_ended_is_never_changed_by_a_duplicate(noting: Note, jobs: LiteJobs) -> None:
+    job = noting.using(unique=Unique(key="k", scope="exists")).enqueue(1)
+    jobs.cancel(job.id)
+    before = job.refresh()
+    with pytest.raises(DuplicateError):
+        noting.using(unique=Unique(key="k", on_conflict="replace")).enqueue(2)
+    assert job.refresh() == before
+
+
 def test_replacing_moves_a_job_between_due_and_not_due(noting: Note, jobs: LiteJobs) -> None:
     debounced = one(noting, on_conflict="replace")
     assert debounced.using(delay=60).enqueue().state == "scheduled"
