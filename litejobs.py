@@ -3366,6 +3366,7 @@ class Report(NamedTuple):
     defaults are those of an attempt of which there is nothing to tell: it completed."""
 
     started_at: int
+    """0 if it never began."""
     finished_at: int
     took: int
     """Microseconds of running, by a clock that nobody sets."""
@@ -3744,7 +3745,7 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
         report.state,
         claimed.attempt if report.counted else claimed.attempt - 1,
         report.finished_at + report.delay if report.state in WAITING else claimed.run_at,
-        report.started_at,
+        report.started_at or None,
         report.finished_at if report.state in FINISHED else None,
         report.result,
         report.error,
@@ -6539,6 +6540,7 @@ class Nodes:
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
                                        ELSE :now + {_kept_for("'failed'")} END,
                     error       = 'NodeLost: ' || :problem,
+                    expires_at  = NULL,
                     holder      = NULL
                 WHERE id IN carray(:ids)
                 """,
@@ -7247,6 +7249,7 @@ class Store:
                 state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
                 result = ?8, error = ?9, holder = NULL,
                 cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
+                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
                 prune_at = ?7 + {_kept_for("?3")}
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
@@ -9507,8 +9510,7 @@ class Arbiter:
 
     def not_begun(self, cancelled: bool) -> Report:
         """What becomes of a job that a worker had in hand and never began."""
-        now = self._clock()
-        report = Report(now, now, 0, *Verdict("pending", counted=False))
+        report = Report(0, self._clock(), 0, *Verdict("pending", counted=False))
         if not cancelled:
             return report
         return _cancelled(report, "cancelled before it started", counted=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from programs import Programs, eventually, lines, never, trouble
 
 from litejobs import (
+    Arbiter,
     Claimed,
     Constant,
     Exponential,
@@ -28,6 +30,7 @@ from litejobs import (
     Ready,
     Retry,
     Serves,
+    Snooze,
     parse_rate,
     settlement,
 )
@@ -583,6 +586,38 @@ class TestExpiry:
         clock.turn(10)
         jobs.drain()
         assert job.refresh().state == "completed"
+
+    @pytest.mark.parametrize("looked", [True, False], ids=["looked at", "not looked at"])
+    @pytest.mark.parametrize("fate", ["naps", "is lost with its node"])
+    def test_does_not_touch_one_whose_first_attempt_did_not_count(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock, fate: str, looked: bool
+    ) -> None:
+        """Whether a duty came by while it ran makes no difference."""
+        job = jobs.registry.named("note").using(expires=10).enqueue(1)
+        claimed = hands.claim()
+        if looked:
+            clock.turn(20)
+            jobs.store.expire(clock())
+        if fate == "naps":
+            hands.settle(*claimed, error=Snooze(5))
+        else:
+            hands.presence.close()
+            jobs.store.nodes.rescue(hands.node)
+        clock.turn(20)
+        jobs.drain()
+        assert job.refresh().state == "completed"
+
+    def test_waits_for_one_that_was_given_back_before_it_began(
+        self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
+    ) -> None:
+        job = jobs.registry.named("note").using(expires=10).enqueue(1)
+        arbiter = Arbiter(jobs.registry, {}, clock, random.Random(0))
+        given_back = [settlement(c, arbiter.not_begun(False), 1) for c in hands.claim()]
+        jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.serves)
+        assert (job.refresh().state, job.refresh().started_at) == ("pending", None)
+        clock.turn(10)
+        assert jobs.drain() == 0
+        assert job.refresh().state == "cancelled"
 
     def test_is_never_missed_by_a_claim(
         self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
