@@ -6557,12 +6557,14 @@ class Nodes:
         with self.file.writing() as connection:
             connection.execute(
                 """
-                UPDATE litejobs_job SET state = 'pending', attempt = attempt - 1, holder = NULL
+                UPDATE litejobs_job SET
+                    state = 'pending', attempt = attempt - 1, holder = NULL, started_at = NULL
                 WHERE state = 'running' AND holder = ?
                     AND (id, claim) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
                 """,
                 (node, json.dumps([*held])),
             )
+            self.rows.cancel_returned(connection)
 
     def asked(self, node: int) -> list[int]:
         """The jobs that a node runs and that somebody has cancelled."""

@@ -1261,6 +1261,13 @@ class TestRescue:
             (1, "pending", 0),
         ]
 
+    def test_what_was_cancelled_meanwhile_is_not_given_back(self, store: Store, node: int) -> None:
+        store.intake.enqueue([new(), new()])
+        take(store, node)
+        store.catalogue.cancel(Match(ids=(1,)))
+        store.nodes.release_strays(node, [])
+        assert [row.state for row in store.catalogue.find(Match(), 9)] == ["pending", "cancelled"]
+
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
         Presence.create(path).close()
