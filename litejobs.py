@@ -4702,6 +4702,14 @@ _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits for nothing but its time and its turn."""
 _KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+_HOLDS = """
+    unique_key IS NOT NULL AND (
+        unique_scope = 'exists'
+        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+            AND (unique_scope = 'active' OR claim = 0)
+    )
+"""
+"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
@@ -5197,14 +5205,32 @@ class Catalogue:
         again = f"""
             UPDATE OR IGNORE litejobs_job SET
                 state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                finished_at = NULL, prune_at = NULL, error = NULL
+                finished_at = NULL, prune_at = NULL, error = NULL,
+                unique_key = iif(unique_until <= :now, NULL, unique_key)
             WHERE id IN carray(:ids)
         """
         now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
+
+        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            self._let_go(connection, ids)
+            return self.rows.change(connection, ids, again)
+
         return self._move(
             match,
-            (("failed", "cancelled"), self._changing(again)),
+            (("failed", "cancelled"), start_again),
             (("retrying",), self._changing(now)),
+        )
+
+    def _let_go(self, connection: apsw.Connection, ids: Sequence[int]) -> None:
+        """Takes the unique keys of these jobs from others that have held them long enough."""
+        connection.execute(
+            f"""
+            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+            WHERE {_HOLDS} AND unique_until <= ? AND unique_key IN (
+                SELECT unique_key FROM litejobs_job WHERE id IN carray(?)
+            )
+            """,
+            (self.clock(), _carray(ids)),
         )
 
     def delete(self, match: Match) -> Moved:
@@ -5306,14 +5332,6 @@ def _failure_columns(failure: Failure) -> tuple[Any, ...]:
 
 GATHER = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
-_HOLDS = """
-    unique_key IS NOT NULL AND (
-        unique_scope = 'exists'
-        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-            AND (unique_scope = 'active' OR claim = 0)
-    )
-"""
-"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
 
 
 class Batch(NamedTuple):

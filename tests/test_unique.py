@@ -243,6 +243,24 @@ def test_bulk_retry_revives_one_of_each_key(noting: Note, jobs: LiteJobs) -> Non
     assert jobs.stats()["default"] == {"cancelled": 4, "pending": 1}
 
 
+def test_a_key_that_has_lasted_its_time_keeps_nobody_from_starting_again(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    dead = one(noting, scope="active", ttl=5).enqueue()
+    jobs.cancel(dead.id)
+    other = one(noting, scope="active", ttl=60).enqueue()
+    assert jobs.retry(dead.id) == Moved(0, 1)
+    clock.turn(5)
+    assert jobs.retry(dead.id) == Moved(1), "its own is over"
+    jobs.cancel(other.id)
+    last = one(noting, scope="active", ttl=5).enqueue()
+    clock.turn(5)
+    assert jobs.retry(other.id) == Moved(1), "that of the other is"
+    assert [job.state for job in jobs.find()] == ["pending"] * 3
+    assert one(noting).enqueue().id == other.id
+    assert not last.duplicate
+
+
 # What is done about a duplicate
 
 
