@@ -3417,7 +3417,7 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
         return Verdict("failed")
     try:
         wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except Exception:
+    except BaseException:  # Of a worker that crashed it is the supervisor that asks.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
     return Verdict("retrying", wait // MICROSECOND)
@@ -3567,7 +3567,11 @@ class Executor:
         self, error: BaseException, claimed: Claimed, started_at: int, began: int
     ) -> Report:
         """The report of an attempt that raised."""
-        verdict = judge_by_rules(error, claimed, self.registry.options(claimed.name), self.rng)
+        options = self.registry.options(claimed.name)
+        try:
+            verdict = judge_by_rules(error, claimed, options, self.rng)
+        except BaseException as worse:  # It is not what it says that it is.
+            error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
         took = (time.perf_counter_ns() - began) // 1000
         if isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
@@ -3701,20 +3705,25 @@ def _bounded(result: str) -> str:
 def describe(error: BaseException) -> tuple[str, str, str]:
     """Type, message and traceback of an error, bounded; even of one that cannot be
     shown."""
+    name = _as_told(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = _as_told(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    trace = _as_told(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
+    return name, message, trace
+
+
+def _as_told(tell: Callable[[], str], otherwise: str) -> str:
     try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be shown)"
+        return storable(tell())
+    except BaseException:  # What shows an error is the error's own code, and may do anything.
+        return otherwise
+
+
+def _trace(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
-    try:
-        lines = traceback.format_exception(type(error), error, frames)
-    except Exception:
-        lines = [f"{type(error).__name__}: (its traceback cannot be shown)"]
-    told = type(error).__name__, message[:TEXT_LIMIT], "".join(lines)[-TRACEBACK_LIMIT:]
-    name, message, trace = map(storable, told)
-    return name, message, trace
+    lines = traceback.format_exception(type(error), error, frames)
+    return "".join(lines)[-TRACEBACK_LIMIT:]
 
 
 def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:

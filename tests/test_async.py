@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import Programs, beside, eventually, lines, never
+from programs import Programs, alive, beside, eventually, lines, misdeeds, never
 
 from litejobs import Job, LiteJobs, Moved, OptionError
 
@@ -129,6 +129,25 @@ class TestOutcomes:
             other = beside.rest.enqueue(0.2)
             assert ended(beside.stop_the_loop.enqueue()) == [("completed", 1)]
             assert ended(other, beside.rest.enqueue(0)) == [("completed", 1)] * 2
+
+    def test_an_error_that_does_what_it_likes_does_not_leave_its_job_running(
+        self, jobs: LiteJobs
+    ) -> None:
+        jobs.register(misdeeds.fail_aside)
+        work = misdeeds.fail_aside.using(max_attempts=1)
+        with jobs.start(workers=1, grace=GRACE):
+            bad = [work.enqueue("", what) for what in ("Deadly", "Classless", "Guarded")]
+            assert ended(*bad) == [("failed", 1)] * 3
+        assert {job.errors[0].kind for job in bad} == {"exception"}
+
+    def test_a_process_that_one_forked_does_not_go_on_as_its_worker(
+        self, jobs: LiteJobs, log: Path
+    ) -> None:
+        jobs.register(misdeeds.come_back_twice_aside)
+        with jobs.start(workers=1, grace=GRACE):
+            assert misdeeds.come_back_twice_aside.enqueue(str(log)).result(PATIENT) == "parent"
+            [child] = [int(line.split()[-1]) for line in lines(log)]
+            eventually(lambda: not alive(child))
 
 
 class TestTimeouts:

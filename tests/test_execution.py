@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import marshal
 import random
@@ -19,6 +20,7 @@ import pytest
 from conftest import TurnedClock, write_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import misdeeds
 
 from litejobs import (
     Cancel,
@@ -447,6 +449,31 @@ def test_an_error_that_cannot_be_shown_is_kept_all_the_same(jobs: LiteJobs) -> N
     failure = only_failure(jobs, raising(jobs, Unspeakable()))
     assert (failure.type, failure.message) == ("Unspeakable", "(its message cannot be shown)")
     assert "Unspeakable" in failure.traceback
+
+
+@pytest.mark.parametrize("what", misdeeds.ERRORS)
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_an_error_that_does_what_it_likes_is_a_failed_attempt(what: str, form: str) -> None:
+    """When it is shown, when it is asked for its class, when its delay is read."""
+    work = misdeeds.fail_with if form == "sync" else misdeeds.fail_aside
+    registry = Registry()
+    registry.add(work)
+    executor = Executor(registry)
+    payload = json.dumps({"log": "", "what": what})
+    job = claimed()._replace(name=work.name, payload=payload)
+    if form == "sync":
+        report = executor.run(job)
+    else:
+        report = asyncio.run(executor.run_async(job, lambda: False))
+    assert (report.kind, report.state in ("retrying", "failed")) == ("exception", True)
+    assert all(type(text) is str for text in (report.type, report.message, report.traceback))
+    marshal.dumps(tuple(report))
+
+
+def test_a_backoff_that_ends_the_process_does_not(jobs: LiteJobs) -> None:
+    """The supervisor asks it, too: when a worker has crashed."""
+    job = run(jobs, raising(jobs, ValueError(), backoff=sys.exit))
+    assert (job.state, job.errors[0].type) == ("retrying", "ValueError")
 
 
 def test_a_message_that_sqlite_cannot_store_is_kept_with_escapes(jobs: LiteJobs) -> None:

@@ -15,9 +15,16 @@ if __name__ == "__main__":
     parser.add_argument("--grace", type=float, default=0.3)
     parser.add_argument("--until", choices=["empty"])
     parser.add_argument("--node")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--module", default="trouble")
     options = parser.parse_args()
     jobs = LiteJobs(options.path)
     jobs.register(*importlib.import_module(f"programs.{options.module}").DEFINITIONS)
-    jobs.work(options.workers, node=options.node, until=options.until, grace=options.grace)
+    jobs.work(
+        None if options.threads else options.workers,
+        threads=options.threads,
+        node=options.node,
+        until=options.until,
+        grace=options.grace,
+    )
     print("worked to the end")
