@@ -4631,7 +4631,8 @@ class Presence:
     @classmethod
     def hold(cls, path: str) -> Presence:
         """Takes a share of the lock; the file has to exist."""
-        connection = _lock_connection(path)
+        # For reading only: a job that writes to whatever it finds open must not spoil it.
+        connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         return cls(path, connection)
@@ -4686,8 +4687,8 @@ def _alone(path: str) -> Iterator[None]:
         yield
 
 
-def _lock_connection(path: str) -> apsw.Connection:
-    connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW)
+def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
+    connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
     connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
@@ -8165,15 +8166,16 @@ def _serve(
     witness: Witness,
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
+    voice = Voice(pipe)
     try:
         executor, closing = make()
     except BaseException as error:
-        pipe.send_bytes(marshal.dumps(("broken", *describe(error))))
+        voice.say(marshal.dumps(("broken", *describe(error))))
         return
     juggler = None if aside is None else Juggler.start(aside, executor)
-    pipe.send_bytes(marshal.dumps(("ready",)))
+    voice.say(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, board, executor, witness)
+        _run_jobs(pipe, voice, board, executor, witness)
         if juggler is not None:
             juggler.close()
     executor.close()
@@ -8186,8 +8188,10 @@ SHORT_RUN = 500
 as running a very short one."""
 
 
-def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witness) -> None:
-    voice = Voice(pipe)
+def _run_jobs(
+    pipe: Connection, voice: Voice, board: Board, executor: Executor, witness: Witness
+) -> None:
+    worker = os.getpid()
     while message := _next_message(pipe):
         witness.mark()
         told, told_at = 0, time.monotonic_ns()
@@ -8203,6 +8207,7 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witne
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
+            _only_go_on_in(worker)
             if made.took > SHORT_RUN or made.kind:
                 made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
@@ -8213,6 +8218,12 @@ def _run_jobs(pipe: Connection, board: Board, executor: Executor, witness: Witne
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         voice.say(b"")
+
+
+def _only_go_on_in(worker: int) -> None:
+    """Ends a process that a job has forked and that came back from the job's handler."""
+    if os.getpid() != worker:
+        os._exit(1)
 
 
 def _next_message(pipe: Connection) -> bytes:
@@ -8257,7 +8268,10 @@ class Board:
     def make(cls, context: Any) -> Board:
         """A board that can be handed to a process of this multiprocessing context."""
         words = context.RawArray("q", _TIMES + 4 * BRIEF)
-        return cls(words, context.RawArray("B", OUTBOX + OUTPUT_RING), context.Lock())
+        room = context.RawArray("B", OUTBOX + OUTPUT_RING)
+        for memory in words, room:
+            _move_to_end(memory)
+        return cls(words, room, context.Lock())
 
     def __getstate__(self) -> tuple[Any, Any, Any]:
         return self._raw_words, self._raw_outbox, self._lock
@@ -8396,6 +8410,14 @@ class Board:
         return True
 
 
+def _move_to_end(memory: Any) -> None:
+    """Has whoever writes to the file behind shared memory write behind that: workers have it
+    open, and a job may write to whatever it finds open. (Of multiprocessing's own.)"""
+    with contextlib.suppress(AttributeError):
+        arena, *_ = memory._wrapper._state[0]
+        os.lseek(arena.fd, 0, os.SEEK_END)
+
+
 @attrs.frozen(eq=False, repr=False)
 class Witness:
     """Tells what a failed attempt did."""
@@ -8465,6 +8487,10 @@ def keep_output(stream: Any, board: Board) -> None:
         stream.write = write_and_keep
 
 
+SIGN = b"litejobs"
+"""What every message of a worker begins with, since its jobs can write into the pipe, too."""
+
+
 @attrs.define(eq=False, repr=False)
 class Voice:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
@@ -8477,7 +8503,7 @@ class Voice:
     def say(self, message: bytes) -> None:
         """Sends a message, whole."""
         with self._turn:
-            self._pipe.send_bytes(message)
+            self._pipe.send_bytes(SIGN + message)
 
     def tell(self, claimed: Claimed, progress: Progress) -> None:
         """Takes a job's word for how far it has come."""
@@ -8516,6 +8542,7 @@ class Juggler:
     _words: memoryview
     _executor: Executor
     _voice: Voice
+    _worker: int = attrs.field(factory=os.getpid)
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -8586,6 +8613,7 @@ class Juggler:
             written: list[bytes] = []
             OUTPUT.set(written)
             report = await self._executor.run_async(claimed, asked, self._voice.tell)
+            _only_go_on_in(self._worker)
             self._voice.told(claimed.id)
             if report.kind or number in self._asked:
                 output = last_lines(b"".join(written))
@@ -8781,6 +8809,11 @@ class Worker:
     """What it had used in the end, as far as the system said."""
     _unsent: list[Handed] = attrs.field(factory=list)
     _bytes_sent: int = 0
+    _inboxes: list[Inbox] = attrs.field(init=False)
+
+    @_inboxes.default
+    def _one_for_each_pipe(self) -> list[Inbox]:
+        return list(map(Inbox, self.pipes))
 
     @property
     def pid(self) -> int:
@@ -8864,17 +8897,29 @@ class Worker:
     def said(self) -> Iterator[tuple[Any, ...]]:
         """What it has said since: each a word and what belongs to it, or a report, which is a
         number and the fields of a Report."""
-        for pipe in self.pipes:
+        for inbox in self._inboxes:
             try:
-                while pipe.poll():
-                    if message := pipe.recv_bytes():
+                for message in inbox.take():
+                    if message:
                         said = marshal.loads(message)
                         yield from said if isinstance(said, list) else (said,)
-            except (EOFError, OSError):
-                if self.kill is not None:
-                    self.look()
-                if self.process.exitcode is None:
-                    self.end()  # It cannot be talked to any more.
+            except (EOFError, OSError, ValueError, TypeError):
+                self._give_up()
+
+    def reports(self, dead: bool) -> list[tuple[Any, ...]]:
+        """The reports on its board."""
+        try:
+            return self.board.collect(dead)
+        except (EOFError, ValueError, TypeError):  # Something has written over them.
+            self._give_up()
+            return []
+
+    def _give_up(self) -> None:
+        """It cannot be talked to any more."""
+        if self.kill is not None:
+            self.look()
+        if self.process.exitcode is None:
+            self.end()
 
     def end(self, culprit: int = 0) -> None:
         """Kills it, for one of its jobs or for its own sake; a thread goes on."""
@@ -8941,6 +8986,7 @@ class Crowd:
         """Room for so many, and what the worker needs for it."""
         ours, theirs = context.Pipe()
         words = context.RawArray("q", 1 + size)
+        _move_to_end(words)
         return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
 
     @property
@@ -8981,6 +9027,49 @@ class Crowd:
         unread = self._sent - self._words[0]
         self._sent += len(message)
         self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
+
+
+@attrs.define(eq=False, repr=False)
+class Inbox:
+    """What a worker says through a pipe. Nobody waits for the rest of a message, since a
+    process that is stopped says nothing more; and what a job has written into the pipe, as
+    those do that write to all that is open, passes for no message."""
+
+    _pipe: Connection
+    _arrived: bytearray = attrs.field(factory=bytearray)
+
+    def take(self) -> Iterator[bytes]:
+        """The messages that are there, whole.
+
+        Raises:
+            EOFError: there will be no more. An OSError says the same.
+            ValueError: that was not the worker.
+        """
+        while self._pipe.poll():
+            if sys.platform == "win32":  # There the system keeps messages apart.
+                yield _signed(self._pipe.recv_bytes())
+                continue
+            if not (data := os.read(self._pipe.fileno(), 2**20)):
+                raise EOFError
+            self._arrived += data
+            yield from self._complete()
+
+    def _complete(self) -> Iterator[bytes]:
+        """Takes apart what has arrived: each message comes after its length, in four bytes."""
+        arrived = self._arrived
+        while len(arrived) >= 4 + len(SIGN):
+            end = 4 + int.from_bytes(arrived[:4], "big")
+            message = _signed(bytes(arrived[4:end]))
+            if len(arrived) < end:
+                return
+            del arrived[:end]
+            yield message
+
+
+def _signed(message: bytes) -> bytes:
+    if not message.startswith(SIGN):
+        raise ValueError("somebody else has written into the pipe")
+    return message.removeprefix(SIGN)
 
 
 @attrs.define(eq=False, repr=False)
@@ -9976,7 +10065,7 @@ class Supervisor:
     def _hear(self, worker: Worker, dead: bool = False) -> None:
         for said in worker.said():
             self._told(worker, said)
-        for entry in worker.board.collect(dead):
+        for entry in worker.reports(dead):
             self._clerk.reported(worker, entry)
         worker.send()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import Programs, alive, children, eventually, lines, never, trouble
+from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
 
-from litejobs import Constant, Failure, Job, LiteJobs, Moved
+from litejobs import SIGN, Constant, Failure, Inbox, Job, LiteJobs, Moved
 
 GRACE = 0.3
 PATIENT = 20.0
@@ -879,3 +880,52 @@ def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
         since = time.monotonic()
     assert time.monotonic() - since < 8
     assert (large.refresh().state, large.refresh().attempt) == ("pending", 0)
+
+
+# Jobs that get hold of what is their worker's
+
+
+@pytest.mark.parametrize("workers", [{"workers": 1}, {"threads": 1}])
+def test_a_process_that_a_job_forked_does_not_go_on_as_its_worker(
+    jobs: LiteJobs, log: Path, workers: Any
+) -> None:
+    """It came back from the handler, and believed that it was the worker: its report was
+    taken, and then it took other jobs."""
+    jobs.register(misdeeds.come_back_twice, misdeeds.fail_twice)
+    with jobs.start(**workers, grace=GRACE):
+        assert misdeeds.come_back_twice.enqueue(str(log)).result(PATIENT) == "parent"
+        failing = misdeeds.fail_twice.using(max_attempts=1).enqueue(str(log))
+        assert failing.wait(PATIENT).errors[0].message == "parent"
+        children = [int(line.split()[-1]) for line in lines(log)]
+        eventually(lambda: not any(map(alive, children)))
+
+
+@pytest.mark.parametrize("words", ["41" * 40, "ff" * 40, "00" * 40, "0000000568656c6c6f" * 5])
+def test_what_a_job_writes_to_all_that_is_open_ends_only_its_worker(
+    jobs: LiteJobs, log: Path, words: str
+) -> None:
+    """The supervisor took it for a message of its worker, or waited for the rest of it; the
+    memory that both share was overwritten; and no worker could share the node's lock, which is
+    a file that had become none of SQLite's."""
+    jobs.register(misdeeds.garble_all)
+    with jobs.start(workers=1, grace=GRACE):
+        garbling = misdeeds.garble_all.using(max_attempts=2, timeout=FAR).enqueue(str(log), words)
+        assert garbling.wait(PATIENT).state == "failed"
+        assert [error.kind for error in garbling.errors] == ["crash"] * 2
+        assert trouble.innocent.enqueue(str(log), 1).result(PATIENT) == 1
+    assert jobs.nodes() == []
+
+
+def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
+    """A worker that is stopped while it sends a large result held its whole node up."""
+    theirs, ours = multiprocessing.Pipe()
+    inbox = Inbox(ours)
+    message = len(SIGN + b"hello").to_bytes(4, "big") + SIGN + b"hello"
+    os.write(theirs.fileno(), message + message[:15])
+    assert list(inbox.take()) == [b"hello"]
+    os.write(theirs.fileno(), message[15:] + message)
+    assert list(inbox.take()) == [b"hello"] * 2
+    theirs.close()
+    with pytest.raises(EOFError):
+        list(inbox.take())
+    ours.close()
