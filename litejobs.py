@@ -4744,8 +4744,8 @@ def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[i
 
 
 def _carray(ids: Iterable[int]) -> Any:
-    """Ids for SQL; one at least, since SQLite takes no array of none."""
-    return apsw.carray(array.array("q", ids))
+    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
 
 
 @attrs.define(eq=False, repr=False)

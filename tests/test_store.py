@@ -51,6 +51,7 @@ from litejobs import (
     Settlement,
     State,
     Store,
+    _carray,
     store_retention,
     system_clock,
     to_micros,
@@ -1924,3 +1925,12 @@ class TestSettlingTwice:
         done = ending(one, "completed")
         assert settle(store, node, done, ending(two, "completed"), done) == 1
         assert store.catalogue.count(Match(states=("completed",))) == 2
+
+
+def test_an_array_of_no_ids_has_none(store: Store) -> None:
+    """When another node was first to cancel what had expired, nothing was left; and an array
+    of nothing is not where SQLite wants it, which ended the node."""
+    with store.file.reading() as connection:
+        for _ in range(100):
+            assert connection.execute("SELECT 5 IN carray(?)", (_carray([]),)).get == 0
+            assert connection.execute("SELECT 5 IN carray(?)", (_carray([5]),)).get == 1
