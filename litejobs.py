@@ -343,6 +343,7 @@ State = Literal[
 ]  # fmt: skip
 STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
+LATER: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 SHELVED: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
 
@@ -3753,7 +3754,8 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
         claimed.claim,
         report.state,
         claimed.attempt if report.counted else claimed.attempt - 1,
-        report.finished_at + report.delay if report.state in WAITING else claimed.run_at,
+        # What is given back keeps its place among those that became due.
+        report.finished_at + report.delay if report.state in LATER else claimed.run_at,
         report.started_at or None,
         report.finished_at if report.state in FINISHED else None,
         report.result,

@@ -36,12 +36,15 @@ from litejobs import (
     LitejobsError,
     OptionError,
     Registry,
+    Report,
     Retry,
     Snooze,
+    Verdict,
     WaitTimeoutError,
     define,
     describe,
     judge,
+    settlement,
     store_backoff,
 )
 
@@ -331,6 +334,14 @@ def claimed(attempt: int = 1, max_attempts: int | None = 5) -> Claimed:
     """An attempt of a job that was enqueued with a backoff of seven seconds."""
     backoff = store_backoff(Constant(7))
     return Claimed(1, 1, "work", "default", 0, attempt, max_attempts, None, backoff, "{}", 0, 0)
+
+
+def test_a_job_that_is_given_back_keeps_its_place_among_those_that_became_due() -> None:
+    """It went behind all that had become due since, and the time of a schedule's tick was lost."""
+    given_back = Report(70, 70, 0, *Verdict("pending", counted=False))
+    assert settlement(claimed()._replace(run_at=50), given_back, 1).run_at == 50
+    tried_again = Report(70, 70, 0, *Verdict("retrying", 7))
+    assert settlement(claimed()._replace(run_at=50), tried_again, 1).run_at == 77
 
 
 # History
