@@ -581,10 +581,11 @@ class Misdeed:
     once: bool = False
     """Whether it is not tried again."""
     result: object = None
+    states: tuple[State, ...] = attrs.field()
 
-    @property
-    def state(self) -> State:
-        return "failed" if self.kind else "completed"
+    @states.default
+    def _one(self) -> tuple[State, ...]:
+        return ("failed",) if self.kind else ("completed",)
 
 
 def _each(
@@ -698,7 +699,14 @@ MISDEEDS = (
     _each(devour, "memory", "157,286,400 bytes"),
     _each(leave_it_in_disorder, "", result="done"),
     _each(close_its_streams, "", result="done"),
-    Misdeed("close_everything", lambda log: trouble.close_everything.bind(), ""),
+    Misdeed(
+        "close_everything",
+        lambda log: trouble.close_everything.bind(),
+        "crash",
+        "SIGKILL",
+        # Whether its worker is still there to say that it has returned is a matter of luck.
+        states=("completed", "failed"),
+    ),
 )
 """All that a worker of its own should be able to bear."""
 

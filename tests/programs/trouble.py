@@ -86,7 +86,7 @@ def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@define
+@define(backoff=AT_ONCE)
 def close_everything() -> None:
     """As programs do that want to become daemons."""
     os.closerange(3, 1000)
