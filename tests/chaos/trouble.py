@@ -74,7 +74,7 @@ class Lot:
 
     # Enqueue
 
-    def enqueue(self, bad: list[Misdeed], good: int, aside: bool = False) -> None:
+    def enqueue(self, bad: list[Misdeed], good: int) -> None:
         """All that there is to do, mixed, in several transactions while the node works."""
         self.good = good
         work: list[Misdeed | int] = [*bad, *range(good)]
@@ -82,7 +82,7 @@ class Lot:
         while work:
             size = self.run.dice.randint(1, 2 * max(50, len(work) // 8))
             part, work = work[:size], work[size:]
-            made = [self._bound(what, aside) for what in part]
+            made = [self._bound(what) for what in part]
             for what, job in zip(part, self.jobs.enqueue_many(made), strict=True):
                 if isinstance(what, Misdeed):
                     self.given[job.id] = what
@@ -91,13 +91,13 @@ class Lot:
         self.run.counts["bad jobs"] += len(bad)
         self.run.counts["good jobs"] += good
 
-    def _bound(self, what: Misdeed | int, aside: bool) -> Bound[Any]:
+    def _bound(self, what: Misdeed | int) -> Bound[Any]:
         dice = self.run.dice
         if isinstance(what, Misdeed):
             bound = what.bind(str(self.left))
             return bound.using(max_attempts=dice.choice((1, 1, 2)), priority=dice.randint(-1, 1))
         seconds = dice.choice((0.005, 0.02)) if dice.random() < 0.02 else 0.0
-        definition = misdeeds.good_aside if aside else misdeeds.good
+        definition = misdeeds.good_aside if self.name == "coroutines" else misdeeds.good
         return definition.bind(str(self.notes), what, seconds).using(max_attempts=5)
 
     # Wait
@@ -251,20 +251,19 @@ def bad_jobs(run: Run) -> None:
     face(run, Lot(run, "workers", ("--workers", "3")), misdeeds.MISDEEDS, run.count)
     face(run, Lot(run, "threads", ("--threads", "2")), misdeeds.IN_PYTHON, few)
     aside = Lot(run, "coroutines", ("--workers", "2"), strict=False)
-    face(run, aside, misdeeds.ASIDE, few, aside=True)
+    face(run, aside, misdeeds.ASIDE, few)
     spoilt = Lot(run, "spoilt", ("--workers", "2"), strict=False)
     face(run, spoilt, misdeeds.SPOILERS, few)
 
 
-def face(
-    run: Run, lot: Lot, misdeeds: tuple[Misdeed, ...], count: int, aside: bool = False
-) -> None:
-    """Runs so many bad jobs of a kind, among a hundred times as many good ones."""
-    chosen: list[Misdeed] = []
+def face(run: Run, lot: Lot, kinds: tuple[Misdeed, ...], count: int) -> None:
+    """Runs so many bad jobs, among a hundred times as many good ones."""
+    traitors = misdeeds.TRAITORS if lot.name == "workers" else ()
+    chosen = run.dice.choices(traitors, k=count // 5) if traitors else []
     while len(chosen) < count:
-        chosen += run.dice.sample(misdeeds, min(len(misdeeds), count - len(chosen)))
+        chosen += run.dice.sample(kinds, min(len(kinds), count - len(chosen)))
     try:
-        lot.enqueue(chosen, 100 * count, aside)
+        lot.enqueue(chosen, 100 * count)
         lot.work_off()
         lot.end()
         lot.look()

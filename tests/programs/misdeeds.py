@@ -551,10 +551,21 @@ async def block_the_loop(log: str) -> None:
 
 
 @define(backoff=Constant(0.02, jitter="none"))
-def good(log: str, n: int, seconds: float = 0.0) -> int:
+def good(log: str, n: int, seconds: float = 0.0, treason: str = "") -> int:
+    """Is quick, and so handed over with many others; until one of them turns out to be bad."""
     time.sleep(seconds)
+    if treason:
+        TREASONS[treason]()
     note(log, n)
     return n
+
+
+TREASONS: dict[str, Callable[[], object]] = {
+    "segfault": lambda: ctypes.string_at(0),
+    "leave": lambda: os._exit(5),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: time.sleep(LONG),
+}
 
 
 @define(backoff=Constant(0.02, jitter="none"))
@@ -596,6 +607,12 @@ def _each(
 
 def _without_log(definition: Any, kind: str, says: str = "") -> Misdeed:
     return Misdeed(definition.name, lambda log: definition.bind(), kind, says)
+
+
+def _traitor(treason: str, kind: str, says: str) -> Misdeed:
+    work = good.using(timeout=LIMIT)
+    bind = functools.partial(work.bind, n=-1, treason=treason)
+    return Misdeed(f"good until {treason}", bind, kind, says)
 
 
 def _failures(definition: Any) -> Iterator[Misdeed]:
@@ -709,6 +726,14 @@ MISDEEDS = (
     ),
 )
 """All that a worker of its own should be able to bear."""
+
+TRAITORS = (
+    _traitor("segfault", "crash", "SIGSEGV"),
+    _traitor("leave", "crash", "exit code 5"),
+    _traitor("kill", "crash", "SIGKILL"),
+    _traitor("hang", "timeout", "timeout of 0.3 s"),
+)
+"""Those that cannot be told from the good ones before they run."""
 
 ASIDE = (
     *_failures(fail_aside),
