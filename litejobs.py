@@ -65,6 +65,7 @@ import random
 import re
 import reprlib
 import selectors
+import shlex
 import signal
 import socket
 import stat
@@ -103,7 +104,12 @@ import apsw
 import attrs
 import cattrs
 from cattrs import cols, disambiguators, gen
-from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
+from cattrs.errors import (
+    ClassValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
 
@@ -177,12 +183,54 @@ logger = logging.getLogger("litejobs")
 # Errors
 #
 # Everything that litejobs raises on its own account is a LitejobsError. The facts
-# are fields; the text is one sentence that names the thing and says what to do.
+# are fields; the text is one sentence that names the thing and says what to do. It goes
+# to terminals and logs, as our own lines of the log do: no name or value that stands in
+# them can steer the one, or forge a line of the other.
 ################################################################################
+
+
+def printable(text: str, also: str = "") -> str:
+    """Text that cannot steer a terminal, on one line: other characters than printable ones,
+    and those in *also*, are shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
+
+
+@attrs.frozen(eq=False, repr=False)
+class _Told:
+    """What a line of the log tells, made printable if anybody reads it."""
+
+    value: object
+
+    def __str__(self) -> str:
+        return printable(str(self.value))
+
+    def __repr__(self) -> str:
+        return printable(repr(self.value))
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        told = (arg if isinstance(arg, int | float) else _Told(arg) for arg in record.args)
+        record.args = tuple(told)
+    if record.exc_info and not record.exc_text:
+        lines = traceback.format_exception(*record.exc_info)
+        record.exc_text = printable("".join(lines).rstrip(), also="\n")
+    return True
+
+
+logger.addFilter(_make_printable)
 
 
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
+
+    def __str__(self) -> str:
+        return printable(self._text())
+
+    def _text(self) -> str:
+        return super().__str__()
 
 
 @attrs.define(eq=False, repr=False)
@@ -192,7 +240,7 @@ class DefinitionError(LitejobsError):
     name: str
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"definition {self.name!r}: {self.problem}"
 
 
@@ -203,7 +251,7 @@ class OptionError(LitejobsError, ValueError):
     option: str
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.option}: {self.problem}"
 
 
@@ -214,7 +262,7 @@ class PayloadError(LitejobsError, ValueError):
     name: str
     problems: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}"
 
 
@@ -225,7 +273,7 @@ class FileError(LitejobsError):
     path: str
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.path}: {self.problem}"
 
 
@@ -255,7 +303,7 @@ class DuplicateError(LitejobsError):
     """The job that holds the key."""
     name: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.name!r} is there already, as job {self.id}, with the same unique key"
 
 
@@ -265,7 +313,7 @@ class JobNotFoundError(LitejobsError, LookupError):
 
     id: int
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"no job has the id {self.id}: it was deleted or pruned, or never existed"
 
 
@@ -278,7 +326,7 @@ class JobFailedError(LitejobsError):
     state: str
     reason: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"job {self.id} ({self.name}) is {self.state} and has no result: {self.reason}"
 
 
@@ -290,7 +338,7 @@ class ResultError(LitejobsError, ValueError):
     name: str
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the result of job {self.id} ({self.name}) does not fit its type: {self.problem}"
 
 
@@ -301,7 +349,7 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
     id: int
     state: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
 
 
@@ -312,7 +360,7 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
     name: str
     hint: str = ""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"no schedule has the name {self.name!r}{self.hint}"
 
 
@@ -322,7 +370,7 @@ class WorkerError(LitejobsError):
 
     problem: str
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return self.problem
 
 
@@ -882,7 +930,7 @@ class Job(Generic[R]):
         raise AssertionError("looks() never ends")
 
     def __repr__(self) -> str:
-        return f"<Job {self.id} {self.name} {self.state}>"
+        return printable(f"<Job {self.id} {self.name} {self.state}>")
 
 
 ################################################################################
@@ -1644,7 +1692,7 @@ class Schedule:
         return ticks
 
     def __repr__(self) -> str:
-        return f"<Schedule {self.name} {self.expression} {self.state}>"
+        return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
 
 
 ################################################################################
@@ -1654,7 +1702,7 @@ class Schedule:
 # when it is written and when it is read, and never coerced: what is read back is
 # what was written. Each type has one *form*. It writes a misfit where a value is
 # not of the type, and refuses misfits with all else when it reads; so every error
-# comes from reading, and carries the path of its field.
+# comes from reading, and carries the path of its field; none shows what its class hides.
 ################################################################################
 
 
@@ -1796,6 +1844,36 @@ def _problem(error: BaseException, kind: Any) -> str:
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
 
+@functools.cache
+def hides(kind: Any) -> bool:
+    """Whether a class does not show a field of its values: `repr` of the field says so, in it or
+    in any class that values of this type may hold."""
+    left, seen = [kind], set()
+    while left:
+        if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
+            continue
+        seen.add(kind)
+        cls = typing.get_origin(kind) or kind
+        if any(field.repr is not True for field in _fields_of(cls)):
+            return True
+        try:
+            left += [*typing.get_args(kind), *_hints_of(cls).values()]
+        except (NameError, TypeError):
+            return True  # Nobody can tell.
+    return False
+
+
+def _fields_of(cls: Any) -> tuple[Any, ...]:
+    if isinstance(cls, type) and attrs.has(cls):
+        return attrs.fields(cls)
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+
+
+def _hints_of(cls: Any) -> dict[str, Any]:
+    holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
+    return typing.get_type_hints(cls, include_extras=True) if holds else {}
+
+
 def _name(kind: Any) -> str:
     if kind is Any:
         return "a JSON value"
@@ -1842,9 +1920,41 @@ class _Form:
             return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             raise self._unfit(raw) from None
+        except ClassValidationError as error:
+            if hides(self.kind):
+                _refuse_quietly(self.kind, error)
+            raise
+
+    def read_quietly(self, raw: Any) -> Any:
+        """The same for what is not to be shown, wherever in it something is wrong."""
+        try:
+            return self.read(raw)
+        except Exception:
+            problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
+            raise Unfit((problem,)) from None
 
     def _unfit(self, raw: Any) -> Unfit:
-        return Unfit((f"expected {_name(self.kind)}, got {_shown(raw)}",))
+        return Unfit((f"expected {_name(self.kind)}, got {_got(self.kind, raw)}",))
+
+
+def _got(kind: Any, value: object) -> str:
+    """What was given instead of a value of *kind*, as far as it may be shown."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
+
+
+HIDDEN = "hidden"
+"""Stands for what is not to be shown."""
+
+
+def _refuse_quietly(kind: Any, error: ClassValidationError) -> None:
+    """Refuses what validators and converters have refused, whose words may hold anything."""
+    said = [each for each in error.group_exceptions()[1] if not isinstance(each, _OF_THE_WIRE)]
+    if said:
+        problem = f"{type(said[0]).__name__}, of which the rest is {HIDDEN}"
+        raise Unfit((f"{_name(kind)} refuses it: {problem}",)) from None
+
+
+_OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
 
 
 @attrs.frozen(repr=False)
@@ -1983,8 +2093,10 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
             attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
             if any(field.type is None for field in attrs.fields(cls)):
                 raise TypeError(f"{_name(kind)} has a field without a type")
+        quiet = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_quietly(raw))
+        quietly: Any = {field.name: quiet for field in _fields_of(cls) if field.repr is not True}
         dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True)
+        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **quietly)
     else:
         raise TypeError(f"{_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
@@ -2540,7 +2652,7 @@ class OwnCodec:
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
-            raise self._unfit(f"encode gave {_shown(made)}, which is not bytes")
+            raise self._unfit(f"encode gave {_got(self.json.kind, made)}, which is not bytes")
         return made
 
     def decode(self, stored: str | bytes) -> Any:
@@ -2558,7 +2670,7 @@ class OwnCodec:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {_shown(made)}, not {expected}")
+            raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
         return self._made_of(made) if self.by_name else made
 
     def _made_of(self, arguments: dict[str, Any]) -> Any:
@@ -2621,6 +2733,15 @@ class Body:
                 raise DefinitionError(self.name, problem)
         return shape
 
+    @functools.cached_property
+    def hidden(self) -> frozenset[str]:
+        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
+        its results, in which a class hides something."""
+        try:
+            return frozenset(_hidden_in(self.code, self.is_class))
+        except (NameError, TypeError):
+            return frozenset({"payload", "result"})  # Nobody can tell.
+
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make.
 
@@ -2647,6 +2768,21 @@ class Body:
         """Whether its jobs run many at a time, in the event loop of a worker."""
         code: Any = self.code
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+
+def _hidden_in(code: Any, is_class: bool) -> Iterator[str]:
+    hints = typing.get_type_hints(code.run if is_class else code, include_extras=True)
+    if hides(hints.pop("return", None)):
+        yield "result"
+    if is_class:
+        kinds = _hints_of(code)
+        for field in attrs.fields(code):
+            if field.repr is not True or hides(kinds.get(field.name, Any)):
+                yield f"payload.{field.alias}"
+        return
+    for name, kind in hints.items():
+        if not _is_context(kind) and hides(kind):
+            yield f"payload.{name}"
 
 
 def _is_context(hint: object) -> bool:
@@ -2731,7 +2867,8 @@ class Bound(Generic[R]):
         return attrs.evolve(self, options=options)
 
     def __repr__(self) -> str:
-        return f"<Bound {self.name} {reprlib.repr(self.payload)}>"
+        payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
+        return printable(f"<Bound {self.name}{payload}>")
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2788,7 +2925,7 @@ class Definition(Generic[P, R, C]):
         return self.body.home.enqueue(self.bind(*args, **kwargs))
 
     def __repr__(self) -> str:
-        return f"<Definition {self.name} at {self.body.place}>"
+        return printable(f"<Definition {self.name} at {self.body.place}>")
 
 
 def _check_backoff(body: Body, options: Options) -> None:
@@ -3016,6 +3153,10 @@ class Registry:
             )
             for definition in self
         ]
+
+    def hidden(self) -> dict[str, frozenset[str]]:
+        """By name, what of the payloads and results of each is not to be shown."""
+        return {definition.name: definition.body.hidden for definition in self}
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name.
@@ -5496,6 +5637,13 @@ _INSERT_EXTRA = """
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
 
+_BY_TRIGGER = re.findall(
+    r"UPDATE litejobs_job (SET\s+enqueued_at .*? ON known.name =) NEW.name", "".join(SCHEMA), re.S
+)
+_COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = :id"
+"""What the trigger does about a job that was inserted by hand, done by ours, which fires none:
+others may have put theirs into the file."""
+
 
 @attrs.define(eq=False, repr=False)
 class Intake:
@@ -5700,7 +5848,7 @@ class Intake:
             DefinitionError: nodes have said what they have, and this is not among it.
         """
         columns = {"name": name, "payload": payload, **given}
-        with self._fired(), self.file.writing() as connection:
+        with self.file.writing() as connection:
             known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
             if known and name not in known:
                 problem = f"no node has had such a definition{did_you_mean(name, known)}"
@@ -5711,19 +5859,14 @@ class Intake:
                 columns,
             )
             id = connection.last_insert_rowid()
+            connection.execute(_COMPLETE, {"name": name, "id": id})
+            row = "SELECT state, queue, name FROM litejobs_job WHERE id = ?"
+            group: Any = connection.execute(row, (id,)).fetchone()
+            if group[0] != "pending":
+                self.rows.count(connection, {group: 1})
             ports = self.ringer.ports(connection)
         self.ringer.ring(ports)
         return id
-
-    @contextlib.contextmanager
-    def _fired(self) -> Iterator[None]:
-        """Lets the triggers work that complete and count what is inserted by hand."""
-        with self.file.reading() as connection:
-            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-            try:
-                yield
-            finally:
-                connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
 
     def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
         rows: Any = connection.execute("""
@@ -6474,10 +6617,17 @@ class Nodes:
     rows: Rows
 
     def join(
-        self, name: str, port: int, workers: int, serves: Serves, known: Iterable[tuple[Any, ...]]
+        self,
+        name: str,
+        port: int,
+        workers: int,
+        serves: Serves,
+        known: Iterable[tuple[Any, ...]],
+        hidden: Mapping[str, frozenset[str]] = types.MappingProxyType({}),
     ) -> tuple[int, Presence]:
         """Lists a node and takes the first share of its lock, before others can see
-        it; stores what it *known* definitions say, for jobs inserted by hand."""
+        it; stores what its *known* definitions say, for jobs inserted by hand, and what of
+        theirs is *hidden*, for those who look at the file alone."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         names = json.dumps(sorted(serves.names))
         with self.file.writing() as connection:
@@ -6494,8 +6644,37 @@ class Nodes:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 known,
             )
+            self._keep_hidden(connection, hidden)
             presence = Presence.create(self.file.presence_path(node))
         return node, presence
+
+    def _keep_hidden(
+        self, connection: apsw.Connection, hidden: Mapping[str, frozenset[str]]
+    ) -> None:
+        connection.executemany(
+            "DELETE FROM litejobs_meta WHERE name = ?", [(f"hidden:{name}",) for name in hidden]
+        )
+        connection.executemany(
+            "INSERT INTO litejobs_meta VALUES (?, ?)",
+            [
+                (f"hidden:{name}", json.dumps(sorted(paths)))
+                for name, paths in hidden.items()
+                if paths
+            ],
+        )
+
+    def hidden(self) -> dict[str, frozenset[str]]:
+        """By name of the definition, what nodes have said is not to be shown."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        sql = """
+            SELECT substr(name, length('hidden:') + 1), path.value
+            FROM litejobs_meta, json_each(litejobs_meta.value) AS path
+            WHERE name GLOB 'hidden:*' AND json_valid(litejobs_meta.value)
+        """
+        with self.file.reading() as connection:
+            for name, path in connection.execute(sql):
+                found[name].add(path)
+        return {name: frozenset(paths) for name, paths in found.items()}
 
     def _sweep(self, connection: apsw.Connection) -> None:
         """Removes lock files without a node: of one that was killed while it left. Nobody
@@ -6762,7 +6941,8 @@ def _refuse_taken(place: Path) -> None:
 
 def _copy(source: apsw.Connection, place: Path) -> None:
     try:
-        with contextlib.closing(apsw.Connection(str(place))) as copy:
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        with contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy:
             # What is half-written is thrown away as a whole, and synced as a whole.
             copy.pragma("journal_mode", "off")
             copy.pragma("synchronous", "off")
@@ -7067,7 +7247,7 @@ def _for_nodes_that_are_gone(
             yield Finding(
                 "warning", f"node {node!r}",
                 f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change … --from-node {node} --node ''`",
+                f"start it, or `litejobs change … --from-node {shlex.quote(node)} --node ''`",
             )  # fmt: skip
 
 
@@ -7082,7 +7262,7 @@ def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
     for name, number in connection.execute(paused):
         yield Finding(
             "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            f"when they may run: `litejobs queue … {name} --resume`",
+            f"when they may run: `litejobs queue … {shlex.quote(name)} --resume`",
         )  # fmt: skip
     for key, id, number in connection.execute(_BLOCKED):
         yield Finding(
@@ -9945,8 +10125,9 @@ class Supervisor:
         self.store.timetable.declare(self.declared)
         known = self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            self.serves.node, self._bell.port, self.size, self.serves, known
-        )
+            self.serves.node, self._bell.port, self.size, self.serves, known,
+            self.registry.hidden(),
+        )  # fmt: skip
         self._presence_path = self.store.file.presence_path(self._node)
         name = self.serves.node
         self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
@@ -10078,7 +10259,8 @@ class Supervisor:
                 self._dealer.full = False
             case ("broken", kind, message, lines):
                 if not self._stops:
-                    logger.error("a worker could not start:\n%s", lines)
+                    told = lines.splitlines()
+                    logger.error("a worker could not start:" + "\n%s" * len(told), *told)
                     raise WorkerError(f"a worker could not start: {kind}: {message}")
             case ("progress", id, claim, text):
                 self._clerk.progressed(id, claim, text)
@@ -11094,7 +11276,8 @@ class LiteJobs:
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.timetable.declare(self._declarations())
-            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
+            hidden = self.registry.hidden()
+            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
             return Drain(self.store, executor, serves, node, self.events, self.clock).run()
@@ -12113,13 +12296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, code: int) -> int:
-    print(f"litejobs: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code
-
-
-def _printable(text: str, also: str = "") -> str:
-    """Text that cannot steer a terminal: other characters are shown as escapes."""
-    return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -12129,7 +12307,7 @@ def _parser() -> argparse.ArgumentParser:
         """Says in one line what is wrong with a command."""
 
         def error(self, message: str) -> NoReturn:
-            self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+            self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
@@ -12338,7 +12516,7 @@ def _field(text: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         pass
     problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
-    raise argparse.ArgumentTypeError(f"{problem}, got {text!r}")
+    raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
 
 
 def _filters(options: argparse.Namespace) -> Filters:
@@ -12422,7 +12600,7 @@ def _enqueue(options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _plain(job), f"{job.id}")
+    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
     return 0
 
 
@@ -12438,7 +12616,8 @@ def _list(options: argparse.Namespace) -> int:
         )
         for job in found
     ]  # fmt: skip
-    _print(options, [_plain(job) for job in found], _table(lines))
+    hidden = _hidden(jobs)
+    _print(options, [_plain(job, hidden) for job in found], _table(lines))
     return 0 if found else 1
 
 
@@ -12446,25 +12625,25 @@ def _show(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _plain(job)
+    plain = _plain(job, _hidden(jobs))
     if isinstance(job.row.payload, bytes):
         plain["payload"] = f"<{len(job.row.payload)} bytes>"
     shown = {**plain, "progress": job.progress and str(job.progress)}
     lines = [
-        f"{key + ':':14}{value if isinstance(value, str) else json.dumps(value)}"
+        f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
         if value is not None
     ]
     for failure in errors:
         when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
-        lines += ["", f"attempt {failure.attempt}: {failure.kind} ({when})"]
+        lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
         lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
         lines += _deeds(failure)
     history = [
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
         for failure in errors
     ]
-    _print(options, {**_plain(job), "errors": history}, "\n".join(lines))
+    _print(options, {**_plain(job, _hidden(jobs)), "errors": history}, "\n".join(lines))
     return 0
 
 
@@ -12588,7 +12767,8 @@ def _schedules(options: argparse.Namespace) -> int:
         )
         for schedule in found
     ]  # fmt: skip
-    _print(options, [_plain_schedule(schedule) for schedule in found], _table(lines))
+    hidden = _hidden(jobs)
+    _print(options, [_plain_schedule(schedule, hidden) for schedule in found], _table(lines))
     return 0 if found else 1
 
 
@@ -12604,18 +12784,19 @@ def _words(schedule: Schedule) -> str:
         return f"({error})"
 
 
-def _plain_schedule(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as JSON values."""
+def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """A schedule as JSON values, without what is hidden."""
     names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
     more = ("last_job", "misfire", "overlap", "origin")
     plain = _plain_values(schedule, names + more)
-    return {**plain, "words": _words(schedule), "payload": _read_json(schedule.entry.payload)}
+    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
+    return {**plain, "words": _words(schedule), "payload": payload}
 
 
 def _fire(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     job = jobs.schedule(options.name).fire()
-    _print(options, _plain(job), f"{job.id}")
+    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
     return 0
 
 
@@ -12637,7 +12818,7 @@ def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -
 def _why(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     why = jobs.why(options.id)
-    _print(options, {"id": options.id, "why": why}, why)
+    _print(options, {"id": options.id, "why": why}, printable(why))
     return 0
 
 
@@ -12662,7 +12843,8 @@ def _backup(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     place = jobs.backup(options.path)
     size = place.stat().st_size
-    _print(options, {"path": str(place), "bytes": size}, f"copied to {place}, {_bytes(size)}")
+    text = printable(f"copied to {place}, {_bytes(size)}")
+    _print(options, {"path": storable(str(place)), "bytes": size}, text)
     return 0
 
 
@@ -12683,8 +12865,13 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.repair:
         jobs.repair()
     found = jobs.doctor()
-    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
+    lines = [
+        line
+        for one in found
+        for line in (f"{one.level}: {one.subject}: {one.problem}", f"    {one.advice}")
+    ]
+    text = "\n".join(map(printable, lines)) or "nothing is wrong"
+    _print(options, list(map(attrs.asdict, found)), text)
     return 1 if found else 0
 
 
@@ -12769,7 +12956,7 @@ def _new(options: argparse.Namespace) -> int:
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
     _write_new({path: _DEFINITION.format(**texts), test: _TEST.format(**texts)})
-    print(_printable(_NEXT.format(**texts), also="\n"))
+    print(printable(_NEXT.format(**texts), also="\n"))
     return 0
 
 
@@ -12804,13 +12991,29 @@ def _write_new(texts: Mapping[Path, str]) -> None:
         raise OptionError(str(error.filename), problem) from None
 
 
-def _plain(job: Job[Any]) -> dict[str, Any]:
-    """A job as JSON values."""
+def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
+    """What is not to be shown, by definition: as the program says, or nodes to the file."""
+    return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
+
+
+def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
+    """A payload or a result as JSON values, without what is hidden in it."""
+    plain = _read_json(stored)
+    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
+        return plain
+    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
+        return HIDDEN
+    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
+
+
+def _plain(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """A job as JSON values, without what is hidden."""
+    mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
     plain = _plain_values(job, names + times)
     read = {
-        key: _read_json(text)
+        key: _veiled(text, mine, key)
         for key, text in (
             ("payload", job.row.payload),
             ("progress", job.row.progress),
@@ -12832,7 +13035,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    lines = [[_printable(cell) for cell in line] for line in lines]
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -12841,7 +13044,10 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
-    print(json.dumps(plain, indent=2) if options.json else _printable(text, also="\n\t"))
+    if options.json:
+        # The only one of the characters below 160 that JSON leaves as it is.
+        text = json.dumps(plain, indent=2).replace("\x7f", "\\u007f")
+    print(printable(text, also="\n\t"))
 
 
 if __name__ == "__main__":

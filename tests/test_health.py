@@ -40,12 +40,14 @@ def add(jobs: LiteJobs, **columns: Any) -> int:
         "name": "mail", "queue": "default", "priority": 0, "run_at": START,
         "enqueued_at": jobs.clock(), "max_attempts": 5, **columns,
     }  # fmt: skip
-    with jobs.store.intake._fired(), jobs.store.file.writing() as connection:
+    with jobs.store.file.writing() as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
         connection.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
             columns,
         )
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         return connection.last_insert_rowid()
 
 
