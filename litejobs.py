@@ -215,8 +215,10 @@ def _make_printable(record: logging.LogRecord) -> bool:
         told = (arg if isinstance(arg, int | float) else _Told(arg) for arg in record.args)
         record.args = tuple(told)
     if record.exc_info and not record.exc_text:
-        lines = traceback.format_exception(*record.exc_info)
-        record.exc_text = printable("".join(lines).rstrip(), also="\n")
+        parts = traceback.format_exception(*record.exc_info)
+        # Frames have several lines; a message that has some could forge one.
+        lines = (printable(p.rstrip("\n"), "\n" if p.startswith(" ") else "") for p in parts)
+        record.exc_text = "\n".join(lines)
     return True
 
 
@@ -642,10 +644,10 @@ class Finding:
     """One thing that is wrong with a queue: an error is broken, a warning waits for somebody."""
 
     level: Level
-    subject: str
+    subject: str = attrs.field(converter=printable)
     """What it is about, such as a queue, a node or the file."""
-    problem: str
-    advice: str
+    problem: str = attrs.field(converter=printable)
+    advice: str = attrs.field(converter=printable)
 
 
 Span = Literal["minute", "hour", "day"]
@@ -1337,6 +1339,8 @@ def time_zone(name: str) -> tzinfo:
     import zoneinfo  # Late: few programs need it.
 
     try:
+        if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
+            raise ValueError("what no zone is called, and could lead to other files")
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError, AttributeError):
         known = zoneinfo.available_timezones()
@@ -4335,6 +4339,7 @@ def _locate(path: Path, create: bool) -> Path:
     """
     try:
         place = path.parent.resolve(strict=True) / path.name
+        str(place).encode()  # SQLite takes no name that is not text.
         if create:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -4348,7 +4353,7 @@ def _locate(path: Path, create: bool) -> Path:
     except OSError as error:
         raise FileError(str(path), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
-        raise FileError(repr(str(path)), f"is no name of a file: {error}") from None
+        raise FileError(str(path), f"is no name of a file: {error}") from None
     if stat.S_ISLNK(mode):
         raise FileError(str(path), "is a symbolic link: name the file that it leads to")
     if stat.S_ISDIR(mode):
@@ -6915,11 +6920,14 @@ def back_up(file: File, place: Path) -> Path:
     """
     try:
         place = place.parent.resolve(strict=True) / place.name
+        str(place).encode()  # As in _locate.
         _refuse_taken(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
         raise FileError(str(place), f"cannot be created: {error.strerror}") from None
+    except ValueError as error:
+        raise FileError(str(place), f"is no name of a file: {error}") from None
     try:
         with file.aside() as source:
             _copy(source, copy)
@@ -7044,7 +7052,10 @@ class Health:
             )  # fmt: skip
 
     def why(self, row: Row) -> str:
-        """Why a job is not running, or what became of it, in one sentence."""
+        """Why a job is not running, or what became of it, in one sentence, on one line."""
+        return printable(self._why(row))
+
+    def _why(self, row: Row) -> str:
         match row.state:
             case "running":
                 return self._runs(row)
@@ -12818,7 +12829,7 @@ def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -
 def _why(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     why = jobs.why(options.id)
-    _print(options, {"id": options.id, "why": why}, printable(why))
+    _print(options, {"id": options.id, "why": why}, why)
     return 0
 
 
@@ -12865,13 +12876,8 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.repair:
         jobs.repair()
     found = jobs.doctor()
-    lines = [
-        line
-        for one in found
-        for line in (f"{one.level}: {one.subject}: {one.problem}", f"    {one.advice}")
-    ]
-    text = "\n".join(map(printable, lines)) or "nothing is wrong"
-    _print(options, list(map(attrs.asdict, found)), text)
+    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
+    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
     return 1 if found else 0
 
 
