@@ -4518,20 +4518,25 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
+    def lend(self, connection: Any) -> None:
+        """Keeps in mind a connection of the standard sqlite3 to the file."""
+        if not any(connection is lent for lent in self._still_lent()):
+            self.lent.append(connection)
+
     def refuse_while_lent(self) -> None:
         """Finds out whether the standard sqlite3 has the file open.
 
         Raises:
             FileError: it has; both at once would break each other's locks.
         """
-        for connection in list(self.lent):
-            try:
-                _ = connection.total_changes  # Which other threads may ask, too.
-            except Exception:  # Its own error for a connection that was closed.
-                self.lent.remove(connection)
-        if self.lent:
+        if self._still_lent():
             problem = "jobs were enqueued through a connection of sqlite3, which is still open"
             raise FileError(str(self.path), f"{problem}: close it, or work in another process")
+
+    def _still_lent(self) -> list[Any]:
+        """The connections that are open; those that were closed are forgotten."""
+        self.lent[:] = [connection for connection in self.lent if not _is_closed(connection)]
+        return self.lent
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -4627,6 +4632,15 @@ class File:
             raise FileReplacedError(str(self.path), problem)
 
 
+def _is_closed(connection: Any) -> bool:
+    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
+    try:
+        _ = connection.total_changes
+    except Exception:  # Its own error for a connection that was closed.
+        return True
+    return False
+
+
 def _close_before_forks(file: File) -> None:
     """SQLite handles do not survive a fork, and a child that only closes one can undo
     the parent's commits: so the connection is closed before, and opened when needed."""
@@ -4704,14 +4718,14 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         FileError: SQLite refused.
     """
     standard = not isinstance(connection, apsw.Connection)
-    if standard:
-        with _OPENING:
-            _check_standard(connection, file)
-            file.lent.append(connection)
-    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
-    if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
-        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
     try:
+        if standard:
+            _check_standard(connection)
+        _check_path(connection, file)
+        if standard:
+            with _OPENING:
+                _refuse_beside_ours(file)
+                file.lend(connection)
         if standard and connection.isolation_level is not None and not connection.in_transaction:
             # As sqlite3 itself does before a change; a savepoint alone would be committed.
             connection.execute("BEGIN IMMEDIATE")
@@ -4733,10 +4747,8 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
 
 
-def _check_standard(connection: Any, file: File) -> None:
-    """Refuses what is no connection of the standard sqlite3; and one that is, while our
-    SQLite has the file open in this process: there are two SQLite libraries then, and when
-    one of them closes the file, the locks of the other are gone."""
+def _check_standard(connection: Any) -> None:
+    """Refuses what is no connection of the standard sqlite3 either."""
     standard = sys.modules.get("sqlite3")
     if standard is None or not isinstance(connection, standard.Connection):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
@@ -4745,6 +4757,19 @@ def _check_standard(connection: Any, file: File) -> None:
     if standard.sqlite_version_info < (3, 38):
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
+
+
+def _check_path(connection: Any, file: File) -> None:
+    """Refuses a connection to another file than ours."""
+    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
+        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
+
+
+def _refuse_beside_ours(file: File) -> None:
+    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
+    are two SQLite libraries then, and when one of them closes the file, the locks of the
+    other are gone."""
     for ours in apsw.connections():
         path = _filename(ours)
         if path and os.path.exists(path) and os.path.samefile(path, file.path):

@@ -255,7 +255,41 @@ def test_a_node_is_not_started_either(noting: Note, path: Path) -> None:
     connection.close()
 
 
+def test_a_connection_that_was_refused_keeps_nobody_from_the_file(
+    noting: Note, tmp_path: Path
+) -> None:
+    home(noting).count()
+    home(noting).close()
+    other = sqlite3.connect(tmp_path / "other.db")
+    with pytest.raises(OptionError, match=r"the jobs are in .*app.db"):
+        noting.using(connection=other).enqueue()
+    assert home(noting).count() == 0
+    other.close()
+
+
+def test_connections_are_kept_in_mind_once_and_only_while_they_are_open(
+    noting: Note, path: Path
+) -> None:
+    lent = home(noting).store.file.lent
+    for _ in range(3):
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            for _ in range(3):
+                noting.using(connection=connection).enqueue()
+            connection.commit()
+            assert lent == [connection]
+    assert home(noting).count() == 9
+    assert lent == []
+
+
 # What is no connection to the file
+
+
+def test_a_connection_that_was_closed_is_refused_in_words_of_ours(
+    noting: Note, connection: Any
+) -> None:
+    connection.close()
+    with pytest.raises(FileError, match=r"app.db: .*closed"):
+        noting.using(connection=connection).enqueue()
 
 
 def test_a_connection_to_another_file_is_refused(noting: Note, tmp_path: Path) -> None:
