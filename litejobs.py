@@ -281,8 +281,8 @@ class FileError(LitejobsError):
 
 @attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
-    """The file was removed, moved or replaced while it was open: what was written
-    since then is not in the file that now bears the name."""
+    """The file was removed, moved or replaced while it was open, or its WAL was: what was
+    being written then may not be in the file that now bears the name."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -4331,6 +4331,22 @@ def _check_sqlite() -> None:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
+Mark = tuple[int, int]
+"""Device and inode: what tells a file from others that bear its name."""
+TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
+TRUSTED = 0.001
+"""Seconds for which a look at the names is trusted: nobody opens a file anew that fast."""
+LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
+
+
+def _mark(path: str) -> Mark:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 def _locate(path: Path, create: bool) -> Path:
     """The real place of the file, which then exists, private to its user.
 
@@ -4341,9 +4357,10 @@ def _locate(path: Path, create: bool) -> Path:
         place = path.parent.resolve(strict=True) / path.name
         str(place).encode()  # SQLite takes no name that is not text.
         if create:
+            _put_aside(place)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        mode = os.lstat(place).st_mode
+        found = os.lstat(place)
     except NotADirectoryError:
         raise FileError(str(path), f"{path.parent} is not a folder") from None
     except FileNotFoundError:
@@ -4354,13 +4371,37 @@ def _locate(path: Path, create: bool) -> Path:
         raise FileError(str(path), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
         raise FileError(str(path), f"is no name of a file: {error}") from None
-    if stat.S_ISLNK(mode):
+    if stat.S_ISLNK(found.st_mode):
         raise FileError(str(path), "is a symbolic link: name the file that it leads to")
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(found.st_mode):
         raise FileError(str(path), "is a folder: name a file in it")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise FileError(str(path), "is not a regular file")
+    if found.st_nlink > 1:
+        raise FileError(str(path), LINKED)
     return place
+
+
+def _put_aside(place: Path) -> None:
+    """Renames a WAL that was left by a file which had this name, and removes the memory that
+    went with it: SQLite would delete the one, and share the other with those who still have
+    that file open. Before there is a first page, SQLite makes neither."""
+    wal, shm = f"{place}-wal", f"{place}-shm"
+    left = _mark(wal), _mark(shm)
+    with contextlib.suppress(OSError):
+        if any(map(any, left)) and not (place.exists() and place.stat().st_size):
+            _rename_wal(wal, shm, left)
+
+
+def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
+    """Keeps a WAL apart from whatever file has the name now; if it is still the one that was
+    seen."""
+    if any(left[1]) and _mark(shm) == left[1]:
+        os.unlink(shm)
+    if any(left[0]) and _mark(wal) == left[0]:
+        aside = f"{wal}-{left[0][1]}"
+        os.rename(wal, aside)
+        logger.warning("%s was of a file that is not there any more: it is kept in %s", wal, aside)
 
 
 def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
@@ -4478,15 +4519,6 @@ def _translated(error: apsw.Error, path: str) -> FileError:
     return FileError(path, f"{type(error).__name__}: {error}")
 
 
-Identity = tuple[int, int, int, int]
-
-
-def _identity(path: str, wal: str) -> Identity:
-    """Device and inode of the file and of its WAL."""
-    file, log = os.stat(path), os.stat(wal)
-    return file.st_dev, file.st_ino, log.st_dev, log.st_ino
-
-
 @attrs.define(eq=False, repr=False)
 class File:
     """The file, through one connection that the threads of a process take turns with."""
@@ -4496,9 +4528,15 @@ class File:
     create: bool = True
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
+    joined: int = 0
+    """How many nodes have joined through it: to them another file of this name means nothing."""
     _connection: apsw.Connection | None = None
-    _identity: Identity = (0, 0, 0, 0)
-    _names: tuple[str, str] = ("", "")
+    _names: tuple[str, str, str] = ("", "", "")
+    """Of the file, its WAL and the memory that it shares."""
+    _marks: tuple[Mark, ...] = ()
+    """What they led to when it was opened."""
+    _seen_at: float = 0.0
+    """When they were seen to lead there."""
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
@@ -4553,6 +4591,8 @@ class File:
         return self._connection
 
     def _open(self) -> None:
+        if self.joined and not self._is_there():
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         synchronous = "full" if self.durability == "full" else "normal"
         give_up = time.monotonic() + PATIENCE
@@ -4567,8 +4607,8 @@ class File:
                 time.sleep(random.uniform(0.001, 0.02))
         self._pid = os.getpid()
         self._opened += 2**32
-        self._names = str(place), f"{place}-wal"
-        self._identity = _identity(*self._names)
+        self._names = str(place), f"{place}-wal", f"{place}-shm"
+        self._marks, self._seen_at = tuple(map(_mark, self._names)), 0.0
         self.path = place
 
     def close(self) -> None:
@@ -4576,7 +4616,75 @@ class File:
         with self.turn:
             connection, self._connection = self._connection, None
             if connection is not None and self._pid == os.getpid():
+                if not self._links():
+                    with contextlib.suppress(apsw.Error, OSError):
+                        self._let_go(connection)
                 connection.close()
+
+    def _links(self) -> int:
+        """How many names the file has: none, if a name leads to another one than is open."""
+        try:
+            file, wal, shm = map(os.stat, self._names)
+        except OSError:
+            return 0
+        marks = (file.st_dev, file.st_ino), (wal.st_dev, wal.st_ino), (shm.st_dev, shm.st_ino)
+        if marks != self._marks or not file.st_size:
+            return 0
+        if file.st_nlink > 1:
+            return file.st_nlink
+        self._seen_at = time.monotonic()
+        return 1
+
+    def _is_there(self) -> bool:
+        """Whether the file still has its name, and has not been emptied, which SQLite never
+        does. Its WAL may have lost its own."""
+        try:
+            found = os.stat(self._names[0])
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
+
+    def check(self) -> None:
+        """Finds out whether what is open is what its name leads to: before it is used, since
+        who writes to files that others have opened anew destroys what they have written.
+
+        Raises:
+            FileReplacedError: it is not; the next use takes the file that is there by then.
+            FileError: the file has a second name.
+        """
+        if time.monotonic() - self._seen_at < TRUSTED:
+            return
+        links = self._links()
+        if links > 1:
+            raise FileError(str(self.path), LINKED)
+        if not links:
+            self.close()
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+
+    def _let_go(self, connection: apsw.Connection) -> None:
+        """Saves what there is to save before a connection is closed that has lost its names."""
+        # Now others may have made a WAL of the same name, which is not ours to remove.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if not self._is_there():
+            # SQLite would take the WAL of this file for that of whichever has the name now.
+            _rename_wal(*self._names[1:], self._marks[1:])
+        give_up = time.monotonic() + PATIENCE
+        while self._has_only_lost_its_wal() and time.monotonic() < give_up:
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
+                break
+            except apsw.BusyError:  # Somebody else is at it, who has had it open, too.
+                time.sleep(random.uniform(0.001, 0.005))
+
+    def _has_only_lost_its_wal(self) -> bool:
+        """Whether what was in the WAL can still go into the file: nobody has written to a new
+        one."""
+        _, wal, shm = self._names
+        if not os.path.exists(wal):
+            return self._is_there()
+        return not os.path.getsize(wal) and _mark(shm) == self._marks[2] and self._is_there()
 
     def reading(self) -> Turn:
         """The connection in a `with` statement, for statements that only read."""
@@ -4588,7 +4696,7 @@ class File:
         Raises:
             BusyError: others kept the lock for too long.
             OutcomeUnknownError: the commit failed half-way.
-            FileReplacedError: the commit went to a file that has lost its name.
+            FileReplacedError: the file, or its WAL, has lost its name.
         """
         return Turn(self, writes=True)
 
@@ -4622,13 +4730,9 @@ class File:
                 self.close()
             problem = f"a commit failed ({error}); what it wrote may be there or not"
             raise OutcomeUnknownError(str(self.path), problem) from error
-        try:
-            same = _identity(*self._names) == self._identity
-        except OSError:
-            same = False
-        if not same:
+        if not self._links():
             self.close()
-            problem = "was removed, moved or replaced while it was open; the last commit is lost"
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
 
 
@@ -4675,8 +4779,7 @@ class Turn:
         self._file.turn.acquire()
         try:
             self._connection = self._file.connection()
-            if self._writes:
-                self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
         except BaseException as error:
             self._file.turn.release()
             self._raise_as_ours(error)
@@ -4700,9 +4803,20 @@ class Turn:
             self._file.turn.release()
         self._raise_as_ours(error)
 
+    def _begin(self) -> None:
+        if self._writes:
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._file.check()
+        except FileError:
+            if self._writes:
+                self._roll_back()
+            raise
+
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        with contextlib.suppress(apsw.ConnectionClosedError):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.Error):
@@ -4724,7 +4838,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         _check_path(connection, file)
         if standard:
             with _OPENING:
-                _refuse_beside_ours(file)
+                _check_no_other(file)
                 file.lend(connection)
         if standard and connection.isolation_level is not None and not connection.in_transaction:
             # As sqlite3 itself does before a change; a savepoint alone would be committed.
@@ -4766,16 +4880,20 @@ def _check_path(connection: Any, file: File) -> None:
         raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
 
 
-def _refuse_beside_ours(file: File) -> None:
+def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
     are two SQLite libraries then, and when one of them closes the file, the locks of the
     other are gone."""
-    for ours in apsw.connections():
-        path = _filename(ours)
-        if path and os.path.exists(path) and os.path.samefile(path, file.path):
-            problem = "litejobs has the file open in this process, through another SQLite library"
-            advice = "close() it and work elsewhere, or give it a connection of apsw's"
-            raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
+    if _apsw_has(file.path):
+        problem = "litejobs has the file open in this process, through another SQLite library"
+        advice = "close() it and work elsewhere, or give it a connection of apsw's"
+        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
+
+
+def _apsw_has(place: Path) -> bool:
+    """Whether our SQLite has a file open in this process, for whomever."""
+    paths = map(_filename, apsw.connections())
+    return any(p and os.path.exists(p) and os.path.samefile(p, place) for p in paths)
 
 
 def _filename(connection: apsw.Connection) -> str:
@@ -6676,6 +6794,7 @@ class Nodes:
             )
             self._keep_hidden(connection, hidden)
             presence = Presence.create(self.file.presence_path(node))
+        self.file.joined += 1
         return node, presence
 
     def _keep_hidden(
@@ -7634,10 +7753,14 @@ class Store:
         return due
 
     def leave(self, node: int, presence: Presence) -> None:
-        """Takes a node off the list. What it still held is rescued."""
+        """Takes a node off the list. What it still held is rescued; unless the file is gone."""
         presence.close()
-        self.nodes.rescue(node)
-        self.meter.flush()
+        try:
+            with contextlib.suppress(FileReplacedError):
+                self.nodes.rescue(node)
+                self.meter.flush()
+        finally:
+            self.file.joined -= 1
 
     def changes(self) -> int:
         """A number that is another one after others have committed."""
@@ -10217,10 +10340,13 @@ class Supervisor:
     def _see_out(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
-        while self._crew.workers:
-            self._hear_all(60.0)
-            self._settle_last()
-        self._close()
+        try:
+            while self._crew.workers:
+                self._hear_all(60.0)
+                self._settle_last()
+            self._close()
+        except FileError as error:
+            logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
         settlements = self._clerk.settlements
@@ -10229,18 +10355,20 @@ class Supervisor:
             self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
 
     def _close(self) -> None:
-        try:
+        with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
+            closing.callback(self._say_goodbye)
+            closing.callback(self._bell.close)
+            closing.callback(self._ear.close)
+            closing.callback(self.store.close)
+            closing.callback(self.store.leave, self._node, self._presence)
             self._note()
             self._settle_last()
             self._herald.tell_ended()
-        finally:
-            self.store.leave(self._node, self._presence)
-            self.store.close()
-            self._ear.close()
-            self._bell.close()
-            logger.info("node %s left", self.serves.node)
-            self._beat.tell("node_left")
-            self.events.close(max(self.grace, FAREWELL))
+
+    def _say_goodbye(self) -> None:
+        logger.info("node %s left", self.serves.node)
+        self._beat.tell("node_left")
+        self.events.close(max(self.grace, FAREWELL))
 
     # Spawn
 

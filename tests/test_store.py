@@ -601,7 +601,16 @@ class TestTheFileThatIsTakenAway:
         for each in path.parent.glob("jobs.db*"):
             each.unlink()
 
-    @pytest.mark.parametrize("act", [remove, rename, replace, lose_the_wal, lose_all])
+    def lose_the_shared_memory(self, path: Path) -> None:
+        path.with_name("jobs.db-shm").unlink()
+
+    def empty(self, path: Path) -> None:
+        os.truncate(path, 0)
+
+    @pytest.mark.parametrize(
+        "act",
+        [remove, rename, replace, lose_the_wal, lose_the_shared_memory, lose_all, empty],
+    )
     def test_is_noticed_at_the_next_commit(
         self, act: Callable[[object, Path], None], path: Path
     ) -> None:
@@ -632,6 +641,90 @@ class TestTheFileThatIsTakenAway:
         assert store.catalogue.count(Match()) == 8
         crew.tell("kept.pop().close()", path, 1)
         assert store.catalogue.count(Match()) == 8
+        store.close()
+
+    def test_is_noticed_before_anything_is_written(self, crew: Crew, path: Path) -> None:
+        """Without its shared memory this process would write over what the other one wrote."""
+        store = Store.at(path)
+        store.intake.enqueue([new()])
+        self.lose_the_shared_memory(path)
+        begin = f"[kept.append(jobs), jobs.store.intake.enqueue([litejobs.Batch{tuple(new())!r}])]"
+        assert crew.tell(f"{begin} and jobs.count()", path, 1) == [2]
+        with pytest.raises(FileReplacedError, match="nothing was written"):
+            store.catalogue.count(Match())
+        assert store.intake.enqueue([new()])[0] == 3
+        crew.tell("kept.pop().close()", path, 1)
+        assert store.catalogue.count(Match()) == 3
+        store.close()
+
+    @pytest.mark.parametrize("act", [lose_the_wal, lose_the_shared_memory])
+    def test_keeps_what_was_acknowledged_if_it_has_only_lost_its_wal(
+        self, act: Callable[[object, Path], None], path: Path
+    ) -> None:
+        for end in (Store.changes, Store.close):
+            store = Store.at(path)
+            store.intake.enqueue([new() for _ in range(5)])
+            act(self, path)
+            with contextlib.suppress(FileReplacedError):
+                end(store)
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "10\n"
+
+    def test_is_not_mixed_with_the_one_that_takes_its_place(self, path: Path) -> None:
+        """SQLite would take the WAL that is left for that of the other file."""
+        other = Store.at(path.with_name("other.db"))
+        other.intake.enqueue([new(name="theirs")])
+        other.close()
+        store = Store.at(path)
+        store.intake.enqueue([new(name="ours") for _ in range(50)])
+        path.with_name("other.db").replace(path)
+        with pytest.raises(FileReplacedError):
+            store.intake.enqueue([new(name="ours")])
+        store.intake.enqueue([new(name="ours")])
+        assert [store.catalogue.get(id).name for id in (1, 2)] == ["theirs", "ours"]
+        assert store.catalogue.count(Match()) == 2
+        store.close()
+
+    def test_leaves_its_wal_to_who_looks_for_its_jobs(self, path: Path) -> None:
+        store = Store.at(path)
+        store.intake.enqueue([new() for _ in range(50)])
+        self.rename(path)
+        with pytest.raises(FileReplacedError):
+            store.intake.enqueue([new()])
+        (wal,) = path.parent.glob("jobs.db-wal-*")
+        wal.rename(path.with_name("elsewhere.db-wal"))
+        moved = Store.at(path.with_name("elsewhere.db"))
+        assert moved.catalogue.count(Match()) in (50, 51), "the last one was refused"
+        moved.close()
+        store.close()
+
+    def test_leaves_its_wal_alone_when_somebody_makes_a_new_one(
+        self, path: Path, crew: Crew
+    ) -> None:
+        old = Store.at(path)
+        old.intake.enqueue([new() for _ in range(50)])
+        self.rename(path)
+        insert = f"len(jobs.store.intake.enqueue([litejobs.Batch{tuple(new())!r}]))"
+        assert crew.tell(insert, path, 1) == [1]
+        assert list(path.parent.glob("jobs.db-wal-*"))
+        with pytest.raises(FileReplacedError):
+            old.changes()
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "1\n"
+        old.close()
+
+    def test_that_has_a_second_name_is_refused_as_long_as_it_has(self, path: Path) -> None:
+        store = Store.at(path)
+        store.intake.enqueue([new()])
+        second = path.with_name("second.db")
+        os.link(path, second)
+        with pytest.raises(FileError, match=r"jobs\.db: has a second name, a hard link"):
+            [store.changes() for _ in range(10_000)]
+        for name in (path, second):
+            with pytest.raises(FileError, match="has a second name, a hard link"):
+                Store.at(name).changes()
+        second.unlink()
+        before = store.catalogue.count(Match())
+        store.intake.enqueue([new()])
+        assert store.catalogue.count(Match()) == before + 1
         store.close()
 
     def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:

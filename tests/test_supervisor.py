@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
 
-from litejobs import SIGN, Constant, Failure, Inbox, Job, LiteJobs, Moved
+from litejobs import SIGN, Constant, Failure, FileReplacedError, Inbox, Job, LiteJobs, Moved
 
 GRACE = 0.3
 PATIENT = 20.0
@@ -719,6 +719,37 @@ def test_work_until_empty_leaves_what_it_does_not_know(jobs: LiteJobs, programs:
         ("pending", 0)
     }
     assert later.refresh().state == "scheduled"
+
+
+# The file is taken away
+
+
+def test_an_idle_node_ends_when_its_file_is_removed(jobs: LiteJobs) -> None:
+    with jobs.start(threads=1) as pool:
+        jobs.path.unlink()
+        with pytest.raises(FileReplacedError, match="was removed, moved or replaced"):
+            pool.wait(PATIENT)
+    assert not jobs.path.exists(), "a node that leaves makes no new one"
+
+
+def test_a_node_whose_file_is_replaced_leaves_the_jobs_of_the_other_one_alone(
+    jobs: LiteJobs, log: Path
+) -> None:
+    """Ids and claims are small numbers: there may be the same in both."""
+    other = jobs.path.with_name("other.db")
+    with LiteJobs(other) as theirs:
+        theirs.define(name="nap")(lambda: None).enqueue()
+        with theirs.store.file.writing() as connection:
+            connection.execute("UPDATE litejobs_job SET state = 'running', claim = 1, holder = 99")
+    with jobs.start(workers=1, grace=0) as pool:
+        trouble.nap_and_tell.enqueue(str(log), FAR)
+        eventually(lambda: lines(log))
+        other.replace(jobs.path)
+        with pytest.raises(FileReplacedError):
+            pool.wait(PATIENT)
+    with LiteJobs(jobs.path) as theirs:
+        assert [job.state for job in theirs.find()] == ["running"]
+        assert theirs.nodes() == []
 
 
 # Forks

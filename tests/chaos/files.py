@@ -35,6 +35,7 @@ from typing import Any, Literal, NamedTuple
 import apsw
 import attrs
 
+import litejobs
 from litejobs import (
     Claimed,
     Durability,
@@ -247,6 +248,7 @@ def files(run: Run) -> None:
     if not hasattr(os, "pidfd_open"):
         run.counts["skipped (this needs Linux)"] += 1
         return
+    litejobs.PATIENCE = 1.0  # Who has emptied the file has not taken the locks on it away.
     shelf = run.folder / "shelf"
     shelf.mkdir()
     with _process(lambda line: _fill(shelf, line)) as line:
@@ -373,6 +375,8 @@ class _Case:
 
     def _judge_notice(self, calls: Sequence[Call], changed: float) -> None:
         """Who had the file open is refused, at the first call that begins after the change."""
+        if self.change.act is linked:
+            changed += litejobs.TRUSTED
         later = [call for call in calls if call.began > changed]
         sooner = [call for call in calls if call.began <= changed]
         blind = [call for call in later if not call.error]
@@ -386,7 +390,7 @@ class _Case:
 
     def _judge_kept(self, told: Sequence[Sequence[Call]], began: float, ended: float) -> None:
         """What was acknowledged before the change, and during it, is where the file is."""
-        if self.change.kept == "gone":
+        if self.change.kept == "gone" or self._is_lost_to_a_newcomer():
             return
         sooner: set[str] = set()
         for calls in told:
@@ -394,6 +398,10 @@ class _Case:
             sooner.update(n for call in sound if call.began <= ended for n in call.marks)
         place = self.scene.path if self.change.kept == "there" else self.scene.moved
         self._expect(sooner, place, "acknowledged before the change")
+
+    def _is_lost_to_a_newcomer(self) -> bool:
+        """Whether somebody has made a new WAL in place of the one that was removed."""
+        return self.change.act is wal_and_shm_removed and self.witness == "with a newcomer"
 
     def _judge_later(self, told: Sequence[Sequence[Call]], ended: float) -> None:
         """What was acknowledged after the change is in the file of that name, and what another
@@ -592,13 +600,17 @@ def _work(scene: Scene, change: Change, line: Connection) -> None:
     """A node, which may have nothing to do any more when the change comes."""
     with LiteJobs(scene.path, durability=scene.durability) as jobs:
         jobs.define(name="note")(_note)
-        with jobs.start(threads=1) as pool:
-            line.send("open")
-            line.recv()
-            line.recv()
-            call = _call(lambda: pool.wait(SOON if change.noticed == "once" else 0.0))
-            line.send([call] if call.error or change.noticed == "once" else [])
-            line.recv()
+        pool = jobs.start(threads=1)
+        pool.__enter__()
+        line.send("open")
+        line.recv()
+        line.recv()
+        must_end = change.noticed == "once"
+        call = _call(partial(pool.wait, SOON if must_end else 0.0))
+        line.send([call] if call.error or must_end else [])
+        line.recv()
+        with contextlib.suppress(LitejobsError):
+            pool.__exit__(None, None, None)
 
 
 ORDEALS = (Ordeal(files, quick=90, full=8_500, unit="changes"),)
