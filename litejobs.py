@@ -4302,6 +4302,8 @@ MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
 _OPENING = threading.Lock()
+_FILES: weakref.WeakSet[File] = weakref.WeakSet()
+"""All of this process: it has one set of locks on a file, whoever in it has that open."""
 
 
 def _patient() -> Callable[[int], bool]:
@@ -4546,6 +4548,7 @@ class File:
     is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
+        _FILES.add(self)
         _close_before_forks(self)
 
     def presence_path(self, node: int) -> str:
@@ -4584,6 +4587,7 @@ class File:
             self._connection = None
         if self._connection is None:
             _check_sqlite()
+            _keep_others_out()
             with _OPENING:
                 self.refuse_while_lent()
                 self._open()
@@ -4594,6 +4598,7 @@ class File:
         if self.joined and not self._is_there():
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
+        _refuse_beside_others(place)
         synchronous = "full" if self.durability == "full" else "normal"
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -4634,6 +4639,10 @@ class File:
             return file.st_nlink
         self._seen_at = time.monotonic()
         return 1
+
+    def is_open_as(self, mark: Mark) -> bool:
+        """Whether this process would lose locks of ours if it closed that file."""
+        return self._connection is not None and mark in (self._marks[0], self._marks[2])
 
     def _is_there(self) -> bool:
         """Whether the file still has its name, and has not been emptied, which SQLite never
@@ -4734,6 +4743,61 @@ class File:
             self.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
+
+
+@functools.cache
+def _keep_others_out() -> None:
+    if sys.platform != "win32":  # Where each handle has locks of its own.
+        sys.addaudithook(_refuse_beside_ours)
+
+
+def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
+    """Lets nothing else in this process open a file that is open here, neither the standard
+    sqlite3 nor `open`: when they close it, the system drops the locks of our SQLite as well,
+    and others would delete the WAL that it is writing. (ATTACH is not heard of.)
+
+    Raises:
+        FileError: the file is open.
+    """
+    if event not in ("open", "sqlite3.connect"):
+        return
+    path = arguments[0]
+    if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
+        return  # It is open already; or it is new.
+    try:
+        mark = _mark(_plain_path(os.fsdecode(path)))
+    except (TypeError, ValueError):
+        return  # It is no path: they will say so.
+    if any(mark) and any(file.is_open_as(mark) for file in _FILES.copy()):
+        problem = "litejobs has the file open in this process, and would lose its locks on it"
+        advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
+        raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+
+
+def _plain_path(name: str) -> str:
+    """The path in a name that may be a URI, as sqlite3 takes it."""
+    if not name.startswith("file:"):
+        return name
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(name).path)
+
+
+def _refuse_beside_others(place: Path) -> None:
+    """Finds out whether something in this process has the file open that is not our SQLite.
+
+    Raises:
+        FileError: it has; when it closes the file, the locks of our SQLite would be gone.
+    """
+    if sys.platform == "win32":
+        return
+    mark = _mark(str(place))
+    for number in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):
+            found = os.fstat(int(number))
+            if (found.st_dev, found.st_ino) == mark and not _apsw_has(place):
+                problem = "something else in this process has the file open, sqlite3 it may be"
+                raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
 
 
 def _is_closed(connection: Any) -> bool:

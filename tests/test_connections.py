@@ -225,10 +225,11 @@ def test_a_running_node_takes_it_soon_after_the_commit(
 
 def test_sqlite3_is_refused_while_our_sqlite_has_the_file_open(noting: Note, path: Path) -> None:
     home(noting).count()
-    connection = sqlite3.connect(path)
-    with pytest.raises(OptionError, match="open in this process, through another SQLite library"):
-        noting.using(connection=connection).enqueue()
+    for name in (path, str(path).encode(), path.parent / "." / path.name, f"file:{path}?mode=ro"):
+        with pytest.raises(FileError, match="has the file open in this process, and would lose"):
+            sqlite3.connect(name, uri=True)
     home(noting).close()
+    connection = sqlite3.connect(path)
     noting.using(connection=connection).enqueue()
     connection.commit()
     connection.close()
@@ -253,6 +254,39 @@ def test_a_node_is_not_started_either(noting: Note, path: Path) -> None:
     with pytest.raises(FileError, match="which is still open"):
         home(noting).drain()
     connection.close()
+
+
+def test_so_is_whatever_else_would_close_the_file_and_drop_its_locks(
+    noting: Note, path: Path
+) -> None:
+    noting.enqueue(1)
+    for each in (path, path.with_name("app.db-shm")):
+        with pytest.raises(FileError, match=r"close\(\) it first, .*backup\(\), or work elsewhere"):
+            each.read_bytes()
+    # On the WAL there are no locks, and these are other files.
+    assert path.with_name("app.db-wal").read_bytes()
+    path.with_name("other.db").write_bytes(b"")
+    sqlite3.connect(":memory:").close()
+    with pytest.raises(sqlite3.OperationalError):
+        sqlite3.connect(path.parent)
+    home(noting).close()
+    assert path.read_bytes().startswith(b"SQLite")
+
+
+def test_our_sqlite_does_not_open_a_file_that_this_process_has_open_otherwise(
+    noting: Note, path: Path
+) -> None:
+    noting.enqueue(1)
+    home(noting).close()
+    connection = sqlite3.connect(path)
+    with path.open("rb"):
+        for _ in range(2):
+            with pytest.raises(FileError, match="something else in this process has the file"):
+                noting.enqueue(2)
+            connection.close()
+    theirs = apsw.Connection(str(path))
+    assert noting.enqueue(3).id == 2, "what uses our SQLite has the same locks"
+    theirs.close()
 
 
 def test_a_connection_that_was_refused_keeps_nobody_from_the_file(
