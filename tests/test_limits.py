@@ -655,9 +655,7 @@ class TestRunningNodes:
             jobs.register(*trouble.DEFINITIONS)
             yield jobs
 
-    def test_heed_a_pause_and_a_resume(
-        self, jobs: LiteJobs, log: Path, programs: Programs
-    ) -> None:
+    def test_heed_a_pause_and_a_resume(self, jobs: LiteJobs, log: Path, programs: Programs) -> None:
         programs.node(jobs.path)
         eventually(jobs.nodes)
         jobs.queue("mail").pause()
