@@ -145,6 +145,9 @@ def rehearse(run: Run, disk: Disk, case: Case) -> Rehearsed:
     ended = in_child(act)
     ended.expect(run, (0,), f"{case}, undisturbed")
     *states, touches = ended.said
+    for deed, before, after in zip(SCENES[case.scene].deeds, states, states[1:], strict=False):
+        if deed in ("enqueue", "enqueue many"):
+            run.expect(before != after, f"{case}: {deed!r} was acknowledged, and is not there")
     return Rehearsed(case, states, touches)
 
 
