@@ -17,7 +17,7 @@ from programs import Programs, alive, beside, eventually, lines, misdeeds, never
 from litejobs import Job, LiteJobs, Moved, OptionError
 
 GRACE = 0.3
-PATIENT = 20.0
+PATIENT = 60.0
 FAR = 60.0
 """Seconds that no test waits for."""
 MARGIN = 2.0

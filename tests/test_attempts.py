@@ -31,7 +31,7 @@ from litejobs import (
     main,
 )
 
-PATIENT = 20.0
+PATIENT = 60.0
 GRACE = 0.3
 MIB = 2**20
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="it takes /proc")

@@ -27,7 +27,7 @@ from litejobs import (
 )
 
 Note = Definition[..., Any, Any]
-PATIENT = 20.0
+PATIENT = 60.0
 
 
 def note(n: int = 0) -> int:

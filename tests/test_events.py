@@ -35,7 +35,7 @@ from litejobs import (
     rescue,
 )
 
-PATIENT = 20.0
+PATIENT = 60.0
 AT_ONCE = Constant(0)
 
 

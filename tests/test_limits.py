@@ -36,7 +36,7 @@ from litejobs import (
 )
 
 SECOND = timedelta(seconds=1)
-PATIENT = 20.0
+PATIENT = 60.0
 
 
 def note(n: int = 0) -> int:

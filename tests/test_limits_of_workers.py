@@ -26,7 +26,7 @@ from litejobs import (
 )
 
 GRACE = 0.3
-PATIENT = 20.0
+PATIENT = 60.0
 NOW = Constant(0, jitter="none")
 
 
@@ -56,7 +56,7 @@ class TestMemory:
         self, real: LiteJobs, log: Path
     ) -> None:
         with real.start(workers=1, grace=GRACE):
-            neighbour = beside.rest_and_tell.using(max_attempts=1).enqueue(str(log), 0.7)
+            neighbour = beside.rest_and_tell.using(max_attempts=1).enqueue(str(log), 1.5)
             eventually(lambda: lines(log))
             culprit = beside.devour_aside.enqueue()
             assert culprit.wait(PATIENT).state == "failed"

@@ -32,7 +32,7 @@ from litejobs import (
 )
 
 T = TypeVar("T")
-PATIENT = 20.0
+PATIENT = 60.0
 SPOKEN: contextvars.ContextVar[str] = contextvars.ContextVar("SPOKEN", default="nothing")
 
 Enqueue = Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]

@@ -30,7 +30,7 @@ from litejobs import (
     store_progress,
 )
 
-PATIENT = 20.0
+PATIENT = 60.0
 
 
 @define

@@ -22,7 +22,7 @@ from programs import Programs, alive, children, eventually, lines, misdeeds, nev
 from litejobs import SIGN, Constant, Failure, FileReplacedError, Inbox, Job, LiteJobs, Moved
 
 GRACE = 0.3
-PATIENT = 20.0
+PATIENT = 60.0
 FAR = 60.0
 """Seconds that no test waits for."""
 
@@ -163,7 +163,7 @@ def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
     node = programs.node(jobs.path, "--workers", "2")
-    held = [trouble.nap_and_tell.enqueue(str(log), 1.5) for _ in range(2)]
+    held = [trouble.nap_and_tell.enqueue(str(log), 3.0) for _ in range(2)]
     eventually(lambda: len(lines(log)) == 2)
     stopped = [node.pid, *children(node.pid)]
     for pid in stopped:

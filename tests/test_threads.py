@@ -19,7 +19,7 @@ from programs import Programs, eventually, lines, never, trouble
 
 from litejobs import Constant, Context, LiteJobs, Moved, OptionError, WorkerError
 
-PATIENT = 20.0
+PATIENT = 60.0
 FAR = 60.0
 GRACE = 0.3
 AT_ONCE = Constant(0, jitter="none")

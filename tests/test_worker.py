@@ -16,7 +16,7 @@ from programs import Programs, alive, eventually, lines, trouble
 from litejobs import Definition, DefinitionError, LiteJobs, Moved, WorkerError, define
 
 GRACE = 0.3
-PATIENT = 20.0
+PATIENT = 60.0
 MARGIN = 2.0
 """Seconds by which a busy machine may be late."""
 
