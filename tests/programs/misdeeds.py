@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -162,6 +163,24 @@ def _fork_ten(log: str) -> None:
     note(log, f"ours {os.getpid()}")
     time.sleep(LONG)
     os._exit(0)
+
+
+@define(backoff=AT_ONCE, timeout=LIMIT)
+def leave_a_program_and_hang(log: str) -> None:
+    _start_a_program(log)
+    time.sleep(LONG)
+
+
+@define(backoff=AT_ONCE)
+def leave_a_program_and_crash(log: str) -> None:
+    _start_a_program(log)
+    os._exit(4)
+
+
+def _start_a_program(log: str) -> None:
+    """It has none of its parent's files open."""
+    command = [sys.executable, "-S", "-c", f"import time; time.sleep({LONG})"]
+    note(log, f"ours {subprocess.Popen(command).pid}")
 
 
 @define(backoff=AT_ONCE)
@@ -689,33 +708,37 @@ IN_PYTHON = (
 HANGING = (
     *(_each(work, "timeout", "timeout of 0.3 s") for work in (
         pause_in_c, pause_in_c_for_all, block_signals, swallow_everything, wait_for_itself,
-        leave_ten_and_hang,
     )),
     *(_without_log(work, "timeout", "timeout of 0.5 s") for work in (
         trouble.spin_in_c, trouble.ignore_signals, trouble.stop_itself,
     )),
 )  # fmt: skip
 
-MISDEEDS = (
-    *IN_PYTHON,
-    *HANGING,
-    *_garblers(),
+CRASHING = (
     _without_log(trouble.segfault, "crash", "SIGSEGV"),
     _without_log(trouble.leave_at_once, "crash", "exit code 3"),
     _without_log(trouble.kill_itself, "crash", "SIGKILL"),
-    _without_log(trouble.use_all_memory, "exception", "^MemoryError"),
     _each(abort, "crash", "SIGABRT"),
     _each(overflow_the_stack, "crash", "SIGSEGV"),
     _each(write_to_nowhere, "crash", "SIGSEGV"),
+)
+
+LEAVING = (
+    _each(leave_ten_and_hang, "timeout", "timeout of 0.3 s"),
+    _each(leave_ten_and_crash, "crash", "exit code 4"),
+    _each(leave_ten_and_return, "", result="ten"),
+    _each(leave_a_program_and_hang, "timeout", "timeout of 0.3 s"),
+    _each(leave_a_program_and_crash, "crash", "exit code 4"),
+    _each(leave_one_of_its_own, "crash", "exit code 4"),
+    _each(come_back_twice, "", result="parent"),
+    _each(fail_twice, "exception", "^RuntimeError: parent$"),
+)
+"""Those that leave processes behind."""
+
+MEDDLING = (
+    *_garblers(),
     _each(close_all_and_sleep, "crash|timeout", "SIGKILL|timeout"),
     _each(point_all_elsewhere, "crash|timeout", "SIGKILL|timeout"),
-    _each(leave_ten_and_crash, "crash", "exit code 4"),
-    _each(leave_one_of_its_own, "crash", "exit code 4"),
-    _each(leave_ten_and_return, "", result="ten"),
-    _each(hit_the_limit, "exception", "^MemoryError"),
-    _each(devour, "memory", "157,286,400 bytes"),
-    _each(leave_it_in_disorder, "", result="done"),
-    _each(close_its_streams, "", result="done"),
     Misdeed(
         "close_everything",
         lambda log: trouble.close_everything.bind(),
@@ -724,8 +747,16 @@ MISDEEDS = (
         # Whether its worker is still there to say that it has returned is a matter of luck.
         states=("completed", "failed"),
     ),
+    _each(leave_it_in_disorder, "", result="done"),
+    _each(close_its_streams, "", result="done"),
 )
-"""All that a worker of its own should be able to bear."""
+"""Those that get at what is their worker's."""
+
+DEVOURING = (
+    _without_log(trouble.use_all_memory, "exception", "^MemoryError"),
+    _each(hit_the_limit, "exception", "^MemoryError"),
+    _each(devour, "memory", "157,286,400 bytes"),
+)
 
 TRAITORS = (
     _traitor("segfault", "crash", "SIGSEGV"),
@@ -734,6 +765,11 @@ TRAITORS = (
     _traitor("hang", "timeout", "timeout of 0.3 s"),
 )
 """Those that cannot be told from the good ones before they run."""
+
+MISDEEDS = (
+    TRAITORS, LEAVING, MEDDLING, CRASHING, HANGING, DEVOURING, IN_PYTHON, IN_PYTHON, IN_PYTHON,
+)  # fmt: skip
+"""All that a worker of its own should be able to bear; drawn from each in turn."""
 
 ASIDE = (
     *_failures(fail_aside),
@@ -756,7 +792,8 @@ DEFINITIONS = (
     *trouble.DEFINITIONS, abort, overflow_the_stack, write_to_nowhere, close_all_and_sleep,
     garble_all, point_all_elsewhere, pause_in_c, pause_in_c_for_all, block_signals,
     swallow_everything, wait_for_itself, leave_ten_and_hang, leave_ten_and_crash,
-    leave_ten_and_return, leave_one_of_its_own, come_back_twice, come_back_twice_aside, fail_twice,
+    leave_ten_and_return, leave_a_program_and_hang, leave_a_program_and_crash,
+    leave_one_of_its_own, come_back_twice, come_back_twice_aside, fail_twice,
     hit_the_limit, devour, demand_the_impossible, give, fail_with, fail_aside, leave_it_in_disorder,
     close_its_streams, leave_an_alarm, forbid_depth, spoil_json, spoil_time, end_the_node,
     hang_aside, cling_aside, block_the_loop, good, good_aside,
