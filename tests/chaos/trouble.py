@@ -97,7 +97,7 @@ class Lot:
         if isinstance(what, Misdeed):
             bound = what.bind(str(self.left))
             return bound.using(max_attempts=dice.choice((1, 1, 2)), priority=dice.randint(-1, 1))
-        seconds = dice.choice((0.005, 0.02)) if dice.random() < 0.02 else 0.0
+        seconds = dice.choice((0.005, 0.02)) if dice.random() < 0.005 else 0.0
         definition = misdeeds.good_aside if self.name == "coroutines" else misdeeds.good
         return definition.bind(str(self.notes), what, seconds).using(max_attempts=5)
 
@@ -251,8 +251,7 @@ def bad_jobs(run: Run) -> None:
     few = max(4, run.count // 10)
     face(run, Lot(run, "workers", ("--workers", "3")), misdeeds.MISDEEDS, run.count)
     face(run, Lot(run, "threads", ("--threads", "2")), (misdeeds.IN_PYTHON,), few)
-    aside = Lot(run, "coroutines", ("--workers", "2"), strict=False)
-    face(run, aside, (misdeeds.ASIDE,), few)
+    face(run, Lot(run, "coroutines", ("--workers", "2")), misdeeds.ASIDE, few)
     spoilt = Lot(run, "spoilt", ("--workers", "2"), strict=False)
     face(run, spoilt, (misdeeds.SPOILERS,), few)
 
