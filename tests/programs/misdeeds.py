@@ -35,7 +35,7 @@ from .trouble import note
 AT_ONCE = Constant(0, jitter="none")
 LIMIT = 0.3
 """Seconds that those get which do not end."""
-LONG = 60.0
+LONG = 120.0
 """Seconds that nobody waits for."""
 MIB = 2**20
 
@@ -696,8 +696,6 @@ IN_PYTHON = (
     *_failures(fail_with),
     *_results(),
     _each(demand_the_impossible, "exception", "^MemoryError"),
-    _each(come_back_twice, "", result="parent"),
-    _each(fail_twice, "exception", "^RuntimeError: parent$"),
     _without_log(trouble.call_exit, "exception", "^SystemExit: bye$"),
     _without_log(trouble.interrupt, "exception", "^KeyboardInterrupt"),
     _without_log(trouble.recurse, "exception", "^RecursionError"),
@@ -723,15 +721,25 @@ CRASHING = (
     _each(write_to_nowhere, "crash", "SIGSEGV"),
 )
 
-LEAVING = (
+STARTING = (
     _each(leave_a_program_and_crash, "crash", "exit code 4"),
     _each(leave_a_program_and_hang, "timeout", "timeout of 0.3 s"),
+)
+"""Those that leave programs behind."""
+
+LEAVING = (
     _each(leave_ten_and_crash, "crash", "exit code 4"),
     _each(leave_ten_and_hang, "timeout", "timeout of 0.3 s"),
     _each(leave_ten_and_return, "", result="ten"),
     _each(leave_one_of_its_own, "crash", "exit code 4"),
 )
-"""Those that leave processes behind."""
+"""Those that leave behind what they have forked."""
+
+RETURNING = (
+    _each(come_back_twice, "", result="parent"),
+    _each(fail_twice, "exception", "^RuntimeError: parent$"),
+)
+"""Those of which two return."""
 
 MEDDLING = (
     *_garblers(),
@@ -765,9 +773,12 @@ TRAITORS = (
 """Those that cannot be told from the good ones before they run."""
 
 MISDEEDS = (
-    TRAITORS, LEAVING, MEDDLING, IN_PYTHON, TRAITORS, CRASHING, HANGING, DEVOURING, IN_PYTHON,
+    TRAITORS, STARTING, MEDDLING, IN_PYTHON, RETURNING, CRASHING, TRAITORS, LEAVING, IN_PYTHON,
+    HANGING, DEVOURING,
 )  # fmt: skip
 """All that a worker of its own should be able to bear; drawn from each in turn."""
+
+IN_THREADS = (RETURNING, IN_PYTHON)
 
 ASIDE = (
     tuple(_each(work, "timeout", "timeout of 0.3 s") for work in (
