@@ -9172,7 +9172,8 @@ def _let_go_in_forks(crew: Crew) -> None:
 
 
 NO_JOB = -1
-"""For which a worker was killed by a node that ends: all of its jobs are innocent."""
+"""For which a worker was killed by a node that ends, or that it does not hear any more: all of
+its jobs are innocent."""
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 
 
@@ -9210,6 +9211,8 @@ class Worker:
     """Of what definitions those are."""
     asked: dict[int, Asked] = attrs.field(factory=dict)
     """Which of its jobs were asked to end, by number."""
+    moved_at: float = 0.0
+    """When it was last given a job, or had ended one."""
     used: Used = attrs.field(factory=lambda: Used())
     """What it had used in the end, as far as the system said."""
     _unsent: list[Handed] = attrs.field(factory=list)
@@ -9264,6 +9267,7 @@ class Worker:
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
         since a full pipe would block the supervisor."""
+        self.moved_at = time.monotonic()
         self.handed.update(jobs)
         self.names.update([claimed.name for _, claimed in jobs])
         self._unsent += [(number, tuple(claimed)) for number, claimed in jobs]
@@ -9283,6 +9287,7 @@ class Worker:
     def ended(self, number: int) -> Claimed | None:
         """Takes a job out of its hands that it has run."""
         if claimed := self.handed.pop(number, None):
+            self.moved_at = time.monotonic()
             self.names[claimed.name] -= 1
             if not self.handed:
                 self._bytes_sent = 0
@@ -10081,6 +10086,8 @@ LAST_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 WEIGH = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
+DEAF = 5.0
+"""Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10095,6 +10102,7 @@ class Warden:
     """The ids of jobs that nobody wants any more."""
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
+    deaf_after: float = DEAF
     _weigh_at: float = 0.0
 
     def due(self, workers: Iterable[Worker]) -> Iterator[float]:
@@ -10143,6 +10151,7 @@ class Warden:
             self._watch_crowd(worker, worker.crowd)
         number, started = worker.board.running
         if (claimed := worker.handed.get(number)) is None:
+            self._replace_if_deaf(worker)
             return False
         took = time.monotonic() - started / 1e9
         self._herald.running(number, claimed, worker.pid, took)
@@ -10154,6 +10163,17 @@ class Warden:
         if len(worker.handed) < 2:
             return False
         return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
+
+    def _replace_if_deaf(self, worker: Worker) -> None:
+        """Kills a worker that gets no turn to begin its next job, which has no time-out before
+        it has begun: a thread that an earlier job has left there may hold the interpreter."""
+        if not worker.handed or time.monotonic() < worker.moved_at + self.deaf_after:
+            return
+        if worker.killed_for or any(worker.began(number) for number, _ in worker.claims()):
+            return
+        if worker.kill is not None:
+            logger.error("worker %d is replaced: it begins nothing", worker.pid)
+            worker.end(NO_JOB)
 
     def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
         now = time.monotonic()

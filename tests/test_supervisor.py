@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
 
-from litejobs import SIGN, Constant, Failure, FileReplacedError, Inbox, Job, LiteJobs, Moved
+from litejobs import (
+    SIGN,
+    Constant,
+    Failure,
+    FileReplacedError,
+    Inbox,
+    Job,
+    LiteJobs,
+    Moved,
+    used_by,
+)
 
 GRACE = 0.3
 PATIENT = 60.0
@@ -960,3 +970,18 @@ def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     with pytest.raises(EOFError):
         list(inbox.take())
     ours.close()
+
+
+def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: Path) -> None:
+    """A job had left a thread behind that keeps the interpreter: the next one was running for
+    ever, for the file, and its timeout did not matter, since it had not begun."""
+    jobs.register(misdeeds.leave_a_hog)
+    with jobs.start(workers=1, grace=GRACE) as pool:
+        pool._supervisor._warden.deaf_after = 0.3
+        worker = trouble.whoami.enqueue().result(PATIENT)
+        assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
+        spent = used_by(worker).cpu or 0
+        eventually(lambda: (used_by(worker).cpu or 0) > spent + 100_000_000)
+        job = trouble.whoami.using(max_attempts=1).enqueue()
+        assert job.result(PATIENT) != worker
+        assert (job.refresh().attempt, job.errors) == (1, ())

@@ -539,6 +539,18 @@ def spoil_time(log: str) -> str:
 
 
 @define
+def leave_a_hog(log: str) -> str:
+    """A thread that lets no other one have the interpreter, once the job has returned."""
+
+    def hog() -> None:
+        time.sleep(0.1)
+        sum(range(10**12))
+
+    threading.Thread(target=hog, daemon=True).start()
+    return "done"
+
+
+@define
 def end_the_node(log: str) -> str:
     """Asks its own supervisor to stop."""
     os.kill(os.getppid(), signal.SIGTERM)
@@ -790,7 +802,7 @@ ASIDE = (
 
 SPOILERS = tuple(
     _each(work, "", result="done")
-    for work in (leave_an_alarm, forbid_depth, spoil_json, spoil_time)
+    for work in (leave_a_hog, leave_an_alarm, forbid_depth, spoil_json, spoil_time)
 )
 """Those that spoil their worker for whoever runs in it next: nobody can give that back."""
 
@@ -803,6 +815,6 @@ DEFINITIONS = (
     leave_ten_and_return, leave_a_program_and_hang, leave_a_program_and_crash,
     leave_one_of_its_own, come_back_twice, come_back_twice_aside, fail_twice,
     hit_the_limit, devour, demand_the_impossible, give, fail_with, fail_aside, leave_it_in_disorder,
-    close_its_streams, leave_an_alarm, forbid_depth, spoil_json, spoil_time, end_the_node,
-    hang_aside, cling_aside, block_the_loop, good, good_aside,
+    close_its_streams, leave_a_hog, leave_an_alarm, forbid_depth, spoil_json, spoil_time,
+    end_the_node, hang_aside, cling_aside, block_the_loop, good, good_aside,
 )  # fmt: skip
