@@ -4341,12 +4341,20 @@ TRUSTED = 0.001
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
 
 
+NOT_THERE = FileNotFoundError, NotADirectoryError
+"""Other errors do not say that something is gone: nobody could look."""
+
+
+def _seen(path: str) -> Mark:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
 def _mark(path: str) -> Mark:
     try:
-        found = os.stat(path)
+        return _seen(path)
     except OSError:
         return 0, 0
-    return found.st_dev, found.st_ino
 
 
 def _locate(path: Path, create: bool) -> Path:
@@ -4503,9 +4511,11 @@ def _take_steps(connection: Any) -> None:
     connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
 
 
-def _translated(error: apsw.Error, path: str) -> FileError:
-    """An error of SQLite's as ours, with what to do about it."""
+def _translated(error: apsw.Error | OSError, path: str) -> FileError:
+    """An error of SQLite's, or of the system's, as ours, with what to do about it."""
     match error:
+        case OSError():
+            return FileError(path, f"cannot be used: {error.strerror}")
         case apsw.BusyError():
             problem = f"locked by another process for more than {PATIENCE:.0f} s"
             return BusyError(path, f"{problem}: who holds a transaction open on it?")
@@ -4519,6 +4529,15 @@ def _translated(error: apsw.Error, path: str) -> FileError:
         case apsw.ReadOnlyError():
             return FileError(path, f"cannot be written: {error}")
     return FileError(path, f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _as_ours(path: str | Path) -> Iterator[None]:
+    """Raises what SQLite or the system say against a file as an error of ours."""
+    try:
+        yield
+    except (apsw.Error, OSError) as error:
+        raise _translated(error, str(path)) from error
 
 
 @attrs.define(eq=False, repr=False)
@@ -4595,10 +4614,12 @@ class File:
         return self._connection
 
     def _open(self) -> None:
-        if self.joined and not self._is_there():
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        with _as_ours(self.path):
+            if self.joined and not self._is_there():
+                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
-        _refuse_beside_others(place)
+        with _as_ours(place):
+            _refuse_beside_others(place)
         synchronous = "full" if self.durability == "full" else "normal"
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -4613,7 +4634,12 @@ class File:
         self._pid = os.getpid()
         self._opened += 2**32
         self._names = str(place), f"{place}-wal", f"{place}-shm"
-        self._marks, self._seen_at = tuple(map(_mark, self._names)), 0.0
+        try:
+            self._marks, self._seen_at = tuple(map(_seen, self._names)), 0.0
+        except OSError as error:
+            self._connection.close()
+            self._connection = None
+            raise _translated(error, str(place)) from error
         self.path = place
 
     def close(self) -> None:
@@ -4621,16 +4647,20 @@ class File:
         with self.turn:
             connection, self._connection = self._connection, None
             if connection is not None and self._pid == os.getpid():
-                if not self._links():
-                    with contextlib.suppress(apsw.Error, OSError):
+                with contextlib.suppress(apsw.Error, OSError):
+                    if not self._links():
                         self._let_go(connection)
                 connection.close()
 
     def _links(self) -> int:
-        """How many names the file has: none, if a name leads to another one than is open."""
+        """How many names the file has: none, if a name leads to another one than is open.
+
+        Raises:
+            OSError: it cannot be seen.
+        """
         try:
             file, wal, shm = map(os.stat, self._names)
-        except OSError:
+        except NOT_THERE:
             return 0
         marks = (file.st_dev, file.st_ino), (wal.st_dev, wal.st_ino), (shm.st_dev, shm.st_ino)
         if marks != self._marks or not file.st_size:
@@ -4649,7 +4679,7 @@ class File:
         does. Its WAL may have lost its own."""
         try:
             found = os.stat(self._names[0])
-        except OSError:
+        except NOT_THERE:
             return False
         return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
 
@@ -4659,11 +4689,12 @@ class File:
 
         Raises:
             FileReplacedError: it is not; the next use takes the file that is there by then.
-            FileError: the file has a second name.
+            FileError: the file has a second name, or it cannot be seen.
         """
         if time.monotonic() - self._seen_at < TRUSTED:
             return
-        links = self._links()
+        with _as_ours(self.path):
+            links = self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
@@ -4713,16 +4744,11 @@ class File:
     def aside(self) -> Iterator[apsw.Connection]:
         """A second connection for what takes long, so that no thread has to wait for its turn
         with the first one."""
-        try:
+        with _as_ours(self.path):
             with self.turn:
                 self.connection()
-            connection = _connect(self.path, "normal", self.create)
-            try:
+            with contextlib.closing(_connect(self.path, "normal", self.create)) as connection:
                 yield connection
-            finally:
-                connection.close()
-        except apsw.Error as error:
-            raise _translated(error, str(self.path)) from error
 
     def version(self, connection: apsw.Connection) -> int:
         """A number for the content, in a transaction. A commit of our own adds one to it,
@@ -4739,7 +4765,12 @@ class File:
                 self.close()
             problem = f"a commit failed ({error}); what it wrote may be there or not"
             raise OutcomeUnknownError(str(self.path), problem) from error
-        if not self._links():
+        try:
+            links = self._links()
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(self.path), problem) from error
+        if not links:
             self.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
@@ -4940,7 +4971,9 @@ def _check_standard(connection: Any) -> None:
 def _check_path(connection: Any, file: File) -> None:
     """Refuses a connection to another file than ours."""
     path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
-    if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
+    with _as_ours(file.path):
+        same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
+    if not same:
         raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
 
 
@@ -4948,7 +4981,9 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
     are two SQLite libraries then, and when one of them closes the file, the locks of the
     other are gone."""
-    if _apsw_has(file.path):
+    with _as_ours(file.path):
+        taken = _apsw_has(file.path)
+    if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
         raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
@@ -4987,15 +5022,17 @@ class Presence:
     def hold(cls, path: str) -> Presence:
         """Takes a share of the lock; the file has to exist."""
         # For reading only: a job that writes to whatever it finds open must not spoil it.
-        connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
-        connection.execute("BEGIN")
-        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with _as_ours(path):
+            connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         return cls(path, connection)
 
     @classmethod
     def create(cls, path: str) -> Presence:
         """Makes the file, private to its user, and takes the first share."""
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        with _as_ours(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
         return cls.hold(path)
 
     def close(self) -> None:
@@ -5005,13 +5042,8 @@ class Presence:
     @staticmethod
     def held(path: str) -> bool:
         """Whether a process holds a share. This only asks: nothing is taken over."""
-        try:
-            with _alone(path):
-                return False
-        except apsw.CantOpenError:
-            return False
-        except apsw.BusyError:
-            return True
+        with contextlib.ExitStack() as closing:
+            return not _lock_alone(path, closing)
 
     @staticmethod
     @contextlib.contextmanager
@@ -5019,31 +5051,42 @@ class Presence:
         """Whether no process holds a share any more; if so, none can take one either
         until the block ends, and then the file is removed."""
         with contextlib.ExitStack() as closing:
-            try:
-                closing.enter_context(_alone(path))
-            except apsw.CantOpenError:
-                # No file: somebody has finished taking over, or swept it away.
-                yield not os.path.exists(path)
-            except apsw.BusyError:
-                yield False
-            else:
-                yield True
-                closing.close()
+            alone = _lock_alone(path, closing)
+            yield alone
+            closing.close()
+            if alone:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
 
-@contextlib.contextmanager
-def _alone(path: str) -> Iterator[None]:
-    """Keeps everybody else from the lock, unless there is no file or somebody has a share."""
-    with contextlib.closing(_lock_connection(path)) as connection:
-        connection.set_busy_handler(None)
-        connection.execute("BEGIN EXCLUSIVE")
-        yield
+def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
+    """Takes all of the lock, until *closing*; says whether nobody else has a share.
+
+    Raises:
+        FileError: it cannot be known. Who cannot be asked is not dead.
+    """
+    with _as_ours(path):
+        try:
+            connection = _lock_connection(path)
+            closing.callback(connection.close)
+            connection.set_busy_handler(None)
+            connection.execute("BEGIN EXCLUSIVE")
+        except apsw.BusyError:
+            return False
+        except apsw.CantOpenError:
+            try:
+                os.lstat(path)
+            except FileNotFoundError:
+                return True  # Somebody has finished taking over, or swept it away.
+            raise
+    return True
 
 
 def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
     connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
+    if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
+        # Then an exclusive transaction takes no lock, and would find everybody dead.
+        raise FileError(path, "cannot be written by this user")
     connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
@@ -5427,11 +5470,11 @@ class Ringer:
     def ring(self, ports: Iterable[int]) -> None:
         """One datagram to each node. It says nothing, and losing it is harmless."""
         for port in ports:
-            if self._bell is None:
-                self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                self._bell.setblocking(False)
-                weakref.finalize(self, self._bell.close)  # For programs that never close().
             with contextlib.suppress(OSError, OverflowError):
+                if self._bell is None:
+                    self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    self._bell.setblocking(False)
+                    weakref.finalize(self, self._bell.close)  # For programs that never close().
                 self._bell.sendto(b"", ("127.0.0.1", port))
 
 
@@ -6895,12 +6938,11 @@ class Nodes:
         nodes = _column(connection, "SELECT id FROM litejobs_node")
         listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
-        for file in self.file.path.parent.iterdir():
-            if not file.name.startswith(start):
-                continue
-            if str(file) not in listed:
-                with Presence.gone(str(file)):
-                    pass
+        with contextlib.suppress(OSError):
+            for file in self.file.path.parent.iterdir():
+                if file.name.startswith(start) and str(file) not in listed:
+                    with contextlib.suppress(FileError), Presence.gone(str(file)):
+                        pass
 
     def all(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
@@ -7131,18 +7173,21 @@ def back_up(file: File, place: Path) -> Path:
         str(place).encode()  # As in _locate.
         _refuse_taken(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
-        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except OSError as error:
         raise FileError(str(place), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
         raise FileError(str(place), f"is no name of a file: {error}") from None
     try:
+        with _as_ours(place):
+            os.close(made)
         with file.aside() as source:
             _copy(source, copy)
-        _sync(copy)
-        _refuse_taken(place)
-        copy = copy.rename(place)
-        _sync(place.parent)
+        with _as_ours(place):
+            _sync(copy)
+            _refuse_taken(place)
+            copy = copy.rename(place)
+            _sync(place.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             copy.unlink()
@@ -7156,16 +7201,16 @@ def _refuse_taken(place: Path) -> None:
 
 
 def _copy(source: apsw.Connection, place: Path) -> None:
-    try:
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-        with contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy:
-            # What is half-written is thrown away as a whole, and synced as a whole.
-            copy.pragma("journal_mode", "off")
-            copy.pragma("synchronous", "off")
-            with copy.backup("main", source, "main") as pages:
-                pages.step()
-    except apsw.Error as error:
-        raise _translated(error, str(place)) from error
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    with (
+        _as_ours(place),
+        contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy,
+    ):
+        # What is half-written is thrown away as a whole, and synced as a whole.
+        copy.pragma("journal_mode", "off")
+        copy.pragma("synchronous", "off")
+        with copy.backup("main", source, "main") as pages:
+            pages.step()
 
 
 def _sync(path: Path) -> None:

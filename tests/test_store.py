@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import apsw
 import attrs
@@ -818,16 +819,47 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         assert store.catalogue.count(Match()) == 1
         assert list(store.intake.enqueue([new()])) == [2]
 
+    def test_is_not_said_to_be_lost_because_nobody_can_look(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.intake.enqueue([new()])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", out_of_order)
+            with pytest.raises(OutcomeUnknownError, match=r"jobs\.db: whether a commit went to"):
+                store.intake.enqueue([new()])
+        assert store.catalogue.count(Match()) == 2
+        assert list(store.intake.enqueue([new()])) == [3]
+
+
+def out_of_order(*path: Any, **how: Any) -> NoReturn:
+    """What the system does on a disk that is broken."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@contextlib.contextmanager
+def a_broken_disk() -> Iterator[BrokenDisk]:
+    """On which all files are that are opened meanwhile."""
+    broken = BrokenDisk()
+    try:
+        yield broken
+    finally:
+        broken.unregister()
+
 
 class BrokenDisk(apsw.VFS):
-    """A disk, the default one meanwhile, whose next sync can be made to fail."""
+    """A disk, the default one meanwhile, whose next sync can be made to fail, and from which
+    there may be no more than reading, if that."""
 
     def __init__(self) -> None:
-        self.fails = False
+        self.fails = self.closed = self.read_only = False
         self.before = apsw.vfs_names()[0]
         super().__init__("broken-disk", self.before, makedefault=True)
 
     def xOpen(self, name: Any, flags: list[int]) -> BrokenFile:
+        if self.closed:
+            raise apsw.CantOpenError("too many open files")
+        if self.read_only:
+            flags[0] = flags[0] & ~apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_READONLY
         return BrokenFile(self, name, flags)
 
     def unregister(self) -> None:
@@ -1362,6 +1394,29 @@ class TestRescue:
         store.nodes.release_strays(node, [])
         assert [row.state for row in store.catalogue.find(Match(), 9)] == ["pending", "cancelled"]
 
+    @pytest.mark.parametrize("trouble", ["closed", "read_only"])
+    def test_takes_nobody_for_dead_who_cannot_be_asked(
+        self, trouble: str, store: Store, node: int
+    ) -> None:
+        store.intake.enqueue([new()])
+        (job,) = take(store, node)
+        with a_broken_disk() as broken:
+            setattr(broken, trouble, True)
+            with pytest.raises(FileError, match=r"jobs\.db-node-1: cannot be (opened|written)"):
+                store.nodes.rescue(node)
+        assert store.catalogue.get(job.id).state == "running"
+        assert settle(store, node, ending(job, "completed")) == 0
+
+    def test_tries_again_when_the_system_refuses(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert store.nodes.all() == []
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", out_of_order)
+            with pytest.raises(FileError, match=r"node-1: cannot be used: Input/output error"):
+                store.nodes.join("here", 0, 1, ALL, [])
+        assert store.nodes.all() == []
+
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
         Presence.create(path).close()
@@ -1672,6 +1727,15 @@ class TestTheBell:
 
 def sequence(rows: Sequence[Any]) -> list[int]:
     return [row.id for row in rows]
+
+    def test_that_cannot_be_rung_harms_nobody(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.nodes.join("here", 9, 1, ALL, [])[1].close()
+        monkeypatch.setattr(socket, "socket", out_of_order)
+        assert list(store.intake.enqueue([new()])) == [1]
+
+    return None
 
 
 class TestMatching:
