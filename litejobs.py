@@ -4474,8 +4474,9 @@ def _schema_version(connection: Any) -> int:
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
     if _is_outdated(connection, path):
-        with connection:
-            _take_steps(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        _take_steps(connection)
+        connection.execute("COMMIT")
 
 
 def _is_outdated(connection: Any, path: str) -> bool:
@@ -4528,6 +4529,9 @@ def _translated(error: apsw.Error | OSError, path: str) -> FileError:
             return FileError(path, problem)
         case apsw.ReadOnlyError():
             return FileError(path, f"cannot be written: {error}")
+        case apsw.NoMemError():
+            problem = "SQLite got no memory for it: let it have more, or do less at once"
+            return FileError(path, problem)
     return FileError(path, f"{type(error).__name__}: {error}")
 
 
@@ -4755,10 +4759,21 @@ class File:
         and one by others at least as much before the next transaction of ours."""
         return self._opened + connection.data_version()
 
+    def roll_back(self) -> None:
+        """Ends the transaction, if there is one still: with the connection, if need be."""
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error:
+            with contextlib.suppress(apsw.Error):
+                self.close()
+
     def commit(self, connection: apsw.Connection) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
         try:
             connection.execute("COMMIT")
+        except apsw.FullError:
+            raise  # What completes a commit is written last.
         except apsw.Error as error:
             # The frames may be in the WAL although the commit failed.
             with contextlib.suppress(apsw.Error):
@@ -4874,8 +4889,14 @@ class Turn:
         self._file.turn.acquire()
         try:
             self._connection = self._file.connection()
-            self._begin()
+            if self._writes:
+                self._connection.execute("BEGIN IMMEDIATE")
+            self._file.check()
         except BaseException as error:
+            if self._writes and not isinstance(error, apsw.SQLError):
+                # It may have begun all the same. (In a signal handler the one that has begun
+                # is another's.)
+                self._file.roll_back()
             self._file.turn.release()
             self._raise_as_ours(error)
             raise
@@ -4886,32 +4907,15 @@ class Turn:
             if self._writes and error is None:
                 self._file.commit(self._connection)
             elif self._writes:
-                self._roll_back()
-        except apsw.Error as failed:
-            self._raise_as_ours(failed)
-        except BaseException:
+                self._file.roll_back()
+        except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            with contextlib.suppress(apsw.Error):
-                self._roll_back()
+            self._file.roll_back()
+            self._raise_as_ours(failed)
             raise
         finally:
             self._file.turn.release()
         self._raise_as_ours(error)
-
-    def _begin(self) -> None:
-        if self._writes:
-            self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._file.check()
-        except FileError:
-            if self._writes:
-                self._roll_back()
-            raise
-
-    def _roll_back(self) -> None:
-        with contextlib.suppress(apsw.ConnectionClosedError):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.Error):
@@ -4944,10 +4948,11 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
                 _take_steps(connection)
             yield
         except BaseException:
-            connection.execute("ROLLBACK TO litejobs")
+            if connection.in_transaction:  # Otherwise the error has undone all of it.
+                connection.execute("ROLLBACK TO litejobs")
+                connection.execute("RELEASE litejobs")
             raise
-        finally:
-            connection.execute("RELEASE litejobs")
+        connection.execute("RELEASE litejobs")
     except apsw.Error as error:
         raise _translated(error, str(file.path)) from error
     except Exception as error:

@@ -28,6 +28,7 @@ from chaos.disk import Disk, Touch, nobody
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 import litejobs
 from litejobs import (
@@ -819,6 +820,19 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         assert store.catalogue.count(Match()) == 1
         assert list(store.intake.enqueue([new()])) == [2]
 
+    def test_for_want_of_disk_writes_nothing(self, store: Store) -> None:
+        with a_broken_disk() as broken:
+            store.intake.enqueue([new()])
+            broken.full = True
+            # More than is taken beforehand.
+            with pytest.raises(FileError, match="nothing was written; free some") as caught:
+                store.intake.enqueue([new(payload=json.dumps("x" * 2**20))])
+            assert type(caught.value) is FileError, "its outcome is known"
+            broken.full = False
+            assert store.catalogue.count(Match()) == 1
+            assert list(store.intake.enqueue([new()])) == [2]
+            store.close()
+
     def test_is_not_said_to_be_lost_because_nobody_can_look(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -829,6 +843,38 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
                 store.intake.enqueue([new()])
         assert store.catalogue.count(Match()) == 2
         assert list(store.intake.enqueue([new()])) == [3]
+
+
+class TestATransaction:
+    def test_ends_though_there_is_no_memory_to_roll_it_back(self, store: Store) -> None:
+        def starve(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM litejobs_job")
+            apsw.hard_heap_limit(apsw.memory_used())
+            connection.execute("SELECT zeroblob(100000)").fetchall()
+
+        store.intake.enqueue([new()])
+        limit = apsw.hard_heap_limit(-1)
+        try:
+            with pytest.raises(FileError, match="no memory"):
+                store.intake._together(starve)
+        finally:
+            apsw.hard_heap_limit(limit)
+        assert list(store.intake.enqueue([new()])) == [2]
+        assert store.catalogue.count(Match()) == 2
+
+    def test_that_makes_the_schema_says_what_it_has_no_memory_for(self, tmp_path: Path) -> None:
+        limit, refused = apsw.hard_heap_limit(-1), 0
+        for room in range(20_000, 220_000, 5_000):
+            store = Store.at(tmp_path / f"{room}.db", "fast")
+            apsw.hard_heap_limit(apsw.memory_used() + room)
+            try:
+                store.catalogue.count(Match())
+            except FileError as error:
+                refused += "memory" in str(error) or pytest.fail(str(error))
+            finally:
+                apsw.hard_heap_limit(limit)
+                store.close()
+        assert refused > 10
 
 
 def out_of_order(*path: Any, **how: Any) -> NoReturn:
@@ -847,11 +893,11 @@ def a_broken_disk() -> Iterator[BrokenDisk]:
 
 
 class BrokenDisk(apsw.VFS):
-    """A disk, the default one meanwhile, whose next sync can be made to fail, and from which
-    there may be no more than reading, if that."""
+    """A disk, the default one meanwhile, whose next sync can be made to fail, on which files
+    cannot grow when it is full, and from which there may be no more than reading."""
 
     def __init__(self) -> None:
-        self.fails = self.closed = self.read_only = False
+        self.fails = self.full = self.closed = self.read_only = False
         self.before = apsw.vfs_names()[0]
         super().__init__("broken-disk", self.before, makedefault=True)
 
@@ -871,6 +917,11 @@ class BrokenFile(apsw.VFSFile):
     def __init__(self, disk: BrokenDisk, name: Any, flags: list[int]) -> None:
         self.disk = disk
         super().__init__(disk.before, name, flags)
+
+    def xWrite(self, data: Buffer, offset: int) -> None:
+        if self.disk.full and offset + len(bytes(data)) > self.xFileSize():
+            raise apsw.FullError("no space left")
+        super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:
         if self.disk.fails:
