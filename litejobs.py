@@ -4301,6 +4301,11 @@ Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
+CHUNK = 256 * 1024
+"""Bytes by which the file grows: room that is taken before it is needed."""
+WAL_ROOM = 1_250
+"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
+its content into the file and begins it anew, and a quarter more."""
 _OPENING = threading.Lock()
 _FILES: weakref.WeakSet[File] = weakref.WeakSet()
 """All of this process: it has one set of locks on a file, whoever in it has that open."""
@@ -4444,6 +4449,8 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
         # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
         connection.pragma("wal_autocheckpoint", 1000)
         connection.pragma("journal_size_limit", 64 * MEBIBYTE)
+        chunk = array.array("i", [CHUNK])
+        connection.file_control("main", apsw.SQLITE_FCNTL_CHUNK_SIZE, chunk.buffer_info()[0])
         _migrate(connection, str(place))
         _forget_statistics(connection)
     except BaseException:
@@ -4562,9 +4569,12 @@ class File:
     """What they led to when it was opened."""
     _seen_at: float = 0.0
     """When they were seen to lead there."""
+    _page_size: int = 0
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
+    _chunk: int = -1
+    """The last of the file's chunks, when somebody saw that it is there."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     lent: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
@@ -4637,6 +4647,7 @@ class File:
                 time.sleep(random.uniform(0.001, 0.02))
         self._pid = os.getpid()
         self._opened += 2**32
+        self._page_size = self._connection.pragma("page_size")
         self._names = str(place), f"{place}-wal", f"{place}-shm"
         try:
             self._marks, self._seen_at = tuple(map(_seen, self._names)), 0.0
@@ -4758,6 +4769,54 @@ class File:
         """A number for the content, in a transaction. A commit of our own adds one to it,
         and one by others at least as much before the next transaction of ours."""
         return self._opened + connection.data_version()
+
+    # A disk that is full must not keep jobs from being settled, which makes room in the end.
+    # So producers take room before they need it: the whole content of the WAL fits into the
+    # file, the WAL can always be begun anew, and that has room for those who settle.
+
+    def make_room(self, connection: apsw.Connection) -> None:
+        """Lets the file grow to what it will hold after this transaction; for those who
+        enqueue, just before they commit.
+
+        Raises:
+            FileError: it cannot.
+        """
+        pages: int = connection.execute("PRAGMA page_count").get
+        size = pages * self._page_size
+        if (chunk := (size - 1) // CHUNK) != self._chunk:
+            hint = array.array("q", [size + CHUNK // 2])
+            try:
+                connection.file_control("main", apsw.SQLITE_FCNTL_SIZE_HINT, hint.buffer_info()[0])
+            except apsw.IOError as error:
+                problem = "cannot grow: nothing was written; free some space, or have more quota"
+                raise FileError(str(self.path), problem) from error
+            self._chunk = chunk
+
+    def keep_room(self) -> None:
+        """Gives the WAL room for those who settle; for nodes, now and then.
+
+        Raises:
+            FileError: the disk is full.
+        """
+        with self.reading(), _as_ours(self.path):
+            room = WAL_ROOM * (self._page_size + 24)
+            if os.stat(self._names[1]).st_size >= room:
+                return
+        with self.writing(), _as_ours(self.path), open(self._names[1], "ab", 0) as wal:
+            size = wal.tell()
+            try:
+                while (missing := room - wal.tell()) > 0:
+                    wal.write(bytes(missing))  # Nobody looks at what is behind the last frame.
+            except OSError:
+                wal.truncate(size)
+                raise
+
+    def empty_wal(self) -> None:
+        """Moves the WAL's content into the file, as far as nobody reads it, so that the next
+        transaction finds room there."""
+        with self.turn, contextlib.suppress(apsw.Error):
+            if self._connection is not None:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there is one still: with the connection, if need be."""
@@ -4918,6 +4977,8 @@ class Turn:
         self._raise_as_ours(error)
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
+        if isinstance(error, apsw.FullError):
+            self._file.empty_wal()
         if isinstance(error, apsw.Error):
             raise _translated(error, str(self._file.path)) from error
 
@@ -5998,6 +6059,7 @@ class Intake:
                 known = Known(version, self.ringer.ports(connection), self._defaults(connection))
                 self._known = known
             results = [put(connection) for put in puts]
+            self.file.make_room(connection)
         known.version = version + 1
         if known.ports:
             self.ringer.ring(known.ports)
@@ -6125,6 +6187,7 @@ class Intake:
             if group[0] != "pending":
                 self.rows.count(connection, {group: 1})
             ports = self.ringer.ports(connection)
+            self.file.make_room(connection)
         self.ringer.ring(ports)
         return id
 
@@ -6284,6 +6347,7 @@ class Timetable:
                 (next_at, last_at, last_job, entry.name),
             )
             ports = self.ringer.ports(connection) if placed else ()
+            self.file.make_room(connection)
         self.ringer.ring(ports)
         logger.info("schedule %s fired %d jobs", entry.name, len(placed))
         tell(entry, [id for _, id in placed])
@@ -6318,6 +6382,7 @@ class Timetable:
                 (now, id, name),
             )
             ports = self.ringer.ports(connection)
+            self.file.make_room(connection)
         self.ringer.ring(ports)
         return id
 
@@ -8368,8 +8433,14 @@ def fold(beat: Beat) -> float:
     return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
 
 
+def keep_room(beat: Beat) -> float:
+    """Sees to it that jobs can be settled when the disk is full."""
+    beat.store.file.keep_room()
+    return 60.0
+
+
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold,
+    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold, keep_room,
 )  # fmt: skip
 
 
