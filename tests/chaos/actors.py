@@ -49,12 +49,16 @@ def diary_of_worker() -> Diary:
     return Diary.begin("worker")
 
 
-def entries(folder: Path, role: str = "") -> Iterator[tuple[str, ...]]:
-    """The lines of all diaries, word by word, each diary's in order; but not a last one that was
-    cut off, since that write had not returned."""
+def lines_of(place: Path) -> Iterator[list[str]]:
+    """The lines of a diary, word by word; but not a last one that was cut off, since that write
+    had not returned."""
+    return (line.split(" ") for line in place.read_text().split("\n")[:-1])
+
+
+def entries(folder: Path, role: str = "") -> Iterator[list[str]]:
+    """The lines of all diaries of a role, each diary's in order."""
     for place in sorted(folder.glob(f"{role}*.diary")):
-        for line in place.read_text().split("\n")[:-1]:
-            yield tuple(line.split(" "))
+        yield from lines_of(place)
 
 
 @attrs.define(eq=False)

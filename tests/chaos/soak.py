@@ -495,9 +495,9 @@ def check_diaries(run: Run) -> None:
     run.expect(len(ticks) >= expected, f"{len(ticks)} ticks in {run.count} s")
 
 
-def told(run: Run, role: str, verb: str) -> Iterator[tuple[str, ...]]:
+def told(run: Run, role: str, verb: str) -> Iterator[list[str]]:
     """What follows this word in the diaries of a role."""
-    return (tuple(words) for first, *words in actors.entries(run.folder, role) if first == verb)
+    return (words for first, *words in actors.entries(run.folder, role) if first == verb)
 
 
 ORDEALS = (Ordeal(run=soak, quick=4, full=3600, unit="seconds"),)
