@@ -151,7 +151,7 @@ def eventually(look: Callable[[], object], within: float) -> bool:
     while not look():
         if time.monotonic() > give_up:
             return False
-        time.sleep(0.005)
+        time.sleep(0.01)
     return True
 
 

@@ -34,8 +34,12 @@ PATIENCE = 60.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 PAUSE = 0.15
 """Seconds between two deeds, at the most."""
+LULL = 1.5
+"""Seconds to wait for one who can be killed; then it is another one's turn."""
 CLUMSY = 3
 """So many workers that are killed while they start make a node give up, as it says it does."""
+ENDED = (0, -signal.SIGTERM)
+"""How one ends that was told to: before it can heed signals, too."""
 READER, PRODUCERS = "reader", ("producer 1", "producer 2", "producer 3")
 
 
@@ -55,6 +59,8 @@ class Director:
     """When a role is to be played again."""
     _stopped: list[tuple[float, int]] = attrs.field(factory=list)
     """When to let which processes go on, by descriptors of them."""
+    _grown: set[int] = attrs.field(factory=set)
+    """The workers that have begun a job, so that their supervisor knows that they could start."""
     _clumsy: dict[int, int] = attrs.field(factory=dict)
     """How many workers of a node were killed while they started."""
 
@@ -83,7 +89,7 @@ class Director:
         for role, actor in list(self.actors.items()):
             if actor.exit_code is None:
                 continue
-            told = actor.pid in self.ended and actor.exit_code == 0
+            told = actor.pid in self.ended and actor.exit_code in ENDED
             weary = self._clumsy.get(actor.pid, 0) >= CLUMSY and "WorkerError" in actor.complaint
             if not told and not weary:
                 self.run.violated(
@@ -99,15 +105,28 @@ class Director:
     # Who is killed
 
     def do_something(self) -> None:
-        """Kills somebody, mostly; stops somebody, or asks a node to end, now and then."""
+        """Kills somebody, mostly; stops somebody, or asks a node to end, now and then. On a busy
+        machine it takes its time, so that those who start get as far as elsewhere."""
         deeds: tuple[tuple[Callable[[], bool], float], ...] = (
-            (self._kill_a_producer, 26), (self._kill_the_reader, 7), (self._kill_a_worker, 44),
+            (self._kill_a_producer, 38), (self._kill_the_reader, 10), (self._kill_a_worker, 32),
             (self._kill_a_young_worker, 2), (self._kill_a_supervisor, 6), (self._kill_a_node, 3),
-            (self._kill_all, 1), (self._stop_somebody, 8), (self._end_a_node, 1),
+            (self._kill_all, 0.7), (self._stop_somebody, 8), (self._end_a_node, 1),
         )  # fmt: skip
         chances = [chance for _, chance in deeds]
-        while not self.run.dice.choices([deed for deed, _ in deeds], chances)[0]():
-            pass
+        done = False
+        while not done:
+            deed = self.run.dice.choices([deed for deed, _ in deeds], chances)[0]
+            done = actors.eventually(functools.partial(self._tend_and, deed), LULL)
+
+    def tend(self) -> None:
+        """Sees who has ended, lets those go on who were stopped, and starts who is missing."""
+        self.watch()
+        self.wake(time.monotonic())
+        self.enter_all()
+
+    def _tend_and(self, deed: Callable[[], bool]) -> bool:
+        self.tend()
+        return deed()
 
     def _count(self, what: str) -> bool:
         self.run.counts["kills"] += 1
@@ -133,8 +152,13 @@ class Director:
         return self._count("of a reader")
 
     def _a_node(self) -> str | None:
+        """One that is at work; seldom, one that starts."""
         here = [role for role in cast.NODES if role in self.actors]
-        return self.run.dice.choice(here) if here else None
+        if not here:
+            return None
+        role = self.run.dice.choice(here)
+        busy = any(map(self._is_grown, actors.workers(self.actors[role].pid)))
+        return role if busy or self.run.dice.random() < 0.02 else None
 
     def _kill_a_supervisor(self) -> bool:
         if (role := self._a_node()) is None:
@@ -208,7 +232,11 @@ class Director:
         return found
 
     def _is_grown(self, worker: int) -> bool:
-        return any(self.folder.glob(f"worker-{worker}-*.diary"))
+        if worker not in self._grown:
+            places = self.folder.glob(f"worker-{worker}-*.diary")
+            if any("begin" in place.read_text() for place in places):
+                self._grown.add(worker)
+        return worker in self._grown
 
     def _send(self, held: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -267,7 +295,7 @@ class Director:
             actor.signal(signal.SIGTERM)
         for role, actor in here:
             self.run.expect(actor.ended(PATIENCE), f"{role} does not stop: {actor.complaint}")
-            self.run.expect(actor.exit_code == 0, f"{role} failed: {actor.complaint}")
+            self.run.expect(actor.exit_code in ENDED, f"{role} failed: {actor.complaint}")
             del self.actors[role]
 
     def close(self) -> None:
@@ -299,11 +327,8 @@ def play(run: Run, director: Director, number: int) -> None:
         director.enter_all()
         run.expect(actors.eventually(director.has_begun, PATIENCE), "no worker begins")
         while run.counts["kills"] < end:
-            director.watch()
             director.do_something()
             time.sleep(run.dice.uniform(0, PAUSE))
-            director.wake(time.monotonic())
-            director.enter_all()
         bring_to_an_end(run, director)
     finally:
         director.close()
@@ -330,8 +355,7 @@ def bring_to_an_end(run: Run, director: Director) -> None:
 
 def _all_are_there(director: Director) -> bool:
     """Also those that were told to end, and will begin anew."""
-    director.watch()
-    director.enter_all()
+    director.tend()
     told = any(actor.pid in director.ended for actor in director.actors.values())
     return len(director.actors) == 1 + len(cast.NODES) + len(PRODUCERS) and not told
 
