@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -22,6 +23,8 @@ from . import actors, cast
 
 LOST_LIMIT = 5
 """How many nodes may die with a job before it is given up."""
+SLACK = 500_000_000
+"""Nanoseconds by which the wall clock, which the file goes by, may have been put right."""
 
 
 class Row(NamedTuple):
@@ -52,6 +55,7 @@ class Charge(NamedTuple):
     kind: str
     worker: int
     """For those that are lost: the node."""
+    finished_at: int
 
 
 @attrs.define(eq=False)
@@ -233,7 +237,9 @@ def _orphaned(evidence: Evidence, job: int, at: int) -> bool:
     if evidence.rows[job].name != "family":
         return False
     earlier = [one for one in evidence.executions[job] if one.began < at][:-1]
-    return any(one.worker in evidence.killed and one.node in evidence.ended for one in earlier)
+    return any(
+        one.worker in evidence.killed and evidence.ended.get(one.node, at) < at for one in earlier
+    )
 
 
 def what_ran_again(evidence: Evidence) -> Iterator[str]:
@@ -293,8 +299,8 @@ def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
     for charge in evidence.charges:
         about = f"{charge.kind} of attempt {charge.attempt} of job {charge.job}"
         name = evidence.rows[charge.job].name
-        if charge.kind == "lost" and charge.worker not in evidence.ended:
-            yield f"{about}: node {charge.worker} lives"
+        if charge.kind == "lost" and not _had_ended(evidence, charge):
+            yield f"{about}: node {charge.worker} lived"
         if charge.kind == "timeout" and name != "timed":
             yield f"{about}: it has no limit of time"
         if charge.kind == "exception" and "raised" not in _ends(evidence, charge):
@@ -309,6 +315,13 @@ def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
     for worker, number in crashes.items():
         if number > 1:
             yield f"{number} jobs were charged for one crash, of worker {worker}"
+
+
+def _had_ended(evidence: Evidence, charge: Charge) -> bool:
+    """Whether a node that was lost had been killed by then, or told to end."""
+    ahead = time.time_ns() - time.monotonic_ns()
+    at = 1000 * charge.finished_at - ahead + SLACK
+    return evidence.ended.get(charge.worker, at) < at
 
 
 def _ends(evidence: Evidence, charge: Charge) -> set[str]:

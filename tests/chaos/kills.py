@@ -32,10 +32,11 @@ ROUND = 250
 """Kills with one file."""
 PATIENCE = 60.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
-PAUSE = 0.15
-"""Seconds between two deeds, at the most."""
+NEWS = 1500
+"""Bytes that are written into diaries between two deeds, at the most: so much goes on meanwhile,
+however busy the machine is. It is about a tenth of a second on one that is not."""
 LULL = 1.5
-"""Seconds to wait for one who can be killed; then it is another one's turn."""
+"""Seconds to wait for that, and for one who can be killed; then it is another one's turn."""
 CLUMSY = 3
 """So many workers that are killed while they start make a node give up, as it says it does."""
 ENDED = (0, -signal.SIGTERM)
@@ -110,7 +111,7 @@ class Director:
         deeds: tuple[tuple[Callable[[], bool], float], ...] = (
             (self._kill_a_producer, 38), (self._kill_the_reader, 10), (self._kill_a_worker, 32),
             (self._kill_a_young_worker, 2), (self._kill_a_supervisor, 6), (self._kill_a_node, 3),
-            (self._kill_all, 0.7), (self._stop_somebody, 8), (self._end_a_node, 1),
+            (self._kill_all, 0.7), (self._stop_somebody, 10), (self._end_a_node, 1),
         )  # fmt: skip
         chances = [chance for _, chance in deeds]
         done = False
@@ -123,6 +124,22 @@ class Director:
         self.watch()
         self.wake(time.monotonic())
         self.enter_all()
+
+    def let_them_play(self) -> None:
+        """Waits until some things have happened."""
+        before = self._written()
+        wanted = self.run.dice.randrange(NEWS)
+
+        def enough() -> bool:
+            self.tend()
+            return self._written() - before >= wanted
+
+        actors.eventually(enough, LULL)
+
+    def _written(self) -> int:
+        """The bytes in all diaries."""
+        found = os.scandir(self.folder)
+        return sum(place.stat().st_size for place in found if place.name.endswith(".diary"))
 
     def _tend_and(self, deed: Callable[[], bool]) -> bool:
         self.tend()
@@ -258,7 +275,7 @@ class Director:
     def _stop_somebody(self) -> bool:
         """One process, or a whole node: for longer than any timeout, mostly."""
         dice = self.run.dice
-        role = dice.choice(sorted(self.actors))
+        role = (self._a_node() if dice.random() < 0.5 else None) or dice.choice([*self.actors])
         actor = self.actors[role]
         held = [os.pidfd_open(actor.pid)] if actor.exit_code is None else []
         if role in cast.NODES:
@@ -328,7 +345,7 @@ def play(run: Run, director: Director, number: int) -> None:
         run.expect(actors.eventually(director.has_begun, PATIENCE), "no worker begins")
         while run.counts["kills"] < end:
             director.do_something()
-            time.sleep(run.dice.uniform(0, PAUSE))
+            director.let_them_play()
         bring_to_an_end(run, director)
     finally:
         director.close()
