@@ -191,13 +191,14 @@ def _burn(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@define(max_attempts=None, backoff=SOON)
+@define(max_attempts=None, backoff=SOON, priority=5)
 def family(context: Context[Diary], token: str) -> str:
-    """The job is not over as long as what it has started holds its lock."""
+    """The job is not over as long as what it has started holds its lock. If it is killed it is
+    the next one to run, so that this would be seen."""
     with inside(context) as lock:
         if lock < 0:
             return mark(context)
-        with subprocess.Popen(["sleep", "0.5"], pass_fds=[lock]) as child:
+        with subprocess.Popen(["sleep", "1.5"], pass_fds=[lock]) as child:
             child.wait()
     return mark(context)
 
@@ -344,7 +345,7 @@ class Producer:
             (self.alone, 6),
             (self.only, 6),
             (lambda: self.one(fuse, dice.uniform(0, 0.003)), 1),
-            (lambda: self.one(family), 2),
+            (lambda: self.one(family), 1),
             (lambda: self.one(drifting, round(dice.uniform(0, 0.2), 4)), 6),
             (self.through_own, 8),
             (self.cancel, 8),

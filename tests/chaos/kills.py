@@ -415,4 +415,4 @@ def judge(run: Run, director: Director) -> None:
         run.counts[f"charged as {kind}"] += sum(c.kind == kind for c in evidence.charges)
 
 
-ORDEALS = (Ordeal(run=kills, quick=30, full=5000, unit="kills"),)
+ORDEALS = (Ordeal(run=kills, quick=24, full=5000, unit="kills"),)
