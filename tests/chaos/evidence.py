@@ -242,6 +242,15 @@ def _orphaned(evidence: Evidence, job: int, at: int) -> bool:
     )
 
 
+def who_was_taken_for_dead(evidence: Evidence) -> Iterator[str]:
+    """Jobs are only taken over from nodes that had been killed by then, or told to end."""
+    ahead = time.time_ns() - time.monotonic_ns()
+    for charge in evidence.charges:
+        at = 1000 * charge.finished_at - ahead + SLACK
+        if charge.kind == "lost" and evidence.ended.get(charge.worker, at) >= at:
+            yield f"job {charge.job} was taken from node {charge.worker}, which lived"
+
+
 def what_ran_again(evidence: Evidence) -> Iterator[str]:
     """Attempts rise by one for each that is in the history of failures; the same one only runs
     again if its whole node has ended meanwhile, or it was put off."""
@@ -291,16 +300,14 @@ def what_ran_although_cancelled(evidence: Evidence) -> Iterator[str]:
 
 
 def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
-    """A crash is charged to the job that ran, and only to that; a loss to a node that has
-    ended; an exception and a time-out to a job that had them."""
+    """A crash is charged to the job that ran, and only to that; an exception and a time-out to a
+    job that had them."""
     lit = {int(rest[0]) for rest in evidence.told["fuse"]}
     blown = {one.worker for job in lit for one in evidence.executions[job]}
     crashes = Counter[int]()
     for charge in evidence.charges:
         about = f"{charge.kind} of attempt {charge.attempt} of job {charge.job}"
         name = evidence.rows[charge.job].name
-        if charge.kind == "lost" and not _had_ended(evidence, charge):
-            yield f"{about}: node {charge.worker} lived"
         if charge.kind == "timeout" and name != "timed":
             yield f"{about}: it has no limit of time"
         if charge.kind == "exception" and "raised" not in _ends(evidence, charge):
@@ -315,13 +322,6 @@ def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
     for worker, number in crashes.items():
         if number > 1:
             yield f"{number} jobs were charged for one crash, of worker {worker}"
-
-
-def _had_ended(evidence: Evidence, charge: Charge) -> bool:
-    """Whether a node that was lost had been killed by then, or told to end."""
-    ahead = time.time_ns() - time.monotonic_ns()
-    at = 1000 * charge.finished_at - ahead + SLACK
-    return evidence.ended.get(charge.worker, at) < at
 
 
 def _ends(evidence: Evidence, charge: Charge) -> set[str]:
@@ -393,8 +393,20 @@ def what_readers_found(evidence: Evidence) -> Iterator[str]:
         yield f"the doctor found meanwhile: {' '.join(words)}"
 
 
-CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
-    what_is_missing, what_nobody_enqueued, what_is_not_unique, what_did_not_tick, who_met,
-    what_ran_again, what_ran_after_its_end, what_ran_although_cancelled, what_is_charged_wrongly,
-    what_did_not_end_well, what_readers_found,
+Check = Callable[[Evidence], Iterator[str]]
+AT_ANY_TIME: tuple[Check, ...] = (
+    what_is_missing, who_met, who_was_taken_for_dead, what_ran_again, what_readers_found,
 )  # fmt: skip
+"""What can be said while all of them play, if the diaries are read before the file."""
+IN_THE_END: tuple[Check, ...] = (
+    *AT_ANY_TIME, what_nobody_enqueued, what_is_not_unique, what_did_not_tick,
+    what_ran_after_its_end, what_ran_although_cancelled, what_is_charged_wrongly,
+    what_did_not_end_well,
+)  # fmt: skip
+
+
+def wrong(evidence: Evidence, checks: tuple[Check, ...]) -> list[str]:
+    """All that is."""
+    assert evidence.told, "nobody has written anything"
+    assert evidence.executions, "nobody has run anything"
+    return [problem for check in checks for problem in check(evidence)]

@@ -25,7 +25,7 @@ from litejobs import Durability
 
 from . import actors, cast
 from .actors import Actor
-from .evidence import CHECKS, Evidence
+from .evidence import AT_ANY_TIME, IN_THE_END, Evidence, wrong
 from .ordeal import Ordeal, Run
 
 ROUND = 250
@@ -284,7 +284,7 @@ class Director:
             for unwanted in {*held, *workers} - {*chosen}:
                 os.close(unwanted)
             held = chosen
-        until = time.monotonic() + dice.choice((0.1, 0.8, 1.5, 2.5))
+        until = time.monotonic() + dice.choice((0.2, 1, 3, 3))
         for one in held:
             self._send(one, signal.SIGSTOP)
             self._stopped.append((until, one))
@@ -303,6 +303,10 @@ class Director:
         self._stopped = waiting
 
     # The end
+
+    def evidence(self) -> Evidence:
+        """What there is by now."""
+        return Evidence(self.folder, self.ended, frozenset(self.killed))
 
     def stop(self, *roles: str) -> None:
         """Tells those who play to stop, and sees that they do."""
@@ -346,6 +350,7 @@ def play(run: Run, director: Director, number: int) -> None:
         while run.counts["kills"] < end:
             director.do_something()
             director.let_them_play()
+        complain(run, wrong(director.evidence(), AT_ANY_TIME))
         bring_to_an_end(run, director)
     finally:
         director.close()
@@ -397,22 +402,27 @@ def _left(folder: Path) -> Iterator[str]:
 
 def judge(run: Run, director: Director) -> None:
     """Holds the diaries and the file against each other."""
-    evidence = Evidence(director.folder, director.ended, frozenset(director.killed))
-    wrong = [problem for check in CHECKS for problem in check(evidence)]
+    evidence = director.evidence()
+    found = wrong(evidence, IN_THE_END)
     with cast.queue_in(director.folder) as jobs:
-        wrong += [f"{f.subject}: {f.problem}" for f in jobs.doctor() if f.level == "error"]
+        found += [f"{f.subject}: {f.problem}" for f in jobs.doctor() if f.level == "error"]
     with contextlib.closing(apsw.Connection(str(director.folder / "jobs.db"))) as connection:
         if (verdict := connection.pragma("integrity_check")) != "ok":
-            wrong.append(f"integrity_check says: {verdict}")
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        run.violated(f"{'; '.join(wrong[:3])}{more}")
+            found.append(f"integrity_check says: {verdict}")
+    complain(run, found)
     executions = [one for them in evidence.executions.values() for one in them]
     run.counts["acknowledged"] += len(evidence.acknowledged)
     run.counts["attempts"] += len(executions)
     run.counts["interrupted"] += sum(not one.how for one in executions)
     for kind in ("crash", "lost", "timeout"):
         run.counts[f"charged as {kind}"] += sum(c.kind == kind for c in evidence.charges)
+
+
+def complain(run: Run, found: list[str]) -> None:
+    """Tells the first of what is wrong, if anything is."""
+    if found:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        run.violated(f"{'; '.join(found[:3])}{more}")
 
 
 ORDEALS = (Ordeal(run=kills, quick=24, full=5000, unit="kills"),)
