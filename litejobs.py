@@ -3601,6 +3601,7 @@ class Executor:
     """The middleware of the program."""
     _loop: Any = None
     """An asyncio.Runner, once a coroutine has come along."""
+    _pid: int = attrs.field(factory=os.getpid)
 
     def run(
         self,
@@ -3622,8 +3623,10 @@ class Executor:
                 value = self._await(value)
             result = _kept_result(shape, value)
         except BaseException as error:
+            self._end_copies(claimed, error)
             report = self._failed(error, claimed, started_at, began)
             return self._ended(report, error, claimed, asked)
+        self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
         if result is None:
             return Report(started_at, self.clock(), took)
@@ -3649,10 +3652,23 @@ class Executor:
             value = self._call(shape, payload, context, compose_async)
             result = _kept_result(shape, await value)
         except BaseException as error:
+            self._end_copies(claimed, error)
             report = self._failed(error, claimed, started_at, began)
             return await self._ended_aside(report, error, claimed, asked)
+        self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
         return Report(started_at, self.clock(), took, *COMPLETED, result)
+
+    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
+        """A process that the job has forked, and that comes out of the job as its parent does,
+        ends here: it would say a second time how the job ended, and take others' turns."""
+        if os.getpid() == self._pid:
+            return
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -4307,6 +4323,13 @@ WAL_ROOM = 1_250
 """Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
 its content into the file and begins it anew, and a quarter more."""
 _OPENING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # Else a child waits for a thread that it has not got.
+    os.register_at_fork(
+        before=_OPENING.acquire,
+        after_in_parent=_OPENING.release,
+        after_in_child=_OPENING.release,
+    )
 _FILES: weakref.WeakSet[File] = weakref.WeakSet()
 """All of this process: it has one set of locks on a file, whoever in it has that open."""
 
@@ -4925,8 +4948,8 @@ def _close_before_forks(file: File) -> None:
     def before() -> None:
         if alive := reference():
             alive.turn.acquire()
-            alive.close()
             waiting.append(alive)
+            alive.close()
 
     def after() -> None:
         if waiting:
@@ -8123,6 +8146,9 @@ class Events:
     _dropped: int = 0
     _complained_at: float = -math.inf
 
+    def __attrs_post_init__(self) -> None:
+        _renew_in_forks(self)
+
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
         """Calls *listener* with every event of these kinds; with all, if there are none.
 
@@ -8223,6 +8249,18 @@ class Events:
         self._complained_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
+
+
+def _renew_in_forks(events: Events) -> None:
+    """The thread that has the turn when another one forks is not there in the child."""
+    reference = weakref.ref(events)
+
+    def after() -> None:
+        if alive := reference():
+            alive._turn = threading.RLock()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=after)
 
 
 _THREAD = "litejobs-events"

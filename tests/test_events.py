@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -568,6 +569,32 @@ class TestTheLine:
             finally:
                 os._exit(len(heard.events))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+    def test_does_not_wait_there_for_a_thread_of_the_parents(self, heard: Heard) -> None:
+        if not hasattr(os, "fork"):
+            pytest.skip("there are no forks here")
+        events = Events()
+        events.listen([], heard)
+        held, done = threading.Event(), threading.Event()
+
+        def tell_slowly() -> None:
+            with events._turn:
+                held.set()
+                done.wait(PATIENT)
+
+        thread = threading.Thread(target=tell_slowly)
+        thread.start()
+        held.wait(PATIENT)
+        if not (child := os.fork()):
+            signal.alarm(5)
+            try:
+                events.pass_on(event())
+                events.close(5.0)
+            finally:
+                os._exit(len(heard.events))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        done.set()
+        thread.join()
 
 
 class TestTheLog:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -563,6 +564,26 @@ class TestAFork:
         del store
         self.in_a_child(lambda: Store.at(path).intake.enqueue([new()]))
         assert Store.at(path).catalogue.count(Match()) == 2
+
+    def test_does_not_leave_the_child_waiting_for_a_thread_that_opens_a_file(
+        self, path: Path
+    ) -> None:
+        held = threading.Event()
+
+        def open_slowly() -> None:
+            with litejobs._OPENING:
+                held.set()
+                time.sleep(0.05)
+
+        def open_in_the_child() -> None:
+            signal.alarm(5)
+            Store.at(path).changes()
+
+        thread = threading.Thread(target=open_slowly)
+        thread.start()
+        held.wait()
+        self.in_a_child(open_in_the_child)
+        thread.join()
 
     def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
         store = Store.at(path)

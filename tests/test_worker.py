@@ -182,6 +182,35 @@ def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
 
 
+FORKING = """
+import sys
+from litejobs import LiteJobs
+from programs import trouble
+
+if __name__ == "__main__":
+    with LiteJobs(sys.argv[1]) as jobs:
+        jobs.register(*trouble.DEFINITIONS)
+        jobs.drain() if sys.argv[2] == "drain" else jobs.work(**{sys.argv[2]: 1}, until="empty")
+        print("ended")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.parametrize("where", ["workers", "threads", "drain"])
+def test_a_process_that_a_job_forked_does_not_come_out_of_it_as_well(
+    where: str, jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """It would say a second time how the job ended, and take others' turns."""
+    hows = ("return", "raise", "exit")
+    made = [trouble.come_back_twice.using(max_attempts=1).enqueue(str(log), how) for how in hows]
+    programs.write(forking=FORKING)
+    status, said, complaints = programs.run("forking.py", jobs.path, where)
+    assert (status, said) == (0, "ended\n")
+    assert complaints.count("came out of it: end it with os._exit()") == 2
+    assert lines(log) == ["1", "1", "7"]
+    assert all(job.refresh().result() for job in made)
+
+
 # Where workers find definitions
 
 SCRIPT = """

@@ -229,9 +229,23 @@ def use_a_subprocess() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@define
+def come_back_twice(log: str, how: str) -> int:
+    """Forks; both processes go on as if they were alone."""
+    child = os.fork()
+    if child == 0:
+        if how == "raise":
+            raise ValueError("in the child")
+        if how == "exit":
+            sys.exit(7)
+        return 0
+    note(log, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    return child
+
+
 DEFINITIONS = (
     innocent, nap, nap_and_tell, large, whoami, obey, segfault, leave_at_once, kill_itself,
     close_everything, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
     start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
-    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess,
+    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_back_twice,
 )  # fmt: skip
