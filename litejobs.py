@@ -8755,7 +8755,6 @@ as running a very short one."""
 def _run_jobs(
     pipe: Connection, voice: Voice, board: Board, executor: Executor, witness: Witness
 ) -> None:
-    worker = os.getpid()
     while message := _next_message(pipe):
         witness.mark()
         told, told_at = 0, time.monotonic_ns()
@@ -8771,7 +8770,6 @@ def _run_jobs(
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
-            _only_go_on_in(worker)
             if made.took > SHORT_RUN or made.kind:
                 made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
@@ -8782,12 +8780,6 @@ def _run_jobs(
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         voice.say(b"")
-
-
-def _only_go_on_in(worker: int) -> None:
-    """Ends a process that a job has forked and that came back from the job's handler."""
-    if os.getpid() != worker:
-        os._exit(1)
 
 
 def _next_message(pipe: Connection) -> bytes:
@@ -9106,7 +9098,6 @@ class Juggler:
     _words: memoryview
     _executor: Executor
     _voice: Voice
-    _worker: int = attrs.field(factory=os.getpid)
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -9177,7 +9168,6 @@ class Juggler:
             written: list[bytes] = []
             OUTPUT.set(written)
             report = await self._executor.run_async(claimed, asked, self._voice.tell)
-            _only_go_on_in(self._worker)
             self._voice.told(claimed.id)
             if report.kind or number in self._asked:
                 output = last_lines(b"".join(written))

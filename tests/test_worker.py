@@ -202,7 +202,7 @@ def test_a_process_that_a_job_forked_does_not_come_out_of_it_as_well(
 ) -> None:
     """It would say a second time how the job ended, and take others' turns."""
     hows = ("return", "raise", "exit")
-    made = [trouble.come_back_twice.using(max_attempts=1).enqueue(str(log), how) for how in hows]
+    made = [trouble.come_out_twice.using(max_attempts=1).enqueue(str(log), how) for how in hows]
     programs.write(forking=FORKING)
     status, said, complaints = programs.run("forking.py", jobs.path, where)
     assert (status, said) == (0, "ended\n")

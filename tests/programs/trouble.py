@@ -230,7 +230,7 @@ def use_a_subprocess() -> str:
 
 
 @define
-def come_back_twice(log: str, how: str) -> int:
+def come_out_twice(log: str, how: str) -> int:
     """Forks; both processes go on as if they were alone."""
     child = os.fork()
     if child == 0:
@@ -247,5 +247,5 @@ DEFINITIONS = (
     innocent, nap, nap_and_tell, large, whoami, obey, segfault, leave_at_once, kill_itself,
     close_everything, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
     start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
-    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_back_twice,
+    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_out_twice,
 )  # fmt: skip
