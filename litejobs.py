@@ -4330,7 +4330,7 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_OPENING.release,
         after_in_child=_OPENING.release,
     )
-_FILES: weakref.WeakSet[File] = weakref.WeakSet()
+_FILES: list[weakref.ref[File]] = []
 """All of this process: it has one set of locks on a file, whoever in it has that open."""
 
 
@@ -4604,7 +4604,7 @@ class File:
     is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
-        _FILES.add(self)
+        _FILES.append(weakref.ref(self, _FILES.remove))
         _close_before_forks(self)
 
     def presence_path(self, node: int) -> str:
@@ -4896,10 +4896,16 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         mark = _mark(_plain_path(os.fsdecode(path)))
     except (TypeError, ValueError):
         return  # It is no path: they will say so.
-    if any(mark) and any(file.is_open_as(mark) for file in _FILES.copy()):
+    if any(mark) and _is_open_here(mark):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+
+
+def _is_open_here(mark: Mark) -> bool:
+    # Other threads may make more of them meanwhile.
+    files = [reference() for reference in tuple(_FILES)]
+    return any(file is not None and file.is_open_as(mark) for file in files)
 
 
 def _plain_path(name: str) -> str:
@@ -4917,9 +4923,9 @@ def _refuse_beside_others(place: Path) -> None:
     Raises:
         FileError: it has; when it closes the file, the locks of our SQLite would be gone.
     """
-    if sys.platform == "win32":
-        return
     mark = _mark(str(place))
+    if sys.platform == "win32" or _is_open_here(mark) or not os.path.isdir("/dev/fd"):
+        return  # If it is open here, nobody else has been let in since.
     for number in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
             found = os.fstat(int(number))
