@@ -511,9 +511,16 @@ def looks() -> Iterator[float]:
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
-def plain_payload(stored: str | bytes) -> Any:
-    """The JSON values of a payload; or its bytes, which only its definition can read."""
-    return stored if isinstance(stored, bytes) else json.loads(stored)
+def plain_payload(stored: Any, name: str) -> Any:
+    """The JSON values of a payload; or its bytes, which only its definition can read.
+
+    Raises:
+        PayloadError: it is neither, which takes somebody else's hand.
+    """
+    try:
+        return stored if isinstance(stored, bytes) else json.loads(stored)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise PayloadError(name, (f"it is no JSON: {error}",)) from None
 
 
 class Row(NamedTuple):
@@ -525,8 +532,8 @@ class Row(NamedTuple):
     node: str
     priority: int
     state: State
-    payload: str | bytes
-    """JSON text; bytes, if the definition has an encoding of its own."""
+    payload: Any
+    """JSON text; bytes, if the definition has an encoding of its own; anything, by hand."""
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -558,7 +565,7 @@ class Claimed(NamedTuple):
     max_attempts: int | None
     timeout: int | None
     backoff: str | None
-    payload: str | bytes
+    payload: Any
     run_at: int
     enqueued_at: int
     headers: str | None = None
@@ -690,6 +697,10 @@ def bucket_of(micros: int) -> int:
     return int(4 * math.log2(micros)) if micros > 1 else 0
 
 
+LAST_BUCKET = 240
+"""Of what would take 36,000 years: anything above is none of ours."""
+
+
 def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     """The time that this share of all is not above; the middle of its bucket."""
     rank = share * sum(numbers.values())
@@ -697,7 +708,7 @@ def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
         sorted(numbers), itertools.accumulate(numbers[b] for b in sorted(numbers)), strict=True
     ):
         if below >= rank:
-            return timedelta(microseconds=round(2 ** ((bucket + 0.5) / 4)))
+            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
     return None
 
 
@@ -741,6 +752,19 @@ class Progress:
 def store_progress(progress: Progress) -> str:
     """The text that is kept in the row."""
     return json.dumps(attrs.asdict(progress))
+
+
+def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
+    """The object in a text of a row.
+
+    Raises:
+        OptionError: the row was written by somebody else, and not well.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        told = None if text is None else json.loads(text)
+        if told is None or isinstance(told, dict):
+            return told
+    raise OptionError(what, f"{text!r} in a row is none of ours")
 
 
 class Source(Protocol):
@@ -835,7 +859,7 @@ class Job(Generic[R]):
     def payload(self) -> Any:
         """The payload as plain JSON values; bytes, if its definition has an encoding of
         its own."""
-        return plain_payload(self.row.payload)
+        return plain_payload(self.row.payload, self.name)
 
     @property
     def key(self) -> str | None:
@@ -850,7 +874,9 @@ class Job(Generic[R]):
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        headers: dict[str, str] = json.loads(self.row.headers or "{}")
+        headers = _told_in(self.row.headers, "headers") or {}
+        if not all(type(value) is str for value in headers.values()):
+            raise OptionError("headers", f"{self.row.headers!r} in a row are none of ours")
         return headers
 
     @property
@@ -871,7 +897,12 @@ class Job(Generic[R]):
     @property
     def progress(self) -> Progress | None:
         """What `context.progress` told last, in this attempt or an earlier one."""
-        return None if self.row.progress is None else Progress(**json.loads(self.row.progress))
+        told = _told_in(self.row.progress, "progress")
+        try:
+            return None if told is None else Progress(**told)
+        except TypeError:
+            problem = f"{self.row.progress!r} in a row is none of ours"
+            raise OptionError("progress", problem) from None
 
     @property
     def finished(self) -> bool:
@@ -1625,7 +1656,7 @@ class Schedule:
     def payload(self) -> Any:
         """The payload of its jobs as plain JSON values; bytes, if its definition has an
         encoding of its own."""
-        return plain_payload(self.entry.payload)
+        return plain_payload(self.entry.payload, self.definition)
 
     @property
     def expression(self) -> str:
@@ -1813,13 +1844,24 @@ def _from_json(text: str | bytes) -> Any:
         raw, end = _SCAN(text, 0)
     except StopIteration:
         end = -1
-    return raw if end == len(text) else json.loads(text)
+    raw = raw if end == len(text) else json.loads(text)
+    if isinstance(text, str) and not text.isascii() and _HALF.search(text):
+        _to_json(raw)  # Or the error that says why it cannot be written.
+    return raw
 
 
 def _to_json(raw: Any) -> str:
     text = "".join(_CHUNKS(raw, 0)) if _CHUNKS else _TO_JSON.encode(raw)
+    if text.isascii():
+        return text
+    if _HALVES.search(text):
+        raise ValueError("two halves of a character, which JSON would join")
     # A lone surrogate, as in names of files, survives as the escape \udc80.
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+    return text.encode(errors="backslashreplace").decode()
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 # What goes wrong, in words.
@@ -1827,9 +1869,21 @@ def _to_json(raw: Any) -> str:
 
 def _problems(error: Exception) -> tuple[str, ...]:
     try:
-        return tuple(cattrs.transform_error(error, format_exception=_problem)[:20])
+        problems = cattrs.transform_error(error, format_exception=_problem)
+        return tuple(map(_cut, problems[:MOST_PROBLEMS]))
     except Exception:  # too deep for cattrs, or an error that fails to show itself
         return ("not of the type, in a way that cannot be told @ $",)
+
+
+MOST_PROBLEMS = 20
+PROBLEM_LIMIT = 500
+"""How much is told of what is wrong with one value: so many problems, and characters of each."""
+
+
+def _cut(problem: str) -> str:
+    """Without its middle, if it is long: names of fields may be."""
+    half = PROBLEM_LIMIT // 2
+    return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
 
 
 def _problem(error: BaseException, kind: Any) -> str:
@@ -1869,7 +1923,7 @@ def hides(kind: Any) -> bool:
 
 def _fields_of(cls: Any) -> tuple[Any, ...]:
     if isinstance(cls, type) and attrs.has(cls):
-        return attrs.fields(cls)
+        return tuple(attrs.fields(cls))
     return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
@@ -2176,6 +2230,8 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         except Exception as error:
             error.add_note(IterableValidationNote("", place, None))
             errors.append(error)
+            if len(errors) == MOST_PROBLEMS:
+                break  # A million of them would take gigabytes.
     if errors:
         raise IterableValidationError("", errors, list)
     return values
@@ -2275,7 +2331,8 @@ def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
         return raw
 
     def parse_exactly(raw: Any) -> Any:
-        if dump(value := parse(raw)) != raw:
+        value = parse(raw)
+        if dump(value) != raw or value != value:  # As NaN is not.
             raise ValueError(raw)
         return value
 
@@ -4461,6 +4518,7 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
+        _refuse_strangers(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
         if connection.pragma("page_count") == 0:
@@ -4487,11 +4545,43 @@ def _forget_statistics(connection: apsw.Connection) -> None:
     may hold millions now: SQLite would read all of it instead of using an index. Without
     statistics it takes every table for a large one, which is right here."""
     for table in ("sqlite_stat1", "sqlite_stat4"):
-        if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).get:
+        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
+        if connection.execute(exists, (table,)).get:
             ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
             if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
                 connection.execute(f"DELETE {ours}")
                 connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+
+
+def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
+    """Refuses a file in which something else goes by one of our names: a view could run for ever,
+    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
+    known = _texts_of_schema()
+    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
+    for name, text in connection.execute(f"SELECT name, sql FROM sqlite_schema WHERE {ours}"):
+        if _without_spaces(str(text)) not in known.get(name, ()):
+            problem = f"its {str(name)!r} is not as litejobs made it"
+            raise FileError(path, f"{problem}: name another file, or restore a backup")
+
+
+@functools.cache
+def _texts_of_schema() -> Mapping[str, Sequence[str]]:
+    """By name, how SQLite keeps each table, index and trigger after one step or another."""
+    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(_META)]}
+    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
+        text = _without_spaces(statement).removesuffix(";")
+        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
+            texts.setdefault(made[1], []).append(text)
+        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
+            columns, _, end = texts[altered[1]][-1].rpartition(")")
+            column = text.removeprefix(_without_spaces(altered[0]))
+            texts[altered[1]].append(f"{columns},{column}){end}")
+    return texts
+
+
+def _without_spaces(sql: str) -> str:
+    """Without comments either: another version of SQLite may lay it out otherwise."""
+    return re.sub(r"--.*|\s", "", sql)
 
 
 def _schema_version(connection: Any) -> int:
@@ -4525,21 +4615,27 @@ def _is_outdated(connection: Any, path: str) -> bool:
     return version < len(SCHEMA)
 
 
+_META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+
+
 def _take_steps(connection: Any) -> None:
     """Brings the schema up to date, in a transaction, statement by statement: the standard
     sqlite3 commits before it runs a script."""
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS litejobs_meta"
-        " (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
-    )
-    for step in SCHEMA[_schema_version(connection) :]:
-        statement = ""
-        for line in step.splitlines(keepends=True):
-            statement += line
-            if apsw.complete(statement):
-                connection.execute(statement)
-                statement = ""
+    version = _schema_version(connection)
+    for statement in itertools.chain(
+        [] if version else [_META], *map(_statements, SCHEMA[version:])
+    ):
+        connection.execute(statement)
     connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
+
+
+def _statements(step: str) -> Iterator[str]:
+    statement = ""
+    for line in step.splitlines(keepends=True):
+        statement += line
+        if apsw.complete(statement):
+            yield statement
+            statement = ""
 
 
 def _translated(error: apsw.Error | OSError, path: str) -> FileError:
@@ -4850,6 +4946,17 @@ class File:
             with contextlib.suppress(apsw.Error):
                 self.close()
 
+    def expect(self, progress: object) -> None:
+        """Refuses to go on where nothing changes, which only happens if an index and its table
+        do not agree: one would try again for ever.
+
+        Raises:
+            FileError: there was no progress.
+        """
+        if not progress:
+            problem = "is damaged: an index does not lead to the jobs that it should"
+            raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
+
     def commit(self, connection: apsw.Connection) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
         try:
@@ -4943,6 +5050,55 @@ def _is_closed(connection: Any) -> bool:
     return False
 
 
+class Damaged(Exception):
+    """What was read is none of what we write, as after a page was overwritten: a value of another
+    type, or text that is none. `Turn` says which file it is."""
+
+
+N = TypeVar("N", bound=tuple[Any, ...])
+
+
+def sound(kind: type[N], row: Any) -> N:
+    """A row as *kind*, a named tuple, if its values are what they are annotated with."""
+    if row is None or not _fits(kind, tuple(map(type, row))):
+        raise Damaged(f"a row is no {kind.__name__}: {reprlib.repr(row)}")
+    return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
+
+
+def sound_number(value: Any) -> int | None:
+    """An integer, or NULL."""
+    if value is not None and type(value) is not int:
+        raise Damaged(f"expected an integer, found {_shown(value)}")
+    return value
+
+
+@functools.lru_cache
+def _fits(kind: type, there: tuple[type, ...]) -> bool:
+    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
+
+
+@functools.cache
+def _columns_of(kind: type) -> list[tuple[Any, ...]]:
+    """Which types each column may have."""
+    hints = typing.get_type_hints(kind)
+    unset = (types.NoneType,) if kind is Row else ()
+    names: Sequence[str] = kind._fields  # type: ignore[attr-defined]
+    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in names]
+
+
+_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
+"""What may be left out by hand, for a trigger to fill in, if somebody has not switched it off."""
+
+
+def _types_in(hint: Any) -> tuple[Any, ...]:
+    if hint is Any:
+        return str, bytes, int, float, types.NoneType
+    if typing.get_origin(hint) is Literal:
+        return (str,)
+    found = typing.get_args(hint) or (hint,)
+    return (*found, int) if float in found else found
+
+
 def _close_before_forks(file: File) -> None:
     """SQLite handles do not survive a fork, and a child that only closes one can undo
     the parent's commits: so the connection is closed before, and opened when needed."""
@@ -5010,6 +5166,9 @@ class Turn:
             self._file.empty_wal()
         if isinstance(error, apsw.Error):
             raise _translated(error, str(self._file.path)) from error
+        if isinstance(error, Damaged | UnicodeDecodeError):
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
+            raise FileError(str(self._file.path), problem) from error
 
 
 @contextlib.contextmanager
@@ -5233,7 +5392,12 @@ def _kept_for(state: str) -> str:
 def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
     """The numbers that a query for one column gives."""
     rows: Any = connection.execute(sql, bindings)
-    return [number for (number,) in rows]
+    return [number for (value,) in rows if (number := sound_number(value)) is not None]
+
+
+def _one_number(connection: apsw.Connection, sql: str, bindings: Any = ()) -> int | None:
+    """The number that a query gives, if it gives one."""
+    return sound_number(connection.execute(sql, bindings).get)
 
 
 def _carray(ids: Iterable[int]) -> Any:
@@ -5342,8 +5506,11 @@ class Rows:
         for key in keys:
             while key is not None and (following := self.admissible(connection, key)):
                 id, group = following
-                ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ?"
+                ready = (
+                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+                )
                 connection.execute(ready, (id,))
+                self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
                 self.count(connection, {group: -1})
                 admitted += 1
         return admitted
@@ -5609,9 +5776,9 @@ class Catalogue:
         with self.file.reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
             row = connection.execute(sql, (id,)).fetchone()
-        if row is None:
-            raise JobNotFoundError(id)
-        return Row(*row)
+            if row is None:
+                raise JobNotFoundError(id)
+            return sound(Row, row)
 
     def get_all(self, ids: Iterable[int]) -> list[Row]:
         """Several jobs, in the order of their ids.
@@ -5622,11 +5789,12 @@ class Catalogue:
         ids = sorted(ids)
         with self.file.reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = connection.execute(sql, (_carray(ids),)).fetchall() if ids else []
+            found = connection.execute(sql, (_carray(ids),)).fetchall() if ids else []
+            rows = [sound(Row, row) for row in found]
         if len(rows) < len(ids):
-            there = {row[0] for row in rows}
+            there = {row.id for row in rows}
             raise JobNotFoundError(next(id for id in ids if id not in there))
-        return [Row._make(row) for row in rows]
+        return rows
 
     def find(self, match: Match, limit: object) -> list[Row]:
         """The jobs that match, the newest first."""
@@ -5640,7 +5808,7 @@ class Catalogue:
         """
         with self.file.reading() as connection:
             rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [Row._make(row) for row in rows]
+            return [sound(Row, row) for row in rows]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
@@ -5666,10 +5834,10 @@ class Catalogue:
     def errors(self, id: int) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.file.reading() as connection:
-            rows: list[Any] = connection.execute(
+            rows = connection.execute(
                 f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id", (id,)
-            ).fetchall()
-        return tuple(_failure(*row) for row in rows)
+            )
+            return tuple(map(_failure, rows))
 
     def last_failed(self) -> int:
         """The number of the failed attempt that was kept last; 0, if there is none."""
@@ -5680,10 +5848,10 @@ class Catalogue:
         """The failed attempts that were kept after that of this number, in that order,
         each with the id of its job."""
         with self.file.reading() as connection:
-            rows: list[Any] = connection.execute(
+            rows: Any = connection.execute(
                 f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id", (number,)
-            ).fetchall()
-        return [(job, _failure(*row)) for job, *row in rows]
+            )
+            return [(job, _failure(row)) for job, *row in rows]
 
     def cancel(self, match: Match) -> Moved:
         """Cancels what waits, and asks for the end of what runs."""
@@ -5812,7 +5980,25 @@ class Catalogue:
             yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
 
 
-def _failure(*columns: Any) -> Failure:
+class Attempted(NamedTuple):
+    """The columns of a failed attempt."""
+
+    attempt: int
+    kind: str
+    type: str
+    message: str
+    traceback: str
+    worker: int
+    started_at: int
+    finished_at: int
+    exit_code: int | None
+    cpu: int | None
+    memory: int | None
+    output: str | None
+
+
+def _failure(columns: Any) -> Failure:
+    columns = sound(Attempted, tuple(columns))
     *told, started_at, finished_at, exit_code, cpu, memory, output = columns
     times = from_micros(started_at), from_micros(finished_at)
     spent = None if cpu is None else cpu * MICROSECOND
@@ -6131,7 +6317,7 @@ class Intake:
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
         rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
         return [
-            Placed(Row._make(row), duplicate)
+            Placed(sound(Row, row), duplicate)
             for row, (_, duplicate) in zip(rows, places, strict=True)
         ]
 
@@ -6200,7 +6386,8 @@ class Intake:
         """
         columns = {"name": name, "payload": payload, **given}
         with self.file.writing() as connection:
-            known = [n for (n,) in connection.execute("SELECT name FROM litejobs_definition")]
+            names = connection.execute("SELECT name FROM litejobs_definition")
+            known = [str(name) for (name,) in names]
             if known and name not in known:
                 problem = f"no node has had such a definition{did_you_mean(name, known)}"
                 raise DefinitionError(name, problem)
@@ -6339,8 +6526,7 @@ class Timetable:
     def _next_tick(self, after: int) -> int | None:
         with self.file.reading() as connection:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
-            tick: int | None = connection.execute(sql, (after,)).get
-        return tick
+            return _one_number(connection, sql, (after,))
 
     def _firing(self, entry: Entry, now: int) -> Firing | None:
         """`None` for a schedule that this machine cannot fire; another one may."""
@@ -6525,7 +6711,7 @@ class Timetable:
         self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
     ) -> list[Entry]:
         sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
-        return [Entry._make(row) for row in connection.execute(sql, bindings)]
+        return [sound(Entry, row) for row in connection.execute(sql, bindings)]
 
     def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
         return next(iter(self._entries(connection, "name = :name", name=name)), None)
@@ -6599,7 +6785,7 @@ class Terms(NamedTuple):
 
 def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
     rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: Terms._make(row) for row in rows}
+    return {row[0]: sound(Terms, row) for row in rows}
 
 
 @attrs.define(eq=False, repr=False)
@@ -6708,9 +6894,15 @@ class LaneReader:
                 """,
                 (*self.lane, self._page, self.taken),
             ).fetchall()
-            self._rows.extend(rows)
+            self._rows.extend(map(_sound_place, rows))
             self.ended = len(rows) < self._page
         return self._rows.popleft() if self._rows else None
+
+
+def _sound_place(row: Any) -> Place:
+    if not (type(row[0]) is int and type(row[1]) is int):
+        raise Damaged(f"a job that is ready is nowhere: {_shown(row)}")
+    return typing.cast(Place, row)
 
 
 FEW = 8
@@ -6738,11 +6930,24 @@ _HEADS = """
              WHERE state = 'pending' AND queue > head.queue
              ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1)
         )
+        -- In a damaged index one could go round for ever. (The plus: it is not to be used here.)
+        WHERE (+next.queue, +next.name, +next.node) > (head.queue, head.name, head.node)
     )
     SELECT * FROM head
 """
-"""The first job of each lane, by a few steps into the index for each. (A comparison of row
-values would walk through all the jobs of a lane.)"""
+"""The first job of each lane, by a few steps into the index for each. (To find it by such a
+comparison of row values would walk through all the jobs of a lane.)"""
+
+
+class _Head(NamedTuple):
+    """The first job of a lane."""
+
+    queue: str
+    name: str
+    node: str
+    urgency: int
+    run_at: int
+    id: int
 
 
 Rank = tuple[float, ...]
@@ -6807,6 +7012,7 @@ class Ready:
         few = len(heads) < FEW
         if not few:
             heads = connection.execute(_HEADS).fetchall()
+        heads = [sound(_Head, head) for head in heads]
         lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
         served = [
             (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
@@ -6910,6 +7116,8 @@ class Ready:
                     """,
                     (*reader.lane, -following[0]),
                 ).fetchone()
+                if following is not None and following <= place:
+                    raise Damaged("an index of jobs that are ready is out of order")
 
 
 ################################################################################
@@ -6955,11 +7163,37 @@ def _nodes(connection: apsw.Connection) -> list[Node]:
             (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
         FROM litejobs_node AS node ORDER BY id
     """).fetchall()
-    return [
-        Node(id, name, pid, port, workers, queues and tuple(json.loads(queues)),
-             from_micros(started_at), running, names and frozenset(json.loads(names)))
-        for id, name, pid, port, workers, queues, started_at, running, names in rows
-    ]  # fmt: skip
+    return [_node(sound(Listed, row)) for row in rows]
+
+
+class Listed(NamedTuple):
+    """The columns of a node, and how many jobs it holds."""
+
+    id: int
+    name: str
+    pid: int
+    port: int
+    workers: int
+    queues: str | None
+    started_at: int
+    running: int
+    names: str | None
+
+
+def _node(row: Listed) -> Node:
+    queues, names = map(_names_in, (row.queues, row.names))
+    return Node(
+        *row[:5], None if queues is None else tuple(queues), from_micros(row.started_at),
+        row.running, None if names is None else frozenset(names),
+    )  # fmt: skip
+
+
+def _names_in(text: str | None) -> list[str] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        names = None if text is None else json.loads(text)
+        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
+            return names
+    raise Damaged(f"a node lists no names: {_shown(text)}")
 
 
 @attrs.define(eq=False, repr=False)
@@ -7028,7 +7262,8 @@ class Nodes:
         """
         with self.file.reading() as connection:
             for name, path in connection.execute(sql):
-                found[name].add(path)
+                if isinstance(path, str):
+                    found[name].add(path)
         return {name: frozenset(paths) for name, paths in found.items()}
 
     def _sweep(self, connection: apsw.Connection) -> None:
@@ -7201,7 +7436,7 @@ class Meter:
         end = now - now % hour - SPANS["day"]
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
         with self._file.reading() as connection:
-            first, oldest = (connection.execute(sql, (span,)).get for span in (60, 3600))
+            first, oldest = (_one_number(connection, sql, (span,)) for span in (60, 3600))
         old = now - METRICS_KEPT
         if (first is None or first >= end) and (oldest is None or oldest >= old):
             return False
@@ -7249,7 +7484,9 @@ class Meter:
                 values,
             )
             for start, measure, bucket, number in rows:
-                spans[start][measure, bucket] = number
+                if start not in spans:
+                    raise Damaged(f"a span begins at {_shown(start)}")
+                spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
         return [*spans.items()]
 
 
@@ -7769,6 +8006,7 @@ class Store:
                 return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
             except _TooLate:
                 held = self._still_held(settlements)
+                self.file.expect(len(held) < len(settlements))
                 late += len(settlements) - len(held)
                 settlements = held
 
@@ -7869,7 +8107,8 @@ class Store:
             """,
             (node, self.clock(), _carray(ids)),
         ).fetchall()
-        # RETURNING promises no order; and what was read ahead may be another's by now.
+        # RETURNING promises no order; and what was read ahead may be another's by now. (Rows that
+        # were just written are sound: the table is STRICT.)
         by_id = {row[0]: row for row in rows}
         return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
@@ -7921,7 +8160,7 @@ class Store:
         expired = 0
         while True:
             with self.file.reading() as connection:
-                following: int | None = connection.execute(soonest).get
+                following = _one_number(connection, soonest)
             if following is None or following > now:
                 return expired, following
             with self.file.writing() as connection:
@@ -7930,8 +8169,13 @@ class Store:
                 ids = _column(connection, find, (now,))
                 expired += self.rows.change(connection, ids, cancel)
                 # Each is looked at once, also those that have started in time.
-                over = "UPDATE litejobs_job SET expires_at = NULL WHERE id IN carray(?)"
+                over = """
+                    UPDATE litejobs_job SET expires_at = NULL
+                    WHERE id IN carray(?) AND +expires_at IS NOT NULL
+                """
                 connection.execute(over, (_carray(ids),))
+                left = _one_number(connection, soonest)
+                self.file.expect(connection.changes() or left is None or left > now)
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; gives how many, and when the next one
@@ -7943,22 +8187,30 @@ class Store:
                     SELECT id FROM litejobs_job
                     WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
                 """
-                ready = f"UPDATE litejobs_job SET state = {_READY} WHERE id IN carray(:ids)"
+                ready = f"""
+                    UPDATE litejobs_job SET state = {_READY}
+                    WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+                """
+                before = staged
                 staged += self.rows.change(connection, _column(connection, find, (now,)), ready)
+                left = self._next_due(connection)
+                self.file.expect(staged > before or left is None or left > now)
         return staged, due
 
-    def _next_due(self) -> int | None:
-        with self.file.reading() as connection:
-            due: int | None = connection.execute("""
-                SELECT min(run_at) FROM (
-                    SELECT min(run_at) AS run_at FROM litejobs_job
-                    WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-                    UNION ALL
-                    SELECT min(run_at) FROM litejobs_job
-                    WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
-                )
-            """).get
-        return due
+    def _next_due(self, connection: apsw.Connection | None = None) -> int | None:
+        if connection is None:
+            with self.file.reading() as connection:
+                return self._next_due(connection)
+        soonest = """
+            SELECT min(run_at) FROM (
+                SELECT min(run_at) AS run_at FROM litejobs_job
+                WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
+                UNION ALL
+                SELECT min(run_at) FROM litejobs_job
+                WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
+            )
+        """
+        return _one_number(connection, soonest)
 
     def leave(self, node: int, presence: Presence) -> None:
         """Takes a node off the list. What it still held is rescued; unless the file is gone."""
@@ -13031,7 +13283,7 @@ def _show(options: argparse.Namespace) -> int:
     plain = _plain(job, _hidden(jobs))
     if isinstance(job.row.payload, bytes):
         plain["payload"] = f"<{len(job.row.payload)} bytes>"
-    shown = {**plain, "progress": job.progress and str(job.progress)}
+    shown = {**plain, "progress": _how_far(job)}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
@@ -13048,6 +13300,14 @@ def _show(options: argparse.Namespace) -> int:
     ]
     _print(options, {**_plain(job, _hidden(jobs)), "errors": history}, "\n".join(lines))
     return 0
+
+
+def _how_far(job: Job[Any]) -> str | None:
+    """Its progress in words; what is wrong with it, if somebody else has written it."""
+    try:
+        return None if job.progress is None else str(job.progress)
+    except OptionError as error:
+        return f"({error})"
 
 
 def _deeds(failure: Failure) -> Iterator[str]:

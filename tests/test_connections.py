@@ -15,6 +15,7 @@ import apsw
 import pytest
 from programs import Programs, trouble
 
+import litejobs
 from litejobs import (
     SCHEMA,
     Definition,
@@ -193,7 +194,7 @@ def test_an_older_file_is_brought_up_to_date_in_the_same_transaction(
     noting: Note, path: Path
 ) -> None:
     old = apsw.Connection(str(path))
-    old.execute("CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT")
+    old.execute(litejobs._META)
     old.execute(SCHEMA[1])
     old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
     old.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +147,13 @@ class TestWords:
         assert printed.rstrip("\n").isprintable()
 
     def test_of_json_hold_no_delete(self, jobs: LiteJobs) -> None:
-        jobs.define(name="note")(lambda text: None).enqueue("a\x7fb")  # type: ignore[call-arg]
+        jobs.define(name="note")(lambda text: None).enqueue("a\x7fb")
         printed = commanded("show", jobs.path, 1, "--json")
         assert "\x7f" not in printed
         assert json.loads(printed)["payload"] == {"text": "a\x7fb"}
 
     def test_of_advice_are_quoted_for_the_shell(self, jobs: LiteJobs) -> None:
-        jobs.define(lambda: None, name="note").using(node="x; rm -rf ~").enqueue()
+        jobs.define(name="note")(lambda: None).using(node="x; rm -rf ~").enqueue()
         (finding,) = jobs.doctor()
         assert "--from-node 'x; rm -rf ~'" in finding.advice
 
@@ -173,7 +175,7 @@ class TestNames:
 
 class TestTheFile:
     def test_never_runs_a_trigger_of_others(self, jobs: LiteJobs) -> None:
-        jobs.define(lambda: None, name="note").enqueue()
+        jobs.define(name="note")(lambda: None).enqueue()
         connection = jobs.store.file.connection()
         connection.execute("CREATE TABLE canary (text)")
         for verb in ("INSERT", "UPDATE", "DELETE"):
@@ -188,7 +190,7 @@ class TestTheFile:
 
     def test_is_completed_by_hand_as_by_its_trigger(self, jobs: LiteJobs) -> None:
         """The command enqueues on the file alone without the trigger: with what it says."""
-        jobs.define(lambda: None, name="note", queue="notes", priority=3, expires=60)
+        jobs.define(name="note", queue="notes", priority=3, expires=60)(lambda: None)
         jobs.drain()
         at = "2999-01-01T00:00+00:00"
         commanded("enqueue", jobs.path, "note")
@@ -197,7 +199,7 @@ class TestTheFile:
         commanded("enqueue", jobs.path, "note", "--key", "k")
         jobs.close()
         other = apsw.Connection(str(jobs.path))
-        run_at = litejobs.to_micros(litejobs.datetime.fromisoformat(at))
+        run_at = litejobs.to_micros(datetime.fromisoformat(at))
         for columns in ("", ", key, run_at", ", key", ", key"):
             values = f", 'k', {run_at}" if "run_at" in columns else ", 'k'" if columns else ""
             other.execute(f"INSERT INTO litejobs_job (name{columns}) VALUES ('note'{values})")
@@ -216,7 +218,7 @@ class TestTheFile:
         try:
             jobs.count()
             jobs.backup(tmp_path / "copy.db")
-            presence = Presence.create(jobs.store.nodes.presence_path(1))
+            presence = Presence.create(jobs.store.file.presence_path(1))
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
@@ -230,8 +232,186 @@ class TestTheFile:
         victim.write_bytes(b"precious")
         os.symlink(victim, tmp_path / f"jobs.db{end}")
         with contextlib.suppress(FileError), LiteJobs(tmp_path / "jobs.db") as jobs:
-            jobs.define(lambda: None, name="note").enqueue()
+            jobs.define(name="note")(lambda: None).enqueue()
         assert victim.read_bytes() == b"precious"
+
+
+def write(jobs: LiteJobs, sql: str, *bindings: object) -> None:
+    """Does to the file what nothing refuses."""
+    jobs.close()
+    connection = apsw.Connection(str(jobs.path))
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    connection.pragma("writable_schema", 1)
+    connection.execute(sql, bindings)
+    connection.close()
+
+
+def behind_its_back(jobs: LiteJobs, thing: str, sql: str, *bindings: object) -> None:
+    """Changes rows while SQLite knows nothing of an index, or of the rules of a table: as they
+    are when pages were overwritten."""
+    jobs.close()
+    path = str(jobs.store.file.path)
+    connection = apsw.Connection(path)
+    found = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema WHERE name = ?"
+    rows: list[Any] = connection.execute(found, (thing,)).fetchall()
+    (row,) = rows
+    connection.close()
+    if row[0] == "index":
+        write(jobs, "DELETE FROM sqlite_schema WHERE name = ?", thing)
+        write(jobs, sql, *bindings)
+        write(jobs, "INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", *row)
+        return
+    strict = row[4]
+    loose = strict.replace("STRICT, ", "").replace("STRICT", "").replace("NOT NULL", "")
+    write(jobs, "UPDATE sqlite_schema SET sql = ? WHERE name = ?", loose, thing)
+    write(jobs, sql, *bindings)
+    write(jobs, "UPDATE sqlite_schema SET sql = ? WHERE name = ?", strict, thing)
+
+
+class TestAHostileFile:
+    @pytest.fixture
+    def jobs(self, tmp_path: Path) -> Any:
+        with LiteJobs(tmp_path / "jobs.db", clock=TurnedClock()) as jobs:
+            jobs.define(name="note", max_attempts=1)(lambda: None).using(key="k").enqueue()
+            yield jobs
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "DROP TABLE litejobs_queue; CREATE VIEW litejobs_queue AS WITH RECURSIVE n (x) AS"
+            " (SELECT 1 UNION ALL SELECT 1 FROM n) SELECT x FROM n",
+            "DROP TABLE litejobs_meta;"
+            " CREATE VIEW LiteJobs_Meta AS SELECT 'schema' AS name, 3 AS value",
+            "DROP TABLE litejobs_node; CREATE TABLE litejobs_node (x)",
+            "DROP INDEX litejobs_due; CREATE INDEX litejobs_due ON litejobs_job (id)",
+            "ALTER TABLE litejobs_job ADD COLUMN more BLOB GENERATED ALWAYS AS (zeroblob(1e9))",
+            "UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE name = 'litejobs_job'",
+            "DROP TRIGGER litejobs_forget; CREATE TRIGGER litejobs_forget AFTER DELETE ON"
+            " litejobs_job BEGIN DELETE FROM litejobs_job; END",
+        ],
+        ids=["view", "case", "table", "index", "generated", "loose", "trigger"],
+    )
+    def test_with_something_else_by_one_of_our_names_is_refused(
+        self, sql: str, jobs: LiteJobs
+    ) -> None:
+        write(jobs, sql)
+        with pytest.raises(FileError, match="is not as litejobs made it"):
+            jobs.count()
+
+    def test_of_every_step_of_the_schema_is_known(self, tmp_path: Path) -> None:
+        for version in range(2, len(litejobs.SCHEMA) + 1):
+            path = tmp_path / f"{version}.db"
+            connection = apsw.Connection(str(path))
+            connection.execute(litejobs._META)
+            for step in litejobs.SCHEMA[:version]:
+                connection.execute(step)
+            litejobs._refuse_strangers(connection, str(path))
+            connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (version,))
+            connection.close()
+            with LiteJobs(path) as jobs:
+                assert jobs.count() == 0
+
+    def test_however_its_schema_is_laid_out_is_taken(self, jobs: LiteJobs) -> None:
+        write(jobs, "UPDATE sqlite_schema SET sql = replace(sql, '  ', ' ')")
+        assert jobs.count() == 1
+
+    def test_may_have_indexes_and_triggers_of_others(self, jobs: LiteJobs) -> None:
+        write(jobs, "CREATE INDEX theirs ON litejobs_job (payload)")
+        write(jobs, "CREATE TRIGGER their AFTER INSERT ON litejobs_job BEGIN SELECT 1; END")
+        assert jobs.count() == 1
+
+    @pytest.mark.parametrize(
+        ("table", "column", "value"),
+        [
+            ("job", "name", b"x"),
+            ("job", "run_at", "soon"),
+            ("job", "attempt", None),
+            ("job", "name", "CAST(x'ff' AS TEXT)"),
+            ("node", "port", "x"),
+            ("node", "queues", "[1]"),
+            ("schedule", "grace", None),
+            ("queue", "rate", "fast"),
+            ("metric", "bucket", "x"),
+            ("attempt", "started_at", "x"),
+        ],
+    )
+    def test_with_values_of_other_types_gives_errors_of_ours(
+        self, table: str, column: str, value: Any, jobs: LiteJobs
+    ) -> None:
+        """As they are after a page was overwritten: SQLite takes them as they come."""
+        write(
+            jobs,
+            "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]');"
+            "INSERT INTO litejobs_queue (name) VALUES ('q');"
+            "INSERT INTO litejobs_attempt VALUES (1, 1, 1, '', '', '', '', 1, 1, 1, 1, 1, 1, '');"
+            "INSERT INTO litejobs_metric"
+            " VALUES (3600, 1735689600000000, 'q', 'n', 'waiting', 1, 1);"
+            "INSERT INTO litejobs_schedule (name, definition, payload, options, expression,"
+            " timezone, misfire, grace, overlap, jitter)"
+            " VALUES ('s', 'note', '{}', '{}', '@daily', 'UTC', 'once', 1, 'allow', 1)",
+        )
+        bad = value if str(value).startswith("CAST") else "?"
+        update = f"UPDATE litejobs_{table} SET {column} = {bad}"
+        behind_its_back(jobs, f"litejobs_{table}", update, *[value] * (bad == "?"))
+        looks: dict[str, Callable[[], object]] = {
+            "job": lambda: (jobs.find(), jobs.drain()),
+            "node": jobs.nodes,
+            "schedule": jobs.schedules,
+            "queue": jobs.queues,
+            "metric": lambda: jobs.metrics("hour"),
+            "attempt": lambda: jobs.errors(1),
+        }
+        look = looks[table] if column != "port" else lambda: jobs.cancel(1)
+        with pytest.raises(FileError, match="is damaged"):
+            look()
+
+    @pytest.mark.parametrize(
+        ("column", "value", "look"),
+        [
+            ("payload", "{", "payload"),
+            ("payload", 5, "payload"),
+            ("payload", "[" * 5000, "payload"),
+            ("headers", "[]", "headers"),
+            ("headers", '{"a": 1}', "headers"),
+            ("progress", "x", "progress"),
+            ("progress", '{"wrong": 1}', "progress"),
+        ],
+    )
+    def test_with_jobs_that_somebody_else_wrote_shows_the_others(
+        self, column: str, value: object, look: str, jobs: LiteJobs
+    ) -> None:
+        write(jobs, f"UPDATE litejobs_job SET {column} = ?", value)
+        with pytest.raises(LitejobsError):
+            getattr(jobs.get(1), look)
+        assert "note" in commanded("list", jobs.path)
+        assert "note" in commanded("show", jobs.path, 1)
+
+    def test_beside_which_lies_something_else_than_a_lock_says_so(self, jobs: LiteJobs) -> None:
+        write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]')")
+        Path(f"{jobs.path}-node-1").write_bytes(b"garbage" * 1000)
+        for look in (jobs.doctor, jobs.get(1).why, lambda: jobs.store.nodes.rescue(1)):
+            with pytest.raises(FileError, match=r"jobs\.db-node-1: is not an SQLite database"):
+                look()
+
+    @pytest.mark.parametrize("index", ["litejobs_due", "litejobs_expiry", "litejobs_key"])
+    def test_whose_index_leads_elsewhere_is_not_searched_for_ever(
+        self, index: str, jobs: LiteJobs
+    ) -> None:
+        before, after = {
+            "litejobs_due": ("state = 'scheduled'", "state = 'pending'"),
+            "litejobs_expiry": ("expires_at = 1", "expires_at = NULL"),
+            "litejobs_key": ("state = 'blocked'", "state = 'completed'"),
+        }[index]
+        write(jobs, f"UPDATE litejobs_job SET {before}")
+        behind_its_back(jobs, index, f"UPDATE litejobs_job SET {after}")
+        store = jobs.store
+        duty = {
+            "litejobs_due": lambda: store.stage(2**60),
+            "litejobs_expiry": lambda: store.expire(2**60),
+            "litejobs_key": store.admit,
+        }[index]
+        with pytest.raises(FileError, match="is damaged: an index"):
+            duty()
 
 
 class TestHiddenFields:

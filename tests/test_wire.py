@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path, PurePath
+from time import process_time
 from typing import (
     Annotated,
     Any,
@@ -528,3 +529,34 @@ def test_writing_any_value_raises_nothing_but_unfit(kind: Any, value: Any) -> No
         return
     # A Sequence comes back as a list.
     assert Codec[Any](kind).decode(text) == (list(value) if kind == Sequence[int] else value)
+
+
+class TestHostilePayloads:
+    @pytest.mark.parametrize("text", ['"NaN"', '"sNaN"', '"-NaN"'])
+    def test_what_is_not_equal_to_itself_is_not_read_either(self, text: str) -> None:
+        with pytest.raises(Unfit, match="expected Decimal"):
+            Codec(Decimal).decode(text)
+
+    @pytest.mark.parametrize("text", ['"\ud83d\\ude00"', '"\\ud83d\ude00"', '"\ud83d\ude00"'])
+    def test_two_halves_of_a_character_are_not_joined(self, text: str) -> None:
+        codec = Codec[Any](str)
+        with pytest.raises(Unfit, match="two halves of a character"):
+            codec.decode(text)
+        with pytest.raises(Unfit, match="two halves of a character"):
+            codec.encode("\ud83d\ude00")
+        assert codec.decode('"\\ud83d\\ude00"') == "😀"
+        assert codec.decode(codec.encode("\ude00\ud83d")) == "\ude00\ud83d"
+
+    def test_of_a_million_problems_twenty_are_told(self) -> None:
+        began = process_time()
+        with pytest.raises(Unfit) as caught:
+            Codec(list[list[str]]).decode(f"[{','.join(['[5]'] * 500_000)}]")
+        assert len(caught.value.problems) == 20
+        assert process_time() - began < 2
+
+    def test_a_name_of_a_megabyte_is_told_without_its_middle(self) -> None:
+        with pytest.raises(Unfit) as caught:
+            Codec(dict[str, int]).decode(f'{{"{"k" * 1_000_000}":"x"}}')
+        (problem,) = caught.value.problems
+        assert problem.startswith("expected int, got 'x' @ $['kkk")
+        assert len(problem) < 1000
