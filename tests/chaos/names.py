@@ -114,11 +114,9 @@ def say(context: Context, how: str, text: str) -> str:
     context.progress(1, 2, text)
     if how == "return":
         return text
-    raise {"fail": Fail, "cancel": Cancel, "raise": ValueError, "retry": _retry}[how](text)
-
-
-def _retry(reason: str) -> Retry:
-    return Retry(60, reason)
+    if how == "retry":
+        raise Retry(60, text)
+    raise {"fail": Fail, "cancel": Cancel, "raise": ValueError}[how](text)
 
 
 def hold(text: str, more: dict[str, Any] | None = None) -> None:
@@ -500,6 +498,7 @@ def refused(run: Run, where: str, text: str, give: Callable[[], Any]) -> None:
         told = [str(error), repr(error), *getattr(error, "__notes__", ())]
         wrong = [one for one in told if steers(one, lines=False)]
         run.expect(not wrong, f"{where}: the error about {text!r} says {wrong[:1]!r}")
+        run.expect("SQLError" not in str(error), f"{where}: {text!r} made SQL of its own: {error}")
         run.expect(len(str(error)) < LONG_LINE, f"{where}: {len(str(error))} characters of error")
         run.counts["refused"] += 1
     except (RecursionError, MemoryError):
