@@ -4387,7 +4387,7 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_OPENING.release,
         after_in_child=_OPENING.release,
     )
-_FILES: list[weakref.ref[File]] = []
+_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 """All of this process: it has one set of locks on a file, whoever in it has that open."""
 
 
@@ -4700,7 +4700,7 @@ class File:
     is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
-        _FILES.append(weakref.ref(self, _FILES.remove))
+        _FILES[id(self)] = self
         _close_before_forks(self)
 
     def presence_path(self, node: int) -> str:
@@ -4792,6 +4792,7 @@ class File:
         Raises:
             OSError: it cannot be seen.
         """
+        looked_at = time.monotonic()
         try:
             file, wal, shm = map(os.stat, self._names)
         except NOT_THERE:
@@ -4801,7 +4802,7 @@ class File:
             return 0
         if file.st_nlink > 1:
             return file.st_nlink
-        self._seen_at = time.monotonic()
+        self._seen_at = looked_at
         return 1
 
     def is_open_as(self, mark: Mark) -> bool:
@@ -5003,16 +5004,15 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         mark = _mark(_plain_path(os.fsdecode(path)))
     except (TypeError, ValueError):
         return  # It is no path: they will say so.
-    if any(mark) and _is_open_here(mark):
+    if any(mark) and _litejobs_has(mark):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
-def _is_open_here(mark: Mark) -> bool:
-    # Other threads may make more of them meanwhile.
-    files = [reference() for reference in tuple(_FILES)]
-    return any(file is not None and file.is_open_as(mark) for file in files)
+def _litejobs_has(mark: Mark) -> bool:
+    files = (reference() for reference in _FILES.valuerefs())
+    return any(file.is_open_as(mark) for file in files if file is not None)
 
 
 def _plain_path(name: str) -> str:
@@ -5030,15 +5030,32 @@ def _refuse_beside_others(place: Path) -> None:
     Raises:
         FileError: it has; when it closes the file, the locks of our SQLite would be gone.
     """
-    mark = _mark(str(place))
-    if sys.platform == "win32" or _is_open_here(mark) or not os.path.isdir("/dev/fd"):
-        return  # If it is open here, nobody else has been let in since.
+    mark, give_up = _mark(str(place)), time.monotonic() + 0.5
+    # What other threads just open or close with our SQLite is there without being listed.
+    while _has_descriptors_of(mark) and not _our_sqlite_has(place, mark):
+        if time.monotonic() > give_up:
+            problem = "something else in this process has the file open, sqlite3 it may be"
+            raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
+        time.sleep(0.005)
+
+
+def _has_descriptors_of(mark: Mark) -> bool:
+    """Whether a file is open in this process; where that matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return False
     for number in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
             found = os.fstat(int(number))
-            if (found.st_dev, found.st_ino) == mark and not _apsw_has(place):
-                problem = "something else in this process has the file open, sqlite3 it may be"
-                raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
+            if (found.st_dev, found.st_ino) == mark:
+                return True
+    return False
+
+
+def _our_sqlite_has(place: Path, mark: Mark) -> bool:
+    try:
+        return _litejobs_has(mark) or _apsw_has(place)
+    except OptionError:
+        return True  # Or one of its connections is too busy to say what it has.
 
 
 def _is_closed(connection: Any) -> bool:

@@ -265,12 +265,12 @@ def files(run: Run) -> None:
 
 def _scene(run: Run, folder: Path) -> Scene:
     dice = run.dice
-    long = dice.random() < 0.25
+    long = dice.random() < 0.2
     return Scene(
         folder / "jobs.db",
         durability=dice.choice(["full", "fast"]),
         payload="x" * (20_000 if long else 10),
-        before=dice.randrange(1, 300 if long else 30),
+        before=dice.randrange(1, 220 if long else 30),
         burst=dice.uniform(0, 0.01) if dice.random() < 0.6 else None,
         choice=dice.randrange(2**30),
     )
@@ -613,4 +613,11 @@ def _work(scene: Scene, change: Change, line: Connection) -> None:
             pool.__exit__(None, None, None)
 
 
-ORDEALS = (Ordeal(files, quick=90, full=8_500, unit="changes"),)
+ORDEALS = (
+    Ordeal(
+        files,
+        quick=len(CHANGES) * len(WITNESSES),
+        full=100 * len(CHANGES) * len(WITNESSES),
+        unit="changes",
+    ),
+)

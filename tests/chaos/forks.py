@@ -10,7 +10,6 @@ acknowledged, once, and nothing that nobody asked for; a node has run each once.
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import random
@@ -35,7 +34,7 @@ from litejobs import Durability, Event, LiteJobs, LitejobsError, define
 
 from .ordeal import Ordeal, Run
 
-DEADLINE = 30.0
+DEADLINE = 20.0
 """Seconds that a program has, with all whom it forked; then it hangs."""
 
 
@@ -442,12 +441,14 @@ def _play(program: Callable[[Stage], None], stage: Stage) -> bool:
     if (child := os.fork()) == 0:
         os.setpgid(0, 0)
         os.close(reading)
-        logging.disable()
+        # What comes out of a job that has forked says so, and is meant to.
+        os.dup2(
+            os.open(f"{stage.log}-errors", os.O_WRONLY | os.O_CREAT, 0o600), sys.stderr.fileno()
+        )
         with _ending(stage.log):
             program(stage)
             for process in multiprocessing.active_children():
                 process.join()
-            sys.stdout.flush()
     os.close(writing)
     ended, _, _ = select.select([reading], [], [], DEADLINE)
     os.close(reading)
