@@ -162,6 +162,12 @@ def _wait_for(children: Iterable[int]) -> None:
         os.waitpid(child, 0)
 
 
+def _wait_for_all() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
 def multiprocessing_fork(stage: Stage) -> None:
     with stage.open():
         _run_processes(stage, "fork", 3, ask, stage.log)
@@ -241,9 +247,7 @@ def in_the_midst_of_enqueues(stage: Stage) -> None:
             child = stage.child()
             if stage.dice.random() < 0.5:
                 os.waitpid(child, 0)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.wait()
+        _wait_for_all()
 
 
 @contextlib.contextmanager
@@ -346,7 +350,7 @@ def jobs_that_fork(stage: Stage) -> None:
             fork_and.bind(how, stage.log, 1_000 * (1 + n)) for n, how in enumerate(hows)
         )
         jobs.work(workers=1, until="empty")
-        jobs.work(threads=1, until="empty")  # What children left that were not waited for.
+        jobs.work(threads=1, until="empty")  # What children enqueued when it had ended.
 
 
 def jobs_that_fork_in_threads(stage: Stage) -> None:
@@ -357,6 +361,8 @@ def jobs_that_fork_in_threads(stage: Stage) -> None:
             fork_and.bind(how, stage.log, 1_000 * (1 + n)) for n, how in enumerate(hows)
         )
         jobs.work(threads=2, until="empty")
+        _wait_for_all()
+        jobs.work(threads=1, until="empty")  # What children enqueued when it had ended.
 
 
 def jobs_that_start_programs(stage: Stage) -> None:
