@@ -9486,6 +9486,8 @@ LOOK_ASIDE = 0.01
 """Seconds after which a coroutine that was handed over is looked at: it runs by then."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
+HIRE_REST = 1.0
+"""Seconds until a worker is tried again for which the system had no room."""
 FAILED_STARTS = 3
 """How many workers in a row may die while they start."""
 
@@ -9504,6 +9506,8 @@ class Crew:
     _grace: float
     workers: list[Worker] = attrs.field(factory=list)
     _failed_starts: int = 0
+    _hire_at: float = 0.0
+    """When the next one may be started."""
 
     def __attrs_post_init__(self) -> None:
         _let_go_in_forks(self)
@@ -9524,7 +9528,22 @@ class Crew:
             if self._failed_starts >= FAILED_STARTS:
                 problem = f"workers died {FAILED_STARTS} times in a row while they started"
                 raise WorkerError(f"{problem}; their error output says why")
-            self._add(self._staff.hire(presence, self._concurrency))
+            if time.monotonic() < self._hire_at:
+                return
+            try:
+                self._add(self._staff.hire(presence, self._concurrency))
+            except OSError as error:
+                self._put_off(error)
+
+    def _put_off(self, error: OSError) -> None:
+        """The system has not what a worker takes: it may have later. Without any worker at
+        work, that is not waited for as long as it takes."""
+        if not self.workers:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                raise WorkerError(f"no worker can be started: {error}") from error
+        logger.error("a worker cannot be started and will be tried again: %s", error)
+        self._hire_at = time.monotonic() + HIRE_REST
 
     def _add(self, worker: Worker) -> None:
         worker.left = self._jobs_each
@@ -11876,20 +11895,23 @@ class LiteJobs:
             lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
-        return Supervisor(
-            store,
-            self.registry,
-            self._staff(threads),
-            self._serves(queues, node),
-            self._size(workers, threads),
-            at_least_one(concurrency, "concurrency", most=MOST),
-            until,
-            duration(grace, "grace").total_seconds(),
-            self.clock,
-            declared=self._declarations(),
-            events=self.events,
-            jobs_per_worker=lasting,
-        )
+        try:
+            return Supervisor(
+                store,
+                self.registry,
+                self._staff(threads),
+                self._serves(queues, node),
+                self._size(workers, threads),
+                at_least_one(concurrency, "concurrency", most=MOST),
+                until,
+                duration(grace, "grace").total_seconds(),
+                self.clock,
+                declared=self._declarations(),
+                events=self.events,
+                jobs_per_worker=lasting,
+            )
+        except OSError as error:
+            raise WorkerError(f"no node can be started: {error}") from error
 
     def _size(self, workers: int | None, threads: int | None) -> int:
         if threads is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import sys
@@ -13,6 +15,7 @@ from typing import Any, cast
 import pytest
 from programs import Programs, alive, eventually, lines, trouble
 
+import litejobs
 from litejobs import Definition, DefinitionError, LiteJobs, Moved, WorkerError, define
 
 GRACE = 0.3
@@ -295,6 +298,8 @@ if __name__ == "__main__":
 """
 
 IN_ANOTHER_FOLDER = """
+import errno
+import math
 import os
 from litejobs import LiteJobs
 
@@ -436,6 +441,48 @@ def test_a_state_factory_that_fails_ends_the_node_with_its_message(
     assert time.monotonic() - since < 8
     assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
     assert jobs.nodes() == []
+
+
+class Pipes:
+    """The system's, of which there are none for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: float) -> None:
+        self.refused = refused
+        self.make = os.pipe
+        monkeypatch.setattr(os, "pipe", self.pipe)
+        monkeypatch.setattr(litejobs, "HIRE_REST", 0.05)
+
+    def pipe(self) -> tuple[int, int]:
+        self.refused -= 1
+        if self.refused >= 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self.make()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are made otherwise")
+def test_a_worker_that_the_system_has_no_room_for_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LiteJobs(tmp_path / "jobs.db") as jobs:
+        jobs.register(trouble.nap)
+        job = trouble.nap.enqueue(0)
+        Pipes(monkeypatch, refused=2)
+        jobs.work(workers=1, until="empty")
+        assert job.refresh().state == "completed"
+    assert "a worker cannot be started and will be tried again: [Errno 24]" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are made otherwise")
+def test_a_node_that_the_system_has_no_room_for_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiteJobs(tmp_path / "jobs.db") as jobs:
+        jobs.register(trouble.nap)
+        job = trouble.nap.enqueue(0)
+        Pipes(monkeypatch, refused=math.inf)
+        with pytest.raises(WorkerError, match=r"no worker can be started: .*Too many open files"):
+            jobs.work(workers=2)
+        assert (job.refresh().state, jobs.nodes()) == ("pending", [])
 
 
 def test_a_node_that_ends_by_an_error_gives_back_what_still_ran(
