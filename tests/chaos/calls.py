@@ -13,44 +13,22 @@ import ctypes
 import errno
 import fcntl
 import os
-import resource
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-import apsw
 import attrs
 
+from .cramped import cramped
 from .ordeal import Ordeal, Run, Violation
 from .scenes import SCENES, Content, Scene
 from .stage import Archive, check_state, in_memory, play
+from .system import PROTOTYPES, Call, replace
 
-_INT, _LONG, _POINTER, _TEXT = ctypes.c_int, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_char_p
-PROTOTYPES: dict[str, tuple[Any, ...]] = {
-    "open": (_INT, _TEXT, _INT, _INT),
-    "close": (_INT, _INT),
-    "access": (_INT, _TEXT, _INT),
-    "stat": (_INT, _TEXT, _POINTER),
-    "lstat": (_INT, _TEXT, _POINTER),
-    "fstat": (_INT, _INT, _POINTER),
-    "ftruncate": (_INT, _INT, _LONG),
-    "fcntl": (_INT, _INT, _INT, _POINTER),
-    "read": (_LONG, _INT, _POINTER, _LONG),
-    "pread64": (_LONG, _INT, _POINTER, _LONG, _LONG),
-    "write": (_LONG, _INT, _POINTER, _LONG),
-    "pwrite64": (_LONG, _INT, _POINTER, _LONG, _LONG),
-    "fchmod": (_INT, _INT, _INT),
-    "fchown": (_INT, _INT, _INT, _INT),
-    "unlink": (_INT, _TEXT),
-    "readlink": (_LONG, _TEXT, _POINTER, _LONG),
-    "mmap": (_LONG, _POINTER, _LONG, _INT, _INT, _INT, _LONG),
-    "munmap": (_INT, _POINTER, _LONG),
-}
-"""What SQLite calls: the type of what comes back, and those of the arguments."""
 PYTHONS = ("open", "close", "stat", "lstat", "unlink", "fsync", "scandir", "listdir")
 """What Python calls for litejobs: of the module `os`."""
-SYSTEM = "unix"
 
 
 @attrs.frozen
@@ -87,24 +65,6 @@ FAULTS = (
     attrs.evolve(EIO, name="EIO from then on", hits=EIO.hits - {"fcntl"}, lasting=True),
     attrs.evolve(ENOSPC, name="ENOSPC from then on", lasting=True),
 )
-
-
-Call = Callable[..., int]
-
-
-def replace(name: str, by: Callable[[str, Call], Call]) -> object:
-    """Replaces what SQLite calls by what *by* makes of it, for the rest of this process; gives
-    what has to be kept alive for so long. The errno that SQLite sees is the one of ctypes."""
-    vfs = apsw.VFS(f"with another {name}", SYSTEM)
-    result, *arguments = PROTOTYPES[name]
-    kind = ctypes.CFUNCTYPE(result, *arguments, use_errno=True)
-    address = vfs.xGetSystemCall(name)
-    assert address, name
-    ours = kind(by(name, kind(address)))
-    place = ctypes.cast(ours, ctypes.c_void_p).value
-    assert place is not None
-    vfs.xSetSystemCall(name, place)
-    return vfs, ours
 
 
 @attrs.define(eq=False)
@@ -191,25 +151,6 @@ def _unlocks(name: str, arguments: tuple[Any, ...]) -> bool:
     return ctypes.c_short.from_address(arguments[2]).value == fcntl.F_UNLCK
 
 
-@contextlib.contextmanager
-def few_descriptors(left: int) -> Iterator[None]:
-    """Only so many more can be opened meanwhile."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.open(os.devnull, os.O_RDONLY)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + left + 64, before[1]))
-    with contextlib.suppress(OSError):
-        while True:
-            taken.append(os.dup(taken[0]))
-    for number in taken[len(taken) - left :]:
-        os.close(number)
-    try:
-        yield
-    finally:
-        for number in taken[: len(taken) - left]:
-            os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 @attrs.frozen
 class Case:
     """One fault in one scene."""
@@ -252,6 +193,19 @@ def every_call(run: Run) -> None:
             run.counts["faults"] += 1
             run.counts["done all the same" if played.outcome[0] == "done" else "refused"] += 1
             check_state(case.scene, played, rehearsals[case.scene.name].after)
+        for number in range(min(40, -(-run.count // 500))):
+            start_without(run, folder / f"node-{number}", run.dice.randrange(40))
+
+
+def start_without(run: Run, folder: Path, descriptors: int) -> None:
+    """A node that may open only so many files says so, or works; nothing is lost."""
+    folder.mkdir()
+    told = cramped(run, "descriptors", folder / "jobs.db", descriptors)
+    about = f"a node with {descriptors} descriptors: {told}"
+    run.expect(told["outcome"][0] != "foreign", about)
+    run.expect(told["waiting"] == (0 if told["outcome"][0] == "done" else told["jobs"]), about)
+    run.expect(not told["nodes"], about)
+    run.counts["nodes without descriptors"] += 1
 
 
 def cases(rehearsals: dict[str, Rehearsal]) -> Iterator[Case]:
@@ -276,4 +230,4 @@ def chosen(run: Run, cases: Iterable[Case]) -> list[Case]:
     return [run.dice.choice(run.dice.choice([*kinds.values()])) for _ in range(run.count)]
 
 
-ORDEALS = (Ordeal(run=every_call, quick=200, full=20_000, unit="faults"),)
+ORDEALS = (Ordeal(run=every_call, quick=150, full=20_000, unit="faults"),)

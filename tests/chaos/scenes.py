@@ -7,8 +7,10 @@ which a failure may leave one, that before and that after it.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +46,14 @@ HERE = Serves(frozenset(["note"]), None, "here")
 def note(text: str) -> str:
     """The work of all scenes."""
     return text
+
+
+@define
+def linger(until: str) -> None:
+    """Runs until there is such a file."""
+    give_up = time.monotonic() + 60
+    while not os.path.exists(until) and time.monotonic() < give_up:
+        time.sleep(0.01)
 
 
 def queue_at(path: Path) -> LiteJobs:

@@ -7,10 +7,8 @@ larger than it may be is refused. So it can be as small as one likes, to the byt
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import itertools
-import os
 import random
 import resource
 import sys
@@ -34,7 +32,7 @@ from litejobs import (
     Store,
 )
 
-from .calls import Call, replace
+from .cramped import SmallDisk, cramped
 from .ordeal import Ordeal, Run, Violation
 from .scenes import DAY, HERE, NOW, SCENES, Scene, a_full_file, note, queue_at, settled
 from .stage import Archive, Child, Tell, check_state, in_memory, play
@@ -99,69 +97,6 @@ def _starve(run: Run, archive: Archive, scene: Scene, limits: int) -> None:
         check_state(scene, played, fed.now)
         if played.outcome[0] != "done" and "memory" not in played.outcome[1]:
             raise Violation(f"{played.about}: it does not say that memory is missing")
-
-
-@attrs.define(eq=False)
-class SmallDisk:
-    """A disk with so much room left, as SQLite sees it: what does not fit is written in part,
-    and then refused."""
-
-    number: int
-    """The errno of the refusal: ENOSPC, or EDQUOT for a quota."""
-    left: int | None = None
-    """Bytes; `None`: as much as one likes."""
-    _kept: list[object] = attrs.field(factory=list)
-
-    def install(self) -> None:
-        """From now on, for the rest of this process."""
-        ways = {
-            "write": self._writing,
-            "pwrite64": self._writing,
-            "ftruncate": self._truncating,
-            "unlink": self._unlinking,
-        }
-        self._kept = [replace(name, by) for name, by in ways.items()]
-
-    @contextlib.contextmanager
-    def with_room(self, room: int) -> Iterator[None]:
-        """Leaves so much room meanwhile."""
-        self.left = room
-        try:
-            yield
-        finally:
-            self.left = None
-
-    def _writing(self, name: str, original: Call) -> Call:
-        def write(handle: int, buffer: int, size: int, *place: int) -> int:
-            if self.left is None:
-                return original(handle, buffer, size, *place)
-            start = place[0] if place else os.lseek(handle, 0, os.SEEK_CUR)
-            grows = max(0, start + size - os.fstat(handle).st_size)
-            missing = max(0, grows - max(0, self.left))
-            if missing >= size:
-                ctypes.set_errno(self.number)
-                return -1
-            self.left -= grows - missing
-            return original(handle, buffer, size - missing, *place)
-
-        return write
-
-    def _truncating(self, name: str, original: Call) -> Call:
-        def truncate(handle: int, size: int) -> int:
-            if self.left is not None:
-                self.left += os.fstat(handle).st_size - size
-            return original(handle, size)
-
-        return truncate
-
-    def _unlinking(self, name: str, original: Call) -> Call:
-        def unlink(path: bytes) -> int:
-            if self.left is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    self.left += os.stat(path).st_size
-            return original(path)
-
-        return unlink
 
 
 @attrs.define(eq=False)
@@ -369,6 +304,20 @@ def full_disk(run: Run) -> None:
         for _ in range(run.count):
             _fill(run, archive, Point.throw(run.dice))
             run.counts["fill points"] += 1
+        for number in range(-(-run.count // 40)):
+            _fill_under_a_node(run, folder / f"node-{number}", run.dice.randrange(600_000))
+
+
+def _fill_under_a_node(run: Run, folder: Path, room: int) -> None:
+    """A node, with its processes: it settles what runs, does not spin, and goes on by itself."""
+    folder.mkdir()
+    told = cramped(run, "disk", folder / "jobs.db", room)
+    about = f"a node with {room:,} bytes left: {told}"
+    run.expect(told["refusals"] and all(kind == "FileError" for kind in told["refusals"]), about)
+    run.expect(told["settled"], f"{about}: what ran was not settled")
+    run.expect(told["cpu"] < 0.6, f"{about}: it spins")
+    run.expect(told["lost"] == 0 and told["waiting"] == 0, f"{about}: it did not go on")
+    run.counts["nodes on a full disk"] += 1
 
 
 def _fill(run: Run, archive: Archive, point: Point) -> None:
@@ -417,6 +366,6 @@ def _check_jobs(run: Run, point: Point, path: Path, sure: set[str], unsure: set[
 
 
 ORDEALS = (
-    Ordeal(run=full_disk, quick=30, full=400, unit="fill points"),
+    Ordeal(run=full_disk, quick=20, full=400, unit="fill points"),
     Ordeal(run=heap, quick=120, full=12_000, unit="limits"),
 )
