@@ -194,7 +194,9 @@ def every_call(run: Run) -> None:
             run.counts["done all the same" if played.outcome[0] == "done" else "refused"] += 1
             check_state(case.scene, played, rehearsals[case.scene.name].after)
         for number in range(min(40, -(-run.count // 500))):
-            start_without(run, folder / f"node-{number}", run.dice.randrange(40))
+            # The first has enough to come to work, and not enough for a worker.
+            left = run.dice.randrange(40) if number else run.dice.randrange(7, 22)
+            start_without(run, folder / f"node-{number}", left)
 
 
 def start_without(run: Run, folder: Path, descriptors: int) -> None:

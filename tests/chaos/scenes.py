@@ -80,7 +80,9 @@ def an_old_file(path: Path) -> None:
     """A file of the schema before today's."""
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         connection.pragma("journal_mode", "wal")
-        connection.execute("CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY)")
+        connection.execute(
+            "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+        )
         connection.execute("".join(SCHEMA[:-1]))
         connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA) - 1,))
         connection.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{}')")
