@@ -4638,9 +4638,20 @@ def _statements(step: str) -> Iterator[str]:
             statement = ""
 
 
-def _translated(error: apsw.Error | OSError, path: str) -> FileError:
+class Damaged(Exception):
+    """What was read is none of what we write, as after a page was overwritten: a value of another
+    type. `_translated` says which file it is."""
+
+
+FailedReading = apsw.Error | Damaged | UnicodeDecodeError
+"""What comes of reading from a file; the last one, if a text in it is none."""
+
+
+def _translated(error: FailedReading | OSError, path: str) -> FileError:
     """An error of SQLite's, or of the system's, as ours, with what to do about it."""
     match error:
+        case Damaged() | UnicodeDecodeError():
+            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
         case OSError():
             return FileError(path, f"cannot be used: {error.strerror}")
         case apsw.BusyError():
@@ -4666,7 +4677,7 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     """Raises what SQLite or the system say against a file as an error of ours."""
     try:
         yield
-    except (apsw.Error, OSError) as error:
+    except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
         raise _translated(error, str(path)) from error
 
 
@@ -5067,11 +5078,6 @@ def _is_closed(connection: Any) -> bool:
     return False
 
 
-class Damaged(Exception):
-    """What was read is none of what we write, as after a page was overwritten: a value of another
-    type, or text that is none. `Turn` says which file it is."""
-
-
 N = TypeVar("N", bound=tuple[Any, ...])
 
 
@@ -5181,11 +5187,8 @@ class Turn:
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
             self._file.empty_wal()
-        if isinstance(error, apsw.Error):
+        if isinstance(error, FailedReading):
             raise _translated(error, str(self._file.path)) from error
-        if isinstance(error, Damaged | UnicodeDecodeError):
-            problem = f"is damaged ({error}): see `litejobs doctor …`"
-            raise FileError(str(self._file.path), problem) from error
 
 
 @contextlib.contextmanager
@@ -12968,7 +12971,7 @@ else:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -12987,6 +12990,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
     except KeyboardInterrupt:
         return 130
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        # Of --name=-- some versions of argparse make no value, instead of a text.
+        if name != "ids" and isinstance(value, list) and (not value or [] in value):
+            parser.error(f"argument {name}: expected one argument")
+    return options
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -146,6 +146,13 @@ class TestWords:
         assert "unrecognized" in printed
         assert printed.rstrip("\n").isprintable()
 
+    @pytest.mark.parametrize("arguments", [("list", "--name=--"), ("queue", "--", "--")], ids=str)
+    def test_of_two_dashes_are_no_other_value(
+        self, arguments: tuple[str, ...], jobs: LiteJobs
+    ) -> None:
+        verb, *rest = arguments
+        assert "Traceback" not in commanded(verb, jobs.path, *rest)
+
     def test_of_json_hold_no_delete(self, jobs: LiteJobs) -> None:
         jobs.define(name="note")(lambda text: None).enqueue("a\x7fb")
         printed = commanded("show", jobs.path, 1, "--json")
