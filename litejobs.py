@@ -4558,16 +4558,19 @@ def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
     and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
     known = _texts_of_schema()
     ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
-    for name, text in connection.execute(f"SELECT name, sql FROM sqlite_schema WHERE {ours}"):
+    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
+    for name, text in connection.execute(sql):
         if _without_spaces(str(text)) not in known.get(name, ()):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
+        if name == "litejobs_meta":
+            _is_outdated(connection, path)  # A newer litejobs makes what this one does not know.
 
 
 @functools.cache
 def _texts_of_schema() -> Mapping[str, Sequence[str]]:
     """By name, how SQLite keeps each table, index and trigger after one step or another."""
-    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(_META)]}
+    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
     for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
         text = _without_spaces(statement).removesuffix(";")
         if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
@@ -4615,7 +4618,7 @@ def _is_outdated(connection: Any, path: str) -> bool:
     return version < len(SCHEMA)
 
 
-_META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
 
 
 def _take_steps(connection: Any) -> None:
@@ -4623,7 +4626,7 @@ def _take_steps(connection: Any) -> None:
     sqlite3 commits before it runs a script."""
     version = _schema_version(connection)
     for statement in itertools.chain(
-        [] if version else [_META], *map(_statements, SCHEMA[version:])
+        [] if version else [META], *map(_statements, SCHEMA[version:])
     ):
         connection.execute(statement)
     connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))

@@ -194,7 +194,7 @@ def test_an_older_file_is_brought_up_to_date_in_the_same_transaction(
     noting: Note, path: Path
 ) -> None:
     old = apsw.Connection(str(path))
-    old.execute(litejobs._META)
+    old.execute(litejobs.META)
     old.execute(SCHEMA[1])
     old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
     old.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")

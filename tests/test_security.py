@@ -309,7 +309,7 @@ class TestAHostileFile:
         for version in range(2, len(litejobs.SCHEMA) + 1):
             path = tmp_path / f"{version}.db"
             connection = apsw.Connection(str(path))
-            connection.execute(litejobs._META)
+            connection.execute(litejobs.META)
             for step in litejobs.SCHEMA[:version]:
                 connection.execute(step)
             litejobs._refuse_strangers(connection, str(path))

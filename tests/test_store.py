@@ -395,6 +395,7 @@ class TestTheConnection:
 
     def test_refuses_a_file_of_a_newer_schema_and_leaves_it(self, store: Store, path: Path) -> None:
         store.file.connection().execute("UPDATE litejobs_meta SET value = 99")
+        store.file.connection().execute("CREATE TABLE litejobs_of_tomorrow (id)")
         store.close()
         before = path.read_bytes()
         with pytest.raises(FileError, match=r"newer litejobs \(schema 99, .*: upgrade litejobs"):

@@ -140,9 +140,7 @@ PRAGMAS: tuple[Mapping[str, Any], ...] = (
 def older(path: Path, version: int) -> Bytes:
     """A file as a litejobs of that schema left it."""
     connection = apsw.Connection(str(path))
-    connection.execute(
-        "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
-    )
+    connection.execute(litejobs.META)
     for step in litejobs.SCHEMA[:version]:
         connection.execute(step)
     connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (version,))

@@ -20,6 +20,7 @@ import apsw
 import attrs
 
 from litejobs import (
+    META,
     SCHEMA,
     Claimed,
     Exchanged,
@@ -294,7 +295,7 @@ def older_file(path: Path) -> None:
     """A file that the version before this one made."""
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         connection.pragma("journal_mode", "wal")
-        connection.execute("CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY)")
+        connection.execute(META)
         connection.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
         connection.execute(SCHEMA[1])
 

@@ -21,6 +21,7 @@ import attrs
 
 import litejobs
 from litejobs import (
+    META,
     SCHEMA,
     Failure,
     LiteJobs,
@@ -80,9 +81,7 @@ def an_old_file(path: Path) -> None:
     """A file of the schema before today's."""
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         connection.pragma("journal_mode", "wal")
-        connection.execute(
-            "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
-        )
+        connection.execute(META)
         connection.execute("".join(SCHEMA[:-1]))
         connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA) - 1,))
         connection.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{}')")

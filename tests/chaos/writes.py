@@ -44,7 +44,7 @@ def make_an_older_file(path: Path) -> None:
     """A file as the first schema left it, with a job."""
     with contextlib.closing(apsw.Connection(str(path))) as old:
         old.pragma("journal_mode", "wal")
-        old.execute("CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT")
+        old.execute(litejobs.META)
         old.execute(litejobs.SCHEMA[1])
         old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
         old.execute(
