@@ -4421,8 +4421,8 @@ def _check_sqlite() -> None:
 Mark = tuple[int, int]
 """Device and inode: what tells a file from others that bear its name."""
 TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-TRUSTED = 0.001
-"""Seconds for which a look at the names is trusted: nobody opens a file anew that fast."""
+TRUSTED = 0.01
+"""Seconds for which who only reads trusts the last look at the names."""
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
 
 
@@ -4833,15 +4833,14 @@ class File:
         return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
 
     def check(self) -> None:
-        """Finds out whether what is open is what its name leads to: before it is used, since
-        who writes to files that others have opened anew destroys what they have written.
+        """Finds out whether what is open is what its name leads to. Who writes does so with the
+        write lock in hand: whoever has a file open that lost its WAL saves that under the same
+        lock before it is opened anew, and what came later would destroy what others write.
 
         Raises:
             FileReplacedError: it is not; the next use takes the file that is there by then.
             FileError: the file has a second name, or it cannot be seen.
         """
-        if time.monotonic() - self._seen_at < TRUSTED:
-            return
         with _as_ours(self.path):
             links = self._links()
         if links > 1:
@@ -4849,6 +4848,11 @@ class File:
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+
+    def check_now_and_then(self) -> None:
+        """The same for who only reads: not each time."""
+        if time.monotonic() - self._seen_at > TRUSTED:
+            self.check()
 
     def _let_go(self, connection: apsw.Connection) -> None:
         """Saves what there is to save before a connection is closed that has lost its names."""
@@ -4985,11 +4989,13 @@ class File:
             problem = f"a commit failed ({error}); what it wrote may be there or not"
             raise OutcomeUnknownError(str(self.path), problem) from error
         try:
-            links = self._links()
+            taken_away = _seen(self._names[1]) != self._marks[1]
+        except NOT_THERE:
+            taken_away = True
         except OSError as error:
             problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
             raise OutcomeUnknownError(str(self.path), problem) from error
-        if not links:
+        if taken_away:
             self.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
@@ -5161,7 +5167,9 @@ class Turn:
             self._connection = self._file.connection()
             if self._writes:
                 self._connection.execute("BEGIN IMMEDIATE")
-            self._file.check()
+                self._file.check()
+            else:
+                self._file.check_now_and_then()
         except BaseException as error:
             if self._writes and not isinstance(error, apsw.SQLError):
                 # It may have begun all the same. (In a signal handler the one that has begun

@@ -6,6 +6,7 @@ words that name the file; and what is acknowledged later is in the file that bea
 
 What cannot be noticed: a file that is written over in place, as `cp` does it, keeps its identity.
 SQLite may find it damaged, or not; "unnoticed" counts how often a job was acknowledged after that.
+The same goes for one that is emptied in the moment in which SQLite writes the WAL back into it.
 And who opens a file for the first time cannot know that the WAL beside it is another file's; those
 who had it open do. So a copy is put back while nothing has the file open, together with the
 removal of its `-wal` and `-shm`.
@@ -30,7 +31,7 @@ from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import apsw
 import attrs
@@ -53,7 +54,7 @@ from .ordeal import Ordeal, Run
 DEADLINE = 20.0
 """Seconds within which a process has to answer; else it hangs."""
 SOON = 3.0
-"""Seconds within which a node has to end that has nothing to do: it looks twice a second."""
+"""Seconds within which a node has to end that has nothing to do."""
 BURST = 2_000
 """Calls after which a burst ends by itself."""
 AFTERWARDS = 3
@@ -249,6 +250,7 @@ def files(run: Run) -> None:
         run.counts["skipped (this needs Linux)"] += 1
         return
     litejobs.PATIENCE = 1.0  # Who has emptied the file has not taken the locks on it away.
+    litejobs.LOOK = 0.05  # So that nobody waits half a second for a node that has nothing to do.
     shelf = run.folder / "shelf"
     shelf.mkdir()
     with _process(lambda line: _fill(shelf, line)) as line:
@@ -259,7 +261,11 @@ def files(run: Run) -> None:
         change, witness = cases[(start + number) % len(cases)]
         folder = run.folder / str(number) / "queue"
         shutil.copytree(shelf, folder)
-        _Case(run, _scene(run, folder), change, witness).play()
+        case = _Case(run, _scene(run, folder), change, witness)
+        try:
+            case.play()
+        except (apsw.Error, OSError) as error:
+            case.violated("".join(traceback.format_exception(error)))
         shutil.rmtree(folder.parent)
 
 
@@ -359,34 +365,36 @@ class _Case:
 
     def _hear(self, line: Connection) -> Any:
         if not line.poll(DEADLINE):
-            self._violated(f"a process hangs that has the file open, {DEADLINE:.0f} s")
+            self.violated(f"a process hangs that has the file open, {DEADLINE:.0f} s")
         try:
             said = line.recv()
         except EOFError:
-            self._violated("a process died that has the file open")
+            self.violated("a process died that has the file open")
         if isinstance(said, str) and said.startswith("Traceback"):
-            self._violated(f"an error that is not one of litejobs': {said}")
+            self.violated(f"an error that is not one of litejobs': {said}")
         return said
 
     def _judge_words(self, calls: Sequence[Call]) -> None:
         for call in calls:
             if not call.ours or (call.error and self.scene.path.name not in call.error):
-                self._violated(f"an error that does not name the file: {call.error}")
+                self.violated(f"an error that does not name the file: {call.error}")
 
     def _judge_notice(self, calls: Sequence[Call], changed: float) -> None:
         """Who had the file open is refused, at the first call that begins after the change."""
-        if self.change.act is linked:
-            changed += litejobs.TRUSTED
         later = [call for call in calls if call.began > changed]
         sooner = [call for call in calls if call.began <= changed]
         blind = [call for call in later if not call.error]
-        if self.change.noticed == "maybe":
+        if self.change.noticed == "maybe" or self._may_be_filled_again():
             self.run.counts["unnoticed"] += bool(blind) and self.change.hopeless
             return
         if any(call.error for call in sooner) and self.change.noticed == "once":
             return  # It was noticed in the middle of a call.
         if (blind and self.change.noticed == "always") or (later and not later[0].error):
-            self._violated("acknowledged after the change, as if nothing had been")
+            self.violated("acknowledged after the change, as if nothing had been")
+
+    def _may_be_filled_again(self) -> bool:
+        """Whether SQLite may have written to a file that was emptied before anybody looked."""
+        return self.change.act is emptied and len(self.scene.payload) > 1_000
 
     def _judge_kept(self, told: Sequence[Sequence[Call]], began: float, ended: float) -> None:
         """What was acknowledged before the change, and during it, is where the file is."""
@@ -407,7 +415,7 @@ class _Case:
         """What was acknowledged after the change is in the file of that name, and what another
         file says of its own jobs stays."""
         blind = self.change.noticed == "maybe" or self.witness == "with a newcomer"
-        if self.change.hopeless and blind:
+        if (self.change.hopeless and blind) or self._may_be_filled_again():
             return
         calls = [call for calls in told for call in calls if call.began > ended]
         marks = frozenset().union(*(call.marks for call in calls))
@@ -415,23 +423,23 @@ class _Case:
         if self.change.act in (replaced, replaced_with_all):
             running = sum(mark.endswith(" running") for mark in _marks_in(self.scene.path))
             if running != WAITING:
-                self._violated(f"{WAITING - running} jobs of the other file were settled")
+                self.violated(f"{WAITING - running} jobs of the other file were settled")
 
     def _expect(self, marks: Set[str], place: Path, what: str) -> None:
         self.run.counts["acknowledged"] += len(marks)
         if not marks:
             return
         if not place.is_file():
-            self._violated(f"{len(marks)} jobs {what} are lost: there is no {place.name}")
+            self.violated(f"{len(marks)} jobs {what} are lost: there is no {place.name}")
         try:
             lost = marks - _marks_in(place)
         except apsw.Error as error:
-            self._violated(f"{len(marks)} jobs {what}, and {place.name} cannot be read: {error}")
+            self.violated(f"{len(marks)} jobs {what}, and {place.name} cannot be read: {error}")
         if lost:
             some = ", ".join(sorted(lost)[:5])
-            self._violated(f"{len(lost)} of {len(marks)} jobs {what} are lost: {some} …")
+            self.violated(f"{len(lost)} of {len(marks)} jobs {what} are lost: {some} …")
 
-    def _violated(self, what: str) -> None:
+    def violated(self, what: str) -> NoReturn:
         scene = self.scene
         moment = "in a quiet moment" if scene.burst is None else f"{scene.burst:.4f} s into a burst"
         jobs = f"{scene.before} jobs of {len(scene.payload):,} characters before"
