@@ -764,7 +764,7 @@ def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
         told = None if text is None else json.loads(text)
         if told is None or isinstance(told, dict):
             return told
-    raise OptionError(what, f"{text!r} in a row is none of ours")
+    raise OptionError(what, f"{reprlib.repr(text)} in a row is none of ours")
 
 
 class Source(Protocol):
@@ -876,7 +876,9 @@ class Job(Generic[R]):
         """What was sent along with the job, for middleware."""
         headers = _told_in(self.row.headers, "headers") or {}
         if not all(type(value) is str for value in headers.values()):
-            raise OptionError("headers", f"{self.row.headers!r} in a row are none of ours")
+            raise OptionError(
+                "headers", f"{reprlib.repr(self.row.headers)} in a row are none of ours"
+            )
         return headers
 
     @property
@@ -901,7 +903,7 @@ class Job(Generic[R]):
         try:
             return None if told is None else Progress(**told)
         except TypeError:
-            problem = f"{self.row.progress!r} in a row is none of ours"
+            problem = f"{reprlib.repr(self.row.progress)} in a row is none of ours"
             raise OptionError("progress", problem) from None
 
     @property
@@ -1103,7 +1105,7 @@ def load_backoff(text: str | None, custom: Backoff) -> Backoff:
         fields = json.loads(text)
         return CURVES[fields.pop("kind")](**fields)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise OptionError("backoff", f"{text!r} in a row is none of ours") from error
+        raise OptionError("backoff", f"{reprlib.repr(text)} in a row is none of ours") from error
 
 
 def _kept(value: Duration | None) -> timedelta | None:
@@ -5093,7 +5095,8 @@ N = TypeVar("N", bound=tuple[Any, ...])
 def sound(kind: type[N], row: Any) -> N:
     """A row as *kind*, a named tuple, if its values are what they are annotated with."""
     if row is None or not _fits(kind, tuple(map(type, row))):
-        raise Damaged(f"a row is no {kind.__name__}: {reprlib.repr(row)}")
+        of = "" if row is None else f" of {_shown(row[0])}"
+        raise Damaged(f"a row{of} is no {kind.__name__}")
     return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
 
 
@@ -6506,7 +6509,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
         return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        problem = f"{entry.options!r} in the schedule {entry.name!r} are none of ours"
+        problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
 
 

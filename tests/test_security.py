@@ -482,6 +482,15 @@ class TestHiddenFields:
             "hidden",
         )
 
+    def test_are_in_no_error_about_a_row_that_is_damaged(self, jobs: LiteJobs) -> None:
+        jobs.define(Account)
+        jobs.schedule("nightly").set("@daily", Account(Login("ada", SECRET)))
+        update = "UPDATE litejobs_schedule SET grace = NULL"
+        behind_its_back(jobs, "litejobs_schedule", update)
+        with pytest.raises(FileError, match="is damaged") as caught:
+            jobs.schedules()
+        assert SECRET not in str(caught.value)
+
     def test_may_be_shown_again(self, jobs: LiteJobs) -> None:
         join = jobs.store.nodes.join
         serves = litejobs.Serves(frozenset({"send"}), None, "here")
