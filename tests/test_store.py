@@ -862,8 +862,14 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
     ) -> None:
         store.intake.enqueue([new()])
         with monkeypatch.context() as patched:
-            patched.setattr(os, "stat", out_of_order)
+
+            def enqueue_and_go_blind(connection: apsw.Connection) -> None:
+                store.intake._insert_all([new()], connection)
+                patched.setattr(os, "stat", out_of_order)
+
             with pytest.raises(OutcomeUnknownError, match=r"jobs\.db: whether a commit went to"):
+                store.intake._together(enqueue_and_go_blind)
+            with pytest.raises(FileError, match=r"jobs\.db: .*Input/output error"):
                 store.intake.enqueue([new()])
         assert store.catalogue.count(Match()) == 2
         assert list(store.intake.enqueue([new()])) == [3]
