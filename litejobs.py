@@ -4823,7 +4823,7 @@ class File:
 
     def is_open_as(self, mark: Mark) -> bool:
         """Whether this process would lose locks of ours if it closed that file."""
-        return self._connection is not None and mark in (self._marks[0], self._marks[2])
+        return self._connection is not None and mark in self._marks[::2]
 
     def _is_there(self) -> bool:
         """Whether the file still has its name, and has not been emptied, which SQLite never

@@ -302,6 +302,16 @@ def test_a_connection_that_was_refused_keeps_nobody_from_the_file(
     other.close()
 
 
+def test_a_file_that_another_thread_is_just_opening_is_in_nobodys_way(
+    noting: Note, path: Path
+) -> None:
+    noting.enqueue("a")
+    opening = litejobs.File(path.with_name("other.db"))
+    opening._connection = apsw.Connection("")
+    assert path.with_name("notes.txt").write_text("another file") == 12
+    opening._connection = None
+
+
 def test_connections_are_kept_in_mind_once_and_only_while_they_are_open(
     noting: Note, path: Path
 ) -> None:

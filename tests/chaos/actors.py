@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import select
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -138,11 +138,17 @@ def _redirect(errors: Path) -> None:
     os.close(written)
 
 
-def told_to_stop() -> threading.Event:
-    """Set when the process gets a SIGTERM."""
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
-    return stopped
+class Stopped:
+    """Whether the process has got a SIGTERM. (An Event whose `wait` is interrupted by a handler
+    that sets it waits for its own lock, for ever.)"""
+
+    def __init__(self) -> None:
+        self._told, tell = os.pipe()
+        signal.signal(signal.SIGTERM, lambda number, frame: os.write(tell, b"!"))
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for it, at most so long."""
+        return bool(select.select([self._told], [], [], seconds)[0])
 
 
 def eventually(look: Callable[[], object], within: float) -> bool:

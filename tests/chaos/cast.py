@@ -354,7 +354,7 @@ class Producer:
 
 
 def produce(folder: Path, seed: int, durability: Durability) -> None:
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     dice = random.Random(seed)
     own = apsw.Connection(str(folder / "jobs.db"))
     own.set_busy_timeout(60_000)
@@ -389,7 +389,7 @@ def work(folder: Path, name: str) -> None:
 
 def read(folder: Path, seed: int) -> None:
     """Looks at everything, and writes down which results are there: they may never change."""
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     dice = random.Random(seed)
     diary = Diary.begin("reader")
     known: set[int] = set()

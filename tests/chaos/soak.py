@@ -225,7 +225,7 @@ class Producer:
 
 
 def produce(folder: Path, seed: int, retention: Retention) -> None:
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     dice = random.Random(seed)
     own = apsw.Connection(str(folder / "jobs.db"))
     own.set_busy_timeout(30_000)
@@ -244,7 +244,7 @@ def work(folder: Path, name: str) -> None:
 
 def sit(folder: Path, seed: int, longest: float) -> None:
     """Keeps a read transaction open for a while, again and again, and tells when."""
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     dice = random.Random(seed)
     diary = Diary.begin("sitter")
     with contextlib.closing(apsw.Connection(str(folder / "jobs.db"))) as connection:
@@ -259,7 +259,7 @@ def sit(folder: Path, seed: int, longest: float) -> None:
 def keep(folder: Path, kept: float) -> None:
     """Deletes what has ended some time ago, for those who do not wait for the retention, and
     compacts the file now and then."""
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     with queue_in(folder) as jobs:
         for turn in range(10**9):
             if stopped.wait(kept / 2):
@@ -273,7 +273,7 @@ def keep(folder: Path, kept: float) -> None:
 
 def ask(folder: Path, seed: int) -> None:
     """Asks what people ask, by the command line."""
-    stopped = actors.told_to_stop()
+    stopped = actors.Stopped()
     dice = random.Random(seed)
     path = str(folder / "jobs.db")
     questions = (
