@@ -305,7 +305,7 @@ def test_a_connection_that_was_refused_keeps_nobody_from_the_file(
 def test_a_file_that_another_thread_is_just_opening_is_in_nobodys_way(
     noting: Note, path: Path
 ) -> None:
-    noting.enqueue("a")
+    noting.enqueue(1)
     opening = litejobs.File(path.with_name("other.db"))
     opening._connection = apsw.Connection("")
     assert path.with_name("notes.txt").write_text("another file") == 12
