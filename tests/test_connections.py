@@ -306,9 +306,11 @@ def test_a_file_that_another_thread_is_just_opening_is_in_nobodys_way(
     noting: Note, path: Path
 ) -> None:
     noting.enqueue(1)
+    notes = path.with_name("notes.txt")
+    notes.touch()
     opening = litejobs.File(path.with_name("other.db"))
     opening._connection = apsw.Connection("")
-    assert path.with_name("notes.txt").write_text("another file") == 12
+    assert notes.write_text("another file") == 12
     opening._connection = None
 
 
