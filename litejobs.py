@@ -4493,12 +4493,40 @@ def _put_aside(place: Path) -> None:
 def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
     """Keeps a WAL apart from whatever file has the name now; if it is still the one that was
     seen."""
-    if any(left[1]) and _mark(shm) == left[1]:
-        os.unlink(shm)
-    if any(left[0]) and _mark(wal) == left[0]:
-        aside = f"{wal}-{left[0][1]}"
-        os.rename(wal, aside)
-        logger.warning("%s was of a file that is not there any more: it is kept in %s", wal, aside)
+    with _alone_in(os.path.dirname(wal)):
+        if any(left[1]) and _mark(shm) == left[1]:
+            os.unlink(shm)
+        if any(left[0]) and _mark(wal) == left[0]:
+            aside = f"{wal}-{left[0][1]}"
+            os.rename(wal, aside)
+            logger.warning(
+                "%s was of a file that is not there any more: it is kept in %s", wal, aside
+            )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keeps others who do the same from renaming what somebody has just made anew. Not for
+    ever: people lock folders, too."""
+    if sys.platform == "win32":  # Where nothing that is open is renamed.
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    give_up = time.monotonic() + 1.0
+    try:
+        while time.monotonic() < give_up:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                break  # Not every file system has such locks.
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:

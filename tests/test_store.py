@@ -708,6 +708,34 @@ class TestTheFileThatIsTakenAway:
         assert store.catalogue.count(Match()) == 2
         store.close()
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="nothing that is open is renamed there")
+    def test_has_its_wal_put_aside_by_one_process_and_not_a_new_one_by_another(
+        self, path: Path
+    ) -> None:
+        import fcntl
+
+        store = Store.at(path)
+        store.intake.enqueue([new()])
+        self.replace(path)
+        refused: list[BaseException] = []
+
+        def enqueue() -> None:
+            try:
+                store.intake.enqueue([new()])
+            except FileReplacedError as error:
+                refused.append(error)
+
+        thread = threading.Thread(target=enqueue)
+        folder, wal = os.open(path.parent, os.O_RDONLY), path.with_name("jobs.db-wal")
+        fcntl.flock(folder, fcntl.LOCK_EX)  # As another process does that is at it.
+        thread.start()
+        wal.rename(path.with_name("jobs.db-wal-1"))
+        wal.write_bytes(b"of the new file")
+        os.close(folder)
+        thread.join()
+        assert wal.read_bytes() == b"of the new file"
+        assert len(refused) == 1
+
     def test_leaves_its_wal_to_who_looks_for_its_jobs(self, path: Path) -> None:
         store = Store.at(path)
         store.intake.enqueue([new() for _ in range(50)])
