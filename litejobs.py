@@ -5264,7 +5264,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
                 connection.execute("RELEASE litejobs")
             raise
         connection.execute("RELEASE litejobs")
-    except apsw.Error as error:
+    except (apsw.Error, Damaged, UnicodeDecodeError) as error:
         raise _translated(error, str(file.path)) from error
     except Exception as error:
         if type(error).__module__ != "sqlite3":
@@ -5518,15 +5518,22 @@ class Rows:
 
     def alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
         """Changes one job, on any connection, and counts it anew."""
-        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
-        *before, key = connection.execute(find, (id,)).fetchone()
+        before, key = self.group(connection, id)
         connection.execute(sql, (*values, id))
-        *after, _ = connection.execute(find, (id,)).fetchone()
-        changes = Counter({tuple(after): 1})
-        changes.subtract({tuple(before): 1})
+        after, _ = self.group(connection, id)
+        changes = Counter({after: 1})
+        changes.subtract({before: 1})
         shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
-        self.count(connection, typing.cast(dict[Group, int], shelved))
+        self.count(connection, shelved)
         self.admit(connection, {key})
+
+    def group(self, connection: Any, id: int) -> tuple[Group, str | None]:
+        """Where a job is counted, and its key."""
+        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
+        if (row := connection.execute(find, (id,)).fetchone()) is None:
+            raise Damaged(f"job {id} is not where it should be")
+        state, queue, name, key = row
+        return (state, queue, name), key
 
     def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
         """Deletes some jobs with their history; says how many."""
@@ -6460,8 +6467,7 @@ class Intake:
             )
             id = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            row = "SELECT state, queue, name FROM litejobs_job WHERE id = ?"
-            group: Any = connection.execute(row, (id,)).fetchone()
+            group, _ = self.rows.group(connection, id)
             if group[0] != "pending":
                 self.rows.count(connection, {group: 1})
             ports = self.ringer.ports(connection)

@@ -400,6 +400,13 @@ class TestAHostileFile:
             with pytest.raises(FileError, match=r"jobs\.db-node-1: is not an SQLite database"):
                 look()
 
+    def test_in_which_a_job_is_not_where_it_should_be_says_so(self, jobs: LiteJobs) -> None:
+        with (
+            pytest.raises(FileError, match="is damaged"),
+            jobs.store.file.reading() as connection,
+        ):
+            jobs.store.rows.group(connection, 99)
+
     @pytest.mark.parametrize("index", ["litejobs_due", "litejobs_expiry", "litejobs_key"])
     def test_whose_index_leads_elsewhere_is_not_searched_for_ever(
         self, index: str, jobs: LiteJobs
