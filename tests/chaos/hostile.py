@@ -62,10 +62,13 @@ def work(context: Context, what: str = "") -> str:
     return what
 
 
+WORK = litejobs.define(name="work", max_attempts=2)(work)
+
+
 def program(path: Path) -> LiteJobs:
     """A program that works on a file."""
     jobs = LiteJobs(path, durability="fast")
-    jobs.define(name="work", max_attempts=2)(work)
+    jobs.register(WORK)
     return jobs
 
 

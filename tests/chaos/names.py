@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -343,14 +344,18 @@ def _said(world: World, text: str) -> None:
 def _file(world: World, text: str) -> None:
     """A file in a folder that is so deep that "../" does not lead out of ours."""
     world.files += 1
-    deep = world.run.folder / f"files{world.files % 50}" / "a" / "b" / "c" / "d" / "e"
-    deep.mkdir(parents=True, exist_ok=True)
-    if world.dice.random() < 0.3:
-        world.jobs.backup(f"{deep}/{text}")
-        return
-    with LiteJobs(f"{deep}/{text}", durability="fast") as other:
-        world.same(0, other.count(), "a new file's jobs")
-        repr(other)
+    folder = world.run.folder / f"files{world.files}"
+    deep = folder / "a" / "b" / "c" / "d" / "e"
+    deep.mkdir(parents=True)
+    try:
+        if world.dice.random() < 0.3:
+            world.jobs.backup(f"{deep}/{text}")
+            return
+        with LiteJobs(f"{deep}/{text}", durability="fast") as other:
+            world.same(0, other.count(), "a new file's jobs")
+            repr(other)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _wrong(world: World, text: str) -> None:
