@@ -232,4 +232,4 @@ def chosen(run: Run, cases: Iterable[Case]) -> list[Case]:
     return [run.dice.choice(run.dice.choice([*kinds.values()])) for _ in range(run.count)]
 
 
-ORDEALS = (Ordeal(run=every_call, quick=150, full=20_000, unit="faults"),)
+ORDEALS = (Ordeal(run=every_call, quick=100, full=20_000, unit="faults"),)

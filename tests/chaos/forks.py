@@ -487,4 +487,4 @@ def _judge(run: Run, what: str, path: Path, told: dict[str, Counter[int]], all_r
             run.violated(f"{what}: jobs were run too often: {twice}, or not at all: {less}")
 
 
-ORDEALS = (Ordeal(forks, quick=42, full=200 * len(PROGRAMS), unit="programs"),)
+ORDEALS = (Ordeal(forks, quick=28, full=200 * len(PROGRAMS), unit="programs"),)

@@ -724,4 +724,4 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-ORDEALS = (Ordeal(run=hostile_files, quick=1_000, full=100_000, unit="files"),)
+ORDEALS = (Ordeal(run=hostile_files, quick=700, full=100_000, unit="files"),)

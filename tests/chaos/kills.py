@@ -438,4 +438,4 @@ def complain(run: Run, found: list[str]) -> None:
         run.violated(f"{'; '.join(found[:3])}{more}")
 
 
-ORDEALS = (Ordeal(run=kills, quick=24, full=5000, unit="kills"),)
+ORDEALS = (Ordeal(run=kills, quick=16, full=5000, unit="kills"),)

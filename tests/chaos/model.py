@@ -1691,4 +1691,4 @@ def model(run: Run) -> None:
             run.counts["lives"] += min(EXAMPLES, -(-left // STEPS))
 
 
-ORDEALS = (Ordeal(run=model, quick=4_000, full=500_000, unit="steps"),)
+ORDEALS = (Ordeal(run=model, quick=2_500, full=500_000, unit="steps"),)

@@ -603,4 +603,4 @@ def outputs(world: World) -> None:
         run.counts["outputs"] += 1
 
 
-ORDEALS = (Ordeal(run=names, quick=2_000, full=100_000, unit="names"),)
+ORDEALS = (Ordeal(run=names, quick=1_200, full=100_000, unit="names"),)

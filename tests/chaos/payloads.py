@@ -502,4 +502,4 @@ def payloads(run: Run) -> None:
     run.counts["ms for the slowest"] = round(worst * 1000)
 
 
-ORDEALS = (Ordeal(run=payloads, quick=100_000, full=10_000_000, unit="payloads"),)
+ORDEALS = (Ordeal(run=payloads, quick=60_000, full=10_000_000, unit="payloads"),)

@@ -105,4 +105,4 @@ def face(bug: Bug, copy: Path, seed: int) -> tuple[str, int]:
     return output, process.returncode
 
 
-ORDEALS = (Ordeal(planted, quick=4, full=len(bugs()), unit="bugs"),)
+ORDEALS = (Ordeal(planted, quick=3, full=len(bugs()), unit="bugs"),)

@@ -297,4 +297,4 @@ def write_image(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-ORDEALS = (Ordeal(run=power_cut, quick=400, full=20_000, unit="images of each durability"),)
+ORDEALS = (Ordeal(run=power_cut, quick=250, full=20_000, unit="images of each durability"),)

@@ -336,4 +336,4 @@ def races(run: Run) -> None:
         director.sound()
 
 
-ORDEALS = (Ordeal(races, quick=300, full=20_000, unit="races"),)
+ORDEALS = (Ordeal(races, quick=200, full=20_000, unit="races"),)

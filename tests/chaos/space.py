@@ -367,5 +367,5 @@ def _check_jobs(run: Run, point: Point, path: Path, sure: set[str], unsure: set[
 
 ORDEALS = (
     Ordeal(run=full_disk, quick=20, full=400, unit="fill points"),
-    Ordeal(run=heap, quick=120, full=12_000, unit="limits"),
+    Ordeal(run=heap, quick=80, full=12_000, unit="limits"),
 )

@@ -350,4 +350,4 @@ def examine_attempts(run: Run, said: list[Any], what: str) -> None:
             running.remove(entry[1])
 
 
-ORDEALS = (Ordeal(run=failing_sync, quick=50, full=100_000, unit="failing syncs at most"),)
+ORDEALS = (Ordeal(run=failing_sync, quick=35, full=100_000, unit="failing syncs at most"),)

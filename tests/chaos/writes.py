@@ -219,4 +219,4 @@ def examine_copy(run: Run, path: Path, whole: str, what: str) -> None:
     run.expect(portrait(path) == whole, f"{what}: half a copy is taken for a queue")
 
 
-ORDEALS = (Ordeal(run=every_write, quick=120, full=100_000, unit="deaths at most"),)
+ORDEALS = (Ordeal(run=every_write, quick=80, full=100_000, unit="deaths at most"),)
