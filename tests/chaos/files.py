@@ -296,7 +296,8 @@ def _fill(shelf: Path, line: Connection) -> None:
 
 
 def _note(n: int, text: str) -> None:
-    """What all jobs do."""
+    """What all jobs do: it takes a moment, so that some are in hand when the change comes."""
+    time.sleep(0.002)
 
 
 @attrs.define(eq=False)
