@@ -47,9 +47,11 @@ class Bug:
 
     def plant(self, source: str) -> str:
         """The broken source."""
+        source = f"\n{source}"  # So that whole lines are found.
         for sound, broken in self.changes:
-            assert source.count(sound) == 1, f"{self.about}: not once in the source: {sound}"
-            source = source.replace(sound, broken)
+            found = source.count(f"\n{sound}")
+            assert found == 1, f"{self.about}: {found} times in the source: {sound}"
+            source = source.replace(f"\n{sound}", f"\n{broken}")
         return source
 
 
