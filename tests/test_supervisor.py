@@ -214,7 +214,7 @@ def test_a_slow_job_in_the_middle_of_many_holds_nobody_up(jobs: LiteJobs) -> Non
     with jobs.start(workers=2, grace=0):
         teach_that_naps_are_short(jobs)
         naps = [trouble.nap.bind(0)] * 1000
-        naps[500] = trouble.nap.bind(2.0)
+        naps[500] = trouble.nap.bind(30.0)
         batch = jobs.enqueue_many(naps)
         slow, short = batch[500], [*batch[:500], *batch[501:]]
         late = max(map(seconds_late, short))
@@ -688,7 +688,7 @@ def test_work_until_empty_ends_promptly_after_the_last_job(jobs: LiteJobs) -> No
     moments = [job.refresh().finished_at for job in batch]
     finished = max(moment.timestamp() for moment in moments if moment is not None)
     print(f"ended {ended - finished:.3f} s after the last job")
-    assert ended - finished < 1.5
+    assert ended - finished < 5, "and not when it looks for what has been overlooked"
 
 
 def test_work_until_empty_waits_for_retries(jobs: LiteJobs, log: Path) -> None:
