@@ -675,7 +675,7 @@ class TestTheFileThatIsTakenAway:
         begin = f"[kept.append(jobs), jobs.store.intake.enqueue([litejobs.Batch{tuple(new())!r}])]"
         assert crew.tell(f"{begin} and jobs.count()", path, 1) == [2]
         with pytest.raises(FileReplacedError, match="nothing was written"):
-            store.catalogue.count(Match())
+            store.catalogue.cancel(Match())
         assert store.intake.enqueue([new()])[0] == 3
         crew.tell("kept.pop().close()", path, 1)
         assert store.catalogue.count(Match()) == 3
