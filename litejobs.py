@@ -4871,8 +4871,10 @@ class File:
             FileReplacedError: it is not; the next use takes the file that is there by then.
             FileError: the file has a second name, or it cannot be seen.
         """
-        with _as_ours(self.path):
+        try:
             links = self._links()
+        except OSError as error:
+            raise _translated(error, str(self.path)) from error
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
@@ -11388,14 +11390,12 @@ class LiteJobs:
         return jobs
 
     def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
-        if not all(options.plain for options in {id(b.options): b.options for b in bound}.values()):
+        alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
+        parts = [(*work, tuple([job.payload for job in jobs])) for work, jobs in alike]
+        if not all(options.plain for _, options, _ in parts):
             return self._enqueue_each(bound)
         now = self.clock()
-        alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
-        batches = [
-            _make_batch(body, options, tuple([job.payload for job in group]), now)
-            for (body, options), group in alike
-        ]
+        batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
         jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
         if self.events.wants("enqueued"):
             self._tell_enqueued(jobs)
