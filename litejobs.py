@@ -505,6 +505,14 @@ def storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def as_told(tell: Callable[[], str], otherwise: str) -> str:
+    """What something says of itself; or what is said instead if it cannot."""
+    try:
+        return storable(tell())
+    except BaseException:  # What shows an error is the error's own code, and may do anything.
+        return otherwise
+
+
 def looks() -> Iterator[float]:
     """Seconds between two looks at a job that somebody waits for: soon at first, then
     at most 20 ms apart."""
@@ -2729,7 +2737,7 @@ class OwnCodec:
             return self.json.decode(stored)
         try:
             made = self.encoding.decode(stored)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
@@ -2746,9 +2754,9 @@ class OwnCodec:
         return PayloadError(self.name, (problem,))
 
 
-def _raised(error: Exception) -> str:
-    # Only one line of it: the whole is in the traceback.
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+def _raised(error: BaseException) -> str:
+    told = as_told(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
+    return told.partition("\n")[0][:200]  # The whole is in the traceback.
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -3926,17 +3934,10 @@ def _bounded(result: str) -> str:
 def describe(error: BaseException) -> tuple[str, str, str]:
     """Type, message and traceback of an error, bounded; even of one that cannot be
     shown."""
-    name = _as_told(lambda: type(error).__name__, "(its type cannot be shown)")
-    message = _as_told(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-    trace = _as_told(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
+    name = as_told(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = as_told(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    trace = as_told(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
     return name, message, trace
-
-
-def _as_told(tell: Callable[[], str], otherwise: str) -> str:
-    try:
-        return storable(tell())
-    except BaseException:  # What shows an error is the error's own code, and may do anything.
-        return otherwise
 
 
 def _trace(error: BaseException) -> str:
@@ -5018,8 +5019,7 @@ class File:
             # The frames may be in the WAL although the commit failed.
             with contextlib.suppress(apsw.Error):
                 self.close()
-            problem = f"a commit failed ({error}); what it wrote may be there or not"
-            raise OutcomeUnknownError(str(self.path), problem) from error
+            raise _unknown_outcome(self, error) from error
         try:
             taken_away = _seen(self._names[1]) != self._marks[1]
         except NOT_THERE:
@@ -5031,6 +5031,11 @@ class File:
             self.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
+
+
+def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
+    problem = f"a commit failed ({error}); what it wrote may be there or not"
+    return OutcomeUnknownError(str(file.path), problem)
 
 
 @functools.cache
@@ -5241,6 +5246,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
     Raises:
         OptionError: the connection is none to this file, or cannot be used safely.
+        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
         FileError: SQLite refused.
     """
     standard = not isinstance(connection, apsw.Connection)
@@ -5255,6 +5261,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         if standard and connection.isolation_level is not None and not connection.in_transaction:
             # As sqlite3 itself does before a change; a savepoint alone would be committed.
             connection.execute("BEGIN IMMEDIATE")
+        commits = not connection.in_transaction
         connection.execute("SAVEPOINT litejobs")
         try:
             if _is_outdated(connection, str(file.path)):
@@ -5265,13 +5272,29 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
                 connection.execute("ROLLBACK TO litejobs")
                 connection.execute("RELEASE litejobs")
             raise
-        connection.execute("RELEASE litejobs")
+        _end_part(connection, file, commits)
     except (apsw.Error, Damaged, UnicodeDecodeError) as error:
         raise _translated(error, str(file.path)) from error
     except Exception as error:
         if type(error).__module__ != "sqlite3":
             raise
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
+
+
+def _end_part(connection: Any, file: File, commits: bool) -> None:
+    """Ends our part of the transaction; which *commits*, if there is no other."""
+    try:
+        connection.execute("RELEASE litejobs")
+    except Exception as error:
+        if not commits:
+            raise
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        # Of apsw's and the standard errors.
+        code: int = getattr(error, "result", 0) or getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF == apsw.SQLITE_FULL:
+            raise  # What completes a commit is written last.
+        raise _unknown_outcome(file, error) from error
 
 
 def _check_standard(connection: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 import pytest
+from chaos.disk import Disk, Touch, nobody
 from programs import Programs, trouble
 
 import litejobs
@@ -23,6 +24,7 @@ from litejobs import (
     FileError,
     LiteJobs,
     OptionError,
+    OutcomeUnknownError,
     PayloadError,
     Unique,
 )
@@ -400,3 +402,28 @@ def test_a_node_in_this_process_is_not_started_beside_sqlite3(noting: Note, path
     with pytest.raises(FileError, match="still open"), home(noting).start(threads=1) as pool:
         pool.wait(PATIENT)
     connection.close()
+
+
+@pytest.mark.parametrize("failure", ["half-way", "disk full"])
+def test_where_there_is_no_transaction_a_commit_that_fails_is_told_as_ours(
+    path: Path, noting: Note, failure: str
+) -> None:
+    def fail(touch: Touch) -> None:
+        if failure == "half-way" and touch.kind == "sync":
+            raise apsw.IOError("the sync failed")
+        if failure == "disk full" and touch.kind == "write":
+            raise apsw.FullError("no space left")
+
+    with Disk() as disk:
+        connection = apsw.Connection(str(path))
+        noting.using(connection=connection).enqueue(1)
+        connection.pragma("synchronous", "full")
+        disk.watcher = fail
+        told = OutcomeUnknownError if failure == "half-way" else FileError
+        with pytest.raises(FileError) as caught:
+            noting.using(connection=connection).enqueue(2)
+        assert type(caught.value) is told
+        disk.watcher = nobody
+        assert not connection.in_transaction
+        noting.using(connection=connection).enqueue(3)
+        connection.close()

@@ -334,6 +334,33 @@ class TestTrouble:
         )
         assert "in stretch" in failure.traceback
 
+    @pytest.mark.parametrize("kind", ["plain", "async"])
+    def test_a_decode_that_exits_or_cannot_say_what_is_wrong_fails_only_its_job(
+        self, jobs: LiteJobs, kind: str
+    ) -> None:
+        class MuteError(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("mute")
+
+        def read(data: bytes) -> dict[str, Any]:
+            raise SystemExit("bye") if data == b'{"text":"exit"}' else MuteError
+
+        def write(arguments: dict[str, Any]) -> bytes:
+            return json.dumps(arguments, separators=(",", ":")).encode()
+
+        async def later(text: str) -> str:
+            return text
+
+        def now(text: str) -> str:
+            return text
+
+        code: Callable[..., Any] = later if kind == "async" else now
+        echo = jobs.define(encode=write, decode=read)(code)
+        left = [echo.enqueue("exit"), echo.enqueue("mute")]
+        assert jobs.drain() == 2
+        problems = [job.refresh().errors[0].message.partition("decode raised ")[2] for job in left]
+        assert problems == ["SystemExit: bye", "an error that cannot be shown"]
+
     @pytest.mark.parametrize(
         ("made", "problem"),
         [
