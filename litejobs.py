@@ -35,9 +35,10 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, File, Rows, Catalogue, Intake, Timetable, Ready,
-Nodes, Health, Store (with these, all SQL), Events, Duties, Program, Worker, Staff,
-Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing, Command line.
+Execution (one attempt), Tracing, Schema, Names, File, Rows, Catalogue, Loans, Intake,
+Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
+Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
+Command line.
 """
 
 from __future__ import annotations
@@ -4100,11 +4101,11 @@ def check_tracing() -> None:
 
 
 ################################################################################
-# File
+# Schema
 #
-# The file, its schema, and one connection that the threads of a process take turns with.
-# Everything that is written here and in the next sections is SQL of SQLite; nothing below
-# the Store speaks any. What is committed is in the file of that name, or an error says so.
+# The tables, indexes and triggers in the file, as steps from nothing to today; what is kept
+# in them is the business of the sections below. Who opens a file takes the steps that it lacks,
+# and refuses one in which something else goes by our names.
 ################################################################################
 
 SCHEMA: tuple[str, ...] = (
@@ -4373,53 +4374,113 @@ SCHEMA: tuple[str, ...] = (
 steps are only ever appended."""
 
 
-Durability = Literal["full", "fast"]
-MEBIBYTE = 2**20
-PATIENCE = 30.0
-"""Seconds to wait for the write lock."""
-CHUNK = 256 * 1024
-"""Bytes by which the file grows: room that is taken before it is needed."""
-WAL_ROOM = 1_250
-"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
-its content into the file and begins it anew, and a quarter more."""
-_OPENING = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # Else a child waits for a thread that it has not got.
-    os.register_at_fork(
-        before=_OPENING.acquire,
-        after_in_parent=_OPENING.release,
-        after_in_child=_OPENING.release,
-    )
-_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
-"""All of this process: it has one set of locks on a file, whoever in it has that open."""
+META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
 
 
-def _patient() -> Callable[[int], bool]:
-    """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (PATIENCE bounds
-    the whole wait)."""
-    since = 0.0
-
-    def wait(tries: int) -> bool:
-        nonlocal since
-        if tries == 0:
-            since = time.monotonic()
-        time.sleep(random.uniform(0.0002, 0.002))
-        return time.monotonic() - since < PATIENCE
-
-    return wait
+def _migrate(connection: apsw.Connection, path: str) -> None:
+    if _is_outdated(connection, path):
+        connection.execute("BEGIN IMMEDIATE")
+        _take_steps(connection)
+        connection.execute("COMMIT")
 
 
-def _check_sqlite() -> None:
-    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
-    which lost commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6)."""
-    version = apsw.sqlite_lib_version()
-    major, minor, patch = (int(part) for part in version.split(".")[:3])
-    sound = (major, minor, patch) >= (3, 51, 3)
-    mended = (minor == 50 and patch >= 7) or (minor == 44 and patch >= 6)
-    if not sound and not mended:
-        raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+def _is_outdated(connection: Any, path: str) -> bool:
+    """Whether steps are to be taken to today's schema.
 
+    Raises:
+        FileError: there is no way from this file's.
+    """
+    version = _schema_version(connection)
+    if version == 1:
+        problem = "written by a litejobs of before its first release: start with a new file"
+        raise FileError(path, problem)
+    if version > len(SCHEMA):
+        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
+        raise FileError(path, f"{problem}: upgrade litejobs")
+    return version < len(SCHEMA)
+
+
+def _schema_version(connection: Any) -> int:
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
+        return 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    return row[0] if row and isinstance(row[0], int) else 0
+
+
+def _take_steps(connection: Any) -> None:
+    """Brings the schema up to date, in a transaction, statement by statement: the standard
+    sqlite3 commits before it runs a script."""
+    version = _schema_version(connection)
+    for statement in itertools.chain(
+        [] if version else [META], *map(_statements, SCHEMA[version:])
+    ):
+        connection.execute(statement)
+    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
+
+
+def _statements(step: str) -> Iterator[str]:
+    statement = ""
+    for line in step.splitlines(keepends=True):
+        statement += line
+        if apsw.complete(statement):
+            yield statement
+            statement = ""
+
+
+def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
+    """Refuses a file in which something else goes by one of our names: a view could run for ever,
+    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
+    known = _texts_of_schema()
+    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
+    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
+    for name, text in connection.execute(sql):
+        if _without_spaces(str(text)) not in known.get(name, ()):
+            problem = f"its {str(name)!r} is not as litejobs made it"
+            raise FileError(path, f"{problem}: name another file, or restore a backup")
+        if name == "litejobs_meta":
+            _is_outdated(connection, path)  # A newer litejobs makes what this one does not know.
+
+
+@functools.cache
+def _texts_of_schema() -> Mapping[str, Sequence[str]]:
+    """By name, how SQLite keeps each table, index and trigger after one step or another."""
+    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
+    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
+        text = _without_spaces(statement).removesuffix(";")
+        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
+            texts.setdefault(made[1], []).append(text)
+        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
+            columns, _, end = texts[altered[1]][-1].rpartition(")")
+            column = text.removeprefix(_without_spaces(altered[0]))
+            texts[altered[1]].append(f"{columns},{column}){end}")
+    return texts
+
+
+def _without_spaces(sql: str) -> str:
+    """Without comments either: another version of SQLite may lay it out otherwise."""
+    return re.sub(r"--.*|\s", "", sql)
+
+
+def _forget_statistics(connection: apsw.Connection) -> None:
+    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
+    may hold millions now: SQLite would read all of it instead of using an index. Without
+    statistics it takes every table for a large one, which is right here."""
+    for table in ("sqlite_stat1", "sqlite_stat4"):
+        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
+        if connection.execute(exists, (table,)).get:
+            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+                connection.execute(f"DELETE {ours}")
+                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+
+
+################################################################################
+# Names
+#
+# What the file, its WAL and the memory that it shares are called. SQLite looks at the names
+# once, when it opens them; people and programs move, remove and replace files at any time.
+################################################################################
 
 Mark = tuple[int, int]
 """Device and inode: what tells a file from others that bear its name."""
@@ -4433,16 +4494,84 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 """Other errors do not say that something is gone: nobody could look."""
 
 
-def _seen(path: str) -> Mark:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
+@attrs.define(eq=False, repr=False)
+class Names:
+    """Those of a file that is open, and what they led to when it was opened."""
 
+    file: str = ""
+    wal: str = ""
+    shm: str = ""
+    """Of the memory that those share who have the file open."""
+    _marks: tuple[Mark, ...] = ()
+    _seen_at: float = 0.0
 
-def _mark(path: str) -> Mark:
-    try:
-        return _seen(path)
-    except OSError:
-        return 0, 0
+    @classmethod
+    def of(cls, place: Path) -> Names:
+        """The names of what was just opened there.
+
+        Raises:
+            OSError: one of them cannot be seen.
+        """
+        names = str(place), f"{place}-wal", f"{place}-shm"
+        return cls(*names, tuple(map(_seen, names)))
+
+    def links(self) -> int:
+        """How many names the file has: none, if a name leads to another one than is open.
+
+        Raises:
+            OSError: it cannot be seen.
+        """
+        looked_at = time.monotonic()
+        try:
+            file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
+        except NOT_THERE:
+            return 0
+        marks = (file.st_dev, file.st_ino), (wal.st_dev, wal.st_ino), (shm.st_dev, shm.st_ino)
+        if marks != self._marks or not file.st_size:
+            return 0
+        if file.st_nlink > 1:
+            return file.st_nlink
+        self._seen_at = looked_at
+        return 1
+
+    def were_seen_just_now(self) -> bool:
+        """Whether the last look was a moment ago, and all was as it should be."""
+        return time.monotonic() - self._seen_at <= TRUSTED
+
+    def lead_to(self, mark: Mark) -> bool:
+        """Whether SQLite has locks on that file."""
+        return mark in self._marks[::2]
+
+    def file_is_there(self) -> bool:
+        """Whether the file still has its name, and has not been emptied, which SQLite never
+        does. Its WAL may have lost its own."""
+        try:
+            found = os.stat(self.file)
+        except NOT_THERE:
+            return False
+        return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
+
+    def wal_is_there(self) -> bool:
+        """Whether the WAL still has its name."""
+        try:
+            return _seen(self.wal) == self._marks[1]
+        except NOT_THERE:
+            return False
+
+    def only_the_wal_is_lost(self) -> bool:
+        """Whether what was in the WAL can still go into the file: nobody has written to a new
+        one."""
+        if not os.path.exists(self.wal):
+            return self.file_is_there()
+        return (
+            not os.path.getsize(self.wal)
+            and _mark(self.shm) == self._marks[2]
+            and self.file_is_there()
+        )
+
+    def put_wal_aside(self) -> None:
+        """Renames the WAL: it is of no use to a file that has come to this name meanwhile."""
+        _rename_wal(self.wal, self.shm, self._marks[1:])
 
 
 def _locate(path: Path, create: bool) -> Path:
@@ -4530,146 +4659,45 @@ def _alone_in(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
-    """A connection with everything set, on a file that is known to be in WAL mode. The
-    file of an application is only made a queue where one may *create* it."""
-    connection = apsw.Connection(
-        str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    )
+def _seen(path: str) -> Mark:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _mark(path: str) -> Mark:
     try:
-        connection.set_busy_handler(_patient())
-        if connection.readonly("main"):
-            raise FileError(str(place), "cannot be written by this user")
-        connection.transaction_mode = "IMMEDIATE"
-        for setting, value in (
-            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
-            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
-        ):
-            connection.config(setting, value)
-        _refuse_strangers(connection, str(place))
-        if not create and _schema_version(connection) == 0:
-            raise FileError(str(place), "holds no queue: name another file")
-        if connection.pragma("page_count") == 0:
-            connection.pragma("auto_vacuum", "incremental")
-        if (mode := connection.pragma("journal_mode", "wal")) != "wal":
-            raise FileError(str(place), f"stays in journal mode {mode!r}: WAL does not work there")
-        connection.pragma("synchronous", synchronous)
-        connection.pragma("temp_store", "memory")
-        # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
-        connection.pragma("wal_autocheckpoint", 1000)
-        connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-        chunk = array.array("i", [CHUNK])
-        connection.file_control("main", apsw.SQLITE_FCNTL_CHUNK_SIZE, chunk.buffer_info()[0])
-        _migrate(connection, str(place))
-        _forget_statistics(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        return _seen(path)
+    except OSError:
+        return 0, 0
 
 
-def _forget_statistics(connection: apsw.Connection) -> None:
-    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
-    may hold millions now: SQLite would read all of it instead of using an index. Without
-    statistics it takes every table for a large one, which is right here."""
-    for table in ("sqlite_stat1", "sqlite_stat4"):
-        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
-        if connection.execute(exists, (table,)).get:
-            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
-            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
-                connection.execute(f"DELETE {ours}")
-                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+################################################################################
+# File
+#
+# The file, and one connection that the threads of a process take turns with. Everything that
+# is written here and in the next sections is SQL of SQLite; nothing below the Store speaks
+# any. What is committed is in the file of that name, or an error says so.
+################################################################################
 
-
-def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
-    """Refuses a file in which something else goes by one of our names: a view could run for ever,
-    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
-    known = _texts_of_schema()
-    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
-    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
-    for name, text in connection.execute(sql):
-        if _without_spaces(str(text)) not in known.get(name, ()):
-            problem = f"its {str(name)!r} is not as litejobs made it"
-            raise FileError(path, f"{problem}: name another file, or restore a backup")
-        if name == "litejobs_meta":
-            _is_outdated(connection, path)  # A newer litejobs makes what this one does not know.
-
-
-@functools.cache
-def _texts_of_schema() -> Mapping[str, Sequence[str]]:
-    """By name, how SQLite keeps each table, index and trigger after one step or another."""
-    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
-    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
-        text = _without_spaces(statement).removesuffix(";")
-        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
-            texts.setdefault(made[1], []).append(text)
-        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
-            columns, _, end = texts[altered[1]][-1].rpartition(")")
-            column = text.removeprefix(_without_spaces(altered[0]))
-            texts[altered[1]].append(f"{columns},{column}){end}")
-    return texts
-
-
-def _without_spaces(sql: str) -> str:
-    """Without comments either: another version of SQLite may lay it out otherwise."""
-    return re.sub(r"--.*|\s", "", sql)
-
-
-def _schema_version(connection: Any) -> int:
-    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
-    if connection.execute(exists).fetchone() is None:
-        return 0
-    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
-    return row[0] if row and isinstance(row[0], int) else 0
-
-
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    if _is_outdated(connection, path):
-        connection.execute("BEGIN IMMEDIATE")
-        _take_steps(connection)
-        connection.execute("COMMIT")
-
-
-def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether steps are to be taken to today's schema.
-
-    Raises:
-        FileError: there is no way from this file's.
-    """
-    version = _schema_version(connection)
-    if version == 1:
-        problem = "written by a litejobs of before its first release: start with a new file"
-        raise FileError(path, problem)
-    if version > len(SCHEMA):
-        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
-        raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < len(SCHEMA)
-
-
-META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
-
-
-def _take_steps(connection: Any) -> None:
-    """Brings the schema up to date, in a transaction, statement by statement: the standard
-    sqlite3 commits before it runs a script."""
-    version = _schema_version(connection)
-    for statement in itertools.chain(
-        [] if version else [META], *map(_statements, SCHEMA[version:])
-    ):
-        connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
-
-
-def _statements(step: str) -> Iterator[str]:
-    statement = ""
-    for line in step.splitlines(keepends=True):
-        statement += line
-        if apsw.complete(statement):
-            yield statement
-            statement = ""
+Durability = Literal["full", "fast"]
+MEBIBYTE = 2**20
+PATIENCE = 30.0
+"""Seconds to wait for the write lock."""
+CHUNK = 256 * 1024
+"""Bytes by which the file grows: room that is taken before it is needed."""
+WAL_ROOM = 1_250
+"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
+its content into the file and begins it anew, and a quarter more."""
+_OPENING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # Else a child waits for a thread that it has not got.
+    os.register_at_fork(
+        before=_OPENING.acquire,
+        after_in_parent=_OPENING.release,
+        after_in_child=_OPENING.release,
+    )
+_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+"""All of this process: it has one set of locks on a file, whoever in it has that open."""
 
 
 class Damaged(Exception):
@@ -4727,12 +4755,7 @@ class File:
     joined: int = 0
     """How many nodes have joined through it: to them another file of this name means nothing."""
     _connection: apsw.Connection | None = None
-    _names: tuple[str, str, str] = ("", "", "")
-    """Of the file, its WAL and the memory that it shares."""
-    _marks: tuple[Mark, ...] = ()
-    """What they led to when it was opened."""
-    _seen_at: float = 0.0
-    """When they were seen to lead there."""
+    _names: Names = attrs.field(factory=Names)
     _page_size: int = 0
     _pid: int = 0
     _opened: int = 0
@@ -4793,7 +4816,7 @@ class File:
 
     def _open(self) -> None:
         with _as_ours(self.path):
-            if self.joined and not self._is_there():
+            if self.joined and not self._names.file_is_there():
                 raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         with _as_ours(place):
@@ -4812,9 +4835,8 @@ class File:
         self._pid = os.getpid()
         self._opened += 2**32
         self._page_size = self._connection.pragma("page_size")
-        self._names = str(place), f"{place}-wal", f"{place}-shm"
         try:
-            self._marks, self._seen_at = tuple(map(_seen, self._names)), 0.0
+            self._names = Names.of(place)
         except OSError as error:
             self._connection.close()
             self._connection = None
@@ -4827,41 +4849,13 @@ class File:
             connection, self._connection = self._connection, None
             if connection is not None and self._pid == os.getpid():
                 with contextlib.suppress(apsw.Error, OSError):
-                    if not self._links():
+                    if not self._names.links():
                         self._let_go(connection)
                 connection.close()
 
-    def _links(self) -> int:
-        """How many names the file has: none, if a name leads to another one than is open.
-
-        Raises:
-            OSError: it cannot be seen.
-        """
-        looked_at = time.monotonic()
-        try:
-            file, wal, shm = map(os.stat, self._names)
-        except NOT_THERE:
-            return 0
-        marks = (file.st_dev, file.st_ino), (wal.st_dev, wal.st_ino), (shm.st_dev, shm.st_ino)
-        if marks != self._marks or not file.st_size:
-            return 0
-        if file.st_nlink > 1:
-            return file.st_nlink
-        self._seen_at = looked_at
-        return 1
-
     def is_open_as(self, mark: Mark) -> bool:
         """Whether this process would lose locks of ours if it closed that file."""
-        return self._connection is not None and mark in self._marks[::2]
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and has not been emptied, which SQLite never
-        does. Its WAL may have lost its own."""
-        try:
-            found = os.stat(self._names[0])
-        except NOT_THERE:
-            return False
-        return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
+        return self._connection is not None and self._names.lead_to(mark)
 
     def check(self) -> None:
         """Finds out whether what is open is what its name leads to. Who writes does so with the
@@ -4873,7 +4867,7 @@ class File:
             FileError: the file has a second name, or it cannot be seen.
         """
         try:
-            links = self._links()
+            links = self._names.links()
         except OSError as error:
             raise _translated(error, str(self.path)) from error
         if links > 1:
@@ -4884,7 +4878,7 @@ class File:
 
     def check_now_and_then(self) -> None:
         """The same for who only reads: not each time."""
-        if time.monotonic() - self._seen_at > TRUSTED:
+        if not self._names.were_seen_just_now():
             self.check()
 
     def _let_go(self, connection: apsw.Connection) -> None:
@@ -4893,24 +4887,16 @@ class File:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        if not self._is_there():
+        if not self._names.file_is_there():
             # SQLite would take the WAL of this file for that of whichever has the name now.
-            _rename_wal(*self._names[1:], self._marks[1:])
+            self._names.put_wal_aside()
         give_up = time.monotonic() + PATIENCE
-        while self._has_only_lost_its_wal() and time.monotonic() < give_up:
+        while self._names.only_the_wal_is_lost() and time.monotonic() < give_up:
             try:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
                 break
             except apsw.BusyError:  # Somebody else is at it, who has had it open, too.
                 time.sleep(random.uniform(0.001, 0.005))
-
-    def _has_only_lost_its_wal(self) -> bool:
-        """Whether what was in the WAL can still go into the file: nobody has written to a new
-        one."""
-        _, wal, shm = self._names
-        if not os.path.exists(wal):
-            return self._is_there()
-        return not os.path.getsize(wal) and _mark(shm) == self._marks[2] and self._is_there()
 
     def reading(self) -> Turn:
         """The connection in a `with` statement, for statements that only read."""
@@ -4971,9 +4957,9 @@ class File:
         """
         with self.reading(), _as_ours(self.path):
             room = WAL_ROOM * (self._page_size + 24)
-            if os.stat(self._names[1]).st_size >= room:
+            if os.stat(self._names.wal).st_size >= room:
                 return
-        with self.writing(), _as_ours(self.path), open(self._names[1], "ab", 0) as wal:
+        with self.writing(), _as_ours(self.path), open(self._names.wal, "ab", 0) as wal:
             size = wal.tell()
             try:
                 while (missing := room - wal.tell()) > 0:
@@ -5021,9 +5007,7 @@ class File:
                 self.close()
             raise _unknown_outcome(self, error) from error
         try:
-            taken_away = _seen(self._names[1]) != self._marks[1]
-        except NOT_THERE:
-            taken_away = True
+            taken_away = not self._names.wal_is_there()
         except OSError as error:
             problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
             raise OutcomeUnknownError(str(self.path), problem) from error
@@ -5036,6 +5020,145 @@ class File:
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _close_before_forks(file: File) -> None:
+    """SQLite handles do not survive a fork, and a child that only closes one can undo
+    the parent's commits: so the connection is closed before, and opened when needed."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    reference = weakref.ref(file)
+    waiting: list[File] = []
+
+    def before() -> None:
+        if alive := reference():
+            alive.turn.acquire()
+            waiting.append(alive)
+            alive.close()
+
+    def after() -> None:
+        if waiting:
+            waiting.pop().turn.release()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
+@attrs.define(eq=False, repr=False)
+class Turn:
+    """One thread's turn with the connection. (Generators as context managers took longer
+    than the transaction that they were for.)"""
+
+    _file: File
+    _writes: bool
+    _connection: apsw.Connection = attrs.field(init=False)
+
+    def __enter__(self) -> apsw.Connection:
+        self._file.turn.acquire()
+        try:
+            self._connection = self._file.connection()
+            if self._writes:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._file.check()
+            else:
+                self._file.check_now_and_then()
+        except BaseException as error:
+            if self._writes and not isinstance(error, apsw.SQLError):
+                # It may have begun all the same. (In a signal handler the one that has begun
+                # is another's.)
+                self._file.roll_back()
+            self._file.turn.release()
+            self._raise_as_ours(error)
+            raise
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if self._writes and error is None:
+                self._file.commit(self._connection)
+            elif self._writes:
+                self._file.roll_back()
+        except BaseException as failed:
+            # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
+            self._file.roll_back()
+            self._raise_as_ours(failed)
+            raise
+        finally:
+            self._file.turn.release()
+        self._raise_as_ours(error)
+
+    def _raise_as_ours(self, error: BaseException | None) -> None:
+        if isinstance(error, apsw.FullError):
+            self._file.empty_wal()
+        if isinstance(error, FailedReading):
+            raise _translated(error, str(self._file.path)) from error
+
+
+def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
+    """A connection with everything set, on a file that is known to be in WAL mode. The
+    file of an application is only made a queue where one may *create* it."""
+    connection = apsw.Connection(
+        str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    )
+    try:
+        connection.set_busy_handler(_patient())
+        if connection.readonly("main"):
+            raise FileError(str(place), "cannot be written by this user")
+        connection.transaction_mode = "IMMEDIATE"
+        for setting, value in (
+            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
+            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
+            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
+            (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
+            (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
+        ):
+            connection.config(setting, value)
+        _refuse_strangers(connection, str(place))
+        if not create and _schema_version(connection) == 0:
+            raise FileError(str(place), "holds no queue: name another file")
+        if connection.pragma("page_count") == 0:
+            connection.pragma("auto_vacuum", "incremental")
+        if (mode := connection.pragma("journal_mode", "wal")) != "wal":
+            raise FileError(str(place), f"stays in journal mode {mode!r}: WAL does not work there")
+        connection.pragma("synchronous", synchronous)
+        connection.pragma("temp_store", "memory")
+        # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
+        connection.pragma("wal_autocheckpoint", 1000)
+        connection.pragma("journal_size_limit", 64 * MEBIBYTE)
+        chunk = array.array("i", [CHUNK])
+        connection.file_control("main", apsw.SQLITE_FCNTL_CHUNK_SIZE, chunk.buffer_info()[0])
+        _migrate(connection, str(place))
+        _forget_statistics(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _patient() -> Callable[[int], bool]:
+    """A busy handler for one connection. Short waits of random length: SQLite's own
+    handler backs off further and further, so that somebody starves (PATIENCE bounds
+    the whole wait)."""
+    since = 0.0
+
+    def wait(tries: int) -> bool:
+        nonlocal since
+        if tries == 0:
+            since = time.monotonic()
+        time.sleep(random.uniform(0.0002, 0.002))
+        return time.monotonic() - since < PATIENCE
+
+    return wait
+
+
+def _check_sqlite() -> None:
+    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
+    which lost commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6)."""
+    version = apsw.sqlite_lib_version()
+    major, minor, patch = (int(part) for part in version.split(".")[:3])
+    sound = (major, minor, patch) >= (3, 51, 3)
+    mended = (minor == 50 and patch >= 7) or (minor == 44 and patch >= 6)
+    if not sound and not mended:
+        raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
 @functools.cache
@@ -5115,221 +5238,6 @@ def _our_sqlite_has(place: Path, mark: Mark) -> bool:
         return True  # Or one of its connections is too busy to say what it has.
 
 
-def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
-    try:
-        _ = connection.total_changes
-    except Exception:  # Its own error for a connection that was closed.
-        return True
-    return False
-
-
-N = TypeVar("N", bound=tuple[Any, ...])
-
-
-def sound(kind: type[N], row: Any) -> N:
-    """A row as *kind*, a named tuple, if its values are what they are annotated with."""
-    if row is None or not _fits(kind, tuple(map(type, row))):
-        of = "" if row is None else f" of {_shown(row[0])}"
-        raise Damaged(f"a row{of} is no {kind.__name__}")
-    return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
-
-
-def sound_number(value: Any) -> int | None:
-    """An integer, or NULL."""
-    if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {_shown(value)}")
-    return value
-
-
-@functools.lru_cache
-def _fits(kind: type, there: tuple[type, ...]) -> bool:
-    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
-
-
-@functools.cache
-def _columns_of(kind: type) -> list[tuple[Any, ...]]:
-    """Which types each column may have."""
-    hints = typing.get_type_hints(kind)
-    unset = (types.NoneType,) if kind is Row else ()
-    names: Sequence[str] = kind._fields  # type: ignore[attr-defined]
-    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in names]
-
-
-_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""What may be left out by hand, for a trigger to fill in, if somebody has not switched it off."""
-
-
-def _types_in(hint: Any) -> tuple[Any, ...]:
-    if hint is Any:
-        return str, bytes, int, float, types.NoneType
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found else found
-
-
-def _close_before_forks(file: File) -> None:
-    """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connection is closed before, and opened when needed."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    reference = weakref.ref(file)
-    waiting: list[File] = []
-
-    def before() -> None:
-        if alive := reference():
-            alive.turn.acquire()
-            waiting.append(alive)
-            alive.close()
-
-    def after() -> None:
-        if waiting:
-            waiting.pop().turn.release()
-
-    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
-
-
-@attrs.define(eq=False, repr=False)
-class Turn:
-    """One thread's turn with the connection. (Generators as context managers took longer
-    than the transaction that they were for.)"""
-
-    _file: File
-    _writes: bool
-    _connection: apsw.Connection = attrs.field(init=False)
-
-    def __enter__(self) -> apsw.Connection:
-        self._file.turn.acquire()
-        try:
-            self._connection = self._file.connection()
-            if self._writes:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._file.check()
-            else:
-                self._file.check_now_and_then()
-        except BaseException as error:
-            if self._writes and not isinstance(error, apsw.SQLError):
-                # It may have begun all the same. (In a signal handler the one that has begun
-                # is another's.)
-                self._file.roll_back()
-            self._file.turn.release()
-            self._raise_as_ours(error)
-            raise
-        return self._connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if self._writes and error is None:
-                self._file.commit(self._connection)
-            elif self._writes:
-                self._file.roll_back()
-        except BaseException as failed:
-            # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self._file.roll_back()
-            self._raise_as_ours(failed)
-            raise
-        finally:
-            self._file.turn.release()
-        self._raise_as_ours(error)
-
-    def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self._file.empty_wal()
-        if isinstance(error, FailedReading):
-            raise _translated(error, str(self._file.path)) from error
-
-
-@contextlib.contextmanager
-def _borrowed(connection: Any, file: File) -> Iterator[None]:
-    """A part of a transaction on somebody else's connection, all of it or none.
-
-    Raises:
-        OptionError: the connection is none to this file, or cannot be used safely.
-        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
-        FileError: SQLite refused.
-    """
-    standard = not isinstance(connection, apsw.Connection)
-    try:
-        if standard:
-            _check_standard(connection)
-        _check_path(connection, file)
-        if standard:
-            with _OPENING:
-                _check_no_other(file)
-                file.lend(connection)
-        if standard and connection.isolation_level is not None and not connection.in_transaction:
-            # As sqlite3 itself does before a change; a savepoint alone would be committed.
-            connection.execute("BEGIN IMMEDIATE")
-        commits = not connection.in_transaction
-        connection.execute("SAVEPOINT litejobs")
-        try:
-            if _is_outdated(connection, str(file.path)):
-                _take_steps(connection)
-            yield
-        except BaseException:
-            if connection.in_transaction:  # Otherwise the error has undone all of it.
-                connection.execute("ROLLBACK TO litejobs")
-                connection.execute("RELEASE litejobs")
-            raise
-        _end_part(connection, file, commits)
-    except (apsw.Error, Damaged, UnicodeDecodeError) as error:
-        raise _translated(error, str(file.path)) from error
-    except Exception as error:
-        if type(error).__module__ != "sqlite3":
-            raise
-        raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
-
-
-def _end_part(connection: Any, file: File, commits: bool) -> None:
-    """Ends our part of the transaction; which *commits*, if there is no other."""
-    try:
-        connection.execute("RELEASE litejobs")
-    except Exception as error:
-        if not commits:
-            raise
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        # Of apsw's and the standard errors.
-        code: int = getattr(error, "result", 0) or getattr(error, "sqlite_errorcode", 0)
-        if code & 0xFF == apsw.SQLITE_FULL:
-            raise  # What completes a commit is written last.
-        raise _unknown_outcome(file, error) from error
-
-
-def _check_standard(connection: Any) -> None:
-    """Refuses what is no connection of the standard sqlite3 either."""
-    standard = sys.modules.get("sqlite3")
-    if standard is None or not isinstance(connection, standard.Connection):
-        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
-        problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
-        raise OptionError("connection", f"{problem} (frameworks keep theirs in an attribute)")
-    if standard.sqlite_version_info < (3, 38):
-        problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
-        raise OptionError("connection", problem)
-
-
-def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than ours."""
-    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
-    with _as_ours(file.path):
-        same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
-    if not same:
-        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
-
-
-def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
-    are two SQLite libraries then, and when one of them closes the file, the locks of the
-    other are gone."""
-    with _as_ours(file.path):
-        taken = _apsw_has(file.path)
-    if taken:
-        problem = "litejobs has the file open in this process, through another SQLite library"
-        advice = "close() it and work elsewhere, or give it a connection of apsw's"
-        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
-
-
 def _apsw_has(place: Path) -> bool:
     """Whether our SQLite has a file open in this process, for whomever."""
     paths = map(_filename, apsw.connections())
@@ -5348,89 +5256,13 @@ def _filename(connection: apsw.Connection) -> str:
     raise OptionError("connection", "another one of apsw's is busy all the time: try again")
 
 
-@attrs.define(eq=False, repr=False)
-class Presence:
-    """A shared lock on a small file of its own, which every process of a node holds
-    and which the operating system drops when the process ends, however it ends.
-
-    It is a lock of SQLite's on an empty file, since that is the same everywhere.
-    """
-
-    path: str
-    _connection: apsw.Connection
-
-    @classmethod
-    def hold(cls, path: str) -> Presence:
-        """Takes a share of the lock; the file has to exist."""
-        # For reading only: a job that writes to whatever it finds open must not spoil it.
-        with _as_ours(path):
-            connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
-            connection.execute("BEGIN")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        return cls(path, connection)
-
-    @classmethod
-    def create(cls, path: str) -> Presence:
-        """Makes the file, private to its user, and takes the first share."""
-        with _as_ours(path):
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
-        return cls.hold(path)
-
-    def close(self) -> None:
-        """Gives the share back."""
-        self._connection.close()
-
-    @staticmethod
-    def held(path: str) -> bool:
-        """Whether a process holds a share. This only asks: nothing is taken over."""
-        with contextlib.ExitStack() as closing:
-            return not _lock_alone(path, closing)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def gone(path: str) -> Iterator[bool]:
-        """Whether no process holds a share any more; if so, none can take one either
-        until the block ends, and then the file is removed."""
-        with contextlib.ExitStack() as closing:
-            alone = _lock_alone(path, closing)
-            yield alone
-            closing.close()
-            if alone:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-
-def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes all of the lock, until *closing*; says whether nobody else has a share.
-
-    Raises:
-        FileError: it cannot be known. Who cannot be asked is not dead.
-    """
-    with _as_ours(path):
-        try:
-            connection = _lock_connection(path)
-            closing.callback(connection.close)
-            connection.set_busy_handler(None)
-            connection.execute("BEGIN EXCLUSIVE")
-        except apsw.BusyError:
-            return False
-        except apsw.CantOpenError:
-            try:
-                os.lstat(path)
-            except FileNotFoundError:
-                return True  # Somebody has finished taking over, or swept it away.
-            raise
-    return True
-
-
-def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
-    connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
-    if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
-        # Then an exclusive transaction takes no lock, and would find everybody dead.
-        raise FileError(path, "cannot be written by this user")
-    connection.set_busy_handler(_patient())
-    connection.pragma("journal_mode", "memory")
-    return connection
+def _is_closed(connection: Any) -> bool:
+    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
+    try:
+        _ = connection.total_changes
+    except Exception:  # Its own error for a connection that was closed.
+        return True
+    return False
 
 
 ################################################################################
@@ -5631,6 +5463,51 @@ class Rows:
         ).fetchone()
         id, limit, queue, name = first
         return (id, ("blocked", queue, name)) if taken[0] < (limit or 1) else None
+
+
+N = TypeVar("N", bound=tuple[Any, ...])
+
+
+def sound(kind: type[N], row: Any) -> N:
+    """A row as *kind*, a named tuple, if its values are what they are annotated with."""
+    if row is None or not _fits(kind, tuple(map(type, row))):
+        of = "" if row is None else f" of {_shown(row[0])}"
+        raise Damaged(f"a row{of} is no {kind.__name__}")
+    return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
+
+
+def sound_number(value: Any) -> int | None:
+    """An integer, or NULL."""
+    if value is not None and type(value) is not int:
+        raise Damaged(f"expected an integer, found {_shown(value)}")
+    return value
+
+
+@functools.lru_cache
+def _fits(kind: type, there: tuple[type, ...]) -> bool:
+    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
+
+
+@functools.cache
+def _columns_of(kind: type) -> list[tuple[Any, ...]]:
+    """Which types each column may have."""
+    hints = typing.get_type_hints(kind)
+    unset = (types.NoneType,) if kind is Row else ()
+    names: Sequence[str] = kind._fields  # type: ignore[attr-defined]
+    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in names]
+
+
+_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
+"""What may be left out by hand, for a trigger to fill in, if somebody has not switched it off."""
+
+
+def _types_in(hint: Any) -> tuple[Any, ...]:
+    if hint is Any:
+        return str, bytes, int, float, types.NoneType
+    if typing.get_origin(hint) is Literal:
+        return (str,)
+    found = typing.get_args(hint) or (hint,)
+    return (*found, int) if float in found else found
 
 
 ################################################################################
@@ -6104,6 +5981,103 @@ def _failure_columns(failure: Failure) -> tuple[Any, ...]:
     *told, started_at, finished_at, exit_code, cpu, memory, output = attrs.astuple(failure)
     times = to_micros(started_at), to_micros(finished_at)
     return (*told, *times, exit_code, None if cpu is None else cpu // MICROSECOND, memory, output)
+
+
+################################################################################
+# Loans
+#
+# Connections of an application's own, in whose transactions it enqueues.
+################################################################################
+
+
+@contextlib.contextmanager
+def _borrowed(connection: Any, file: File) -> Iterator[None]:
+    """A part of a transaction on somebody else's connection, all of it or none.
+
+    Raises:
+        OptionError: the connection is none to this file, or cannot be used safely.
+        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
+        FileError: SQLite refused.
+    """
+    standard = not isinstance(connection, apsw.Connection)
+    try:
+        if standard:
+            _check_standard(connection)
+        _check_path(connection, file)
+        if standard:
+            with _OPENING:
+                _check_no_other(file)
+                file.lend(connection)
+        if standard and connection.isolation_level is not None and not connection.in_transaction:
+            # As sqlite3 itself does before a change; a savepoint alone would be committed.
+            connection.execute("BEGIN IMMEDIATE")
+        commits = not connection.in_transaction
+        connection.execute("SAVEPOINT litejobs")
+        try:
+            if _is_outdated(connection, str(file.path)):
+                _take_steps(connection)
+            yield
+        except BaseException:
+            if connection.in_transaction:  # Otherwise the error has undone all of it.
+                connection.execute("ROLLBACK TO litejobs")
+                connection.execute("RELEASE litejobs")
+            raise
+        _end_part(connection, file, commits)
+    except (apsw.Error, Damaged, UnicodeDecodeError) as error:
+        raise _translated(error, str(file.path)) from error
+    except Exception as error:
+        if type(error).__module__ != "sqlite3":
+            raise
+        raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
+
+
+def _end_part(connection: Any, file: File, commits: bool) -> None:
+    """Ends our part of the transaction; which *commits*, if there is no other."""
+    try:
+        connection.execute("RELEASE litejobs")
+    except Exception as error:
+        if not commits:
+            raise
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        # Of apsw's and the standard errors.
+        code: int = getattr(error, "result", 0) or getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF == apsw.SQLITE_FULL:
+            raise  # What completes a commit is written last.
+        raise _unknown_outcome(file, error) from error
+
+
+def _check_standard(connection: Any) -> None:
+    """Refuses what is no connection of the standard sqlite3 either."""
+    standard = sys.modules.get("sqlite3")
+    if standard is None or not isinstance(connection, standard.Connection):
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
+        raise OptionError("connection", f"{problem} (frameworks keep theirs in an attribute)")
+    if standard.sqlite_version_info < (3, 38):
+        problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
+        raise OptionError("connection", problem)
+
+
+def _check_path(connection: Any, file: File) -> None:
+    """Refuses a connection to another file than ours."""
+    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    with _as_ours(file.path):
+        same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
+    if not same:
+        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
+
+
+def _check_no_other(file: File) -> None:
+    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
+    are two SQLite libraries then, and when one of them closes the file, the locks of the
+    other are gone."""
+    with _as_ours(file.path):
+        taken = _apsw_has(file.path)
+    if taken:
+        problem = "litejobs has the file open in this process, through another SQLite library"
+        advice = "close() it and work elsewhere, or give it a connection of apsw's"
+        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
 
 
 ################################################################################
@@ -7462,6 +7436,92 @@ class Nodes:
         with self.file.reading() as connection:
             sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
             return _column(connection, sql, (node,))
+
+
+@attrs.define(eq=False, repr=False)
+class Presence:
+    """A shared lock on a small file of its own, which every process of a node holds
+    and which the operating system drops when the process ends, however it ends.
+
+    It is a lock of SQLite's on an empty file, since that is the same everywhere.
+    """
+
+    path: str
+    _connection: apsw.Connection
+
+    @classmethod
+    def hold(cls, path: str) -> Presence:
+        """Takes a share of the lock; the file has to exist."""
+        # For reading only: a job that writes to whatever it finds open must not spoil it.
+        with _as_ours(path):
+            connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        return cls(path, connection)
+
+    @classmethod
+    def create(cls, path: str) -> Presence:
+        """Makes the file, private to its user, and takes the first share."""
+        with _as_ours(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        return cls.hold(path)
+
+    def close(self) -> None:
+        """Gives the share back."""
+        self._connection.close()
+
+    @staticmethod
+    def held(path: str) -> bool:
+        """Whether a process holds a share. This only asks: nothing is taken over."""
+        with contextlib.ExitStack() as closing:
+            return not _lock_alone(path, closing)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def gone(path: str) -> Iterator[bool]:
+        """Whether no process holds a share any more; if so, none can take one either
+        until the block ends, and then the file is removed. Of several that ask in the same
+        moment each may keep the others from it, even all: who means it asks again."""
+        with contextlib.ExitStack() as closing:
+            alone = _lock_alone(path, closing)
+            yield alone
+            closing.close()
+            if alone:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
+    """Takes all of the lock, until *closing*; says whether nobody else has a share.
+
+    Raises:
+        FileError: it cannot be known. Who cannot be asked is not dead.
+    """
+    with _as_ours(path):
+        try:
+            connection = _lock_connection(path)
+            closing.callback(connection.close)
+            connection.set_busy_handler(None)
+            connection.execute("BEGIN EXCLUSIVE")
+        except apsw.BusyError:
+            return False
+        except apsw.CantOpenError:
+            try:
+                os.lstat(path)
+            except FileNotFoundError:
+                return True  # Somebody has finished taking over, or swept it away.
+            raise
+    return True
+
+
+def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
+    connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
+    if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
+        # Then an exclusive transaction takes no lock, and would find everybody dead.
+        raise FileError(path, "cannot be written by this user")
+    connection.set_busy_handler(_patient())
+    connection.pragma("journal_mode", "memory")
+    return connection
 
 
 ################################################################################

@@ -25,9 +25,12 @@ SECTIONS = [
     "Definitions",
     "Execution",
     "Tracing",
+    "Schema",
+    "Names",
     "File",
     "Rows",
     "Catalogue",
+    "Loans",
     "Intake",
     "Timetable",
     "Ready",
@@ -47,7 +50,7 @@ SECTIONS = [
     "Testing",
     "Command line",
 ]
-OF_SQL = SECTIONS[SECTIONS.index("File") : SECTIONS.index("Store") + 1]
+OF_SQL = SECTIONS[SECTIONS.index("Schema") : SECTIONS.index("Store") + 1]
 RULER = "#" * 80
 LONGEST_FUNCTION = 45
 
