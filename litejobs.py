@@ -4104,7 +4104,7 @@ def check_tracing() -> None:
 # Schema
 #
 # The tables, indexes and triggers in the file, as steps from nothing to today; what is kept
-# in them is the business of the sections below. Who opens a file takes the steps that it lacks,
+# in them is for the sections below. Who opens a file takes the steps that it lacks,
 # and refuses one in which something else goes by our names.
 ################################################################################
 
@@ -4488,8 +4488,6 @@ TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
 TRUSTED = 0.01
 """Seconds for which who only reads trusts the last look at the names."""
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
-
-
 NOT_THERE = FileNotFoundError, NotADirectoryError
 """Other errors do not say that something is gone: nobody could look."""
 

@@ -384,7 +384,7 @@ def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path) -> No
 
 def test_a_node_that_is_just_starting_here_and_sqlite3_keep_apart(noting: Note, path: Path) -> None:
     """Whoever comes second is refused, whatever the two threads do meanwhile."""
-    for _ in range(10):
+    for _ in range(6):
         connection = sqlite3.connect(path)
         pool = home(noting).start(threads=1)
         with contextlib.suppress(FileError), pool:

@@ -2007,7 +2007,7 @@ class TestCounting:
 
     @given(steps=st.lists(steps, max_size=12), match=matches)
     @settings(
-        max_examples=150,
+        max_examples=80,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )

@@ -259,7 +259,7 @@ def test_a_signal_in_the_midst_of_short_jobs_ends_the_node(
 def test_the_end_of_a_job_is_seen_when_those_behind_it_are_cancelled(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=0):
         teach_that_naps_are_short(jobs)
-        for _ in range(60):
+        for _ in range(30):
             batch = jobs.enqueue_many([trouble.nap.bind(0.0002)] * 60)
             batch[3].wait(PATIENT)
             jobs.cancel(*(job.id for job in batch[40:]))
