@@ -10680,6 +10680,10 @@ class Warden:
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
     deaf_after: float = DEAF
+    _seen_at: float = 0.0
+    _awake_since: float = 0.0
+    """When it began to look at the workers all the time: whoever is stopped for a while, as a
+    laptop that sleeps, finds them as they were."""
     _weigh_at: float = 0.0
 
     def due(self, workers: Iterable[Worker]) -> Iterator[float]:
@@ -10719,6 +10723,10 @@ class Warden:
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
         """Asks and kills who must end. Gives the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
+        now = time.monotonic()
+        if now > self._seen_at + self.deaf_after / 4:
+            self._awake_since = now
+        self._seen_at = now
         if self._limits:
             self._weigh(workers)
         return [worker for worker in workers if self._watch_one(worker, patience)]
@@ -10744,13 +10752,16 @@ class Warden:
     def _replace_if_deaf(self, worker: Worker) -> None:
         """Kills a worker that gets no turn to begin its next job, which has no time-out before
         it has begun: a thread that an earlier job has left there may hold the interpreter."""
-        if not worker.handed or time.monotonic() < worker.moved_at + self.deaf_after:
+        since = max(worker.moved_at, self._awake_since)
+        if not worker.handed or time.monotonic() < since + self.deaf_after:
             return
-        if worker.killed_for or any(worker.began(number) for number, _ in worker.claims()):
+        if worker.killed_for or worker.kill is None:
             return
-        if worker.kill is not None:
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if not any(worker.began(number) for number, _ in worker.claims()):
+                worker.end(NO_JOB)
+        if worker.killed_for:
             logger.error("worker %d is replaced: it begins nothing", worker.pid)
-            worker.end(NO_JOB)
 
     def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import random
@@ -985,3 +986,33 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
         job = trouble.whoami.using(max_attempts=1).enqueue()
         assert job.result(PATIENT) != worker
         assert (job.refresh().attempt, job.errors) == (1, ())
+
+
+def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
+    """Between the last look and its death it began a job, which ran again as the same attempt."""
+    replaced: list[str] = []
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "begins nothing" in record.getMessage():
+                replaced.append(record.getMessage())
+                time.sleep(0.02)
+
+    logging.getLogger("litejobs").addHandler(slow := Slow())
+    try:
+        with jobs.start(workers=1, grace=GRACE) as pool:
+            teach_that_naps_are_short(jobs)
+            naps = [
+                trouble.nap_and_tell.bind(str(log), 0.03 if n % 50 == 0 else 0) for n in range(600)
+            ]
+            rounds = 0
+            while len(replaced) < 4:
+                rounds += 1
+                pool._supervisor._warden.deaf_after = 0.0
+                work = jobs.enqueue_many(naps)
+                eventually(lambda: len(replaced) >= 4 or jobs.count(state="pending") == 0)
+                pool._supervisor._warden.deaf_after = FAR
+                jobs.wait_all(work, timeout=PATIENT)
+    finally:
+        logging.getLogger("litejobs").removeHandler(slow)
+    assert len(lines(log)) == rounds * len(naps)
