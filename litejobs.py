@@ -6741,9 +6741,11 @@ class Timetable:
             if name is not None:
                 entries = [self._found(connection, name)]
             paused = [entry for entry in entries if entry.paused]
+            # A tick that is still to come stays it, even if the clock was set back since.
+            starts = [(e, max(now, (e.next_at or 0) - 1)) for e in paused]
             connection.executemany(
                 "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
-                [(e.rule.next_after(now, e.next_at or now), e.name) for e in paused],
+                [(e.rule.next_after(after, e.next_at or now), e.name) for e, after in starts],
             )
         self.ringer.wake()
         return len(paused)

@@ -633,6 +633,25 @@ class TestAtRunTime:
         jobs.drain()
         assert hours(jobs) == [4]
 
+    @pytest.mark.parametrize("rule", ["@hourly", HOUR])
+    def test_resuming_after_the_clock_was_set_back_fires_no_tick_twice(
+        self,
+        jobs: LiteJobs,
+        clock: TurnedClock,
+        report: Definition[..., str, str],
+        rule: str | float,
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        handle.set(rule, report, misfire="all")
+        clock.turn(3.5 * HOUR)
+        jobs.drain()
+        handle.pause()
+        clock.turn(-2 * HOUR)
+        handle.resume()
+        clock.turn(3 * HOUR)
+        jobs.drain()
+        assert hours(jobs) == [1, 2, 3, 4]
+
     def test_resuming_what_is_not_paused_does_not_lose_a_tick(
         self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
     ) -> None:
