@@ -9348,9 +9348,19 @@ class Board:
         with self.held() as locked:
             if not locked and not dead:
                 return []
-            numbers = iter(words[_TIMES : _TIMES + words[_BRIEFS]].tolist())
-            data = bytes(self._outbox[: words[_WRITTEN]])
-            words[_WRITTEN] = words[_BRIEFS] = 0
+            numbers, data = self._take()
+        return self._entries(numbers, data)
+
+    def _take(self) -> tuple[list[int], bytes]:
+        words = self._words
+        numbers = words[_TIMES : _TIMES + words[_BRIEFS]].tolist()
+        data = bytes(self._outbox[: words[_WRITTEN]])
+        words[_WRITTEN] = words[_BRIEFS] = 0
+        return numbers, data
+
+    @staticmethod
+    def _entries(times: list[int], data: bytes) -> list[tuple[Any, ...]]:
+        numbers = iter(times)
         entries = list[tuple[Any, ...]](zip(numbers, numbers, numbers, numbers, strict=True))
         place = 0
         while place < len(data):
@@ -9359,14 +9369,17 @@ class Board:
             place += 4 + length
         return entries
 
-    def revoke(self, until: int) -> int | None:
-        """Takes back all jobs with lower numbers that have not started; gives the number
-        of the one that has (0: none), or `None` if it could not be done now."""
+    def revoke(self, until: int) -> tuple[int, list[tuple[Any, ...]]] | None:
+        """Takes back all jobs with lower numbers that have not started; gives the number of
+        the one that has (0: none) and, in the same moment, the reports of those before it: they
+        have started, too. `None` if it could not be done now."""
         with self.held() as locked:
             if not locked:
                 return None
             self._words[_REVOKED] = until
-            return int(self._words[_RUNNING])
+            running = int(self._words[_RUNNING])
+            numbers, data = self._take()
+        return running, self._entries(numbers, data)
 
     def ask(self, number: int, started: int) -> bool:
         """Asks the running job to end; false if it is another one by now."""
@@ -9902,6 +9915,15 @@ class Worker:
         except (EOFError, ValueError, TypeError):  # Something has written over them.
             self._give_up()
             return []
+
+    def revoke(self, until: int) -> tuple[int, list[tuple[Any, ...]]] | None:
+        """Takes back its jobs with lower numbers that have not started: which one has, and the
+        reports of those before it. `None` if that cannot be done now."""
+        try:
+            return self.board.revoke(until)
+        except (EOFError, ValueError, TypeError):
+            self._give_up()
+            return None
 
     def _give_up(self) -> None:
         """It cannot be talked to any more."""
@@ -11215,9 +11237,11 @@ class Supervisor:
 
     def _take_back(self, worker: Worker) -> None:
         """Makes those of a worker's jobs ready again that have not started."""
-        running = worker.board.revoke(next(self._numbers))
-        if running is not None:
+        if (revoked := worker.revoke(next(self._numbers))) is not None:
+            running, reports = revoked
             self._hear(worker)
+            for entry in reports:
+                self._clerk.reported(worker, entry)
             self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
 
     # Attend

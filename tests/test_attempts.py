@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import re
 import signal
@@ -265,6 +266,21 @@ class TestAttemptsOfOlderVersions:
         (failure,) = job.errors
         assert (failure.exit_code, failure.cpu, failure.memory) == (None, None, None)
         assert failure.output == ""
+
+
+class TestTheBoard:
+    def test_tells_of_what_has_ended_in_the_moment_in_which_the_rest_is_taken_back(self) -> None:
+        """A worker that was stopped right after that, with the lock of its board in hand, kept its
+        reports from being read: what they were about ran again, although it had returned."""
+        board = Board.make(Plain())
+        assert board.step(None, 1)
+        assert board.step((1, 0, 0, 5), 2)
+        assert board.step(marshal.dumps((2, "told at length")), 3)
+        assert board.revoke(9) == (3, [(1, 0, 0, 5), (2, "told at length")])
+        assert not board.step((3, 0, 0, 5), 4), "it was taken back"
+        assert board.collect() == [(3, 0, 0, 5)]
+        with board.held():
+            assert board.revoke(12) is None
 
 
 class TestTheRing:
