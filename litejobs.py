@@ -4380,7 +4380,8 @@ META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WI
 def _migrate(connection: apsw.Connection, path: str) -> None:
     if _is_outdated(connection, path):
         connection.execute("BEGIN IMMEDIATE")
-        _take_steps(connection)
+        if _is_outdated(connection, path):  # Somebody may have taken them meanwhile, and more.
+            _take_steps(connection)
         connection.execute("COMMIT")
 
 
@@ -4504,14 +4505,15 @@ class Names:
     _seen_at: float = 0.0
 
     @classmethod
-    def of(cls, place: Path) -> Names:
-        """The names of what was just opened there.
+    def of(cls, place: Path, mark: Mark) -> Names:
+        """The names of what was just opened there, when the file's led to *mark*: it may be
+        another one by now.
 
         Raises:
             OSError: one of them cannot be seen.
         """
-        names = str(place), f"{place}-wal", f"{place}-shm"
-        return cls(*names, tuple(map(_seen, names)))
+        wal, shm = f"{place}-wal", f"{place}-shm"
+        return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
 
     def links(self) -> int:
         """How many names the file has: none, if a name leads to another one than is open.
@@ -4686,16 +4688,12 @@ CHUNK = 256 * 1024
 WAL_ROOM = 1_250
 """Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
 its content into the file and begins it anew, and a quarter more."""
-_OPENING = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # Else a child waits for a thread that it has not got.
-    os.register_at_fork(
-        before=_OPENING.acquire,
-        after_in_parent=_OPENING.release,
-        after_in_child=_OPENING.release,
-    )
+_OPENING = threading.RLock()
+"""Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 """All of this process: it has one set of locks on a file, whoever in it has that open."""
+_SIGNS_OF_LIFE: list[Mark] = []
+"""The small files whose locks say that nodes of this process live."""
 
 
 class Damaged(Exception):
@@ -4767,7 +4765,6 @@ class File:
 
     def __attrs_post_init__(self) -> None:
         _FILES[id(self)] = self
-        _close_before_forks(self)
 
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
@@ -4819,6 +4816,7 @@ class File:
         place = _locate(self.path, self.create)
         with _as_ours(place):
             _refuse_beside_others(place)
+            mark = _seen(str(place))
         synchronous = "full" if self.durability == "full" else "normal"
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -4834,7 +4832,7 @@ class File:
         self._opened += 2**32
         self._page_size = self._connection.pragma("page_size")
         try:
-            self._names = Names.of(place)
+            self._names = Names.of(place, mark)
         except OSError as error:
             self._connection.close()
             self._connection = None
@@ -5020,25 +5018,37 @@ def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     return OutcomeUnknownError(str(file.path), problem)
 
 
-def _close_before_forks(file: File) -> None:
+def _close_before_fork() -> None:
     """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connection is closed before, and opened when needed."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    reference = weakref.ref(file)
-    waiting: list[File] = []
+    the parent's commits: so the connections are closed before, and opened when needed."""
+    _FORKS.acquire()
+    _closed.append([])
+    for reference in _FILES.valuerefs():
+        if (file := reference()) is not None:
+            file.turn.acquire()
+            _closed[-1].append(file)
+            with contextlib.suppress(apsw.Error):
+                file.close()
+    _OPENING.acquire()  # Else a child waits for a thread that it has not got.
 
-    def before() -> None:
-        if alive := reference():
-            alive.turn.acquire()
-            waiting.append(alive)
-            alive.close()
 
-    def after() -> None:
-        if waiting:
-            waiting.pop().turn.release()
+def _go_on_after_fork() -> None:
+    _OPENING.release()
+    for file in _closed.pop():
+        file.turn.release()
+    _FORKS.release()
 
-    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+_FORKS = threading.RLock()
+"""Held by the thread that forks."""
+_closed: list[list[File]] = []
+"""What is closed meanwhile; a signal handler may fork in the midst of it."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_close_before_fork,
+        after_in_parent=_go_on_after_fork,
+        after_in_child=_go_on_after_fork,
+    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -5190,7 +5200,9 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _litejobs_has(mark: Mark) -> bool:
     files = (reference() for reference in _FILES.valuerefs())
-    return any(file.is_open_as(mark) for file in files if file is not None)
+    return mark in _SIGNS_OF_LIFE or any(
+        file.is_open_as(mark) for file in files if file is not None
+    )
 
 
 def _plain_path(name: str) -> str:
@@ -7270,6 +7282,8 @@ class Nodes:
     file: File
     clock: Clock
     rows: Rows
+    _silent: set[int] = attrs.field(factory=set)
+    """Those that could not be asked whether they live."""
 
     def join(
         self,
@@ -7300,7 +7314,7 @@ class Nodes:
                 known,
             )
             self._keep_hidden(connection, hidden)
-            presence = Presence.create(self.file.presence_path(node))
+            presence = Presence.create(self.file.presence_path(node), self.file.path)
         self.file.joined += 1
         return node, presence
 
@@ -7361,9 +7375,17 @@ class Nodes:
         """Takes over the jobs of a node if none of its processes is left; says how many.
 
         They become ready again and lose no attempt, but each such loss is counted: a
-        job that has seen LOST_LIMIT nodes die is a dead letter.
+        job that has seen LOST_LIMIT nodes die is a dead letter. A node that cannot be asked
+        keeps what it has.
         """
-        with Presence.gone(self.file.presence_path(node)) as gone:
+        with contextlib.ExitStack() as asking:
+            try:
+                gone = asking.enter_context(Presence.gone(self.file.presence_path(node)))
+            except FileError as error:
+                if node not in self._silent:
+                    logger.error("whether node %d lives cannot be known: %s", node, error)
+                self._silent.add(node)
+                return 0
             return self._take_over(node) if gone else 0
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
@@ -7441,13 +7463,16 @@ class Nodes:
 @attrs.define(eq=False, repr=False)
 class Presence:
     """A shared lock on a small file of its own, which every process of a node holds
-    and which the operating system drops when the process ends, however it ends.
+    and which the operating system drops when the process ends, however it ends. (Or when
+    the process closes the file after it has opened it once more.)
 
     It is a lock of SQLite's on an empty file, since that is the same everywhere.
     """
 
     path: str
     _connection: apsw.Connection
+    _mark: Mark | None = None
+    """Of the file, where nothing else in this process may open it."""
 
     @classmethod
     def hold(cls, path: str) -> Presence:
@@ -7460,15 +7485,24 @@ class Presence:
         return cls(path, connection)
 
     @classmethod
-    def create(cls, path: str) -> Presence:
-        """Makes the file, private to its user, and takes the first share."""
+    def create(cls, path: str, file: Path) -> Presence:
+        """Makes it, private to the user whose the queue's *file* is, and takes the first share.
+        Until that is given back, nothing else in this process may open it: jobs that run here
+        have no other one, and the system drops a lock whenever a process closes the file."""
         with _as_ours(path):
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
-        return cls.hold(path)
+            made = os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            with contextlib.closing(os.fdopen(made, "rb+", 0)):
+                _give_to_owner(made, file)
+        presence = cls.hold(path)
+        presence._mark = _mark(path)
+        _SIGNS_OF_LIFE.append(presence._mark)
+        return presence
 
     def close(self) -> None:
         """Gives the share back."""
         self._connection.close()
+        if self._mark in _SIGNS_OF_LIFE:
+            _SIGNS_OF_LIFE.remove(self._mark)
 
     @staticmethod
     def held(path: str) -> bool:
@@ -7489,6 +7523,14 @@ class Presence:
             if alone:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+def _give_to_owner(made: int, file: Path) -> None:
+    """What root makes beside the file is its owner's, as SQLite has it with the WAL: who works
+    there afterwards has to ask whether the node of root's lives."""
+    if hasattr(os, "fchown") and os.geteuid() == 0:
+        found = os.stat(file)
+        os.fchown(made, found.st_uid, found.st_gid)
 
 
 def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:

@@ -26,6 +26,7 @@ import apsw
 import attrs
 import pytest
 from chaos.disk import Disk, Touch, nobody
+from chaos.races import older_file
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ import litejobs
 from litejobs import (
     BATCH,
     LOST_LIMIT,
+    SCHEMA,
     Batch,
     BusyError,
     Claimed,
@@ -282,7 +284,7 @@ class TestTheConnection:
         try:
             store = Store.at(path)
             store.intake.enqueue([new()])
-            presence = Presence.create(store.file.presence_path(1))
+            presence = Presence.create(store.file.presence_path(1), store.file.path)
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
@@ -604,6 +606,87 @@ class TestAFork:
         count = int(shell(path, "SELECT count(*) FROM litejobs_job").stdout)
         assert count == len(acknowledged) + 10
         store.close()
+
+
+class TestAFileThatIsOpenedWhile:
+    """Opening it takes long, since somebody writes to it and its schema has steps to take."""
+
+    @pytest.fixture
+    def busy(self, path: Path) -> Iterator[apsw.Connection]:
+        older_file(path)
+        with contextlib.closing(apsw.Connection(str(path))) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def test_another_one_takes_its_name_is_not_taken_for_that(
+        self, path: Path, busy: apsw.Connection, tmp_path: Path
+    ) -> None:
+        """The names were looked at when all was open: what was in the first file was accepted
+        for the second one's."""
+        other = tmp_path / "other.db"
+        older_file(other)
+
+        def replace() -> None:
+            os.replace(other, path)
+            busy.execute("ROLLBACK")
+
+        with contextlib.closing(Store.at(path)) as store, soon(replace):
+            with pytest.raises(FileReplacedError):
+                store.intake.enqueue([new()])
+            store.intake.enqueue([new()])
+            assert store.catalogue.count(Match()) == 1
+            assert store.file.connection().pragma("integrity_check") == "ok"
+
+    def test_a_newer_version_takes_more_steps_keeps_its_number(
+        self, path: Path, busy: apsw.Connection
+    ) -> None:
+        """The older version wrote its own number over that of the newer one, which would have
+        taken its steps again."""
+
+        def upgrade() -> None:
+            for step in SCHEMA[2:]:
+                busy.execute(step)
+            busy.execute("UPDATE litejobs_meta SET value = ?", (len(SCHEMA) + 1,))
+            busy.execute("COMMIT")
+
+        with (
+            contextlib.closing(Store.at(path)) as store,
+            soon(upgrade),
+            pytest.raises(FileError, match="newer litejobs"),
+        ):
+            store.intake.enqueue([new()])
+        assert busy.execute("SELECT value FROM litejobs_meta").get == len(SCHEMA) + 1
+
+    def test_a_signal_handler_opens_another_one_is_opened_all_the_same(
+        self, path: Path, busy: apsw.Connection, tmp_path: Path
+    ) -> None:
+        """The thread waited for itself."""
+        other = Store.at(tmp_path / "other.db")
+
+        def enqueue(number: int, frame: object) -> None:
+            other.intake.enqueue([new()])
+            busy.execute("ROLLBACK")
+
+        before = signal.signal(signal.SIGTERM, enqueue)
+        try:
+            with (
+                contextlib.closing(Store.at(path)) as store,
+                soon(lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            ):
+                store.intake.enqueue([new()])
+            assert other.catalogue.count(Match()) == 1
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            other.close()
+
+
+@contextlib.contextmanager
+def soon(act: Callable[[], None]) -> Iterator[None]:
+    """Has a thread do something while the block waits for it."""
+    timer = threading.Timer(0.2, act)
+    timer.start()
+    yield
+    timer.join()
 
 
 class TestTheFileThatIsTakenAway:
@@ -1510,14 +1593,17 @@ class TestRescue:
 
     @pytest.mark.parametrize("trouble", ["closed", "read_only"])
     def test_takes_nobody_for_dead_who_cannot_be_asked(
-        self, trouble: str, store: Store, node: int
+        self, trouble: str, store: Store, node: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         store.intake.enqueue([new()])
         (job,) = take(store, node)
         with a_broken_disk() as broken:
             setattr(broken, trouble, True)
-            with pytest.raises(FileError, match=r"jobs\.db-node-1: cannot be (opened|written)"):
-                store.nodes.rescue(node)
+            assert [store.nodes.rescue(node) for _ in range(3)] == [0, 0, 0]
+        (told,) = caplog.messages
+        assert re.search(
+            r"node 1 .* cannot be known: .*db-node-1: cannot be (opened|written)", told
+        )
         assert store.catalogue.get(job.id).state == "running"
         assert settle(store, node, ending(job, "completed")) == 0
 
@@ -1533,7 +1619,7 @@ class TestRescue:
 
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
-        Presence.create(path).close()
+        Presence.create(path, tmp_path).close()
         with Presence.gone(path) as gone:
             assert gone
             assert os.path.exists(path)

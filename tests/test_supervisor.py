@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_by_hand
 from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
 
 from litejobs import (
@@ -764,6 +765,27 @@ def test_a_node_whose_file_is_replaced_leaves_the_jobs_of_the_other_one_alone(
 
 
 # Forks
+
+
+def test_a_node_that_cannot_be_asked_does_not_keep_others_from_being_rescued(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """The search ended with an error at the first one, each second anew."""
+    node = programs.node(jobs.path)
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(written(log, 1))
+    (listed,) = jobs.nodes()
+    write_by_hand(
+        jobs,
+        "INSERT INTO litejobs_node (id, name, pid, port, workers, queues, started_at, names)"
+        " SELECT id - 1, 'silent', pid, 1, 1, queues, started_at, names FROM litejobs_node",
+    )
+    silent = Path(jobs.store.file.presence_path(listed.id - 1))
+    silent.symlink_to(log)
+    node.kill()
+    with jobs.start(workers=1, grace=GRACE):
+        eventually(written(log, 2))
+        jobs.cancel(job.id)
 
 
 def test_a_fork_of_a_process_that_has_the_queue_open_loses_nothing(

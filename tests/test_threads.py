@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 from chaos.disk import Disk, Touch, nobody
 from programs import Programs, eventually, lines, never, trouble
 
-from litejobs import Constant, Context, LiteJobs, Moved, OptionError, WorkerError
+from litejobs import Constant, Context, FileError, LiteJobs, Moved, OptionError, WorkerError
 
 PATIENT = 60.0
 FAR = 60.0
@@ -167,6 +168,33 @@ class TestRunning:
             (1, 2),
         ]
         assert ran == [0, 1, 2]
+
+    def test_a_job_that_reads_every_file_of_its_folder_keeps_its_node_alive(
+        self, jobs: LiteJobs, flag: threading.Event
+    ) -> None:
+        """When it closed the file whose lock says that the node lives, the lock was gone, and
+        another node ran the job at the same time."""
+        refused: list[str] = []
+
+        @jobs.define
+        def read_all() -> None:
+            for place in sorted(jobs.path.parent.iterdir()):
+                try:
+                    place.read_bytes()
+                except FileError:
+                    refused.append(place.name)
+            flag.wait(PATIENT)
+
+        with jobs.start(threads=1, grace=GRACE):
+            job = read_all.enqueue()
+            eventually(lambda: "jobs.db-node-1" in refused)
+            rescue = "import sys, litejobs; s = litejobs.Store.at(sys.argv[1]); "
+            rescue += "print(s.nodes.rescue(1))"
+            other = [sys.executable, "-c", rescue, str(jobs.path)]
+            assert subprocess.run(other, capture_output=True, text=True).stdout == "0\n"
+            flag.set()
+            assert job.wait(PATIENT).state == "completed"
+        assert refused == ["jobs.db", "jobs.db-node-1", "jobs.db-shm"]
 
     def test_no_process_is_started(self, programs: Programs) -> None:
         """Not even a helper of multiprocessing's: a frozen application would be started."""
