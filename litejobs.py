@@ -9571,7 +9571,8 @@ class Juggler:
         for number, place, fields in cues:
             if fields is not None:
                 run = self._run(number, int(place), Claimed._make(fields))
-                self._tasks[number] = loop.create_task(run)
+                self._tasks[number] = task = loop.create_task(run)
+                task.add_done_callback(functools.partial(self._give_back, number))
             elif number in self._tasks:
                 loop.call_later(place, self._cancel, number)
             else:
@@ -9583,19 +9584,27 @@ class Juggler:
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> None:
         if number in self._asked:
+            return
+        self._begun.add(number)
+        self._words[place] = time.monotonic_ns()
+        asked = functools.partial(operator.contains, self._asked, number)
+        written: list[bytes] = []
+        OUTPUT.set(written)
+        report = await self._executor.run_async(claimed, asked, self._voice.tell)
+        self._voice.told(claimed.id)
+        if report.kind or number in self._asked:
+            output = last_lines(b"".join(written))
+            report = report._replace(memory=peak_memory(), output=output)
+        self._ended(number, report)
+
+    def _give_back(self, number: int, task: Any) -> None:
+        """A task is over; if it never began its job, that was asked to end already, or
+        another job's handler has cancelled all the tasks that it found."""
+        if number in self._tasks and number not in self._begun:
             now = self._executor.clock()
-            report = Report(now, now, 0, *Verdict("pending", counted=False))
-        else:
-            self._begun.add(number)
-            self._words[place] = time.monotonic_ns()
-            asked = functools.partial(operator.contains, self._asked, number)
-            written: list[bytes] = []
-            OUTPUT.set(written)
-            report = await self._executor.run_async(claimed, asked, self._voice.tell)
-            self._voice.told(claimed.id)
-            if report.kind or number in self._asked:
-                output = last_lines(b"".join(written))
-                report = report._replace(memory=peak_memory(), output=output)
+            self._ended(number, Report(now, now, 0, *Verdict("pending", counted=False)))
+
+    def _ended(self, number: int, report: Report) -> None:
         del self._tasks[number]
         self._begun.discard(number)
         self._asked.discard(number)
