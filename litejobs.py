@@ -10128,8 +10128,21 @@ class Mouth:
         """To be called when nobody listens any more: what is not said yet is lost."""
         if self._thread is not None:
             self._queue.put(None)
+            self._interrupt()
             self._thread.join()
         self.pipe.close()
+
+    def _interrupt(self) -> None:
+        """Ends a wait for room in the pipe, which goes on as long as anybody holds the other
+        end: as a process does that a job has forked, and that nothing could end."""
+        if sys.platform == "win32":
+            return  # There nobody else holds it.
+        with contextlib.suppress(OSError):  # A pipe that goes one way is no socket.
+            line = socket.socket(fileno=self.pipe.fileno())
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
 
 
 @attrs.define(eq=False, repr=False)

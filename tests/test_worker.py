@@ -140,6 +140,27 @@ def test_what_a_job_started_dies_with_it_when_it_crashes(jobs: LiteJobs, log: Pa
         eventually(lambda: not alive(child), within=1.0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+def test_what_a_dead_worker_was_being_told_keeps_nobody_waiting(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """A process that a job had forked held the pipe: the rest of a message that fits no pipe
+    was never read and never refused, and the node waited until that could be said."""
+    node = programs.node(jobs.path)
+    worker = trouble.leave_a_daemon.enqueue(str(log)).result(PATIENT)
+    [daemon] = map(int, eventually(lambda: lines(log)))
+    try:
+        os.kill(worker, signal.SIGSTOP)
+        job = trouble.measure.enqueue("x" * 2**20)
+        eventually(lambda: job.refresh().state == "running")
+        os.kill(worker, signal.SIGKILL)
+        assert (job.result(PATIENT), job.refresh().attempt, job.errors) == (2**20, 1, ())
+        node.terminate()
+        assert node.wait(PATIENT) == 0
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+
+
 def test_a_worker_that_is_killed_costs_the_running_job_one_attempt(
     jobs: LiteJobs, log: Path
 ) -> None:
