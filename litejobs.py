@@ -614,7 +614,8 @@ class Failure:
     started_at: datetime
     finished_at: datetime
     exit_code: int | None = None
-    """With which the worker ended, if it did: the number of a signal is negative."""
+    """With which the worker ended, if it did: the number of a signal is negative. `None`, too, if
+    the program did not let its node hear of it: it ignores SIGCHLD, or waits for all children."""
     cpu: timedelta | None = None
     """CPU time of its worker meanwhile, to some milliseconds; not that of processes which
     it started. `None` for coroutines, which share it, and where nobody knows."""
@@ -9772,6 +9773,8 @@ def _let_go_in_forks(crew: Crew) -> None:
         os.register_at_fork(after_in_child=after)
 
 
+UNKNOWN = 255
+"""Passes for the exit code of a worker that somebody else has waited for."""
 NO_JOB = -1
 """For which a worker was killed by a node that ends, or that it does not hear any more: all of
 its jobs are innocent."""
@@ -9828,6 +9831,14 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid)
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended. Of a process that somebody else has waited for, as programs do
+        that ignore SIGCHLD or wait for all children, no exit code will ever tell."""
+        if self.process.exitcode is not None:
+            return True
+        return self.kill is not None and not is_there(self.pid)
 
     @property
     def pipes(self) -> list[Connection]:
@@ -9938,7 +9949,7 @@ class Worker:
         """It cannot be talked to any more."""
         if self.kill is not None:
             self.look()
-        if self.process.exitcode is None:
+        if not self.dead:
             self.end()
 
     def end(self, culprit: int = 0) -> None:
@@ -9969,7 +9980,7 @@ class Worker:
     def join(self) -> None:
         """Sees it die, and what it has started."""
         if self.kill is not None:
-            self.kill(alive=self.process.exitcode is None)
+            self.kill(alive=not self.dead)
         self.process.join()
 
     def close(self) -> None:
@@ -9981,6 +9992,9 @@ class Worker:
             self.crowd.mouth.close()
         if self.death != self.process.sentinel:
             os.close(self.death)
+        if self.process.exitcode is None:
+            # Else multiprocessing takes it for alive: it would keep it, and its files, for ever.
+            self.process._popen.returncode = UNKNOWN
         self.process.close()
 
 
@@ -10296,6 +10310,18 @@ class Plain:
     def Lock(self) -> Any:
         """A lock for threads."""
         return threading.Lock()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process has this number, be it one that has ended and that nobody has waited
+    for. On Windows, where there are none of those, that is not asked."""
+    if sys.platform != "win32":
+        with contextlib.suppress(PermissionError):  # It belongs to somebody else, then.
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+    return True
 
 
 class Used(NamedTuple):
@@ -10688,7 +10714,10 @@ def _timed_out(claimed: Claimed) -> str:
 
 
 def _last_words(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
+    if exitcode is None:
+        why = "the program ignores SIGCHLD, or waits for children that are not its own"
+        return f"its worker ended, and its exit code is not known: {why}"
+    if exitcode < 0:
         with contextlib.suppress(ValueError):
             return f"its worker was killed by {signal.Signals(-exitcode).name}"
     return f"its worker ended with exit code {exitcode}"
@@ -11052,7 +11081,7 @@ class Supervisor:
             busy = worker.busy and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
             self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.process.exitcode is not None:
+            if worker.kill is not None or worker.dead:
                 self._reap(worker)
 
     def _see_out(self) -> None:
@@ -11151,7 +11180,7 @@ class Supervisor:
 
     def _bury(self, worker: Worker) -> None:
         """Takes a worker off the list if it is dead."""
-        if worker.process.exitcode is not None:
+        if worker.dead:
             self._reap(worker)
 
     def _reap(self, worker: Worker) -> None:

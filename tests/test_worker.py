@@ -206,6 +206,53 @@ def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
 
 
+WAITED_FOR = """
+import os
+import signal
+import sys
+from litejobs import LiteJobs
+from programs import trouble
+
+def wait_for_all(number, frame):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, {"SIG_IGN": signal.SIG_IGN, "waitpid": wait_for_all}[sys.argv[2]])
+    for _ in range(2):
+        with LiteJobs(sys.argv[1]) as jobs:
+            jobs.register(*trouble.DEFINITIONS)
+            trouble.leave_at_once.using(max_attempts=1, priority=1).enqueue()
+            trouble.whoami.enqueue()
+            jobs.work(workers=1, until="empty")
+        print(len(os.listdir("/dev/fd")))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="nobody waits for processes")
+@pytest.mark.parametrize("how", ["SIG_IGN", "waitpid"])
+def test_a_worker_that_somebody_else_has_waited_for_is_dead_all_the_same(
+    how: str, jobs: LiteJobs, programs: Programs
+) -> None:
+    """Its exit code was awaited, which never came: the node span, its job was left running,
+    and the end was a ValueError of multiprocessing's."""
+    programs.write(waited_for=WAITED_FOR)
+    status, said, complaints = programs.run("waited_for.py", jobs.path, how)
+    assert (status, "Traceback" in complaints) == (0, False)
+    first, second = said.split()
+    assert first == second  # Nothing is left open of a worker.
+    crashed, others = jobs.find(name="leave_at_once"), jobs.find(name="whoami")
+    assert [job.state for job in others] == ["completed"] * 2
+    for failure in [job.errors[0] for job in crashed]:
+        assert failure.kind == "crash"
+        if how == "SIG_IGN":
+            assert failure.exit_code is None
+            assert "its exit code is not known" in failure.message
+
+
 FORKING = """
 import sys
 from litejobs import LiteJobs
