@@ -614,7 +614,8 @@ class Failure:
     started_at: datetime
     finished_at: datetime
     exit_code: int | None = None
-    """With which the worker ended, if it did: the number of a signal is negative."""
+    """With which the worker ended, if it did: the number of a signal is negative. `None`, too, if
+    the program did not let its node hear of it: it ignores SIGCHLD, or waits for all children."""
     cpu: timedelta | None = None
     """CPU time of its worker meanwhile, to some milliseconds; not that of processes which
     it started. `None` for coroutines, which share it, and where nobody knows."""
@@ -9613,7 +9614,8 @@ class Juggler:
         for number, place, fields in cues:
             if fields is not None:
                 run = self._run(number, int(place), Claimed._make(fields))
-                self._tasks[number] = loop.create_task(run)
+                self._tasks[number] = task = loop.create_task(run)
+                task.add_done_callback(functools.partial(self._give_back, number))
             elif number in self._tasks:
                 loop.call_later(place, self._cancel, number)
             else:
@@ -9625,19 +9627,27 @@ class Juggler:
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> None:
         if number in self._asked:
+            return
+        self._begun.add(number)
+        self._words[place] = time.monotonic_ns()
+        asked = functools.partial(operator.contains, self._asked, number)
+        written: list[bytes] = []
+        OUTPUT.set(written)
+        report = await self._executor.run_async(claimed, asked, self._voice.tell)
+        self._voice.told(claimed.id)
+        if report.kind or number in self._asked:
+            output = last_lines(b"".join(written))
+            report = report._replace(memory=peak_memory(), output=output)
+        self._ended(number, report)
+
+    def _give_back(self, number: int, task: Any) -> None:
+        """A task is over; if it never began its job, that was asked to end already, or
+        another job's handler has cancelled all the tasks that it found."""
+        if number in self._tasks and number not in self._begun:
             now = self._executor.clock()
-            report = Report(now, now, 0, *Verdict("pending", counted=False))
-        else:
-            self._begun.add(number)
-            self._words[place] = time.monotonic_ns()
-            asked = functools.partial(operator.contains, self._asked, number)
-            written: list[bytes] = []
-            OUTPUT.set(written)
-            report = await self._executor.run_async(claimed, asked, self._voice.tell)
-            self._voice.told(claimed.id)
-            if report.kind or number in self._asked:
-                output = last_lines(b"".join(written))
-                report = report._replace(memory=peak_memory(), output=output)
+            self._ended(number, Report(now, now, 0, *Verdict("pending", counted=False)))
+
+    def _ended(self, number: int, report: Report) -> None:
         del self._tasks[number]
         self._begun.discard(number)
         self._asked.discard(number)
@@ -9805,6 +9815,8 @@ def _let_go_in_forks(crew: Crew) -> None:
         os.register_at_fork(after_in_child=after)
 
 
+UNKNOWN = 255
+"""Passes for the exit code of a worker that somebody else has waited for."""
 NO_JOB = -1
 """For which a worker was killed by a node that ends, or that it does not hear any more: all of
 its jobs are innocent."""
@@ -9861,6 +9873,14 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid)
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended. Of a process that somebody else has waited for, as programs do
+        that ignore SIGCHLD or wait for all children, no exit code will ever tell."""
+        if self.process.exitcode is not None:
+            return True
+        return self.kill is not None and not is_there(self.pid)
 
     @property
     def pipes(self) -> list[Connection]:
@@ -9971,7 +9991,7 @@ class Worker:
         """It cannot be talked to any more."""
         if self.kill is not None:
             self.look()
-        if self.process.exitcode is None:
+        if not self.dead:
             self.end()
 
     def end(self, culprit: int = 0) -> None:
@@ -10002,7 +10022,7 @@ class Worker:
     def join(self) -> None:
         """Sees it die, and what it has started."""
         if self.kill is not None:
-            self.kill(alive=self.process.exitcode is None)
+            self.kill(alive=not self.dead)
         self.process.join()
 
     def close(self) -> None:
@@ -10014,6 +10034,9 @@ class Worker:
             self.crowd.mouth.close()
         if self.death != self.process.sentinel:
             os.close(self.death)
+        if self.process.exitcode is None:
+            # Else multiprocessing takes it for alive: it would keep it, and its files, for ever.
+            self.process._popen.returncode = UNKNOWN
         self.process.close()
 
 
@@ -10161,8 +10184,21 @@ class Mouth:
         """To be called when nobody listens any more: what is not said yet is lost."""
         if self._thread is not None:
             self._queue.put(None)
+            self._interrupt()
             self._thread.join()
         self.pipe.close()
+
+    def _interrupt(self) -> None:
+        """Ends a wait for room in the pipe, which goes on as long as anybody holds the other
+        end: as a process does that a job has forked, and that nothing could end."""
+        if sys.platform == "win32":
+            return  # There nobody else holds it.
+        with contextlib.suppress(OSError):  # A pipe that goes one way is no socket.
+            line = socket.socket(fileno=self.pipe.fileno())
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
 
 
 @attrs.define(eq=False, repr=False)
@@ -10316,6 +10352,18 @@ class Plain:
     def Lock(self) -> Any:
         """A lock for threads."""
         return threading.Lock()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process has this number, be it one that has ended and that nobody has waited
+    for. On Windows, where there are none of those, that is not asked."""
+    if sys.platform != "win32":
+        with contextlib.suppress(PermissionError):  # It belongs to somebody else, then.
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+    return True
 
 
 class Used(NamedTuple):
@@ -10708,7 +10756,10 @@ def _timed_out(claimed: Claimed) -> str:
 
 
 def _last_words(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
+    if exitcode is None:
+        why = "the program ignores SIGCHLD, or waits for children that are not its own"
+        return f"its worker ended, and its exit code is not known: {why}"
+    if exitcode < 0:
         with contextlib.suppress(ValueError):
             return f"its worker was killed by {signal.Signals(-exitcode).name}"
     return f"its worker ended with exit code {exitcode}"
@@ -11072,7 +11123,7 @@ class Supervisor:
             busy = worker.busy and worker.ready
             patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
             self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.process.exitcode is not None:
+            if worker.kill is not None or worker.dead:
                 self._reap(worker)
 
     def _see_out(self) -> None:
@@ -11171,7 +11222,7 @@ class Supervisor:
 
     def _bury(self, worker: Worker) -> None:
         """Takes a worker off the list if it is dead."""
-        if worker.process.exitcode is not None:
+        if worker.dead:
             self._reap(worker)
 
     def _reap(self, worker: Worker) -> None:

@@ -130,6 +130,19 @@ class TestOutcomes:
             assert ended(beside.stop_the_loop.enqueue()) == [("completed", 1)]
             assert ended(other, beside.rest.enqueue(0)) == [("completed", 1)] * 2
 
+    def test_whoever_is_cancelled_by_another_before_it_began_is_given_back(
+        self, jobs: LiteJobs
+    ) -> None:
+        """A task without a first turn runs nothing of what it was made for, and nobody said
+        that it was over: its job was left running, and no time-out counted."""
+        with jobs.start(workers=1, grace=GRACE):
+            culprit = beside.cancel_whoever_comes.enqueue()
+            eventually(lambda: culprit.refresh().state == "running")
+            others = jobs.enqueue_many(beside.rest.bind(0) for _ in range(5))
+            assert culprit.result(PATIENT) >= 1
+            assert ended(*others) == [("completed", 1)] * 5
+        assert [job.errors for job in others] == [()] * 5
+
     def test_an_error_that_does_what_it_likes_does_not_leave_its_job_running(
         self, jobs: LiteJobs
     ) -> None:

@@ -140,6 +140,27 @@ def test_what_a_job_started_dies_with_it_when_it_crashes(jobs: LiteJobs, log: Pa
         eventually(lambda: not alive(child), within=1.0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+def test_what_a_dead_worker_was_being_told_keeps_nobody_waiting(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """A process that a job had forked held the pipe: the rest of a message that fits no pipe
+    was never read and never refused, and the node waited until that could be said."""
+    node = programs.node(jobs.path)
+    worker = trouble.leave_a_daemon.enqueue(str(log)).result(PATIENT)
+    [daemon] = map(int, eventually(lambda: lines(log)))
+    try:
+        os.kill(worker, signal.SIGSTOP)
+        job = trouble.measure.enqueue("x" * 2**20)
+        eventually(lambda: job.refresh().state == "running")
+        os.kill(worker, signal.SIGKILL)
+        assert (job.result(PATIENT), job.refresh().attempt, job.errors) == (2**20, 1, ())
+        node.terminate()
+        assert node.wait(PATIENT) == 0
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+
+
 def test_a_worker_that_is_killed_costs_the_running_job_one_attempt(
     jobs: LiteJobs, log: Path
 ) -> None:
@@ -183,6 +204,53 @@ def test_a_job_can_terminate_a_child_that_it_forked(jobs: LiteJobs) -> None:
 def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
+
+
+WAITED_FOR = """
+import os
+import signal
+import sys
+from litejobs import LiteJobs
+from programs import trouble
+
+def wait_for_all(number, frame):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, {"SIG_IGN": signal.SIG_IGN, "waitpid": wait_for_all}[sys.argv[2]])
+    for _ in range(2):
+        with LiteJobs(sys.argv[1]) as jobs:
+            jobs.register(*trouble.DEFINITIONS)
+            trouble.leave_at_once.using(max_attempts=1, priority=1).enqueue()
+            trouble.whoami.enqueue()
+            jobs.work(workers=1, until="empty")
+        print(len(os.listdir("/dev/fd")))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="nobody waits for processes")
+@pytest.mark.parametrize("how", ["SIG_IGN", "waitpid"])
+def test_a_worker_that_somebody_else_has_waited_for_is_dead_all_the_same(
+    how: str, jobs: LiteJobs, programs: Programs
+) -> None:
+    """Its exit code was awaited, which never came: the node span, its job was left running,
+    and the end was a ValueError of multiprocessing's."""
+    programs.write(waited_for=WAITED_FOR)
+    status, said, complaints = programs.run("waited_for.py", jobs.path, how)
+    assert (status, "Traceback" in complaints) == (0, False)
+    first, second = said.split()
+    assert first == second  # Nothing is left open of a worker.
+    crashed, others = jobs.find(name="leave_at_once"), jobs.find(name="whoami")
+    assert [job.state for job in others] == ["completed"] * 2
+    for failure in [job.errors[0] for job in crashed]:
+        assert failure.kind == "crash"
+        if how == "SIG_IGN":
+            assert failure.exit_code is None
+            assert "its exit code is not known" in failure.message
 
 
 FORKING = """

@@ -104,6 +104,17 @@ async def stop_the_loop() -> None:
 
 
 @define
+async def cancel_whoever_comes() -> int:
+    """As handlers do that clean up after themselves and take all tasks for their own. Those that
+    come have not had a turn yet."""
+    while not (others := asyncio.all_tasks() - {asyncio.current_task()}):
+        await asyncio.sleep(0)
+    for task in others:
+        task.cancel()
+    return len(others)
+
+
+@define
 async def large(n: int) -> str:
     await asyncio.sleep(0)
     return "x" * n
@@ -211,7 +222,7 @@ async def leave_a_trail(context: Context, call_next: Callable[[], Awaitable[obje
 
 DEFINITIONS = (
     rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, seconds_left,
-    leave_at_once, stop_the_loop, large, take, compute, nap_and_tell,
+    leave_at_once, stop_the_loop, cancel_whoever_comes, large, take, compute, nap_and_tell,
     devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
     rest_too_long, tell_how_far,
 )  # fmt: skip

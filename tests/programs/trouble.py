@@ -55,6 +55,11 @@ def large(log: str, n: int) -> str:
 
 
 @define
+def measure(text: str) -> int:
+    return len(text)
+
+
+@define
 def whoami() -> int:
     return os.getpid()
 
@@ -243,9 +248,21 @@ def come_out_twice(log: str, how: str) -> int:
     return child
 
 
+@define
+def leave_a_daemon(log: str) -> int:
+    """In a session of its own nobody ends it, and it has all files of the worker open."""
+    if os.fork() == 0:
+        os.setsid()
+        note(log, os.getpid())
+        time.sleep(60)
+        os._exit(0)
+    return os.getpid()
+
+
 DEFINITIONS = (
-    innocent, nap, nap_and_tell, large, whoami, obey, segfault, leave_at_once, kill_itself,
+    innocent, nap, nap_and_tell, large, measure, whoami, obey, segfault, leave_at_once, kill_itself,
     close_everything, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
     start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
     fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_out_twice,
+    leave_a_daemon,
 )  # fmt: skip
