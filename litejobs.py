@@ -4579,7 +4579,8 @@ def _locate(path: Path, create: bool) -> Path:
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
-        place = path.parent.resolve(strict=True) / path.name
+        # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+        place = Path(os.path.realpath(path.parent, strict=True), path.name)
         str(place).encode()  # SQLite takes no name that is not text.
         if create:
             _put_aside(place)
@@ -7658,8 +7659,8 @@ def back_up(file: File, place: Path) -> Path:
         FileError: there is something of that name, or it cannot be written.
     """
     try:
-        place = place.parent.resolve(strict=True) / place.name
-        str(place).encode()  # As in _locate.
+        place = Path(os.path.realpath(place.parent, strict=True), place.name)  # As in _locate.
+        str(place).encode()
         _refuse_taken(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
