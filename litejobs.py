@@ -6007,21 +6007,15 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             with _OPENING:
                 _check_no_other(file)
                 file.lend(connection)
-        if standard and connection.isolation_level is not None and not connection.in_transaction:
-            # As sqlite3 itself does before a change; a savepoint alone would be committed.
-            connection.execute("BEGIN IMMEDIATE")
-        commits = not connection.in_transaction
-        connection.execute("SAVEPOINT litejobs")
+        ours = _begin_part(connection)
         try:
             if _is_outdated(connection, str(file.path)):
                 _take_steps(connection)
             yield
         except BaseException:
-            if connection.in_transaction:  # Otherwise the error has undone all of it.
-                connection.execute("ROLLBACK TO litejobs")
-                connection.execute("RELEASE litejobs")
+            _undo_part(connection, ours)
             raise
-        _end_part(connection, file, commits)
+        _end_part(connection, file, ours)
     except (apsw.Error, Damaged, UnicodeDecodeError) as error:
         raise _translated(error, str(file.path)) from error
     except Exception as error:
@@ -6030,13 +6024,41 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
 
 
-def _end_part(connection: Any, file: File, commits: bool) -> None:
-    """Ends our part of the transaction; which *commits*, if there is no other."""
-    try:
+def _begin_part(connection: Any) -> bool:
+    """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
+    a transaction that has only read fails at once if it writes after others have committed."""
+    if not connection.in_transaction:
+        connection.execute("BEGIN IMMEDIATE")
+        if _commits_by_itself(connection):
+            return True
+    connection.execute("SAVEPOINT litejobs")
+    return False
+
+
+def _commits_by_itself(connection: Any) -> bool:
+    """Whether a change without a transaction is there at once: sqlite3 would begin one, for
+    the application to commit."""
+    return isinstance(connection, apsw.Connection) or connection.isolation_level is None
+
+
+def _undo_part(connection: Any, ours: bool) -> None:
+    if not connection.in_transaction:
+        return  # The error has undone all of it.
+    if ours:
+        connection.execute("ROLLBACK")
+        return
+    connection.execute("ROLLBACK TO litejobs")
+    connection.execute("RELEASE litejobs")
+
+
+def _end_part(connection: Any, file: File, ours: bool) -> None:
+    """Ends our part, and commits it if the transaction is *ours*."""
+    if not ours:
         connection.execute("RELEASE litejobs")
+        return
+    try:
+        connection.execute("COMMIT")
     except Exception as error:
-        if not commits:
-            raise
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         # Of apsw's and the standard errors.

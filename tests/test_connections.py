@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ from litejobs import (
 
 Note = Definition[..., Any, Any]
 PATIENT = 60.0
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "apsw": lambda path: apsw.Connection(str(path)),
+    "sqlite3": lambda path: sqlite3.connect(path, isolation_level=None),
+}
+"""Connections whose changes are there at once, without a transaction."""
 
 
 def note(n: int = 0) -> int:
@@ -127,14 +132,15 @@ def test_what_sqlite3_begins_by_itself_is_not_committed_by_us(noting: Note, path
     assert home(noting).count() == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_transaction_of_the_callers_it_is_committed_at_once(
-    noting: Note, path: Path
+    noting: Note, path: Path, kind: str
 ) -> None:
-    for connection in (apsw.Connection(str(path)), sqlite3.connect(path, isolation_level=None)):
-        noting.using(connection=connection).enqueue()
-        assert not connection.in_transaction
-        connection.close()
-    assert home(noting).count() == 2
+    connection = KINDS[kind](path)
+    noting.using(connection=connection).enqueue()
+    assert not connection.in_transaction
+    connection.close()
+    assert home(noting).count() == 1
 
 
 @pytest.mark.parametrize("choices", [{"delay": 60}, {"priority": 3}, {"key": "k"}])
@@ -221,6 +227,59 @@ def test_a_running_node_takes_it_soon_after_the_commit(
     assert job.wait(PATIENT).state == "completed"
     connection.close()
     jobs.close()
+
+
+def whenever_it_reads_a_queue(connection: Any, act: Callable[[], Any]) -> None:
+    """Calls something just before that connection looks for the defaults of queues."""
+
+    def look(sql: str) -> bool:
+        if "FROM litejobs_queue" in sql:
+            act()
+        return True  # It may go on.
+
+    if isinstance(connection, apsw.Connection):
+        connection.exec_trace = lambda cursor, sql, bindings: look(sql)
+    else:
+        connection.set_trace_callback(look)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_others_may_commit_while_it_is_enqueued_without_a_transaction(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """It read first, and wrote then: who committed in between made it fail at once, whatever
+    the busy timeout."""
+    noting.enqueue()
+    home(noting).close()
+    connection, other = KINDS[kind](path), KINDS[kind](path)
+    other.execute("PRAGMA busy_timeout = 0")
+    tried: list[bool] = []
+
+    def commit() -> None:
+        tried.append(True)
+        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
+            other.execute("CREATE TABLE customer (name TEXT)")
+
+    whenever_it_reads_a_queue(connection, commit)
+    noting.using(connection=connection).enqueue()
+    assert tried
+    assert not connection.in_transaction
+    other.close()
+    assert counted(noting, connection) == {"default": {"pending": 2}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_transaction_of_the_callers_an_error_leaves_none_behind(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """Nor a lock that everybody else would wait for."""
+    connection = KINDS[kind](path)
+    strict = noting.using(connection=connection, unique=Unique(on_conflict="raise"))
+    strict.enqueue(1)
+    with pytest.raises(DuplicateError):
+        home(noting).enqueue_many([noting.using(connection=connection).bind(2), strict.bind(1)])
+    assert not connection.in_transaction
+    assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
 # Two SQLite libraries, one file
