@@ -6038,7 +6038,10 @@ def _begin_part(connection: Any) -> bool:
 def _commits_by_itself(connection: Any) -> bool:
     """Whether a change without a transaction is there at once: sqlite3 would begin one, for
     the application to commit."""
-    return isinstance(connection, apsw.Connection) or connection.isolation_level is None
+    if isinstance(connection, apsw.Connection):
+        return True
+    autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
+    return connection.isolation_level is None if autocommit == -1 else autocommit is True
 
 
 def _undo_part(connection: Any, ours: bool) -> None:

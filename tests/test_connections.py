@@ -31,11 +31,15 @@ from litejobs import (
 
 Note = Definition[..., Any, Any]
 PATIENT = 60.0
+standard: Any = sqlite3.connect
+"""With arguments that the types of older Pythons do not know."""
 KINDS: dict[str, Callable[[Path], Any]] = {
     "apsw": lambda path: apsw.Connection(str(path)),
     "sqlite3": lambda path: sqlite3.connect(path, isolation_level=None),
 }
 """Connections whose changes are there at once, without a transaction."""
+if sys.version_info >= (3, 12):
+    KINDS["sqlite3 with autocommit"] = lambda path: standard(path, autocommit=True)
 
 
 def note(n: int = 0) -> int:
@@ -227,6 +231,40 @@ def test_a_running_node_takes_it_soon_after_the_commit(
     assert job.wait(PATIENT).state == "completed"
     connection.close()
     jobs.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit yet")
+@pytest.mark.parametrize("level", [None, "", "IMMEDIATE"])
+def test_what_sqlite3_autocommits_is_there_whatever_the_isolation_level(
+    noting: Note, path: Path, level: Any
+) -> None:
+    """With autocommit=True the level means nothing, but we began a transaction because of it:
+    commit() did nothing there, close() rolled it back, and all others waited until then."""
+    connection = standard(path, isolation_level=level, autocommit=True)
+    noting.using(connection=connection).enqueue(1)
+    assert not connection.in_transaction
+    with contextlib.closing(sqlite3.connect(path, timeout=0)) as other:
+        other.execute("CREATE TABLE customer (name TEXT)")
+    connection.execute("BEGIN")
+    noting.using(connection=connection).enqueue(2)
+    connection.execute("ROLLBACK")
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit yet")
+@pytest.mark.parametrize("level", [None, ""])
+def test_what_sqlite3_does_not_autocommit_is_there_if_the_caller_commits(
+    noting: Note, path: Path, level: Any
+) -> None:
+    connection = standard(path, isolation_level=level, autocommit=False)
+    noting.using(connection=connection).enqueue(1)
+    connection.commit()
+    noting.using(connection=connection).enqueue(2)
+    connection.rollback()
+    connection.execute("COMMIT")  # By hand, so that there is none until somebody begins one.
+    noting.using(connection=connection).enqueue(3)
+    connection.rollback()
+    assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
 def whenever_it_reads_a_queue(connection: Any, act: Callable[[], Any]) -> None:
