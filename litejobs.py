@@ -5995,6 +5995,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
     Raises:
         OptionError: the connection is none to this file, or cannot be used safely.
+        BusyError: others held the write lock for longer than the connection waits.
         OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
         FileError: SQLite refused.
     """
@@ -6016,12 +6017,31 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             _undo_part(connection, ours)
             raise
         _end_part(connection, file, ours)
-    except (apsw.Error, Damaged, UnicodeDecodeError) as error:
-        raise _translated(error, str(file.path)) from error
     except Exception as error:
+        if _code(error) & 0xFF == apsw.SQLITE_BUSY:
+            raise _busy(file, error) from error
+        if isinstance(error, FailedReading):
+            raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
             raise
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
+
+
+def _code(error: Exception) -> int:
+    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
+
+
+def _busy(file: File, error: Exception) -> BusyError:
+    """How long it has waited is for the connection to say, which is not ours."""
+    if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
+        problem = "others have committed since this transaction began to read"
+        advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
+    else:
+        problem = "this connection waits for others as long as its own busy timeout allows"
+        advice = "who holds a transaction open on it?"
+    return BusyError(str(file.path), f"the database is locked; {problem}: {advice}")
 
 
 def _begin_part(connection: Any) -> bool:
@@ -6064,9 +6084,7 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
     except Exception as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        # Of apsw's and the standard errors.
-        code: int = getattr(error, "result", 0) or getattr(error, "sqlite_errorcode", 0)
-        if code & 0xFF == apsw.SQLITE_FULL:
+        if _code(error) & 0xFF == apsw.SQLITE_FULL:
             raise  # What completes a commit is written last.
         raise _unknown_outcome(file, error) from error
 

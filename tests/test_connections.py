@@ -19,6 +19,7 @@ from programs import Programs, trouble
 import litejobs
 from litejobs import (
     SCHEMA,
+    BusyError,
     Definition,
     DuplicateError,
     FileError,
@@ -467,16 +468,39 @@ def test_a_payload_that_does_not_fit_leaves_the_transaction_alone(
     assert connection.execute("SELECT count(*) FROM customer").fetchone() == (1,)
 
 
-def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "sqlite3 as it is"])
+def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path, kind: str) -> None:
+    """It was said to have waited for 30 s, which only our own connection does."""
     home(noting).count()
     home(noting).close()
-    other = sqlite3.connect(path, isolation_level=None)
+    connect = KINDS.get(kind, sqlite3.connect)
+    connection, other = connect(path), KINDS["apsw" if kind == "apsw" else "sqlite3"](path)
     other.execute("BEGIN IMMEDIATE")
-    connection = sqlite3.connect(path, timeout=0.05)
-    with pytest.raises(FileError, match="database is locked"):
+    connection.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(BusyError, match=r"database is locked; .*its own busy timeout.*: who holds"):
         noting.using(connection=connection).enqueue()
-    connection.close()
+    assert not connection.in_transaction
+    other.execute("COMMIT")
+    noting.using(connection=connection).enqueue()
+    end(connection, "COMMIT")
     other.close()
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+def test_a_transaction_that_others_have_overtaken_is_told_to_begin_anew(
+    noting: Note, path: Path, connection: Any
+) -> None:
+    begin(connection)
+    connection.execute("SELECT * FROM customer").fetchall()
+    kind = "apsw" if isinstance(connection, apsw.Connection) else "sqlite3"
+    with contextlib.closing(KINDS[kind](path)) as other:
+        other.execute("INSERT INTO customer VALUES ('Ada')")
+    with pytest.raises(BusyError, match=r"database is locked; others .*: roll it back and do it"):
+        noting.using(connection=connection).enqueue()
+    end(connection, "ROLLBACK")
+    noting.using(connection=connection).enqueue()
+    end(connection, "COMMIT")
+    assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
 def test_a_node_that_is_just_starting_here_and_sqlite3_keep_apart(noting: Note, path: Path) -> None:
