@@ -6003,20 +6003,21 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
     try:
         if standard:
             _check_standard(connection)
-        _check_path(connection, file)
-        if standard:
-            with _OPENING:
-                _check_no_other(file)
-                file.lend(connection)
-        ours = _begin_part(connection)
-        try:
-            if _is_outdated(connection, str(file.path)):
-                _take_steps(connection)
-            yield
-        except BaseException:
-            _undo_part(connection, ours)
-            raise
-        _end_part(connection, file, ours)
+        with _plain_rows(connection, standard):
+            _check_path(connection, file)
+            if standard:
+                with _OPENING:
+                    _check_no_other(file)
+                    file.lend(connection)
+            ours = _begin_part(connection)
+            try:
+                if _is_outdated(connection, str(file.path)):
+                    _take_steps(connection)
+                yield
+            except BaseException:
+                _undo_part(connection, ours)
+                raise
+            _end_part(connection, file, ours)
     except Exception as error:
         if _code(error) & 0xFF == apsw.SQLITE_BUSY:
             raise _busy(file, error) from error
@@ -6025,6 +6026,22 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
         if type(error).__module__ != "sqlite3":
             raise
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
+    """Meanwhile rows are tuples, and texts are texts, whatever the application makes of its own."""
+    plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
+    if standard:
+        plain = {"row_factory": None, "text_factory": str}
+    theirs = {name: getattr(connection, name) for name in plain}
+    try:
+        for name, value in plain.items():
+            setattr(connection, name, value)
+        yield
+    finally:
+        for name, value in theirs.items():
+            setattr(connection, name, value)
 
 
 def _code(error: Exception) -> int:
@@ -6103,7 +6120,8 @@ def _check_standard(connection: Any) -> None:
 
 def _check_path(connection: Any, file: File) -> None:
     """Refuses a connection to another file than ours."""
-    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    rows = connection.execute("PRAGMA database_list")
+    path = next((row[2] for row in rows if row[1] == "main"), None)
     with _as_ours(file.path):
         same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
     if not same:

@@ -321,6 +321,47 @@ def test_without_a_transaction_of_the_callers_an_error_leaves_none_behind(
     assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
+# Rows as the application wants them
+
+
+def as_dict(cursor: Any, row: Any) -> dict[str, Any]:
+    """As the documentation of sqlite3 has it."""
+    names = [column[0] for column in cursor.description]
+    return dict(zip(names, row, strict=True))
+
+
+class Dicts(apsw.Cursor):
+    def __init__(self, connection: apsw.Connection) -> None:
+        super().__init__(connection)
+        self.row_trace = as_dict
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("sqlite3", "row_factory", as_dict),
+        ("sqlite3", "row_factory", sqlite3.Row),
+        ("sqlite3", "text_factory", bytes),
+        ("apsw", "row_trace", as_dict),
+        ("apsw", "cursor_factory", Dicts),
+    ],
+)
+def test_rows_may_be_whatever_the_application_makes_of_them(
+    noting: Note, path: Path, kind: str, setting: str, value: Any
+) -> None:
+    """They led to a KeyError, and texts as bytes to a RuntimeError."""
+    connection = KINDS[kind](path)
+    setattr(connection, setting, value)
+    theirs = noting.using(connection=connection, unique=Unique(on_conflict="raise"), key="k")
+    job = theirs.enqueue(1)
+    assert (job.id, job.name, job.payload) == (1, "note", {"n": 1})
+    assert getattr(connection, setting) is value
+    with pytest.raises(DuplicateError):
+        theirs.enqueue(1)
+    assert getattr(connection, setting) is value
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
 # Two SQLite libraries, one file
 
 
