@@ -6064,12 +6064,24 @@ def _busy(file: File, error: Exception) -> BusyError:
 def _begin_part(connection: Any) -> bool:
     """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
     a transaction that has only read fails at once if it writes after others have committed."""
-    if not connection.in_transaction:
+    if connection.in_transaction:
+        _take_lock(connection)
+    else:
         connection.execute("BEGIN IMMEDIATE")
         if _commits_by_itself(connection):
             return True
     connection.execute("SAVEPOINT litejobs")
     return False
+
+
+def _take_lock(connection: Any) -> None:
+    """Takes the write lock for a transaction that may only have been begun: sqlite3 with
+    autocommit=False does that ahead of time."""
+    try:
+        connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
+    except Exception as error:
+        if _code(error) != apsw.SQLITE_ERROR:
+            raise  # This is only that there is no such table yet.
 
 
 def _commits_by_itself(connection: Any) -> bool:

@@ -307,6 +307,40 @@ def test_others_may_commit_while_it_is_enqueued_without_a_transaction(
     assert counted(noting, connection) == {"default": {"pending": 2}}
 
 
+BEGUN: dict[str, Callable[[Path], Any]] = {
+    "apsw": KINDS["apsw"],
+    "sqlite3": sqlite3.connect,
+}
+"""Connections whose transactions are the application's to commit."""
+if sys.version_info >= (3, 12):
+    BEGUN["sqlite3 without autocommit"] = lambda path: standard(path, autocommit=False)
+
+
+@pytest.mark.parametrize("kind", BEGUN)
+def test_others_may_commit_while_it_is_enqueued_in_a_transaction_that_was_only_begun(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """As sqlite3 does by itself with autocommit=False. It read before it wrote as well."""
+    noting.enqueue()
+    home(noting).close()
+    connection, other = BEGUN[kind](path), KINDS["apsw" if kind == "apsw" else "sqlite3"](path)
+    other.execute("PRAGMA busy_timeout = 0")
+    begin(connection)
+    tried: list[bool] = []
+
+    def commit() -> None:
+        tried.append(True)
+        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
+            other.execute("CREATE TABLE customer (name TEXT)")
+
+    whenever_it_reads_a_queue(connection, commit)
+    noting.using(connection=connection).enqueue()
+    assert tried
+    end(connection, "COMMIT")
+    other.close()
+    assert counted(noting, connection) == {"default": {"pending": 2}}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_transaction_of_the_callers_an_error_leaves_none_behind(
     noting: Note, path: Path, kind: str
@@ -538,6 +572,8 @@ def test_a_transaction_that_others_have_overtaken_is_told_to_begin_anew(
         other.execute("INSERT INTO customer VALUES ('Ada')")
     with pytest.raises(BusyError, match=r"database is locked; others .*: roll it back and do it"):
         noting.using(connection=connection).enqueue()
+    with pytest.raises((apsw.SQLError, sqlite3.OperationalError), match="no such savepoint"):
+        connection.execute("RELEASE litejobs")  # It left nothing behind.
     end(connection, "ROLLBACK")
     noting.using(connection=connection).enqueue()
     end(connection, "COMMIT")
