@@ -4582,7 +4582,8 @@ def _locate(path: Path, create: bool) -> Path:
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
-        place = path.parent.resolve(strict=True) / path.name
+        # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+        place = Path(os.path.realpath(path.parent, strict=True), path.name)
         str(place).encode()  # SQLite takes no name that is not text.
         if create:
             _put_aside(place)
@@ -6007,6 +6008,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
     Raises:
         OptionError: the connection is none to this file, or cannot be used safely.
+        BusyError: others held the write lock for longer than the connection waits.
         OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
         FileError: SQLite refused.
     """
@@ -6014,46 +6016,117 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
     try:
         if standard:
             _check_standard(connection)
-        _check_path(connection, file)
-        if standard:
-            with _OPENING:
-                _check_no_other(file)
-                file.lend(connection)
-        if standard and connection.isolation_level is not None and not connection.in_transaction:
-            # As sqlite3 itself does before a change; a savepoint alone would be committed.
-            connection.execute("BEGIN IMMEDIATE")
-        commits = not connection.in_transaction
-        connection.execute("SAVEPOINT litejobs")
-        try:
-            if _is_outdated(connection, str(file.path)):
-                _take_steps(connection)
-            yield
-        except BaseException:
-            if connection.in_transaction:  # Otherwise the error has undone all of it.
-                connection.execute("ROLLBACK TO litejobs")
-                connection.execute("RELEASE litejobs")
-            raise
-        _end_part(connection, file, commits)
-    except (apsw.Error, Damaged, UnicodeDecodeError) as error:
-        raise _translated(error, str(file.path)) from error
+        with _plain_rows(connection, standard):
+            _check_path(connection, file)
+            if standard:
+                with _OPENING:
+                    _check_no_other(file)
+                    file.lend(connection)
+            ours = _begin_part(connection)
+            try:
+                if _is_outdated(connection, str(file.path)):
+                    _take_steps(connection)
+                yield
+            except BaseException:
+                _undo_part(connection, ours)
+                raise
+            _end_part(connection, file, ours)
     except Exception as error:
+        if _code(error) & 0xFF == apsw.SQLITE_BUSY:
+            raise _busy(file, error) from error
+        if isinstance(error, FailedReading):
+            raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
             raise
         raise FileError(str(file.path), f"{type(error).__name__}: {error}") from error
 
 
-def _end_part(connection: Any, file: File, commits: bool) -> None:
-    """Ends our part of the transaction; which *commits*, if there is no other."""
+@contextlib.contextmanager
+def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
+    """Meanwhile rows are tuples, and texts are texts, whatever the application makes of its own."""
+    plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
+    if standard:
+        plain = {"row_factory": None, "text_factory": str}
+    theirs = {name: getattr(connection, name) for name in plain}
     try:
-        connection.execute("RELEASE litejobs")
+        for name, value in plain.items():
+            setattr(connection, name, value)
+        yield
+    finally:
+        for name, value in theirs.items():
+            setattr(connection, name, value)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
+
+
+def _busy(file: File, error: Exception) -> BusyError:
+    """How long it has waited is for the connection to say, which is not ours."""
+    if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
+        problem = "others have committed since this transaction began to read"
+        advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
+    else:
+        problem = "this connection waits for others as long as its own busy timeout allows"
+        advice = "who holds a transaction open on it?"
+    return BusyError(str(file.path), f"the database is locked; {problem}: {advice}")
+
+
+def _begin_part(connection: Any) -> bool:
+    """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
+    a transaction that has only read fails at once if it writes after others have committed."""
+    if connection.in_transaction:
+        _take_lock(connection)
+    else:
+        connection.execute("BEGIN IMMEDIATE")
+        if _commits_by_itself(connection):
+            return True
+    connection.execute("SAVEPOINT litejobs")
+    return False
+
+
+def _take_lock(connection: Any) -> None:
+    """Takes the write lock for a transaction that may only have been begun: sqlite3 with
+    autocommit=False does that ahead of time."""
+    try:
+        connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
     except Exception as error:
-        if not commits:
-            raise
+        if _code(error) != apsw.SQLITE_ERROR:
+            raise  # This is only that there is no such table yet.
+
+
+def _commits_by_itself(connection: Any) -> bool:
+    """Whether a change without a transaction is there at once: sqlite3 would begin one, for
+    the application to commit."""
+    if isinstance(connection, apsw.Connection):
+        return True
+    autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
+    return connection.isolation_level is None if autocommit == -1 else autocommit is True
+
+
+def _undo_part(connection: Any, ours: bool) -> None:
+    if not connection.in_transaction:
+        return  # The error has undone all of it.
+    if ours:
+        connection.execute("ROLLBACK")
+        return
+    connection.execute("ROLLBACK TO litejobs")
+    connection.execute("RELEASE litejobs")
+
+
+def _end_part(connection: Any, file: File, ours: bool) -> None:
+    """Ends our part, and commits it if the transaction is *ours*."""
+    if not ours:
+        connection.execute("RELEASE litejobs")
+        return
+    try:
+        connection.execute("COMMIT")
+    except Exception as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        # Of apsw's and the standard errors.
-        code: int = getattr(error, "result", 0) or getattr(error, "sqlite_errorcode", 0)
-        if code & 0xFF == apsw.SQLITE_FULL:
+        if _code(error) & 0xFF == apsw.SQLITE_FULL:
             raise  # What completes a commit is written last.
         raise _unknown_outcome(file, error) from error
 
@@ -6072,7 +6145,8 @@ def _check_standard(connection: Any) -> None:
 
 def _check_path(connection: Any, file: File) -> None:
     """Refuses a connection to another file than ours."""
-    path = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
+    rows = connection.execute("PRAGMA database_list")
+    path = next((row[2] for row in rows if row[1] == "main"), None)
     with _as_ours(file.path):
         same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
     if not same:
@@ -7701,8 +7775,8 @@ def back_up(file: File, place: Path) -> Path:
         FileError: there is something of that name, or it cannot be written.
     """
     try:
-        place = place.parent.resolve(strict=True) / place.name
-        str(place).encode()  # As in _locate.
+        place = Path(os.path.realpath(place.parent, strict=True), place.name)  # As in _locate.
+        str(place).encode()
         _refuse_taken(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)

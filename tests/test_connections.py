@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from programs import Programs, trouble
 import litejobs
 from litejobs import (
     SCHEMA,
+    BusyError,
     Definition,
     DuplicateError,
     FileError,
@@ -31,6 +32,15 @@ from litejobs import (
 
 Note = Definition[..., Any, Any]
 PATIENT = 60.0
+standard: Any = sqlite3.connect
+"""With arguments that the types of older Pythons do not know."""
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "apsw": lambda path: apsw.Connection(str(path)),
+    "sqlite3": lambda path: sqlite3.connect(path, isolation_level=None),
+}
+"""Connections whose changes are there at once, without a transaction."""
+if sys.version_info >= (3, 12):
+    KINDS["sqlite3 with autocommit"] = lambda path: standard(path, autocommit=True)
 
 
 def note(n: int = 0) -> int:
@@ -127,14 +137,15 @@ def test_what_sqlite3_begins_by_itself_is_not_committed_by_us(noting: Note, path
     assert home(noting).count() == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_transaction_of_the_callers_it_is_committed_at_once(
-    noting: Note, path: Path
+    noting: Note, path: Path, kind: str
 ) -> None:
-    for connection in (apsw.Connection(str(path)), sqlite3.connect(path, isolation_level=None)):
-        noting.using(connection=connection).enqueue()
-        assert not connection.in_transaction
-        connection.close()
-    assert home(noting).count() == 2
+    connection = KINDS[kind](path)
+    noting.using(connection=connection).enqueue()
+    assert not connection.in_transaction
+    connection.close()
+    assert home(noting).count() == 1
 
 
 @pytest.mark.parametrize("choices", [{"delay": 60}, {"priority": 3}, {"key": "k"}])
@@ -221,6 +232,168 @@ def test_a_running_node_takes_it_soon_after_the_commit(
     assert job.wait(PATIENT).state == "completed"
     connection.close()
     jobs.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit yet")
+@pytest.mark.parametrize("level", [None, "", "IMMEDIATE"])
+def test_what_sqlite3_autocommits_is_there_whatever_the_isolation_level(
+    noting: Note, path: Path, level: Any
+) -> None:
+    """With autocommit=True the level means nothing, but we began a transaction because of it:
+    commit() did nothing there, close() rolled it back, and all others waited until then."""
+    connection = standard(path, isolation_level=level, autocommit=True)
+    noting.using(connection=connection).enqueue(1)
+    assert not connection.in_transaction
+    with contextlib.closing(sqlite3.connect(path, timeout=0)) as other:
+        other.execute("CREATE TABLE customer (name TEXT)")
+    connection.execute("BEGIN")
+    noting.using(connection=connection).enqueue(2)
+    connection.execute("ROLLBACK")
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit yet")
+@pytest.mark.parametrize("level", [None, ""])
+def test_what_sqlite3_does_not_autocommit_is_there_if_the_caller_commits(
+    noting: Note, path: Path, level: Any
+) -> None:
+    connection = standard(path, isolation_level=level, autocommit=False)
+    noting.using(connection=connection).enqueue(1)
+    connection.commit()
+    noting.using(connection=connection).enqueue(2)
+    connection.rollback()
+    connection.execute("COMMIT")  # By hand, so that there is none until somebody begins one.
+    noting.using(connection=connection).enqueue(3)
+    connection.rollback()
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+def whenever_it_reads_a_queue(connection: Any, act: Callable[[], Any]) -> None:
+    """Calls something just before that connection looks for the defaults of queues."""
+
+    def look(sql: str) -> bool:
+        if "FROM litejobs_queue" in sql:
+            act()
+        return True  # It may go on.
+
+    if isinstance(connection, apsw.Connection):
+        connection.exec_trace = lambda cursor, sql, bindings: look(sql)
+    else:
+        connection.set_trace_callback(look)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_others_may_commit_while_it_is_enqueued_without_a_transaction(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """It read first, and wrote then: who committed in between made it fail at once, whatever
+    the busy timeout."""
+    noting.enqueue()
+    home(noting).close()
+    connection, other = KINDS[kind](path), KINDS[kind](path)
+    other.execute("PRAGMA busy_timeout = 0")
+    tried: list[bool] = []
+
+    def commit() -> None:
+        tried.append(True)
+        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
+            other.execute("CREATE TABLE customer (name TEXT)")
+
+    whenever_it_reads_a_queue(connection, commit)
+    noting.using(connection=connection).enqueue()
+    assert tried
+    assert not connection.in_transaction
+    other.close()
+    assert counted(noting, connection) == {"default": {"pending": 2}}
+
+
+BEGUN: dict[str, Callable[[Path], Any]] = {
+    "apsw": KINDS["apsw"],
+    "sqlite3": sqlite3.connect,
+}
+"""Connections whose transactions are the application's to commit."""
+if sys.version_info >= (3, 12):
+    BEGUN["sqlite3 without autocommit"] = lambda path: standard(path, autocommit=False)
+
+
+@pytest.mark.parametrize("kind", BEGUN)
+def test_others_may_commit_while_it_is_enqueued_in_a_transaction_that_was_only_begun(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """As sqlite3 does by itself with autocommit=False. It read before it wrote as well."""
+    noting.enqueue()
+    home(noting).close()
+    connection, other = BEGUN[kind](path), KINDS["apsw" if kind == "apsw" else "sqlite3"](path)
+    other.execute("PRAGMA busy_timeout = 0")
+    begin(connection)
+    tried: list[bool] = []
+
+    def commit() -> None:
+        tried.append(True)
+        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
+            other.execute("CREATE TABLE customer (name TEXT)")
+
+    whenever_it_reads_a_queue(connection, commit)
+    noting.using(connection=connection).enqueue()
+    assert tried
+    end(connection, "COMMIT")
+    other.close()
+    assert counted(noting, connection) == {"default": {"pending": 2}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_transaction_of_the_callers_an_error_leaves_none_behind(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """Nor a lock that everybody else would wait for."""
+    connection = KINDS[kind](path)
+    strict = noting.using(connection=connection, unique=Unique(on_conflict="raise"))
+    strict.enqueue(1)
+    with pytest.raises(DuplicateError):
+        home(noting).enqueue_many([noting.using(connection=connection).bind(2), strict.bind(1)])
+    assert not connection.in_transaction
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+# Rows as the application wants them
+
+
+def as_dict(cursor: Any, row: Any) -> dict[str, Any]:
+    """As the documentation of sqlite3 has it."""
+    names = [column[0] for column in cursor.description]
+    return dict(zip(names, row, strict=True))
+
+
+class Dicts(apsw.Cursor):
+    def __init__(self, connection: apsw.Connection) -> None:
+        super().__init__(connection)
+        self.row_trace = as_dict
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("sqlite3", "row_factory", as_dict),
+        ("sqlite3", "row_factory", sqlite3.Row),
+        ("sqlite3", "text_factory", bytes),
+        ("apsw", "row_trace", as_dict),
+        ("apsw", "cursor_factory", Dicts),
+    ],
+)
+def test_rows_may_be_whatever_the_application_makes_of_them(
+    noting: Note, path: Path, kind: str, setting: str, value: Any
+) -> None:
+    """They led to a KeyError, and texts as bytes to a RuntimeError."""
+    connection = KINDS[kind](path)
+    setattr(connection, setting, value)
+    theirs = noting.using(connection=connection, unique=Unique(on_conflict="raise"), key="k")
+    job = theirs.enqueue(1)
+    assert (job.id, job.name, job.payload) == (1, "note", {"n": 1})
+    assert getattr(connection, setting) is value
+    with pytest.raises(DuplicateError):
+        theirs.enqueue(1)
+    assert getattr(connection, setting) is value
+    assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
 # Two SQLite libraries, one file
@@ -370,16 +543,41 @@ def test_a_payload_that_does_not_fit_leaves_the_transaction_alone(
     assert connection.execute("SELECT count(*) FROM customer").fetchone() == (1,)
 
 
-def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "sqlite3 as it is"])
+def test_a_lock_that_others_hold_is_told_as_ours(noting: Note, path: Path, kind: str) -> None:
+    """It was said to have waited for 30 s, which only our own connection does."""
     home(noting).count()
     home(noting).close()
-    other = sqlite3.connect(path, isolation_level=None)
+    connect = KINDS.get(kind, sqlite3.connect)
+    connection, other = connect(path), KINDS["apsw" if kind == "apsw" else "sqlite3"](path)
     other.execute("BEGIN IMMEDIATE")
-    connection = sqlite3.connect(path, timeout=0.05)
-    with pytest.raises(FileError, match="database is locked"):
+    connection.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(BusyError, match=r"database is locked; .*its own busy timeout.*: who holds"):
         noting.using(connection=connection).enqueue()
-    connection.close()
+    assert not connection.in_transaction
+    other.execute("COMMIT")
+    noting.using(connection=connection).enqueue()
+    end(connection, "COMMIT")
     other.close()
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
+def test_a_transaction_that_others_have_overtaken_is_told_to_begin_anew(
+    noting: Note, path: Path, connection: Any
+) -> None:
+    begin(connection)
+    connection.execute("SELECT * FROM customer").fetchall()
+    kind = "apsw" if isinstance(connection, apsw.Connection) else "sqlite3"
+    with contextlib.closing(KINDS[kind](path)) as other:
+        other.execute("INSERT INTO customer VALUES ('Ada')")
+    with pytest.raises(BusyError, match=r"database is locked; others .*: roll it back and do it"):
+        noting.using(connection=connection).enqueue()
+    with pytest.raises((apsw.SQLError, sqlite3.OperationalError), match="no such savepoint"):
+        connection.execute("RELEASE litejobs")  # It left nothing behind.
+    end(connection, "ROLLBACK")
+    noting.using(connection=connection).enqueue()
+    end(connection, "COMMIT")
+    assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
 def test_a_node_that_is_just_starting_here_and_sqlite3_keep_apart(noting: Note, path: Path) -> None:

@@ -316,6 +316,17 @@ class TestTheConnection:
         assert store.file.path == tmp_path / "real" / "jobs.db"
         store.close()
 
+    def test_refuses_a_loop_of_links(self, store: Store, tmp_path: Path) -> None:
+        """Path.resolve() raised a RuntimeError of a loop, before Python 3.13."""
+        (tmp_path / "one").symlink_to(tmp_path / "two")
+        (tmp_path / "two").symlink_to(tmp_path / "one")
+        place = tmp_path / "one" / "jobs.db"
+        told = r"/one/jobs\.db: cannot be created: Too many levels of symbolic links"
+        with pytest.raises(FileError, match=told):
+            Store.at(place).changes()
+        with pytest.raises(FileError, match=told):
+            litejobs.back_up(store.file, place)
+
     def test_refuses_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
             Store.at(tmp_path).changes()
