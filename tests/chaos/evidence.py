@@ -267,7 +267,9 @@ def what_ran_again(evidence: Evidence) -> Iterator[str]:
                     yield f"attempt {attempt} of job {job} is over, and not among the failed ones"
         for one, following in pairwise(executions):
             if one.attempt == following.attempt and not _may_repeat(evidence, one, following):
-                yield f"{one}, ran again, although its node lives"
+                name, ended = evidence.rows[job].name, evidence.ended.get(one.node)
+                when = f"of {name}, at {one.began}; again at {following.began} in {following.node}"
+                yield f"{one}, ran again, although its node lives ({when}; {one.node}: {ended})"
 
 
 def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> bool:

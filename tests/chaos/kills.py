@@ -64,8 +64,8 @@ class Director:
     """When to let which processes go on, by descriptors of them."""
     _grown: set[int] = attrs.field(factory=set)
     """The workers that have begun a job, so that their supervisor knows that they could start."""
-    _clumsy: dict[int, int] = attrs.field(factory=dict)
-    """How many workers of a node were killed while they started."""
+    _clumsy: dict[int, list[int]] = attrs.field(factory=dict)
+    """When workers of a node were killed while they started, one after the other."""
 
     # Who plays
 
@@ -93,11 +93,14 @@ class Director:
             if actor.exit_code is None:
                 continue
             told = actor.pid in self.ended and actor.exit_code in ENDED
-            weary = self._clumsy.get(actor.pid, 0) >= CLUMSY and "WorkerError" in actor.complaint
+            falls = self._clumsy.get(actor.pid, [])
+            weary = len(falls) >= CLUMSY and "WorkerError" in actor.complaint
             if not told and not weary:
                 self.run.violated(
                     f"{role} ended by itself with {actor.exit_code}: {actor.complaint}"
                 )
+            if weary:
+                self.ended.setdefault(actor.pid, falls[CLUMSY - 1])
             self._leave(role, after=0)
 
     def _leave(self, role: str, after: float) -> None:
@@ -153,7 +156,8 @@ class Director:
         return True
 
     def _kill(self, role: str, after: float = 0.0) -> None:
-        self.ended[self.actors[role].pid] = time.monotonic_ns()
+        # Who was told to end may have given back its jobs before.
+        self.ended.setdefault(self.actors[role].pid, time.monotonic_ns())
         self.actors[role].kill()
         self._leave(role, after)
 
@@ -238,9 +242,10 @@ class Director:
         node = self.actors[role].pid
         found = self._workers_of(node)
         fitting = [(pid, held) for pid, held in found if self._is_grown(pid) == grown]
+        began = time.monotonic_ns()
         if fitting:
             self._kill_worker(*self.run.dice.choice(fitting))
-            self._clumsy[node] = 0 if grown else self._clumsy.get(node, 0) + 1
+            self._clumsy[node] = [] if grown else [*self._clumsy.get(node, []), began]
         for _, held in found:
             os.close(held)
         return bool(fitting)
