@@ -42,6 +42,8 @@ RACERS = 4
 AHEAD = 0.002
 """Seconds until all start; long enough for each to have read its line."""
 DEADLINE = 60.0
+FOR_ONE_FILE = 500
+"""Races: the director looks at all jobs after each."""
 
 FAR = datetime(1990, 1, 1, tzinfo=UTC)
 """As a length of time: beyond all retention."""
@@ -280,7 +282,7 @@ class Director:
 
     def openings(self) -> None:
         """A file that does not exist, or has an older schema, is made once."""
-        path = self.run.folder / f"{next(self.serial)}.db"
+        path = self.own.path.with_name(f"{next(self.serial)}.db")
         if self.run.dice.random() < 0.5:
             older_file(path)
         ids = self.start("open_another", path)
@@ -328,18 +330,25 @@ def racers(path: Path) -> Iterator[list[Connection]]:
 
 def races(run: Run) -> None:
     """Who comes second is told so: unique keys, keys, ticks, claims, rescues, prunes, openings."""
-    path = run.folder / "jobs.db"
-    own = Racer(RACERS, path)
-    own.jobs.schedule("each minute").set(timedelta(minutes=1), own.note.bind(0))
-    with racers(path) as lines:
-        director = Director(run, lines, own)
-        for number in range(run.count):
-            race = run.dice.choice(RACES)
-            race(director)
-            run.counts[race.__name__] += 1
-            if number % 50 == 0:
-                director.sound()
-        director.sound()
+    for round in range(0, run.count, FOR_ONE_FILE):
+        path = run.folder / f"from-{round}" / "jobs.db"
+        path.parent.mkdir()
+        own = Racer(RACERS, path)
+        own.jobs.schedule("each minute").set(timedelta(minutes=1), own.note.bind(0))
+        with racers(path) as lines:
+            race_on(Director(run, lines, own), min(FOR_ONE_FILE, run.count - round))
+        own.jobs.close()
+
+
+def race_on(director: Director, number: int) -> None:
+    """So many races for one file."""
+    for done in range(number):
+        race = director.run.dice.choice(RACES)
+        race(director)
+        director.run.counts[race.__name__] += 1
+        if done % 50 == 0:
+            director.sound()
+    director.sound()
 
 
 ORDEALS = (Ordeal(races, quick=200, full=20_000, unit="races"),)

@@ -229,6 +229,7 @@ def produce(folder: Path, seed: int, retention: Retention) -> None:
     dice = random.Random(seed)
     own = apsw.Connection(str(folder / "jobs.db"))
     own.set_busy_timeout(30_000)
+    own.pragma("wal_autocheckpoint", 0)  # That is left to litejobs.
     with queue_in(folder) as jobs, contextlib.closing(own):
         producer = Producer(jobs, Diary.begin("producer"), dice, retention, own)
         while not stopped.wait(dice.uniform(0, 0.04)):
