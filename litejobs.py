@@ -10854,6 +10854,8 @@ LAST_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 WEIGH = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
+AGAIN = 0.05
+"""Seconds until somebody is to be killed who could not be looked at."""
 DEAF = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
@@ -10992,10 +10994,12 @@ class Warden:
         return Asked(why, self.stop_at if why == "stop" else time.monotonic() + self._grace)
 
     def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker if it still runs that job."""
-        worker.asked[number] = asked._replace(kill_at=math.inf)
-        with worker.board.held():
-            if worker.board.running[0] == number:
+        """Kills a worker if it still runs that job. Where it has its own turn at the board, the
+        job is over, and to kill it then might hit the next one: a moment later that is known."""
+        with worker.board.held() as locked:
+            later = math.inf if locked else time.monotonic() + AGAIN
+            worker.asked[number] = asked._replace(kill_at=later)
+            if locked and worker.board.running[0] == number:
                 worker.end(number)
 
     def _kill_all(self, worker: Worker, number: int, asked: Asked) -> None:

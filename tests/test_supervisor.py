@@ -1010,6 +1010,28 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
         assert (job.refresh().attempt, job.errors) == (1, ())
 
 
+def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
+    jobs: LiteJobs, log: Path
+) -> None:
+    """On a busy machine it was killed in the midst of its next one, which ran again as if it had
+    not begun."""
+    flag = log.with_suffix(".flag")
+    with jobs.start(workers=1, grace=GRACE) as pool:
+        pid = trouble.whoami.enqueue().result(PATIENT)
+        job = trouble.wait_for.enqueue(str(log), str(flag))
+        eventually(written(log, 1))
+        (worker,) = pool._supervisor._crew.workers
+        jobs.cancel(job.id)
+        eventually(lambda: worker.asked)
+        # As the worker does when it leaves its report, and is not on the processor meanwhile.
+        with worker.board._lock:
+            kill_at = next(iter(worker.asked.values())).kill_at
+            flag.touch()
+            eventually(lambda: time.monotonic() > kill_at + 0.2)
+        assert job.wait(PATIENT).state == "cancelled"
+        assert trouble.whoami.enqueue().result(PATIENT) == pid
+
+
 def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
     """Between the last look and its death it began a job, which ran again as the same attempt."""
     replaced: list[str] = []
