@@ -4891,7 +4891,10 @@ class File:
         give_up = time.monotonic() + PATIENCE
         while self._names.only_the_wal_is_lost() and time.monotonic() < give_up:
             try:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
+                # Where somebody has saved it all, the next frames are those of a new WAL.
+                frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+                if frames != saved:
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
                 break
             except apsw.BusyError:  # Somebody else is at it, who has had it open, too.
                 time.sleep(random.uniform(0.001, 0.005))

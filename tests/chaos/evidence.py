@@ -126,6 +126,29 @@ class Evidence:
         return found
 
     @cached_property
+    def blown(self) -> frozenset[int]:
+        """The workers that a job in them has killed, or will."""
+        lit = {int(rest[0]) for rest in self.told["fuse"]}
+        return frozenset(one.worker for job in lit for one in self.executions[job])
+
+    def history(self, job: int) -> str:
+        """All that is known of a job, for whoever has to find out what happened."""
+        ran = [
+            (one.attempt, one.began, one.how, one.worker, one.node) for one in self.executions[job]
+        ]
+        charged = [charge for charge in self.charges if charge.job == job]
+        ended = {one.node: self.ended.get(one.node) for one in self.executions[job]}
+        ahead = time.time_ns() - time.monotonic_ns()
+        logs = [
+            line
+            for place in sorted(self.folder.glob("*.err"))
+            for line in place.read_text(errors="replace").splitlines()
+            if f"job {job} " in line or any(str(one.worker) in line for one in self.executions[job])
+        ]
+        name = self.rows[job].name
+        return f"{name} {ran}, {charged}, ended {ended}, clocks {ahead} apart, {logs[-20:]}"
+
+    @cached_property
     def told(self) -> dict[str, list[list[str]]]:
         """What was written after each word, in all diaries."""
         found = defaultdict(list)
@@ -228,7 +251,8 @@ def who_met(evidence: Evidence) -> Iterator[str]:
     lets in."""
     for job, attempt, at, name in evidence.told["clash"]:
         if not _orphaned(evidence, int(job), int(at)):
-            yield f"attempt {attempt} of job {job} found too many others inside ({name})"
+            found = f"attempt {attempt} of job {job} found too many others inside ({name}), at {at}"
+            yield f"{found}: {evidence.history(int(job))}"
 
 
 def _orphaned(evidence: Evidence, job: int, at: int) -> bool:
@@ -238,7 +262,8 @@ def _orphaned(evidence: Evidence, job: int, at: int) -> bool:
         return False
     earlier = [one for one in evidence.executions[job] if one.began < at][:-1]
     return any(
-        one.worker in evidence.killed and evidence.ended.get(one.node, at) < at for one in earlier
+        one.worker in evidence.killed | evidence.blown and evidence.ended.get(one.node, at) < at
+        for one in earlier
     )
 
 
@@ -267,16 +292,16 @@ def what_ran_again(evidence: Evidence) -> Iterator[str]:
                     yield f"attempt {attempt} of job {job} is over, and not among the failed ones"
         for one, following in pairwise(executions):
             if one.attempt == following.attempt and not _may_repeat(evidence, one, following):
-                name, ended = evidence.rows[job].name, evidence.ended.get(one.node)
-                when = f"of {name}, at {one.began}; again at {following.began} in {following.node}"
-                yield f"{one}, ran again, although its node lives ({when}; {one.node}: {ended})"
+                yield f"{one}, ran again, although its node lives: {evidence.history(job)}"
 
 
 def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> bool:
     if one.how == "snoozed" or evidence.ended.get(one.node, following.began) < following.began:
         return True
-    # A coroutine is innocent if its worker was killed for another job.
-    return evidence.rows[one.job].name in cast.ASIDE and not one.how
+    # A coroutine is innocent if its worker was killed for another job, and so is whoever shared
+    # a worker with a coroutine that did not end when it was asked to, since it was stopped.
+    beside = evidence.workers[one.worker]
+    return any(not e.how and evidence.rows[e.job].name in cast.ASIDE for e in beside)
 
 
 def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:
@@ -304,8 +329,6 @@ def what_ran_although_cancelled(evidence: Evidence) -> Iterator[str]:
 def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
     """A crash is charged to the job that ran, and only to that; an exception and a time-out to a
     job that had them."""
-    lit = {int(rest[0]) for rest in evidence.told["fuse"]}
-    blown = {one.worker for job in lit for one in evidence.executions[job]}
     crashes = Counter[int]()
     for charge in evidence.charges:
         about = f"{charge.kind} of attempt {charge.attempt} of job {charge.job}"
@@ -316,7 +339,7 @@ def what_is_charged_wrongly(evidence: Evidence) -> Iterator[str]:
             yield f"{about}: {_ends(evidence, charge) or 'it never began'}"
         if charge.kind != "crash":
             continue
-        if charge.worker not in evidence.killed | blown:
+        if charge.worker not in evidence.killed | evidence.blown:
             yield f"{about}: nobody has killed worker {charge.worker}"
         if name not in cast.ASIDE:
             crashes[charge.worker] += 1
