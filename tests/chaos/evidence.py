@@ -85,6 +85,8 @@ class Evidence:
     """The supervisors that have been told to end, or were killed, and when."""
     killed: frozenset[int]
     """The workers that were killed by the director."""
+    stopped: frozenset[int]
+    """The workers that it has stopped for a while."""
 
     @cached_property
     def rows(self) -> dict[int, Row]:
@@ -173,8 +175,10 @@ class Evidence:
 
     @cached_property
     def restarted(self) -> Counter[int]:
-        """The jobs for which somebody has tried to have all attempts again."""
-        return self.ids("retrying")
+        """The jobs for which somebody has tried to have all attempts again: read after what was
+        executed, which goes on meanwhile."""
+        said = actors.entries(self.folder) if self.executions else iter(())
+        return Counter(int(rest[0]) for word, *rest in said if word == "retrying")
 
 
 def _executions(worker: int, lines: Iterator[list[str]]) -> Iterator[Execution]:
@@ -298,10 +302,10 @@ def what_ran_again(evidence: Evidence) -> Iterator[str]:
 def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> bool:
     if one.how == "snoozed" or evidence.ended.get(one.node, following.began) < following.began:
         return True
-    # A coroutine is innocent if its worker was killed for another job, and so is whoever shared
-    # a worker with a coroutine that did not end when it was asked to, since it was stopped.
-    beside = evidence.workers[one.worker]
-    return any(not e.how and evidence.rows[e.job].name in cast.ASIDE for e in beside)
+    # A coroutine is innocent if its worker was killed for another job; and whoever shared a worker
+    # that was stopped with a coroutine that could not end, therefore, when it was cancelled.
+    coroutine = evidence.rows[one.job].name in cast.ASIDE and not one.how
+    return coroutine or one.worker in evidence.stopped
 
 
 def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:
