@@ -58,7 +58,7 @@ class Director:
     """The supervisors that were killed, or told to stop, and when, by the monotonic clock."""
     killed: set[int] = attrs.field(factory=set)
     """The workers that were."""
-    stopped: set[int] = attrs.field(factory=set)
+    halted: set[int] = attrs.field(factory=set)
     """The workers that were stopped for a while."""
     _enter_at: dict[str, float] = attrs.field(factory=dict)
     """When a role is to be played again."""
@@ -297,7 +297,7 @@ class Director:
         held = [os.pidfd_open(actor.pid)] if actor.exit_code is None else []
         if role in cast.NODES:
             found = self._workers_of(actor.pid)
-            self.stopped |= {pid for pid, _ in found}
+            self.halted |= {pid for pid, _ in found}
             workers = [worker for _, worker in found]
             chosen = dice.choice((held, workers, held + workers))
             for unwanted in {*held, *workers} - {*chosen}:
@@ -325,7 +325,7 @@ class Director:
 
     def evidence(self) -> Evidence:
         """What there is by now."""
-        return Evidence(self.folder, self.ended, frozenset(self.killed), frozenset(self.stopped))
+        return Evidence(self.folder, self.ended, frozenset(self.killed), frozenset(self.halted))
 
     def stop(self, *roles: str) -> None:
         """Tells those who play to stop, and sees that they do."""
