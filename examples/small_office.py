@@ -49,6 +49,10 @@ def report() -> str:
     return "all is quiet"
 
 
+def say(line: str) -> None:
+    print(f"{line}\n", end="")  # At once: what is listened to is told in another thread.
+
+
 def evening(jobs: LiteJobs, prices: Path, let_time_pass: Callable[[], None]) -> None:
     """All at once: four mails, an import, a mistake, two bills for each of two customers."""
 
@@ -56,12 +60,11 @@ def evening(jobs: LiteJobs, prices: Path, let_time_pass: Callable[[], None]) -> 
     def tell(event: Event) -> None:
         job = jobs.get(event.job or 0)
         said = job.result() if event.kind == "completed" else event.error or job.payload
-        print(
-            f"{event.at.astimezone(OFFICE):%a %H:%M:%S}  {job.id} {job.name} {event.kind}: {said}"
-        )
+        when = f"{event.at.astimezone(OFFICE):%a %H:%M:%S}"
+        say(f"{when}  {job.id} {job.name} {event.kind}: {said}")
         if event.kind == "started" and job.name == "import_bookings":
             again = import_bookings.enqueue("savings")
-            print(f"  somebody clicks again: still job {again.id}, {again.duplicate=}")
+            say(f"  somebody clicks again: still job {again.id}, {again.duplicate=}")
 
     jobs.enqueue_many(mail.bind(f"{name}@example.com") for name in ("ann", "bob", "cy", "di"))
     import_bookings.enqueue("savings")
@@ -70,7 +73,7 @@ def evening(jobs: LiteJobs, prices: Path, let_time_pass: Callable[[], None]) -> 
     while listing.refresh().state != "failed" or jobs.count(name="mail", state="pending"):
         let_time_pass()
     prices.write_text("80 euros")
-    print("  the price list is there now, so once more:", jobs.retry(listing.id))
+    say(f"  the price list is there now, so once more: {jobs.retry(listing.id)}")
     while not (listing.refresh().finished and jobs.count(name="report", state="completed")):
         let_time_pass()
 
