@@ -4732,6 +4732,12 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
     return FileError(path, f"{type(error).__name__}: {error}")
 
 
+def _code(error: Exception) -> int:
+    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
+
+
 @contextlib.contextmanager
 def _as_ours(path: str | Path) -> Iterator[None]:
     """Raises what SQLite or the system say against a file as an error of ours."""
@@ -4825,8 +4831,9 @@ class File:
             try:
                 self._connection = _connect(place, synchronous, self.create)
                 break
-            except apsw.BusyError:
-                # The switch to WAL fails at once when others do the same.
+            except (apsw.BusyError, FileReplacedError):
+                # The switch to WAL fails at once when others do the same; and who has found
+                # out that the WAL was removed is just saving what was in it.
                 if time.monotonic() > give_up:
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
@@ -4864,6 +4871,8 @@ class File:
             FileReplacedError: it is not; the next use takes the file that is there by then.
             FileError: the file has a second name, or it cannot be seen.
         """
+        if self._connection is None:
+            return
         try:
             links = self._names.links()
         except OSError as error:
@@ -4888,16 +4897,22 @@ class File:
         if not self._names.file_is_there():
             # SQLite would take the WAL of this file for that of whichever has the name now.
             self._names.put_wal_aside()
+            return
         give_up = time.monotonic() + PATIENCE
-        while self._names.only_the_wal_is_lost() and time.monotonic() < give_up:
-            try:
-                # Where somebody has saved it all, the next frames are those of a new WAL.
-                frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-                if frames != saved:
+        with _alone_in(os.path.dirname(self._names.file)):
+            while self._is_to_be_saved(connection) and time.monotonic() < give_up:
+                try:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-                break
-            except apsw.BusyError:  # Somebody else is at it, who has had it open, too.
-                time.sleep(random.uniform(0.001, 0.005))
+                except apsw.BusyError:  # Somebody reads, or this is one of SQLite's own.
+                    time.sleep(random.uniform(0.001, 0.005))
+
+    def _is_to_be_saved(self, connection: apsw.Connection) -> bool:
+        """Whether only this connection, and others that were opened before the WAL lost its
+        name, have what was in it."""
+        # In this order: where all of it has been saved, the next frames are those of a new WAL,
+        # which is not empty any more.
+        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        return frames != saved and self._names.only_the_wal_is_lost()
 
     def reading(self) -> Turn:
         """The connection in a `with` statement, for statements that only read."""
@@ -5103,6 +5118,10 @@ class Turn:
         if isinstance(error, apsw.FullError):
             self._file.empty_wal()
         if isinstance(error, FailedReading):
+            try:
+                self._file.check()
+            except FileError as reason:  # SQLite took for pages of the file what was none.
+                raise reason from error
             raise _translated(error, str(self._file.path)) from error
 
 
@@ -5125,6 +5144,7 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
+        _replace_a_lost_wal(connection, place)
         _refuse_strangers(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
@@ -5145,6 +5165,29 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Begins a new WAL where somebody has removed the one that others have open: the memory
+    that is shared with them still tells of frames which are in theirs.
+
+    Raises:
+        FileReplacedError: some of those are in no other place yet.
+    """
+    try:
+        connection.pragma("schema_version")  # Only who reads has SQLite open the WAL.
+        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    except apsw.IOError as error:
+        if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+            raise
+        frames, saved = 1, 0  # It was to read one that is not there.
+    if frames <= 0 or os.path.getsize(f"{place}-wal"):
+        return
+    if frames != saved:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        problem = "its WAL was removed, and who has it open has not saved what was in that"
+        raise FileReplacedError(str(place), f"{problem}: use it there, or end that program")
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
 def _patient() -> Callable[[int], bool]:
@@ -6058,12 +6101,6 @@ def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
     finally:
         for name, value in theirs.items():
             setattr(connection, name, value)
-
-
-def _code(error: Exception) -> int:
-    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
 
 
 def _busy(file: File, error: Exception) -> BusyError:

@@ -49,6 +49,7 @@ from litejobs import (
     LiteJobs,
     Match,
     Moved,
+    Names,
     OutcomeUnknownError,
     Presence,
     Retention,
@@ -164,6 +165,11 @@ def standard_library(path: Path, sql: str) -> subprocess.CompletedProcess[str]:
 
 Outsider = Callable[[Path, str], "subprocess.CompletedProcess[str]"]
 outsiders = pytest.mark.parametrize("outsider", [shell, standard_library])
+
+
+def enqueueing(count: int, jobs: str = "jobs") -> str:
+    """What a member of the crew is told, to enqueue that many jobs and to say so."""
+    return f"len({jobs}.store.intake.enqueue([litejobs.Batch{tuple(new())!r}] * {count}))"
 
 
 class Crew:
@@ -748,14 +754,11 @@ class TestTheFileThatIsTakenAway:
         store = Store.at(path)
         store.intake.enqueue([new()])
         self.lose_all(path)
-        begin = "[kept.append(jobs), jobs.store.intake.enqueue(ROWS)] and jobs.count()".replace(
-            "ROWS", f"[litejobs.Batch{tuple(new())!r}] * 7"
-        )
+        begin = f"[kept.append(jobs), {enqueueing(7)}] and jobs.count()"
         assert crew.tell(begin, path, 1) == [7]
         with pytest.raises(FileReplacedError):
             store.intake.enqueue([new()])
-        one = f"[litejobs.Batch{tuple(new())!r}]"
-        assert crew.tell(f"len(kept[0].store.intake.enqueue({one}))", path, 1) == [1]
+        assert crew.tell(enqueueing(1, "kept[0]"), path, 1) == [1]
         assert store.catalogue.count(Match()) == 8
         crew.tell("kept.pop().close()", path, 1)
         assert store.catalogue.count(Match()) == 8
@@ -766,8 +769,8 @@ class TestTheFileThatIsTakenAway:
         store = Store.at(path)
         store.intake.enqueue([new()])
         self.lose_the_shared_memory(path)
-        begin = f"[kept.append(jobs), jobs.store.intake.enqueue([litejobs.Batch{tuple(new())!r}])]"
-        assert crew.tell(f"{begin} and jobs.count()", path, 1) == [2]
+        begin = f"[kept.append(jobs), {enqueueing(1)}] and jobs.count()"
+        assert crew.tell(begin, path, 1) == [2]
         with pytest.raises(FileReplacedError, match="nothing was written"):
             store.catalogue.cancel(Match())
         assert store.intake.enqueue([new()])[0] == 3
@@ -786,6 +789,92 @@ class TestTheFileThatIsTakenAway:
             with contextlib.suppress(FileReplacedError):
                 end(store)
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "10\n"
+
+    def test_whose_wal_is_lost_is_saved_by_one_process_while_others_wait(
+        self, path: Path, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other one had saved it, and gone on with a new WAL, when this one did so again:
+        what it took for frames of the old WAL were those of the new one."""
+        again = enqueueing(50, "kept[0]")
+        store = Store.at(path)
+        store.intake.enqueue([new() for _ in range(50)])
+        assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
+        self.lose_the_wal(path)
+        told: list[Any] = []
+
+        def go_on() -> None:
+            told.extend(crew.tell(again, path, 1) + crew.tell(again, path, 1))
+
+        other = threading.Thread(target=go_on)
+        look = Names.only_the_wal_is_lost
+
+        def look_slowly(names: Names) -> bool:
+            answer = look(names)
+            if not other.ident:
+                other.start()
+                time.sleep(0.3)
+            return answer
+
+        monkeypatch.setattr(Names, "only_the_wal_is_lost", look_slowly)
+        with pytest.raises(FileReplacedError):
+            store.intake.enqueue([new()])
+        other.join()
+        refused, went_on = told
+        assert refused.startswith("FileReplacedError")
+        assert went_on == 50
+        assert store.catalogue.count(Match()) == 150
+        store.close()
+        crew.tell("kept.pop().close()", path, 1)
+        assert shell(path, "PRAGMA integrity_check").stdout == "ok\n"
+
+    def test_whose_wal_is_lost_is_opened_when_that_has_been_saved(
+        self, path: Path, crew: Crew
+    ) -> None:
+        """A new WAL began behind frames that were only in the old one: it had holes."""
+        store = Store.at(path)
+        store.intake.enqueue([new() for _ in range(50)])
+        self.lose_the_wal(path)
+        impatient = "[setattr(litejobs, 'PATIENCE', 0.1), jobs.count()]"
+        refused = crew.tell(impatient, path, 1)[0]
+        assert "jobs.db: its WAL was removed, and who has it open has not saved" in refused
+        with soon(store.close):
+            patient = "[setattr(litejobs, 'PATIENCE', 30.0), jobs.count()][1]"
+            assert crew.tell(patient, path, 1) == [50]
+
+    def test_whose_wal_is_lost_gets_one_that_can_be_recovered(self, path: Path) -> None:
+        """While somebody still read the old one, the new one was written as if it went on with
+        that: it had a hole where it should begin."""
+        writer, reader = Crew(1), Crew(1)
+        assert writer.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path) == [50]
+        read = "jobs.store.file.connection().execute('BEGIN; SELECT max(id) FROM litejobs_job').get"
+        assert reader.tell(f"[kept.append(jobs), {read}][1]", path) == [50]
+        self.lose_the_wal(path)
+        again = enqueueing(50, "kept[0]")
+        assert writer.tell(again, path)[0].startswith("FileReplacedError")
+        with soon(reader.members[0].kill):
+            assert writer.tell(again, path) == [50]
+        writer.members[0].kill()
+        writer.dismiss()
+        reader.dismiss()
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "100\n"
+
+    def test_is_noticed_although_sqlite_cannot_begin_with_what_others_wrote_to_a_new_wal(
+        self, path: Path, crew: Crew
+    ) -> None:
+        """It said "disk I/O error", or that this is no database, and so at each call to come."""
+        again = enqueueing(50, "kept[0]")
+        store = Store.at(path)
+        store.intake.enqueue([new()])
+        assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
+        self.lose_the_wal(path)
+        assert crew.tell(again, path, 1)[0].startswith("FileReplacedError")
+        assert crew.tell(again, path, 1) == [50]
+        with pytest.raises(FileReplacedError, match="nothing was written"):
+            store.intake.enqueue([new()])
+        store.intake.enqueue([new()])
+        assert store.catalogue.count(Match()) == 102
+        store.close()
+        crew.tell("kept.pop().close()", path, 1)
 
     def test_is_not_mixed_with_the_one_that_takes_its_place(self, path: Path) -> None:
         """SQLite would take the WAL that is left for that of the other file."""
@@ -849,8 +938,7 @@ class TestTheFileThatIsTakenAway:
         old = Store.at(path)
         old.intake.enqueue([new() for _ in range(50)])
         self.rename(path)
-        insert = f"len(jobs.store.intake.enqueue([litejobs.Batch{tuple(new())!r}]))"
-        assert crew.tell(insert, path, 1) == [1]
+        assert crew.tell(enqueueing(1), path, 1) == [1]
         assert list(path.parent.glob("jobs.db-wal-*"))
         with pytest.raises(FileReplacedError):
             old.changes()

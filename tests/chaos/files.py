@@ -320,6 +320,7 @@ class _Case:
         seen = told[:-1] if self.witness == "with a newcomer" else told
         for calls in seen:
             self._judge_notice(calls, ended)
+            self._judge_recovery(calls)
         self._judge_kept(seen, began, ended)
         self._judge_later(told, ended)
 
@@ -392,6 +393,13 @@ class _Case:
             return  # It was noticed in the middle of a call.
         if (blind and self.change.noticed == "always") or (later and not later[0].error):
             self.violated("acknowledged after the change, as if nothing had been")
+
+    def _judge_recovery(self, calls: Sequence[Call]) -> None:
+        """Who was refused is served again, by the file that has the name then."""
+        if self.change.noticed != "once" or len(calls) < AFTERWARDS or not calls[-1].error:
+            return
+        if any(call.error for call in calls[:-1]):
+            self.violated(f"refused again and again: {calls[-1].error}")
 
     def _may_be_filled_again(self) -> bool:
         """Whether SQLite may have written to a file that was emptied before anybody looked."""
