@@ -268,18 +268,24 @@ def test_what_sqlite3_does_not_autocommit_is_there_if_the_caller_commits(
     assert counted(noting, connection) == {"default": {"pending": 1}}
 
 
-def whenever_it_reads_a_queue(connection: Any, act: Callable[[], Any]) -> None:
-    """Calls something just before that connection looks for the defaults of queues."""
+def enqueue_while_another_commits(noting: Note, connection: Any, other: Any) -> None:
+    """The other one tries to just before this one looks for the defaults of the queue."""
+    other.execute("PRAGMA busy_timeout = 0")
+    tried: list[str] = []
 
-    def look(sql: str) -> bool:
+    def commit_by_the_other(sql: str) -> bool:
         if "FROM litejobs_queue" in sql:
-            act()
+            tried.append(sql)
+            with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
+                other.execute("CREATE TABLE customer (name TEXT)")
         return True  # It may go on.
 
     if isinstance(connection, apsw.Connection):
-        connection.exec_trace = lambda cursor, sql, bindings: look(sql)
+        connection.exec_trace = lambda cursor, sql, bindings: commit_by_the_other(sql)
     else:
-        connection.set_trace_callback(look)
+        connection.set_trace_callback(commit_by_the_other)
+    noting.using(connection=connection).enqueue()
+    assert tried
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -291,17 +297,7 @@ def test_others_may_commit_while_it_is_enqueued_without_a_transaction(
     noting.enqueue()
     home(noting).close()
     connection, other = KINDS[kind](path), KINDS[kind](path)
-    other.execute("PRAGMA busy_timeout = 0")
-    tried: list[bool] = []
-
-    def commit() -> None:
-        tried.append(True)
-        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
-            other.execute("CREATE TABLE customer (name TEXT)")
-
-    whenever_it_reads_a_queue(connection, commit)
-    noting.using(connection=connection).enqueue()
-    assert tried
+    enqueue_while_another_commits(noting, connection, other)
     assert not connection.in_transaction
     other.close()
     assert counted(noting, connection) == {"default": {"pending": 2}}
@@ -324,18 +320,8 @@ def test_others_may_commit_while_it_is_enqueued_in_a_transaction_that_was_only_b
     noting.enqueue()
     home(noting).close()
     connection, other = BEGUN[kind](path), KINDS["apsw" if kind == "apsw" else "sqlite3"](path)
-    other.execute("PRAGMA busy_timeout = 0")
     begin(connection)
-    tried: list[bool] = []
-
-    def commit() -> None:
-        tried.append(True)
-        with contextlib.suppress(apsw.BusyError, sqlite3.OperationalError):
-            other.execute("CREATE TABLE customer (name TEXT)")
-
-    whenever_it_reads_a_queue(connection, commit)
-    noting.using(connection=connection).enqueue()
-    assert tried
+    enqueue_while_another_commits(noting, connection, other)
     end(connection, "COMMIT")
     other.close()
     assert counted(noting, connection) == {"default": {"pending": 2}}
