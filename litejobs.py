@@ -8876,8 +8876,8 @@ class Herald:
         if "started" in self.wanted and number not in self._starts:
             self._tell_start(claimed, worker, self._clock() - round(took * 1e6))
             self._starts.add(number)
-        if took >= (after := self.slow.get(number, self.slow_after)):
-            self.slow[number] = 2 * after
+        if took >= self.slow.get(number, self.slow_after):
+            self.slow[number] = 2 * took
             about = claimed.id, claimed.name, took
             logger.warning("job %d (%s) has been running for %.3g s", *about)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -662,7 +663,7 @@ class TestTheLog:
         _, pool = at_work
         usual, pool._supervisor._herald.slow_after = pool._supervisor._herald.slow_after, 0.3
         job = trouble.nap.enqueue(60)
-        eventually(lambda: caplog.text.count("has been running for") == 3)
+        eventually(lambda: caplog.text.count("has been running for") >= 2)
         assert job.refresh().state == "running"
         pool._supervisor._herald.slow_after = usual
         node.cancel(job.id)
@@ -670,7 +671,7 @@ class TestTheLog:
         slow = [r for r in caplog.records if "has been running" in r.message]
         assert slow[0].message.startswith(f"job {job.id} (nap) has been running for ")
         times = [float(r.message.split()[-2]) for r in slow]
-        assert all(later >= 2 * 0.3 * 2**n for n, later in enumerate(times[1:])), times
+        assert all(later >= 2 * sooner for sooner, later in pairwise([0.15, *times])), times
         assert {r.levelname for r in slow} == {"WARNING"}
 
 

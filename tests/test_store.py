@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from chaos.races import older_file
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import eventually
 from typing_extensions import Buffer
 
 import litejobs
@@ -647,7 +649,7 @@ class TestAFileThatIsOpenedWhile:
             os.replace(other, path)
             busy.execute("ROLLBACK")
 
-        with contextlib.closing(Store.at(path)) as store, soon(replace):
+        with contextlib.closing(Store.at(path)) as store, once_it_waits(replace):
             with pytest.raises(FileReplacedError):
                 store.intake.enqueue([new()])
             store.intake.enqueue([new()])
@@ -668,7 +670,7 @@ class TestAFileThatIsOpenedWhile:
 
         with (
             contextlib.closing(Store.at(path)) as store,
-            soon(upgrade),
+            once_it_waits(upgrade),
             pytest.raises(FileError, match="newer litejobs"),
         ):
             store.intake.enqueue([new()])
@@ -688,7 +690,7 @@ class TestAFileThatIsOpenedWhile:
         try:
             with (
                 contextlib.closing(Store.at(path)) as store,
-                soon(lambda: os.kill(os.getpid(), signal.SIGTERM)),
+                once_it_waits(lambda: os.kill(os.getpid(), signal.SIGTERM)),
             ):
                 store.intake.enqueue([new()])
             assert other.catalogue.count(Match()) == 1
@@ -698,12 +700,39 @@ class TestAFileThatIsOpenedWhile:
 
 
 @contextlib.contextmanager
+def once_it_waits(act: Callable[[], None]) -> Iterator[None]:
+    """Has a thread do something when the block has opened a connection, and waits for a lock."""
+    before = len(apsw.connections())
+
+    def act_then() -> None:
+        eventually(lambda: len(apsw.connections()) > before)
+        time.sleep(0.1)
+        act()
+
+    with in_a_thread(act_then):
+        yield
+
+
+@contextlib.contextmanager
 def soon(act: Callable[[], None]) -> Iterator[None]:
     """Has a thread do something while the block waits for it."""
-    timer = threading.Timer(0.2, act)
-    timer.start()
-    yield
-    timer.join()
+
+    def act_then() -> None:
+        time.sleep(0.2)
+        act()
+
+    with in_a_thread(act_then):
+        yield
+
+
+@contextlib.contextmanager
+def in_a_thread(act: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 class TestTheFileThatIsTakenAway:
@@ -812,7 +841,7 @@ class TestTheFileThatIsTakenAway:
             answer = look(names)
             if not other.ident:
                 other.start()
-                time.sleep(0.3)
+                time.sleep(0.3)  # It must not get on meanwhile, which nothing tells.
             return answer
 
         monkeypatch.setattr(Names, "only_the_wal_is_lost", look_slowly)
@@ -841,10 +870,14 @@ class TestTheFileThatIsTakenAway:
             patient = "[setattr(litejobs, 'PATIENCE', 30.0), jobs.count()][1]"
             assert crew.tell(patient, path, 1) == [50]
 
-    def test_whose_wal_is_lost_gets_one_that_can_be_recovered(self, path: Path) -> None:
+    def test_whose_wal_is_lost_gets_one_that_can_be_recovered(
+        self, path: Path, request: pytest.FixtureRequest
+    ) -> None:
         """While somebody still read the old one, the new one was written as if it went on with
         that: it had a hole where it should begin."""
         writer, reader = Crew(1), Crew(1)
+        request.addfinalizer(writer.dismiss)
+        request.addfinalizer(reader.dismiss)
         assert writer.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path) == [50]
         read = "jobs.store.file.connection().execute('BEGIN; SELECT max(id) FROM litejobs_job').get"
         assert reader.tell(f"[kept.append(jobs), {read}][1]", path) == [50]
@@ -855,7 +888,6 @@ class TestTheFileThatIsTakenAway:
             assert writer.tell(again, path) == [50]
         writer.members[0].kill()
         writer.dismiss()
-        reader.dismiss()
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "100\n"
 
     def test_is_noticed_although_sqlite_cannot_begin_with_what_others_wrote_to_a_new_wal(
@@ -912,6 +944,7 @@ class TestTheFileThatIsTakenAway:
         folder, wal = os.open(path.parent, os.O_RDONLY), path.with_name("jobs.db-wal")
         fcntl.flock(folder, fcntl.LOCK_EX)  # As another process does that is at it.
         thread.start()
+        eventually(lambda: store.file._connection is None)  # It lets go, and waits for the lock.
         wal.rename(path.with_name("jobs.db-wal-1"))
         wal.write_bytes(b"of the new file")
         os.close(folder)
@@ -2363,6 +2396,11 @@ class TestThreadsThatEnqueueAtOnce:
 
 class TestReadingAhead:
     """What was read of the ready jobs is kept while nobody else commits."""
+
+    @pytest.fixture(autouse=True)
+    def no_look_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After one that did, as on a busy machine, there would be none for a while."""
+        monkeypatch.setattr(litejobs, "LONG_LOOK", math.inf)
 
     def test_reads_nothing_twice(self, store: Store, node: int) -> None:
         store.intake.enqueue([new("mail", f"queue {n % 200}") for n in range(2000)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -683,14 +684,14 @@ def test_two_nodes_in_one_process_share_the_work(jobs: LiteJobs, log: Path) -> N
     assert jobs.nodes() == []
 
 
-def test_work_until_empty_ends_promptly_after_the_last_job(jobs: LiteJobs) -> None:
+def test_work_until_empty_ends_after_the_last_job(jobs: LiteJobs) -> None:
     batch = [trouble.nap.enqueue(0.5) for _ in range(2)]
     jobs.work(workers=2, until="empty")
     ended = time.time()
     moments = [job.refresh().finished_at for job in batch]
     finished = max(moment.timestamp() for moment in moments if moment is not None)
     print(f"ended {ended - finished:.3f} s after the last job")
-    assert ended - finished < 5, "and not when it looks for what has been overlooked"
+    assert ended - finished < 5
 
 
 def test_work_until_empty_waits_for_retries(jobs: LiteJobs, log: Path) -> None:
@@ -764,9 +765,6 @@ def test_a_node_whose_file_is_replaced_leaves_the_jobs_of_the_other_one_alone(
         assert theirs.nodes() == []
 
 
-# Forks
-
-
 def test_a_node_that_cannot_be_asked_does_not_keep_others_from_being_rescued(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -786,6 +784,9 @@ def test_a_node_that_cannot_be_asked_does_not_keep_others_from_being_rescued(
     with jobs.start(workers=1, grace=GRACE):
         eventually(written(log, 2))
         jobs.cancel(job.id)
+
+
+# Forks
 
 
 def test_a_fork_of_a_process_that_has_the_queue_open_loses_nothing(
@@ -1016,20 +1017,18 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
     """On a busy machine it was killed in the midst of its next one, which ran again as if it had
     not begun."""
     flag = log.with_suffix(".flag")
-    with jobs.start(workers=1, grace=GRACE) as pool:
-        pid = trouble.whoami.enqueue().result(PATIENT)
+    with jobs.start(workers=1, grace=1.0) as pool:
         job = trouble.wait_for.enqueue(str(log), str(flag))
         eventually(written(log, 1))
         (worker,) = pool._supervisor._crew.workers
         jobs.cancel(job.id)
         eventually(lambda: worker.asked)
         # As the worker does when it leaves its report, and is not on the processor meanwhile.
-        with worker.board._lock:
-            kill_at = next(iter(worker.asked.values())).kill_at
+        with worker.board.held():
+            [(number, (_, kill_at))] = worker.asked.items()
             flag.touch()
-            eventually(lambda: time.monotonic() > kill_at + 0.2)
+            eventually(lambda: kill_at + 0.2 < worker.asked[number].kill_at < math.inf)
         assert job.wait(PATIENT).state == "cancelled"
-        assert trouble.whoami.enqueue().result(PATIENT) == pid
 
 
 def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
@@ -1051,6 +1050,7 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
             ]
             rounds = 0
             while len(replaced) < 4:
+                assert rounds < 100, "none is replaced"
                 rounds += 1
                 pool._supervisor._warden.deaf_after = 0.0
                 work = jobs.enqueue_many(naps)

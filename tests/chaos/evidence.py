@@ -177,7 +177,9 @@ class Evidence:
     def restarted(self) -> Counter[int]:
         """The jobs for which somebody has tried to have all attempts again: read after what was
         executed, which goes on meanwhile."""
-        said = actors.entries(self.folder) if self.executions else iter(())
+        if not self.executions:
+            return Counter()
+        said = actors.entries(self.folder)
         return Counter(int(rest[0]) for word, *rest in said if word == "retrying")
 
 
@@ -302,10 +304,15 @@ def what_ran_again(evidence: Evidence) -> Iterator[str]:
 def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> bool:
     if one.how == "snoozed" or evidence.ended.get(one.node, following.began) < following.began:
         return True
+
+    def is_coroutine(execution: Execution) -> bool:
+        return evidence.rows[execution.job].name in cast.ASIDE
+
     # A coroutine is innocent if its worker was killed for another job; and whoever shared a worker
     # that was stopped with a coroutine that could not end, therefore, when it was cancelled.
-    coroutine = evidence.rows[one.job].name in cast.ASIDE and not one.how
-    return coroutine or one.worker in evidence.stopped
+    if is_coroutine(one) and not one.how:
+        return True
+    return one.worker in evidence.stopped and any(map(is_coroutine, evidence.workers[one.worker]))
 
 
 def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:

@@ -54,6 +54,7 @@ Bytes = dict[str, bytes]
 # The queues that all files are made of.
 
 
+@litejobs.define(max_attempts=2)
 def work(context: Context, what: str = "") -> str:
     """What the jobs in the file do, if they get that far."""
     context.progress(1, 2, what)
@@ -62,13 +63,10 @@ def work(context: Context, what: str = "") -> str:
     return what
 
 
-WORK = litejobs.define(name="work", max_attempts=2)(work)
-
-
 def program(path: Path) -> LiteJobs:
     """A program that works on a file."""
     jobs = LiteJobs(path, durability="fast")
-    jobs.register(WORK)
+    jobs.register(work)
     return jobs
 
 

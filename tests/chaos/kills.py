@@ -297,11 +297,11 @@ class Director:
         held = [os.pidfd_open(actor.pid)] if actor.exit_code is None else []
         if role in cast.NODES:
             found = self._workers_of(actor.pid)
-            self.halted |= {pid for pid, _ in found}
             workers = [worker for _, worker in found]
             chosen = dice.choice((held, workers, held + workers))
             for unwanted in {*held, *workers} - {*chosen}:
                 os.close(unwanted)
+            self.halted |= {pid for pid, worker in found if worker in chosen}
             held = chosen
         until = time.monotonic() + dice.choice((0.2, 3, 3))
         for one in held:

@@ -330,13 +330,13 @@ def racers(path: Path) -> Iterator[list[Connection]]:
 
 def races(run: Run) -> None:
     """Who comes second is told so: unique keys, keys, ticks, claims, rescues, prunes, openings."""
-    for round in range(0, run.count, FOR_ONE_FILE):
-        path = run.folder / f"from-{round}" / "jobs.db"
+    for first in range(0, run.count, FOR_ONE_FILE):
+        path = run.folder / f"from-{first}" / "jobs.db"
         path.parent.mkdir()
         own = Racer(RACERS, path)
         own.jobs.schedule("each minute").set(timedelta(minutes=1), own.note.bind(0))
         with racers(path) as lines:
-            race_on(Director(run, lines, own), min(FOR_ONE_FILE, run.count - round))
+            race_on(Director(run, lines, own), min(FOR_ONE_FILE, run.count - first))
         own.jobs.close()
 
 
