@@ -514,6 +514,23 @@ def as_told(tell: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
+_IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+
+
+def in_forks(thing: T, act: Callable[[T], None]) -> None:
+    """Has *act* called with it in each process that this one forks, as long as it is there."""
+    _IN_FORKS[thing] = act
+
+
+def _act_in_forks() -> None:
+    for thing, act in [*_IN_FORKS.items()]:
+        act(thing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_act_in_forks)
+
+
 def looks() -> Iterator[float]:
     """Seconds between two looks at a job that somebody waits for: soon at first, then
     at most 20 ms apart."""
@@ -4527,8 +4544,7 @@ class Names:
             file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
         except NOT_THERE:
             return 0
-        marks = (file.st_dev, file.st_ino), (wal.st_dev, wal.st_ino), (shm.st_dev, shm.st_ino)
-        if marks != self._marks or not file.st_size:
+        if (_mark_of(file), _mark_of(wal), _mark_of(shm)) != self._marks or not file.st_size:
             return 0
         if file.st_nlink > 1:
             return file.st_nlink
@@ -4550,7 +4566,7 @@ class Names:
             found = os.stat(self.file)
         except NOT_THERE:
             return False
-        return (found.st_dev, found.st_ino) == self._marks[0] and found.st_size > 0
+        return _mark_of(found) == self._marks[0] and found.st_size > 0
 
     def wal_is_there(self) -> bool:
         """Whether the WAL still has its name."""
@@ -4582,9 +4598,7 @@ def _locate(path: Path, create: bool) -> Path:
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
-        # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
-        place = Path(os.path.realpath(path.parent, strict=True), path.name)
-        str(place).encode()  # SQLite takes no name that is not text.
+        place = _whole(path)
         if create:
             _put_aside(place)
             with contextlib.suppress(FileExistsError):
@@ -4609,6 +4623,19 @@ def _locate(path: Path, create: bool) -> Path:
     if found.st_nlink > 1:
         raise FileError(str(path), LINKED)
     return place
+
+
+def _whole(path: Path) -> Path:
+    """The path without links in it, as SQLite shall know the file.
+
+    Raises:
+        OSError: the folder is not there.
+        ValueError: SQLite takes no such name.
+    """
+    # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+    whole = Path(os.path.realpath(path.parent, strict=True), path.name)
+    str(whole).encode()
+    return whole
 
 
 def _put_aside(place: Path) -> None:
@@ -4645,25 +4672,27 @@ def _alone_in(folder: str) -> Iterator[None]:
         return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
     give_up = time.monotonic() + 1.0
-    try:
-        while time.monotonic() < give_up:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.001)
-            except OSError:
-                break  # Not every file system has such locks.
+    with contextlib.ExitStack() as closing:
+        # A folder need not be readable, and not every file system has such locks.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            closing.callback(os.close, descriptor)
+            while time.monotonic() < give_up:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.001)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _mark_of(found: os.stat_result) -> Mark:
+    return found.st_dev, found.st_ino
 
 
 def _seen(path: str) -> Mark:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
+    return _mark_of(os.stat(path))
 
 
 def _mark(path: str) -> Mark:
@@ -4692,10 +4721,17 @@ WAL_ROOM = 1_250
 its content into the file and begins it anew, and a quarter more."""
 _OPENING = threading.RLock()
 """Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
-_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
-"""All of this process: it has one set of locks on a file, whoever in it has that open."""
-_SIGNS_OF_LIFE: list[Mark] = []
-"""The small files whose locks say that nodes of this process live."""
+_OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
+"""Who has files open in this process: it has one set of locks on a file, whoever in it has that
+open."""
+
+
+class HasOpen(Protocol):
+    """Has a file open that nothing else in this process may open: when that closes it, the
+    system drops the locks."""
+
+    def is_open_as(self, mark: Mark) -> bool:
+        """Whether it is that file."""
 
 
 class Damaged(Exception):
@@ -4772,7 +4808,7 @@ class File:
     is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
-        _FILES[id(self)] = self
+        _OPEN_HERE[id(self)] = self
 
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
@@ -4823,8 +4859,8 @@ class File:
                 raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         with _as_ours(place):
-            _refuse_beside_others(place)
             mark = _seen(str(place))
+            _refuse_beside_others(place, mark)
         synchronous = "full" if self.durability == "full" else "normal"
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -5041,28 +5077,31 @@ def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
 def _close_before_fork() -> None:
     """SQLite handles do not survive a fork, and a child that only closes one can undo
     the parent's commits: so the connections are closed before, and opened when needed."""
-    _FORKS.acquire()
-    _closed.append([])
-    for reference in _FILES.valuerefs():
-        if (file := reference()) is not None:
-            file.turn.acquire()
-            _closed[-1].append(file)
+    # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
+    _FORKING.held.append(held := contextlib.ExitStack())
+    held.enter_context(_FORKS)
+    for reference in _OPEN_HERE.valuerefs():
+        if isinstance(file := reference(), File):
+            held.enter_context(file.turn)
             with contextlib.suppress(apsw.Error):
                 file.close()
-    _OPENING.acquire()  # Else a child waits for a thread that it has not got.
+    held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
 
 
 def _go_on_after_fork() -> None:
-    _OPENING.release()
-    for file in _closed.pop():
-        file.turn.release()
-    _FORKS.release()
+    _FORKING.held.pop().close()
 
 
+class _Forking(threading.local):
+    """What a thread holds while it forks; a signal handler may fork in the midst of that."""
+
+    def __init__(self) -> None:
+        self.held: list[contextlib.ExitStack] = []
+
+
+_FORKING = _Forking()
 _FORKS = threading.RLock()
 """Held by the thread that forks."""
-_closed: list[list[File]] = []
-"""What is closed meanwhile; a signal handler may fork in the midst of it."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_close_before_fork,
@@ -5208,12 +5247,9 @@ def _patient() -> Callable[[int], bool]:
 
 def _check_sqlite() -> None:
     """Refuses the versions of SQLite in which the WAL could be reset under a reader,
-    which lost commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6)."""
+    which lost commits, and those that do not say how much of a WAL is in the file."""
     version = apsw.sqlite_lib_version()
-    major, minor, patch = (int(part) for part in version.split(".")[:3])
-    sound = (major, minor, patch) >= (3, 51, 3)
-    mended = (minor == 50 and patch >= 7) or (minor == 44 and patch >= 6)
-    if not sound and not mended:
+    if tuple(int(part) for part in version.split(".")[:3]) < (3, 51, 3):
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
@@ -5247,10 +5283,8 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _litejobs_has(mark: Mark) -> bool:
-    files = (reference() for reference in _FILES.valuerefs())
-    return mark in _SIGNS_OF_LIFE or any(
-        file.is_open_as(mark) for file in files if file is not None
-    )
+    there = (reference() for reference in _OPEN_HERE.valuerefs())
+    return any(each.is_open_as(mark) for each in there if each is not None)
 
 
 def _plain_path(name: str) -> str:
@@ -5262,13 +5296,13 @@ def _plain_path(name: str) -> str:
     return unquote(urlsplit(name).path)
 
 
-def _refuse_beside_others(place: Path) -> None:
+def _refuse_beside_others(place: Path, mark: Mark) -> None:
     """Finds out whether something in this process has the file open that is not our SQLite.
 
     Raises:
         FileError: it has; when it closes the file, the locks of our SQLite would be gone.
     """
-    mark, give_up = _mark(str(place)), time.monotonic() + 0.5
+    give_up = time.monotonic() + 0.5
     # What other threads just open or close with our SQLite is there without being listed.
     while _has_descriptors_of(mark) and not _our_sqlite_has(place, mark):
         if time.monotonic() > give_up:
@@ -5283,8 +5317,7 @@ def _has_descriptors_of(mark: Mark) -> bool:
         return False
     for number in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
-            found = os.fstat(int(number))
-            if (found.st_dev, found.st_ino) == mark:
+            if _mark_of(os.fstat(int(number))) == mark:
                 return True
     return False
 
@@ -6166,8 +6199,8 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
     except Exception as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        if _code(error) & 0xFF == apsw.SQLITE_FULL:
-            raise  # What completes a commit is written last.
+        if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
+            raise  # What completes a commit is written last, and by who has all locks.
         raise _unknown_outcome(file, error) from error
 
 
@@ -7397,8 +7430,6 @@ class Nodes:
     file: File
     clock: Clock
     rows: Rows
-    _silent: set[int] = attrs.field(factory=set)
-    """Those that could not be asked whether they live."""
 
     def join(
         self,
@@ -7471,7 +7502,7 @@ class Nodes:
         with contextlib.suppress(OSError):
             for file in self.file.path.parent.iterdir():
                 if file.name.startswith(start) and str(file) not in listed:
-                    with contextlib.suppress(FileError), Presence.gone(str(file)):
+                    with Presence.gone(str(file)):
                         pass
 
     def all(self) -> list[Node]:
@@ -7493,14 +7524,7 @@ class Nodes:
         job that has seen LOST_LIMIT nodes die is a dead letter. A node that cannot be asked
         keeps what it has.
         """
-        with contextlib.ExitStack() as asking:
-            try:
-                gone = asking.enter_context(Presence.gone(self.file.presence_path(node)))
-            except FileError as error:
-                if node not in self._silent:
-                    logger.error("whether node %d lives cannot be known: %s", node, error)
-                self._silent.add(node)
-                return 0
+        with Presence.gone(self.file.presence_path(node)) as gone:
             return self._take_over(node) if gone else 0
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
@@ -7605,25 +7629,38 @@ class Presence:
         Until that is given back, nothing else in this process may open it: jobs that run here
         have no other one, and the system drops a lock whenever a process closes the file."""
         with _as_ours(path):
-            made = os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            with contextlib.closing(os.fdopen(made, "rb+", 0)):
+            made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            with os.fdopen(made, "rb+", 0):
                 _give_to_owner(made, file)
         presence = cls.hold(path)
         presence._mark = _mark(path)
-        _SIGNS_OF_LIFE.append(presence._mark)
+        _OPEN_HERE[id(presence)] = presence
         return presence
+
+    def is_open_as(self, mark: Mark) -> bool:
+        """Whether this process would lose the lock if it closed that file."""
+        return mark == self._mark
 
     def close(self) -> None:
         """Gives the share back."""
         self._connection.close()
-        if self._mark in _SIGNS_OF_LIFE:
-            _SIGNS_OF_LIFE.remove(self._mark)
+        self._mark = None
 
     @staticmethod
     def held(path: str) -> bool:
         """Whether a process holds a share. This only asks: nothing is taken over."""
         with contextlib.ExitStack() as closing:
-            return not _lock_alone(path, closing)
+            return not _is_alone(path, closing)
+
+    @staticmethod
+    def check(path: str) -> None:
+        """Finds out whether one can ask.
+
+        Raises:
+            FileError: it cannot be known whether a process holds a share.
+        """
+        with contextlib.ExitStack() as closing:
+            _lock_alone(path, closing)
 
     @staticmethod
     @contextlib.contextmanager
@@ -7632,7 +7669,7 @@ class Presence:
         until the block ends, and then the file is removed. Of several that ask in the same
         moment each may keep the others from it, even all: who means it asks again."""
         with contextlib.ExitStack() as closing:
-            alone = _lock_alone(path, closing)
+            alone = _is_alone(path, closing)
             yield alone
             closing.close()
             if alone:
@@ -7648,12 +7685,22 @@ def _give_to_owner(made: int, file: Path) -> None:
         os.fchown(made, found.st_uid, found.st_gid)
 
 
-def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes all of the lock, until *closing*; says whether nobody else has a share.
+def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
+    """Takes all of the lock, until *closing*; says whether nobody else has a share. Who cannot
+    be asked is not dead."""
+    try:
+        return _lock_alone(path, closing)
+    except FileError as error:
+        _complain_once(f"whether a node lives cannot be known: {error}")
+        return False
 
-    Raises:
-        FileError: it cannot be known. Who cannot be asked is not dead.
-    """
+
+@functools.lru_cache(100)
+def _complain_once(problem: str) -> None:
+    logger.error("%s", problem)
+
+
+def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
     with _as_ours(path):
         try:
             connection = _lock_connection(path)
@@ -7815,8 +7862,7 @@ def back_up(file: File, place: Path) -> Path:
         FileError: there is something of that name, or it cannot be written.
     """
     try:
-        place = Path(os.path.realpath(place.parent, strict=True), place.name)  # As in _locate.
-        str(place).encode()
+        place = _whole(place)
         _refuse_taken(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7927,6 +7973,7 @@ class Health:
             found += _miscounted(connection)
             found += self._large_wal()
             found += _nodes_that_died(connection, live)
+            found += self._silent_nodes(live)
             found += _unknown(connection, live)
             found += _for_nodes_that_are_gone(connection, live)
             found += _kept_from_running(connection)
@@ -7949,6 +7996,16 @@ class Health:
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
                 "somebody keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
+
+    def _silent_nodes(self, live: Sequence[Node]) -> Iterator[Finding]:
+        for node in live:
+            try:
+                Presence.check(self._file.presence_path(node.id))
+            except FileError as error:
+                yield Finding(
+                    "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
+                    f"unless it does (pid {node.pid}), remove that file: its jobs wait for it",
+                )  # fmt: skip
 
     def why(self, row: Row) -> str:
         """Why a job is not running, or what became of it, in one sentence, on one line."""
@@ -8715,7 +8772,11 @@ class Events:
     _complained_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        _renew_in_forks(self)
+        in_forks(self, Events._renew)
+
+    def _renew(self) -> None:
+        """The thread that has the turn when another one forks is not there in the child."""
+        self._turn = threading.RLock()
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
         """Calls *listener* with every event of these kinds; with all, if there are none.
@@ -8817,18 +8878,6 @@ class Events:
         self._complained_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
-
-
-def _renew_in_forks(events: Events) -> None:
-    """The thread that has the turn when another one forks is not there in the child."""
-    reference = weakref.ref(events)
-
-    def after() -> None:
-        if alive := reference():
-            alive._turn = threading.RLock()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=after)
 
 
 _THREAD = "litejobs-events"
@@ -9382,6 +9431,8 @@ class Board:
     _words: memoryview = attrs.field(init=False)
     _outbox: memoryview = attrs.field(init=False)
     _ring: memoryview = attrs.field(init=False)
+    _taken: list[tuple[list[int], bytes]] = attrs.field(factory=list, init=False)
+    """Reports that the supervisor has taken away, and nobody has collected."""
 
     def __attrs_post_init__(self) -> None:
         self._words = memoryview(self._raw_words).cast("B").cast("q")
@@ -9499,21 +9550,18 @@ class Board:
     def collect(self, dead: bool = False) -> list[tuple[Any, ...]]:
         """Takes the reports away: each a number and the fields of a Report, of which the
         last may be missing."""
-        words = self._words
-        if not words[_WRITTEN] and not words[_BRIEFS]:
-            return []
-        with self.held() as locked:
-            if not locked and not dead:
-                return []
-            numbers, data = self._take()
-        return self._entries(numbers, data)
+        if self._words[_WRITTEN] or self._words[_BRIEFS]:
+            with self.held() as locked:
+                if locked or dead:
+                    self._take()
+        taken, self._taken = self._taken, []
+        return [entry for numbers, data in taken for entry in self._entries(numbers, data)]
 
-    def _take(self) -> tuple[list[int], bytes]:
+    def _take(self) -> None:
         words = self._words
         numbers = words[_TIMES : _TIMES + words[_BRIEFS]].tolist()
-        data = bytes(self._outbox[: words[_WRITTEN]])
+        self._taken.append((numbers, bytes(self._outbox[: words[_WRITTEN]])))
         words[_WRITTEN] = words[_BRIEFS] = 0
-        return numbers, data
 
     @staticmethod
     def _entries(times: list[int], data: bytes) -> list[tuple[Any, ...]]:
@@ -9526,17 +9574,17 @@ class Board:
             place += 4 + length
         return entries
 
-    def revoke(self, until: int) -> tuple[int, list[tuple[Any, ...]]] | None:
+    def revoke(self, until: int) -> int | None:
         """Takes back all jobs with lower numbers that have not started; gives the number of
-        the one that has (0: none) and, in the same moment, the reports of those before it: they
-        have started, too. `None` if it could not be done now."""
+        the one that has (0: none). Those before it have started, too: their reports are taken
+        away in the same moment, and are the next to be collected. `None` if it could not be done
+        now."""
         with self.held() as locked:
             if not locked:
                 return None
             self._words[_REVOKED] = until
-            running = int(self._words[_RUNNING])
-            numbers, data = self._take()
-        return running, self._entries(numbers, data)
+            self._take()
+            return int(self._words[_RUNNING])
 
     def ask(self, number: int, started: int) -> bool:
         """Asks the running job to end; false if it is another one by now."""
@@ -9729,7 +9777,7 @@ class Juggler:
             if fields is not None:
                 run = self._run(number, int(place), Claimed._make(fields))
                 self._tasks[number] = task = loop.create_task(run)
-                task.add_done_callback(functools.partial(self._give_back, number))
+                task.add_done_callback(functools.partial(self._ended, number))
             elif number in self._tasks:
                 loop.call_later(place, self._cancel, number)
             else:
@@ -9739,9 +9787,9 @@ class Juggler:
         if number in self._begun:
             self._tasks[number].cancel()
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
         if number in self._asked:
-            return
+            return None
         self._begun.add(number)
         self._words[place] = time.monotonic_ns()
         asked = functools.partial(operator.contains, self._asked, number)
@@ -9752,16 +9800,15 @@ class Juggler:
         if report.kind or number in self._asked:
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
-        self._ended(number, report)
+        return report
 
-    def _give_back(self, number: int, task: Any) -> None:
-        """A task is over; if it never began its job, that was asked to end already, or
-        another job's handler has cancelled all the tasks that it found."""
-        if number in self._tasks and number not in self._begun:
+    def _ended(self, number: int, task: Any) -> None:
+        """A task is over. If it never began its job, that was asked to end already, or another
+        job's handler has cancelled all the tasks that it found."""
+        report: Report | None = None if task.cancelled() else task.result()
+        if report is None:
             now = self._executor.clock()
-            self._ended(number, Report(now, now, 0, *Verdict("pending", counted=False)))
-
-    def _ended(self, number: int, report: Report) -> None:
+            report = Report(now, now, 0, *Verdict("pending", counted=False))
         del self._tasks[number]
         self._begun.discard(number)
         self._asked.discard(number)
@@ -9825,7 +9872,7 @@ class Crew:
     """When the next one may be started."""
 
     def __attrs_post_init__(self) -> None:
-        _let_go_in_forks(self)
+        in_forks(self, Crew.let_go)  # What is forked here must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> None:
         """Starts workers up to the number there should be; they hold the lock on the file
@@ -9915,18 +9962,6 @@ class Crew:
                 worker.lifeline.close()
             for pipe in worker.pipes:
                 pipe.close()
-
-
-def _let_go_in_forks(crew: Crew) -> None:
-    """What the supervisor's process forks must not hold the lifelines of its workers."""
-    reference = weakref.ref(crew)
-
-    def after() -> None:
-        if alive := reference():
-            alive.let_go()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=after)
 
 
 UNKNOWN = 255
@@ -10091,15 +10126,6 @@ class Worker:
         except (EOFError, ValueError, TypeError):  # Something has written over them.
             self._give_up()
             return []
-
-    def revoke(self, until: int) -> tuple[int, list[tuple[Any, ...]]] | None:
-        """Takes back its jobs with lower numbers that have not started: which one has, and the
-        reports of those before it. `None` if that cannot be done now."""
-        try:
-            return self.board.revoke(until)
-        except (EOFError, ValueError, TypeError):
-            self._give_up()
-            return None
 
     def _give_up(self) -> None:
         """It cannot be talked to any more."""
@@ -11448,11 +11474,8 @@ class Supervisor:
 
     def _take_back(self, worker: Worker) -> None:
         """Makes those of a worker's jobs ready again that have not started."""
-        if (revoked := worker.revoke(next(self._numbers))) is not None:
-            running, reports = revoked
+        if (running := worker.board.revoke(next(self._numbers))) is not None:
             self._hear(worker)
-            for entry in reports:
-                self._clerk.reported(worker, entry)
             self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
 
     # Attend

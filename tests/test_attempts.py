@@ -276,11 +276,12 @@ class TestTheBoard:
         assert board.step(None, 1)
         assert board.step((1, 0, 0, 5), 2)
         assert board.step(marshal.dumps((2, "told at length")), 3)
-        assert board.revoke(9) == (3, [(1, 0, 0, 5), (2, "told at length")])
+        assert board.revoke(9) == 3
+        with board.held():
+            assert board.collect() == [(1, 0, 0, 5), (2, "told at length")]
+            assert board.revoke(12) is None
         assert not board.step((3, 0, 0, 5), 4), "it was taken back"
         assert board.collect() == [(3, 0, 0, 5)]
-        with board.held():
-            assert board.revoke(12) is None
 
 
 class TestTheRing:

@@ -397,9 +397,11 @@ class TestAHostileFile:
         write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]')")
         Path(f"{jobs.path}-node-1").write_bytes(b"garbage" * 1000)
         assert jobs.store.nodes.rescue(1) == 0
-        for look in (jobs.doctor, jobs.get(1).why):
-            with pytest.raises(FileError, match=r"jobs\.db-node-1: is not an SQLite database"):
-                look()
+        assert jobs.get(1).why() == "no node at work has its definition 'note'"
+        problems = [found.problem for found in jobs.doctor() if found.subject == "node 'n'"]
+        assert len(problems) == 1
+        assert "whether it lives cannot be known: " in problems[0]
+        assert "jobs.db-node-1: is not an SQLite database" in problems[0]
 
     def test_in_which_a_job_is_not_where_it_should_be_says_so(self, jobs: LiteJobs) -> None:
         with (

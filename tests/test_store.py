@@ -1734,7 +1734,7 @@ class TestRescue:
             assert [store.nodes.rescue(node) for _ in range(3)] == [0, 0, 0]
         (told,) = caplog.messages
         assert re.search(
-            r"node 1 .* cannot be known: .*db-node-1: cannot be (opened|written)", told
+            r"a node lives cannot be known: .*db-node-1: cannot be (opened|written)", told
         )
         assert store.catalogue.get(job.id).state == "running"
         assert settle(store, node, ending(job, "completed")) == 0
