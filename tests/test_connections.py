@@ -303,6 +303,23 @@ def test_others_may_commit_while_it_is_enqueued_without_a_transaction(
     assert counted(noting, connection) == {"default": {"pending": 2}}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_commit_that_has_to_wait_for_too_long_is_no_unknown_outcome(
+    noting: Note, path: Path, kind: str
+) -> None:
+    """In an application's file that is not in WAL mode, who reads keeps others from committing."""
+    connection, reader = KINDS[kind](path), KINDS[kind](path)
+    connection.execute("CREATE TABLE customer (name TEXT)")
+    connection.execute("PRAGMA busy_timeout = 100")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM customer").fetchall()
+    with pytest.raises(BusyError, match="as long as its own busy timeout allows"):
+        noting.using(connection=connection).enqueue()
+    reader.close()
+    noting.using(connection=connection).enqueue()
+    assert counted(noting, connection) == {"default": {"pending": 1}}
+
+
 BEGUN: dict[str, Callable[[Path], Any]] = {
     "apsw": KINDS["apsw"],
     "sqlite3": sqlite3.connect,

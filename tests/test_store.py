@@ -607,6 +607,43 @@ class TestAFork:
         self.in_a_child(open_in_the_child)
         thread.join()
 
+    def test_that_is_interrupted_while_it_waits_holds_nothing_up(self, tmp_path: Path) -> None:
+        """Python forks all the same; what had been held by then was never given back."""
+        program = """
+import os, signal, sys, threading
+from litejobs import LiteJobs
+
+def note() -> None: ...
+
+def work():
+    with busy.store.file.turn:
+        ready.set()
+        done.wait()
+
+quiet, busy = LiteJobs("quiet.db"), LiteJobs("busy.db")
+notes = [jobs.define(note) for jobs in (quiet, busy)]
+[note.enqueue() for note in notes]
+ready, done = threading.Event(), threading.Event()
+threading.Thread(target=work, daemon=True).start()
+ready.wait()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+if os.fork() == 0:
+    os._exit(0)
+done.set()
+threads = [threading.Thread(target=note.enqueue, daemon=True) for note in notes]
+[thread.start() for thread in threads]
+[thread.join(20) for thread in threads]
+print([jobs.count() for jobs in (quiet, busy)])
+"""
+        ran = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (ran.stdout, ran.returncode) == ("[2, 2]\n", 0), ran.stderr
+
     def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
         store = Store.at(path)
         stop = threading.Event()
@@ -951,6 +988,22 @@ class TestTheFileThatIsTakenAway:
         thread.join()
         assert wal.read_bytes() == b"of the new file"
         assert len(refused) == 1
+
+    def test_has_its_wal_put_aside_in_a_folder_that_cannot_be_read(
+        self, public_folder: Path
+    ) -> None:
+        public_folder.chmod(0o777)
+        path = public_folder / "jobs.db"
+        with without_privileges():
+            store = Store.at(path)
+            store.intake.enqueue([new()])
+        public_folder.chmod(0o333)
+        with without_privileges():
+            path.unlink()
+            with pytest.raises(FileReplacedError):
+                store.intake.enqueue([new()])
+            store.close()
+        assert list(public_folder.glob("jobs.db-wal-*"))
 
     def test_leaves_its_wal_to_who_looks_for_its_jobs(self, path: Path) -> None:
         store = Store.at(path)
@@ -1748,6 +1801,18 @@ class TestRescue:
             with pytest.raises(FileError, match=r"node-1: cannot be used: Input/output error"):
                 store.nodes.join("here", 0, 1, ALL, [])
         assert store.nodes.all() == []
+
+    def test_of_a_node_that_could_not_join_leaves_its_inode_to_others(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        """Its small file was swept away, and another one that got its inode could not be opened."""
+        store.changes()
+        path = tmp_path / "node"
+        presence = Presence.create(str(path), tmp_path)
+        with pytest.raises(FileError, match="has the file open in this process"):
+            path.open()
+        del presence
+        path.open().close()
 
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
