@@ -396,7 +396,9 @@ class _Case:
 
     def _judge_recovery(self, calls: Sequence[Call]) -> None:
         """Who was refused is served again, by the file that has the name then."""
-        if self.change.noticed != "once" or len(calls) < AFTERWARDS or not calls[-1].error:
+        if self.change.noticed != "once" or not self.scene.path.parent.is_dir():
+            return
+        if len(calls) < AFTERWARDS or not calls[-1].error:
             return
         if any(call.error for call in calls[:-1]):
             self.violated(f"refused again and again: {calls[-1].error}")
