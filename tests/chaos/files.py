@@ -398,6 +398,8 @@ class _Case:
         """Who was refused is served again, by the file that has the name then."""
         if self.change.noticed != "once" or not self.scene.path.parent.is_dir():
             return
+        if self.change.hopeless or self._may_be_filled_again():
+            return
         if len(calls) < AFTERWARDS or not calls[-1].error:
             return
         if any(call.error for call in calls[:-1]):
