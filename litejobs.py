@@ -4928,7 +4928,11 @@ class File:
         """Saves what there is to save before a connection is closed that has lost its names."""
         # Now others may have made a WAL of the same name, which is not ours to remove.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        if connection.in_transaction:
+        with contextlib.suppress(apsw.Error):
+            if not connection.in_transaction:
+                # Who writes now may have looked before this happened: until that has ended,
+                # nobody shall open the file anew, and write to the same places.
+                connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
         if not self._names.file_is_there():
             # SQLite would take the WAL of this file for that of whichever has the name now.

@@ -927,6 +927,37 @@ class TestTheFileThatIsTakenAway:
         writer.dismiss()
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "100\n"
 
+    @pytest.mark.parametrize("act", [lose_the_wal, lose_the_shared_memory])
+    def test_is_not_opened_anew_while_somebody_writes_who_has_not_noticed(
+        self, act: Callable[[object, Path], None], path: Path, crew: Crew
+    ) -> None:
+        """Who only read opened it anew at once, and wrote to the same places of the WAL."""
+        store = Store.at(path)
+        store.intake.enqueue([new() for _ in range(50)])
+        assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
+        told: list[Any] = []
+
+        def go_on() -> None:
+            for code in ("kept[0].count()", enqueueing(50, "kept[0]")):
+                told.extend(crew.tell(code, path, 1))
+
+        other = threading.Thread(target=go_on)
+        with contextlib.suppress(FileReplacedError), store.file.writing() as connection:
+            act(self, path)
+            time.sleep(2 * litejobs.TRUSTED)
+            other.start()
+            time.sleep(0.3)  # It must not get on meanwhile, which nothing tells.
+            connection.execute("UPDATE litejobs_job SET priority = 1")
+            connection.execute("UPDATE litejobs_job SET priority = 0")
+        other.join()
+        refused, went_on = told
+        assert refused.startswith("FileReplacedError")
+        assert went_on == 50
+        store.close()
+        crew.tell("kept.pop().close()", path, 1)
+        assert shell(path, "PRAGMA integrity_check").stdout == "ok\n"
+        assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "150\n"
+
     def test_is_noticed_although_sqlite_cannot_begin_with_what_others_wrote_to_a_new_wal(
         self, path: Path, crew: Crew
     ) -> None:
