@@ -152,8 +152,10 @@ def restored_in_place(scene: Scene) -> None:
 
 
 def replaced_by_a_folder(scene: Scene) -> None:
-    scene.path.unlink()
-    scene.path.mkdir()
+    while not scene.path.is_dir():
+        scene.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # Somebody has just made a new file.
+            scene.path.mkdir()
 
 
 def emptied(scene: Scene) -> None:
