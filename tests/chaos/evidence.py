@@ -147,8 +147,15 @@ class Evidence:
             for line in place.read_text(errors="replace").splitlines()
             if f"job {job} " in line or any(str(one.worker) in line for one in self.executions[job])
         ]
+        beside = [
+            (self.rows[one.job].name, one.job, one.attempt, one.began, one.how, worker)
+            for worker in sorted({one.worker for one in self.executions[job]})
+            for one in self.workers[worker][-5:]
+        ]
+        stopped = {one.worker for one in self.executions[job]} & self.stopped
         name = self.rows[job].name
-        return f"{name} {ran}, {charged}, ended {ended}, clocks {ahead} apart, {logs[-20:]}"
+        places = f"stopped {stopped}, in those workers {beside}"
+        return f"{name} {ran}, {charged}, ended {ended}, {places}, {ahead} apart, {logs[-20:]}"
 
     @cached_property
     def told(self) -> dict[str, list[list[str]]]:
