@@ -160,6 +160,14 @@ class Evidence:
     @cached_property
     def told(self) -> dict[str, list[list[str]]]:
         """What was written after each word, in all diaries."""
+        return self._read()
+
+    @cached_property
+    def told_since(self) -> dict[str, list[list[str]]]:
+        """The same, read after what was executed, which goes on meanwhile."""
+        return self._read() if self.executions else defaultdict(list)
+
+    def _read(self) -> dict[str, list[list[str]]]:
         found = defaultdict(list)
         for word, *rest in actors.entries(self.folder):
             found[word].append(rest)
@@ -182,12 +190,19 @@ class Evidence:
 
     @cached_property
     def restarted(self) -> Counter[int]:
-        """The jobs for which somebody has tried to have all attempts again: read after what was
-        executed, which goes on meanwhile."""
-        if not self.executions:
-            return Counter()
-        said = actors.entries(self.folder)
-        return Counter(int(rest[0]) for word, *rest in said if word == "retrying")
+        """The jobs for which somebody has tried to have all attempts again."""
+        return Counter(int(rest[0]) for rest in self.told_since["retrying"])
+
+    def is_coroutine(self, one: Execution) -> bool:
+        return self.rows[one.job].name in cast.ASIDE
+
+    @cached_property
+    def cut_short(self) -> frozenset[int]:
+        """The workers with a coroutine that somebody has tried to cancel: if it cannot end in
+        time, its worker is killed for it."""
+        asked = {int(rest[0]) for rest in self.told_since["cancelling"]}
+        ran = ((worker, one) for worker, them in self.workers.items() for one in them)
+        return frozenset(w for w, one in ran if one.job in asked and self.is_coroutine(one))
 
 
 def _executions(worker: int, lines: Iterator[list[str]]) -> Iterator[Execution]:
@@ -311,15 +326,11 @@ def what_ran_again(evidence: Evidence) -> Iterator[str]:
 def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> bool:
     if one.how == "snoozed" or evidence.ended.get(one.node, following.began) < following.began:
         return True
-
-    def is_coroutine(execution: Execution) -> bool:
-        return evidence.rows[execution.job].name in cast.ASIDE
-
-    # A coroutine is innocent if its worker was killed for another job; and whoever shared a worker
-    # that was stopped with a coroutine that could not end, therefore, when it was cancelled.
-    if is_coroutine(one) and not one.how:
+    # A coroutine is innocent if its worker was killed for another job; and so is whoever shared
+    # the worker of one that did not end when it was cancelled, or could not even begin.
+    if evidence.is_coroutine(one) and not one.how:
         return True
-    return one.worker in evidence.stopped and any(map(is_coroutine, evidence.workers[one.worker]))
+    return one.worker in evidence.cut_short | evidence.stopped
 
 
 def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:
