@@ -5893,7 +5893,8 @@ class Catalogue:
             GROUP BY queue, state HAVING sum(number) > 0
         """
         with self.file.reading() as connection:
-            for queue, state, number in connection.execute(sql):
+            for row in connection.execute(sql):
+                queue, state, number = sound(Counted, row)
                 counts.setdefault(queue, {})[state] = number
         return counts
 
@@ -6044,6 +6045,14 @@ class Catalogue:
             ids = array.array("q", (id for (id,) in rows))
         for start in range(0, len(ids), BATCH):
             yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+
+
+class Counted(NamedTuple):
+    """How many jobs of a queue are in a state."""
+
+    queue: str
+    state: State
+    number: int
 
 
 class Attempted(NamedTuple):

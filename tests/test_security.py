@@ -403,6 +403,14 @@ class TestAHostileFile:
         assert "whether it lives cannot be known: " in problems[0]
         assert "jobs.db-node-1: is not an SQLite database" in problems[0]
 
+    @pytest.mark.parametrize("damage", ["queue = x'00'", "state = x'00'", "number = 0.5"])
+    def test_whose_numbers_are_damaged_says_so(self, jobs: LiteJobs, damage: str) -> None:
+        """What prints them fell over a name that was no text."""
+        jobs.drain()
+        behind_its_back(jobs, "litejobs_count", f"UPDATE litejobs_count SET {damage} WHERE number")
+        with pytest.raises(FileError, match="is damaged"):
+            jobs.stats()
+
     def test_in_which_a_job_is_not_where_it_should_be_says_so(self, jobs: LiteJobs) -> None:
         with (
             pytest.raises(FileError, match="is damaged"),
