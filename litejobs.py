@@ -2563,7 +2563,11 @@ def _checked_headers(value: object) -> Mapping[str, str]:
     )
     if not texts:
         raise OptionError("headers", f"expected texts by their names, got {value!r}")
-    return dict(typing.cast(Mapping[str, str], value))
+    headers = dict(typing.cast(Mapping[str, str], value))
+    if any(map(_HALVES.search, itertools.chain(headers, headers.values()))):
+        problem = f"two halves of a character, which JSON would join, in {headers!r}"
+        raise OptionError("headers", problem)
+    return headers
 
 
 def _checked_memory(value: object) -> int | None:
@@ -6972,6 +6976,8 @@ class Timetable:
 
 EVEN = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
+A_YEAR = 366 * 86_400.0
+"""Seconds after which a queue is looked at again, however small its rate is."""
 LONG_LOOK = 0.001
 LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
@@ -7052,7 +7058,7 @@ class Limits:
         if slots >= 1 > tokens:
             # Rounded up, and a little more, lest it come a moment too early for ever.
             rate = self.terms[queue].rate or math.inf
-            at = self.now + math.ceil((1 - tokens) / rate * 1e6) + 1
+            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 

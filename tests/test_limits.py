@@ -216,6 +216,14 @@ class TestRate:
         clock.turn(3601)
         assert len(hands.claim()) == 1
 
+    def test_may_be_smaller_in_the_file_than_any_time_is_long(
+        self, jobs: LiteJobs, hands: Hands
+    ) -> None:
+        jobs.queue("mail").set(rate="1/s")
+        write_by_hand(jobs, "UPDATE litejobs_queue SET rate = 5e-324, tokens = 0, filled_at = 0")
+        enqueue(jobs, 2, queue="mail")
+        assert hands.claim() == []
+
     def test_comes_to_the_rate_in_the_long_run(
         self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
     ) -> None:

@@ -94,15 +94,18 @@ class Lot:
 
     def _bound(self, what: Misdeed | int) -> Bound[Any]:
         dice = self.run.dice
+        # A hog may take the interpreter in the midst of one: against that only a time-out helps.
+        within = STALL / 4 if self.name == "spoilt" else None
         if isinstance(what, Misdeed):
-            bound = what.bind(str(self.left))
-            return bound.using(max_attempts=dice.choice((1, 1, 2)), priority=dice.randint(-1, 1))
+            attempts, priority = dice.choice((1, 1, 2)), dice.randint(-1, 1)
+            bound = what.bind(str(self.left)).using(max_attempts=attempts, priority=priority)
+            return bound if within is None else bound.using(timeout=within)
         aside = self.name == "coroutines"
         definition = misdeeds.good_aside if aside else misdeeds.good
         # Coroutines should still be there when their worker is killed for another one.
         slow = dice.random() < (0.5 if aside else 0.005)
         seconds = dice.choice((0.005, 0.05)) if slow else 0.0
-        return definition.bind(str(self.notes), what, seconds).using(max_attempts=5)
+        return definition.bind(str(self.notes), what, seconds).using(max_attempts=5, timeout=within)
 
     # Wait
 
