@@ -1031,6 +1031,20 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
         assert job.wait(PATIENT).state == "cancelled"
 
 
+def test_a_job_that_closes_what_its_worker_has_open_is_the_last_one_to_run_there(
+    jobs: LiteJobs,
+) -> None:
+    """The next one had begun when the supervisor could not hear the worker any more, and was
+    taken for the one that had crashed it."""
+    work = [trouble.nap_or_close.bind(seconds) for seconds in (0, 0.1, -1, 0.1, 0.1, -1, 0.1)]
+    with jobs.start(workers=1, grace=GRACE):
+        for job in jobs.enqueue_many([work[0]] * 20):
+            job.wait(PATIENT)
+        batch = jobs.enqueue_many(work)
+        jobs.wait_all(batch, timeout=PATIENT)
+    assert [(job.attempt, job.errors) for job in map(Job.refresh, batch)] == [(1, ())] * len(work)
+
+
 def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
     """Between the last look and its death it began a job, which ran again as the same attempt."""
     replaced: list[str] = []

@@ -98,6 +98,12 @@ def close_everything() -> None:
 
 
 @define(backoff=AT_ONCE)
+def nap_or_close(seconds: float) -> None:
+    """Is not known for the second before it does it."""
+    time.sleep(seconds) if seconds >= 0 else os.closerange(3, 1000)
+
+
+@define(backoff=AT_ONCE)
 def leave_a_child_behind(log: str) -> None:
     """The child has all files of its parent open, as forked children do."""
     child = os.fork()
@@ -261,7 +267,7 @@ def leave_a_daemon(log: str) -> int:
 
 DEFINITIONS = (
     innocent, nap, nap_and_tell, large, measure, whoami, obey, segfault, leave_at_once, kill_itself,
-    close_everything, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
+    close_everything, nap_or_close, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
     start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
     fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_out_twice,
     leave_a_daemon,
