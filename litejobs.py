@@ -12929,6 +12929,8 @@ def _wanted(wanted: object) -> tuple[tuple[str, str], ...]:
 def _path(field: object) -> str:
     if not isinstance(field, str):
         raise OptionError("payload", f"expected the name of a field, got {field!r}")
+    if "\0" in field:  # SQLite takes it for the end of a name, and finds others.
+        raise OptionError("payload", f"a field with a NUL in its name is not found: {field!r}")
     return f"${''.join(f'.{json.dumps(name)}' for name in field.split('.'))}"
 
 

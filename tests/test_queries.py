@@ -225,6 +225,11 @@ class TestFilters:
         assert found(jobs, payload={"x": "\ud800"}) == [3]
         assert found(jobs, payload={"x": "é"}) == [4]
 
+    def test_refuse_names_that_sqlite_takes_for_others(self, jobs: LiteJobs) -> None:
+        add(jobs, payload=json.dumps({"\0": 7}))
+        with pytest.raises(OptionError, match="a field with a NUL in its name is not found"):
+            jobs.find(payload={"\0 and more": 7})
+
     def test_change_many_jobs_in_several_batches(
         self, jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
