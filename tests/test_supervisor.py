@@ -1036,13 +1036,16 @@ def test_a_job_that_closes_what_its_worker_has_open_is_the_last_one_to_run_there
 ) -> None:
     """The next one had begun when the supervisor could not hear the worker any more, and was
     taken for the one that had crashed it."""
-    work = [trouble.nap_or_close.bind(seconds) for seconds in (0, 0.1, -1, 0.1, 0.1, -1, 0.1)]
+    seconds = (0, 0.1, -1, 0.1, 0.1, -1, 0.1)
+    work = [trouble.nap_or_close.bind(each) for each in seconds]
     with jobs.start(workers=1, grace=GRACE):
         for job in jobs.enqueue_many([work[0]] * 20):
             job.wait(PATIENT)
         batch = jobs.enqueue_many(work)
         jobs.wait_all(batch, timeout=PATIENT)
-    assert [(job.attempt, job.errors) for job in map(Job.refresh, batch)] == [(1, ())] * len(work)
+    # Whether its worker is still there to say that such a job has returned is a matter of luck.
+    naps = [job.refresh() for job, each in zip(batch, seconds, strict=True) if each >= 0]
+    assert [(job.attempt, job.errors) for job in naps] == [(1, ())] * len(naps)
 
 
 def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
