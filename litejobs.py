@@ -2564,9 +2564,10 @@ def _checked_headers(value: object) -> Mapping[str, str]:
     if not texts:
         raise OptionError("headers", f"expected texts by their names, got {value!r}")
     headers = dict(typing.cast(Mapping[str, str], value))
-    if any(map(_HALVES.search, itertools.chain(headers, headers.values()))):
-        problem = f"two halves of a character, which JSON would join, in {headers!r}"
-        raise OptionError("headers", problem)
+    try:
+        _to_json(headers)
+    except ValueError as error:
+        raise OptionError("headers", f"{error}, in {headers!r}") from None
     return headers
 
 
@@ -7720,6 +7721,11 @@ def _complain_once(problem: str) -> None:
 
 
 def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
+    """The same for who wants to be told that it cannot be known.
+
+    Raises:
+        FileError: it cannot.
+    """
     with _as_ours(path):
         try:
             connection = _lock_connection(path)
@@ -9386,8 +9392,6 @@ RING_AFTER, RING_AFTER_NS = 64, 8_000_000
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
-
-
 HARMLESS = 5
 """Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1.)"""
 
@@ -9432,11 +9436,11 @@ def _watched(pipe: Connection) -> Callable[[], bool]:
     if sys.platform == "win32":  # Where others do not know its handle.
         return lambda: True
     number, look = pipe.fileno(), os.fstat
-    inode = look(number).st_ino
+    mark = _mark_of(look(number))
 
     def is_whole() -> bool:
         try:
-            return look(number).st_ino == inode
+            return _mark_of(look(number)) == mark
         except OSError:
             return False
 

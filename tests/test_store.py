@@ -737,39 +737,32 @@ class TestAFileThatIsOpenedWhile:
 
 
 @contextlib.contextmanager
-def once_it_waits(act: Callable[[], None]) -> Iterator[None]:
-    """Has a thread do something when the block has opened a connection, and waits for a lock."""
-    before = len(apsw.connections())
+def soon(
+    act: Callable[[], None], wait: Callable[[], object] = lambda: time.sleep(0.2)
+) -> Iterator[None]:
+    """Has a thread wait, and then do something while the block waits for it."""
 
     def act_then() -> None:
-        eventually(lambda: len(apsw.connections()) > before)
-        time.sleep(0.1)
+        wait()
         act()
 
-    with in_a_thread(act_then):
-        yield
-
-
-@contextlib.contextmanager
-def soon(act: Callable[[], None]) -> Iterator[None]:
-    """Has a thread do something while the block waits for it."""
-
-    def act_then() -> None:
-        time.sleep(0.2)
-        act()
-
-    with in_a_thread(act_then):
-        yield
-
-
-@contextlib.contextmanager
-def in_a_thread(act: Callable[[], None]) -> Iterator[None]:
-    thread = threading.Thread(target=act)
+    thread = threading.Thread(target=act_then)
     thread.start()
     try:
         yield
     finally:
         thread.join()
+
+
+def once_it_waits(act: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """The same when the block has opened a connection, and waits for a lock."""
+    before = len(apsw.connections())
+
+    def wait() -> None:
+        eventually(lambda: len(apsw.connections()) > before)
+        time.sleep(0.1)
+
+    return soon(act, wait)
 
 
 class TestTheFileThatIsTakenAway:

@@ -130,8 +130,7 @@ class Evidence:
     @cached_property
     def blown(self) -> frozenset[int]:
         """The workers that a job in them has killed, or will."""
-        lit = {int(rest[0]) for rest in self.told["fuse"]}
-        return frozenset(one.worker for job in lit for one in self.executions[job])
+        return frozenset(one.worker for job in self.ids("fuse") for one in self.executions[job])
 
     def history(self, job: int) -> str:
         """All that is known of a job, for whoever has to find out what happened."""
@@ -175,7 +174,7 @@ class Evidence:
 
     def ids(self, word: str) -> Counter[int]:
         """The jobs that are named after a word, and how often."""
-        return Counter(int(rest[0]) for rest in self.told[word])
+        return _ids(self.told[word])
 
     def tokens(self, word: str) -> set[str]:
         """The tokens that stand after a word."""
@@ -191,7 +190,7 @@ class Evidence:
     @cached_property
     def restarted(self) -> Counter[int]:
         """The jobs for which somebody has tried to have all attempts again."""
-        return Counter(int(rest[0]) for rest in self.told_since["retrying"])
+        return _ids(self.told_since["retrying"])
 
     def is_coroutine(self, one: Execution) -> bool:
         return self.rows[one.job].name in cast.ASIDE
@@ -200,9 +199,14 @@ class Evidence:
     def cut_short(self) -> frozenset[int]:
         """The workers with a coroutine that somebody has tried to cancel: if it cannot end in
         time, its worker is killed for it."""
-        asked = {int(rest[0]) for rest in self.told_since["cancelling"]}
+        asked = _ids(self.told_since["cancelling"])
         ran = ((worker, one) for worker, them in self.workers.items() for one in them)
         return frozenset(w for w, one in ran if one.job in asked and self.is_coroutine(one))
+
+
+def _ids(said: list[list[str]]) -> Counter[int]:
+    """The jobs that are named first, and how often."""
+    return Counter(int(rest[0]) for rest in said)
 
 
 def _executions(worker: int, lines: Iterator[list[str]]) -> Iterator[Execution]:
