@@ -5636,8 +5636,8 @@ class Details:
     enqueued_before: int | None = None
     finished_after: int | None = None
     finished_before: int | None = None
-    payload: tuple[tuple[str, str], ...] = ()
-    """Paths into the payload, and the JSON of the scalars that should be there."""
+    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Names that lead into the payload, and the JSON of the scalars that should be there."""
 
     @property
     def terms(self) -> str:
@@ -5651,8 +5651,10 @@ class Details:
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
         given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
-        for place, (path, value) in enumerate(self.payload):
-            given |= {f"path{place}": path, f"value{place}": value}
+        for place, (names, value) in enumerate(self.payload):
+            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
+            given |= {f"path{place}": path, f"names{place}": json.dumps(names)}
+            given |= {f"value{place}": value}
         return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
 
 
@@ -5668,14 +5670,32 @@ _TERMS: Mapping[str, str] = {
 
 
 def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    there, wanted = f"payload, :path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type({there}), 'real', 'integer')
+    path, names = f":path{place}", f":names{place}"
+
+    def alike(kind: str, value: str) -> str:
+        # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+        wanted = f":value{place}, '$'"
+        return f"""
+            replace({kind}, 'real', 'integer')
                 = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({there}) IS json_extract({wanted})
-        ELSE FALSE END"""
+            AND {value} IS json_extract({wanted})"""
+
+    # On a path SQLite takes a NUL for the end of a name; keys of json_tree are whole.
+    return f"""
+        CASE
+        WHEN typeof(payload) <> 'text' OR NOT json_valid(payload) THEN FALSE
+        WHEN instr(payload, '\\u0000') OR instr({path}, '\\u0000') THEN EXISTS (
+            WITH RECURSIVE way (depth, id, type, atom) AS (
+                SELECT 0, id, type, atom FROM json_tree(payload) WHERE parent IS NULL
+                UNION ALL
+                SELECT depth + 1, tree.id, tree.type, tree.atom
+                FROM way JOIN json_tree(payload) AS tree ON tree.parent = way.id
+                WHERE tree.key = json_extract({names}, '$[' || depth || ']')
+            )
+            SELECT 1 FROM way
+            WHERE depth = json_array_length({names}) AND {alike("type", "atom")}
+        )
+        ELSE {alike(f"json_type(payload, {path})", f"json_extract(payload, {path})")} END"""
 
 
 @attrs.frozen
@@ -12921,21 +12941,19 @@ def _micros(value: object, filter: str) -> int | None:
     return None if value is None else to_micros(aware(value, filter))
 
 
-def _wanted(wanted: object) -> tuple[tuple[str, str], ...]:
-    """Paths as SQLite has them, and JSON."""
+def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The names on the way to each field, and the JSON that should be there."""
     if wanted is None:
         return ()
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
-    return tuple((_path(field), _scalar(field, value)) for field, value in wanted.items())
+    return tuple((_names(field), _scalar(field, value)) for field, value in wanted.items())
 
 
-def _path(field: object) -> str:
+def _names(field: object) -> tuple[str, ...]:
     if not isinstance(field, str):
         raise OptionError("payload", f"expected the name of a field, got {field!r}")
-    if "\0" in field:  # SQLite takes it for the end of a name, and finds others.
-        raise OptionError("payload", f"a field with a NUL in its name is not found: {field!r}")
-    return f"${''.join(f'.{json.dumps(name)}' for name in field.split('.'))}"
+    return tuple(field.split("."))
 
 
 def _scalar(field: str, value: object) -> str:

@@ -435,18 +435,22 @@ def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Pat
     ids=["SIGTERM to its group", "SIGINT"],
 )
 def test_a_signal_lets_running_jobs_end_and_gives_back_the_others(
-    number: signal.Signals, to_group: bool, jobs: LiteJobs, programs: Programs
+    number: signal.Signals, to_group: bool, jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
     node = programs.node(jobs.path, "--grace", str(FAR))
-    teach_that_naps_are_short(jobs)
-    running, *waiting = jobs.enqueue_many([trouble.nap.bind(0.5), *[trouble.nap.bind(0)] * 10])
-    eventually(lambda: running.refresh().state == "running")
+    short = trouble.nap_and_tell.bind(str(log), 0)
+    for job in jobs.enqueue_many([short] * 20):  # So that many are handed over at once.
+        job.wait(PATIENT)
+    long = trouble.nap_and_tell.bind(str(log), 1)
+    running, *waiting = jobs.enqueue_many([long, *[short] * 10])
+    eventually(written(log, 21))
     (os.killpg if to_group else os.kill)(node.pid, number)
     output, _ = node.communicate(timeout=PATIENT)
     assert (node.returncode, output, programs.errors.read_text()) == (0, "worked to the end\n", "")
     assert (running.refresh().state, running.refresh().attempt) == ("completed", 1)
     assert {(job.refresh().state, job.refresh().attempt) for job in waiting} == {("pending", 0)}
     assert not any(job.errors for job in waiting)
+    assert len(lines(log)) == 21
     assert jobs.nodes() == []
 
 
