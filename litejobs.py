@@ -749,7 +749,7 @@ def _number(value: object) -> float:
 def _note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
-    return storable(value[:NOTE_LIMIT])
+    return storable(value[:NOTE_LIMIT])[:NOTE_LIMIT]
 
 
 NOTE_LIMIT = 500
@@ -5562,7 +5562,7 @@ class Rows:
             (key,),
         ).fetchone()
         id, limit, queue, name = first
-        return (id, ("blocked", queue, name)) if taken[0] < (limit or 1) else None
+        return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
 N = TypeVar("N", bound=tuple[Any, ...])
@@ -6622,7 +6622,7 @@ class Intake:
         if held is None:
             return None
         id, payload, fixed, until = held
-        if until is not None and until <= now:
+        if (until := sound_number(until)) is not None and until <= now:
             connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
@@ -7119,15 +7119,21 @@ class Limits:
         policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
         assert terms.rate is not None
         burst = terms.burst or max(1.0, terms.rate * EVEN)
-        row = self.connection.execute(
-            "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?", (terms.name,)
-        ).fetchone()
-        if row is None or row[0] is None:
+        sql = "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?"
+        row = self.connection.execute(sql, (terms.name,)).fetchone()
+        if row is None or None in row:
             return burst
-        tokens, filled_at = row
+        tokens, filled_at = sound(_Bucket, row)
         # A clock that was set back gives nothing, and takes nothing either.
         filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
         return min(burst, filled)
+
+
+class _Bucket(NamedTuple):
+    """The columns of a queue's tokens."""
+
+    tokens: float
+    filled_at: int
 
 
 @attrs.define(eq=False, repr=False)
@@ -7383,7 +7389,7 @@ class Ready:
                     """,
                     (*reader.lane, -following[0]),
                 ).fetchone()
-                if following is not None and following <= place:
+                if following is not None and _sound_place(following) <= place:
                     raise Damaged("an index of jobs that are ready is out of order")
 
 
@@ -7839,6 +7845,8 @@ class Meter:
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
         with self._file.reading() as connection:
             first, oldest = (_one_number(connection, sql, (span,)) for span in (60, 3600))
+            if min(first or 0, oldest or 0) < 0:
+                raise Damaged(f"a span begins at {first}, or at {oldest}")
         old = now - METRICS_KEPT
         if (first is None or first >= end) and (oldest is None or oldest >= old):
             return False
@@ -8066,7 +8074,7 @@ class Health:
                 return self._blocked(row)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if row.run_at <= self._clock() and not self.live():
+            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self.live():
                 return f"it has been due since {_when(row.run_at)}, and no node is at work"
             case "scheduled":
                 return f"it is due at {_when(row.run_at)}"

@@ -113,6 +113,8 @@ class TestAValue:
 
     def test_keeps_the_beginning_of_a_long_note(self) -> None:
         assert Progress(1, note="x" * 10_000).note == "x" * 500
+        halves = Progress(1, note="\ud800" * 10_000)  # Each is kept as an escape, of six.
+        assert Progress(1, note=halves.note) == halves
 
 
 class TestWhileAJobRuns:

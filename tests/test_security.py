@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from litejobs import (
     PayloadError,
     Presence,
     Unfit,
+    Unique,
 )
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\nERROR forged\udc80"
@@ -253,6 +254,12 @@ def write(jobs: LiteJobs, sql: str, *bindings: object) -> None:
     connection.close()
 
 
+def only_one(jobs: LiteJobs) -> None:
+    """Enqueues a job if there is none like it."""
+    unique = Unique(key="k", ttl=timedelta(days=9))
+    jobs.registry.named("note").using(unique=unique).enqueue()
+
+
 def behind_its_back(jobs: LiteJobs, thing: str, sql: str, *bindings: object) -> None:
     """Changes rows while SQLite knows nothing of an index, or of the rules of a table: as they
     are when pages were overwritten."""
@@ -410,6 +417,30 @@ class TestAHostileFile:
         behind_its_back(jobs, "litejobs_count", f"UPDATE litejobs_count SET {damage} WHERE number")
         with pytest.raises(FileError, match="is damaged"):
             jobs.stats()
+
+    @pytest.mark.parametrize(
+        ("table", "damage", "look"),
+        [
+            ("job", "state = 'blocked', key = 'k', key_limit = 'x'", lambda jobs: jobs.repair()),
+            ("job", "unique_until = 'x'", only_one),
+            ("metric", f"time = {-(2**63)}", lambda jobs: jobs.store.meter.fold(2**60)),
+        ],
+    )
+    def test_whose_limits_are_damaged_says_so(
+        self, table: str, damage: str, look: Callable[[LiteJobs], object], jobs: LiteJobs
+    ) -> None:
+        """What compares them, or reckons with them, fell over numbers that were none."""
+        only_one(jobs)
+        write(jobs, "INSERT INTO litejobs_metric VALUES (3600, 1, 'q', 'n', 'waiting', 1, 1)")
+        behind_its_back(jobs, f"litejobs_{table}", f"UPDATE litejobs_{table} SET {damage}")
+        with pytest.raises(FileError, match="is damaged"):
+            look(jobs)
+
+    def test_in_which_a_job_has_no_time_still_says_why_it_waits(self, jobs: LiteJobs) -> None:
+        damage = "UPDATE litejobs_job SET state = 'scheduled', run_at = NULL"
+        behind_its_back(jobs, "litejobs_job", damage)
+        since = "1970-01-01 00:00:00 UTC"
+        assert jobs.get(1).why() == f"it has been due since {since}, and no node is at work"
 
     def test_in_which_a_job_is_not_where_it_should_be_says_so(self, jobs: LiteJobs) -> None:
         with (

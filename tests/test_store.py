@@ -626,6 +626,7 @@ notes = [jobs.define(note) for jobs in (quiet, busy)]
 ready, done = threading.Event(), threading.Event()
 threading.Thread(target=work, daemon=True).start()
 ready.wait()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # In the background it is ignored.
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 if os.fork() == 0:
     os._exit(0)

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,16 @@ def fill(jobs: LiteJobs) -> None:
         work.using(queue=f"q{number}", headers={"from": "here"}).enqueue(what)
     jobs.drain()
     for name in CANARIES:
-        work.using(queue=name[:20], key="k", unique=Unique(key=name)).enqueue(name)
+        unique = Unique(key=name, ttl=timedelta(days=10_000))
+        work.using(queue=name[:20], key="k", unique=unique).enqueue(name)
     work.using(delay=10**6, expires=10**7).enqueue("later")
     jobs.hold(work.enqueue("held").id)
     jobs.cancel(work.enqueue("cancelled").id)
+    work.using(delay=1e-3).enqueue("due")
+    work.using(queue="q2", key="other").enqueue("fail")
+    work.using(queue="q2", priority=3).enqueue("aged")
     jobs.queue("q1").set(concurrency=1, rate="5/s", weight=2.0, ageing=60)
+    jobs.queue("q2").set(rate="9/s", burst=3, ageing=1, max_attempts=3, timeout=60)
     jobs.schedule("hourly").set("@every 1h", work.bind("tick"))
     jobs.schedule("nightly").set("0 3 * * *", work.bind("tock"), timezone="Europe/Berlin")
     connection = jobs.store.file.connection()
@@ -371,29 +377,36 @@ VALUES: tuple[Any, ...] = (
 
 
 def _values(dice: random.Random, connection: apsw.Connection) -> None:
-    """Values of other types, or that mean nothing; texts that are no UTF-8."""
-    loose = dice.random() < 0.5
-    if loose:
-        sql = "UPDATE sqlite_schema SET sql = replace(replace(sql, 'STRICT', ''), 'ANY', 'BLOB')"
-        connection.execute(f"{sql} WHERE type = 'table' AND name GLOB 'litejobs_*'")
-        connection.pragma("schema_version", 10_000)
-        for kind in ("INTEGER", "TEXT   ", "TEXT", "REAL"):
-            connection.execute(
-                "UPDATE sqlite_schema SET sql = replace(sql, ?, 'BLOB') WHERE type = 'table'"
-                " AND name GLOB 'litejobs_*' AND name <> 'litejobs_job'",
-                (f" {kind} ",),
-            )
-        connection.close()
-        connection = apsw.Connection(connection.filename or "")
+    """Values of other types, or that mean nothing, in tables that do not allow them; texts that
+    are no UTF-8."""
+    tables = "FROM sqlite_schema WHERE type = 'table' AND name GLOB 'litejobs_*'"
+    schema: list[Any] = connection.execute(f"SELECT sql, name {tables}").fetchall()
+    loose = [(loosened(sql), name) for sql, name in schema]
+    rewrite_schema(connection, loose)
     for _ in range(dice.choice((1, 1, 2, 5))):
         table = dice.choice((*TABLES, *["litejobs_job"] * 8, *["litejobs_schedule"] * 3))
         column = dice.choice([row[1] for row in connection.execute(f"PRAGMA table_info({table})")])
         value = dice.choice(VALUES)
         how = "CAST(? AS TEXT)" if isinstance(value, bytes) and dice.random() < 0.5 else "?"
         with contextlib.suppress(apsw.Error):
-            some = dice.choice(("", f"WHERE rowid = {dice.randrange(1, 12)}"))
+            some = dice.choice(("", f"WHERE rowid = {dice.randrange(1, 20)}"))
             connection.execute(f"UPDATE OR IGNORE {table} SET {column} = {how} {some}", (value,))
-    connection.close()
+    rewrite_schema(connection, schema)
+
+
+def loosened(schema: str) -> str:
+    """A table like that, which takes everything as it is."""
+    for word, other in (("STRICT", ""), ("NOT NULL", ""), ("ANY", "BLOB"), ("TEXT", "BLOB")):
+        schema = schema.replace(word, other)
+    return schema
+
+
+def rewrite_schema(connection: apsw.Connection, schema: Iterable[tuple[str, str]]) -> None:
+    """Says of tables that they are others than they are; each with its name."""
+    version: int = connection.pragma("schema_version")
+    sql = "UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = ?"
+    connection.executemany(sql, schema)
+    connection.pragma("schema_version", version + 1)
 
 
 def _schema(dice: random.Random, connection: apsw.Connection) -> None:
@@ -538,7 +551,7 @@ def finds(reader: Reader, jobs: LiteJobs) -> None:
 def enqueues(reader: Reader, jobs: LiteJobs) -> None:
     work = jobs.registry.named("work")
     work.enqueue("new")
-    for choices in ({"unique": Unique(key="canary")}, {"key": "k"}, {"delay": 5}):
+    for choices in ({"unique": Unique(key="canary")}, {"key": "k"}, {"queue": "q2"}):
         reader.may_refuse("enqueue", lambda: work.using(**choices).enqueue("more"))  # noqa: B023
     jobs.enqueue_many([work.bind("a"), work.bind("b")])
 

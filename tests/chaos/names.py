@@ -206,7 +206,7 @@ class World:
             text, how = job.payload["text"], job.payload["how"]
             kept = litejobs.storable(text)
             note = job.progress and job.progress.note
-            self.same(litejobs.storable(text[:500]), note, "a note")
+            self.same(litejobs.storable(text)[:500], note, "a note")
             if how == "return":
                 self.same(text, job.result(), "a result")
             elif how != "cancel":
