@@ -1131,7 +1131,7 @@ def load_backoff(text: str | None, custom: Backoff) -> Backoff:
     try:
         fields = json.loads(text)
         return CURVES[fields.pop("kind")](**fields)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise OptionError("backoff", f"{reprlib.repr(text)} in a row is none of ours") from error
 
 
@@ -6737,7 +6737,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
         job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
         return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
 
@@ -12020,7 +12020,7 @@ class LiteJobs:
         codec = definition.body.shape.result if definition else None
         try:
             return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
-        except (Unfit, ValueError) as error:
+        except (Unfit, ValueError, RecursionError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int) -> str:

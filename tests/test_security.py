@@ -29,6 +29,7 @@ from litejobs import (
     OptionError,
     PayloadError,
     Presence,
+    ResultError,
     Unfit,
     Unique,
 )
@@ -399,6 +400,24 @@ class TestAHostileFile:
             getattr(jobs.get(1), look)
         assert "note" in commanded("list", jobs.path)
         assert "note" in commanded("show", jobs.path, 1)
+
+    def test_with_json_that_is_too_deep_to_be_read_says_so(self, jobs: LiteJobs) -> None:
+        jobs.schedule("daily").set("@daily", jobs.registry.named("note").bind())
+        deep = "[" * 100_000
+        for column in ("payload", "headers", "progress", "result"):
+            write(jobs, f"UPDATE litejobs_job SET {column} = ?", deep)
+        write(jobs, "UPDATE litejobs_job SET state = 'completed'")
+        write(jobs, "UPDATE litejobs_schedule SET options = ?", deep)
+        job = jobs.get(1)
+        for look in ("payload", "headers", "progress"):
+            with pytest.raises(LitejobsError):
+                getattr(job, look)
+        with pytest.raises(ResultError):
+            job.result()
+        with pytest.raises(OptionError, match="none of ours"):
+            litejobs.load_backoff(deep, litejobs.DEFAULT_BACKOFF)
+        with pytest.raises(OptionError, match="none of ours"):
+            jobs.schedule("daily").fire()
 
     def test_beside_which_lies_something_else_than_a_lock_says_so(self, jobs: LiteJobs) -> None:
         write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]')")

@@ -473,8 +473,8 @@ def _numbers(dice: random.Random, connection: apsw.Connection) -> None:
 
 
 MALICE = (
-    _triggers, _shapes, _shapes, _shapes, _missing, _columns, _values, _values, _values,
-    _schema, _schema, _versions, _pragmas, _statistics, _numbers, _numbers,
+    _triggers, _shapes, _shapes, _shapes, _missing, _columns, *[_values] * 7, _schema, _schema,
+    _versions, _pragmas, _statistics, _numbers, _numbers,
 )  # fmt: skip
 
 
