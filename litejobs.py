@@ -11266,7 +11266,11 @@ class Supervisor:
             WorkerError: the workers cannot start.
             FileError: the file is not the one any more that it was.
         """
-        self._join()
+        with contextlib.ExitStack() as unjoined:
+            for opened in (self._bell, self._ear, self.store):
+                unjoined.callback(opened.close)
+            self._join()
+            unjoined.pop_all()
         self.joined.set()
         try:
             self._spawn()

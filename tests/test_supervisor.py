@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import multiprocessing
@@ -26,6 +27,7 @@ from litejobs import (
     SIGN,
     Constant,
     Failure,
+    FileError,
     FileReplacedError,
     Inbox,
     Job,
@@ -374,6 +376,26 @@ def test_a_node_says_who_it_is_and_what_it_does(jobs: LiteJobs, log: Path) -> No
         jobs.cancel(busy.id)
         busy.wait(PATIENT)
         eventually(lambda: jobs.nodes()[0].running == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_a_node_that_cannot_join_leaves_nothing_open(tmp_path: Path) -> None:
+    """Its bell, and what it waits with, were left to the garbage collector."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    jobs = LiteJobs(folder / "jobs.db")
+    jobs.register(trouble.nap)
+    folder.rmdir()
+    gc.collect()
+    gc.disable()
+    try:
+        before = sorted(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(FileError, match="does not exist"):
+                jobs.work(threads=1, until="empty")
+        assert sorted(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 def test_a_node_has_a_worker_for_each_core_if_nothing_is_said(jobs: LiteJobs) -> None:
