@@ -9452,23 +9452,27 @@ def _run_jobs(
                 report = None
             if made.took > HARMLESS and not is_whole():
                 board.step(report, 0)
-                return  # Else the supervisor, which hears nothing more, blames the next one.
+                return  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         voice.say(b"")
 
 
 def _watched(pipe: Connection) -> Callable[[], bool]:
-    """A function that says whether the pipe is as it is now: jobs close all that is open, or put
-    other files there."""
-    if sys.platform == "win32":  # Where others do not know its handle.
-        return lambda: True
+    """A function that says whether the pipe is as it is now, and what others print can be
+    written: jobs close all that is open, or put other files there."""
+    printed = sys.stdout, sys.stderr
+    streams = [stream for stream in printed if not getattr(stream, "closed", True)]
     number, look = pipe.fileno(), os.fstat
-    mark = _mark_of(look(number))
+    # On Windows others do not know its handle.
+    mark = None if sys.platform == "win32" else _mark_of(look(number))
 
     def is_whole() -> bool:
+        for stream in streams:
+            if stream.closed:
+                return False
         try:
-            return _mark_of(look(number)) == mark
+            return mark is None or _mark_of(look(number)) == mark
         except OSError:
             return False
 

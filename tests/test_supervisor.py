@@ -1074,6 +1074,21 @@ def test_a_job_that_closes_what_its_worker_has_open_is_the_last_one_to_run_there
     assert [(job.attempt, job.errors) for job in naps] == [(1, ())] * len(naps)
 
 
+def test_a_job_that_closes_what_others_print_to_is_the_last_one_to_run_there(
+    jobs: LiteJobs, log: Path
+) -> None:
+    """Who printed next failed for it: "I/O operation on closed file"."""
+    jobs.register(misdeeds.close_its_streams)
+    with jobs.start(workers=1, grace=GRACE):
+        for job in jobs.enqueue_many([trouble.mutter.bind()] * 20):
+            job.wait(PATIENT)
+        bad = misdeeds.close_its_streams.bind(str(log))
+        batch = jobs.enqueue_many([bad, *[trouble.mutter.bind()] * 5] * 3)
+        jobs.wait_all(batch, timeout=PATIENT)
+    ended = [job.refresh() for job in batch]
+    assert {(job.state, job.attempt, job.errors) for job in ended} == {("completed", 1, ())}
+
+
 def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) -> None:
     """Between the last look and its death it began a job, which ran again as the same attempt."""
     replaced: list[str] = []

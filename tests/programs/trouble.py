@@ -59,6 +59,11 @@ def measure(text: str) -> int:
     return len(text)
 
 
+@define(max_attempts=1)
+def mutter() -> None:
+    print("mutter", file=sys.stderr, end="")
+
+
 @define
 def whoami() -> int:
     return os.getpid()
@@ -270,5 +275,5 @@ DEFINITIONS = (
     close_everything, nap_or_close, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
     start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
     fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_out_twice,
-    leave_a_daemon,
+    leave_a_daemon, mutter,
 )  # fmt: skip
