@@ -587,6 +587,8 @@ def good(log: str, n: int, seconds: float = 0.0, treason: str = "") -> int:
     time.sleep(seconds)
     if treason:
         TREASONS[treason]()
+    for stream in sys.stdout, sys.stderr:
+        print(end="", file=stream)
     note(log, n)
     return n
 
