@@ -767,9 +767,11 @@ class Model:
         return int(id)
 
     def resume(self, entry: Recurrence) -> bool:
-        """What was missed meanwhile is not made up."""
+        """What was missed meanwhile is not made up, and a tick that is still to come stays it,
+        even if the clock was set back since: the one before it has been."""
         if entry.paused:
-            entry.paused, entry.next_at = 0, entry.after(self.now, entry.next_at)
+            after = max(self.now, entry.next_at - 1)
+            entry.paused, entry.next_at = 0, entry.after(after, entry.next_at)
             return True
         return False
 
