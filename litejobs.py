@@ -537,6 +537,18 @@ def looks() -> Iterator[float]:
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
+def load_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is none, or too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def plain_payload(stored: Any, name: str) -> Any:
     """The JSON values of a payload; or its bytes, which only its definition can read.
 
@@ -544,8 +556,8 @@ def plain_payload(stored: Any, name: str) -> Any:
         PayloadError: it is neither, which takes somebody else's hand.
     """
     try:
-        return stored if isinstance(stored, bytes) else json.loads(stored)
-    except (ValueError, TypeError, RecursionError) as error:
+        return stored if isinstance(stored, bytes) else load_json(stored)
+    except (ValueError, TypeError) as error:
         raise PayloadError(name, (f"it is no JSON: {error}",)) from None
 
 
@@ -787,8 +799,8 @@ def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
     Raises:
         OptionError: the row was written by somebody else, and not well.
     """
-    with contextlib.suppress(ValueError, RecursionError):
-        told = None if text is None else json.loads(text)
+    with contextlib.suppress(ValueError):
+        told = None if text is None else load_json(text)
         if told is None or isinstance(told, dict):
             return told
     raise OptionError(what, f"{reprlib.repr(text)} in a row is none of ours")
@@ -1129,9 +1141,9 @@ def load_backoff(text: str | None, custom: Backoff) -> Backoff:
     if text == CUSTOM:
         return custom
     try:
-        fields = json.loads(text)
+        fields = load_json(text)
         return CURVES[fields.pop("kind")](**fields)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise OptionError("backoff", f"{reprlib.repr(text)} in a row is none of ours") from error
 
 
@@ -5653,8 +5665,8 @@ class Details:
         given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            given |= {f"path{place}": path, f"names{place}": json.dumps(names)}
-            given |= {f"value{place}": value}
+            bound = {"path": path, "names": json.dumps(names), "value": value}
+            given |= {f"{name}{place}": each for name, each in bound.items()}
         return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
 
 
@@ -6725,7 +6737,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         OptionError: its options were written by somebody else, and not well.
     """
     try:
-        options = json.loads(entry.options)
+        options = load_json(entry.options)
         chosen = frozenset(options.pop("open"))
         lasts, expires = options.pop("lasts"), options.pop("expires")
         extra = Extra(
@@ -6737,7 +6749,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
         job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
         return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
 
@@ -7462,8 +7474,8 @@ def _node(row: Listed) -> Node:
 
 
 def _names_in(text: str | None) -> list[str] | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        names = None if text is None else json.loads(text)
+    with contextlib.suppress(ValueError):
+        names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return names
     raise Damaged(f"a node lists no names: {_shown(text)}")
@@ -9461,8 +9473,7 @@ def _run_jobs(
 def _watched(pipe: Connection) -> Callable[[], bool]:
     """A function that says whether the pipe is as it is now, and what others print can be
     written: jobs close all that is open, or put other files there."""
-    printed = sys.stdout, sys.stderr
-    streams = [stream for stream in printed if not getattr(stream, "closed", True)]
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     number, look = pipe.fileno(), os.fstat
     # On Windows others do not know its handle.
     mark = None if sys.platform == "win32" else _mark_of(look(number))
@@ -12027,8 +12038,8 @@ class LiteJobs:
         definition = self.registry.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
-            return json.loads(job.row.result) if codec is None else codec.decode(job.row.result)
-        except (Unfit, ValueError, RecursionError) as error:
+            return load_json(job.row.result) if codec is None else codec.decode(job.row.result)
+        except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int) -> str:
@@ -13069,8 +13080,8 @@ def _read_json(text: object) -> Any:
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
-        return None if text is None else json.loads(str(text))
-    except (ValueError, RecursionError):
+        return None if text is None else load_json(str(text))
+    except ValueError:
         return str(text)
 
 
@@ -13703,8 +13714,8 @@ def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     try:
         if equals:
-            return name, json.loads(value)
-    except (ValueError, RecursionError):
+            return name, load_json(value)
+    except ValueError:
         pass
     problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
     raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")

@@ -25,6 +25,7 @@ from programs import Programs, alive, children, eventually, lines, misdeeds, nev
 
 from litejobs import (
     SIGN,
+    Bound,
     Constant,
     Failure,
     FileError,
@@ -49,10 +50,14 @@ def jobs(tmp_path: Path) -> Iterator[LiteJobs]:
         yield jobs
 
 
-def teach_that_naps_are_short(jobs: LiteJobs) -> None:
+def teach_that_it_is_short(jobs: LiteJobs, work: Bound[Any]) -> None:
     """Until a node knows how long a definition's jobs take, it hands them over singly."""
-    for job in jobs.enqueue_many(trouble.nap.bind(0) for _ in range(20)):
+    for job in jobs.enqueue_many([work] * 20):
         job.wait(PATIENT)
+
+
+def teach_that_naps_are_short(jobs: LiteJobs) -> None:
+    teach_that_it_is_short(jobs, trouble.nap.bind(0))
 
 
 def written(log: Path, count: int) -> Callable[[], bool]:
@@ -461,8 +466,7 @@ def test_a_signal_lets_running_jobs_end_and_gives_back_the_others(
 ) -> None:
     node = programs.node(jobs.path, "--grace", str(FAR))
     short = trouble.nap_and_tell.bind(str(log), 0)
-    for job in jobs.enqueue_many([short] * 20):  # So that many are handed over at once.
-        job.wait(PATIENT)
+    teach_that_it_is_short(jobs, short)
     long = trouble.nap_and_tell.bind(str(log), 1)
     running, *waiting = jobs.enqueue_many([long, *[short] * 10])
     eventually(written(log, 21))
@@ -1065,8 +1069,7 @@ def test_a_job_that_closes_what_its_worker_has_open_is_the_last_one_to_run_there
     seconds = (0, 0.1, -1, 0.1, 0.1, -1, 0.1)
     work = [trouble.nap_or_close.bind(each) for each in seconds]
     with jobs.start(workers=1, grace=GRACE):
-        for job in jobs.enqueue_many([work[0]] * 20):
-            job.wait(PATIENT)
+        teach_that_it_is_short(jobs, work[0])
         batch = jobs.enqueue_many(work)
         jobs.wait_all(batch, timeout=PATIENT)
     # Whether its worker is still there to say that such a job has returned is a matter of luck.
@@ -1080,8 +1083,7 @@ def test_a_job_that_closes_what_others_print_to_is_the_last_one_to_run_there(
     """Who printed next failed for it: "I/O operation on closed file"."""
     jobs.register(misdeeds.close_its_streams)
     with jobs.start(workers=1, grace=GRACE):
-        for job in jobs.enqueue_many([trouble.mutter.bind()] * 20):
-            job.wait(PATIENT)
+        teach_that_it_is_short(jobs, trouble.mutter.bind())
         bad = misdeeds.close_its_streams.bind(str(log))
         batch = jobs.enqueue_many([bad, *[trouble.mutter.bind()] * 5] * 3)
         jobs.wait_all(batch, timeout=PATIENT)
