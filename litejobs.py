@@ -4538,6 +4538,9 @@ class Names:
     """Of the memory that those share who have the file open."""
     _marks: tuple[Mark, ...] = ()
     _seen_at: float = 0.0
+    file_size: int = 0
+    wal_size: int = 0
+    """Bytes, when a transaction that writes began."""
 
     @classmethod
     def of(cls, place: Path, mark: Mark) -> Names:
@@ -4566,6 +4569,7 @@ class Names:
         if file.st_nlink > 1:
             return file.st_nlink
         self._seen_at = looked_at
+        self.file_size, self.wal_size = file.st_size, wal.st_size
         return 1
 
     def were_seen_just_now(self) -> bool:
@@ -4731,11 +4735,12 @@ Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
-CHUNK = 256 * 1024
-"""Bytes by which the file grows: room that is taken before it is needed."""
 WAL_ROOM = 1_250
 """Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
 its content into the file and begins it anew, and a quarter more."""
+DISK_RESERVE = 4 * MEBIBYTE
+"""Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
+(its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 _OPENING = threading.RLock()
 """Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
@@ -4817,8 +4822,6 @@ class File:
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
-    _chunk: int = -1
-    """The last of the file's chunks, when somebody saw that it is there."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     lent: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
@@ -5000,46 +5003,47 @@ class File:
         and one by others at least as much before the next transaction of ours."""
         return self._opened + connection.data_version()
 
-    # A disk that is full must not keep jobs from being settled, which makes room in the end.
-    # So producers take room before they need it: the whole content of the WAL fits into the
-    # file, the WAL can always be begun anew, and that has room for those who settle.
+    # A full disk must not keep jobs from being settled, which makes room in the end. So producers
+    # are refused while there is still room for those who settle. Only SQLite ever writes to the
+    # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
 
-    def make_room(self, connection: apsw.Connection) -> None:
-        """Lets the file grow to what it will hold after this transaction; for those who
-        enqueue, just before they commit.
+    def require_space(self, connection: apsw.Connection) -> None:
+        """Refuses a transaction that enqueues, just before it commits, unless the disk has room
+        for what the next checkpoint adds to the file, for the WAL, and for `DISK_RESERVE`.
 
-        Raises:
-            FileError: it cannot.
+        Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        size = pages * self._page_size
-        if (chunk := (size - 1) // CHUNK) != self._chunk:
-            hint = array.array("q", [size + CHUNK // 2])
-            try:
-                connection.file_control("main", apsw.SQLITE_FCNTL_SIZE_HINT, hint.buffer_info()[0])
-            except apsw.IOError as error:
-                problem = "cannot grow: nothing was written; free some space, or have more quota"
-                raise FileError(str(self.path), problem) from error
-            self._chunk = chunk
+        growth = pages * self._page_size - self._names.file_size
+        wal_growth = WAL_ROOM * (self._page_size + 24) - self._names.wal_size
+        try:
+            free = _free_space(os.path.dirname(self._names.file))
+        except OSError:
+            return  # The commit says what is wrong with it.
+        if free is not None and free < max(0, growth) + max(0, wal_growth) + DISK_RESERVE:
+            problem = "the disk is nearly full: nothing was written; free some space"
+            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+            raise FileError(str(self.path), f"{problem} ({left})")
 
-    def keep_room(self) -> None:
+    def extend_wal(self) -> None:
         """Gives the WAL room for those who settle; for nodes, now and then.
 
-        Raises:
-            FileError: the disk is full.
+        SQLite writes the pages of a transaction that is undone, behind the last valid frame and
+        under the write lock, and the WAL keeps its size.
         """
-        with self.reading(), _as_ours(self.path):
-            room = WAL_ROOM * (self._page_size + 24)
-            if os.stat(self._names.wal).st_size >= room:
+        with self.turn, _as_ours(self.path):
+            connection = self.connection()
+            if os.stat(self._names.wal).st_size >= WAL_ROOM * (self._page_size + 24):
                 return
-        with self.writing(), _as_ours(self.path), open(self._names.wal, "ab", 0) as wal:
-            size = wal.tell()
+            size = WAL_ROOM * self._page_size
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                while (missing := room - wal.tell()) > 0:
-                    wal.write(bytes(missing))  # Nobody looks at what is behind the last frame.
-            except OSError:
-                wal.truncate(size)
-                raise
+                self.check()
+                connection.execute("CREATE TABLE litejobs_room (content)")
+                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                connection.cache_flush()
+            finally:
+                self.roll_back()
 
     def empty_wal(self) -> None:
         """Moves the WAL's content into the file, as far as nobody reads it, so that the next
@@ -5217,8 +5221,6 @@ def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
         # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
         connection.pragma("wal_autocheckpoint", 1000)
         connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-        chunk = array.array("i", [CHUNK])
-        connection.file_control("main", apsw.SQLITE_FCNTL_CHUNK_SIZE, chunk.buffer_info()[0])
         _migrate(connection, str(place))
         _forget_statistics(connection)
     except BaseException:
@@ -5306,6 +5308,16 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
 def _litejobs_has(mark: Mark) -> bool:
     there = (reference() for reference in _OPEN_HERE.valuerefs())
     return any(each.is_open_as(mark) for each in there if each is not None)
+
+
+def _free_space(folder: str) -> int | None:
+    """Bytes that the disk has left for this user; `None` if it does not say."""
+    if sys.platform == "win32":
+        import shutil
+
+        return shutil.disk_usage(folder).free
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
 def _plain_path(name: str) -> str:
@@ -6550,7 +6562,7 @@ class Intake:
                 known = Known(version, self.ringer.ports(connection), self._defaults(connection))
                 self._known = known
             results = [put(connection) for put in puts]
-            self.file.make_room(connection)
+            self.file.require_space(connection)
         known.version = version + 1
         if known.ports:
             self.ringer.ring(known.ports)
@@ -6678,7 +6690,7 @@ class Intake:
             if group[0] != "pending":
                 self.rows.count(connection, {group: 1})
             ports = self.ringer.ports(connection)
-            self.file.make_room(connection)
+            self.file.require_space(connection)
         self.ringer.ring(ports)
         return id
 
@@ -6837,7 +6849,7 @@ class Timetable:
                 (next_at, last_at, last_job, entry.name),
             )
             ports = self.ringer.ports(connection) if placed else ()
-            self.file.make_room(connection)
+            self.file.require_space(connection)
         self.ringer.ring(ports)
         logger.info("schedule %s fired %d jobs", entry.name, len(placed))
         tell(entry, [id for _, id in placed])
@@ -6872,7 +6884,7 @@ class Timetable:
                 (now, id, name),
             )
             ports = self.ringer.ports(connection)
-            self.file.make_room(connection)
+            self.file.require_space(connection)
         self.ringer.ring(ports)
         return id
 
@@ -8047,9 +8059,14 @@ class Health:
         return found
 
     def repair(self) -> int:
-        """Counts all jobs anew; says how many numbers were wrong."""
+        """Builds damaged indexes anew and counts all jobs anew; says how many indexes and numbers
+        were wrong."""
+        with self._file.aside() as connection:
+            damaged = sorted(_damaged_indexes(connection))
         with self._file.writing() as connection:
-            mended = len([*_miscounted(connection)])
+            for index in damaged:
+                connection.execute(f"REINDEX {index}")
+            mended = len(damaged) + len([*_miscounted(connection)])
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
         return mended
@@ -8190,9 +8207,16 @@ def _ahead(connection: apsw.Connection, row: Row) -> int:
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
-        for (problem,) in connection.execute("PRAGMA integrity_check(10)"):
-            if problem != "ok":
-                yield Finding("error", "the file", str(problem), advice)
+        for problem in _problems(connection):
+            if not _INDEX_PROBLEM.search(problem):
+                yield Finding("error", "the file", problem, advice)
+        for index, ids in _damaged_indexes(connection).items():
+            rows = f": rows {', '.join(map(str, ids[:5]))}" if ids else ""
+            yield Finding(
+                "error", f"index {index}", f"does not agree with its table{rows}",
+                "`litejobs doctor … --repair` builds it anew; no job is lost by that",
+            )  # fmt: skip
+        yield from _damaged_texts(connection)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
         return
@@ -8200,6 +8224,51 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     there = {name for (name,) in connection.execute(sql)}
     for name in sorted(_names_of("".join(SCHEMA)) - there):
         yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
+
+
+_INDEX_PROBLEM = re.compile(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$")
+_JSON_COLUMNS = "payload", "headers", "result", "progress", "retention"
+
+
+def _problems(connection: apsw.Connection) -> list[str]:
+    """What SQLite finds when it reads the whole file."""
+    found = connection.execute("PRAGMA integrity_check(100)")
+    return [str(problem) for (problem,) in found if problem != "ok"]
+
+
+def _damaged_indexes(connection: apsw.Connection) -> dict[str, list[int]]:
+    """The indexes that do not agree with their tables, with the ids of rows that SQLite names."""
+    damaged = defaultdict[str, list[int]](list)
+    for problem in _problems(connection):
+        if match := _INDEX_PROBLEM.search(problem):
+            damaged[match[2]] += [int(match[1])] if match[1] else []
+    return damaged
+
+
+def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
+    """Finds JSON that is none, as after a byte of it was overwritten. (SQLite's own check refuses
+    deeper nesting than Python's, and ends at a NUL.)"""
+    for column in _JSON_COLUMNS:
+        sql = f"""
+            SELECT id, {column} FROM litejobs_job
+            WHERE typeof({column}) = 'text'
+                AND (NOT json_valid({column}) OR instr({column}, char(0)))
+        """
+        ids = [id for id, text in connection.execute(sql) if not _is_json(text)]
+        if ids:
+            yield Finding(
+                "error", f"the {column} of {_many(len(ids), 'job')}",
+                f"cannot be read as JSON: {', '.join(map(str, ids[:5]))}",
+                "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
+            )  # fmt: skip
+
+
+def _is_json(text: str) -> bool:
+    try:
+        load_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _names_of(schema: str) -> frozenset[str]:
@@ -9153,14 +9222,14 @@ def fold(beat: Beat) -> float:
     return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
 
 
-def keep_room(beat: Beat) -> float:
-    """Sees to it that jobs can be settled when the disk is full."""
-    beat.store.file.keep_room()
+def extend_wal(beat: Beat) -> float:
+    """Makes the WAL so large that jobs can be settled when the disk is full."""
+    beat.store.file.extend_wal()
     return 60.0
 
 
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold, keep_room,
+    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold, extend_wal,
 )  # fmt: skip
 
 

@@ -296,6 +296,43 @@ class TestDoctor:
         assert {one.level for one in found} == {"error"}
         assert {one.subject for one in found} == {"the file"}
 
+    def test_finds_an_index_that_does_not_agree_with_its_table_and_builds_it_anew(
+        self, jobs: LiteJobs
+    ) -> None:
+        for _ in range(3):
+            add(jobs)
+        with jobs.store.file.reading() as connection:
+            root = connection.execute(
+                "SELECT rootpage FROM sqlite_schema WHERE name = 'litejobs_ready'"
+            ).get
+        jobs.close()
+        content = jobs.path.read_bytes()
+        start = (root - 1) * 4096
+        page = content[start : start + 4096].replace(b"mail", b"nail", 1)
+        jobs.path.write_bytes(content[:start] + page + content[start + 4096 :])
+        found = only(jobs.doctor())
+        assert (found.level, found.subject) == ("error", "index litejobs_ready")
+        assert found.problem.startswith("does not agree with its table: rows ")
+        assert jobs.repair() == 1
+        assert jobs.doctor() == []
+        assert jobs.count(state="pending") == 3
+
+    @pytest.mark.parametrize("column", ["payload", "headers", "result"])
+    def test_finds_text_in_which_a_byte_was_overwritten(self, jobs: LiteJobs, column: str) -> None:
+        ids = [add(jobs, state="completed") for _ in range(2)]
+        write_by_hand(jobs, f'UPDATE litejobs_job SET {column} = \'{{"to": "Adalbert"}}\'')
+        jobs.close()
+        content = jobs.path.read_bytes()
+        assert content.count(b"Adalbert") == 2
+        place = content.index(b"Adalbert")
+        jobs.path.write_bytes(content[: place + 3] + b"\0" + content[place + 4 :])
+        found = only(jobs.doctor())
+        assert (found.level, found.subject) == ("error", f"the {column} of 1 job")
+        (damaged,) = [id for id in ids if found.problem == f"cannot be read as JSON: {id}"]
+        jobs.delete(damaged)
+        assert jobs.doctor() == []
+        assert jobs.count(state="completed") == 1
+
     def test_finds_what_is_missing_of_the_schema(self, jobs: LiteJobs) -> None:
         jobs.count()
         write_by_hand(jobs, "DROP INDEX litejobs_ready")

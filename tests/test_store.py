@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import apsw
@@ -38,6 +39,7 @@ import litejobs
 from litejobs import (
     BATCH,
     LOST_LIMIT,
+    MEBIBYTE,
     SCHEMA,
     Batch,
     BusyError,
@@ -1168,12 +1170,12 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
     def test_for_want_of_disk_writes_nothing(self, store: Store) -> None:
         with a_broken_disk() as broken:
             store.intake.enqueue([new()])
-            broken.full = True
+            broken.left = 0
             # More than is taken beforehand.
             with pytest.raises(FileError, match="nothing was written; free some") as caught:
                 store.intake.enqueue([new(payload=json.dumps("x" * 2**20))])
             assert type(caught.value) is FileError, "its outcome is known"
-            broken.full = False
+            broken.left = None
             assert store.catalogue.count(Match()) == 1
             assert list(store.intake.enqueue([new()])) == [2]
             store.close()
@@ -1244,11 +1246,12 @@ def a_broken_disk() -> Iterator[BrokenDisk]:
 
 
 class BrokenDisk(apsw.VFS):
-    """A disk, the default one meanwhile, whose next sync can be made to fail, on which files
-    cannot grow when it is full, and from which there may be no more than reading."""
+    """A disk, the default one meanwhile, whose next sync can be made to fail, that has so many
+    bytes left if that is limited, and from which there may be no more than reading."""
 
     def __init__(self) -> None:
-        self.fails = self.full = self.closed = self.read_only = False
+        self.fails = self.closed = self.read_only = False
+        self.left: int | None = None
         self.before = apsw.vfs_names()[0]
         super().__init__("broken-disk", self.before, makedefault=True)
 
@@ -1270,14 +1273,12 @@ class BrokenFile(apsw.VFSFile):
         super().__init__(disk.before, name, flags)
 
     def xWrite(self, data: Buffer, offset: int) -> None:
-        if self.disk.full and offset + len(bytes(data)) > self.xFileSize():
-            raise apsw.FullError("no space left")
+        if self.disk.left is not None:
+            grows = max(0, offset + len(bytes(data)) - self.xFileSize())
+            if grows > self.disk.left:
+                raise apsw.FullError("no space left")
+            self.disk.left -= grows
         super().xWrite(data, offset)
-
-    def xFileControl(self, op: int, pointer: int) -> bool:
-        if self.disk.full and op == apsw.SQLITE_FCNTL_SIZE_HINT:
-            raise apsw.IOError("no space left")
-        return super().xFileControl(op, pointer)
 
     def xSync(self, flags: int) -> None:
         if self.disk.fails:
@@ -2162,18 +2163,23 @@ def sequence(rows: Sequence[Any]) -> list[int]:
 
 class TestAFullDisk:
     def test_lets_jobs_be_settled_and_pruned_and_others_run(
-        self, path: Path, clock: TurnedClock
+        self, path: Path, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with a_broken_disk() as disk:
+
+            def statvfs(path: Any) -> Any:
+                return SimpleNamespace(f_bavail=disk.left, f_frsize=1, f_blocks=1)
+
             store = Store.at(path, "fast", clock)
             node, presence = store.nodes.join("here", 0, 1, ALL, [])
-            store.file.keep_room()
+            store.file.extend_wal()
             store.intake.enqueue([new() for _ in range(100)])
             held = take(store, node, 50)
-            disk.full = True
+            disk.left = 6 * MEBIBYTE
+            monkeypatch.setattr(os, "statvfs", statvfs)
             many = [new(payload=json.dumps("x" * 2_000)) for _ in range(100)]
             with pytest.raises(FileError, match="nothing was written; free some space"):
-                store.intake.enqueue(many)
+                list(map(store.intake.enqueue, itertools.repeat(many)))
             done = [ending(job, "failed", failure=a_failure(job, "no " * 300)) for job in held]
             for settled in done:
                 assert settle(store, node, settled) == 0
@@ -2182,33 +2188,47 @@ class TestAFullDisk:
             # So many that the WAL is begun anew, again and again.
             while claimed := take(store, node, 20):
                 settle(store, node, *(ending(job, "completed") for job in claimed))
-            disk.full = False
+            disk.left = 100 * MEBIBYTE
             store.intake.enqueue(many)
             assert len(take(store, node)) == 100
             assert store.health.findings() == []
             presence.close()
             store.close()
 
-    def test_is_told_by_the_node_that_can_keep_no_room(self, path: Path) -> None:
+    def test_has_room_in_the_wal_that_only_sqlite_has_written(self, store: Store) -> None:
+        store.queues()
+        wal = Path(f"{store.file.path}-wal")
+        small = wal.stat().st_size
+        before = store.file.connection().data_version()
+        store.file.extend_wal()
+        size = wal.stat().st_size
+        assert small < 5_000_000 < size
+        assert store.file.connection().data_version() == before
+        assert store.health.findings() == []
+        store.file.extend_wal()
+        assert wal.stat().st_size == size
+
+    def test_is_told_by_the_node_that_can_give_the_wal_no_room(self, path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", self.PROGRAM, str(path)], capture_output=True, text=True
         )
-        assert done.stdout == "FileError, and no byte was taken\n", done.stderr
+        assert done.stdout == "FileError\n1\n", done.stderr
 
     PROGRAM = """
 import os, resource, sys
 from pathlib import Path
-from litejobs import FileError, Store
+from litejobs import FileError, LiteJobs, Store
 store = Store.at(Path(sys.argv[1]))
 store.queues()
-before = os.stat(sys.argv[1] + "-wal").st_size
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
 try:
-    store.file.keep_room()
+    store.file.extend_wal()
 except FileError as error:
-    taken = os.stat(sys.argv[1] + "-wal").st_size - before
-    print(f"{type(error).__name__}, and {taken or 'no'} byte was taken")
+    print(type(error).__name__)
+jobs = LiteJobs(sys.argv[1])
+jobs.define(lambda: None, name="f").enqueue()
+print(jobs.count())
 """
 
 

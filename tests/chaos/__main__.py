@@ -32,6 +32,7 @@ MODULES = (
     "model",
     "kills",
     "soak",
+    "growth",
     "races",
     "writes",
     "syncs",

@@ -21,6 +21,7 @@ import apsw
 import attrs
 
 from litejobs import (
+    DISK_RESERVE,
     DUTIES,
     Beat,
     Claimed,
@@ -120,7 +121,11 @@ class SmallFiles:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-KINDS = ("a full disk", "a full disk", "a quota", "small files")
+FILLED, BY_OTHERS = "a full disk", "a disk that others filled"
+KINDS = (FILLED, BY_OTHERS, "a quota", "small files")
+SEEN = FILLED, BY_OTHERS
+"""Where room is kept for those who settle, since the disk says how much is left. Limits that it
+does not tell are met by whoever comes next."""
 
 
 @attrs.frozen
@@ -144,9 +149,12 @@ class Point:
     @classmethod
     def throw(cls, dice: random.Random) -> Point:
         """One that nobody has thought of."""
+        kind = dice.choice(KINDS)
         room = dice.choice((0, dice.randrange(5_000), dice.randrange(500_000)))
+        if kind == FILLED:
+            room += DISK_RESERVE + dice.randrange(2_000_000)
         return cls(
-            dice.choice(KINDS), room, dice.choice((20, 200, 1_000)), dice.choice((1, 10, 20)),
+            kind, room, dice.choice((20, 200, 1_000)), dice.choice((1, 10, 20)),
             dice.choice((10, 300, 5_000, 50_000)), dice.choice((1, 1, 7, 40)),
             dice.random() < 0.7,
         )  # fmt: skip
@@ -276,8 +284,11 @@ def without_room(plant: Plant, point: Point) -> Any:
         plant.enqueue(10 if plant.refusals else point.size, point.at_once)
     pruned = 0
     if point.staffed:
-        plant.settle(point.at_once)
-        pruned = plant.store.prune(NOW + 100 * DAY)
+        with contextlib.ExitStack() as limits:
+            if point.kind not in SEEN:
+                limits.enter_context(contextlib.suppress(FileError))
+            plant.settle(point.at_once)
+            pruned = plant.store.prune(NOW + 100 * DAY)
         with contextlib.suppress(FileError):
             work_on(plant)
     return pruned, plant.settled, plant.sure, plant.unsure, plant.refusals
@@ -305,7 +316,9 @@ def full_disk(run: Run) -> None:
             _fill(run, archive, Point.throw(run.dice))
             run.counts["fill points"] += 1
         for number in range(-(-run.count // 40)):
-            _fill_under_a_node(run, folder / f"node-{number}", run.dice.randrange(600_000))
+            _fill_under_a_node(
+                run, folder / f"node-{number}", DISK_RESERVE + run.dice.randrange(2_000_000)
+            )
 
 
 def _fill_under_a_node(run: Run, folder: Path, room: int) -> None:
@@ -326,7 +339,7 @@ def _fill(run: Run, archive: Archive, point: Point) -> None:
         child = Child.fork(run, str(point), lambda tell: fill(point, path, tell))
         try:
             pruned, worked, sure, unsure, refusals = child.hear()
-            held = point.held if point.staffed else 0
+            held = point.held if point.staffed and point.kind in SEEN else 0
             run.expect(pruned >= held, f"{point}: {held} had ended, {pruned} were pruned")
             run.counts["settled without room"] += worked
             run.counts["refused"] += len(refusals)
@@ -345,7 +358,7 @@ def _check_refusals(run: Run, point: Point, refusals: list[tuple[str, str]]) -> 
     """They name the file, and say what to do."""
     for kind, text in refusals:
         run.expect("jobs.db" in text, f"{point}: {kind} does not name the file: {text}")
-        if point.kind == "a full disk":
+        if point.kind in SEEN:
             told = kind == "FileError" and "nothing was written; free some space" in text
             run.expect(told, f"{point}: {kind} does not say what to do: {text}")
 
