@@ -8207,7 +8207,7 @@ def _ahead(connection: apsw.Connection, row: Row) -> int:
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
-        for problem in _problems(connection):
+        for problem in _integrity_problems(connection):
             if not _INDEX_PROBLEM.search(problem):
                 yield Finding("error", "the file", problem, advice)
         for index, ids in _damaged_indexes(connection).items():
@@ -8230,7 +8230,7 @@ _INDEX_PROBLEM = re.compile(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$")
 _JSON_COLUMNS = "payload", "headers", "result", "progress", "retention"
 
 
-def _problems(connection: apsw.Connection) -> list[str]:
+def _integrity_problems(connection: apsw.Connection) -> list[str]:
     """What SQLite finds when it reads the whole file."""
     found = connection.execute("PRAGMA integrity_check(100)")
     return [str(problem) for (problem,) in found if problem != "ok"]
@@ -8239,7 +8239,7 @@ def _problems(connection: apsw.Connection) -> list[str]:
 def _damaged_indexes(connection: apsw.Connection) -> dict[str, list[int]]:
     """The indexes that do not agree with their tables, with the ids of rows that SQLite names."""
     damaged = defaultdict[str, list[int]](list)
-    for problem in _problems(connection):
+    for problem in _integrity_problems(connection):
         if match := _INDEX_PROBLEM.search(problem):
             damaged[match[2]] += [int(match[1])] if match[1] else []
     return damaged

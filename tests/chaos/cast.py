@@ -263,11 +263,13 @@ class Producer:
 
     def acknowledged(self, token: str, job: Job[Any]) -> None:
         self.diary.write("joined" if job.duplicate else "ack", job.id, token)
+        if not job.duplicate:
+            self.diary.write("content", job.id, actors.digest([job.payload, job.headers]))
         self.recent.append(job.id)
 
     def one(self, definition: Definition[..., Any, Any], *arguments: Any) -> None:
         """Enqueues one, in one of several ways."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"headers": {"pad": "x" * self.dice.choice((0, 10, 3_000))}}
         if self.dice.random() < 0.2:
             options["delay"] = self.dice.uniform(0, 1)
         if self.dice.random() < 0.2:

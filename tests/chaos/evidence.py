@@ -40,6 +40,7 @@ class Row(NamedTuple):
     error: str | None
     schedule: str | None
     run_at: int
+    headers: str | None
 
     @property
     def given(self) -> Any:
@@ -236,6 +237,14 @@ def what_is_missing(evidence: Evidence) -> Iterator[str]:
     for id in evidence.ids("joined"):
         if id not in evidence.rows:
             yield f"job {id} was said to be there already, and is missing"
+
+
+def what_is_not_what_was_enqueued(evidence: Evidence) -> Iterator[str]:
+    """Payloads and headers are, to the letter, what their producer has logged."""
+    for id, digest in evidence.told["content"]:
+        row = evidence.rows.get(int(id))
+        if row and actors.digest([row.given, json.loads(row.headers or "{}")]) != digest:
+            yield f"job {id} has {row.payload!r:.300} and {row.headers!r:.300}, as nobody enqueued"
 
 
 def what_nobody_enqueued(evidence: Evidence) -> Iterator[str]:
@@ -457,8 +466,8 @@ AT_ANY_TIME: tuple[Check, ...] = (
 )  # fmt: skip
 """What can be said while all of them play, if the diaries are read before the file."""
 IN_THE_END: tuple[Check, ...] = (
-    *AT_ANY_TIME, what_nobody_enqueued, what_is_not_unique, what_did_not_tick,
-    what_ran_after_its_end, what_ran_although_cancelled, what_is_charged_wrongly,
+    *AT_ANY_TIME, what_is_not_what_was_enqueued, what_nobody_enqueued, what_is_not_unique,
+    what_did_not_tick, what_ran_after_its_end, what_ran_although_cancelled, what_is_charged_wrongly,
     what_did_not_end_well,
 )  # fmt: skip
 

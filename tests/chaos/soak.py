@@ -19,15 +19,16 @@ import statistics
 import struct
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import apsw
 import attrs
 
 import litejobs
-from litejobs import Constant, Context, LiteJobs, Retention, Unique, define
+from litejobs import Constant, Context, Job, LiteJobs, Retention, Unique, define
 
 from . import actors
 from .actors import Actor, Diary
@@ -156,43 +157,43 @@ class Producer:
     late_ones: deque[int] = attrs.field(factory=lambda: deque(maxlen=20))
 
     def one(self) -> None:
-        self._tell([small.using(retention=self.retention).enqueue(self.dice.randrange(99)).id])
+        self._tell([small.using(retention=self.retention).enqueue(self.dice.randrange(99))])
 
     def many(self) -> None:
         bound = [small.using(retention=self.retention).bind(n) for n in range(20)]
-        self._tell([job.id for job in self.jobs.enqueue_many(bound)])
+        self._tell(self.jobs.enqueue_many(bound))
 
     def slow(self) -> None:
-        self._tell([slow.using(retention=self.retention, priority=-1).enqueue(0.02).id])
+        self._tell([slow.using(retention=self.retention, priority=-1).enqueue(0.02)])
 
     def large(self) -> None:
         text = "x" * self.dice.randrange(10_000)
-        self._tell([large.using(retention=self.retention).enqueue(text).id])
+        self._tell([large.using(retention=self.retention).enqueue(text)])
 
     def waiting(self) -> None:
-        self._tell([waiting.using(retention=self.retention).enqueue(0.1).id])
+        self._tell([waiting.using(retention=self.retention).enqueue(0.1)])
 
     def keyed(self) -> None:
         name = f"key-{self.dice.randrange(5)}"
-        self._tell([keyed.using(retention=self.retention, key=name).enqueue(name).id])
+        self._tell([keyed.using(retention=self.retention, key=name).enqueue(name)])
 
     def unique(self) -> None:
         unique = Unique(key=f"one-{self.dice.randrange(9)}", scope="active")
-        self._tell([small.using(retention=self.retention, unique=unique).enqueue(0).id])
+        self._tell([small.using(retention=self.retention, unique=unique).enqueue(0)])
 
     def failing(self) -> None:
-        self._tell([flaky.using(retention=self.retention).enqueue().id])
+        self._tell([flaky.using(retention=self.retention).enqueue()])
         if self.dice.random() < 0.3:
-            self._tell([hopeless.using(retention=self.retention).enqueue().id])
+            self._tell([hopeless.using(retention=self.retention).enqueue()])
 
     def rough(self) -> None:
         body = self.dice.choice((late, crash))
-        self._tell([body.using(retention=self.retention).enqueue().id])
+        self._tell([body.using(retention=self.retention).enqueue()])
 
     def later(self) -> None:
         delay = self.dice.uniform(0.1, 3)
         job = small.using(retention=self.retention, delay=delay).enqueue(1)
-        self._tell([job.id])
+        self._tell([job])
         self.late_ones.append(job.id)
 
     def cancel(self) -> None:
@@ -209,10 +210,12 @@ class Producer:
             self.own.execute("ROLLBACK")
             return
         self.own.execute("COMMIT")
-        self._tell([job.id])
+        self._tell([job])
 
-    def _tell(self, ids: list[int]) -> None:
-        self.diary.write("enqueued", *ids)
+    def _tell(self, jobs: Sequence[Job[Any]]) -> None:
+        self.diary.write("enqueued", *[job.id for job in jobs])
+        contents = [f"{job.id}:{actors.digest(job.payload)}" for job in jobs if not job.duplicate]
+        self.diary.write("content", *contents)
 
     def act(self) -> None:
         """Does one of these things, some more often than others."""
@@ -359,6 +362,7 @@ def soak(run: Run) -> None:
     check_wal(run, watch)
     check_file(run)
     check_diaries(run)
+    check_contents(run)
 
 
 def begin(run: Run) -> list[Actor]:
@@ -494,6 +498,23 @@ def check_diaries(run: Run) -> None:
     run.expect(not lost, f"{len(lost)} acknowledged jobs never ended, such as {min(lost or {0})}")
     expected = run.count - 3 - run.count // 10
     run.expect(len(ticks) >= expected, f"{len(ticks)} ticks in {run.count} s")
+
+
+def check_contents(run: Run) -> None:
+    """What is left in the file is what was enqueued, and what its handler gave back."""
+    known = dict(
+        word.split(":") for entry in told(run, "producer", "content") for word in entry if word
+    )
+    given_back = {"small": "number", "large": "text", "keyed": "name"}
+    with queue_in(run.folder) as jobs:
+        for job in jobs.iterate():
+            if str(job.id) in known:
+                same = actors.digest(job.payload) == known[str(job.id)]
+                run.expect(same, f"job {job.id} has a payload that nobody enqueued: {job.payload}")
+                run.counts["contents"] += 1
+            if job.state == "completed" and job.name in given_back:
+                expected = job.payload[given_back[job.name]]
+                run.expect(job.result() == expected, f"job {job.id} has another result")
 
 
 def told(run: Run, role: str, verb: str) -> Iterator[list[str]]:
