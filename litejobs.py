@@ -4768,7 +4768,7 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
         case OSError():
             return FileError(path, f"cannot be used: {error.strerror}")
         case apsw.BusyError():
-            problem = f"locked by another process for more than {PATIENCE:.0f} s"
+            problem = "locked by another process for too long"
             return BusyError(path, f"{problem}: who holds a transaction open on it?")
         case apsw.NotADBError():
             return FileError(path, "is not an SQLite database: name another file")
@@ -4800,6 +4800,10 @@ def _as_ours(path: str | Path) -> Iterator[None]:
         raise _translated(error, str(path)) from error
 
 
+def _within_patience(waited: float) -> bool:
+    return waited < PATIENCE
+
+
 @attrs.define(eq=False, repr=False)
 class File:
     """The file, through one connection that the threads of a process take turns with."""
@@ -4811,6 +4815,8 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes have joined through it: to them another file of this name means nothing."""
+    may_wait: Callable[[float], bool] = _within_patience
+    """Whether to go on waiting for the write lock after so many seconds."""
     _connection: apsw.Connection | None = None
     _names: Names = attrs.field(factory=Names)
     _page_size: int = 0
@@ -4879,15 +4885,15 @@ class File:
             mark = _seen(str(place))
             _refuse_beside_others(place, mark)
         synchronous = "full" if self.durability == "full" else "normal"
-        give_up = time.monotonic() + PATIENCE
+        began = time.monotonic()
         while True:
             try:
-                self._connection = _connect(place, synchronous, self.create)
+                self._connection = _connect(place, synchronous, self.create, self.may_wait)
                 break
             except (apsw.BusyError, FileReplacedError):
                 # The switch to WAL fails at once when others do the same; and who has found
                 # out that the WAL was removed is just saving what was in it.
-                if time.monotonic() > give_up:
+                if not self.may_wait(time.monotonic() - began):
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
         self._pid = os.getpid()
@@ -5185,14 +5191,19 @@ class Turn:
             raise _translated(error, str(self._file.path)) from error
 
 
-def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
+def _connect(
+    place: Path,
+    synchronous: str,
+    create: bool,
+    may_wait: Callable[[float], bool] = _within_patience,
+) -> apsw.Connection:
     """A connection with everything set, on a file that is known to be in WAL mode. The
     file of an application is only made a queue where one may *create* it."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
     try:
-        connection.set_busy_handler(_patient())
+        connection.set_busy_handler(_patient(may_wait))
         if connection.readonly("main"):
             raise FileError(str(place), "cannot be written by this user")
         connection.transaction_mode = "IMMEDIATE"
@@ -5250,9 +5261,11 @@ def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
-def _patient() -> Callable[[int], bool]:
+def _patient(
+    may_wait: Callable[[float], bool] = _within_patience,
+) -> Callable[[int], bool]:
     """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (PATIENCE bounds
+    handler backs off further and further, so that somebody starves (*may_wait* bounds
     the whole wait)."""
     since = 0.0
 
@@ -5261,7 +5274,7 @@ def _patient() -> Callable[[int], bool]:
         if tries == 0:
             since = time.monotonic()
         time.sleep(random.uniform(0.0002, 0.002))
-        return time.monotonic() - since < PATIENCE
+        return may_wait(time.monotonic() - since)
 
     return wait
 
@@ -7768,7 +7781,6 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
         try:
             connection = _lock_connection(path)
             closing.callback(connection.close)
-            connection.set_busy_handler(None)
             connection.execute("BEGIN EXCLUSIVE")
         except apsw.BusyError:
             return False
@@ -7786,7 +7798,8 @@ def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.
     if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
         # Then an exclusive transaction takes no lock, and would find everybody dead.
         raise FileError(path, "cannot be written by this user")
-    connection.set_busy_handler(_patient())
+    if mode == apsw.SQLITE_OPEN_READONLY:  # Who only asks does not wait for the answer.
+        connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
 
@@ -9182,14 +9195,18 @@ class Rota:
         return min(self._due.values())
 
     def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due."""
+        """Calls the duties that are due.
+
+        Raises:
+            BusyError: others hold the write lock; the duties stay due.
+        """
         soon = time.monotonic() + SLACK
         for duty, due in list(self._due.items()):
             if due > soon:
                 continue
             try:
                 self._due[duty] = time.monotonic() + duty(beat)
-            except FileReplacedError:
+            except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
                 logger.error("%s failed and will be tried again: %s", duty.__name__, error)
@@ -10915,6 +10932,9 @@ class Clerk:
         self.note_by = math.inf
         try:
             store.keep_progress(told)
+        except BusyError:
+            self._progress, self.note_by = told, time.monotonic()
+            raise
         except FileReplacedError:
             raise
         except FileError as error:
@@ -11210,6 +11230,10 @@ def _look_at_crowds(workers: Iterable[Worker]) -> None:
 ################################################################################
 
 Until = Literal["empty"]
+LOCK_SLICE = 0.05
+"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+LAST_WAIT = 1.0
+"""Seconds for which a node that was told to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -11253,12 +11277,20 @@ class Supervisor:
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    _locked: bool = False
+    """Whether others held the write lock in this turn."""
+    _locked_at: float = -math.inf
+    """When they last did, and since when."""
+    _locked_since: float = 0.0
+    _give_up_at: float = 0.0
+    """When it stops waiting for the write lock while it joins or leaves."""
     _again_at: float = math.inf
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
 
     def __attrs_post_init__(self) -> None:
+        self.store.file.may_wait = self._may_wait
         aside, most = self.registry.async_names(), self.jobs_per_worker
         concurrency = self.concurrency if aside else 0
         limits = {own.name: own.options.max_memory for own in self.registry}
@@ -11284,19 +11316,20 @@ class Supervisor:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._bell, self._ear, self.store):
                 unjoined.callback(opened.close)
+            self._give_up_at = time.monotonic() + PATIENCE
             self._join()
             unjoined.pop_all()
+        self._give_up_at = math.inf
         self.joined.set()
         try:
             self._spawn()
-            self._attend()
+            self._unless_locked(self._attend)
             while not self._done():
                 self._spawn()
                 self._listen()
-                self._note()
-                self._exchange()
+                self._unless_locked(self._note, self._exchange)
                 self._watch()
-                self._attend()
+                self._unless_locked(self._attend)
         finally:
             self._leave()
 
@@ -11304,7 +11337,32 @@ class Supervisor:
         """Takes no more jobs, and ends when those that run have ended or the grace is
         over; called again, ends at once. Safe in signal handlers and other threads."""
         self._stops += 1
+        if self._stops > 1 or not self.joined.is_set():
+            self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
         self._bell.ring()
+
+    # The write lock, which any program may hold for as long as it likes
+
+    def _may_wait(self, waited: float) -> bool:
+        """Whether to go on waiting for the write lock: while there are workers to look after,
+        only for a slice in each turn."""
+        if self._give_up_at < math.inf:
+            return time.monotonic() < self._give_up_at
+        return waited < LOCK_SLICE and not self._locked
+
+    def _unless_locked(self, *steps: Callable[[], None]) -> None:
+        """Takes steps that need the write lock; if others hold it, they stay to be done."""
+        try:
+            for step in steps:
+                step()
+        except BusyError as error:
+            now = time.monotonic()
+            if now - self._locked_at > 1.0:
+                self._locked_since = now
+            self._locked, self._locked_at = True, now
+            if now - self._locked_since > PATIENCE:
+                logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
+                self._locked_since = now
 
     # Join and leave
 
@@ -11336,7 +11394,11 @@ class Supervisor:
         if not self._nothing_left():
             return False
         self._maybe_empty = False
-        return not self.store.unserved(self.serves)
+        try:
+            return not self.store.unserved(self.serves)
+        except BusyError:
+            self._maybe_empty = True
+            return False
 
     def _nothing_left(self) -> bool:
         """Whether it may be time to end: then the file is asked."""
@@ -11344,6 +11406,9 @@ class Supervisor:
         return self.until is not None and not left
 
     def _leave(self) -> None:
+        now = time.monotonic()
+        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         workers = self._crew.workers
         for worker in workers:
@@ -11371,6 +11436,7 @@ class Supervisor:
         try:
             while self._crew.workers:
                 self._hear_all(60.0)
+                self._give_up_at = time.monotonic() + PATIENCE
                 self._settle_last()
             self._close()
         except FileError as error:
@@ -11380,7 +11446,12 @@ class Supervisor:
         settlements = self._clerk.settlements
         self._clerk.clear()
         if settlements:
-            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+            try:
+                self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+            except FileError:
+                lost = "%d results are lost: the next node runs these jobs again"
+                logger.error(lost, len(settlements))
+                raise
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
@@ -11414,6 +11485,7 @@ class Supervisor:
         worker dies, or something is due."""
         self._herald.look()
         self._hear_all(self._patience())
+        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -11498,7 +11570,7 @@ class Supervisor:
             self._release_strays()
             settlements = self._clerk.settlements
             done = self.store.exchange(settlements, self._node, choose, self.serves)
-        except FileReplacedError:
+        except (BusyError, FileReplacedError):
             raise
         except FileError as error:
             self._put_off(error)

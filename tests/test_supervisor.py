@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from conftest import write_by_hand
 from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
@@ -451,6 +452,73 @@ def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Pat
         assert job.wait(PATIENT).state == "failed"
         assert [error.kind for error in job.errors] == ["timeout"]
         assert trouble.whoami.enqueue().result(PATIENT) == int(lines(log)[0])
+
+
+# The write lock is held by others, such as a database browser with an open transaction
+
+
+@contextlib.contextmanager
+def write_lock(jobs: LiteJobs) -> Iterator[apsw.Connection]:
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.set_busy_timeout(10_000)
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+
+
+def test_a_timeout_is_kept_while_another_program_holds_the_write_lock(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    programs.node(jobs.path)
+    job = trouble.nap_and_tell.using(timeout=0.5, max_attempts=1).enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    others = [trouble.nap.enqueue(0) for _ in range(9)]
+    with write_lock(jobs):
+        since = time.monotonic()
+        eventually(lambda: not alive(int(lines(log)[0])))
+        took = time.monotonic() - since
+        print(f"the worker was killed after {took:.3f} s")
+        assert took < 5.0
+        assert job.refresh().state == "running"
+    job = job.wait(PATIENT)
+    assert (job.state, [error.kind for error in job.errors]) == ("failed", ["timeout"])
+    assert [other.wait(PATIENT).attempt for other in others] == [1] * 9
+
+
+def test_a_node_is_stopped_while_another_program_holds_the_write_lock(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--grace", "60")
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    with write_lock(jobs):
+        since = time.monotonic()
+        node.terminate()
+        eventually(lambda: node.poll() is not None or node.terminate())  # Twice, if need be.
+        assert node.returncode != 0, "it tells that it could not settle the job"
+        took = time.monotonic() - since
+        print(f"the node ended after {took:.3f} s")
+        assert took < 5.0
+        assert not alive(int(lines(log)[0]))
+    assert "results are lost" in programs.errors.read_text()
+    assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
+    programs.node(jobs.path)
+    eventually(written(log, 2))
+    assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
+
+
+def test_what_a_node_could_not_settle_for_the_lock_it_settles_before_it_leaves(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    with jobs.start(workers=1, grace=PATIENT) as node:
+        job = trouble.nap_and_tell.enqueue(str(log), 0.2)
+        eventually(lambda: lines(log))
+        with write_lock(jobs):
+            stopping = threading.Thread(target=node.stop)
+            stopping.start()
+            never(lambda: not stopping.is_alive(), during=1.5)
+        stopping.join(PATIENT)
+        assert node.wait(PATIENT)
+    assert (job.refresh().state, job.refresh().attempt) == ("completed", 1)
 
 
 # Signals
