@@ -4143,6 +4143,43 @@ def check_tracing() -> None:
 # and refuses one in which something else goes by our names.
 ################################################################################
 
+_COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
+BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "litejobs_job": {
+        "id": (1, 2**53), "priority": (-(2**31), 2**31 - 1), "run_at": _MOMENT, "attempt": _COUNT,
+        "max_attempts": _COUNT, "timeout": _LENGTH, "claim": (0, 2**53), "lost": _COUNT,
+        "cancel_at": _MOMENT, "enqueued_at": _MOMENT, "started_at": _MOMENT,
+        "finished_at": _MOMENT, "prune_at": _MOMENT, "key_limit": _COUNT,
+        "unique_until": _MOMENT, "expires_at": _MOMENT,
+    },
+    "litejobs_queue": {
+        "concurrency": _COUNT, "rate": (1e-300, 1.7e308), "burst": _COUNT, "weight": (0.001, 1000),
+        "ageing": _LENGTH, "max_attempts": _COUNT, "timeout": _LENGTH, "tokens": (-1e300, 1.7e308),
+        "filled_at": _MOMENT,
+    },
+}  # fmt: skip
+"""What a number may be that somebody else writes, so that nobody calculates with it in vain: part
+of a step of the schema, and never changed."""
+
+
+def _bounds_triggers() -> str:
+    """Triggers that refuse what is out of bounds, whoever writes it."""
+    refused = {
+        table: "\n".join(
+            f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
+            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
+            for column, (low, high) in columns.items()
+        )
+        for table, columns in BOUNDS.items()
+    }
+    return "".join(
+        f"CREATE TRIGGER {table}_{verb.lower()} AFTER {verb} ON {table}\n"
+        f"BEGIN SELECT CASE {cases} END; END;\n"
+        for table, cases in refused.items()
+        for verb in ("INSERT", "UPDATE")
+    )
+
+
 SCHEMA: tuple[str, ...] = (
     "",  # Of before the first release.
     """
@@ -4404,6 +4441,7 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
+    _bounds_triggers(),
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -5424,13 +5462,19 @@ _KEPT: Mapping[str, int] = {
 _KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
+# Whatever somebody has written there: a sum that does not fit would be refused.
+_ADD = """
+    ON CONFLICT DO UPDATE SET
+        number = max(-4611686018427387904, min(number, 4611686018427387904)) + excluded.number
+"""
 
 
 def _kept_for(state: str) -> str:
     """For how long a job is kept that ended in this state (an expression of SQL): as its own
-    retention says, else as the default does."""
+    retention says, up to a hundred years, else as the default does."""
+    own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
-    return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
+    return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
 def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
@@ -5463,10 +5507,7 @@ class Rows:
         On somebody else's connection the triggers do it."""
         if changes and self.file.owns(connection):
             connection.executemany(
-                """
-                INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
-                ON CONFLICT DO UPDATE SET number = number + excluded.number
-                """,
+                f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
                 [(*group, change) for group, change in changes.items() if change],
             )
 
@@ -7055,7 +7096,8 @@ class Serves:
 
 
 Place = tuple[int, int, int]
-"""Where a ready job stands: its priority (turned), due time and id."""
+"""Where a ready job stands: its priority (with all bits inverted, which turns the order round and
+never overflows), due time and id."""
 
 
 class Terms(NamedTuple):
@@ -7077,7 +7119,17 @@ class Terms(NamedTuple):
 
 def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
     rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: sound(Terms, row) for row in rows}
+    return {row[0]: _usable(sound(Terms, row)) for row in rows}
+
+
+def _usable(terms: Terms) -> Terms:
+    """Settings that one can calculate with: a queue with others is paused, since nobody knows
+    what its jobs may do."""
+    for column, (low, high) in BOUNDS["litejobs_queue"].items():
+        value = getattr(terms, column)
+        if not (value is None or low <= value <= high):
+            return Terms(terms.name, paused=1)
+    return terms
 
 
 @attrs.define(eq=False, repr=False)
@@ -7186,7 +7238,7 @@ class LaneReader:
             one = "" if self.priority is None else f"AND priority = {self.priority}"
             rows: list[Any] = connection.execute(
                 f"""
-                SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
                 WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
                 ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
                 """,
@@ -7205,18 +7257,18 @@ def _sound_place(row: Any) -> Place:
 
 FEW = 8
 _FIRST_FEW = f"""
-    SELECT queue, name, node, -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
 """
 _HEADS = """
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, -priority, run_at, id
+            SELECT queue, name, node, ~priority, run_at, id
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
         UNION ALL
-        SELECT next.queue, next.name, next.node, -next.priority, next.run_at, next.id
+        SELECT next.queue, next.name, next.node, ~next.priority, next.run_at, next.id
         FROM head JOIN litejobs_job AS next ON next.id = coalesce(
             (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
              WHERE state = 'pending' AND queue = head.queue AND name = head.name
@@ -7405,14 +7457,14 @@ class Ready:
                 continue
             following: Any = place
             while following is not None:
-                yield following, LaneReader(reader.lane, -following[0])
+                yield following, LaneReader(reader.lane, ~following[0])
                 following = connection.execute(
                     """
-                    SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                    SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
                     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
                         AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
                     """,
-                    (*reader.lane, -following[0]),
+                    (*reader.lane, ~following[0]),
                 ).fetchone()
                 if following is not None and _sound_place(following) <= place:
                     raise Damaged("an index of jobs that are ready is out of order")
@@ -7618,7 +7670,7 @@ class Nodes:
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
                 )
                 SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', node.pid,
-                    job.started_at, :now
+                    coalesce(job.started_at, :now), :now
                 FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
                 WHERE state = 'running' AND holder = :node
                 """,
@@ -7630,8 +7682,8 @@ class Nodes:
                 _column(connection, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
-                    lost        = lost + 1,
-                    attempt     = attempt - (lost + 1 < :limit),
+                    lost        = min(lost, :limit) + 1,
+                    attempt     = max(attempt, 1) - (lost + 1 < :limit),
                     state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
                     finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
@@ -7928,7 +7980,6 @@ class Meter:
 SAMPLE = 8
 """How many of the results that are settled together have their times taken."""
 METRICS_KEPT = 90 * SPANS["day"]
-_ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -8048,6 +8099,7 @@ class Health:
             if found:
                 return found  # What else is in it cannot be trusted.
             live = self.live()
+            found += _out_of_bounds(connection)
             found += _miscounted(connection)
             found += self._large_wal()
             found += _nodes_that_died(connection, live)
@@ -8190,7 +8242,7 @@ def _ahead(connection: apsw.Connection, row: Row) -> int:
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
             WHERE state = 'pending' AND queue = ?
-                AND (-priority, run_at, id) < (-?, ?, ?) LIMIT 1000
+                AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
         )
     """
     count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
@@ -8220,6 +8272,23 @@ def _names_of(schema: str) -> frozenset[str]:
     steps = re.finditer(r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", schema)
     made = {step[2]: step[1] for step in steps}
     return frozenset(name for name, verb in made.items() if verb == "CREATE")
+
+
+def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
+    """What was written before there were bounds, or without the triggers that keep them."""
+    for table, id, thing, advice in (
+        ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
+        ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
+    ):
+        bounds = BOUNDS[table].items()
+        cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
+        if thing == "job":
+            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _FILLED_IN]
+        cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
+        for name, wrong in connection.execute(
+            f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
+        ):
+            yield Finding("error", f"{thing} {name!r}", f"its {wrong} is out of bounds", advice)
 
 
 def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
@@ -8351,6 +8420,8 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
 # transaction, stage, expire, prune. Knows rows, not definitions.
 ################################################################################
 
+OF_ONE_ROW = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
+"""Errors of SQLite's that may lie in what is written, not in the file or the disk."""
 PRUNED, SHRUNK = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
 
@@ -8482,6 +8553,36 @@ class Store:
             self.meter.note(settlements, groups)
         return claimed
 
+    def settle_each(self, settlements: list[Settlement]) -> None:
+        """Settles one at a time, and takes off the list, what could not be settled together. A
+        job that cannot be settled has failed."""
+        while settlements:
+            settled = settlements[0]
+            try:
+                with self.file.writing() as connection:
+                    _, groups = self._settle(connection, [settled])
+                self.meter.note([settled], groups)
+            except _TooLate:
+                pass
+            except FileError as error:
+                if not isinstance(error.__cause__, OF_ONE_ROW):
+                    raise
+                self._put_aside(settled, str(error.__cause__))
+            del settlements[0]
+
+    def _put_aside(self, settled: Settlement, problem: str) -> None:
+        id, claim, state, *_ = settled
+        error = f"job {id} was {state}, but could not be settled: {problem}"
+        logger.error("%s", error)
+        failed = f"""
+            UPDATE litejobs_job SET
+                state = 'failed', holder = NULL, finished_at = :now, error = :error,
+                prune_at = :now + {_kept_for("'failed'")}
+            WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
+        """
+        with self.file.writing() as connection:
+            self.rows.change(connection, [id], failed, claim=claim, error=storable(error))
+
     def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """Those whose claim holds, each once."""
         with self.file.reading() as connection:
@@ -8544,7 +8645,8 @@ class Store:
         rows: list[Any] = connection.execute(
             f"""
             UPDATE litejobs_job SET
-                state = 'running', attempt = attempt + 1, claim = claim + 1,
+                state = 'running', attempt = min(attempt, 2147483647) + 1,
+                claim = (claim & 4611686018427387903) + 1,
                 holder = ?1, started_at = ?2
             WHERE id IN carray(?3) AND state = 'pending'
                 AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
@@ -11573,6 +11675,10 @@ class Supervisor:
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
+            if isinstance(error.__cause__, OF_ONE_ROW) and self._clerk.settlements:
+                # Of results, the one that is to blame must not keep the others.
+                self.store.settle_each(self._clerk.settlements)
+                self._exchanged(Exchanged([], 0, None))
             self._put_off(error)
             return
         self._exchanged(done)
