@@ -4774,6 +4774,8 @@ CHUNK = 256 * 1024
 WAL_ROOM = 1_250
 """Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
 its content into the file and begins it anew, and a quarter more."""
+SAFE_SQLITE = (3, 51, 3)
+"""The first version that does not reset the WAL under a reader, by which commits were lost."""
 _OPENING = threading.RLock()
 """Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
@@ -4867,6 +4869,8 @@ class File:
     lent: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
+    warned: bool = False
+    """Whether the log has it that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         _OPEN_HERE[id(self)] = self
@@ -5321,7 +5325,7 @@ def _check_sqlite() -> None:
     """Refuses the versions of SQLite in which the WAL could be reset under a reader,
     which lost commits, and those that do not say how much of a WAL is in the file."""
     version = apsw.sqlite_lib_version()
-    if tuple(int(part) for part in version.split(".")[:3]) < (3, 51, 3):
+    if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
@@ -6209,6 +6213,8 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             try:
                 if _is_outdated(connection, str(file.path)):
                     _take_steps(connection)
+                if standard:
+                    _warn_of_old_sqlite(connection, file)
                 yield
             except BaseException:
                 _undo_part(connection, ours)
@@ -6318,6 +6324,17 @@ def _check_standard(connection: Any) -> None:
     if standard.sqlite_version_info < (3, 38):
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
+
+
+def _warn_of_old_sqlite(connection: Any, file: File) -> None:
+    """Tells once that the standard sqlite3 may lose commits, and keeps it for `doctor`."""
+    version: str = sys.modules["sqlite3"].sqlite_version
+    if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
+        return
+    file.warned = True
+    advice = "use a connection of apsw's, or a Python with SQLite 3.51.3 or later"
+    logger.warning("sqlite3 has SQLite %s here, which may lose commits: %s", version, advice)
+    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('old_sqlite', ?)", (version,))
 
 
 def _check_path(connection: Any, file: File) -> None:
@@ -8101,6 +8118,7 @@ class Health:
             live = self.live()
             found += _out_of_bounds(connection)
             found += _miscounted(connection)
+            found += _old_sqlite(connection)
             found += self._large_wal()
             found += _nodes_that_died(connection, live)
             found += self._silent_nodes(live)
@@ -8115,6 +8133,7 @@ class Health:
         """Counts all jobs anew; says how many numbers were wrong."""
         with self._file.writing() as connection:
             mended = len([*_miscounted(connection)])
+            connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
         return mended
@@ -8303,6 +8322,16 @@ def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
             "error", f"{state} jobs of {name!r} in queue {queue!r}",
             f"counted as {kept}, but there are {number}",
             "`litejobs doctor … --repair` counts them anew",
+        )  # fmt: skip
+
+
+def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'"
+    for (version,) in connection.execute(sql):
+        yield Finding(
+            "warning", "a program",
+            f"enqueued through sqlite3 with SQLite {version}, which may lose commits",
+            "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
         )  # fmt: skip
 
 
@@ -11334,6 +11363,10 @@ def _look_at_crowds(workers: Iterable[Worker]) -> None:
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
+DRAINED = 256
+"""How many datagrams are taken from the wake-up port at a time."""
+FALSE_WAKES, WAKE_REST = 8, 0.01
+"""After so many datagrams in a row without a commit, the port is left alone for so many seconds."""
 LAST_WAIT = 1.0
 """Seconds for which a node that was told to end at once waits for the write lock."""
 
@@ -11384,6 +11417,9 @@ class Supervisor:
     _locked_at: float = -math.inf
     """When they last did, and since when."""
     _locked_since: float = 0.0
+    _false_wakes: int = 0
+    _rested_at: float = math.inf
+    """When it listens to the wake-up port again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _again_at: float = math.inf
@@ -11586,6 +11622,9 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
         self._herald.look()
+        if time.monotonic() >= self._rested_at:
+            self._rested_at, self._false_wakes = math.inf, 0
+            self._ear.add(self._bell.source, None)
         self._hear_all(self._patience())
         self._locked = False
 
@@ -11596,7 +11635,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by]
+        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
         due += self._warden.due(self._crew.workers)
         if self._stops and isinstance(self.staff, Threads):
             due.append(self._warden.stop_at + 0.001)
@@ -11605,11 +11644,23 @@ class Supervisor:
     def _hear_all(self, patience: float) -> None:
         for source in self._ear.wait(patience):
             if source is None:
-                self._bell.silence()
-                self._stir()
+                self._wake()
             elif source in self._crew.workers:
                 self._hear(source)
                 self._bury(source)
+
+    def _wake(self) -> None:
+        """Looks for what was committed; a flood of datagrams is not worth a look each."""
+        self._bell.silence()
+        try:
+            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
+        except FileReplacedError:
+            raise
+        except FileError:
+            self._stir()  # Who needs the file next will tell of it.
+        if self._false_wakes >= FALSE_WAKES:
+            self._ear.remove(self._bell.source)
+            self._rested_at = time.monotonic() + WAKE_REST
 
     def _hear(self, worker: Worker, dead: bool = False) -> None:
         for said in worker.said():
@@ -11761,12 +11812,18 @@ class Supervisor:
         """Sees what was committed without a wake-up, and who died unheard."""
         for worker in list(self._crew.workers):
             self._bury(worker)
-        if (changes := self.store.changes()) != self._seen:
-            self._seen = changes
-            self._stir()
-            if self._herald.wanted & {"queue_paused", "queue_resumed"}:
-                self._tell_paused()
+        self._see_changes()
         return LOOK
+
+    def _see_changes(self) -> bool:
+        """Whether others have committed something since the last look."""
+        if (changes := self.store.changes()) == self._seen:
+            return False
+        self._seen = changes
+        self._stir()
+        if self._herald.wanted & {"queue_paused", "queue_resumed"}:
+            self._tell_paused()
+        return True
 
     def _refill(self, beat: Beat) -> float:
         """The rate of a queue lets the next job start."""
@@ -11830,13 +11887,15 @@ class Bell:
             self._socket.sendto(b"", self._socket.getsockname())
 
     def silence(self) -> None:
-        """Takes all that has arrived."""
+        """Takes what has arrived, up to DRAINED datagrams."""
         if self._relay is not None:
-            while self._relay[0].poll():
+            for _ in range(DRAINED):
+                if not self._relay[0].poll():
+                    return
                 self._relay[0].recv_bytes()
             return
         with contextlib.suppress(OSError):
-            while True:
+            for _ in range(DRAINED):
                 self._socket.recv(16)
 
     def _pass_on(self) -> None:
@@ -14017,7 +14076,9 @@ def _show(options: argparse.Namespace) -> int:
     for failure in errors:
         when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
         lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
-        lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
+        told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        # Indented: a line of what an exception says must not look like one of ours.
+        lines += [f"    {line}" for line in told.split("\n")]
         lines += _deeds(failure)
     history = [
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}

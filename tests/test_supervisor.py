@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -527,6 +528,30 @@ def test_what_a_node_could_not_settle_for_the_lock_it_settles_before_it_leaves(
         stopping.join(PATIENT)
         assert node.wait(PATIENT)
     assert (job.refresh().state, job.refresh().attempt) == ("completed", 1)
+
+
+# Anything may arrive at the port that wakes a node
+
+
+def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    trouble.nap.enqueue(0).wait(PATIENT)
+    [listed] = jobs.nodes()
+    before = used_by(node.pid)
+    sent = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            flood.sendto(b"", ("127.0.0.1", listed.port))
+            sent += 1
+            time.sleep(0.0001)
+        flood_ends = trouble.nap.enqueue(0)
+    used = ((used_by(node.pid).cpu or 0) - (before.cpu or 0)) / 1e9
+    print(f"{sent} datagrams cost {used:.3f} s of CPU time")
+    assert used < 40e-6 * sent
+    assert flood_ends.wait(PATIENT).attempt == 1
 
 
 # What others write into the file
