@@ -5469,7 +5469,7 @@ Group = tuple[State, str, str]
 # Whatever somebody has written there: a sum that does not fit would be refused.
 _ADD = """
     ON CONFLICT DO UPDATE SET
-        number = max(-4611686018427387904, min(number, 4611686018427387904)) + excluded.number
+        number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
 """
 
 

@@ -540,18 +540,17 @@ def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
     trouble.nap.enqueue(0).wait(PATIENT)
     [listed] = jobs.nodes()
     before = used_by(node.pid)
-    sent = 0
+    sent, began = 0, time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
+        while time.monotonic() < began + 1.5:
             flood.sendto(b"", ("127.0.0.1", listed.port))
             sent += 1
-            time.sleep(0.0001)
-        flood_ends = trouble.nap.enqueue(0)
+            time.sleep(0.00002)
+        job = trouble.nap.enqueue(0)
     used = ((used_by(node.pid).cpu or 0) - (before.cpu or 0)) / 1e9
     print(f"{sent} datagrams cost {used:.3f} s of CPU time")
-    assert used < 40e-6 * sent
-    assert flood_ends.wait(PATIENT).attempt == 1
+    assert used < 0.3 * (time.monotonic() - began)
+    assert job.wait(PATIENT).attempt == 1
 
 
 # What others write into the file
