@@ -4143,6 +4143,43 @@ def check_tracing() -> None:
 # and refuses one in which something else goes by our names.
 ################################################################################
 
+_COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
+BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "litejobs_job": {
+        "id": (1, 2**53), "priority": (-(2**31), 2**31 - 1), "run_at": _MOMENT, "attempt": _COUNT,
+        "max_attempts": _COUNT, "timeout": _LENGTH, "claim": (0, 2**53), "lost": _COUNT,
+        "cancel_at": _MOMENT, "enqueued_at": _MOMENT, "started_at": _MOMENT,
+        "finished_at": _MOMENT, "prune_at": _MOMENT, "key_limit": _COUNT,
+        "unique_until": _MOMENT, "expires_at": _MOMENT,
+    },
+    "litejobs_queue": {
+        "concurrency": _COUNT, "rate": (1e-300, 1.7e308), "burst": _COUNT, "weight": (0.001, 1000),
+        "ageing": _LENGTH, "max_attempts": _COUNT, "timeout": _LENGTH, "tokens": (-1e300, 1.7e308),
+        "filled_at": _MOMENT,
+    },
+}  # fmt: skip
+"""What a number may be that somebody else writes, so that nobody calculates with it in vain: part
+of a step of the schema, and never changed."""
+
+
+def _bounds_triggers() -> str:
+    """Triggers that refuse what is out of bounds, whoever writes it."""
+    refused = {
+        table: "\n".join(
+            f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
+            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
+            for column, (low, high) in columns.items()
+        )
+        for table, columns in BOUNDS.items()
+    }
+    return "".join(
+        f"CREATE TRIGGER {table}_{verb.lower()} AFTER {verb} ON {table}\n"
+        f"BEGIN SELECT CASE {cases} END; END;\n"
+        for table, cases in refused.items()
+        for verb in ("INSERT", "UPDATE")
+    )
+
+
 SCHEMA: tuple[str, ...] = (
     "",  # Of before the first release.
     """
@@ -4404,6 +4441,7 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
+    _bounds_triggers(),
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -4741,6 +4779,8 @@ its content into the file and begins it anew, and a quarter more."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
+SAFE_SQLITE = (3, 51, 3)
+"""The first version that does not reset the WAL under a reader, by which commits were lost."""
 _OPENING = threading.RLock()
 """Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
@@ -4773,7 +4813,7 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
         case OSError():
             return FileError(path, f"cannot be used: {error.strerror}")
         case apsw.BusyError():
-            problem = f"locked by another process for more than {PATIENCE:.0f} s"
+            problem = "locked by another process for too long"
             return BusyError(path, f"{problem}: who holds a transaction open on it?")
         case apsw.NotADBError():
             return FileError(path, "is not an SQLite database: name another file")
@@ -4805,6 +4845,10 @@ def _as_ours(path: str | Path) -> Iterator[None]:
         raise _translated(error, str(path)) from error
 
 
+def _within_patience(waited: float) -> bool:
+    return waited < PATIENCE
+
+
 @attrs.define(eq=False, repr=False)
 class File:
     """The file, through one connection that the threads of a process take turns with."""
@@ -4816,6 +4860,8 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes have joined through it: to them another file of this name means nothing."""
+    may_wait: Callable[[float], bool] = _within_patience
+    """Whether to go on waiting for the write lock after so many seconds."""
     _connection: apsw.Connection | None = None
     _names: Names = attrs.field(factory=Names)
     _page_size: int = 0
@@ -4826,6 +4872,8 @@ class File:
     lent: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
+    warned: bool = False
+    """Whether the log has it that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         _OPEN_HERE[id(self)] = self
@@ -4882,15 +4930,15 @@ class File:
             mark = _seen(str(place))
             _refuse_beside_others(place, mark)
         synchronous = "full" if self.durability == "full" else "normal"
-        give_up = time.monotonic() + PATIENCE
+        began = time.monotonic()
         while True:
             try:
-                self._connection = _connect(place, synchronous, self.create)
+                self._connection = _connect(place, synchronous, self.create, self.may_wait)
                 break
             except (apsw.BusyError, FileReplacedError):
                 # The switch to WAL fails at once when others do the same; and who has found
                 # out that the WAL was removed is just saving what was in it.
-                if time.monotonic() > give_up:
+                if not self.may_wait(time.monotonic() - began):
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
         self._pid = os.getpid()
@@ -5189,14 +5237,19 @@ class Turn:
             raise _translated(error, str(self._file.path)) from error
 
 
-def _connect(place: Path, synchronous: str, create: bool) -> apsw.Connection:
+def _connect(
+    place: Path,
+    synchronous: str,
+    create: bool,
+    may_wait: Callable[[float], bool] = _within_patience,
+) -> apsw.Connection:
     """A connection with everything set, on a file that is known to be in WAL mode. The
     file of an application is only made a queue where one may *create* it."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
     try:
-        connection.set_busy_handler(_patient())
+        connection.set_busy_handler(_patient(may_wait))
         if connection.readonly("main"):
             raise FileError(str(place), "cannot be written by this user")
         connection.transaction_mode = "IMMEDIATE"
@@ -5252,9 +5305,11 @@ def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
-def _patient() -> Callable[[int], bool]:
+def _patient(
+    may_wait: Callable[[float], bool] = _within_patience,
+) -> Callable[[int], bool]:
     """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (PATIENCE bounds
+    handler backs off further and further, so that somebody starves (*may_wait* bounds
     the whole wait)."""
     since = 0.0
 
@@ -5263,7 +5318,7 @@ def _patient() -> Callable[[int], bool]:
         if tries == 0:
             since = time.monotonic()
         time.sleep(random.uniform(0.0002, 0.002))
-        return time.monotonic() - since < PATIENCE
+        return may_wait(time.monotonic() - since)
 
     return wait
 
@@ -5272,7 +5327,7 @@ def _check_sqlite() -> None:
     """Refuses the versions of SQLite in which the WAL could be reset under a reader,
     which lost commits, and those that do not say how much of a WAL is in the file."""
     version = apsw.sqlite_lib_version()
-    if tuple(int(part) for part in version.split(".")[:3]) < (3, 51, 3):
+    if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
@@ -5423,13 +5478,19 @@ _KEPT: Mapping[str, int] = {
 _KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
+# Whatever somebody has written there: a sum that does not fit would be refused.
+_ADD = """
+    ON CONFLICT DO UPDATE SET
+        number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
+"""
 
 
 def _kept_for(state: str) -> str:
     """For how long a job is kept that ended in this state (an expression of SQL): as its own
-    retention says, else as the default does."""
+    retention says, up to a hundred years, else as the default does."""
+    own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
-    return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
+    return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
 def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
@@ -5462,10 +5523,7 @@ class Rows:
         On somebody else's connection the triggers do it."""
         if changes and self.file.owns(connection):
             connection.executemany(
-                """
-                INSERT INTO litejobs_count VALUES (?, ?, ?, ?)
-                ON CONFLICT DO UPDATE SET number = number + excluded.number
-                """,
+                f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
                 [(*group, change) for group, change in changes.items() if change],
             )
 
@@ -6167,6 +6225,8 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             try:
                 if _is_outdated(connection, str(file.path)):
                     _take_steps(connection)
+                if standard:
+                    _warn_of_old_sqlite(connection, file)
                 yield
             except BaseException:
                 _undo_part(connection, ours)
@@ -6276,6 +6336,17 @@ def _check_standard(connection: Any) -> None:
     if standard.sqlite_version_info < (3, 38):
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
+
+
+def _warn_of_old_sqlite(connection: Any, file: File) -> None:
+    """Tells once that the standard sqlite3 may lose commits, and keeps it for `doctor`."""
+    version: str = sys.modules["sqlite3"].sqlite_version
+    if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
+        return
+    file.warned = True
+    advice = "use a connection of apsw's, or a Python with SQLite 3.51.3 or later"
+    logger.warning("sqlite3 has SQLite %s here, which may lose commits: %s", version, advice)
+    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('old_sqlite', ?)", (version,))
 
 
 def _check_path(connection: Any, file: File) -> None:
@@ -7054,7 +7125,8 @@ class Serves:
 
 
 Place = tuple[int, int, int]
-"""Where a ready job stands: its priority (turned), due time and id."""
+"""Where a ready job stands: its priority (with all bits inverted, which turns the order round and
+never overflows), due time and id."""
 
 
 class Terms(NamedTuple):
@@ -7076,7 +7148,17 @@ class Terms(NamedTuple):
 
 def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
     rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: sound(Terms, row) for row in rows}
+    return {row[0]: _usable(sound(Terms, row)) for row in rows}
+
+
+def _usable(terms: Terms) -> Terms:
+    """Settings that one can calculate with: a queue with others is paused, since nobody knows
+    what its jobs may do."""
+    for column, (low, high) in BOUNDS["litejobs_queue"].items():
+        value = getattr(terms, column)
+        if not (value is None or low <= value <= high):
+            return Terms(terms.name, paused=1)
+    return terms
 
 
 @attrs.define(eq=False, repr=False)
@@ -7185,7 +7267,7 @@ class LaneReader:
             one = "" if self.priority is None else f"AND priority = {self.priority}"
             rows: list[Any] = connection.execute(
                 f"""
-                SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
                 WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
                 ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
                 """,
@@ -7204,18 +7286,18 @@ def _sound_place(row: Any) -> Place:
 
 FEW = 8
 _FIRST_FEW = f"""
-    SELECT queue, name, node, -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
 """
 _HEADS = """
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, -priority, run_at, id
+            SELECT queue, name, node, ~priority, run_at, id
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
         UNION ALL
-        SELECT next.queue, next.name, next.node, -next.priority, next.run_at, next.id
+        SELECT next.queue, next.name, next.node, ~next.priority, next.run_at, next.id
         FROM head JOIN litejobs_job AS next ON next.id = coalesce(
             (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
              WHERE state = 'pending' AND queue = head.queue AND name = head.name
@@ -7404,14 +7486,14 @@ class Ready:
                 continue
             following: Any = place
             while following is not None:
-                yield following, LaneReader(reader.lane, -following[0])
+                yield following, LaneReader(reader.lane, ~following[0])
                 following = connection.execute(
                     """
-                    SELECT -priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+                    SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
                     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
                         AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
                     """,
-                    (*reader.lane, -following[0]),
+                    (*reader.lane, ~following[0]),
                 ).fetchone()
                 if following is not None and _sound_place(following) <= place:
                     raise Damaged("an index of jobs that are ready is out of order")
@@ -7617,7 +7699,7 @@ class Nodes:
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
                 )
                 SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', node.pid,
-                    job.started_at, :now
+                    coalesce(job.started_at, :now), :now
                 FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
                 WHERE state = 'running' AND holder = :node
                 """,
@@ -7629,8 +7711,8 @@ class Nodes:
                 _column(connection, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
-                    lost        = lost + 1,
-                    attempt     = attempt - (lost + 1 < :limit),
+                    lost        = min(lost, :limit) + 1,
+                    attempt     = max(attempt, 1) - (lost + 1 < :limit),
                     state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
                     finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
                     prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
@@ -7780,7 +7862,6 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
         try:
             connection = _lock_connection(path)
             closing.callback(connection.close)
-            connection.set_busy_handler(None)
             connection.execute("BEGIN EXCLUSIVE")
         except apsw.BusyError:
             return False
@@ -7798,7 +7879,8 @@ def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.
     if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
         # Then an exclusive transaction takes no lock, and would find everybody dead.
         raise FileError(path, "cannot be written by this user")
-    connection.set_busy_handler(_patient())
+    if mode == apsw.SQLITE_OPEN_READONLY:  # Who only asks does not wait for the answer.
+        connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
 
@@ -7927,7 +8009,6 @@ class Meter:
 SAMPLE = 8
 """How many of the results that are settled together have their times taken."""
 METRICS_KEPT = 90 * SPANS["day"]
-_ADD = "ON CONFLICT DO UPDATE SET number = number + excluded.number"
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -8047,7 +8128,9 @@ class Health:
             if found:
                 return found  # What else is in it cannot be trusted.
             live = self.live()
+            found += _out_of_bounds(connection)
             found += _miscounted(connection)
+            found += _old_sqlite(connection)
             found += self._large_wal()
             found += _nodes_that_died(connection, live)
             found += self._silent_nodes(live)
@@ -8067,6 +8150,7 @@ class Health:
             for index in damaged:
                 connection.execute(f"REINDEX {index}")
             mended = len(damaged) + len([*_miscounted(connection)])
+            connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
         return mended
@@ -8194,7 +8278,7 @@ def _ahead(connection: apsw.Connection, row: Row) -> int:
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
             WHERE state = 'pending' AND queue = ?
-                AND (-priority, run_at, id) < (-?, ?, ?) LIMIT 1000
+                AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
         )
     """
     count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
@@ -8278,6 +8362,23 @@ def _names_of(schema: str) -> frozenset[str]:
     return frozenset(name for name, verb in made.items() if verb == "CREATE")
 
 
+def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
+    """What was written before there were bounds, or without the triggers that keep them."""
+    for table, id, thing, advice in (
+        ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
+        ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
+    ):
+        bounds = BOUNDS[table].items()
+        cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
+        if thing == "job":
+            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _FILLED_IN]
+        cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
+        for name, wrong in connection.execute(
+            f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
+        ):
+            yield Finding("error", f"{thing} {name!r}", f"its {wrong} is out of bounds", advice)
+
+
 def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
     sql = f"""
         SELECT state, queue, name, sum(kept), sum(number) FROM (
@@ -8290,6 +8391,16 @@ def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
             "error", f"{state} jobs of {name!r} in queue {queue!r}",
             f"counted as {kept}, but there are {number}",
             "`litejobs doctor … --repair` counts them anew",
+        )  # fmt: skip
+
+
+def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
+    sql = "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'"
+    for (version,) in connection.execute(sql):
+        yield Finding(
+            "warning", "a program",
+            f"enqueued through sqlite3 with SQLite {version}, which may lose commits",
+            "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
         )  # fmt: skip
 
 
@@ -8407,6 +8518,8 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
 # transaction, stage, expire, prune. Knows rows, not definitions.
 ################################################################################
 
+OF_ONE_ROW = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
+"""Errors of SQLite's that may lie in what is written, not in the file or the disk."""
 PRUNED, SHRUNK = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
 
@@ -8538,6 +8651,36 @@ class Store:
             self.meter.note(settlements, groups)
         return claimed
 
+    def settle_each(self, settlements: list[Settlement]) -> None:
+        """Settles one at a time, and takes off the list, what could not be settled together. A
+        job that cannot be settled has failed."""
+        while settlements:
+            settled = settlements[0]
+            try:
+                with self.file.writing() as connection:
+                    _, groups = self._settle(connection, [settled])
+                self.meter.note([settled], groups)
+            except _TooLate:
+                pass
+            except FileError as error:
+                if not isinstance(error.__cause__, OF_ONE_ROW):
+                    raise
+                self._put_aside(settled, str(error.__cause__))
+            del settlements[0]
+
+    def _put_aside(self, settled: Settlement, problem: str) -> None:
+        id, claim, state, *_ = settled
+        error = f"job {id} was {state}, but could not be settled: {problem}"
+        logger.error("%s", error)
+        failed = f"""
+            UPDATE litejobs_job SET
+                state = 'failed', holder = NULL, finished_at = :now, error = :error,
+                prune_at = :now + {_kept_for("'failed'")}
+            WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
+        """
+        with self.file.writing() as connection:
+            self.rows.change(connection, [id], failed, claim=claim, error=storable(error))
+
     def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """Those whose claim holds, each once."""
         with self.file.reading() as connection:
@@ -8600,7 +8743,8 @@ class Store:
         rows: list[Any] = connection.execute(
             f"""
             UPDATE litejobs_job SET
-                state = 'running', attempt = attempt + 1, claim = claim + 1,
+                state = 'running', attempt = min(attempt, 2147483647) + 1,
+                claim = (claim & 4611686018427387903) + 1,
                 holder = ?1, started_at = ?2
             WHERE id IN carray(?3) AND state = 'pending'
                 AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
@@ -9251,14 +9395,18 @@ class Rota:
         return min(self._due.values())
 
     def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due."""
+        """Calls the duties that are due.
+
+        Raises:
+            BusyError: others hold the write lock; the duties stay due.
+        """
         soon = time.monotonic() + SLACK
         for duty, due in list(self._due.items()):
             if due > soon:
                 continue
             try:
                 self._due[duty] = time.monotonic() + duty(beat)
-            except FileReplacedError:
+            except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
                 logger.error("%s failed and will be tried again: %s", duty.__name__, error)
@@ -10984,6 +11132,9 @@ class Clerk:
         self.note_by = math.inf
         try:
             store.keep_progress(told)
+        except BusyError:
+            self._progress, self.note_by = told, time.monotonic()
+            raise
         except FileReplacedError:
             raise
         except FileError as error:
@@ -11279,6 +11430,14 @@ def _look_at_crowds(workers: Iterable[Worker]) -> None:
 ################################################################################
 
 Until = Literal["empty"]
+LOCK_SLICE = 0.05
+"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+DRAINED = 256
+"""How many datagrams are taken from the wake-up port at a time."""
+FALSE_WAKES, WAKE_REST = 8, 0.01
+"""After so many datagrams in a row without a commit, the port is left alone for so many seconds."""
+LAST_WAIT = 1.0
+"""Seconds for which a node that was told to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -11322,12 +11481,23 @@ class Supervisor:
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    _locked: bool = False
+    """Whether others held the write lock in this turn."""
+    _locked_at: float = -math.inf
+    """When they last did, and since when."""
+    _locked_since: float = 0.0
+    _false_wakes: int = 0
+    _rested_at: float = math.inf
+    """When it listens to the wake-up port again."""
+    _give_up_at: float = 0.0
+    """When it stops waiting for the write lock while it joins or leaves."""
     _again_at: float = math.inf
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
 
     def __attrs_post_init__(self) -> None:
+        self.store.file.may_wait = self._may_wait
         aside, most = self.registry.async_names(), self.jobs_per_worker
         concurrency = self.concurrency if aside else 0
         limits = {own.name: own.options.max_memory for own in self.registry}
@@ -11353,19 +11523,20 @@ class Supervisor:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._bell, self._ear, self.store):
                 unjoined.callback(opened.close)
+            self._give_up_at = time.monotonic() + PATIENCE
             self._join()
             unjoined.pop_all()
+        self._give_up_at = math.inf
         self.joined.set()
         try:
             self._spawn()
-            self._attend()
+            self._unless_locked(self._attend)
             while not self._done():
                 self._spawn()
                 self._listen()
-                self._note()
-                self._exchange()
+                self._unless_locked(self._note, self._exchange)
                 self._watch()
-                self._attend()
+                self._unless_locked(self._attend)
         finally:
             self._leave()
 
@@ -11373,7 +11544,32 @@ class Supervisor:
         """Takes no more jobs, and ends when those that run have ended or the grace is
         over; called again, ends at once. Safe in signal handlers and other threads."""
         self._stops += 1
+        if self._stops > 1 or not self.joined.is_set():
+            self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
         self._bell.ring()
+
+    # The write lock, which any program may hold for as long as it likes
+
+    def _may_wait(self, waited: float) -> bool:
+        """Whether to go on waiting for the write lock: while there are workers to look after,
+        only for a slice in each turn."""
+        if self._give_up_at < math.inf:
+            return time.monotonic() < self._give_up_at
+        return waited < LOCK_SLICE and not self._locked
+
+    def _unless_locked(self, *steps: Callable[[], None]) -> None:
+        """Takes steps that need the write lock; if others hold it, they stay to be done."""
+        try:
+            for step in steps:
+                step()
+        except BusyError as error:
+            now = time.monotonic()
+            if now - self._locked_at > 1.0:
+                self._locked_since = now
+            self._locked, self._locked_at = True, now
+            if now - self._locked_since > PATIENCE:
+                logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
+                self._locked_since = now
 
     # Join and leave
 
@@ -11405,7 +11601,11 @@ class Supervisor:
         if not self._nothing_left():
             return False
         self._maybe_empty = False
-        return not self.store.unserved(self.serves)
+        try:
+            return not self.store.unserved(self.serves)
+        except BusyError:
+            self._maybe_empty = True
+            return False
 
     def _nothing_left(self) -> bool:
         """Whether it may be time to end: then the file is asked."""
@@ -11413,6 +11613,9 @@ class Supervisor:
         return self.until is not None and not left
 
     def _leave(self) -> None:
+        now = time.monotonic()
+        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         workers = self._crew.workers
         for worker in workers:
@@ -11440,6 +11643,7 @@ class Supervisor:
         try:
             while self._crew.workers:
                 self._hear_all(60.0)
+                self._give_up_at = time.monotonic() + PATIENCE
                 self._settle_last()
             self._close()
         except FileError as error:
@@ -11449,7 +11653,12 @@ class Supervisor:
         settlements = self._clerk.settlements
         self._clerk.clear()
         if settlements:
-            self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+            try:
+                self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+            except FileError:
+                lost = "%d results are lost: the next node runs these jobs again"
+                logger.error(lost, len(settlements))
+                raise
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
@@ -11482,7 +11691,11 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
         self._herald.look()
+        if time.monotonic() >= self._rested_at:
+            self._rested_at, self._false_wakes = math.inf, 0
+            self._ear.add(self._bell.source, None)
         self._hear_all(self._patience())
+        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -11491,7 +11704,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by]
+        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
         due += self._warden.due(self._crew.workers)
         if self._stops and isinstance(self.staff, Threads):
             due.append(self._warden.stop_at + 0.001)
@@ -11500,11 +11713,23 @@ class Supervisor:
     def _hear_all(self, patience: float) -> None:
         for source in self._ear.wait(patience):
             if source is None:
-                self._bell.silence()
-                self._stir()
+                self._wake()
             elif source in self._crew.workers:
                 self._hear(source)
                 self._bury(source)
+
+    def _wake(self) -> None:
+        """Looks for what was committed; a flood of datagrams is not worth a look each."""
+        self._bell.silence()
+        try:
+            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
+        except FileReplacedError:
+            raise
+        except FileError:
+            self._stir()  # Who needs the file next will tell of it.
+        if self._false_wakes >= FALSE_WAKES:
+            self._ear.remove(self._bell.source)
+            self._rested_at = time.monotonic() + WAKE_REST
 
     def _hear(self, worker: Worker, dead: bool = False) -> None:
         for said in worker.said():
@@ -11567,9 +11792,13 @@ class Supervisor:
             self._release_strays()
             settlements = self._clerk.settlements
             done = self.store.exchange(settlements, self._node, choose, self.serves)
-        except FileReplacedError:
+        except (BusyError, FileReplacedError):
             raise
         except FileError as error:
+            if isinstance(error.__cause__, OF_ONE_ROW) and self._clerk.settlements:
+                # Of results, the one that is to blame must not keep the others.
+                self.store.settle_each(self._clerk.settlements)
+                self._exchanged(Exchanged([], 0, None))
             self._put_off(error)
             return
         self._exchanged(done)
@@ -11652,12 +11881,18 @@ class Supervisor:
         """Sees what was committed without a wake-up, and who died unheard."""
         for worker in list(self._crew.workers):
             self._bury(worker)
-        if (changes := self.store.changes()) != self._seen:
-            self._seen = changes
-            self._stir()
-            if self._herald.wanted & {"queue_paused", "queue_resumed"}:
-                self._tell_paused()
+        self._see_changes()
         return LOOK
+
+    def _see_changes(self) -> bool:
+        """Whether others have committed something since the last look."""
+        if (changes := self.store.changes()) == self._seen:
+            return False
+        self._seen = changes
+        self._stir()
+        if self._herald.wanted & {"queue_paused", "queue_resumed"}:
+            self._tell_paused()
+        return True
 
     def _refill(self, beat: Beat) -> float:
         """The rate of a queue lets the next job start."""
@@ -11721,13 +11956,15 @@ class Bell:
             self._socket.sendto(b"", self._socket.getsockname())
 
     def silence(self) -> None:
-        """Takes all that has arrived."""
+        """Takes what has arrived, up to DRAINED datagrams."""
         if self._relay is not None:
-            while self._relay[0].poll():
+            for _ in range(DRAINED):
+                if not self._relay[0].poll():
+                    return
                 self._relay[0].recv_bytes()
             return
         with contextlib.suppress(OSError):
-            while True:
+            for _ in range(DRAINED):
                 self._socket.recv(16)
 
     def _pass_on(self) -> None:
@@ -13908,7 +14145,9 @@ def _show(options: argparse.Namespace) -> int:
     for failure in errors:
         when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
         lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
-        lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
+        told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        # Indented: a line of what an exception says must not look like one of ours.
+        lines += [f"    {line}" for line in told.split("\n")]
         lines += _deeds(failure)
     history = [
         {key: _json_value(value) for key, value in attrs.asdict(failure).items()}

@@ -694,6 +694,22 @@ class TestWhatIsStored:
         assert len(command("list", hostile).out.splitlines()) == 1 + 5
         assert len(command("stats", hostile).out.splitlines()) == 1 + 3
 
+    def test_cannot_forge_a_line_by_what_an_exception_says(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        insert(file, name="mail", error="ValueError: x")
+        with LiteJobs(file) as jobs:
+            jobs.store.file.connection().execute(
+                "INSERT INTO litejobs_attempt (job, attempt, kind, type, message, traceback,"
+                " worker, started_at, finished_at) VALUES (5, 1, 'crash', 'E', 'm', ?, 1, 1, 1)",
+                ("Traceback …\nValueError: x\nstate:        completed\n\nattempt 2: lost",),
+            )
+        shown = command("show", file, 5).out.splitlines()
+        assert [
+            line for line in shown if line.startswith(("Traceback", "state: ", "attempt 2"))
+        ] == ["state:        pending"]
+        assert "    ValueError: x" in shown
+
     def test_is_not_printed_raw_in_a_complaint(self, command: CommandLine, hostile: Path) -> None:
         with LiteJobs(hostile) as jobs:
             jobs.store.file.connection().execute(

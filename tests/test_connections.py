@@ -110,6 +110,23 @@ def test_a_job_is_not_there_if_the_caller_rolls_back(noting: Note, connection: A
     assert counted(noting, connection) == {}
 
 
+@pytest.mark.skipif(sqlite3.sqlite_version_info >= (3, 51, 3), reason="this one is sound")
+def test_an_sqlite3_that_may_lose_commits_is_told_of_once(
+    noting: Note, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = standard(path)
+    for _ in range(2):
+        noting.using(connection=connection).enqueue()
+        connection.commit()
+    connection.close()
+    problem = f"SQLite {sqlite3.sqlite_version}"
+    assert [problem in record.getMessage() for record in caplog.records] == [True]
+    with home(noting) as jobs:
+        assert [problem in finding.problem for finding in jobs.doctor()] == [True]
+        jobs.repair()
+        assert jobs.doctor() == []
+
+
 def test_a_job_is_not_there_if_the_callers_process_is_killed(path: Path) -> None:
     program = textwrap.dedent("""
         import os, signal, sqlite3, sys

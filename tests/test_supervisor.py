@@ -9,7 +9,9 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from conftest import write_by_hand
 from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
@@ -451,6 +454,248 @@ def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Pat
         assert job.wait(PATIENT).state == "failed"
         assert [error.kind for error in job.errors] == ["timeout"]
         assert trouble.whoami.enqueue().result(PATIENT) == int(lines(log)[0])
+
+
+# The write lock is held by others, such as a database browser with an open transaction
+
+
+@contextlib.contextmanager
+def write_lock(jobs: LiteJobs) -> Iterator[apsw.Connection]:
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.set_busy_timeout(10_000)
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+
+
+def test_a_timeout_is_kept_while_another_program_holds_the_write_lock(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    programs.node(jobs.path, "--workers", "2")
+    flag = log.with_name("flag")
+    short = trouble.wait_for.using(max_attempts=1).enqueue(str(log), str(flag))
+    eventually(lambda: lines(log))
+    long = trouble.nap_and_tell.using(timeout=1, max_attempts=1).enqueue(str(log), FAR)
+    eventually(written(log, 2))
+    with write_lock(jobs):
+        flag.touch()  # So there is something to settle.
+        since = time.monotonic()
+        eventually(lambda: not alive(int(lines(log)[1])))
+        took = time.monotonic() - since
+        print(f"the worker was killed after {took:.3f} s")
+        assert took < 10.0
+        assert (short.refresh().state, long.refresh().state) == ("running", "running")
+    assert (short.wait(PATIENT).state, long.wait(PATIENT).state) == ("failed", "failed")
+    assert [error.kind for job in (short, long) for error in job.errors] == ["exception", "timeout"]
+
+
+def test_a_node_is_stopped_while_another_program_holds_the_write_lock(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    node = programs.node(jobs.path, "--grace", "60")
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(lambda: lines(log))
+    with write_lock(jobs):
+        since = time.monotonic()
+        node.terminate()
+
+        def ends_at_once() -> bool:
+            node.terminate()  # The second one, which the first one may have swallowed.
+            return node.poll() is not None
+
+        eventually(ends_at_once)
+        assert node.returncode != 0, "it tells that it could not settle the job"
+        took = time.monotonic() - since
+        print(f"the node ended after {took:.3f} s")
+        assert took < 5.0
+        assert not alive(int(lines(log)[0]))
+    assert "results are lost" in programs.errors.read_text()
+    assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
+    programs.node(jobs.path)
+    eventually(written(log, 2))
+    assert (job.refresh().state, job.refresh().attempt) == ("running", 1)
+
+
+def test_what_a_node_could_not_settle_for_the_lock_it_settles_before_it_leaves(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    with jobs.start(workers=1, grace=PATIENT) as node:
+        job = trouble.nap_and_tell.enqueue(str(log), 0.2)
+        eventually(lambda: lines(log))
+        with write_lock(jobs):
+            stopping = threading.Thread(target=node.stop)
+            stopping.start()
+            never(lambda: not stopping.is_alive(), during=1.5)
+        stopping.join(PATIENT)
+        assert node.wait(PATIENT)
+    assert (job.refresh().state, job.refresh().attempt) == ("completed", 1)
+
+
+# Anything may arrive at the port that wakes a node
+
+
+def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    node = programs.node(jobs.path)
+    trouble.nap.enqueue(0).wait(PATIENT)
+    [listed] = jobs.nodes()
+    before = used_by(node.pid)
+    sent, began = 0, time.monotonic()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+        while time.monotonic() < began + 1.5:
+            flood.sendto(b"", ("127.0.0.1", listed.port))
+            sent += 1
+            time.sleep(0.00002)
+        job = trouble.nap.enqueue(0)
+    used = ((used_by(node.pid).cpu or 0) - (before.cpu or 0)) / 1e9
+    print(f"{sent} datagrams cost {used:.3f} s of CPU time")
+    assert used < 0.3 * (time.monotonic() - began)
+    assert job.wait(PATIENT).attempt == 1
+
+
+# What others write into the file
+
+
+EXTREMES = (-(2**63), -1, 0, 2**53 + 1, 2**63 - 1)
+
+
+def numbers_of(jobs: LiteJobs, table: str, kind: str = "INTEGER") -> list[str]:
+    """The columns of a table that hold numbers."""
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+    return [name for _, name, of, *_ in columns if of == kind]
+
+
+def insert_jobs(jobs: LiteJobs, rows: list[dict[str, Any]], triggers: bool) -> list[str]:
+    """Inserts jobs as somebody without litejobs does; gives why some were refused."""
+    refused = []
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, int(triggers))
+        for row in rows:
+            names, holes = ", ".join(row), ", ".join("?" * len(row))
+            sql = f"INSERT INTO litejobs_job ({names}) VALUES ({holes})"
+            try:
+                connection.execute(sql, tuple(row.values()))
+            except apsw.ConstraintError as error:
+                refused.append(str(error))
+    return refused
+
+
+@pytest.mark.parametrize("triggers", [True, False], ids=["as usual", "of before there were bounds"])
+def test_a_plain_insert_of_an_extreme_number_stops_no_other_job(
+    jobs: LiteJobs, triggers: bool
+) -> None:
+    jobs.stats()
+    plain = {"name": "nap", "payload": '{"seconds": 0}', "max_attempts": 1}
+    if not triggers:
+        plain |= {"queue": "default", "priority": 0, "run_at": 1, "enqueued_at": 1}
+    columns = [name for name in numbers_of(jobs, "litejobs_job") if name != "id"]
+    rows = [plain | {name: value} for name in columns for value in EXTREMES]
+    lengths = ("9223372036854775807", "-9223372036854775808", "9223372036854775808", "1e308")
+    kept = [f'{{"completed": {length}}}' for length in (*lengths, '"x"', "[1]", "1.5")]
+    rows += [plain | {"retention": text} for text in kept]
+    refused = insert_jobs(jobs, rows, triggers)
+    assert bool(refused) == triggers
+    assert all(re.match(r"litejobs: \w+ (must be from|is not in)", each) for each in refused)
+    others = [trouble.nap.enqueue(0) for _ in range(5)]
+    failing = trouble.fail.using(max_attempts=1).enqueue()
+    jobs.work(threads=1, until="empty")
+    assert [job.refresh().state for job in [*others, failing]] == ["completed"] * 5 + ["failed"]
+    found = {finding.problem for finding in jobs.doctor() if finding.level == "error"}
+    assert any("out of bounds" in problem for problem in found) != triggers
+    assert len(jobs.find(limit=1000)) > len(others), "they can be looked at"
+    assert jobs.delete(name="nap").moved
+
+
+def test_a_plain_insert_cannot_use_up_the_ids(jobs: LiteJobs) -> None:
+    jobs.stats()
+    plain = {"name": "nap", "payload": '{"seconds": 0}'}
+    rows = [plain | {"id": id} for id in (2**63 - 1, 0, -1)]
+    [refused, *_] = refusals = insert_jobs(jobs, rows, triggers=True)
+    assert (len(refusals), refused) == (3, "litejobs: id must be from 1 to 9007199254740992")
+    assert trouble.nap.enqueue(0).id == 1
+
+
+def test_a_setting_that_is_out_of_bounds_pauses_its_queue_alone(jobs: LiteJobs) -> None:
+    jobs.stats()
+    settings = [
+        (name, value)
+        for kind, values in (("INTEGER", EXTREMES), ("REAL", (-math.inf, -1e308, math.inf)))
+        for name in numbers_of(jobs, "litejobs_queue", kind)
+        for value in values
+        if name != "paused" and not (name != "filled_at" and value in (0, 2**53 + 1))
+    ]
+    unsound, refusals = [], []
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        for place, (name, value) in enumerate(settings):
+            row = {"name": f"q{place}", "rate": 1.0, "tokens": 9.0, "filled_at": 1} | {name: value}
+            names, holes = ", ".join(row), ", ".join("?" * len(row))
+            sql = f"INSERT INTO litejobs_queue ({names}) VALUES ({holes})"
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+            try:
+                connection.execute(sql, tuple(row.values()))
+            except apsw.ConstraintError as error:
+                refusals.append((name, str(error)))
+                connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+                connection.execute(sql, tuple(row.values()))
+                unsound.append(f"q{place}")
+    assert all(why.startswith(f"litejobs: {name} must be from") for name, why in refusals)
+    waiting = [trouble.nap.using(queue=f"q{n}").enqueue(0) for n in range(len(settings))]
+    others = [trouble.nap.enqueue(0) for _ in range(5)]
+    with jobs.start(threads=1):
+        assert {job.wait(PATIENT).state for job in others} == {"completed"}
+        stopped = {f"queue {name!r}" for name in unsound}
+        found = {each.subject for each in jobs.doctor() if "out of bounds" in each.problem}
+        assert len(found & stopped) == 10, "of many, the first ones"
+        for name in unsound:
+            jobs.queue(name).reset()
+        assert {job.wait(PATIENT).state for job in waiting} == {"completed"}
+
+
+def test_a_number_of_jobs_that_somebody_has_changed_stops_no_job(jobs: LiteJobs) -> None:
+    trouble.nap.enqueue(0)
+    jobs.drain()
+    for extreme in EXTREMES:
+        write_by_hand(jobs, "UPDATE litejobs_count SET number = ?", extreme)
+        write_by_hand(jobs, "UPDATE litejobs_metric SET number = ?", extreme)
+        job = trouble.nap.enqueue(0)
+        jobs.work(threads=1, until="empty")
+        assert job.refresh().state == "completed"
+        assert [finding.level for finding in jobs.doctor()] == ["error"]
+        jobs.repair()
+        assert jobs.doctor() == []
+    assert jobs.count() == 6
+
+
+def test_a_job_that_cannot_be_settled_fails_alone(
+    jobs: LiteJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs.stats()
+    # Of an application that keeps its own tables in the same file.
+    write_by_hand(jobs, "CREATE UNIQUE INDEX app_once ON litejobs_job (error)")
+    batch = [trouble.fail.using(max_attempts=1).enqueue() for _ in range(3)]
+    others = [trouble.nap.enqueue(0) for _ in range(5)]
+    jobs.work(threads=1, until="empty")
+    assert {job.refresh().state for job in others} == {"completed"}
+    first, *rest = [job.refresh() for job in batch]
+    assert (first.state, {job.state for job in rest}) == ("failed", {"failed"})
+    problem = "was failed, but could not be settled: UNIQUE constraint failed: litejobs_job.error"
+    assert [job.error for job in rest] == [f"job {job.id} {problem}" for job in rest]
+    assert problem in caplog.text
+    assert [finding.problem for finding in jobs.doctor()] == ["3 dead letters in queue 'default'"]
+
+
+def test_a_node_that_died_with_a_row_of_somebody_elses_is_taken_over(jobs: LiteJobs) -> None:
+    listed, presence = jobs.store.nodes.join("gone", 0, 1, jobs._serves(None, "gone"), [])
+    plain = {"name": "nap", "payload": '{"seconds": 0}', "queue": "default", "priority": 0}
+    plain |= {"run_at": 1, "enqueued_at": 1, "state": "running", "holder": listed}
+    columns = ("lost", "attempt", "claim")
+    rows = [plain | {name: value} for name in columns for value in EXTREMES]
+    assert not insert_jobs(jobs, rows, triggers=False)
+    presence.close()
+    jobs.work(threads=1, until="empty")
+    states = [job.state for job in jobs.find()]
+    assert (len(states), set(states)) == (15, {"completed", "failed"})
 
 
 # Signals
