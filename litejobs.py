@@ -1258,6 +1258,8 @@ DAY = 86_400 * SECOND
 SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """Missed ticks that are made up at a time."""
+SPANS_KEPT = 4
+"""Spans of time that a schedule remembers as covered."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1286,7 +1288,7 @@ class Every:
     def next_after(self, moment: int, anchor: int) -> int:
         """The first tick after *moment*, counted from *anchor*, so that it never drifts."""
         step = self.interval // MICROSECOND
-        return anchor if moment < anchor else anchor + ((moment - anchor) // step + 1) * step
+        return anchor + ((moment - anchor) // step + 1) * step
 
     @property
     def words(self) -> str:
@@ -1526,6 +1528,10 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
+Span = tuple[int, int]
+"""From and until when, both included."""
+
+
 class Due(NamedTuple):
     """The ticks that fire now, the oldest first, and the next one; `None` if it was the last."""
 
@@ -1590,6 +1596,13 @@ class Rule:
             first = self.next_after(first, next_at)
         return Due(tuple(ticks), first)
 
+    def first_uncovered(self, spans: Iterable[Span], after: int, anchor: int) -> int | None:
+        """The first tick after a moment that lies in none of these spans of time."""
+        tick = self.next_after(after, anchor)
+        while tick is not None and (ends := [end for start, end in spans if start <= tick <= end]):
+            tick = self.next_after(max(ends), anchor)
+        return tick
+
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, *tick* being one of them. (A machine that slept for a
         week has missed 600,000 seconds: they are not walked through.)"""
@@ -1652,6 +1665,44 @@ class Entry(NamedTuple):
     next_at: int | None = None
     last_at: int | None = None
     last_job: int | None = None
+    covered: str = "[]"
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of time whose ticks have had their turn, the one that grew last at the end.
+
+        Raises:
+            OptionError: they were written by somebody else, and not well.
+        """
+        try:
+            return [(int(start), int(end)) for start, end in load_json(self.covered)]
+        except (ValueError, TypeError, OverflowError):
+            problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
+            raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
+
+    def planned(self, now: int) -> Entry:
+        """This schedule with the next tick that the present rules give at this time. That is
+        the stored one, unless it was worked out by another clock or with other data on time
+        zones. No tick comes twice, however the clock was set in between.
+
+        Raises:
+            OptionError: this machine cannot say.
+        """
+        spans, rule = self.spans, self.rule
+        if ends := [end for start, end in spans if start <= now]:
+            after = max(ends)
+        elif not spans and self.next_at is not None and self.next_at <= now:
+            after = self.next_at - 1
+        else:
+            # It is new, or the clock was set back to before all that is known of it.
+            after, spans = now, [*spans, (now, now)]
+        next_at = rule.first_uncovered(spans, after, self.next_at or now)
+        return self._replace(next_at=next_at, covered=json.dumps(spans[-SPANS_KEPT:]))
+
+    def resumed(self, now: int) -> Entry:
+        """This schedule, no longer paused; the ticks that were missed are passed over."""
+        spans = json.dumps([*self.spans, (now, now)])
+        return self._replace(paused=0, covered=spans).planned(now)
 
     @property
     def rule(self) -> Rule:
@@ -1682,6 +1733,8 @@ class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
 
     entry: Entry
+    problem: str | None = None
+    """Why this machine cannot fire it, such as a time zone that is unknown here."""
 
     @property
     def name(self) -> str:
@@ -1735,10 +1788,12 @@ class Schedule:
         return bool(self.entry.paused)
 
     @property
-    def state(self) -> Literal["active", "paused", "ended"]:
-        """Ended: there will be no tick any more."""
+    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
+        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
         if self.paused:
             return "paused"
+        if self.problem is not None:
+            return "unusable"
         return "ended" if self.entry.next_at is None else "active"
 
     @property
@@ -4404,6 +4459,10 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- JSON: the spans of time whose ticks have had their turn
+    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
+    """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -6716,6 +6775,7 @@ class Firing(NamedTuple):
     ticks: tuple[int, ...]
     batches: list[Batch]
     next_at: int | None
+    covered: str
 
 
 def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
@@ -6724,18 +6784,35 @@ def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
     Raises:
         OptionError: this machine cannot say when it is due, or what it enqueues.
     """
-    rule = entry.rule
-    due = rule.due(entry.next_at or 0, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in due.ticks]
-    return Firing(entry, due.ticks, batches, due.next_at)
+    rule, plan = entry.rule, entry.planned(now)
+    if (first := plan.next_at) is None or first > now:
+        return Firing(entry, (), [], first, plan.covered)
+    ticks, next_at = rule.due(first, now)
+    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
+    spans = plan.spans
+    last = now if next_at is None or next_at > now else ticks[-1]
+    current = max((span for span in spans if span[0] <= now), key=lambda s: s[1], default=None)
+    if current and ticks[:1] == (first,):
+        spans.remove(current)
+        spans.append((current[0], last))
+    else:  # Should the clock have been ahead, those that were missed are still to come.
+        spans.append((ticks[0] if ticks else now, last))
+    if next_at is not None:
+        next_at = rule.first_uncovered(spans, next_at - 1, first)
+    return Firing(entry, ticks, batches, next_at, json.dumps(spans[-SPANS_KEPT:]))
 
 
 def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
     """One job of a schedule.
 
     Raises:
-        OptionError: its options were written by somebody else, and not well.
+        OptionError: its columns were written by somebody else, and not well.
     """
+    check_name(entry.definition, "definition")
+    try:
+        plain_payload(entry.payload, entry.definition)
+    except PayloadError as error:
+        raise OptionError("payload", str(error)) from None
     try:
         options = load_json(entry.options)
         chosen = frozenset(options.pop("open"))
@@ -6752,6 +6829,15 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
+
+
+def problem_of(entry: Entry) -> str | None:
+    """Why this machine cannot fire a schedule."""
+    try:
+        _ = entry.rule, entry.spans, batch_of(entry, 0, 0)
+    except OptionError as error:
+        return str(error)
+    return None
 
 
 def options_of(batch: Batch) -> str:
@@ -6779,6 +6865,8 @@ class Timetable:
     intake: Intake
     ringer: Ringer
     _rng: random.Random = attrs.field(factory=random.Random)
+    _latest: int = 0
+    """The time of the last firing: if it is earlier now, the clock was set back."""
     _puzzled: set[str] = attrs.field(factory=set)
     """The schedules of which it has been said that this machine cannot fire them."""
 
@@ -6788,11 +6876,15 @@ class Timetable:
         """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         who fires it can *tell* of the jobs."""
+        if now < self._latest:
+            with self.file.writing() as connection:
+                self._plan(connection, now)
+        self._latest = now
         if (due := self._next_tick(-1)) is None or due > now:
             return 0, due
         with self.file.reading() as connection:
             entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._firing(entry, now))]
+        firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
         fired = sum(self._fire(made, tell) for made in firings)
         if any(made.next_at is not None and made.next_at <= now for made in firings):
             return fired, now
@@ -6803,10 +6895,20 @@ class Timetable:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
             return _one_number(connection, sql, (after,))
 
-    def _firing(self, entry: Entry, now: int) -> Firing | None:
+    def _plan(self, connection: apsw.Connection, now: int) -> None:
+        """Works out anew each next tick that the present rules and the clock do not give."""
+        for entry in self._entries(connection, "NOT paused"):
+            plan = self._try(Entry.planned, entry, now)
+            if plan is not None and plan != entry:
+                self._write(connection, plan)
+                if plan.next_at != entry.next_at:
+                    at = [tick and from_micros(tick) for tick in (entry.next_at, plan.next_at)]
+                    logger.warning("schedule %s: next tick set from %s to %s", entry.name, *at)
+
+    def _try(self, make: Callable[..., T], entry: Entry, *arguments: object) -> T | None:
         """`None` for a schedule that this machine cannot fire; another one may."""
         try:
-            return firing(entry, now, self._rng)
+            return make(entry, *arguments)
         except OptionError as error:
             if entry.name not in self._puzzled:
                 logger.error("schedule %s cannot fire: %s", entry.name, error)
@@ -6816,7 +6918,7 @@ class Timetable:
     def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; says how many."""
-        entry, ticks, batches, next_at = made
+        entry, ticks, batches, next_at, covered = made
         with self.file.writing() as connection:
             if self._entry(connection, entry.name) != entry:
                 return 0
@@ -6831,10 +6933,11 @@ class Timetable:
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
+                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job),
+                    covered = ?
                 WHERE name = ?
                 """,
-                (next_at, last_at, last_job, entry.name),
+                (next_at, last_at, last_job, covered, entry.name),
             )
             ports = self.ringer.ports(connection) if placed else ()
             self.file.make_room(connection)
@@ -6892,6 +6995,7 @@ class Timetable:
                 self._put(connection, entry, None if before is entry else before)
             gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
             connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+            self._plan(connection, self.clock())
         for (name,) in gone:
             logger.info("schedule %s has left the code and was removed", name)
 
@@ -6904,21 +7008,19 @@ class Timetable:
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
-        if known is not None and known.keeps_time_of(entry):
-            next_at = known.next_at
-        else:
-            now = self.clock()
-            next_at = entry.rule.next_after(now, now)
         if known is not None:
-            entry = Entry(*entry[:13], known.paused, next_at, known.last_at, known.last_job)
-        else:
-            entry = entry._replace(next_at=next_at)
+            entry = Entry(*entry[:13], *known[13:])
+        if known is None or not known.keeps_time_of(entry):
+            entry = entry._replace(next_at=None, covered="[]").planned(self.clock())
         if entry != known:
-            connection.execute(
-                f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-                f" VALUES ({', '.join('?' * len(entry))})",
-                entry,
-            )
+            self._write(connection, entry)
+
+    def _write(self, connection: apsw.Connection, entry: Entry) -> None:
+        connection.execute(
+            f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
+            f" VALUES ({', '.join('?' * len(entry))})",
+            entry,
+        )
 
     def pause(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
@@ -6951,12 +7053,8 @@ class Timetable:
             if name is not None:
                 entries = [self._found(connection, name)]
             paused = [entry for entry in entries if entry.paused]
-            # A tick that is still to come stays it, even if the clock was set back since.
-            starts = [(e, max(now, (e.next_at or 0) - 1)) for e in paused]
-            connection.executemany(
-                "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
-                [(e.rule.next_after(after, e.next_at or now), e.name) for e, after in starts],
-            )
+            for entry in paused:
+                self._write(connection, entry.resumed(now))
         self.ringer.wake()
         return len(paused)
 
@@ -6984,9 +7082,8 @@ class Timetable:
         with self.file.reading() as connection:
             return self._entries(connection)
 
-    def _entries(
-        self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
-    ) -> list[Entry]:
+    @staticmethod
+    def _entries(connection: apsw.Connection, term: str = "TRUE", **bindings: Any) -> list[Entry]:
         sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
         return [sound(Entry, row) for row in connection.execute(sql, bindings)]
 
@@ -8040,6 +8137,8 @@ class Health:
             found += _nodes_that_died(connection, live)
             found += self._silent_nodes(live)
             found += _unknown(connection, live)
+            found += _wrong_schedules(connection, self._clock())
+            found += _put_off_by_a_wrong_clock(connection, self._clock())
             found += _for_nodes_that_are_gone(connection, live)
             found += _kept_from_running(connection)
             found += _late(connection, live, self._clock())
@@ -8264,6 +8363,43 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
                 "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
                 "start a program that defines it, or remove the schedule",
             )  # fmt: skip
+
+
+def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
+    for entry in Timetable._entries(connection, "NOT paused"):
+        what = f"schedule {entry.name!r}"
+        if problem := problem_of(entry):
+            yield Finding(
+                "error", what, f"cannot be fired by this machine: {problem}",
+                "put that right, or `jobs.schedule(name).remove()`",
+            )  # fmt: skip
+        elif (right := entry.planned(now).next_at) != entry.next_at:
+            stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
+            yield Finding(
+                "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
+                "the clock or the time zones have changed: a node that starts corrects it",
+            )  # fmt: skip
+
+
+def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
+    """Jobs whose delay counts from a moment that is still to come."""
+    sql = """
+        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
+            coalesce(started_at, enqueued_at) > :soon
+            OR EXISTS (
+                SELECT 1 FROM litejobs_attempt
+                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
+            )
+        ) GROUP BY name
+    """
+    for name, number, id, latest in connection.execute(sql, {"soon": now + 60 * SECOND}):
+        yield Finding(
+            "warning", f"definition {name!r}",
+            f"{_many(number, 'job')}, such as {id}, put off until {_when(latest)} at the latest"
+            " by a clock that was ahead",
+            "give them another time: `litejobs change … --name NAME --delay 0`",
+        )  # fmt: skip
 
 
 def _for_nodes_that_are_gone(
@@ -12257,7 +12393,7 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry) for entry in self.store.timetable.all()]
+        return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; says how many that paused."""
@@ -12779,7 +12915,8 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        return Schedule(self._jobs.store.timetable.get(self.name))
+        entry = self._jobs.store.timetable.get(self.name)
+        return Schedule(entry, problem_of(entry))
 
     def set(
         self,
@@ -13997,7 +14134,7 @@ def _words(schedule: Schedule) -> str:
 def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
     """A schedule as JSON values, without what is hidden."""
     names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin")
+    more = ("last_job", "misfire", "overlap", "origin", "problem")
     plain = _plain_values(schedule, names + more)
     payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
     return {**plain, "words": _words(schedule), "payload": payload}

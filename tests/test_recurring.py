@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import logging
 import os
 import textwrap
 import threading
 import time
+import zoneinfo
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from conftest import NEW_YEAR, TurnedClock, write_by_hand
 from programs import PATIENCE, Programs, eventually, never
 
 from litejobs import (
+    Constant,
     Context,
     Definition,
     DefinitionError,
@@ -390,6 +393,218 @@ class TestMissedTicks:
         assert jobs.store.timetable.fire(clock()) == (1_000, clock())
         assert jobs.store.timetable.fire(clock()) == (300, clock() + 10**6)
         assert jobs.count() == 2_300
+
+
+class TestAClockThatWasWrong:
+    """Set ahead or back once, and right again later."""
+
+    YEARS = 1e8  # Seconds: some three years.
+
+    @pytest.mark.parametrize("misfire", ["once", "skip"])
+    @pytest.mark.parametrize("rule", ["@every 2s", "*/2 * * * * *"])
+    def test_ahead_by_years_for_some_seconds_stops_no_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock, rule: str, misfire: Any
+    ) -> None:
+        jobs.cron(rule, misfire=misfire)(report)
+        jobs.drain()
+        clock.turn(self.YEARS)
+        jobs.drain()
+        before = jobs.count()
+        clock.turn(2 - self.YEARS)
+        assert [finding.subject for finding in jobs.doctor()] == ["schedule 'report'"]
+        for _ in range(5):
+            jobs.store.timetable.fire(clock())
+            assert jobs.doctor() == []
+            clock.turn(2)
+        assert jobs.count() == before + 5
+        assert len(set(hours(jobs))) == jobs.count()
+
+    def test_ahead_while_no_node_ran_is_corrected_when_one_starts(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        clock.turn(self.YEARS)
+        first = program()
+        first.every(HOUR)(report)
+        first.drain()
+        clock.turn(-self.YEARS)
+        second = program()
+        second.every(HOUR)(report)
+        assert "its next tick is stored as 2028-" in second.doctor()[0].problem
+        second.drain()
+        assert second.doctor() == []
+        assert 0 < (next_hour(second) or 0) <= 1
+
+    def test_ahead_of_its_end_does_not_end_a_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", misfire="skip", end=NEW_YEAR + timedelta(hours=3))(report)
+        jobs.drain()
+        clock.turn(5.5 * HOUR)
+        jobs.drain()
+        assert jobs.schedule("report").get().state == "ended"
+        clock.turn(-5 * HOUR)
+        jobs.drain()
+        assert next_hour(jobs) == 1
+
+    @pytest.mark.parametrize(
+        ("misfire", "fired"), [("once", [2, 3, 4]), ("skip", [2, 3, 4]), ("all", [1, 2, 3, 4])]
+    )
+    def test_ahead_by_two_hours_gives_no_tick_two_jobs(
+        self, jobs: LiteJobs, clock: TurnedClock, misfire: Any, fired: list[float]
+    ) -> None:
+        jobs.cron("@hourly", misfire=misfire, grace=120)(report)
+        jobs.drain()
+        clock.turn(3 * HOUR + 60)  # It is one minute past one.
+        jobs.drain()
+        clock.turn(-2 * HOUR)
+        for _ in range(4):
+            jobs.drain()
+            clock.turn(HOUR)
+        assert hours(jobs) == (fired if misfire == "all" else sorted({1, *fired}))
+        assert next_hour(jobs) == 5
+
+    @pytest.mark.parametrize("misfire", ["once", "skip", "all"])
+    @pytest.mark.parametrize("rule", ["@hourly", "@every 1h"])
+    def test_back_in_1970_until_the_network_is_there_fires_nothing_twice_or_for_the_years_between(
+        self, jobs: LiteJobs, clock: TurnedClock, rule: str, misfire: Any
+    ) -> None:
+        jobs.cron(rule, misfire=misfire)(report)
+        for _ in range(4):
+            jobs.drain()
+            clock.turn(HOUR)
+        clock.turn(-50 * 365 * 24 * HOUR)
+        for _ in range(3):
+            jobs.drain()
+            clock.turn(0.5 * HOUR)
+        clock.turn(50 * 365 * 24 * HOUR - HOUR)
+        jobs.drain()
+        assert [hour for hour in hours(jobs) if hour > 0][:3] == [1, 2, 3]
+        assert len(set(hours(jobs))) == jobs.count() <= 6
+
+    def test_finds_jobs_that_it_has_put_off_for_years(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        def fails() -> None:
+            raise ValueError
+
+        plain, failing = jobs.define(report), jobs.define(backoff=Constant(60))(fails)
+        later = [plain.using(at=NEW_YEAR + timedelta(days=9 * 365)).enqueue()]
+        clock.turn(self.YEARS)
+        later += [failing.enqueue(), plain.using(delay=60).enqueue()]
+        jobs.drain()
+        assert [job.refresh().state for job in later] == ["scheduled", "retrying", "scheduled"]
+        assert jobs.doctor() == []
+        clock.turn(-self.YEARS)
+        found = {finding.subject: finding.problem for finding in jobs.doctor()}
+        assert found.keys() == {"definition 'fails'", "definition 'report'"}
+        assert all("put off until 2028-" in problem for problem in found.values())
+        assert f"1 job, such as {later[2].id}," in found["definition 'report'"]
+
+
+@pytest.fixture
+def zones(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Gives Mexico City the rules of another place, as other data on time zones do."""
+    data = {name: zone_file(name) for name in ("America/Mexico_City", "America/Chicago")}
+    place = tmp_path / "zones" / "America" / "Mexico_City"
+    place.parent.mkdir(parents=True)
+
+    def install(rules_of: str) -> None:
+        place.write_bytes(data[rules_of])
+        zoneinfo.ZoneInfo.clear_cache()
+
+    zoneinfo.reset_tzpath([place.parent.parent])
+    yield install
+    zoneinfo.reset_tzpath()
+    zoneinfo.ZoneInfo.clear_cache()
+
+
+def zone_file(name: str) -> bytes:
+    for folder in zoneinfo.TZPATH:
+        if (path := Path(folder, name)).exists():
+            return path.read_bytes()
+    return importlib.resources.files("tzdata").joinpath("zoneinfo", name).read_bytes()
+
+
+class TestNewDataOnTimeZones:
+    """Mexico has given up summer time: until then it had it when Chicago has it."""
+
+    OLD, NEW = "America/Chicago", "America/Mexico_City"
+    MAY = 24 * 120  # Hours from new year to the first of May.
+
+    @pytest.mark.parametrize("started", ["before the tick", "when it was due"])
+    def test_fire_at_nine_once(
+        self,
+        program: Program,
+        clock: TurnedClock,
+        zones: Callable[[str], None],
+        started: str,
+    ) -> None:
+        zones(self.OLD)
+        first = program()
+        first.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+        first.drain()
+        assert next_hour(first) == self.MAY + 14
+        zones(self.NEW)
+        second = program()
+        if started == "before the tick":
+            second.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+            assert (
+                "stored as 2025-05-01 14:00:00 UTC, but by its rule is 2025-05-01 15:00:00 UTC"
+                in (second.doctor()[0].problem)
+            )
+            second.drain()
+            assert next_hour(second) == self.MAY + 15
+        for hour in (14, 15, 16):
+            clock.turn_to(NEW_YEAR + timedelta(hours=self.MAY + hour))
+            second.store.timetable.fire(clock())
+        assert hours(second) == [self.MAY + 15]
+
+    def test_that_are_installed_after_the_tick_was_missed_do_not_lose_it(
+        self, program: Program, clock: TurnedClock, zones: Callable[[str], None]
+    ) -> None:
+        for rules, hour in ((self.NEW, 0), (self.OLD, 14.5), (self.OLD, 15.5)):
+            zones(rules)
+            clock.turn_to(NEW_YEAR + timedelta(hours=self.MAY + hour))
+            jobs = program()
+            jobs.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+            jobs.drain()
+        assert hours(jobs) == [self.MAY + 14]
+
+
+class TestASchedule:
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ("timezone = 'Mars/Olympus'", "there is no time zone 'Mars/Olympus'"),
+            ("expression = 'whenever'", "number of fields"),
+            ("payload = '{'", "it is no JSON"),
+            ("options = '[]'", "none of ours"),
+            ("definition = ''", "definition: expected 1 to 200"),
+            ("covered = '7'", "pairs of times"),
+        ],
+    )
+    def test_that_this_machine_cannot_fire_is_found_and_says_so(
+        self,
+        jobs: LiteJobs,
+        clock: TurnedClock,
+        caplog: pytest.LogCaptureFixture,
+        change: str,
+        problem: str,
+    ) -> None:
+        jobs.cron("@hourly", name="fine")(report)
+        jobs.cron("@hourly", jobs.registry.named("report"), name="alien")
+        jobs.drain()
+        write_by_hand(jobs, f"UPDATE litejobs_schedule SET {change} WHERE name = 'alien'")
+        [finding] = [one for one in jobs.doctor() if one.level == "error"]
+        assert finding.subject == "schedule 'alien'"
+        assert problem in finding.problem
+        alien = jobs.schedule("alien").get()
+        assert alien.state == "unusable"
+        assert problem in (alien.problem or "")
+        assert {schedule.state for schedule in jobs.schedules()} == {"active", "unusable"}
+        clock.turn(HOUR)
+        assert jobs.store.timetable.fire(clock())[0] == 1
+        assert "schedule alien cannot fire" in caplog.text
 
 
 class TestOverlap:
