@@ -1258,8 +1258,8 @@ DAY = 86_400 * SECOND
 SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """Missed ticks that are made up at a time."""
-SPANS_KEPT = 4
-"""Spans of time that a schedule remembers as covered."""
+PERIODS_KEPT = 4
+"""How many periods a schedule remembers as covered."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1528,7 +1528,7 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
-Span = tuple[int, int]
+Period = tuple[int, int]
 """From and until when, both included."""
 
 
@@ -1596,10 +1596,12 @@ class Rule:
             first = self.next_after(first, next_at)
         return Due(tuple(ticks), first)
 
-    def first_uncovered(self, spans: Iterable[Span], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that lies in none of these spans of time."""
+    def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
+        """The first tick after a moment that lies in none of these periods."""
         tick = self.next_after(after, anchor)
-        while tick is not None and (ends := [end for start, end in spans if start <= tick <= end]):
+        while tick is not None and (
+            ends := [end for start, end in periods if start <= tick <= end]
+        ):
             tick = self.next_after(max(ends), anchor)
         return tick
 
@@ -1668,17 +1670,30 @@ class Entry(NamedTuple):
     covered: str = "[]"
 
     @property
-    def spans(self) -> list[Span]:
-        """The spans of time whose ticks have had their turn, the one that grew last at the end.
+    def periods(self) -> list[Period]:
+        """The periods whose ticks have had their turn, the one that grew last at the end.
 
         Raises:
             OptionError: they were written by somebody else, and not well.
         """
         try:
-            return [(int(start), int(end)) for start, end in load_json(self.covered)]
+            found = [(int(start), int(end)) for start, end in load_json(self.covered)]
+            if all(-_LAST < start <= end < _LAST for start, end in found):
+                return found
+            raise ValueError
         except (ValueError, TypeError, OverflowError):
             problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
             raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The programs that declared it at their last start, each with the module. None: it
+        was made at run time."""
+        try:
+            found = {} if self.origin is None else load_json(self.origin)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {"": str(self.origin)}
 
     def planned(self, now: int) -> Entry:
         """This schedule with the next tick that the present rules give at this time. That is
@@ -1688,21 +1703,21 @@ class Entry(NamedTuple):
         Raises:
             OptionError: this machine cannot say.
         """
-        spans, rule = self.spans, self.rule
-        if ends := [end for start, end in spans if start <= now]:
+        periods, rule = self.periods, self.rule
+        if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
-        elif not spans and self.next_at is not None and self.next_at <= now:
+        elif not periods and self.next_at is not None and self.next_at <= now:
             after = self.next_at - 1
         else:
             # It is new, or the clock was set back to before all that is known of it.
-            after, spans = now, [*spans, (now, now)]
-        next_at = rule.first_uncovered(spans, after, self.next_at or now)
-        return self._replace(next_at=next_at, covered=json.dumps(spans[-SPANS_KEPT:]))
+            after, periods = now, [*periods, (now, now)]
+        next_at = rule.first_uncovered(periods, after, self.next_at or now)
+        return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def resumed(self, now: int) -> Entry:
         """This schedule, no longer paused; the ticks that were missed are passed over."""
-        spans = json.dumps([*self.spans, (now, now)])
-        return self._replace(paused=0, covered=spans).planned(now)
+        periods = json.dumps([*self.periods, (now, now)])
+        return self._replace(paused=0, covered=periods).planned(now)
 
     @property
     def rule(self) -> Rule:
@@ -1779,8 +1794,10 @@ class Schedule:
 
     @property
     def origin(self) -> str | None:
-        """The module that declares it; `None` if it was made at run time."""
-        return self.entry.origin
+        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
+        comma after each but the last if several do; `None` if it was made at run time."""
+        modules = self.entry.modules
+        return ", ".join(f"{program}:{modules[program]}" for program in modules) or None
 
     @property
     def paused(self) -> bool:
@@ -4460,7 +4477,7 @@ SCHEMA: tuple[str, ...] = (
     ) STRICT, WITHOUT ROWID;
     """,
     """
-    -- JSON: the spans of time whose ticks have had their turn
+    -- JSON: the periods whose ticks have had their turn
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
     """,
 )
@@ -6761,11 +6778,11 @@ _ACTIVE = "next_at IS NOT NULL AND NOT paused"
 
 @attrs.frozen
 class Declared:
-    """The schedules that a program declares, and its modules: what the file says of others in
-    them has left the code."""
+    """The schedules that a program declares: what the file says of others that it declared
+    has left its code."""
 
     entries: tuple[Entry, ...] = ()
-    modules: frozenset[str] = frozenset()
+    program: str = ""
 
 
 class Firing(NamedTuple):
@@ -6789,17 +6806,17 @@ def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
         return Firing(entry, (), [], first, plan.covered)
     ticks, next_at = rule.due(first, now)
     batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
-    spans = plan.spans
+    periods = plan.periods
     last = now if next_at is None or next_at > now else ticks[-1]
-    current = max((span for span in spans if span[0] <= now), key=lambda s: s[1], default=None)
+    current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
     if current and ticks[:1] == (first,):
-        spans.remove(current)
-        spans.append((current[0], last))
+        periods.remove(current)
+        periods.append((current[0], last))
     else:  # Should the clock have been ahead, those that were missed are still to come.
-        spans.append((ticks[0] if ticks else now, last))
+        periods.append((ticks[0] if ticks else now, last))
     if next_at is not None:
-        next_at = rule.first_uncovered(spans, next_at - 1, first)
-    return Firing(entry, ticks, batches, next_at, json.dumps(spans[-SPANS_KEPT:]))
+        next_at = rule.first_uncovered(periods, next_at - 1, first)
+    return Firing(entry, ticks, batches, next_at, json.dumps(periods[-PERIODS_KEPT:]))
 
 
 def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
@@ -6834,7 +6851,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
 def problem_of(entry: Entry) -> str | None:
     """Why this machine cannot fire a schedule."""
     try:
-        _ = entry.rule, entry.spans, batch_of(entry, 0, 0)
+        _ = entry.rule, entry.periods, batch_of(entry, 0, 0)
     except OptionError as error:
         return str(error)
     return None
@@ -6980,24 +6997,41 @@ class Timetable:
         return id
 
     def declare(self, declared: Declared) -> None:
-        """Makes what a program declares the schedules of its modules: new ones come, changed
-        ones change, and those that have left the code go."""
+        """Makes what a program declares its schedules in the file: new ones come, changed ones
+        change, and those that have left its code go, unless another program declares them, too."""
         with self.file.reading() as connection:
             if not declared.entries and not self._entries(connection):
                 return
         with self.file.writing() as connection:
             known = {entry.name: entry for entry in self._entries(connection)}
             for entry in declared.entries:
-                before = known.pop(entry.name, entry)
-                if before.origin not in declared.modules:
-                    by = "made at run time" if before.origin is None else f"of {before.origin}"
-                    logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
-                self._put(connection, entry, None if before is entry else before)
-            gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
+                self._declare(connection, entry, known.pop(entry.name, None), declared.program)
+            gone: list[tuple[str]] = []
+            for entry in known.values():
+                if (modules := entry.modules).pop(declared.program, None) is not None:
+                    if modules:
+                        self._write(connection, entry._replace(origin=json.dumps(modules)))
+                    else:
+                        gone.append((entry.name,))
             connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
             self._plan(connection, self.clock())
         for (name,) in gone:
             logger.info("schedule %s has left the code and was removed", name)
+
+    def _declare(
+        self, connection: apsw.Connection, entry: Entry, known: Entry | None, program: str
+    ) -> None:
+        """Makes or changes what others have declared, too, if it is the same."""
+        others = {} if known is None else {**known.modules}
+        others.pop("", None)  # Of before programs were told apart.
+        ours = others.pop(program, None) is not None
+        if known is not None and (known.origin is None or known[:12] != entry[:12]):
+            if not ours:
+                by = "made at run time" if known.origin is None else f"of {', '.join(others)}"
+                logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+            others = {}
+        last = dict([*others.items()][-7:])
+        self._put(connection, entry._replace(origin=json.dumps({**last, **entry.modules})), known)
 
     def put(self, entry: Entry) -> None:
         """Makes a schedule, or changes the one of this name."""
@@ -8398,7 +8432,7 @@ def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator
             "warning", f"definition {name!r}",
             f"{_many(number, 'job')}, such as {id}, put off until {_when(latest)} at the latest"
             " by a clock that was ahead",
-            "give them another time: `litejobs change … --name NAME --delay 0`",
+            "give them another time, such as `litejobs change … ID --delay 0`",
         )  # fmt: skip
 
 
@@ -11848,6 +11882,10 @@ class LiteJobs:
     """Who listens to what happens: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    target: str | None = attrs.field(default=None, init=False)
+    """The file of the module that the command line was given, instead of a main program."""
+    _made_in: str | None = attrs.field(default=None, init=False)
+    """The file of the module that made it."""
     tested: bool = attrs.field(default=False, init=False)
     """Whether a test has it in hand, with another file and clock than its own."""
 
@@ -11857,6 +11895,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store.at(self.path, self.durability, self.clock)
 
     def register(self, *definitions: AnyDefinition | type) -> None:
@@ -12370,12 +12409,14 @@ class LiteJobs:
             DefinitionError: a definition is not registered here.
             PayloadError: a definition has parameters that nobody has given.
         """
-        declared = self._declared.values()
-        entries = tuple(self._entry(d.name, d.rule, d.work, d.origin) for d in declared)
+        program = program_of(self.target, self._made_in)
+        entries = tuple(
+            self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
+            for d in self._declared.values()
+        )
         for entry in entries:
             self.registry.named(entry.definition)
-        modules = ["__main__", *(definition.body.module for definition in self.registry)]
-        return Declared(entries, frozenset([*map(module_name, modules), *_origins(entries)]))
+        return Declared(entries, program)
 
     def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
         if isinstance(work, type) and definition_of(work):
@@ -12985,6 +13026,19 @@ def module_name(name: str) -> str:
     return str(spec.name) if spec else Path(file).stem if file else name
 
 
+def program_of(target: str | None, made_in: str | None) -> str:
+    """What tells a program from others that use the same file: its main file or package, and
+    where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    if getattr(sys, "frozen", False):
+        return str(Path(sys.executable).resolve())
+    main = target or getattr(sys.modules["__main__"], "__file__", None)
+    paths = [Path(file).resolve() for file in (main, made_in) if file] or [Path.cwd()]
+    places = [p.parent if p.name in ("__main__.py", "__init__.py") else p for p in paths]
+    if places[0] in (places[-1], *places[-1].parents):
+        del places[1:]
+    return "+".join(map(str, places))
+
+
 def _module_of(frame: types.FrameType) -> str:
     return module_name(frame.f_globals.get("__name__", "__main__"))
 
@@ -13001,10 +13055,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("unique", problem)
     if options.connection is not None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
-
-
-def _origins(entries: Iterable[Entry]) -> Iterator[str]:
-    return (entry.origin for entry in entries if entry.origin is not None)
 
 
 class Filters(TypedDict, total=False):
@@ -13897,7 +13947,9 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
         problem = f"another module has the name {name!r} already: rename the file"
         raise OptionError(f"{place}:{attribute}", problem)
     found = getattr(module, attribute, None)
-    if not isinstance(found, LiteJobs):
+    if isinstance(found, LiteJobs):
+        found.target = module.__file__
+    else:
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
         raise OptionError(f"{place}:{attribute}", problem)
     return found

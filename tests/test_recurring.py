@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import logging
 import os
-import textwrap
+import re
 import threading
 import time
 import zoneinfo
@@ -59,11 +59,6 @@ def program(tmp_path: Path, clock: TurnedClock) -> Iterator[Program]:
 
 def report(kind: str = "daily") -> str:
     return kind
-
-
-def in_module(name: str, jobs: LiteJobs, source: str) -> None:
-    """Runs the source of a module of that name, which has *jobs*."""
-    exec(textwrap.dedent(source), {"__name__": name, "jobs": jobs})
 
 
 def hours(jobs: LiteJobs) -> list[float]:
@@ -218,6 +213,24 @@ class TestDeclarations:
             jobs.cron("@hourly", jobs.define(report), **options)
 
 
+MAIN = """
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.every(3600)
+def report() -> None: ...
+
+if __name__ == "__main__":
+    jobs.drain()
+"""
+TASKS = """
+from queue_of import jobs
+
+@jobs.every(3600)
+def report() -> None: ...
+"""
+
+
 class TestWhatADeclaredSetDoesToTheFile:
     def test_an_unchanged_schedule_keeps_its_next_time_after_a_restart(
         self, program: Program, clock: TurnedClock
@@ -297,52 +310,91 @@ class TestWhatADeclaredSetDoesToTheFile:
         second = program()
         second.cron("@daily")(report)
         second.drain()
-        origins = {schedule.name: schedule.origin for schedule in second.schedules()}
-        assert origins == {"by hand": None, "report": "test_recurring"}
+        by_hand, declared = second.schedules()
+        assert (by_hand.name, by_hand.origin) == ("by hand", None)
+        assert (declared.origin or "").endswith(":test_recurring")
 
-    def test_two_programs_leave_each_others_alone(self, program: Program) -> None:
-        source = """
-            @jobs.cron("@hourly")
-            def {0}() -> None: ...
-        """
-        for name in ("one", "two", "one"):
-            jobs = program()
-            in_module(name, jobs, source.format(name))
-            jobs.drain()
-        assert [schedule.origin for schedule in jobs.schedules()] == ["one", "two"]
+    def drains(self, programs: Programs, *command: str) -> dict[str, str | None]:
+        """The schedules in the file after a program has run, with their origins."""
+        code, _, errors = programs.run(*command)
+        assert code == 0, errors
+        with LiteJobs(programs.folder / "jobs.db") as jobs:
+            found = {s.name: s.origin for s in jobs.schedules()}
+        place = f"{programs.folder.resolve()}{os.sep}"
+        return {name: origin and origin.replace(place, "") for name, origin in found.items()}
 
-    def test_one_of_another_program_is_replaced_with_a_warning(
-        self, program: Program, caplog: pytest.LogCaptureFixture
+    def test_two_programs_whose_modules_have_one_name_leave_each_others_alone(
+        self, programs: Programs
     ) -> None:
-        for name in ("one", "two"):
-            jobs = program()
-            in_module(name, jobs, "@jobs.cron('@hourly')\ndef shared() -> None: ...")
-            jobs.drain()
-        assert [schedule.origin for schedule in jobs.schedules()] == ["two"]
-        assert "schedule shared, of one, is replaced by ours" in caplog.text
+        for name in ("p1", "p2"):
+            programs.write(**{f"{name}__tasks": MAIN.replace("report", f"of_{name}")})
+        self.drains(programs, "p1/tasks.py")
+        both = {"of_p1": "p1/tasks.py:tasks", "of_p2": "p2/tasks.py:tasks"}
+        assert self.drains(programs, "p2/tasks.py") == both
+        assert self.drains(programs, "p1/tasks.py") == both
+        programs.write(p1__tasks=MAIN.replace("every(3600)", "define"))
+        assert self.drains(programs, "p1/tasks.py") == {"of_p2": "p2/tasks.py:tasks"}
 
-    def test_is_the_same_for_a_main_program_and_its_module(
-        self, tmp_path: Path, programs: Programs
+    def test_those_of_a_module_whose_only_declaration_was_deleted_go(
+        self, programs: Programs
     ) -> None:
-        programs.write(
-            app="""
-from litejobs import LiteJobs
-jobs = LiteJobs("jobs.db", durability="fast")
+        programs.write(queue_of="from litejobs import LiteJobs\njobs = LiteJobs('jobs.db')\n")
+        for name in ("one", "two", "three"):
+            programs.write(**{name: TASKS.replace("report", name)})
+        programs.write(app="import one, two, three\none.jobs.drain()")
+        origin = "app.py+queue_of.py"
+        assert self.drains(programs, "app.py") == {
+            name: f"{origin}:{name}" for name in ("one", "two", "three")
+        }
+        programs.write(app="import one, two\none.jobs.drain()", one="from queue_of import jobs")
+        assert self.drains(programs, "app.py") == {"two": f"{origin}:two"}
 
-@jobs.every(3600)
-def report() -> None: ...
+    def test_what_another_program_declares_too_stays(self, programs: Programs) -> None:
+        queue = MAIN.replace("report", "other").replace("every(3600)", "define")
+        programs.write(queue_of=queue)
+        programs.write(tasks=TASKS)
+        for name in ("web", "worker"):
+            programs.write(**{name: "import queue_of, tasks\nqueue_of.jobs.drain()"})
+        self.drains(programs, "worker.py")
+        both = "worker.py+queue_of.py:tasks, web.py+queue_of.py:tasks"
+        assert self.drains(programs, "web.py") == {"report": both}
+        programs.write(web="import queue_of\nqueue_of.jobs.drain()")
+        assert self.drains(programs, "web.py") == {"report": "worker.py+queue_of.py:tasks"}
+        programs.write(worker="import queue_of\nqueue_of.jobs.drain()")
+        assert self.drains(programs, "worker.py") == {}
 
-if __name__ == "__main__":
-    jobs.drain()
-"""
-        )
-        seen = []
-        for command in (["app.py"], ["-m", "app"], ["-c", "import app; app.jobs.drain()"]):
-            code, _, errors = programs.run(*command)
-            assert code == 0, errors
-            [schedule] = LiteJobs(tmp_path / "jobs.db").schedules()
-            seen.append((schedule.origin, schedule.next_at))
-        assert seen == [("app", seen[0][1])] * 3
+    def test_one_of_another_program_is_replaced_with_a_warning(self, programs: Programs) -> None:
+        programs.write(one=MAIN, two=MAIN.replace("3600", "60"))
+        assert self.drains(programs, "one.py") == {"report": "one.py:one"}
+        assert self.drains(programs, "two.py") == {"report": "two.py:two"}
+        errors = programs.errors.read_text()
+        assert re.search(r"schedule report, of \S*one.py, is replaced by ours", errors)
+
+    def test_is_the_same_however_the_program_is_started(self, programs: Programs) -> None:
+        programs.write(app=MAIN)
+        run = ("run", "app:jobs", "--until", "empty", "--threads", "1")
+        for command in (
+            ["app.py"],
+            ["-m", "app"],
+            ["-c", "import app; app.jobs.drain()"],
+            ["-m", "litejobs", *run],
+            ["-c", f"import litejobs; litejobs.main({run!r})"],
+        ):
+            assert self.drains(programs, *command) == {"report": "app.py:app"}
+
+    def test_those_of_a_file_of_before_programs_were_told_apart_are_taken_over(
+        self, program: Program
+    ) -> None:
+        first, second, third = program(), program(), program()
+        for jobs in (first, second):
+            jobs.cron("@hourly")(report)
+        first.drain()
+        write_by_hand(first, "UPDATE litejobs_schedule SET origin = 'test_recurring'")
+        second.drain()
+        assert len(second.schedules()[0].entry.modules) == 1
+        third.define(report)
+        third.drain()
+        assert third.schedules() == []
 
     def test_asks_nothing_of_a_program_without_schedules(self, jobs: LiteJobs) -> None:
         jobs.define(report)
@@ -488,7 +540,7 @@ class TestAClockThatWasWrong:
             raise ValueError
 
         plain, failing = jobs.define(report), jobs.define(backoff=Constant(60))(fails)
-        later = [plain.using(at=NEW_YEAR + timedelta(days=9 * 365)).enqueue()]
+        later: list[Job[Any]] = [plain.using(at=NEW_YEAR + timedelta(days=9 * 365)).enqueue()]
         clock.turn(self.YEARS)
         later += [failing.enqueue(), plain.using(delay=60).enqueue()]
         jobs.drain()
