@@ -1300,8 +1300,7 @@ class Every:
                 parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
         if len(parts) == 1 and parts[0].startswith("1 "):
             return f"Every {parts[0][2:]}"
-        *most, last = parts
-        return f"Every {', '.join(most)} and {last}" if most else f"Every {last}"
+        return f"Every {_joined(parts)}"
 
 
 @attrs.frozen
@@ -1317,7 +1316,9 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: begun within a repeated hour it gives
     ticks of the past, it takes all six-field expressions by real time, and where the
     clock changes at midnight or by half an hour it loses ticks or makes some up. So it
-    is only asked for local times.
+    is only asked for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its
+    words contradict its ticks where a field names all there is without a star, so they
+    are ours.
     """
 
     fields: str
@@ -1388,10 +1389,145 @@ class Cron:
                 after = middle
         return after
 
-    @property
+    @functools.cached_property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
-        return str(_cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None)).explain())
+        cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
+        times = _times_in_words(cron.seconds, cron.minutes, cron.hours)
+        days = _days_in_words(cron)
+        if times.startswith("at") and "every hour" not in times and not days.startswith(" on"):
+            days = f" every day{days}"
+        return f"{times[0].upper()}{times[1:]}{days}"
+
+
+_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTH_NAMES = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
+
+
+def _single_value(match: re.Match[str]) -> str:
+    """A range with a step, such as `9-9/2`; its value, if it has but one."""
+    first, last = match.groups()
+    names = [*_DAY_NAMES, *_MONTH_NAMES]
+    numbers = {
+        name[:3].upper(): str((at + 1) % 7 if at < 7 else at - 6) for at, name in enumerate(names)
+    }
+    same = len({int(numbers.get(text.upper(), text)) for text in (first, last)}) == 1
+    return first if same else match[0]
+
+
+def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> str:
+    if len(seconds) * len(minutes) * len(hours) <= 4:
+        form = "{:02}:{:02}" if seconds == {0} else "{:02}:{:02}:{:02}"
+        times = itertools.product(sorted(hours), sorted(minutes), sorted(seconds))
+        return f"at {_joined([form.format(*time) for time in times])}"
+    first, last = min(hours), max(hours)
+    unbroken = len(hours) == last - first + 1
+    if seconds == minutes == {0}:
+        if even := _evenly(hours, "hour", 24):
+            return even
+        if unbroken:
+            return f"every hour from {first:02}:00 through {last:02}:00"
+    text = even = _evenly(minutes, "minute", 60)
+    if seconds != {0}:
+        text = _evenly(seconds, "second", 60)
+        even = text if len(minutes) == 60 else ""
+        if not even:
+            text = text or _places(seconds, "second", 60)
+            text = f"{text} of {_places(minutes, 'minute', 60)}"
+    text = text or _places(minutes, "minute", 60)
+    if not unbroken or not (even or len(minutes) == 60):
+        text = f"{text} of {_places(hours, 'hour', 24)}"
+    elif len(hours) < 24:
+        text = f"{text} from {first:02}:00 through {last:02}:59"
+    return text if text.startswith("every") else f"at {text}"
+
+
+def _evenly(values: set[int], unit: str, size: int) -> str:
+    """Such as "every 15 minutes"; empty if they are not so far from each other all the time."""
+    step = size // len(values)
+    if values != {*range(0, size, step)} or len(values) == 1:
+        return ""
+    return f"every {unit}" if step == 1 else f"every {step} {unit}s"
+
+
+def _places(values: set[int], unit: str, size: int) -> str:
+    """Which minutes of an hour, and the like."""
+    if len(values) == size:
+        return f"every {unit}"
+    if step := _step(values):
+        return f"every {_ordinal(step)} {unit} from {min(values)} through {max(values)}"
+    return f"{unit}{'s' * (len(values) > 1)} {_listed(values, str)}"
+
+
+def _days_in_words(cron: Any) -> str:
+    """With a space before it; empty if every day is meant."""
+    week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
+    all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
+    only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
+    month = "" if len(cron.months) == 12 else _listed(cron.months, lambda m: _MONTH_NAMES[m - 1])
+    parts = []
+    if not (all_days or only_all):
+        of = month if month and all_week else "the month"
+        parts.append(f"on {_days_of_month(cron)} of {of}")
+        month = "" if of == month else month
+    if not (all_week or only_all):
+        names = [_listed(week, _DAY_NAMES.__getitem__)] if week else []
+        tuples = {(d[1] < 0, d[1], (d[0] - 1) % 7) for d in cron.weekdays if isinstance(d, tuple)}
+        for _, which, day in sorted(tuples):
+            nth = "last" if which == cron.LAST else _ordinal(which)
+            names.append(f"the {nth} {_DAY_NAMES[day]} of the month")
+        before = "on" if not parts else "if it is" if cron.day_and else "and on"
+        parts.append(f"{before} {_joined(names)}")
+    if month:
+        parts.append(f"in {month}")
+    return "".join(f" {part}" for part in parts)
+
+
+def _days_of_month(cron: Any) -> str:
+    numbers = {day for day in cron.days if day > 0}
+    if (step := _step(numbers)) and len(numbers) == len(cron.days):
+        ends = f"the {_ordinal(min(numbers))} through the {_ordinal(max(numbers))}"
+        return f"every {_ordinal(step)} day from {ends}"
+    names = [_listed(numbers, _ordinal)] if numbers else []
+    if cron.LAST in cron.days:
+        names.append("last")
+    days = [f"the {_joined(names)} day"] if names else []
+    return _joined([*days, *["the last weekday"] * (cron.LAST_WEEKDAY in cron.days)])
+
+
+def _step(values: set[int]) -> int:
+    """By how much more than one all of them are apart; 0 if they are few or uneven."""
+    steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
+    return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
+
+
+def _listed(values: Iterable[int], name: Callable[[int], str]) -> str:
+    """Such as "1, 3 and 5 through 9"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    parts = []
+    for run in runs:
+        names = [name(value) for value in run]
+        parts += [f"{names[0]} through {names[-1]}"] if len(run) > 2 else names
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _ordinal(number: int) -> str:
+    last = "th" if number // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{last}"
 
 
 def _cronsim() -> ModuleType:
@@ -1445,7 +1581,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     if word.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    cron = Cron(" ".join(ALIASES.get(text, text).split()), timezone)
+    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
+    cron = Cron(fields, timezone)
     cronsim = _cronsim()
     _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
