@@ -1258,6 +1258,8 @@ DAY = 86_400 * SECOND
 SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """Missed ticks that are made up at a time."""
+PERIODS_KEPT = 4
+"""How many periods a schedule remembers as covered."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1286,7 +1288,7 @@ class Every:
     def next_after(self, moment: int, anchor: int) -> int:
         """The first tick after *moment*, counted from *anchor*, so that it never drifts."""
         step = self.interval // MICROSECOND
-        return anchor if moment < anchor else anchor + ((moment - anchor) // step + 1) * step
+        return anchor + ((moment - anchor) // step + 1) * step
 
     @property
     def words(self) -> str:
@@ -1298,8 +1300,7 @@ class Every:
                 parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
         if len(parts) == 1 and parts[0].startswith("1 "):
             return f"Every {parts[0][2:]}"
-        *most, last = parts
-        return f"Every {', '.join(most)} and {last}" if most else f"Every {last}"
+        return f"Every {_joined(parts)}"
 
 
 @attrs.frozen
@@ -1315,7 +1316,9 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: begun within a repeated hour it gives
     ticks of the past, it takes all six-field expressions by real time, and where the
     clock changes at midnight or by half an hour it loses ticks or makes some up. So it
-    is only asked for local times.
+    is only asked for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its
+    words contradict its ticks where a field names all there is without a star, so they
+    are ours.
     """
 
     fields: str
@@ -1386,10 +1389,145 @@ class Cron:
                 after = middle
         return after
 
-    @property
+    @functools.cached_property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
-        return str(_cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None)).explain())
+        cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
+        times = _times_in_words(cron.seconds, cron.minutes, cron.hours)
+        days = _days_in_words(cron)
+        if times.startswith("at") and "every hour" not in times and not days.startswith(" on"):
+            days = f" every day{days}"
+        return f"{times[0].upper()}{times[1:]}{days}"
+
+
+_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTH_NAMES = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
+
+
+def _single_value(match: re.Match[str]) -> str:
+    """A range with a step, such as `9-9/2`; its value, if it has but one."""
+    first, last = match.groups()
+    names = [*_DAY_NAMES, *_MONTH_NAMES]
+    numbers = {
+        name[:3].upper(): str((at + 1) % 7 if at < 7 else at - 6) for at, name in enumerate(names)
+    }
+    same = len({int(numbers.get(text.upper(), text)) for text in (first, last)}) == 1
+    return first if same else match[0]
+
+
+def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> str:
+    if len(seconds) * len(minutes) * len(hours) <= 4:
+        form = "{:02}:{:02}" if seconds == {0} else "{:02}:{:02}:{:02}"
+        times = itertools.product(sorted(hours), sorted(minutes), sorted(seconds))
+        return f"at {_joined([form.format(*time) for time in times])}"
+    first, last = min(hours), max(hours)
+    unbroken = len(hours) == last - first + 1
+    if seconds == minutes == {0}:
+        if even := _evenly(hours, "hour", 24):
+            return even
+        if unbroken:
+            return f"every hour from {first:02}:00 through {last:02}:00"
+    text = even = _evenly(minutes, "minute", 60)
+    if seconds != {0}:
+        text = _evenly(seconds, "second", 60)
+        even = text if len(minutes) == 60 else ""
+        if not even:
+            text = text or _places(seconds, "second", 60)
+            text = f"{text} of {_places(minutes, 'minute', 60)}"
+    text = text or _places(minutes, "minute", 60)
+    if not unbroken or not (even or len(minutes) == 60):
+        text = f"{text} of {_places(hours, 'hour', 24)}"
+    elif len(hours) < 24:
+        text = f"{text} from {first:02}:00 through {last:02}:59"
+    return text if text.startswith("every") else f"at {text}"
+
+
+def _evenly(values: set[int], unit: str, size: int) -> str:
+    """Such as "every 15 minutes"; empty if they are not so far from each other all the time."""
+    step = size // len(values)
+    if values != {*range(0, size, step)} or len(values) == 1:
+        return ""
+    return f"every {unit}" if step == 1 else f"every {step} {unit}s"
+
+
+def _places(values: set[int], unit: str, size: int) -> str:
+    """Which minutes of an hour, and the like."""
+    if len(values) == size:
+        return f"every {unit}"
+    if step := _step(values):
+        return f"every {_ordinal(step)} {unit} from {min(values)} through {max(values)}"
+    return f"{unit}{'s' * (len(values) > 1)} {_listed(values, str)}"
+
+
+def _days_in_words(cron: Any) -> str:
+    """With a space before it; empty if every day is meant."""
+    week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
+    all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
+    only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
+    month = "" if len(cron.months) == 12 else _listed(cron.months, lambda m: _MONTH_NAMES[m - 1])
+    parts = []
+    if not (all_days or only_all):
+        of = month if month and all_week else "the month"
+        parts.append(f"on {_days_of_month(cron)} of {of}")
+        month = "" if of == month else month
+    if not (all_week or only_all):
+        names = [_listed(week, _DAY_NAMES.__getitem__)] if week else []
+        tuples = {(d[1] < 0, d[1], (d[0] - 1) % 7) for d in cron.weekdays if isinstance(d, tuple)}
+        for _, which, day in sorted(tuples):
+            nth = "last" if which == cron.LAST else _ordinal(which)
+            names.append(f"the {nth} {_DAY_NAMES[day]} of the month")
+        before = "on" if not parts else "if it is" if cron.day_and else "and on"
+        parts.append(f"{before} {_joined(names)}")
+    if month:
+        parts.append(f"in {month}")
+    return "".join(f" {part}" for part in parts)
+
+
+def _days_of_month(cron: Any) -> str:
+    numbers = {day for day in cron.days if day > 0}
+    if (step := _step(numbers)) and len(numbers) == len(cron.days):
+        ends = f"the {_ordinal(min(numbers))} through the {_ordinal(max(numbers))}"
+        return f"every {_ordinal(step)} day from {ends}"
+    names = [_listed(numbers, _ordinal)] if numbers else []
+    if cron.LAST in cron.days:
+        names.append("last")
+    days = [f"the {_joined(names)} day"] if names else []
+    return _joined([*days, *["the last weekday"] * (cron.LAST_WEEKDAY in cron.days)])
+
+
+def _step(values: set[int]) -> int:
+    """By how much more than one all of them are apart; 0 if they are few or uneven."""
+    steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
+    return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
+
+
+def _listed(values: Iterable[int], name: Callable[[int], str]) -> str:
+    """Such as "1, 3 and 5 through 9"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    parts = []
+    for run in runs:
+        names = [name(value) for value in run]
+        parts += [f"{names[0]} through {names[-1]}"] if len(run) > 2 else names
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _ordinal(number: int) -> str:
+    last = "th" if number // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{last}"
 
 
 def _cronsim() -> ModuleType:
@@ -1443,7 +1581,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     if word.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    cron = Cron(" ".join(ALIASES.get(text, text).split()), timezone)
+    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
+    cron = Cron(fields, timezone)
     cronsim = _cronsim()
     _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
@@ -1526,6 +1665,10 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
+Period = tuple[int, int]
+"""From and until when, both included."""
+
+
 class Due(NamedTuple):
     """The ticks that fire now, the oldest first, and the next one; `None` if it was the last."""
 
@@ -1590,6 +1733,15 @@ class Rule:
             first = self.next_after(first, next_at)
         return Due(tuple(ticks), first)
 
+    def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
+        """The first tick after a moment that lies in none of these periods."""
+        tick = self.next_after(after, anchor)
+        while tick is not None and (
+            ends := [end for start, end in periods if start <= tick <= end]
+        ):
+            tick = self.next_after(max(ends), anchor)
+        return tick
+
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, *tick* being one of them. (A machine that slept for a
         week has missed 600,000 seconds: they are not walked through.)"""
@@ -1652,6 +1804,57 @@ class Entry(NamedTuple):
     next_at: int | None = None
     last_at: int | None = None
     last_job: int | None = None
+    covered: str = "[]"
+
+    @property
+    def periods(self) -> list[Period]:
+        """The periods whose ticks have had their turn, the one that grew last at the end.
+
+        Raises:
+            OptionError: they were written by somebody else, and not well.
+        """
+        try:
+            found = [(int(start), int(end)) for start, end in load_json(self.covered)]
+            if all(-_LAST < start <= end < _LAST for start, end in found):
+                return found
+            raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
+            raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """The programs that declared it at their last start, each with the module. None: it
+        was made at run time."""
+        try:
+            found = {} if self.origin is None else load_json(self.origin)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {"": str(self.origin)}
+
+    def planned(self, now: int) -> Entry:
+        """This schedule with the next tick that the present rules give at this time. That is
+        the stored one, unless it was worked out by another clock or with other data on time
+        zones. No tick comes twice, however the clock was set in between.
+
+        Raises:
+            OptionError: this machine cannot say.
+        """
+        periods, rule = self.periods, self.rule
+        if ends := [end for start, end in periods if start <= now]:
+            after = max(ends)
+        elif not periods and self.next_at is not None and self.next_at <= now:
+            after = self.next_at - 1
+        else:
+            # It is new, or the clock was set back to before all that is known of it.
+            after, periods = now, [*periods, (now, now)]
+        next_at = rule.first_uncovered(periods, after, self.next_at or now)
+        return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
+
+    def resumed(self, now: int) -> Entry:
+        """This schedule, no longer paused; the ticks that were missed are passed over."""
+        periods = json.dumps([*self.periods, (now, now)])
+        return self._replace(paused=0, covered=periods).planned(now)
 
     @property
     def rule(self) -> Rule:
@@ -1682,6 +1885,8 @@ class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
 
     entry: Entry
+    problem: str | None = None
+    """Why this machine cannot fire it, such as a time zone that is unknown here."""
 
     @property
     def name(self) -> str:
@@ -1726,8 +1931,10 @@ class Schedule:
 
     @property
     def origin(self) -> str | None:
-        """The module that declares it; `None` if it was made at run time."""
-        return self.entry.origin
+        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
+        comma after each but the last if several do; `None` if it was made at run time."""
+        modules = self.entry.modules
+        return ", ".join(f"{program}:{modules[program]}" for program in modules) or None
 
     @property
     def paused(self) -> bool:
@@ -1735,10 +1942,12 @@ class Schedule:
         return bool(self.entry.paused)
 
     @property
-    def state(self) -> Literal["active", "paused", "ended"]:
-        """Ended: there will be no tick any more."""
+    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
+        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
         if self.paused:
             return "paused"
+        if self.problem is not None:
+            return "unusable"
         return "ended" if self.entry.next_at is None else "active"
 
     @property
@@ -4442,6 +4651,10 @@ SCHEMA: tuple[str, ...] = (
     ) STRICT, WITHOUT ROWID;
     """,
     _bounds_triggers(),
+    """
+    -- JSON: the periods whose ticks have had their turn
+    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
+    """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -6785,11 +6998,11 @@ _ACTIVE = "next_at IS NOT NULL AND NOT paused"
 
 @attrs.frozen
 class Declared:
-    """The schedules that a program declares, and its modules: what the file says of others in
-    them has left the code."""
+    """The schedules that a program declares: what the file says of others that it declared
+    has left its code."""
 
     entries: tuple[Entry, ...] = ()
-    modules: frozenset[str] = frozenset()
+    program: str = ""
 
 
 class Firing(NamedTuple):
@@ -6799,6 +7012,7 @@ class Firing(NamedTuple):
     ticks: tuple[int, ...]
     batches: list[Batch]
     next_at: int | None
+    covered: str
 
 
 def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
@@ -6807,18 +7021,35 @@ def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
     Raises:
         OptionError: this machine cannot say when it is due, or what it enqueues.
     """
-    rule = entry.rule
-    due = rule.due(entry.next_at or 0, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in due.ticks]
-    return Firing(entry, due.ticks, batches, due.next_at)
+    rule, plan = entry.rule, entry.planned(now)
+    if (first := plan.next_at) is None or first > now:
+        return Firing(entry, (), [], first, plan.covered)
+    ticks, next_at = rule.due(first, now)
+    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
+    periods = plan.periods
+    last = now if next_at is None or next_at > now else ticks[-1]
+    current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
+    if current and ticks[:1] == (first,):
+        periods.remove(current)
+        periods.append((current[0], last))
+    else:  # Should the clock have been ahead, those that were missed are still to come.
+        periods.append((ticks[0] if ticks else now, last))
+    if next_at is not None:
+        next_at = rule.first_uncovered(periods, next_at - 1, first)
+    return Firing(entry, ticks, batches, next_at, json.dumps(periods[-PERIODS_KEPT:]))
 
 
 def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
     """One job of a schedule.
 
     Raises:
-        OptionError: its options were written by somebody else, and not well.
+        OptionError: its columns were written by somebody else, and not well.
     """
+    check_name(entry.definition, "definition")
+    try:
+        plain_payload(entry.payload, entry.definition)
+    except PayloadError as error:
+        raise OptionError("payload", str(error)) from None
     try:
         options = load_json(entry.options)
         chosen = frozenset(options.pop("open"))
@@ -6835,6 +7066,15 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
+
+
+def problem_of(entry: Entry) -> str | None:
+    """Why this machine cannot fire a schedule."""
+    try:
+        _ = entry.rule, entry.periods, batch_of(entry, 0, 0)
+    except OptionError as error:
+        return str(error)
+    return None
 
 
 def options_of(batch: Batch) -> str:
@@ -6862,6 +7102,8 @@ class Timetable:
     intake: Intake
     ringer: Ringer
     _rng: random.Random = attrs.field(factory=random.Random)
+    _latest: int = 0
+    """The time of the last firing: if it is earlier now, the clock was set back."""
     _puzzled: set[str] = attrs.field(factory=set)
     """The schedules of which it has been said that this machine cannot fire them."""
 
@@ -6871,11 +7113,15 @@ class Timetable:
         """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         who fires it can *tell* of the jobs."""
+        if now < self._latest:
+            with self.file.writing() as connection:
+                self._plan(connection, now)
+        self._latest = now
         if (due := self._next_tick(-1)) is None or due > now:
             return 0, due
         with self.file.reading() as connection:
             entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._firing(entry, now))]
+        firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
         fired = sum(self._fire(made, tell) for made in firings)
         if any(made.next_at is not None and made.next_at <= now for made in firings):
             return fired, now
@@ -6886,10 +7132,20 @@ class Timetable:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
             return _one_number(connection, sql, (after,))
 
-    def _firing(self, entry: Entry, now: int) -> Firing | None:
+    def _plan(self, connection: apsw.Connection, now: int) -> None:
+        """Works out anew each next tick that the present rules and the clock do not give."""
+        for entry in self._entries(connection, "NOT paused"):
+            plan = self._try(Entry.planned, entry, now)
+            if plan is not None and plan != entry:
+                self._write(connection, plan)
+                if plan.next_at != entry.next_at:
+                    at = [tick and from_micros(tick) for tick in (entry.next_at, plan.next_at)]
+                    logger.warning("schedule %s: next tick set from %s to %s", entry.name, *at)
+
+    def _try(self, make: Callable[..., T], entry: Entry, *arguments: object) -> T | None:
         """`None` for a schedule that this machine cannot fire; another one may."""
         try:
-            return firing(entry, now, self._rng)
+            return make(entry, *arguments)
         except OptionError as error:
             if entry.name not in self._puzzled:
                 logger.error("schedule %s cannot fire: %s", entry.name, error)
@@ -6899,7 +7155,7 @@ class Timetable:
     def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; says how many."""
-        entry, ticks, batches, next_at = made
+        entry, ticks, batches, next_at, covered = made
         with self.file.writing() as connection:
             if self._entry(connection, entry.name) != entry:
                 return 0
@@ -6914,10 +7170,11 @@ class Timetable:
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job)
+                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job),
+                    covered = ?
                 WHERE name = ?
                 """,
-                (next_at, last_at, last_job, entry.name),
+                (next_at, last_at, last_job, covered, entry.name),
             )
             ports = self.ringer.ports(connection) if placed else ()
             self.file.require_space(connection)
@@ -6960,23 +7217,41 @@ class Timetable:
         return id
 
     def declare(self, declared: Declared) -> None:
-        """Makes what a program declares the schedules of its modules: new ones come, changed
-        ones change, and those that have left the code go."""
+        """Makes what a program declares its schedules in the file: new ones come, changed ones
+        change, and those that have left its code go, unless another program declares them, too."""
         with self.file.reading() as connection:
             if not declared.entries and not self._entries(connection):
                 return
         with self.file.writing() as connection:
             known = {entry.name: entry for entry in self._entries(connection)}
             for entry in declared.entries:
-                before = known.pop(entry.name, entry)
-                if before.origin not in declared.modules:
-                    by = "made at run time" if before.origin is None else f"of {before.origin}"
-                    logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
-                self._put(connection, entry, None if before is entry else before)
-            gone = [(name,) for name, entry in known.items() if entry.origin in declared.modules]
+                self._declare(connection, entry, known.pop(entry.name, None), declared.program)
+            gone: list[tuple[str]] = []
+            for entry in known.values():
+                if (modules := entry.modules).pop(declared.program, None) is not None:
+                    if modules:
+                        self._write(connection, entry._replace(origin=json.dumps(modules)))
+                    else:
+                        gone.append((entry.name,))
             connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+            self._plan(connection, self.clock())
         for (name,) in gone:
             logger.info("schedule %s has left the code and was removed", name)
+
+    def _declare(
+        self, connection: apsw.Connection, entry: Entry, known: Entry | None, program: str
+    ) -> None:
+        """Makes or changes what others have declared, too, if it is the same."""
+        others = {} if known is None else {**known.modules}
+        others.pop("", None)  # Of before programs were told apart.
+        ours = others.pop(program, None) is not None
+        if known is not None and (known.origin is None or known[:12] != entry[:12]):
+            if not ours:
+                by = "made at run time" if known.origin is None else f"of {', '.join(others)}"
+                logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+            others = {}
+        last = dict([*others.items()][-7:])
+        self._put(connection, entry._replace(origin=json.dumps({**last, **entry.modules})), known)
 
     def put(self, entry: Entry) -> None:
         """Makes a schedule, or changes the one of this name."""
@@ -6987,21 +7262,19 @@ class Timetable:
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
-        if known is not None and known.keeps_time_of(entry):
-            next_at = known.next_at
-        else:
-            now = self.clock()
-            next_at = entry.rule.next_after(now, now)
         if known is not None:
-            entry = Entry(*entry[:13], known.paused, next_at, known.last_at, known.last_job)
-        else:
-            entry = entry._replace(next_at=next_at)
+            entry = Entry(*entry[:13], *known[13:])
+        if known is None or not known.keeps_time_of(entry):
+            entry = entry._replace(next_at=None, covered="[]").planned(self.clock())
         if entry != known:
-            connection.execute(
-                f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-                f" VALUES ({', '.join('?' * len(entry))})",
-                entry,
-            )
+            self._write(connection, entry)
+
+    def _write(self, connection: apsw.Connection, entry: Entry) -> None:
+        connection.execute(
+            f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
+            f" VALUES ({', '.join('?' * len(entry))})",
+            entry,
+        )
 
     def pause(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
@@ -7034,12 +7307,8 @@ class Timetable:
             if name is not None:
                 entries = [self._found(connection, name)]
             paused = [entry for entry in entries if entry.paused]
-            # A tick that is still to come stays it, even if the clock was set back since.
-            starts = [(e, max(now, (e.next_at or 0) - 1)) for e in paused]
-            connection.executemany(
-                "UPDATE litejobs_schedule SET paused = 0, next_at = ? WHERE name = ?",
-                [(e.rule.next_after(after, e.next_at or now), e.name) for e, after in starts],
-            )
+            for entry in paused:
+                self._write(connection, entry.resumed(now))
         self.ringer.wake()
         return len(paused)
 
@@ -7067,9 +7336,8 @@ class Timetable:
         with self.file.reading() as connection:
             return self._entries(connection)
 
-    def _entries(
-        self, connection: apsw.Connection, term: str = "TRUE", **bindings: Any
-    ) -> list[Entry]:
+    @staticmethod
+    def _entries(connection: apsw.Connection, term: str = "TRUE", **bindings: Any) -> list[Entry]:
         sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
         return [sound(Entry, row) for row in connection.execute(sql, bindings)]
 
@@ -8135,6 +8403,8 @@ class Health:
             found += _nodes_that_died(connection, live)
             found += self._silent_nodes(live)
             found += _unknown(connection, live)
+            found += _wrong_schedules(connection, self._clock())
+            found += _put_off_by_a_wrong_clock(connection, self._clock())
             found += _for_nodes_that_are_gone(connection, live)
             found += _kept_from_running(connection)
             found += _late(connection, live, self._clock())
@@ -8444,6 +8714,43 @@ def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Find
                 "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
                 "start a program that defines it, or remove the schedule",
             )  # fmt: skip
+
+
+def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
+    for entry in Timetable._entries(connection, "NOT paused"):
+        what = f"schedule {entry.name!r}"
+        if problem := problem_of(entry):
+            yield Finding(
+                "error", what, f"cannot be fired by this machine: {problem}",
+                "put that right, or `jobs.schedule(name).remove()`",
+            )  # fmt: skip
+        elif (right := entry.planned(now).next_at) != entry.next_at:
+            stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
+            yield Finding(
+                "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
+                "the clock or the time zones have changed: a node that starts corrects it",
+            )  # fmt: skip
+
+
+def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
+    """Jobs whose delay counts from a moment that is still to come."""
+    sql = """
+        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
+            coalesce(started_at, enqueued_at) > :soon
+            OR EXISTS (
+                SELECT 1 FROM litejobs_attempt
+                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
+            )
+        ) GROUP BY name
+    """
+    for name, number, id, latest in connection.execute(sql, {"soon": now + 60 * SECOND}):
+        yield Finding(
+            "warning", f"definition {name!r}",
+            f"{_many(number, 'job')}, such as {id}, put off until {_when(latest)} at the latest"
+            " by a clock that was ahead",
+            "give them another time, such as `litejobs change … ID --delay 0`",
+        )  # fmt: skip
 
 
 def _for_nodes_that_are_gone(
@@ -12018,6 +12325,10 @@ class LiteJobs:
     """Who listens to what happens: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    target: str | None = attrs.field(default=None, init=False)
+    """The file of the module that the command line was given, instead of a main program."""
+    _made_in: str | None = attrs.field(default=None, init=False)
+    """The file of the module that made it."""
     tested: bool = attrs.field(default=False, init=False)
     """Whether a test has it in hand, with another file and clock than its own."""
 
@@ -12027,6 +12338,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store.at(self.path, self.durability, self.clock)
 
     def register(self, *definitions: AnyDefinition | type) -> None:
@@ -12540,12 +12852,14 @@ class LiteJobs:
             DefinitionError: a definition is not registered here.
             PayloadError: a definition has parameters that nobody has given.
         """
-        declared = self._declared.values()
-        entries = tuple(self._entry(d.name, d.rule, d.work, d.origin) for d in declared)
+        program = program_of(self.target, self._made_in)
+        entries = tuple(
+            self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
+            for d in self._declared.values()
+        )
         for entry in entries:
             self.registry.named(entry.definition)
-        modules = ["__main__", *(definition.body.module for definition in self.registry)]
-        return Declared(entries, frozenset([*map(module_name, modules), *_origins(entries)]))
+        return Declared(entries, program)
 
     def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
         if isinstance(work, type) and definition_of(work):
@@ -12563,7 +12877,7 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry) for entry in self.store.timetable.all()]
+        return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; says how many that paused."""
@@ -13085,7 +13399,8 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it does not exist.
         """
-        return Schedule(self._jobs.store.timetable.get(self.name))
+        entry = self._jobs.store.timetable.get(self.name)
+        return Schedule(entry, problem_of(entry))
 
     def set(
         self,
@@ -13154,6 +13469,19 @@ def module_name(name: str) -> str:
     return str(spec.name) if spec else Path(file).stem if file else name
 
 
+def program_of(target: str | None, made_in: str | None) -> str:
+    """What tells a program from others that use the same file: its main file or package, and
+    where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    if getattr(sys, "frozen", False):
+        return str(Path(sys.executable).resolve())
+    main = target or getattr(sys.modules["__main__"], "__file__", None)
+    paths = [Path(file).resolve() for file in (main, made_in) if file] or [Path.cwd()]
+    places = [p.parent if p.name in ("__main__.py", "__init__.py") else p for p in paths]
+    if places[0] in (places[-1], *places[-1].parents):
+        del places[1:]
+    return "+".join(map(str, places))
+
+
 def _module_of(frame: types.FrameType) -> str:
     return module_name(frame.f_globals.get("__name__", "__main__"))
 
@@ -13170,10 +13498,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("unique", problem)
     if options.connection is not None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
-
-
-def _origins(entries: Iterable[Entry]) -> Iterator[str]:
-    return (entry.origin for entry in entries if entry.origin is not None)
 
 
 class Filters(TypedDict, total=False):
@@ -14066,7 +14390,9 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
         problem = f"another module has the name {name!r} already: rename the file"
         raise OptionError(f"{place}:{attribute}", problem)
     found = getattr(module, attribute, None)
-    if not isinstance(found, LiteJobs):
+    if isinstance(found, LiteJobs):
+        found.target = module.__file__
+    else:
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
         raise OptionError(f"{place}:{attribute}", problem)
     return found
@@ -14305,7 +14631,7 @@ def _words(schedule: Schedule) -> str:
 def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
     """A schedule as JSON values, without what is hidden."""
     names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin")
+    more = ("last_job", "misfire", "overlap", "origin", "problem")
     plain = _plain_values(schedule, names + more)
     payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
     return {**plain, "words": _words(schedule), "payload": payload}

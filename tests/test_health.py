@@ -429,15 +429,10 @@ class TestDoctor:
 
     def test_finds_schedules_that_nobody_knows(self, jobs: LiteJobs, nodes: Nodes) -> None:
         nodes.join()
-        for name, definition, next_at in (("a", "mail", 1), ("b", "report", 1), ("c", "x", None)):
-            write_by_hand(
-                jobs,
-                "INSERT INTO litejobs_schedule VALUES"
-                " (?, ?, '{}', '{}', '', 'UTC', 'once', 0, 'skip', 0, NULL, NULL, NULL, 0, ?, NULL,"
-                " NULL)",
-                name, definition, next_at,
-            )  # fmt: skip
-        assert only(jobs.doctor()).subject == "schedule 'b'"
+        for name in ("mail", "report", "x"):
+            jobs.schedule(name).set("@daily", jobs.define(name=name)(lambda: None))
+        jobs.schedule("x").pause()
+        assert only(jobs.doctor()).subject == "schedule 'report'"
 
     def test_finds_a_large_wal(self, jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch) -> None:
         add(jobs)

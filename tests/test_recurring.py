@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import logging
 import os
-import textwrap
+import re
 import threading
 import time
+import zoneinfo
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from conftest import NEW_YEAR, TurnedClock, write_by_hand
 from programs import PATIENCE, Programs, eventually, never
 
 from litejobs import (
+    Constant,
     Context,
     Definition,
     DefinitionError,
@@ -56,11 +59,6 @@ def program(tmp_path: Path, clock: TurnedClock) -> Iterator[Program]:
 
 def report(kind: str = "daily") -> str:
     return kind
-
-
-def in_module(name: str, jobs: LiteJobs, source: str) -> None:
-    """Runs the source of a module of that name, which has *jobs*."""
-    exec(textwrap.dedent(source), {"__name__": name, "jobs": jobs})
 
 
 def hours(jobs: LiteJobs) -> list[float]:
@@ -215,6 +213,24 @@ class TestDeclarations:
             jobs.cron("@hourly", jobs.define(report), **options)
 
 
+MAIN = """
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.every(3600)
+def report() -> None: ...
+
+if __name__ == "__main__":
+    jobs.drain()
+"""
+TASKS = """
+from queue_of import jobs
+
+@jobs.every(3600)
+def report() -> None: ...
+"""
+
+
 class TestWhatADeclaredSetDoesToTheFile:
     def test_an_unchanged_schedule_keeps_its_next_time_after_a_restart(
         self, program: Program, clock: TurnedClock
@@ -294,52 +310,91 @@ class TestWhatADeclaredSetDoesToTheFile:
         second = program()
         second.cron("@daily")(report)
         second.drain()
-        origins = {schedule.name: schedule.origin for schedule in second.schedules()}
-        assert origins == {"by hand": None, "report": "test_recurring"}
+        by_hand, declared = second.schedules()
+        assert (by_hand.name, by_hand.origin) == ("by hand", None)
+        assert (declared.origin or "").endswith(":test_recurring")
 
-    def test_two_programs_leave_each_others_alone(self, program: Program) -> None:
-        source = """
-            @jobs.cron("@hourly")
-            def {0}() -> None: ...
-        """
-        for name in ("one", "two", "one"):
-            jobs = program()
-            in_module(name, jobs, source.format(name))
-            jobs.drain()
-        assert [schedule.origin for schedule in jobs.schedules()] == ["one", "two"]
+    def drains(self, programs: Programs, *command: str) -> dict[str, str | None]:
+        """The schedules in the file after a program has run, with their origins."""
+        code, _, errors = programs.run(*command)
+        assert code == 0, errors
+        with LiteJobs(programs.folder / "jobs.db") as jobs:
+            found = {s.name: s.origin for s in jobs.schedules()}
+        place = f"{programs.folder.resolve()}{os.sep}"
+        return {name: origin and origin.replace(place, "") for name, origin in found.items()}
 
-    def test_one_of_another_program_is_replaced_with_a_warning(
-        self, program: Program, caplog: pytest.LogCaptureFixture
+    def test_two_programs_whose_modules_have_one_name_leave_each_others_alone(
+        self, programs: Programs
     ) -> None:
-        for name in ("one", "two"):
-            jobs = program()
-            in_module(name, jobs, "@jobs.cron('@hourly')\ndef shared() -> None: ...")
-            jobs.drain()
-        assert [schedule.origin for schedule in jobs.schedules()] == ["two"]
-        assert "schedule shared, of one, is replaced by ours" in caplog.text
+        for name in ("p1", "p2"):
+            programs.write(**{f"{name}__tasks": MAIN.replace("report", f"of_{name}")})
+        self.drains(programs, "p1/tasks.py")
+        both = {"of_p1": "p1/tasks.py:tasks", "of_p2": "p2/tasks.py:tasks"}
+        assert self.drains(programs, "p2/tasks.py") == both
+        assert self.drains(programs, "p1/tasks.py") == both
+        programs.write(p1__tasks=MAIN.replace("every(3600)", "define"))
+        assert self.drains(programs, "p1/tasks.py") == {"of_p2": "p2/tasks.py:tasks"}
 
-    def test_is_the_same_for_a_main_program_and_its_module(
-        self, tmp_path: Path, programs: Programs
+    def test_those_of_a_module_whose_only_declaration_was_deleted_go(
+        self, programs: Programs
     ) -> None:
-        programs.write(
-            app="""
-from litejobs import LiteJobs
-jobs = LiteJobs("jobs.db", durability="fast")
+        programs.write(queue_of="from litejobs import LiteJobs\njobs = LiteJobs('jobs.db')\n")
+        for name in ("one", "two", "three"):
+            programs.write(**{name: TASKS.replace("report", name)})
+        programs.write(app="import one, two, three\none.jobs.drain()")
+        origin = "app.py+queue_of.py"
+        assert self.drains(programs, "app.py") == {
+            name: f"{origin}:{name}" for name in ("one", "two", "three")
+        }
+        programs.write(app="import one, two\none.jobs.drain()", one="from queue_of import jobs")
+        assert self.drains(programs, "app.py") == {"two": f"{origin}:two"}
 
-@jobs.every(3600)
-def report() -> None: ...
+    def test_what_another_program_declares_too_stays(self, programs: Programs) -> None:
+        queue = MAIN.replace("report", "other").replace("every(3600)", "define")
+        programs.write(queue_of=queue)
+        programs.write(tasks=TASKS)
+        for name in ("web", "worker"):
+            programs.write(**{name: "import queue_of, tasks\nqueue_of.jobs.drain()"})
+        self.drains(programs, "worker.py")
+        both = "worker.py+queue_of.py:tasks, web.py+queue_of.py:tasks"
+        assert self.drains(programs, "web.py") == {"report": both}
+        programs.write(web="import queue_of\nqueue_of.jobs.drain()")
+        assert self.drains(programs, "web.py") == {"report": "worker.py+queue_of.py:tasks"}
+        programs.write(worker="import queue_of\nqueue_of.jobs.drain()")
+        assert self.drains(programs, "worker.py") == {}
 
-if __name__ == "__main__":
-    jobs.drain()
-"""
-        )
-        seen = []
-        for command in (["app.py"], ["-m", "app"], ["-c", "import app; app.jobs.drain()"]):
-            code, _, errors = programs.run(*command)
-            assert code == 0, errors
-            [schedule] = LiteJobs(tmp_path / "jobs.db").schedules()
-            seen.append((schedule.origin, schedule.next_at))
-        assert seen == [("app", seen[0][1])] * 3
+    def test_one_of_another_program_is_replaced_with_a_warning(self, programs: Programs) -> None:
+        programs.write(one=MAIN, two=MAIN.replace("3600", "60"))
+        assert self.drains(programs, "one.py") == {"report": "one.py:one"}
+        assert self.drains(programs, "two.py") == {"report": "two.py:two"}
+        errors = programs.errors.read_text()
+        assert re.search(r"schedule report, of \S*one.py, is replaced by ours", errors)
+
+    def test_is_the_same_however_the_program_is_started(self, programs: Programs) -> None:
+        programs.write(app=MAIN)
+        run = ("run", "app:jobs", "--until", "empty", "--threads", "1")
+        for command in (
+            ["app.py"],
+            ["-m", "app"],
+            ["-c", "import app; app.jobs.drain()"],
+            ["-m", "litejobs", *run],
+            ["-c", f"import litejobs; litejobs.main({run!r})"],
+        ):
+            assert self.drains(programs, *command) == {"report": "app.py:app"}
+
+    def test_those_of_a_file_of_before_programs_were_told_apart_are_taken_over(
+        self, program: Program
+    ) -> None:
+        first, second, third = program(), program(), program()
+        for jobs in (first, second):
+            jobs.cron("@hourly")(report)
+        first.drain()
+        write_by_hand(first, "UPDATE litejobs_schedule SET origin = 'test_recurring'")
+        second.drain()
+        assert len(second.schedules()[0].entry.modules) == 1
+        third.define(report)
+        third.drain()
+        assert third.schedules() == []
 
     def test_asks_nothing_of_a_program_without_schedules(self, jobs: LiteJobs) -> None:
         jobs.define(report)
@@ -390,6 +445,218 @@ class TestMissedTicks:
         assert jobs.store.timetable.fire(clock()) == (1_000, clock())
         assert jobs.store.timetable.fire(clock()) == (300, clock() + 10**6)
         assert jobs.count() == 2_300
+
+
+class TestAClockThatWasWrong:
+    """Set ahead or back once, and right again later."""
+
+    YEARS = 1e8  # Seconds: some three years.
+
+    @pytest.mark.parametrize("misfire", ["once", "skip"])
+    @pytest.mark.parametrize("rule", ["@every 2s", "*/2 * * * * *"])
+    def test_ahead_by_years_for_some_seconds_stops_no_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock, rule: str, misfire: Any
+    ) -> None:
+        jobs.cron(rule, misfire=misfire)(report)
+        jobs.drain()
+        clock.turn(self.YEARS)
+        jobs.drain()
+        before = jobs.count()
+        clock.turn(2 - self.YEARS)
+        assert [finding.subject for finding in jobs.doctor()] == ["schedule 'report'"]
+        for _ in range(5):
+            jobs.store.timetable.fire(clock())
+            assert jobs.doctor() == []
+            clock.turn(2)
+        assert jobs.count() == before + 5
+        assert len(set(hours(jobs))) == jobs.count()
+
+    def test_ahead_while_no_node_ran_is_corrected_when_one_starts(
+        self, program: Program, clock: TurnedClock
+    ) -> None:
+        clock.turn(self.YEARS)
+        first = program()
+        first.every(HOUR)(report)
+        first.drain()
+        clock.turn(-self.YEARS)
+        second = program()
+        second.every(HOUR)(report)
+        assert "its next tick is stored as 2028-" in second.doctor()[0].problem
+        second.drain()
+        assert second.doctor() == []
+        assert 0 < (next_hour(second) or 0) <= 1
+
+    def test_ahead_of_its_end_does_not_end_a_schedule(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", misfire="skip", end=NEW_YEAR + timedelta(hours=3))(report)
+        jobs.drain()
+        clock.turn(5.5 * HOUR)
+        jobs.drain()
+        assert jobs.schedule("report").get().state == "ended"
+        clock.turn(-5 * HOUR)
+        jobs.drain()
+        assert next_hour(jobs) == 1
+
+    @pytest.mark.parametrize(
+        ("misfire", "fired"), [("once", [2, 3, 4]), ("skip", [2, 3, 4]), ("all", [1, 2, 3, 4])]
+    )
+    def test_ahead_by_two_hours_gives_no_tick_two_jobs(
+        self, jobs: LiteJobs, clock: TurnedClock, misfire: Any, fired: list[float]
+    ) -> None:
+        jobs.cron("@hourly", misfire=misfire, grace=120)(report)
+        jobs.drain()
+        clock.turn(3 * HOUR + 60)  # It is one minute past one.
+        jobs.drain()
+        clock.turn(-2 * HOUR)
+        for _ in range(4):
+            jobs.drain()
+            clock.turn(HOUR)
+        assert hours(jobs) == (fired if misfire == "all" else sorted({1, *fired}))
+        assert next_hour(jobs) == 5
+
+    @pytest.mark.parametrize("misfire", ["once", "skip", "all"])
+    @pytest.mark.parametrize("rule", ["@hourly", "@every 1h"])
+    def test_back_in_1970_until_the_network_is_there_fires_nothing_twice_or_for_the_years_between(
+        self, jobs: LiteJobs, clock: TurnedClock, rule: str, misfire: Any
+    ) -> None:
+        jobs.cron(rule, misfire=misfire)(report)
+        for _ in range(4):
+            jobs.drain()
+            clock.turn(HOUR)
+        clock.turn(-50 * 365 * 24 * HOUR)
+        for _ in range(3):
+            jobs.drain()
+            clock.turn(0.5 * HOUR)
+        clock.turn(50 * 365 * 24 * HOUR - HOUR)
+        jobs.drain()
+        assert [hour for hour in hours(jobs) if hour > 0][:3] == [1, 2, 3]
+        assert len(set(hours(jobs))) == jobs.count() <= 6
+
+    def test_finds_jobs_that_it_has_put_off_for_years(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        def fails() -> None:
+            raise ValueError
+
+        plain, failing = jobs.define(report), jobs.define(backoff=Constant(60))(fails)
+        later: list[Job[Any]] = [plain.using(at=NEW_YEAR + timedelta(days=9 * 365)).enqueue()]
+        clock.turn(self.YEARS)
+        later += [failing.enqueue(), plain.using(delay=60).enqueue()]
+        jobs.drain()
+        assert [job.refresh().state for job in later] == ["scheduled", "retrying", "scheduled"]
+        assert jobs.doctor() == []
+        clock.turn(-self.YEARS)
+        found = {finding.subject: finding.problem for finding in jobs.doctor()}
+        assert found.keys() == {"definition 'fails'", "definition 'report'"}
+        assert all("put off until 2028-" in problem for problem in found.values())
+        assert f"1 job, such as {later[2].id}," in found["definition 'report'"]
+
+
+@pytest.fixture
+def zones(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Gives Mexico City the rules of another place, as other data on time zones do."""
+    data = {name: zone_file(name) for name in ("America/Mexico_City", "America/Chicago")}
+    place = tmp_path / "zones" / "America" / "Mexico_City"
+    place.parent.mkdir(parents=True)
+
+    def install(rules_of: str) -> None:
+        place.write_bytes(data[rules_of])
+        zoneinfo.ZoneInfo.clear_cache()
+
+    zoneinfo.reset_tzpath([place.parent.parent])
+    yield install
+    zoneinfo.reset_tzpath()
+    zoneinfo.ZoneInfo.clear_cache()
+
+
+def zone_file(name: str) -> bytes:
+    for folder in zoneinfo.TZPATH:
+        if (path := Path(folder, name)).exists():
+            return path.read_bytes()
+    return importlib.resources.files("tzdata").joinpath("zoneinfo", name).read_bytes()
+
+
+class TestNewDataOnTimeZones:
+    """Mexico has given up summer time: until then it had it when Chicago has it."""
+
+    OLD, NEW = "America/Chicago", "America/Mexico_City"
+    MAY = 24 * 120  # Hours from new year to the first of May.
+
+    @pytest.mark.parametrize("started", ["before the tick", "when it was due"])
+    def test_fire_at_nine_once(
+        self,
+        program: Program,
+        clock: TurnedClock,
+        zones: Callable[[str], None],
+        started: str,
+    ) -> None:
+        zones(self.OLD)
+        first = program()
+        first.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+        first.drain()
+        assert next_hour(first) == self.MAY + 14
+        zones(self.NEW)
+        second = program()
+        if started == "before the tick":
+            second.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+            assert (
+                "stored as 2025-05-01 14:00:00 UTC, but by its rule is 2025-05-01 15:00:00 UTC"
+                in (second.doctor()[0].problem)
+            )
+            second.drain()
+            assert next_hour(second) == self.MAY + 15
+        for hour in (14, 15, 16):
+            clock.turn_to(NEW_YEAR + timedelta(hours=self.MAY + hour))
+            second.store.timetable.fire(clock())
+        assert hours(second) == [self.MAY + 15]
+
+    def test_that_are_installed_after_the_tick_was_missed_do_not_lose_it(
+        self, program: Program, clock: TurnedClock, zones: Callable[[str], None]
+    ) -> None:
+        for rules, hour in ((self.NEW, 0), (self.OLD, 14.5), (self.OLD, 15.5)):
+            zones(rules)
+            clock.turn_to(NEW_YEAR + timedelta(hours=self.MAY + hour))
+            jobs = program()
+            jobs.cron("0 9 1 5 *", timezone="America/Mexico_City")(report)
+            jobs.drain()
+        assert hours(jobs) == [self.MAY + 14]
+
+
+class TestASchedule:
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ("timezone = 'Mars/Olympus'", "there is no time zone 'Mars/Olympus'"),
+            ("expression = 'whenever'", "number of fields"),
+            ("payload = '{'", "it is no JSON"),
+            ("options = '[]'", "none of ours"),
+            ("definition = ''", "definition: expected 1 to 200"),
+            ("covered = '7'", "pairs of times"),
+        ],
+    )
+    def test_that_this_machine_cannot_fire_is_found_and_says_so(
+        self,
+        jobs: LiteJobs,
+        clock: TurnedClock,
+        caplog: pytest.LogCaptureFixture,
+        change: str,
+        problem: str,
+    ) -> None:
+        jobs.cron("@hourly", name="fine")(report)
+        jobs.cron("@hourly", jobs.registry.named("report"), name="alien")
+        jobs.drain()
+        write_by_hand(jobs, f"UPDATE litejobs_schedule SET {change} WHERE name = 'alien'")
+        [finding] = [one for one in jobs.doctor() if one.level == "error"]
+        assert finding.subject == "schedule 'alien'"
+        assert problem in finding.problem
+        alien = jobs.schedule("alien").get()
+        assert alien.state == "unusable"
+        assert problem in (alien.problem or "")
+        assert {schedule.state for schedule in jobs.schedules()} == {"active", "unusable"}
+        clock.turn(HOUR)
+        assert jobs.store.timetable.fire(clock())[0] == 1
+        assert "schedule alien cannot fire" in caplog.text
 
 
 class TestOverlap:

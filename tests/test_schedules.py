@@ -8,14 +8,16 @@ clock on the wall shows, and matches the fields by hand.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import os
 import random
+import re
 import subprocess
 import sys
 import zoneinfo
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -197,6 +199,256 @@ class TestWords:
         assert Rule(expression, "Europe/Berlin").words == words
 
 
+def drawn_fields(rng: random.Random) -> str:
+    """An expression of five fields, with all that a field may say."""
+
+    def field(low: int, high: int, names: str = "", more: tuple[str, ...] = ()) -> str:
+        def pick(least: int) -> tuple[int, str]:
+            number = rng.randint(least, high)
+            named = names and rng.random() < 0.3 and number - low < len(names.split())
+            return number, names.split()[number - low] if named else str(number)
+
+        def term() -> str:
+            if more and rng.random() < 0.3:
+                return rng.choice(more)
+            first, text = pick(low)
+            _, last = pick(first)
+            step = rng.choice((1, 2, 2, 3, 5, 10, 15))
+            whole = f"{low}-{high}"
+            ranges = f"{text}-{last}", f"{text}-{text}", whole
+            return rng.choice((
+                "*", "*", "*", f"*/{step}", text, text, text, f"{text}/{step}", *ranges,
+                *(f"{one}/{step}" for one in ranges),
+            ))  # fmt: skip
+
+        return ",".join(term() for _ in range(rng.choice((1, 1, 1, 1, 2, 3))))
+
+    months = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"
+    days = "SUN MON TUE WED THU FRI SAT"
+    return " ".join((
+        field(0, 59), field(0, 23), field(1, 31, more=("L", "LW", "1-31")), field(1, 12, months),
+        field(0, 7, days, more=("5L", "FRI#2", "1#1", "0,7", "7L")),
+    ))  # fmt: skip
+
+
+def crontab_values(field: str, low: int, high: int, names: str = "") -> set[int]:
+    """What a field means, as crontab(5) has it."""
+    numbers = {name: number for number, name in enumerate(names.split(), low)}
+
+    def number(text: str) -> int:
+        return numbers[text] if text in numbers else int(text)
+
+    found: set[int] = set()
+    for term in field.split(","):
+        span, _, step = term.partition("/")
+        first, dash, last = span.partition("-")
+        if span == "*":
+            found |= {*range(low, high + 1, int(step or 1))}
+        elif not re.fullmatch(r"LW?|\dL|\w+#\d", span):
+            end = number(last) if dash else high if step else number(first)
+            found |= {*range(number(first), end + 1, int(step or 1))}
+    return found
+
+
+class Crontab:
+    """The same expression, matched by hand: minute by minute, day by day."""
+
+    def __init__(self, expression: str) -> None:
+        minute, hour, self.day, month, self.weekday = expression.split()
+        self.minutes, self.hours = crontab_values(minute, 0, 59), crontab_values(hour, 0, 23)
+        months = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"
+        self.months = crontab_values(month, 1, 12, months)
+        self.days = crontab_values(self.day, 1, 31)
+        weekdays = crontab_values(self.weekday, 0, 7, "SUN MON TUE WED THU FRI SAT")
+        self.weekdays = {number % 7 for number in weekdays}
+
+    def holds(self, date: datetime) -> bool:
+        length = calendar.monthrange(date.year, date.month)[1]
+        last = datetime(date.year, date.month, length)  # noqa: DTZ001
+        working = last - timedelta(days=max(0, last.weekday() - 4))
+        terms = self.day.split(",")
+        by_day = (
+            date.day in self.days
+            or ("L" in terms and date.day == length)
+            or ("LW" in terms and date.day == working.day)
+        )
+        today = date.isoweekday() % 7
+        by_weekday = today in self.weekdays
+        for term in self.weekday.split(","):
+            if term in ("5L", "7L"):
+                by_weekday |= today == int(term[0]) % 7 and date.day + 7 > length
+            if "#" in term:
+                name, which = term.split("#")
+                by_weekday |= today == (5 if name == "FRI" else 1) and -(-date.day // 7) == int(
+                    which
+                )
+        both = self.day.startswith("*") or self.weekday.startswith("*")
+        return date.month in self.months and (all if both else any)((by_day, by_weekday))
+
+    def ticks(self, since: datetime, days: int, most: int) -> list[datetime]:
+        found: list[datetime] = []
+        for date in (since + timedelta(days=number) for number in range(days)):
+            for minute in range(24 * 60) if self.holds(date) else ():
+                if minute // 60 in self.hours and minute % 60 in self.minutes:
+                    found.append(date + timedelta(minutes=minute))
+            if len(found) >= most:
+                break
+        return found[:most]
+
+
+class Words:
+    """What an expression means to a person who only has its words."""
+
+    MONTHS = calendar.month_name[1:]
+    DAYS = calendar.day_name[:]
+    ORDINALS: ClassVar = [f"{number}th" for number in range(32)]
+    ORDINALS[1:4], ORDINALS[21:24], ORDINALS[31] = (
+        ["1st", "2nd", "3rd"], ["21st", "22nd", "23rd"], "31st",
+    )  # fmt: skip
+
+    def __init__(self, words: str) -> None:
+        times, self.date = re.split(r"(?= every day| on | in |$)", words, maxsplit=1)
+        self.times = self.read_times(times[0].lower() + times[1:])
+        date, _, months = self.date.strip().partition(" in ")
+        if self.date.startswith(" in "):
+            date, months = "", self.date.removeprefix(" in ")
+        of = re.fullmatch(
+            r"on (.*) of ((?:January|Feb|March|April|May|Ju|Aug|Sep|Oct|Nov|Dec).*)", date
+        )
+        if of:
+            date, months = f"on {of[1]} of the month", of[2]
+        self.months = set(self.listed(months, self.MONTHS)) if months else {*range(12)}
+        self.either = " and on " in date
+        self.parts = re.split(r" and on | if it is ", date.removeprefix("on "))
+
+    @staticmethod
+    def listed(text: str, names: Sequence[str]) -> list[int]:
+        found: list[int] = []
+        for part in re.split(r", | and ", text):
+            first, _, last = part.partition(" through ")
+            found += range(names.index(first), names.index(last or first) + 1)
+        return found
+
+    def read_times(self, text: str) -> set[tuple[int, int]]:
+        """The hours and minutes."""
+        if re.match(r"at \d\d:", text):
+            return {(int(t[:2]), int(t[3:])) for t in re.split(r", | and ", text[3:])}
+        hours = {*range(24)}
+        if span := re.search(r" from (\d\d):00 through (\d\d):(00|59)$", text):
+            hours, text = {*range(int(span[1]), int(span[2]) + 1)}, text[: span.start()]
+        units = text.removeprefix("at ").split(" of ")
+        if "hour" in units[-1]:
+            hours &= self.unit(units.pop(), 24)
+        minutes = self.unit(units.pop(), 60) if units else {0}
+        assert not units
+        return {(hour, minute) for hour in hours for minute in minutes}
+
+    def unit(self, text: str, size: int) -> set[int]:
+        if even := re.fullmatch(r"every (?:(\d+) )?[a-z]+", text):
+            return {*range(0, size, int(even[1] or 1))}
+        if some := re.fullmatch(r"every (\d+)\w\w [a-z]+ from (\d+) through (\d+)", text):
+            return {*range(int(some[2]), int(some[3]) + 1, int(some[1]))}
+        return {*self.listed(text.partition(" ")[2], [str(number) for number in range(size)])}
+
+    def holds(self, date: datetime) -> bool:
+        held = [self.part_holds(part, date) for part in self.parts]
+        return date.month - 1 in self.months and (any if self.either else all)(held)
+
+    def part_holds(self, part: str, date: datetime) -> bool:
+        """Of the month or of the week."""
+        length = calendar.monthrange(date.year, date.month)[1]
+        held = part in ("", "every day")
+        if steps := re.match(r"every (\d+)\w\w day from the (\S+) through the (\S+) of", part):
+            first, last = map(self.ORDINALS.index, steps.groups()[1:])
+            return date.day in range(first, last + 1, int(steps[1]))
+        for nth, day in re.findall(r"the (\S+) ([A-Z]\w+) of the month", part):
+            which = date.day + 7 > length if nth == "last" else -(-date.day // 7) == int(nth[0])
+            held |= self.DAYS[date.weekday()] == day and which
+        if "the last weekday" in part:
+            rest = (date + timedelta(days=number) for number in range(1, length - date.day + 1))
+            held |= date.weekday() < 5 and all(day.weekday() > 4 for day in rest)
+        if numbers := re.match(
+            r"the (.*?)(?: and )?(last)? day( of|$| and the last weekday)", part
+        ):
+            held |= numbers[2] is not None and date.day == length
+            held |= numbers[1] != "" and date.day in self.listed(numbers[1], self.ORDINALS)
+        elif weekdays := re.match(r"[A-Z].*?(?=(, | and )the |$)", part):
+            held |= date.weekday() in self.listed(weekdays[0], self.DAYS)
+        return held
+
+
+class TestExpressionsMadeUpByChance:
+    """Held against a matcher that knows neither cronsim nor litejobs."""
+
+    COUNT = 5_000 if LONG else 120
+
+    def expressions(self, seed: int) -> Iterator[tuple[str, Rule]]:
+        rng = random.Random(seed)
+        for _ in range(self.COUNT):
+            text = drawn_fields(rng)
+            with contextlib.suppress(OptionError):  # There is no such day.
+                yield text, Rule(text)
+
+    def test_fire_when_crontab_5_says(self) -> None:
+        start, total = datetime(2025, 1, 1), 0  # noqa: DTZ001
+        for text, rule in self.expressions(21):
+            at, got = to_micros(start.replace(tzinfo=UTC)) - 1, []
+            want = Crontab(text).ticks(start, days=500, most=25)
+            for _ in want:
+                following = rule.next_after(at, 0)
+                assert following is not None
+                at = following
+                got.append(from_micros(at).replace(tzinfo=None))
+            assert got == want, text
+            total += len(want)
+        assert total > 15 * self.COUNT
+
+    def test_say_in_words_when_they_fire(self) -> None:
+        days = [datetime(2027, 1, 1) + timedelta(days=number) for number in range(440)]  # noqa: DTZ001
+        for text, rule in self.expressions(22):
+            said = rule.words.removesuffix(" (UTC)")
+            words, want = Words(said), Crontab(text)
+            times = {(hour, minute) for hour in want.hours for minute in want.minutes}
+            assert words.times == times, (text, said)
+            wrong = [day for day in days if words.holds(day) != want.holds(day)]
+            assert not wrong, (text, said, wrong[:3])
+
+    @pytest.mark.parametrize(
+        ("expression", "words"),
+        [
+            ("0 0 1-31 * 4", "At 00:00 every day"),
+            ("0 0 13 * 0-7", "At 00:00 every day"),
+            ("0 0 13 * FRI", "At 00:00 on the 13th day of the month and on Friday"),
+            ("0 0 */2 * 1-5", "At 00:00 on every 2nd day from the 1st through the 31st of the month"
+             " if it is Monday through Friday"),
+            ("0 0 22,31 * *", "At 00:00 on the 22nd and 31st day of the month"),
+            ("0 0 * * 0,7", "At 00:00 on Sunday"),
+            ("0 9-9/2 * * *", "At 09:00 every day"),
+            ("0 0 * * MON-1/2", "At 00:00 on Monday"),
+            ("0 0 1 jan,jul *", "At 00:00 on the 1st day of January and July"),
+            ("0 9 L * *", "At 09:00 on the last day of the month"),
+            ("0 9 * 6 FRI#2,5L", "At 09:00 on the 2nd Friday of the month and the last Friday of"
+             " the month in June"),
+            ("*/15 9-17 * * *", "Every 15 minutes from 09:00 through 17:59"),
+            ("0 9-17 * * MON-FRI", "Every hour from 09:00 through 17:00 on Monday through Friday"),
+            ("*/7 * * * *", "Every 7th minute from 0 through 56 of every hour"),
+            ("@hourly", "Every hour"),
+            ("30 * * * *", "At minute 30 of every hour"),
+            ("*/10 * * * * *", "Every 10 seconds"),
+            ("* 5 * * * *", "Every second of minute 5 of every hour"),
+            ("30 */15 9-17 * * *", "At second 30 of every 15th minute from 0 through 45 of hours 9"
+             " through 17 every day"),
+            ("*/20 * 9-17 * * *", "Every 20 seconds from 09:00 through 17:59"),
+        ],
+    )  # fmt: skip
+    def test_say_what_a_person_would(self, expression: str, words: str) -> None:
+        assert Rule(expression).words == f"{words} (UTC)"
+
+    def test_with_a_step_of_nothing_are_refused(self) -> None:
+        with pytest.raises(OptionError, match="bad hour"):
+            Rule("0 5-5/0 * * *")
+
+
 class TestZones:
     @pytest.mark.parametrize(
         ("name", "near"),
@@ -331,7 +583,7 @@ def numbers(rng: random.Random, low: int, high: int, near: list[int]) -> tuple[s
         return f"*/{step}", {*range(low, high + 1, step)}
     if form == 2:
         return f"{first}-{last}", {*range(first, last + 1)}
-    if form == 3 and first < last:
+    if form == 3:
         return f"{first}-{last}/{step}", {*range(first, last + 1, step)}
     if form == 4:
         chosen = [pick() for _ in range(rng.randint(2, 4))]

@@ -231,7 +231,9 @@ class Turned:
         twice = [tick for tick, times in Counter(ticks).items() if times > 1]
         self.run.expect(not twice, f"ticks that fired more than once: {twice[:5]}")
         for name in ("every", "cron"):
-            times = sorted(at for schedule, at in ticks if schedule == name)
+            # A clock that was turned back to before it was made gives some earlier ones, too.
+            made = from_micros(self.began)
+            times = sorted(at for schedule, at in ticks if schedule == name and at > made)
             pace = TICK if name == "every" else timedelta(minutes=30)
             gaps = [f"{a}, {b - a}" for a, b in itertools.pairwise(times) if b - a != pace]
             self.run.expect(not gaps, f"{name}: ticks were left out after {gaps[:5]}")
@@ -310,7 +312,11 @@ def hold(
     step_through(run, stores, clock, moments[-1].at)
     ticks = Counter((job.schedule, to_micros(job.run_at)) for job in jobs.iterate(name="tick"))
     for name, want in schedules.items():
-        got = {at: times for (schedule, at), times in ticks.items() if schedule == name}
+        got = {
+            at: times
+            for (schedule, at), times in ticks.items()
+            if schedule == name and at >= moments[0].at
+        }
         rule = jobs.schedule(name).get().expression
         run.expect(
             got == dict.fromkeys(want, 1),

@@ -358,14 +358,30 @@ class Recurrence:
     paused: int = 0
     last_at: int | None = None
     last_job: int | None = None
+    covered: list[tuple[int, int]] = attrs.field(factory=list)
+    """Spans of time of which each tick has had its turn: the last four."""
 
     def after(self, moment: int, anchor: int) -> int:
-        """The first tick after a moment; an interval has none before its *anchor*."""
+        """The first tick after a moment."""
         if self.cron:
             anchor = 0
-        elif moment < anchor:
-            return anchor
         return moment + self.every - (moment - anchor) % self.every
+
+    def cover(self, since: int, until: int) -> None:
+        self.covered = [*self.covered, (since, until)][-4:]
+
+    def uncovered(self, moment: int) -> int:
+        """The first tick after a moment that has not had its turn."""
+        tick = self.after(moment, self.next_at)
+        while any(since <= tick <= until for since, until in self.covered):
+            tick += self.every
+        return tick
+
+    def plan(self, now: int) -> None:
+        """Without what is after *now*, the next tick follows what has had its turn."""
+        if not any(since <= now for since, _ in self.covered):
+            self.cover(now, now)
+        self.next_at = self.uncovered(max(u for since, u in self.covered if since <= now))
 
     def due(self, now: int) -> tuple[list[int], int]:
         """The ticks that fire, and the next one."""
@@ -737,7 +753,7 @@ class Model:
         if (known := self.schedules.get(new.name)) is not None:
             new.paused, new.last_at, new.last_job = known.paused, known.last_at, known.last_job
             if (known.every, known.cron) == (new.every, new.cron):
-                new.next_at = known.next_at
+                new.next_at, new.covered = known.next_at, known.covered
         self.schedules[new.name] = new
 
     def fire(self) -> int:
@@ -745,9 +761,20 @@ class Model:
         return sum(self._fire(self.schedules[name]) for name in sorted(self.schedules))
 
     def _fire(self, entry: Recurrence) -> int:
-        if entry.paused or entry.next_at > self.now:
+        if entry.paused:
             return 0
+        entry.plan(self.now)
+        if entry.next_at > self.now:
+            return 0
+        first = entry.next_at
         ticks, entry.next_at = entry.due(self.now)
+        if ticks[:1] == [first]:
+            span = max((s for s in entry.covered if s[0] <= self.now), key=lambda span: span[1])
+            entry.covered.remove(span)
+            entry.cover(span[0], self.now)
+        else:
+            entry.cover(ticks[0] if ticks else self.now, self.now)
+        entry.next_at = entry.uncovered(entry.next_at - 1)
         if entry.overlap == "skip":
             last = self.jobs.get(entry.last_job or 0)
             ticks = ticks[:1] if last is None or last.state in FINISHED else []
@@ -767,11 +794,11 @@ class Model:
         return int(id)
 
     def resume(self, entry: Recurrence) -> bool:
-        """What was missed meanwhile is not made up, and a tick that is still to come stays it,
-        even if the clock was set back since: the one before it has been."""
+        """What was missed meanwhile is not made up."""
         if entry.paused:
-            after = max(self.now, entry.next_at - 1)
-            entry.paused, entry.next_at = 0, entry.after(after, entry.next_at)
+            entry.paused = 0
+            entry.cover(self.now, self.now)
+            entry.plan(self.now)
             return True
         return False
 
@@ -1414,6 +1441,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def attend_to_all_duties(self, node: str) -> None:
         """As a node does when it starts. Nobody waits for a key that has room."""
         hand = self.hand(node)
+        self._sees_the_clock_set_back(hand)
         self.expect(hand.jobs.store.admit(), 0, "jobs that waited for a key in vain")
         for duty in litejobs.DUTIES:
             duty(hand.beat())
@@ -1424,6 +1452,11 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.model.prune()
 
     # Schedules
+
+    def _sees_the_clock_set_back(self, hand: Hand) -> None:
+        """Has all next ticks worked out, which a node does at the start or if the clock is behind
+        what it has seen."""
+        hand.jobs.store.timetable._latest = self.model.now + 1
 
     @step(
         "schedules",
@@ -1453,6 +1486,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             new = Recurrence(name, order, every, "*" in expression, **how, next_at=0)
             new.grace *= SECOND
             new.next_at = new.after(self.model.now, self.model.now)
+            new.cover(self.model.now, self.model.now)
             self.model.put(new)
 
     @step(
@@ -1500,6 +1534,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         self._turn(after)
         first, other = self.hand(node), self.hand("b" if node == "a" else "a")
         fired: list[int] = []
+        for hand in (first, other):
+            self._sees_the_clock_set_back(hand)
 
         def come_between(entry: object, jobs: object) -> None:
             if at_once:
