@@ -5403,6 +5403,8 @@ _HOLDS = """
     )
 """
 """Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
+_UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
+"""Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
@@ -5418,6 +5420,18 @@ def _kept_for(state: str) -> str:
     retention says, else as the default does."""
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN retention ->> {state} ELSE {by_default} END"
+
+
+def _expiry(now: str, ids: str) -> str:
+    """Cancels those of some jobs that have not been started; *now* and *ids* are SQL."""
+    return f"""
+        UPDATE litejobs_job SET
+            state = 'cancelled', finished_at = {now}, expires_at = NULL,
+            error = 'Expired: not started by '
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
+            prune_at = {now} + {_kept_for("'cancelled'")}
+        WHERE {_UNSTARTED} AND id {ids}
+    """
 
 
 def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
@@ -5495,6 +5509,11 @@ class Rows:
         shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
         self.count(connection, shelved)
         self.admit(connection, {key})
+
+    def expire(self, connection: Any, id: int, now: int) -> None:
+        """Cancels one job that was not started in time, on any connection."""
+        self.alter(connection, id, _expiry("?", "= ?"), now, now)
+        self.file.expect(self.group(connection, id)[0][0] == "cancelled")
 
     def group(self, connection: Any, id: int) -> tuple[Group, str | None]:
         """Where a job is counted, and its key."""
@@ -5997,15 +6016,17 @@ class Catalogue:
         )
 
     def _let_go(self, connection: apsw.Connection, ids: Sequence[int]) -> None:
-        """Takes the unique keys of these jobs from others that have held them long enough."""
+        """Takes the unique keys of these jobs from others that have held them long enough, or
+        have expired."""
         connection.execute(
             f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {_HOLDS} AND unique_until <= ? AND unique_key IN (
-                SELECT unique_key FROM litejobs_job WHERE id IN carray(?)
-            )
+            WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (
+                    SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
+                )
             """,
-            (self.clock(), _carray(ids)),
+            {"now": self.clock(), "ids": _carray(ids)},
         )
 
     def delete(self, match: Match) -> Moved:
@@ -6589,7 +6610,9 @@ class Intake:
             self._place(connection, _with_defaults(batch, defaults.get(batch.queue)))
             for batch in batches
         ]
-        self.rows.admit(connection, {batch.extra.key for batch in batches if batch.extra})
+        for key in {batch.extra.key for batch in batches if batch.extra}:
+            self._free_slots(connection, key, batches[0].enqueued_at)
+            self.rows.admit(connection, [key])
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
         rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
         return [
@@ -6625,7 +6648,8 @@ class Intake:
             return None
         held = connection.execute(
             f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until
+            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+                CASE WHEN {_UNSTARTED} THEN expires_at END
             FROM litejobs_job INDEXED BY litejobs_unique
             WHERE unique_key = ? AND {_HOLDS}
             """,
@@ -6633,11 +6657,24 @@ class Intake:
         ).fetchone()
         if held is None:
             return None
-        id, payload, fixed, until = held
+        id, payload, fixed, until, expires_at = held
+        if (expires_at := sound_number(expires_at)) is not None and expires_at <= now:
+            self.rows.expire(connection, id, now)
+            return self._holder(connection, key, now)  # Scope "exists" also means ended jobs.
         if (until := sound_number(until)) is not None and until <= now:
             connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
+
+    def _free_slots(self, connection: Any, key: str | None, now: int) -> None:
+        """Cancels jobs that hold a slot of this key and have expired; no node may be at work
+        that does. Those that are let in instead may have expired, too."""
+        sql = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+        """
+        while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
+            self.rows.expire(connection, row[0], now)
 
     def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
         self.rows.alter(
@@ -8579,15 +8616,7 @@ class Store:
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; gives how many, and when the next
         one expires."""
-        cancel = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now,
-                error = 'Expired: not started by '
-                    || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids) AND attempt = 0
-                AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')
-        """
+        cancel = _expiry(":now", "IN carray(:ids)")
         soonest = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired = 0
         while True:
@@ -9160,7 +9189,7 @@ def keep_room(beat: Beat) -> float:
 
 
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold, keep_room,
+    rescue, expire, fire, stage, admit, prune, stay_fast, measure, fold, keep_room,
 )  # fmt: skip
 
 
@@ -12535,9 +12564,9 @@ class Drain:
     def _attend(self, beat: Beat) -> None:
         """What a node's duties do."""
         now = self.clock()
+        self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
         self.store.timetable.fire(now, beat.tell_fired)
         self.store.stage(now)
-        self.store.expire(now)
 
     def _exchange(self) -> Claimed | None:
         def choose(ready: Ready) -> list[int]:
