@@ -12490,7 +12490,9 @@ class LiteJobs:
         """Runs what is due in this process, one job after the other, until nothing is
         due any more; says how many attempts that took. For tests and small scripts:
         timeouts are not enforced, a crash is a crash of this process, and a handler that
-        always wants to run again at once is run for ever."""
+        always wants to run again at once is run for ever. Before that it does what a node
+        does beside running jobs: it takes over those of processes that have died, and
+        deletes those whose retention is over (in a test none)."""
         serves = self._serves(queues, None)
         executor, closing = self._executor()
         with closing:
@@ -12501,7 +12503,10 @@ class LiteJobs:
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
-            return Drain(self.store, executor, serves, node, self.events, self.clock).run()
+            # What a test has enqueued stays to be looked at.
+            prunes = not self.tested
+            drain = Drain(self.store, executor, serves, node, self.events, self.clock, prunes)
+            return drain.run()
 
 
 def _looks_within(timeout: Duration | None) -> Iterator[None]:
@@ -12544,6 +12549,7 @@ class Drain:
     node: int
     events: Events
     clock: Clock
+    prunes: bool = True
     _settlements: list[Settlement] = attrs.field(factory=list)
     _untold: Iterable[Event] = ()
 
@@ -12551,6 +12557,10 @@ class Drain:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
         beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
         attempts = 0
+        for duty in (rescue, admit, stay_fast, fold):
+            duty(beat)
+        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+            pass  # A batch at a time, so that others can write, too.
         while True:
             self._attend(beat)
             settled = bool(self._settlements)
@@ -12562,7 +12572,7 @@ class Drain:
                 return attempts
 
     def _attend(self, beat: Beat) -> None:
-        """What a node's duties do."""
+        """The duties that jobs wait for."""
         now = self.clock()
         self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
         self.store.timetable.fire(now, beat.tell_fired)

@@ -23,8 +23,10 @@ import pytest
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import Programs
 
 from litejobs import (
+    PRUNED,
     STATES,
     Bound,
     Choices,
@@ -987,6 +989,45 @@ class TestDrain:
         job = jobs.define(later).enqueue("new year")
         jobs.drain()
         assert job.result() == {"new year": NEW_YEAR}
+
+    def test_takes_over_the_job_of_a_drain_whose_process_died(
+        self, jobs: LiteJobs, programs: Programs
+    ) -> None:
+        programs.write(
+            app="""
+import os, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs(sys.argv[1])
+
+@jobs.define
+def crash() -> None:
+    os._exit(3)
+
+crash.enqueue()
+jobs.drain()
+"""
+        )
+        assert programs.run("app.py", jobs.path)[0] == 3
+        assert jobs.get(1).state == "running"
+        jobs.define(name="crash")(lambda: None)
+        assert jobs.drain() == 1
+        assert (jobs.get(1).state, [error.kind for error in jobs.errors(1)]) == (
+            "completed",
+            ["lost"],
+        )
+
+    def test_deletes_what_earlier_drains_have_run_when_its_retention_is_over(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        brief = jobs.define(name="brief", retention=Retention(completed=60))(lambda: None)
+        jobs.enqueue_many(brief.bind() for _ in range(PRUNED + 1))
+        for _ in range(3):
+            last = brief.enqueue()
+            jobs.drain()
+            assert last.refresh().state == "completed", "its own stay to be looked at"
+            clock.turn(timedelta(days=1))
+        assert jobs.count() == 1
 
 
 printable = st.characters(exclude_categories=["C", "Z"], include_characters=" ")
