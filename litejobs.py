@@ -4404,6 +4404,10 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
+    ALTER TABLE litejobs_node ADD COLUMN recall_at INTEGER;   -- when it was told to take back
+    """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -7097,6 +7101,17 @@ class Terms(NamedTuple):
     backoff: str | None = None
     tokens: float | None = None
     filled_at: int | None = None
+    rate_given: str | None = None
+
+    @property
+    def rate_text(self) -> str | None:
+        """The rate as it was given; the number, if somebody has changed that by hand."""
+        if self.rate is None:
+            return None
+        with contextlib.suppress(OptionError):
+            if parse_rate(self.rate_given) == self.rate:
+                return self.rate_given
+        return f"{self.rate:g}/s"
 
 
 def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
@@ -8204,7 +8219,7 @@ def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     if terms.concurrency is not None and (running := limits.running(queue)) >= terms.concurrency:
         return f"runs as many jobs at a time as it may: {running} of {terms.concurrency}"
     if terms.rate and limits.tokens(terms) < 1:
-        return f"starts as many jobs as it may: {terms.rate:g} in a second"
+        return f"starts as many jobs as it may: {terms.rate_text}"
     return None
 
 
@@ -12653,6 +12668,8 @@ class Queue:
         """
         check_known(choices, _QUEUE_COLUMNS, "no such setting")
         columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
+        if "rate" in choices:
+            columns["rate_given"] = choices["rate"]
         self._store.set_queue(self.name, columns)
         return self.settings
 
@@ -12682,8 +12699,8 @@ class QueueSettings:
     name: str
     paused: bool = False
     concurrency: int | None = None
-    rate: float | None = None
-    """How many start in a second."""
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
@@ -12701,8 +12718,8 @@ def _settings_of(terms: Terms) -> QueueSettings:
         defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
     ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
     return QueueSettings(
-        terms.name, bool(terms.paused), terms.concurrency, terms.rate, terms.burst, terms.weight,
-        ageing, defaults,
+        terms.name, bool(terms.paused), terms.concurrency, terms.rate_text, terms.burst,
+        terms.weight, ageing, defaults,
     )  # fmt: skip
 
 
@@ -14000,7 +14017,8 @@ def _queue_table(queues: Sequence[QueueSettings]) -> str:
         plain = _plain_queue(settings)
         if plain.get("max_attempts", 1) is None:
             plain["max_attempts"] = math.inf
-        shown = [f"{value:g}" if (value := plain.get(name)) else "" for name in _SETTINGS]
+        given = [plain.get(name) for name in _SETTINGS]
+        shown = [f"{v:g}" if isinstance(v, int | float) and v else v or "" for v in given]
         lines.append((settings.name, "paused" if settings.paused else "open", *shown))
     return _table(lines)
 

@@ -376,7 +376,22 @@ class TestSettings:
         assert jobs.queue("x").settings == QueueSettings("x")
         jobs.queue("x").set(concurrency=3, rate="10/s", burst=5, weight=2, ageing=60)
         jobs.queue("x").set(burst=None)
-        assert jobs.queues() == [QueueSettings("x", False, 3, 10.0, None, 2.0, 60 * SECOND)]
+        assert jobs.queues() == [QueueSettings("x", False, 3, "10/s", None, 2.0, 60 * SECOND)]
+
+    @pytest.mark.parametrize("rate", ["1/h", "10 / m", "60/min", "1/10s", "7/3day"])
+    def test_show_a_rate_as_it_was_given(self, jobs: LiteJobs, rate: str) -> None:
+        settings = jobs.queue("x").set(rate=rate)
+        assert settings.rate == rate
+        assert jobs.queue("x").set(rate=settings.rate) == settings
+        write_by_hand(jobs, "UPDATE litejobs_queue SET tokens = 0, filled_at = 0, name = 'default'")
+        write_by_hand(jobs, "UPDATE litejobs_queue SET filled_at = ?", jobs.clock())
+        enqueue(jobs, 1)
+        assert jobs.why(1) == f"its queue 'default' starts as many jobs as it may: {rate}"
+
+    def test_show_a_rate_that_was_changed_by_hand_as_it_is_now(self, jobs: LiteJobs) -> None:
+        jobs.queue("x").set(rate="1/h")
+        write_by_hand(jobs, "UPDATE litejobs_queue SET rate = 2.5")
+        assert jobs.queue("x").settings.rate == "2.5/s"
 
     @pytest.mark.parametrize(
         ("choices", "problem"),
