@@ -11945,16 +11945,21 @@ class LiteJobs:
 
     # Look
 
-    def get(self, id: int) -> Job[Any]:
-        """One job as it is now.
+    def get(self, id: int | Job[Any]) -> Job[Any]:
+        """One job as it is now. (Here and below a job goes wherever its id does, and a
+        definition or a defined class wherever its name does.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.catalogue.get(id), self)
+        return Job(self.store.catalogue.get(_id_of(id)), self)
 
     def find(
-        self, *, limit: int = 100, before: int | None = None, **filters: Unpack[Filters]
+        self,
+        *,
+        limit: int = 100,
+        before: int | Job[Any] | None = None,
+        **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
         """The jobs that match all filters, the newest first. For the next page, give
         the last one's id as *before*.
@@ -11962,7 +11967,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        match = attrs.evolve(_match(filters), before=before)
+        last = None if before is None else _id_of(before, "before")
+        match = attrs.evolve(_match(filters), before=last)
         return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
@@ -11991,7 +11997,7 @@ class LiteJobs:
         span: Span = "minute",
         *,
         queue: str | None = None,
-        name: str | None = None,
+        name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
         """What nodes have done in the last *limit* minutes, hours or days, the oldest first
@@ -12007,18 +12013,18 @@ class LiteJobs:
         number: object = limit
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
             raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
-        spans = self.store.meter.read(span, queue, name, limit)
+        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
         return self.store.nodes.all()
 
-    def errors(self, id: int) -> tuple[Failure, ...]:
+    def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.catalogue.errors(id)
+        return self.store.catalogue.errors(_id_of(id))
 
-    def wait(self, id: int, timeout: Duration | None = None) -> Job[Any]:
+    def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
 
         Raises:
@@ -12029,10 +12035,10 @@ class LiteJobs:
             job = self.get(id)
             if job.finished:
                 return job
-        raise WaitTimeoutError(id, job.state)
+        raise WaitTimeoutError(job.id, job.state)
 
     def as_completed(
-        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+        self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
         """Gives jobs as they end, however they do, each once. With *bar*, a line on a
         terminal shows meanwhile how far all of them have come, by what they tell of it.
@@ -12041,7 +12047,7 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {job.id for job in jobs}
+        left = {*map(_id_of, jobs)}
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
         for _ in _looks_within(timeout):
             found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
@@ -12057,7 +12063,7 @@ class LiteJobs:
         raise WaitTimeoutError(still.id, still.state)
 
     def wait_all(
-        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+        self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
         """Waits until all of these jobs have ended; gives them as they are then, in that
         order.
@@ -12066,15 +12072,17 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[job.id] for job in jobs]
+        return [ended[_id_of(job)] for job in jobs]
 
-    def result(self, job: Job[Any]) -> Any:
+    def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
 
         Raises:
             JobFailedError: it did not complete.
             ResultError: the result is not of the type that the handler declares now.
         """
+        if not isinstance(job, Job) or not job.finished:
+            job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if job.row.result is None:
@@ -12086,13 +12094,13 @@ class LiteJobs:
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
-    def why(self, id: int) -> str:
+    def why(self, id: int | Job[Any]) -> str:
         """In one sentence, why a job is not running, or what became of it.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.catalogue.get(id))
+        return self.store.health.why(self.store.catalogue.get(_id_of(id)))
 
     # Keep
 
@@ -12146,7 +12154,7 @@ class LiteJobs:
         """The queues that have settings, by name."""
         return [_settings_of(terms) for terms in self.store.queues()]
 
-    def cancel(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Cancels jobs that wait, at once, and asks those that run to end: they are
         killed when their node's grace is over.
 
@@ -12155,12 +12163,12 @@ class LiteJobs:
         """
         return self.store.catalogue.cancel(_chosen(ids, filters))
 
-    def retry(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets failed and cancelled jobs start again, with all their attempts (their
         history stays), and makes jobs that wait for their backoff due now."""
         return self.store.catalogue.retry(_chosen(ids, filters))
 
-    def delete(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
         return self.store.catalogue.delete(_chosen(ids, filters))
 
@@ -12294,10 +12302,11 @@ class LiteJobs:
         options = options_of(_make_special(bound, 0))
         return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
 
-    def schedule(self, name: str) -> ScheduleHandle:
+    def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, to look at it, to make, change or remove it, to pause
         or to fire it now, in the file and while nodes run."""
-        return ScheduleHandle(check_name(name, "name"), self)
+        definition = definition_of(name)
+        return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
@@ -12312,7 +12321,7 @@ class LiteJobs:
         paused. What was missed meanwhile is not made up."""
         return self.store.timetable.resume()
 
-    def change(self, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Moved:
+    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives jobs that wait other values, which are checked as when one enqueues. Running
         and finished ones are left. The fields of a *payload* replace those of that name, and
         the whole has to fit the definition, if this program has it.
@@ -12344,11 +12353,11 @@ class LiteJobs:
 
         return rework
 
-    def hold(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Keeps jobs that wait from running: they are paused until they are released."""
         return self.store.catalogue.hold(_chosen(ids, filters))
 
-    def release(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time or their turn again."""
         return self.store.catalogue.release(_chosen(ids, filters))
 
@@ -12931,13 +12940,13 @@ class Filters(TypedDict, total=False):
     *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
     JSON values that all of them should have: numbers, texts, booleans or None."""
 
-    id: int | Sequence[int]
-    name: str
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
     queue: str
     state: State | Sequence[State]
     node: str
     key: str
-    schedule: str
+    schedule: str | AnyDefinition | type
     enqueued_after: datetime
     enqueued_before: datetime
     finished_after: datetime
@@ -12992,26 +13001,47 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 def _match(filters: Filters) -> Match:
     check_known(filters, Filters.__annotations__, "no such filter")
-    ids, states = filters.get("id"), filters.get("state")
-    states = (states,) if isinstance(states, str) else states
+    ids, states = _several(filters.get("id")), _several(filters.get("state"))
     for state in states or ():
         check_one_of(state, STATES, "state")
     details = _details(filters)
     return Match(
-        None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
-        filters.get("name"),
-        filters.get("queue"),
-        None if states is None else tuple(states),
+        None if ids is None else tuple(map(_id_of, ids)),
+        _name_of(filters.get("name")),
+        _text(filters.get("queue"), "queue"),
+        states,
         details=None if details == Details() else details,
     )
 
 
 def _details(filters: Filters) -> Details:
-    texts = {name: _text(filters.get(name), name) for name in ("node", "key", "schedule")}
+    texts = {name: _text(filters.get(name), name) for name in ("node", "key")}
+    texts["schedule"] = _name_of(filters.get("schedule"), "schedule")
     names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
     moments = {name: _micros(filters.get(name), name) for name in names}
     chosen: dict[str, Any] = {**texts, **moments}
     return Details(**chosen, payload=_wanted(filters.get("payload")))
+
+
+def _several(given: Any) -> tuple[Any, ...] | None:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return None if given is None else (given,) if one else tuple(given)
+
+
+def _id_of(job: object, what: str = "id") -> int:
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def _name_of(value: object, what: str = "name") -> str | None:
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
 
 
 def _text(value: object, filter: str) -> str | None:
@@ -13047,11 +13077,11 @@ def _scalar(field: str, value: object) -> str:
     raise OptionError("payload", problem)
 
 
-def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
+def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
     if match == Match():
         raise OptionError("id", "all that was given is None, which would mean every job")
     return match
