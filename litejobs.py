@@ -4406,7 +4406,7 @@ SCHEMA: tuple[str, ...] = (
     """,
     """
     ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
-    ALTER TABLE litejobs_node ADD COLUMN recall_at INTEGER;   -- when it was told to take back
+    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
     """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
@@ -7379,6 +7379,14 @@ class Ready:
                 return place[2], reader.lane.name
         return None
 
+    @property
+    def rated(self) -> bool:
+        """Whether the next job's queue has a rate, which is kept if it starts at once."""
+        if self.limits is None:
+            return False
+        terms = self.limits.terms.get(self._heads[0][2].lane.queue)
+        return terms is not None and terms.rate is not None
+
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
         self._aside += [head for head in self._heads if head[2].lane.name in names]
@@ -7465,6 +7473,8 @@ class Ready:
 ################################################################################
 
 LOST = "the node ended while it held the job"
+RECALL_WAIT = 2.0
+"""Seconds that nodes have to take back what their workers have not begun."""
 LOST_LIMIT = 5
 """How many nodes may die with a job in their hands before it is a dead letter."""
 
@@ -7702,11 +7712,37 @@ class Nodes:
             )
             self.rows.cancel_returned(connection)
 
-    def asked(self, node: int) -> list[int]:
-        """The jobs that a node runs and that somebody has cancelled."""
+    def asked(self, node: int) -> tuple[list[int], int | None]:
+        """The jobs that a node runs and that somebody has cancelled; and the number of the
+        recall, if it has to take back what its workers have not begun."""
         with self.file.reading() as connection:
             sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
-            return _column(connection, sql, (node,))
+            recall = "SELECT recall FROM litejobs_node WHERE id = ?"
+            return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
+
+    def recalled(self, node: int, recall: int) -> None:
+        """What a node has taken back is in the file, unless there is another recall by now."""
+        with self.file.writing() as connection:
+            sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
+            connection.execute(sql, (node, recall))
+
+    def await_recall(self) -> None:
+        """Waits until all nodes that live have taken back what has not begun."""
+        give_up = time.monotonic() + RECALL_WAIT
+        for pause in looks():
+            time.sleep(pause)
+            with self.file.reading() as connection:
+                sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
+                asked: list[Any] = connection.execute(sql).fetchall()
+            late = [name for id, name in asked if Presence.held(self.file.presence_path(id))]
+            if not late:
+                return
+            if time.monotonic() >= give_up:
+                names = ", ".join(late)
+                logger.warning(
+                    "no answer from node %s: its workers may begin what they have", names
+                )
+                return
 
 
 @attrs.define(eq=False, repr=False)
@@ -8456,13 +8492,20 @@ class Store:
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
+        recalls = any(columns.get(setting) for setting in ("paused", "concurrency", "rate"))
         with self.file.writing() as connection:
             connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
             connection.execute(
                 f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
                 {"name": name, **columns},
             )
+            if recalls:
+                # Only who listens can answer: a drain has no port.
+                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
+                connection.execute(recall)
         self.ringer.wake()
+        if recalls:
+            self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
         """Takes the settings of a queue away, and tells the nodes."""
@@ -10742,7 +10785,9 @@ class Dealer:
                 break
             id, name = job
             alone = name not in aside
-            worker = table.least_loaded(self._paces.of(name)) if alone else table.emptiest()
+            worker = (
+                table.least_loaded(self._paces.of(name), ready.rated) if alone else table.emptiest()
+            )
             if worker is None and not aside:
                 break
             if worker is None:
@@ -10788,11 +10833,14 @@ class Table:
             {worker: worker.crowd.room for worker in workers if worker.crowd},
         )
 
-    def least_loaded(self, more: float) -> Worker | None:
-        """Whoever has least to do gets so *much* more; nobody, if there is no room."""
+    def least_loaded(self, more: float, now: bool = False) -> Worker | None:
+        """Whoever has least to do gets so *much* more; nobody, if there is no room, or if it
+        is to start *now* and nobody is idle."""
         loads = self._loads
         least = loads.index(min(loads))
         if not _has_room(self._counts[least], loads[least], more):
+            return None
+        if now and (self.workers[least].handed or loads[least] > EVEN * 1e6):
             return None
         loads[least] += more
         self._counts[least] += 1
@@ -11301,6 +11349,8 @@ class Supervisor:
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
+    _recall: int | None = None
+    """The number of the recall for which jobs were taken back that are not in the file yet."""
 
     def __attrs_post_init__(self) -> None:
         aside, most = self.registry.async_names(), self.jobs_per_worker
@@ -11587,6 +11637,8 @@ class Supervisor:
             self._rota.call(self._refill, within=left)
         if self._clerk.waiting:
             self._rota.call(stage)
+        if self._recall is not None:
+            self._rota.call(self._heed)
         self._clerk.clear()
         self._maybe_empty = True
 
@@ -11611,11 +11663,14 @@ class Supervisor:
         for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
             self._take_back(worker)
 
-    def _take_back(self, worker: Worker) -> None:
-        """Makes those of a worker's jobs ready again that have not started."""
-        if (running := worker.board.revoke(next(self._numbers))) is not None:
-            self._hear(worker)
-            self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+    def _take_back(self, worker: Worker) -> bool:
+        """Makes those of a worker's jobs ready again that have not started; says whether that
+        could be done now."""
+        if (running := worker.board.revoke(next(self._numbers))) is None:
+            return False
+        self._hear(worker)
+        self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+        return True
 
     # Attend
 
@@ -11642,8 +11697,18 @@ class Supervisor:
         return math.inf
 
     def _heed(self, beat: Beat) -> float:
-        """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
-        self._warden.heed(self.store.nodes.asked(self._node), self._crew.workers)
+        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
+        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        cancelled, recall = self.store.nodes.asked(self._node)
+        self._warden.heed(cancelled, self._crew.workers)
+        if recall not in (None, self._recall):
+            holding = [worker for worker in self._crew.workers if worker.handed]
+            if not all(self._take_back(worker) for worker in holding):
+                return AGAIN
+            self._recall = recall
+        if recall is not None and not self._clerk.settlements:
+            self.store.nodes.recalled(self._node, recall)
+            self._recall = None
         return math.inf
 
     def _paused_queues(self) -> frozenset[str]:
@@ -12354,7 +12419,9 @@ class LiteJobs:
         return rework
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Keeps jobs that wait from running: they are paused until they are released."""
+        """Keeps jobs that wait from running: they are paused until they are released. What a
+        worker was given already, begun or not, counts as running and is left: to hold that too,
+        pause its queue meanwhile."""
         return self.store.catalogue.hold(_chosen(ids, filters))
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
@@ -12672,6 +12739,8 @@ class Queue:
         job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout* and
         *backoff*: for jobs whose definition does not say.
 
+        A *concurrency* or *rate* that is set holds when this returns, as after `pause`.
+
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
@@ -12689,7 +12758,10 @@ class Queue:
         return _settings_of(found[0] if found else Terms(self.name))
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; those that run go on."""
+        """Lets no more of its jobs start, on any node; those that run go on. When it returns,
+        nodes have taken back what their workers had been given and had not begun. What may
+        still start: a job of an `async def` handler that waits for a turn of its event loop, and
+        jobs of a node that does not answer within two seconds, which is named in the log."""
         self._store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
