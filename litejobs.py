@@ -4650,10 +4650,12 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
-    _bounds_triggers(),
-    """
+    _bounds_triggers()
+    + """
     -- JSON: the periods whose ticks have had their turn
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
+    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
     """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
@@ -5683,6 +5685,8 @@ _HOLDS = """
     )
 """
 """Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
+_UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
+"""Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
     state: kept // MICROSECOND
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
@@ -5704,6 +5708,18 @@ def _kept_for(state: str) -> str:
     own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
+
+
+def _expiry(now: str, ids: str) -> str:
+    """Cancels those of some jobs that have not been started; *now* and *ids* are SQL."""
+    return f"""
+        UPDATE litejobs_job SET
+            state = 'cancelled', finished_at = {now}, expires_at = NULL,
+            error = 'Expired: not started by '
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
+            prune_at = {now} + {_kept_for("'cancelled'")}
+        WHERE {_UNSTARTED} AND id {ids}
+    """
 
 
 def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
@@ -5778,6 +5794,11 @@ class Rows:
         shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
         self.count(connection, shelved)
         self.admit(connection, {key})
+
+    def expire(self, connection: Any, id: int, now: int) -> None:
+        """Cancels one job that was not started in time, on any connection."""
+        self.alter(connection, id, _expiry("?", "= ?"), now, now)
+        self.file.expect(self.group(connection, id)[0][0] == "cancelled")
 
     def group(self, connection: Any, id: int) -> tuple[Group, str | None]:
         """Where a job is counted, and its key."""
@@ -6280,15 +6301,17 @@ class Catalogue:
         )
 
     def _let_go(self, connection: apsw.Connection, ids: Sequence[int]) -> None:
-        """Takes the unique keys of these jobs from others that have held them long enough."""
+        """Takes the unique keys of these jobs from others that have held them long enough, or
+        have expired."""
         connection.execute(
             f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {_HOLDS} AND unique_until <= ? AND unique_key IN (
-                SELECT unique_key FROM litejobs_job WHERE id IN carray(?)
-            )
+            WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (
+                    SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
+                )
             """,
-            (self.clock(), _carray(ids)),
+            {"now": self.clock(), "ids": _carray(ids)},
         )
 
     def delete(self, match: Match) -> Moved:
@@ -6885,7 +6908,9 @@ class Intake:
             self._place(connection, _with_defaults(batch, defaults.get(batch.queue)))
             for batch in batches
         ]
-        self.rows.admit(connection, {batch.extra.key for batch in batches if batch.extra})
+        for key in {batch.extra.key for batch in batches if batch.extra}:
+            self._free_slots(connection, key, batches[0].enqueued_at)
+            self.rows.admit(connection, [key])
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
         rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
         return [
@@ -6921,7 +6946,8 @@ class Intake:
             return None
         held = connection.execute(
             f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until
+            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+                CASE WHEN {_UNSTARTED} THEN expires_at END
             FROM litejobs_job INDEXED BY litejobs_unique
             WHERE unique_key = ? AND {_HOLDS}
             """,
@@ -6929,11 +6955,24 @@ class Intake:
         ).fetchone()
         if held is None:
             return None
-        id, payload, fixed, until = held
+        id, payload, fixed, until, expires_at = held
+        if (expires_at := sound_number(expires_at)) is not None and expires_at <= now:
+            self.rows.expire(connection, id, now)
+            return self._holder(connection, key, now)  # Scope "exists" also means ended jobs.
         if (until := sound_number(until)) is not None and until <= now:
             connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
+
+    def _free_slots(self, connection: Any, key: str | None, now: int) -> None:
+        """Cancels jobs that hold a slot of this key and have expired; no node may be at work
+        that does. Those that are let in instead may have expired, too."""
+        sql = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+        """
+        while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
+            self.rows.expire(connection, row[0], now)
 
     def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
         self.rows.alter(
@@ -7412,6 +7451,17 @@ class Terms(NamedTuple):
     backoff: str | None = None
     tokens: float | None = None
     filled_at: int | None = None
+    rate_given: str | None = None
+
+    @property
+    def rate_text(self) -> str | None:
+        """The rate as it was given; the number, if somebody has changed that by hand."""
+        if self.rate is None:
+            return None
+        with contextlib.suppress(OptionError):
+            if parse_rate(self.rate_given) == self.rate:
+                return self.rate_given
+        return f"{self.rate:g}/s"
 
 
 def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
@@ -7689,6 +7739,14 @@ class Ready:
                 return place[2], reader.lane.name
         return None
 
+    @property
+    def rated(self) -> bool:
+        """Whether the next job's queue has a rate, which is kept if it starts at once."""
+        if self.limits is None:
+            return False
+        terms = self.limits.terms.get(self._heads[0][2].lane.queue)
+        return terms is not None and terms.rate is not None
+
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
         self._aside += [head for head in self._heads if head[2].lane.name in names]
@@ -7775,6 +7833,8 @@ class Ready:
 ################################################################################
 
 LOST = "the node ended while it held the job"
+RECALL_WAIT = 2.0
+"""Seconds that nodes have to take back what their workers have not begun."""
 LOST_LIMIT = 5
 """How many nodes may die with a job in their hands before it is a dead letter."""
 
@@ -8012,11 +8072,37 @@ class Nodes:
             )
             self.rows.cancel_returned(connection)
 
-    def asked(self, node: int) -> list[int]:
-        """The jobs that a node runs and that somebody has cancelled."""
+    def asked(self, node: int) -> tuple[list[int], int | None]:
+        """The jobs that a node runs and that somebody has cancelled; and the number of the
+        recall, if it has to take back what its workers have not begun."""
         with self.file.reading() as connection:
             sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
-            return _column(connection, sql, (node,))
+            recall = "SELECT recall FROM litejobs_node WHERE id = ?"
+            return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
+
+    def recalled(self, node: int, recall: int) -> None:
+        """What a node has taken back is in the file, unless there is another recall by now."""
+        with self.file.writing() as connection:
+            sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
+            connection.execute(sql, (node, recall))
+
+    def await_recall(self) -> None:
+        """Waits until all nodes that live have taken back what has not begun."""
+        give_up = time.monotonic() + RECALL_WAIT
+        for pause in looks():
+            time.sleep(pause)
+            with self.file.reading() as connection:
+                sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
+                asked: list[Any] = connection.execute(sql).fetchall()
+            late = [name for id, name in asked if Presence.held(self.file.presence_path(id))]
+            if not late:
+                return
+            if time.monotonic() >= give_up:
+                names = ", ".join(late)
+                logger.warning(
+                    "no answer from node %s: its workers may begin what they have", names
+                )
+                return
 
 
 @attrs.define(eq=False, repr=False)
@@ -8538,7 +8624,7 @@ def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     if terms.concurrency is not None and (running := limits.running(queue)) >= terms.concurrency:
         return f"runs as many jobs at a time as it may: {running} of {terms.concurrency}"
     if terms.rate and limits.tokens(terms) < 1:
-        return f"starts as many jobs as it may: {terms.rate:g} in a second"
+        return f"starts as many jobs as it may: {terms.rate_text}"
     return None
 
 
@@ -8893,13 +8979,20 @@ class Store:
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
+        recalls = any(columns.get(setting) for setting in ("paused", "concurrency", "rate"))
         with self.file.writing() as connection:
             connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
             connection.execute(
                 f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
                 {"name": name, **columns},
             )
+            if recalls:
+                # Only who listens can answer: a drain has no port.
+                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
+                connection.execute(recall)
         self.ringer.wake()
+        if recalls:
+            self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
         """Takes the settings of a queue away, and tells the nodes."""
@@ -9099,15 +9192,7 @@ class Store:
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; gives how many, and when the next
         one expires."""
-        cancel = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now,
-                error = 'Expired: not started by '
-                    || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids) AND attempt = 0
-                AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')
-        """
+        cancel = _expiry(":now", "IN carray(:ids)")
         soonest = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired = 0
         while True:
@@ -9680,7 +9765,7 @@ def extend_wal(beat: Beat) -> float:
 
 
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, fire, stage, expire, admit, prune, stay_fast, measure, fold, extend_wal,
+    rescue, expire, fire, stage, admit, prune, stay_fast, measure, fold, extend_wal,
 )  # fmt: skip
 
 
@@ -11222,7 +11307,9 @@ class Dealer:
                 break
             id, name = job
             alone = name not in aside
-            worker = table.least_loaded(self._paces.of(name)) if alone else table.emptiest()
+            worker = (
+                table.least_loaded(self._paces.of(name), ready.rated) if alone else table.emptiest()
+            )
             if worker is None and not aside:
                 break
             if worker is None:
@@ -11268,11 +11355,14 @@ class Table:
             {worker: worker.crowd.room for worker in workers if worker.crowd},
         )
 
-    def least_loaded(self, more: float) -> Worker | None:
-        """Whoever has least to do gets so *much* more; nobody, if there is no room."""
+    def least_loaded(self, more: float, now: bool = False) -> Worker | None:
+        """Whoever has least to do gets so *much* more; nobody, if there is no room, or if it
+        is to start *now* and nobody is idle."""
         loads = self._loads
         least = loads.index(min(loads))
         if not _has_room(self._counts[least], loads[least], more):
+            return None
+        if now and (self.workers[least].handed or loads[least] > EVEN * 1e6):
             return None
         loads[least] += more
         self._counts[least] += 1
@@ -11802,6 +11892,8 @@ class Supervisor:
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
+    _recall: int | None = None
+    """The number of the recall for which jobs were taken back that are not in the file yet."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
@@ -12148,6 +12240,8 @@ class Supervisor:
             self._rota.call(self._refill, within=left)
         if self._clerk.waiting:
             self._rota.call(stage)
+        if self._recall is not None:
+            self._rota.call(self._heed)
         self._clerk.clear()
         self._maybe_empty = True
 
@@ -12172,11 +12266,14 @@ class Supervisor:
         for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
             self._take_back(worker)
 
-    def _take_back(self, worker: Worker) -> None:
-        """Makes those of a worker's jobs ready again that have not started."""
-        if (running := worker.board.revoke(next(self._numbers))) is not None:
-            self._hear(worker)
-            self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+    def _take_back(self, worker: Worker) -> bool:
+        """Makes those of a worker's jobs ready again that have not started; says whether that
+        could be done now."""
+        if (running := worker.board.revoke(next(self._numbers))) is None:
+            return False
+        self._hear(worker)
+        self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+        return True
 
     # Attend
 
@@ -12209,8 +12306,18 @@ class Supervisor:
         return math.inf
 
     def _heed(self, beat: Beat) -> float:
-        """Learns which of the node's jobs were cancelled; the next turn asks them to end."""
-        self._warden.heed(self.store.nodes.asked(self._node), self._crew.workers)
+        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
+        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        cancelled, recall = self.store.nodes.asked(self._node)
+        self._warden.heed(cancelled, self._crew.workers)
+        if recall not in (None, self._recall):
+            holding = [worker for worker in self._crew.workers if worker.handed]
+            if not all(self._take_back(worker) for worker in holding):
+                return AGAIN
+            self._recall = recall
+        if recall is not None and not self._clerk.settlements:
+            self.store.nodes.recalled(self._node, recall)
+            self._recall = None
         return math.inf
 
     def _paused_queues(self) -> frozenset[str]:
@@ -12519,16 +12626,21 @@ class LiteJobs:
 
     # Look
 
-    def get(self, id: int) -> Job[Any]:
-        """One job as it is now.
+    def get(self, id: int | Job[Any]) -> Job[Any]:
+        """One job as it is now. (Here and below a job goes wherever its id does, and a
+        definition or a defined class wherever its name does.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.catalogue.get(id), self)
+        return Job(self.store.catalogue.get(_id_of(id)), self)
 
     def find(
-        self, *, limit: int = 100, before: int | None = None, **filters: Unpack[Filters]
+        self,
+        *,
+        limit: int = 100,
+        before: int | Job[Any] | None = None,
+        **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
         """The jobs that match all filters, the newest first. For the next page, give
         the last one's id as *before*.
@@ -12536,7 +12648,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        match = attrs.evolve(_match(filters), before=before)
+        last = None if before is None else _id_of(before, "before")
+        match = attrs.evolve(_match(filters), before=last)
         return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
@@ -12565,7 +12678,7 @@ class LiteJobs:
         span: Span = "minute",
         *,
         queue: str | None = None,
-        name: str | None = None,
+        name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
         """What nodes have done in the last *limit* minutes, hours or days, the oldest first
@@ -12581,18 +12694,18 @@ class LiteJobs:
         number: object = limit
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
             raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
-        spans = self.store.meter.read(span, queue, name, limit)
+        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
         return self.store.nodes.all()
 
-    def errors(self, id: int) -> tuple[Failure, ...]:
+    def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.catalogue.errors(id)
+        return self.store.catalogue.errors(_id_of(id))
 
-    def wait(self, id: int, timeout: Duration | None = None) -> Job[Any]:
+    def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
 
         Raises:
@@ -12603,10 +12716,10 @@ class LiteJobs:
             job = self.get(id)
             if job.finished:
                 return job
-        raise WaitTimeoutError(id, job.state)
+        raise WaitTimeoutError(job.id, job.state)
 
     def as_completed(
-        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+        self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
         """Gives jobs as they end, however they do, each once. With *bar*, a line on a
         terminal shows meanwhile how far all of them have come, by what they tell of it.
@@ -12615,7 +12728,7 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {job.id for job in jobs}
+        left = {*map(_id_of, jobs)}
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
         for _ in _looks_within(timeout):
             found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
@@ -12631,7 +12744,7 @@ class LiteJobs:
         raise WaitTimeoutError(still.id, still.state)
 
     def wait_all(
-        self, jobs: Iterable[Job[R]], timeout: Duration | None = None, *, bar: bool = False
+        self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
         """Waits until all of these jobs have ended; gives them as they are then, in that
         order.
@@ -12640,15 +12753,17 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[job.id] for job in jobs]
+        return [ended[_id_of(job)] for job in jobs]
 
-    def result(self, job: Job[Any]) -> Any:
+    def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
 
         Raises:
             JobFailedError: it did not complete.
             ResultError: the result is not of the type that the handler declares now.
         """
+        if not isinstance(job, Job) or not job.finished:
+            job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if job.row.result is None:
@@ -12660,13 +12775,13 @@ class LiteJobs:
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
-    def why(self, id: int) -> str:
+    def why(self, id: int | Job[Any]) -> str:
         """In one sentence, why a job is not running, or what became of it.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.catalogue.get(id))
+        return self.store.health.why(self.store.catalogue.get(_id_of(id)))
 
     # Keep
 
@@ -12720,7 +12835,7 @@ class LiteJobs:
         """The queues that have settings, by name."""
         return [_settings_of(terms) for terms in self.store.queues()]
 
-    def cancel(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Cancels jobs that wait, at once, and asks those that run to end: they are
         killed when their node's grace is over.
 
@@ -12729,12 +12844,12 @@ class LiteJobs:
         """
         return self.store.catalogue.cancel(_chosen(ids, filters))
 
-    def retry(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets failed and cancelled jobs start again, with all their attempts (their
         history stays), and makes jobs that wait for their backoff due now."""
         return self.store.catalogue.retry(_chosen(ids, filters))
 
-    def delete(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
         return self.store.catalogue.delete(_chosen(ids, filters))
 
@@ -12870,10 +12985,11 @@ class LiteJobs:
         options = options_of(_make_special(bound, 0))
         return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
 
-    def schedule(self, name: str) -> ScheduleHandle:
+    def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, to look at it, to make, change or remove it, to pause
         or to fire it now, in the file and while nodes run."""
-        return ScheduleHandle(check_name(name, "name"), self)
+        definition = definition_of(name)
+        return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
@@ -12888,7 +13004,7 @@ class LiteJobs:
         paused. What was missed meanwhile is not made up."""
         return self.store.timetable.resume()
 
-    def change(self, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Moved:
+    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives jobs that wait other values, which are checked as when one enqueues. Running
         and finished ones are left. The fields of a *payload* replace those of that name, and
         the whole has to fit the definition, if this program has it.
@@ -12920,11 +13036,13 @@ class LiteJobs:
 
         return rework
 
-    def hold(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
-        """Keeps jobs that wait from running: they are paused until they are released."""
+    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
+        """Keeps jobs that wait from running: they are paused until they are released. What a
+        worker was given already, begun or not, counts as running and is left: to hold that too,
+        pause its queue meanwhile."""
         return self.store.catalogue.hold(_chosen(ids, filters))
 
-    def release(self, *ids: int, **filters: Unpack[Filters]) -> Moved:
+    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time or their turn again."""
         return self.store.catalogue.release(_chosen(ids, filters))
 
@@ -13081,7 +13199,9 @@ class LiteJobs:
         """Runs what is due in this process, one job after the other, until nothing is
         due any more; says how many attempts that took. For tests and small scripts:
         timeouts are not enforced, a crash is a crash of this process, and a handler that
-        always wants to run again at once is run for ever."""
+        always wants to run again at once is run for ever. Before that it does what a node
+        does beside running jobs: it takes over those of processes that have died, and
+        deletes those whose retention is over (in a test none)."""
         serves = self._serves(queues, None)
         executor, closing = self._executor()
         with closing:
@@ -13092,7 +13212,10 @@ class LiteJobs:
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.told_at_once())
-            return Drain(self.store, executor, serves, node, self.events, self.clock).run()
+            # What a test has enqueued stays to be looked at.
+            prunes = not self.tested
+            drain = Drain(self.store, executor, serves, node, self.events, self.clock, prunes)
+            return drain.run()
 
 
 def _looks_within(timeout: Duration | None) -> Iterator[None]:
@@ -13135,6 +13258,7 @@ class Drain:
     node: int
     events: Events
     clock: Clock
+    prunes: bool = True
     _settlements: list[Settlement] = attrs.field(factory=list)
     _untold: Iterable[Event] = ()
 
@@ -13142,6 +13266,10 @@ class Drain:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
         beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
         attempts = 0
+        for duty in (rescue, admit, stay_fast, fold):
+            duty(beat)
+        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+            pass  # A batch at a time, so that others can write, too.
         while True:
             self._attend(beat)
             settled = bool(self._settlements)
@@ -13153,11 +13281,11 @@ class Drain:
                 return attempts
 
     def _attend(self, beat: Beat) -> None:
-        """What a node's duties do."""
+        """The duties that jobs wait for."""
         now = self.clock()
+        self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
         self.store.timetable.fire(now, beat.tell_fired)
         self.store.stage(now)
-        self.store.expire(now)
 
     def _exchange(self) -> Claimed | None:
         def choose(ready: Ready) -> list[int]:
@@ -13229,11 +13357,15 @@ class Queue:
         job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout* and
         *backoff*: for jobs whose definition does not say.
 
+        A *concurrency* or *rate* that is set holds when this returns, as after `pause`.
+
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _QUEUE_COLUMNS, "no such setting")
         columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
+        if "rate" in choices:
+            columns["rate_given"] = choices["rate"]
         self._store.set_queue(self.name, columns)
         return self.settings
 
@@ -13244,7 +13376,10 @@ class Queue:
         return _settings_of(found[0] if found else Terms(self.name))
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; those that run go on."""
+        """Lets no more of its jobs start, on any node; those that run go on. When it returns,
+        nodes have taken back what their workers had been given and had not begun. What may
+        still start: a job of an `async def` handler that waits for a turn of its event loop, and
+        jobs of a node that does not answer within two seconds, which is named in the log."""
         self._store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
@@ -13263,8 +13398,8 @@ class QueueSettings:
     name: str
     paused: bool = False
     concurrency: int | None = None
-    rate: float | None = None
-    """How many start in a second."""
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
@@ -13282,8 +13417,8 @@ def _settings_of(terms: Terms) -> QueueSettings:
         defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
     ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
     return QueueSettings(
-        terms.name, bool(terms.paused), terms.concurrency, terms.rate, terms.burst, terms.weight,
-        ageing, defaults,
+        terms.name, bool(terms.paused), terms.concurrency, terms.rate_text, terms.burst,
+        terms.weight, ageing, defaults,
     )  # fmt: skip
 
 
@@ -13505,13 +13640,13 @@ class Filters(TypedDict, total=False):
     *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
     JSON values that all of them should have: numbers, texts, booleans or None."""
 
-    id: int | Sequence[int]
-    name: str
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
     queue: str
     state: State | Sequence[State]
     node: str
     key: str
-    schedule: str
+    schedule: str | AnyDefinition | type
     enqueued_after: datetime
     enqueued_before: datetime
     finished_after: datetime
@@ -13566,26 +13701,47 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 def _match(filters: Filters) -> Match:
     check_known(filters, Filters.__annotations__, "no such filter")
-    ids, states = filters.get("id"), filters.get("state")
-    states = (states,) if isinstance(states, str) else states
+    ids, states = _several(filters.get("id")), _several(filters.get("state"))
     for state in states or ():
         check_one_of(state, STATES, "state")
     details = _details(filters)
     return Match(
-        None if ids is None else (ids,) if isinstance(ids, int) else tuple(ids),
-        filters.get("name"),
-        filters.get("queue"),
-        None if states is None else tuple(states),
+        None if ids is None else tuple(map(_id_of, ids)),
+        _name_of(filters.get("name")),
+        _text(filters.get("queue"), "queue"),
+        states,
         details=None if details == Details() else details,
     )
 
 
 def _details(filters: Filters) -> Details:
-    texts = {name: _text(filters.get(name), name) for name in ("node", "key", "schedule")}
+    texts = {name: _text(filters.get(name), name) for name in ("node", "key")}
+    texts["schedule"] = _name_of(filters.get("schedule"), "schedule")
     names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
     moments = {name: _micros(filters.get(name), name) for name in names}
     chosen: dict[str, Any] = {**texts, **moments}
     return Details(**chosen, payload=_wanted(filters.get("payload")))
+
+
+def _several(given: Any) -> tuple[Any, ...] | None:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return None if given is None else (given,) if one else tuple(given)
+
+
+def _id_of(job: object, what: str = "id") -> int:
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def _name_of(value: object, what: str = "name") -> str | None:
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
 
 
 def _text(value: object, filter: str) -> str | None:
@@ -13621,11 +13777,11 @@ def _scalar(field: str, value: object) -> str:
     raise OptionError("payload", problem)
 
 
-def _chosen(ids: tuple[int, ...], filters: Filters) -> Match:
+def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *ids)) if ids else match
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
     if match == Match():
         raise OptionError("id", "all that was given is None, which would mean every job")
     return match
@@ -14595,7 +14751,8 @@ def _queue_table(queues: Sequence[QueueSettings]) -> str:
         plain = _plain_queue(settings)
         if plain.get("max_attempts", 1) is None:
             plain["max_attempts"] = math.inf
-        shown = [f"{value:g}" if (value := plain.get(name)) else "" for name in _SETTINGS]
+        given = [plain.get(name) for name in _SETTINGS]
+        shown = [f"{v:g}" if isinstance(v, int | float) and v else v or "" for v in given]
         lines.append((settings.name, "paused" if settings.paused else "open", *shown))
     return _table(lines)
 

@@ -767,11 +767,11 @@ class TestQueues:
         assert command("queue", file, "mails", *set_).code == 0
         done = command("queue", file, "mails", "--pause", "--json")
         assert done.json == {
-            "name": "mails", "paused": True, "concurrency": 3, "rate": 1.5, "burst": None,
+            "name": "mails", "paused": True, "concurrency": 3, "rate": "90/min", "burst": None,
             "weight": None, "ageing": 60.0, "max_attempts": None,
         }  # fmt: skip
         assert command("queues", file).out.splitlines()[1].split() == [
-            "mails", "paused", "3", "1.5", "60", "inf",
+            "mails", "paused", "3", "90/min", "60", "inf",
         ]  # fmt: skip
         with LiteJobs(file) as jobs:
             assert jobs.queue("mails").settings.paused
@@ -781,7 +781,7 @@ class TestQueues:
     ) -> None:
         command("queue", file, "mails", "--concurrency", 3, "--rate", "5/s")
         done = command("queue", file, "mails", "--concurrency", 0, "--resume", "--json")
-        assert (done.json["concurrency"], done.json["rate"]) == (None, 5.0)
+        assert (done.json["concurrency"], done.json["rate"]) == (None, "5/s")
         command("queue", file, "mails", "--reset")
         assert command("queues", file, "--json").json == []
 

@@ -516,7 +516,7 @@ class TestWhy:
         assert [jobs.why(id) for id in (2, 3, 4)] == [
             "its queue 'default' runs as many jobs at a time as it may: 1 of 1",
             "its queue 'paused' is paused",
-            "its queue 'rated' starts as many jobs as it may: 0.5 in a second",
+            "its queue 'rated' starts as many jobs as it may: 0.5/s",
         ]
         clock.turn(2)
         assert jobs.why(4) == "it is ready, and next in its queue"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -22,9 +24,12 @@ from litejobs import (
     Arbiter,
     Claimed,
     Constant,
+    Definition,
     Exponential,
     Fail,
+    Job,
     LiteJobs,
+    Moved,
     OptionError,
     QueueSettings,
     Ready,
@@ -376,7 +381,22 @@ class TestSettings:
         assert jobs.queue("x").settings == QueueSettings("x")
         jobs.queue("x").set(concurrency=3, rate="10/s", burst=5, weight=2, ageing=60)
         jobs.queue("x").set(burst=None)
-        assert jobs.queues() == [QueueSettings("x", False, 3, 10.0, None, 2.0, 60 * SECOND)]
+        assert jobs.queues() == [QueueSettings("x", False, 3, "10/s", None, 2.0, 60 * SECOND)]
+
+    @pytest.mark.parametrize("rate", ["1/h", "10 / m", "60/min", "1/10s", "7/3day"])
+    def test_show_a_rate_as_it_was_given(self, jobs: LiteJobs, rate: str) -> None:
+        settings = jobs.queue("x").set(rate=rate)
+        assert settings.rate == rate
+        assert jobs.queue("x").set(rate=settings.rate) == settings
+        write_by_hand(jobs, "UPDATE litejobs_queue SET tokens = 0, filled_at = 0, name = 'default'")
+        write_by_hand(jobs, "UPDATE litejobs_queue SET filled_at = ?", jobs.clock())
+        enqueue(jobs, 1)
+        assert jobs.why(1) == f"its queue 'default' starts as many jobs as it may: {rate}"
+
+    def test_show_a_rate_that_was_changed_by_hand_as_it_is_now(self, jobs: LiteJobs) -> None:
+        jobs.queue("x").set(rate="1/h")
+        write_by_hand(jobs, "UPDATE litejobs_queue SET rate = 2.5")
+        assert jobs.queue("x").settings.rate == "2.5/s"
 
     @pytest.mark.parametrize(
         ("choices", "problem"),
@@ -672,6 +692,24 @@ class TestRunningNodes:
         jobs.queue("mail").resume()
         job.wait(PATIENT)
 
+    def test_begin_nothing_once_a_pause_has_returned(
+        self, jobs: LiteJobs, log: Path, programs: Programs
+    ) -> None:
+        """Not even what workers had been given behind what they run."""
+        programs.node(jobs.path, "--workers", "2")
+        naps = [trouble.nap_and_tell.using(queue="mail").bind(str(log), 0.03) for _ in range(20)]
+        for done in range(5, 25, 5):
+            jobs.queue("mail").resume()
+            jobs.enqueue_many(naps)
+            eventually(lambda done=done: len(lines(log)) >= done)  # type: ignore[misc]
+            jobs.queue("mail").pause()
+            paused_at = jobs.clock()
+            eventually(lambda: not jobs.count(state="running"))
+            begun = [job.row.started_at or 0 for job in jobs.find(state="completed")]
+            assert max(begun) <= paused_at
+            jobs.cancel(queue="mail")
+            log.unlink()
+
     def test_keep_to_one_at_a_time_together(
         self, jobs: LiteJobs, log: Path, programs: Programs
     ) -> None:
@@ -715,6 +753,118 @@ class TestRunningNodes:
         node.kill()
         node.wait()
         eventually(lambda: not jobs.broadcast(trouble.nap_and_tell.bind(str(log), 0)))
+
+
+class TestBusyWorkers:
+    """What was given to a worker, and waits there for a job that turns out to be slow."""
+
+    @pytest.fixture
+    def begun(self) -> list[int]:
+        return []
+
+    @pytest.fixture
+    def gate(self) -> threading.Event:
+        return threading.Event()
+
+    @pytest.fixture
+    def steps(
+        self, jobs: LiteJobs, begun: list[int], gate: threading.Event
+    ) -> Definition[[int], None, Any]:
+        """Jobs that have been short, so that workers are given many; from now on they wait
+        for the gate."""
+
+        @jobs.define(queue="steps")
+        def step(n: int) -> None:
+            begun.append(n)
+            gate.wait(PATIENT)
+            begun.append(-n)
+
+        return step
+
+    @contextlib.contextmanager
+    def at_work(
+        self, jobs: LiteJobs, step: Definition[[int], None, Any], gate: threading.Event, size: int
+    ) -> Iterator[list[Job[Any]]]:
+        """Workers that have each begun a step, of many."""
+        gate.set()
+        with jobs.start(threads=size):
+            jobs.wait_all(jobs.enqueue_many(step.bind(n) for n in range(1, 41)), PATIENT)
+            gate.clear()
+            try:
+                steps = jobs.enqueue_many(step.bind(n) for n in range(101, 141))
+                eventually(lambda: jobs.count(state="running") > size)
+                yield [*steps]
+            finally:
+                gate.set()
+
+    def test_give_back_what_they_have_not_begun_when_their_queue_is_paused(
+        self,
+        jobs: LiteJobs,
+        steps: Definition[[int], None, Any],
+        begun: list[int],
+        gate: threading.Event,
+    ) -> None:
+        with self.at_work(jobs, steps, gate, size=1) as waiting:
+            eventually(lambda: 101 in begun)
+            jobs.queue("steps").pause()
+            assert jobs.count(state="running") == 1
+            assert jobs.hold(*waiting) == Moved(39, 1)
+            gate.set()
+            waiting[0].wait(PATIENT)
+            assert max(begun) == 101
+            assert all(job.refresh().attempt == 0 for job in waiting[1:])
+
+    def test_keep_to_a_lower_concurrency_once_it_is_set(
+        self,
+        jobs: LiteJobs,
+        steps: Definition[[int], None, Any],
+        begun: list[int],
+        gate: threading.Event,
+    ) -> None:
+        with self.at_work(jobs, steps, gate, size=3) as waiting:
+            jobs.queue("steps").set(concurrency=1)
+            running = [n for n in begun if n > 100]
+            gate.set()
+            jobs.wait_all(waiting, PATIENT)
+        since = [n for n in begun[begun.index(101) :] if abs(n) not in running]
+        assert len(since) == 2 * (40 - len(running))
+        assert since[::2] == [-n for n in since[1::2]]
+
+    def test_get_a_job_of_a_queue_with_a_rate_only_when_it_can_start(
+        self, jobs: LiteJobs, steps: Definition[[int], None, Any], gate: threading.Event
+    ) -> None:
+        """Else it would start when the slow job ends, right before the next of its queue."""
+        jobs.queue("rated").set(rate="1/s")
+        gate.set()
+        with jobs.start(threads=1):
+            jobs.wait_all(jobs.enqueue_many(steps.bind(n) for n in range(1, 41)), PATIENT)
+            gate.clear()
+            steps.enqueue(101)
+            rated = jobs.registry.named("note").using(queue="rated").enqueue(1)
+            never(lambda: rated.refresh().state != "pending", during=0.2)
+            gate.set()
+            assert rated.wait(PATIENT).state == "completed"
+
+    def test_do_not_keep_a_job_of_a_queue_with_a_rate_waiting_for_ever(
+        self, jobs: LiteJobs, steps: Definition[[int], None, Any], gate: threading.Event
+    ) -> None:
+        jobs.queue("rated").set(rate="1/s")
+        gate.set()
+        with jobs.start(threads=2):
+            others = jobs.enqueue_many(steps.bind(n) for n in range(4000))
+            eventually(lambda: others[100].refresh().finished)
+            rated = jobs.registry.named("note").using(queue="rated", priority=1).enqueue(1)
+            rated.wait(PATIENT)
+            assert not others[-1].refresh().finished
+
+
+def test_a_node_that_does_not_answer_keeps_nobody_from_pausing_a_queue(
+    jobs: LiteJobs, hands: Hands, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_by_hand(jobs, "UPDATE litejobs_node SET port = 9")
+    jobs.queue("slow").pause()
+    assert jobs.queue("slow").settings.paused
+    assert "no answer from node here" in caplog.text
 
 
 def test_all_sorts_of_serves_leave_out_paused_queues() -> None:

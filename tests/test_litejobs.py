@@ -23,8 +23,10 @@ import pytest
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import Programs
 
 from litejobs import (
+    PRUNED,
     STATES,
     Bound,
     Choices,
@@ -679,6 +681,66 @@ def explode() -> None:
     raise ValueError("boom")
 
 
+class TestArguments:
+    def test_a_job_goes_wherever_its_id_goes(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int]
+    ) -> None:
+        job, other = squared.enqueue(2), squared.enqueue(3)
+        assert [jobs.get(job), *jobs.find(id=job), *jobs.find(before=other)] == [job] * 3
+        assert jobs.find(id=[other, job.id]) == [other, job]
+        assert (jobs.why(job), jobs.errors(job)) == ("no node is at work", ())
+        assert jobs.change(job, to={"priority": 7}) == Moved(1, 0)
+        assert [jobs.hold(job), jobs.release(job)] == [Moved(1, 0)] * 2
+        assert [jobs.cancel(job, other.id), jobs.retry(job.id, other)] == [Moved(2, 0)] * 2
+        jobs.drain()
+        assert jobs.result(job) == jobs.result(job.id) == jobs.wait(job).result() == 4
+        assert jobs.wait_all([other.id, job]) == [other.refresh(), job.refresh()]
+        assert jobs.delete(job, other.id) == Moved(2, 0)
+
+    def test_a_definition_goes_wherever_its_name_goes(self, jobs: LiteJobs) -> None:
+        @jobs.define
+        @attrs.frozen
+        class Letter:
+            def run(self) -> None: ...
+
+        @jobs.define
+        def nightly() -> None: ...
+
+        jobs.cron("@daily", nightly)
+        letter, job = jobs.enqueue(Letter()), nightly.enqueue()
+        assert jobs.find(name=nightly) == [job]
+        assert [job.id for job in jobs.iterate(name=Letter)] == [letter.id]
+        assert jobs.cancel(name=Letter) == Moved(1, 0)
+        jobs.drain()
+        assert jobs.metrics("day", name=nightly, limit=1)[0].completed == 1
+        assert jobs.schedule(nightly).fire().schedule == "nightly"
+        assert jobs.count(schedule=nightly) == 1
+
+    @pytest.mark.parametrize("wrong", ["x", "12", [1, 2], None, True, 1.5])
+    def test_what_is_no_job_is_refused(self, jobs: LiteJobs, wrong: Any) -> None:
+        expected = r"^(id|before): expected a job or its id, got "
+        for call in (jobs.get, jobs.wait, jobs.why, jobs.errors, jobs.result, jobs.cancel,
+                     jobs.retry, jobs.delete, jobs.hold, jobs.release):  # fmt: skip
+            with pytest.raises(OptionError, match=expected):
+                call(wrong)
+        with pytest.raises(OptionError, match=expected):
+            jobs.find(id=[wrong])
+        if wrong is not None:
+            with pytest.raises(OptionError, match=expected):
+                jobs.find(before=wrong)
+
+    def test_what_is_no_name_is_refused(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int]
+    ) -> None:
+        wrong: Any
+        for wrong in (3, squared.bind(1), object):
+            with pytest.raises(OptionError, match=r"^name: expected a name or a def"):
+                jobs.find(name=wrong)
+        wrong = 5
+        with pytest.raises(OptionError, match=r"^state: there is no 5; "):
+            jobs.find(state=wrong)
+
+
 class TestWaiting:
     def test_is_over_at_once_for_a_finished_job(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
@@ -987,6 +1049,45 @@ class TestDrain:
         job = jobs.define(later).enqueue("new year")
         jobs.drain()
         assert job.result() == {"new year": NEW_YEAR}
+
+    def test_takes_over_the_job_of_a_drain_whose_process_died(
+        self, jobs: LiteJobs, programs: Programs
+    ) -> None:
+        programs.write(
+            app="""
+import os, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs(sys.argv[1])
+
+@jobs.define
+def crash() -> None:
+    os._exit(3)
+
+crash.enqueue()
+jobs.drain()
+"""
+        )
+        assert programs.run("app.py", jobs.path)[0] == 3
+        assert jobs.get(1).state == "running"
+        jobs.define(name="crash")(lambda: None)
+        assert jobs.drain() == 1
+        assert (jobs.get(1).state, [error.kind for error in jobs.errors(1)]) == (
+            "completed",
+            ["lost"],
+        )
+
+    def test_deletes_what_earlier_drains_have_run_when_its_retention_is_over(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        brief = jobs.define(name="brief", retention=Retention(completed=60))(lambda: None)
+        jobs.enqueue_many(brief.bind() for _ in range(PRUNED + 1))
+        for _ in range(3):
+            last = brief.enqueue()
+            jobs.drain()
+            assert last.refresh().state == "completed", "its own stay to be looked at"
+            clock.turn(timedelta(days=1))
+        assert jobs.count() == 1
 
 
 printable = st.characters(exclude_categories=["C", "Z"], include_characters=" ")

@@ -356,7 +356,7 @@ class TestAHostileFile:
         """As they are after a page was overwritten: SQLite takes them as they come."""
         write(
             jobs,
-            "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]');"
+            "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL);"
             "INSERT INTO litejobs_queue (name) VALUES ('q');"
             "INSERT INTO litejobs_attempt VALUES (1, 1, 1, '', '', '', '', 1, 1, 1, 1, 1, 1, '');"
             "INSERT INTO litejobs_metric"
@@ -420,7 +420,7 @@ class TestAHostileFile:
             jobs.schedule("daily").fire()
 
     def test_beside_which_lies_something_else_than_a_lock_says_so(self, jobs: LiteJobs) -> None:
-        write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]')")
+        write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL)")
         Path(f"{jobs.path}-node-1").write_bytes(b"garbage" * 1000)
         assert jobs.store.nodes.rescue(1) == 0
         assert jobs.get(1).why() == "no node at work has its definition 'note'"

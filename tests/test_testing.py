@@ -364,6 +364,16 @@ class TestAssertions:
 
 
 class TestDrain:
+    def test_leaves_what_was_enqueued_however_far_the_clock_is_turned(
+        self, app: LiteJobs, send: Send
+    ) -> None:
+        with recording(app) as recorder:
+            for _ in range(3):
+                send.enqueue("a")
+                recorder.drain()
+                recorder.clock.turn(timedelta(days=365))
+            recorder.assert_enqueued(send, times=3)
+
     def test_runs_what_is_due_now_and_counts_attempts(self, recorder: Recorder, send: Send) -> None:
         now, later = send.enqueue("now"), send.using(delay=60).enqueue("later")
         assert recorder.drain() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import apsw
 import attrs
 import pytest
 from conftest import TurnedClock, write_by_hand
@@ -472,6 +474,113 @@ def test_a_key_written_by_hand_is_held_too(noting: Note, jobs: LiteJobs) -> None
     write_by_hand(jobs, sql)
     with pytest.raises(Exception, match="UNIQUE"):
         write_by_hand(jobs, sql)
+
+
+# Jobs that have expired before a node was there to cancel them
+
+
+@pytest.mark.parametrize("state", ["pending", "scheduled", "paused"])
+def test_a_job_that_expired_while_no_node_was_at_work_holds_no_key(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock, state: str
+) -> None:
+    delay = 1 if state == "scheduled" else 0
+    expired = one(noting).using(expires=1, delay=delay).enqueue(1)
+    if state == "paused":
+        jobs.hold(expired.id)
+    clock.turn(2)
+    assert not one(noting).enqueue(1).duplicate
+    ended = expired.refresh()
+    assert (ended.state, ended.error) == (
+        "cancelled",
+        f"Expired: not started by 2025-01-01 00:00:0{1 + delay} UTC",
+    )
+    assert jobs.stats() == {"default": {"cancelled": 1, "pending": 1}}
+    assert jobs.doctor() == []
+
+
+def test_a_job_that_expired_is_not_merged_with_nor_raised_for(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    merging = one(noting, key="m", on_conflict=lambda old, new: old).using(expires=1)
+    raising = one(noting, key="r", on_conflict="raise").using(expires=1)
+    merging.enqueue(1)
+    raising.enqueue(2)
+    clock.turn(1)
+    assert merging.enqueue(3).payload == {"customer": 3}
+    assert raising.enqueue(4).state == "pending"
+
+
+@pytest.mark.parametrize("driver", ["apsw", "sqlite3"])
+def test_a_job_that_expired_holds_no_key_in_the_application_s_transaction_either(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock, driver: str
+) -> None:
+    expired = one(noting).using(expires=1, key="k").enqueue(1)
+    jobs.close()
+    clock.turn(2)
+    connection: Any = (apsw.Connection if driver == "apsw" else sqlite3.connect)(str(jobs.path))
+    connection.execute("BEGIN IMMEDIATE")
+    job = one(noting).using(connection=connection, key="k").enqueue(1)
+    assert (job.duplicate, job.state) == (False, "pending")
+    connection.execute("ROLLBACK")
+    connection.close()
+    assert expired.refresh().state == "pending"
+    assert jobs.doctor() == []
+
+
+def test_a_job_that_has_started_in_time_keeps_its_key(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    @jobs.define(unique=Unique(scope="active"), expires=1, backoff=Constant(60), max_attempts=9)
+    def fail() -> None:
+        raise RuntimeError
+
+    started = fail.enqueue()
+    jobs.drain()
+    clock.turn(2)
+    assert fail.enqueue().id == started.id
+
+
+def test_a_job_that_expired_is_still_there_if_that_is_what_counts(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    definition = one(noting, scope="exists").using(expires=1)
+    expired = definition.enqueue(1)
+    clock.turn(2)
+    assert definition.enqueue(1).id == expired.id
+    assert expired.refresh().state == "cancelled"
+
+
+def test_a_job_that_expired_does_not_keep_another_from_being_retried(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    cancelled = one(noting).enqueue(1)
+    jobs.cancel(cancelled.id)
+    one(noting).using(expires=1).enqueue(1)
+    clock.turn(2)
+    assert jobs.retry(cancelled.id) == Moved(1, 0)
+    assert cancelled.refresh().state == "pending"
+
+
+def test_jobs_that_expired_hold_no_slot_of_their_key(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    expired = [noting.using(key="k", expires=1).enqueue(n) for n in range(3)]
+    assert [job.refresh().state for job in expired] == ["pending", "blocked", "blocked"]
+    clock.turn(2)
+    assert noting.using(key="k").enqueue(9).state == "pending"
+    assert {job.refresh().state for job in expired} == {"cancelled"}
+    assert jobs.doctor() == []
+
+
+def test_a_tick_does_not_wait_for_a_job_that_expired_while_no_node_was_at_work(
+    noting: Note, jobs: LiteJobs, clock: TurnedClock
+) -> None:
+    jobs.schedule("s").set("@hourly", noting.using(expires=60), overlap="skip")
+    clock.turn(3600)
+    jobs.store.timetable.fire(jobs.clock(), lambda entry, ids: None)
+    clock.turn(3600)
+    assert jobs.drain() == 1
+    assert jobs.stats() == {"default": {"cancelled": 1, "completed": 1}}
 
 
 # What makes no sense
