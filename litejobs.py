@@ -8082,6 +8082,8 @@ def _copy(source: apsw.Connection, place: Path) -> None:
         copy.pragma("synchronous", "off")
         with copy.backup("main", source, "main") as pages:
             pages.step()
+        # No node is at work on it, which their lock files would say: nobody waits for those.
+        copy.execute("DELETE FROM litejobs_node")
 
 
 def _sync(path: Path) -> None:
