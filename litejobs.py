@@ -369,7 +369,7 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
 @attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run."""
+    """Workers cannot start, so that no job would ever run; or a node may not."""
 
     problem: str
 
@@ -12527,7 +12527,7 @@ class LiteJobs:
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
-            WorkerError: the workers cannot start.
+            WorkerError: the workers cannot start, or a node of that name is at work.
         """
         supervisor = self._supervisor(
             workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
