@@ -369,7 +369,7 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
 @attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run."""
+    """Workers cannot start, so that no job would ever run; or a node may not."""
 
     problem: str
 
@@ -7837,6 +7837,11 @@ RECALL_WAIT = 2.0
 """Seconds that nodes have to take back what their workers have not begun."""
 LOST_LIMIT = 5
 """How many nodes may die with a job in their hands before it is a dead letter."""
+MISSING_LIMIT = 30.0
+"""Seconds after which a node is dead whose lock file is missing: one that lives makes it anew in
+half a second."""
+NAME_PATIENCE = 1.0
+"""Seconds within which the processes of another node of the same name may still be ending."""
 
 
 @attrs.frozen
@@ -7903,6 +7908,12 @@ def _names_in(text: str | None) -> list[str] | None:
     raise Damaged(f"a node lists no names: {_shown(text)}")
 
 
+_UNLISTED = """
+    SELECT ifnull(holder, 0) AS holder, count(*) AS number FROM litejobs_job
+    WHERE state = 'running' AND ifnull(holder, 0) NOT IN (SELECT id FROM litejobs_node) GROUP BY 1
+"""
+
+
 @attrs.define(eq=False, repr=False)
 class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
@@ -7910,8 +7921,27 @@ class Nodes:
     file: File
     clock: Clock
     rows: Rows
+    _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
+    """Nodes without a lock file: when that was last seen, and for how many microseconds it has
+    been so while somebody looked (not while this process was stopped, nor by a clock that
+    is set)."""
 
-    def join(
+    def join(self, name: str, *others: Any) -> tuple[int, Presence]:
+        """Lists a node, as `_join` does.
+
+        Raises:
+            WorkerError: a node of that name is at work.
+        """
+        give_up = time.monotonic() + NAME_PATIENCE
+        while True:
+            try:
+                return self._join(name, *others)
+            except WorkerError:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(0.02)
+
+    def _join(
         self,
         name: str,
         port: int,
@@ -7926,6 +7956,7 @@ class Nodes:
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         names = json.dumps(sorted(serves.names))
         with self.file.writing() as connection:
+            self._refuse_second(connection, name)
             self._sweep(connection)
             connection.execute(
                 "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
@@ -7943,6 +7974,18 @@ class Nodes:
             presence = Presence.create(self.file.presence_path(node), self.file.path)
         self.file.joined += 1
         return node, presence
+
+    def _refuse_second(self, connection: apsw.Connection, name: str) -> None:
+        """What is for the node of that name would reach one of two, and neither knows which."""
+        rows: list[Any] = connection.execute(
+            "SELECT id, pid FROM litejobs_node WHERE name = ?", (name,)
+        ).fetchall()
+        for id, pid in rows:
+            if self.is_alive(id):
+                raise WorkerError(
+                    f"a node named {name!r} is at work (process {pid}): "
+                    "stop that one first, or give this one another name, or none"
+                )
 
     def _keep_hidden(
         self, connection: apsw.Connection, hidden: Mapping[str, frozenset[str]]
@@ -7991,21 +8034,59 @@ class Nodes:
             return _nodes(connection)
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes that are listed."""
+        """Ids, names and process ids of the other nodes that are listed: from the one that
+        joined next after it to the one that joined last before it."""
         with self.file.reading() as connection:
-            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?"
+            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
             rows: list[Any] = connection.execute(sql, (node,)).fetchall()
         return rows
+
+    def is_listed(self, node: int) -> bool:
+        """Whether a node still is; if not, others have taken it for dead."""
+        with self.file.reading() as connection:
+            sql = "SELECT 1 FROM litejobs_node WHERE id = ?"
+            return connection.execute(sql, (node,)).get is not None
+
+    def refuse_unlisted(self, node: int) -> None:
+        """Lets only those claim that are listed: from others, nobody would rescue anything.
+
+        Raises:
+            FileError: it is not.
+        """
+        if not self.is_listed(node):
+            problem = "this process is not listed any more as one at work: it has to join anew"
+            raise FileError(str(self.file.path), problem)
+
+    def unlisted(self) -> list[int]:
+        """Those that are not listed and hold jobs all the same; 0 for those without a holder."""
+        with self.file.reading() as connection:
+            return _column(connection, f"SELECT holder FROM ({_UNLISTED})")
+
+    def is_alive(self, node: int) -> bool:
+        """Whether one of its processes is certainly there."""
+        return Presence.surely_held(self.file.presence_path(node))
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
 
         They become ready again and lose no attempt, but each such loss is counted: a
         job that has seen LOST_LIMIT nodes die is a dead letter. A node that cannot be asked
-        keeps what it has.
+        keeps what it has, unless its lock file stays missing.
         """
-        with Presence.gone(self.file.presence_path(node)) as gone:
-            return self._take_over(node) if gone else 0
+        path = self.file.presence_path(node)
+        with Presence.gone(path) as gone:
+            return self._take_over(node) if gone or self._stays_missing(node, path) else 0
+
+    def _stays_missing(self, node: int, path: str) -> bool:
+        """Whether the lock file was removed, and a node that lives would have made it anew."""
+        if not _is_missing(path):
+            self._missing.pop(node, None)
+            return False
+        now = self.clock()
+        seen, lasted = self._missing.get(node, (now, 0))
+        lasted += min(max(0, now - seen), 1_000_000)
+        self._missing[node] = now, lasted
+        return lasted >= MISSING_LIMIT * 1e6 or not self.is_listed(node)
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
         """What a node holds: ids, names, queues and attempts, and whether it would be given
@@ -8013,7 +8094,7 @@ class Nodes:
         with self.file.reading() as connection:
             sql = """
                 SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
-                WHERE state = 'running' AND holder = ?
+                WHERE state = 'running' AND ifnull(holder, 0) = ?
             """
             rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
         return rows
@@ -8026,14 +8107,14 @@ class Nodes:
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
                 )
-                SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', node.pid,
-                    coalesce(job.started_at, :now), :now
-                FROM litejobs_job AS job JOIN litejobs_node AS node ON node.id = job.holder
-                WHERE state = 'running' AND holder = :node
+                SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', ifnull(node.pid, 0),
+                    ifnull(job.started_at, :now), :now
+                FROM litejobs_job AS job LEFT JOIN litejobs_node AS node ON node.id = job.holder
+                WHERE state = 'running' AND ifnull(holder, 0) = :node
                 """,
                 values,
             )
-            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND holder = ?"
+            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND ifnull(holder, 0) = ?"
             rescued = self.rows.change(
                 connection,
                 _column(connection, held, (node,)),
@@ -8116,6 +8197,7 @@ class Presence:
 
     path: str
     _connection: apsw.Connection
+    _file: Path = Path()
     _mark: Mark | None = None
     """Of the file, where nothing else in this process may open it."""
 
@@ -8131,17 +8213,30 @@ class Presence:
 
     @classmethod
     def create(cls, path: str, file: Path) -> Presence:
-        """Makes it, private to the user whose the queue's *file* is, and takes the first share.
+        """Makes it, for those who may use the queue's *file*, and takes the first share.
         Until that is given back, nothing else in this process may open it: jobs that run here
         have no other one, and the system drops a lock whenever a process closes the file."""
         with _as_ours(path):
+            found = os.stat(file)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0):
-                _give_to_owner(made, file)
+                _give_rights(made, found)
         presence = cls.hold(path)
-        presence._mark = _mark(path)
+        presence._file, presence._mark = file, _mark(path)
         _OPEN_HERE[id(presence)] = presence
         return presence
+
+    def renew(self) -> bool:
+        """Makes the file anew if it was removed or replaced, and takes the first share; says
+        whether it was. The shares of other processes are in the old one."""
+        if self._mark is None or _mark(self.path) == self._mark:
+            return False
+        with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        renewed = Presence.create(self.path, self._file)
+        self._connection.close()
+        self._connection, self._mark = renewed._connection, renewed._mark
+        return True
 
     def is_open_as(self, mark: Mark) -> bool:
         """Whether this process would lose the lock if it closed that file."""
@@ -8154,9 +8249,16 @@ class Presence:
 
     @staticmethod
     def held(path: str) -> bool:
-        """Whether a process holds a share. This only asks: nothing is taken over."""
+        """Whether a process holds a share, as far as one can know; nothing is taken over."""
         with contextlib.ExitStack() as closing:
             return not _is_alone(path, closing)
+
+    @staticmethod
+    def surely_held(path: str) -> bool:
+        """The same, but not if it cannot be known."""
+        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
+            return not _lock_alone(path, closing)
+        return False
 
     @staticmethod
     def check(path: str) -> None:
@@ -8172,8 +8274,9 @@ class Presence:
     @contextlib.contextmanager
     def gone(path: str) -> Iterator[bool]:
         """Whether no process holds a share any more; if so, none can take one either
-        until the block ends, and then the file is removed. Of several that ask in the same
-        moment each may keep the others from it, even all: who means it asks again."""
+        until the block ends, and then the file is removed. Not if there is none. Of several
+        that ask in the same moment each may keep the others from it, even all: who means it
+        asks again."""
         with contextlib.ExitStack() as closing:
             alone = _is_alone(path, closing)
             yield alone
@@ -8183,12 +8286,18 @@ class Presence:
                     os.unlink(path)
 
 
-def _give_to_owner(made: int, file: Path) -> None:
-    """What root makes beside the file is its owner's, as SQLite has it with the WAL: who works
-    there afterwards has to ask whether the node of root's lives."""
-    if hasattr(os, "fchown") and os.geteuid() == 0:
-        found = os.stat(file)
-        os.fchown(made, found.st_uid, found.st_gid)
+def _give_rights(made: int, found: os.stat_result) -> None:
+    """Gives a new file the mode and group of the queue's, and as root its owner, as SQLite does
+    with the WAL: whoever may work there has to ask whether this node lives."""
+    if sys.platform == "win32":
+        return
+    mode = found.st_mode & 0o666
+    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
+        try:
+            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+        except OSError:
+            mode &= ~0o060  # It would be for another group.
+        os.fchmod(made, mode)
 
 
 def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
@@ -8197,8 +8306,19 @@ def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
     try:
         return _lock_alone(path, closing)
     except FileError as error:
-        _complain_once(f"whether a node lives cannot be known: {error}")
+        if not _is_missing(path):  # Whoever lives makes it anew; or it was just taken over.
+            _complain_once(f"whether a node lives cannot be known: {error}")
         return False
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 @functools.lru_cache(100)
@@ -8219,12 +8339,6 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
             connection.execute("BEGIN EXCLUSIVE")
         except apsw.BusyError:
             return False
-        except apsw.CantOpenError:
-            try:
-                os.lstat(path)
-            except FileNotFoundError:
-                return True  # Somebody has finished taking over, or swept it away.
-            raise
     return True
 
 
@@ -8415,6 +8529,8 @@ def _copy(source: apsw.Connection, place: Path) -> None:
         copy.pragma("synchronous", "off")
         with copy.backup("main", source, "main") as pages:
             pages.step()
+        # No node is at work on it, which their lock files would say: nobody waits for those.
+        copy.execute("DELETE FROM litejobs_node")
 
 
 def _sync(path: Path) -> None:
@@ -8526,7 +8642,8 @@ class Health:
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
-                    f"unless it does (pid {node.pid}), remove that file: its jobs wait for it",
+                    f"unless it does (pid {node.pid}), remove that file: a node at work takes"
+                    f" its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
 
     def why(self, row: Row) -> str:
@@ -8769,6 +8886,11 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
                 f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
                 "the next node at work takes its jobs over: `litejobs run …`",
             )  # fmt: skip
+    for holder, number in connection.execute(_UNLISTED):
+        yield Finding(
+            "warning", f"node {holder}", f"is not listed, and holds {_many(number, 'job')}",
+            "a node at work takes them over within a minute: `litejobs run …`",
+        )  # fmt: skip
 
 
 def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
@@ -9251,6 +9373,8 @@ class Store:
 
     def leave(self, node: int, presence: Presence) -> None:
         """Takes a node off the list. What it still held is rescued; unless the file is gone."""
+        with contextlib.suppress(FileError):
+            presence.renew()  # Else it would not be known at once that nobody is left.
         presence.close()
         try:
             with contextlib.suppress(FileReplacedError):
@@ -9695,15 +9819,32 @@ def fire(beat: Beat) -> float:
 
 
 def rescue(beat: Beat) -> float:
-    """Takes over the jobs of nodes of which no process is left."""
-    for id, name, pid in beat.store.nodes.others(beat.node):
-        listened = beat.events.listened("crashed") or beat.events.listened("failed")
-        held = beat.store.nodes.held(id) if listened else []
-        if count := beat.store.nodes.rescue(id):
-            logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
-            beat.stir()
-            _tell_of_lost(beat, name, held)
+    """Takes over the jobs of nodes of which no process is left. A node asks the one that joined
+    next after it, and goes on until one lives: so all of them ask as often as there are nodes,
+    not as there are pairs. A second one by chance, since one that is stuck asks nobody."""
+    others = beat.store.nodes.others(beat.node)
+    for order in (others, random.sample(others, len(others))):
+        for id, name, pid in order:
+            if beat.store.nodes.is_alive(id):
+                break
+            _rescue(beat, id, name, pid)
     return 1.0
+
+
+def _rescue(beat: Beat, id: int, name: str, pid: int) -> None:
+    listened = beat.events.listened("crashed") or beat.events.listened("failed")
+    held = beat.store.nodes.held(id) if listened else []
+    if count := beat.store.nodes.rescue(id):
+        logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
+        beat.stir()
+        _tell_of_lost(beat, name, held)
+
+
+def rescue_from_unlisted(beat: Beat) -> float:
+    """Takes over the jobs of nodes that are neither alive nor in the list."""
+    for id in beat.store.nodes.unlisted():
+        _rescue(beat, id, str(id), 0)
+    return REST
 
 
 def _tell_of_lost(beat: Beat, node: str, held: Iterable[tuple[int, str, str, int, int]]) -> None:
@@ -9765,7 +9906,8 @@ def extend_wal(beat: Beat) -> float:
 
 
 DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, expire, fire, stage, admit, prune, stay_fast, measure, fold, extend_wal,
+    rescue, rescue_from_unlisted, expire, fire, stage, admit, prune, stay_fast, measure, fold,
+    extend_wal,
 )  # fmt: skip
 
 
@@ -10570,8 +10712,11 @@ class Crew:
     _failed_starts: int = 0
     _hire_at: float = 0.0
     """When the next one may be started."""
+    _replaces: bool = attrs.field(init=False)
+    """Whether workers may be dismissed."""
 
     def __attrs_post_init__(self) -> None:
+        self._replaces = self._jobs_each < math.inf
         in_forks(self, Crew.let_go)  # What is forked here must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> None:
@@ -10581,9 +10726,8 @@ class Crew:
         Raises:
             WorkerError: they cannot start.
         """
-        size = self._size
-        if self._jobs_each < math.inf:
-            size += 1 + sum(worker.leaves_by < math.inf for worker in self.workers)
+        size = self._size + (self._jobs_each < math.inf)
+        size += sum(worker.leaves_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
         while len(self.workers) < size and starting < STARTING:
             starting += 1
@@ -10629,7 +10773,7 @@ class Crew:
     def dismiss(self) -> bool:
         """Lets workers go that have run as many jobs as they may; says whether there were
         any, whose places others can take."""
-        if self._jobs_each == math.inf:
+        if not self._replaces:
             return False
         dismissed = False
         for worker in self.workers:
@@ -10643,9 +10787,15 @@ class Crew:
                 worker.end()
         return dismissed
 
+    def replace(self) -> None:
+        """Has other processes take the places of all, of each when it has ended its jobs."""
+        for worker in self.workers:
+            if worker.kill is not None:
+                self._replaces, worker.left = True, 0
+
     def at_work(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        if self._jobs_each == math.inf:
+        if not self._replaces:
             return [worker for worker in self.workers if worker.ready]
         here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
         return [worker for worker in here[: self._size] if worker.left > 0]
@@ -11974,20 +12124,38 @@ class Supervisor:
 
     def _join(self) -> None:
         self.store.timetable.declare(self.declared)
-        known = self.registry.listing()
-        self._node, self._presence = self.store.nodes.join(
-            self.serves.node, self._bell.port, self.size, self.serves, known,
-            self.registry.hidden(),
-        )  # fmt: skip
-        self._presence_path = self.store.file.presence_path(self._node)
+        self._enlist()
         name = self.serves.node
-        self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
         self._ear.add(self._bell.source, None)
         self._paused = self._paused_queues()
         self._herald.look()
         what = "workers" if isinstance(self.staff, Processes) else "threads"
         logger.info("node %s started with %d %s", name, self.size, what)
         self._beat.tell("node_joined")
+
+    def _enlist(self) -> None:
+        name, known = self.serves.node, self.registry.listing()
+        self._node, self._presence = self.store.nodes.join(
+            name, self._bell.port, self.size, self.serves, known, self.registry.hidden()
+        )
+        self._presence_path = self.store.file.presence_path(self._node)
+        self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+
+    def _join_again(self) -> None:
+        """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
+        logger.error(
+            "node %s is not in the list any more: it ends its jobs, and joins anew",
+            self.serves.node,
+        )
+        for worker in self._crew.workers:
+            self._take_back(worker)
+            if worker.busy:
+                worker.end(NO_JOB)
+        self._crew.replace()
+        self._presence.close()
+        self._enlist()
+        self.store.file.joined -= 1
+        self._rota.call(rescue_from_unlisted)
 
     def _done(self) -> bool:
         more = self._clerk.settlements or self._crew.busy
@@ -12186,7 +12354,12 @@ class Supervisor:
             return
         plan: Plan = {}
         workers = [] if self._stops else self._crew.at_work()
-        choose = functools.partial(self._dealer.choose, plan, workers)
+
+        def choose(ready: Ready) -> list[int]:
+            if ids := self._dealer.choose(plan, workers, ready):
+                self.store.nodes.refuse_unlisted(self._node)
+            return ids
+
         try:
             self._release_strays()
             settlements = self._clerk.settlements
@@ -12286,12 +12459,20 @@ class Supervisor:
         for worker in list(self._crew.workers):
             self._bury(worker)
         self._see_changes()
+        if self._presence.renew():
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self._presence_path,
+            )  # fmt: skip
+            self._crew.replace()
         return LOOK
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
         if (changes := self.store.changes()) == self._seen:
             return False
+        if not self.store.nodes.is_listed(self._node):
+            self._join_again()
         self._seen = changes
         self._stir()
         if self._herald.wanted & {"queue_paused", "queue_resumed"}:
@@ -13084,7 +13265,7 @@ class LiteJobs:
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
-            WorkerError: the workers cannot start.
+            WorkerError: the workers cannot start, or a node of that name is at work.
         """
         supervisor = self._supervisor(
             workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
@@ -13192,7 +13373,9 @@ class LiteJobs:
         if isinstance(queues, str):
             raise OptionError("queues", f"expected several names, got the text {queues!r}")
         chosen = None if queues is None else frozenset(check_name(q, "queues") for q in queues)
-        name = f"{socket.gethostname()}-{os.getpid()}" if node is None else check_name(node, "node")
+        # Containers may have one host name, and then each has a process 1.
+        unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        name = unique if node is None else check_name(node, "node")
         return Serves(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
@@ -13214,7 +13397,9 @@ class LiteJobs:
             closing.enter_context(self.events.told_at_once())
             # What a test has enqueued stays to be looked at.
             prunes = not self.tested
-            drain = Drain(self.store, executor, serves, node, self.events, self.clock, prunes)
+            drain = Drain(
+                self.store, executor, serves, node, presence, self.events, self.clock, prunes
+            )
             return drain.run()
 
 
@@ -13256,6 +13441,7 @@ class Drain:
     executor: Executor
     serves: Serves
     node: int
+    presence: Presence
     events: Events
     clock: Clock
     prunes: bool = True
@@ -13278,10 +13464,12 @@ class Drain:
                 attempts += 1
             elif not settled:
                 # Otherwise a retry may be due at once.
+                self.store.nodes.refuse_unlisted(self.node)
                 return attempts
 
     def _attend(self, beat: Beat) -> None:
         """The duties that jobs wait for."""
+        self.presence.renew()
         now = self.clock()
         self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
         self.store.timetable.fire(now, beat.tell_fired)
@@ -13289,7 +13477,8 @@ class Drain:
 
     def _exchange(self) -> Claimed | None:
         def choose(ready: Ready) -> list[int]:
-            return [id for id, _ in itertools.islice(ready, 1)]
+            listed = self.store.nodes.is_listed(self.node)
+            return [id for id, _ in itertools.islice(ready, 1)] if listed else []
 
         done = self.store.exchange(self._settlements, self.node, choose, self.serves)
         self._settlements = []
@@ -13921,19 +14110,23 @@ class Pool:
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
+    _refused: bool = False
+    """Whether the node has ended before it had begun."""
 
     def __enter__(self) -> Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
         self._supervisor.joined.wait()
+        if self._refused:
+            self.__exit__(None)
         return self
 
     def _run(self) -> None:
         try:
             self._supervisor.run()
         except BaseException as error:
-            self._error = error
+            self._error, self._refused = error, not self._supervisor.joined.is_set()
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()

@@ -216,7 +216,7 @@ class TestBackup:
             copy.define(mail)
             assert copy.get(1).state == "running"
             assert "has died" in copy.why(1)
-            [(node, *_)] = copy.store.nodes.others(0)
+            [node] = copy.store.nodes.unlisted()
             assert copy.store.nodes.rescue(node) == 1
             assert copy.drain() == 1
         assert jobs.get(1).state == "running"
@@ -387,6 +387,20 @@ class TestDoctor:
         assert "with 1 job" in found.problem
         assert jobs.store.nodes.rescue(node) == 1, "the doctor only looks"
         assert jobs.doctor() == []
+
+    def test_finds_jobs_in_the_hands_of_a_node_that_is_not_listed(
+        self, jobs: LiteJobs, nodes: Nodes
+    ) -> None:
+        add(jobs)
+        node = nodes.join()
+        nodes.claim(node)
+        write_by_hand(jobs, "DELETE FROM litejobs_node")
+        found = only(jobs.doctor())
+        assert (found.subject, found.problem) == (f"node {node}", "is not listed, and holds 1 job")
+
+    def test_finds_a_node_whose_lock_file_was_removed(self, jobs: LiteJobs, nodes: Nodes) -> None:
+        Path(jobs.store.file.presence_path(nodes.join())).unlink()
+        assert "whether it lives cannot be known" in only(jobs.doctor()).problem
 
     def test_finds_a_paused_queue_in_which_jobs_wait(self, jobs: LiteJobs, nodes: Nodes) -> None:
         nodes.join()

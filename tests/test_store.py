@@ -42,6 +42,7 @@ from litejobs import (
     MEBIBYTE,
     SCHEMA,
     Batch,
+    Beat,
     BusyError,
     Claimed,
     Durability,
@@ -62,6 +63,7 @@ from litejobs import (
     State,
     Store,
     _carray,
+    rescue_from_unlisted,
     store_retention,
     system_clock,
     to_micros,
@@ -301,6 +303,19 @@ class TestTheConnection:
         assert modes == dict.fromkeys(
             ["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db-node-1"], 0o600
         )
+        presence.close()
+        store.close()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are no modes")
+    def test_lets_a_colleague_who_may_use_it_ask_whether_a_node_lives(self, path: Path) -> None:
+        store = Store.at(path)
+        store.changes()
+        path.chmod(0o660)
+        if os.geteuid() == 0:
+            os.chown(path, 0, 12345)
+        presence = Presence.create(store.file.presence_path(1), path)
+        found = os.stat(presence.path)
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, path.stat().st_gid)
         presence.close()
         store.close()
 
@@ -1252,10 +1267,12 @@ class BrokenDisk(apsw.VFS):
     def __init__(self) -> None:
         self.fails = self.closed = self.read_only = False
         self.left: int | None = None
+        self.opened: list[str] = []
         self.before = apsw.vfs_names()[0]
         super().__init__("broken-disk", self.before, makedefault=True)
 
     def xOpen(self, name: Any, flags: list[int]) -> BrokenFile:
+        self.opened.append(str(name.filename() if isinstance(name, apsw.URIFilename) else name))
         if self.closed:
             raise apsw.CantOpenError("too many open files")
         if self.read_only:
@@ -1724,6 +1741,81 @@ class TestRescue:
         assert (failure.attempt, failure.kind, failure.worker) == (1, "lost", os.getpid())
         assert store.nodes.rescue(node) == 0, "there is nothing left to rescue"
 
+    def test_waits_for_a_node_to_make_its_lock_file_anew_that_somebody_removed(
+        self, store: Store, clock: TurnedClock
+    ) -> None:
+        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
+        take(store, node)
+        os.unlink(presence.path)
+        for _ in range(20):
+            assert store.nodes.rescue(node) == 0
+            clock.turn(1)
+        assert presence.renew()
+        assert not presence.renew()
+        assert store.nodes.rescue(node) == 0, "it lives"
+        presence.close()
+        os.unlink(presence.path)
+        for _ in range(30):
+            assert store.nodes.rescue(node) == 0
+            clock.turn(1)
+        assert store.nodes.rescue(node) == 1
+        assert (store.catalogue.get(1).state, store.nodes.all()) == ("pending", [])
+
+    def test_does_not_count_the_time_in_which_nobody_looked_for_a_removed_lock_file(
+        self, store: Store, clock: TurnedClock
+    ) -> None:
+        """All is frozen, or the clock is set: the node has had no time to make it anew."""
+        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new()])
+        take(store, node)
+        os.unlink(presence.path)
+        for _ in range(5):
+            assert store.nodes.rescue(node) == 0
+            clock.turn(3600)
+        presence.close()
+
+    def test_takes_over_from_those_who_are_not_in_the_list(
+        self, store: Store, node: int, clock: TurnedClock
+    ) -> None:
+        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        store.intake.enqueue([new(), new()])
+        take(store, dead, 1)
+        take(store, node, 1)
+        with store.file.writing() as connection:
+            connection.execute("DELETE FROM litejobs_node WHERE id = ?", (dead,))
+        beat = Beat(store, node, clock, lambda: None)
+        rescue_from_unlisted(beat)
+        assert store.catalogue.get(1).state == "running", "it holds the lock"
+        presence.close()
+        rescue_from_unlisted(beat)
+        assert [row.state for row in store.catalogue.find(Match(), 9)] == ["running", "pending"]
+        with store.file.writing() as connection:
+            connection.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
+        rescue_from_unlisted(beat)
+        assert store.catalogue.get(1).state == "pending"
+
+    def test_is_the_duty_of_the_next_node_so_that_not_all_ask_all(
+        self, path: Path, store: Store, clock: TurnedClock
+    ) -> None:
+        store.intake.enqueue([new() for _ in range(30)])
+        listed = [store.nodes.join(f"n{n}", 0, 1, ALL, []) for n in range(30)]
+        for node, _ in listed:
+            take(store, node, 1)
+        beats = [Beat(store, node, clock, lambda: None) for node, _ in listed]
+        with a_broken_disk() as disk:
+            for beat in beats:
+                litejobs.rescue(beat)
+        assert sum("-node-" in name for name in disk.opened) <= 2 * len(listed), "not 870"
+        for _, presence in listed[:10] + listed[12:]:
+            presence.close()
+        litejobs.rescue(beats[10])
+        litejobs.rescue(beats[11])
+        assert [node.name for node in store.nodes.all()] == ["n10", "n11"]
+        assert [row.id for row in store.catalogue.find(Match(states=("running",)), 99)] == [12, 11]
+        for _, presence in listed[10:12]:
+            presence.close()
+
     def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
         self, store: Store, clock: TurnedClock
     ) -> None:
@@ -1848,7 +1940,7 @@ class TestRescue:
             assert os.path.exists(path)
         assert not os.path.exists(path)
         with Presence.gone(path) as gone:
-            assert gone
+            assert not gone, "who lives makes it anew"
 
 
 class TestPruning:

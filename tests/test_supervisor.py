@@ -37,6 +37,7 @@ from litejobs import (
     Job,
     LiteJobs,
     Moved,
+    WorkerError,
     used_by,
 )
 
@@ -1059,6 +1060,82 @@ def test_a_node_that_cannot_be_asked_does_not_keep_others_from_being_rescued(
     with jobs.start(workers=1, grace=GRACE):
         eventually(written(log, 2))
         jobs.cancel(job.id)
+
+
+# The lock file of a node is taken away, or its row
+
+
+def test_of_a_living_node_whose_lock_file_a_cleaner_removes_no_other_takes_the_job_over(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    first = programs.node(jobs.path)
+    before = trouble.whoami.enqueue().wait(PATIENT).result()
+    (listed,) = jobs.nodes()
+    lock = Path(jobs.store.file.presence_path(listed.id))
+    job = trouble.nap_and_tell.enqueue(str(log), 2.5)
+    eventually(written(log, 1))
+    lock.unlink()
+    with jobs.start(workers=1, grace=GRACE) as other:
+        assert eventually(lock.exists)
+        assert job.wait(PATIENT).result() == before
+        assert (job.refresh().attempt, len(lines(log))) == (1, 1)
+        eventually(lambda: not alive(before))  # It held the lock of the file that was removed.
+        assert {listed.id} < {node.id for node in jobs.nodes()}
+        other.stop()
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(written(log, 2))
+    first.kill()
+    with jobs.start(workers=1, grace=0):
+        eventually(written(log, 3))
+        jobs.cancel(job.id)
+
+
+def test_a_node_that_was_taken_for_dead_ends_its_jobs_and_joins_anew(
+    jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    programs.node(jobs.path)
+    job = trouble.nap_and_tell.enqueue(str(log), FAR)
+    eventually(written(log, 1))
+    (listed,) = jobs.nodes()
+    worker = int(lines(log)[0])
+    write_by_hand(jobs, "DELETE FROM litejobs_node")
+    eventually(written(log, 2))
+    assert not alive(worker)
+    (again,) = jobs.nodes()
+    assert again.id > listed.id
+    assert job.refresh().attempt == 1
+    jobs.cancel(job.id)
+    assert trouble.innocent.enqueue(str(log), 3).wait(PATIENT).state == "completed"
+
+
+# Two nodes with one name
+
+
+def test_a_second_node_with_a_name_is_refused_while_the_first_one_lives(
+    jobs: LiteJobs, programs: Programs
+) -> None:
+    first = programs.node(jobs.path, "--node", "web")
+    eventually(jobs.nodes)
+    with pytest.raises(WorkerError, match=rf"'web' is at work \(process {first.pid}\)"):
+        jobs.work(threads=1, node="web")
+    with (
+        pytest.raises(WorkerError, match="give this one another name"),
+        jobs.start(threads=1, node="web"),
+    ):
+        pytest.fail("there is no node behind this block")
+    assert [node.pid for node in jobs.nodes()] == [first.pid]
+    first.kill()
+    with jobs.start(threads=1, node="web"):
+        assert trouble.whoami.using(node="web").enqueue().wait(PATIENT).result() == os.getpid()
+
+
+def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
+    jobs: LiteJobs,
+) -> None:
+    """As in two containers with one host name, in each of which the node is process 1."""
+    with jobs.start(threads=1), jobs.start(threads=1):
+        done = [job.wait(PATIENT) for job in jobs.broadcast(trouble.whoami.bind())]
+    assert [job.state for job in done] == ["completed"] * 2
 
 
 # Forks
