@@ -563,7 +563,7 @@ def numbers_of(jobs: LiteJobs, table: str, kind: str = "INTEGER") -> list[str]:
     """The columns of a table that hold numbers."""
     with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
         columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
-    return [name for _, name, of, *_ in columns if of == kind]
+    return [str(column[1]) for column in columns if column[2] == kind]
 
 
 def insert_jobs(jobs: LiteJobs, rows: list[dict[str, Any]], triggers: bool) -> list[str]:
