@@ -4362,7 +4362,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "unique_until": _MOMENT, "expires_at": _MOMENT,
     },
     "litejobs_queue": {
-        "concurrency": _COUNT, "rate": (1e-300, 1.7e308), "burst": _COUNT, "weight": (0.001, 1000),
+        "concurrency": _COUNT, "rate": (5e-324, 1.7e308), "burst": _COUNT, "weight": (0.001, 1000),
         "ageing": _LENGTH, "max_attempts": _COUNT, "timeout": _LENGTH, "tokens": (-1e300, 1.7e308),
         "filled_at": _MOMENT,
     },
