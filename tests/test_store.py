@@ -1790,9 +1790,7 @@ class TestRescue:
         rescue_from_unlisted(beat)
         assert [row.state for row in store.catalogue.find(Match(), 9)] == ["running", "pending"]
         with store.file.writing() as connection:
-            connection.execute(
-                "UPDATE litejobs_job SET state = 'running', holder = NULL"
-            )
+            connection.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
         rescue_from_unlisted(beat)
         assert store.catalogue.get(1).state == "pending"
 
