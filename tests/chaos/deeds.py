@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -115,7 +116,9 @@ class Hands:
     def join(self) -> None:
         """Lists the node, if it is not."""
         if self.presence is None:
-            self.node, self.presence = self.store.nodes.join("here", 0, 1, SERVES, [])
+            self.node, self.presence = self.store.nodes.join(
+                f"here {os.getpid()} {id(self)}", 0, 1, SERVES, []
+            )
 
     def leave(self) -> None:
         """As a node that died with all that it held, and is rescued at once."""
