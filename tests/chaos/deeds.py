@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import itertools
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -116,9 +115,7 @@ class Hands:
     def join(self) -> None:
         """Lists the node, if it is not."""
         if self.presence is None:
-            self.node, self.presence = self.store.nodes.join(
-                f"here {os.getpid()} {id(self)}", 0, 1, SERVES, []
-            )
+            self.node, self.presence = self.store.nodes.join("here", 0, 1, SERVES, [])
 
     def leave(self) -> None:
         """As a node that died with all that it held, and is rescued at once."""
@@ -240,6 +237,8 @@ def works_on(run: Run, path: Path, what: str) -> None:
     hands = Hands(path, "fast", random.Random(0))
     hands.clock.turn_to(litejobs.from_micros(FAR))
     with contextlib.closing(hands):
+        for node in hands.store.nodes.all():  # Copies of a file come without them.
+            Path(hands.store.file.presence_path(node.id)).touch()
         broken = [finding for finding in hands.jobs.doctor() if finding.level == "error"]
         run.expect(not broken, f"{what}: the doctor says {broken}")
         for node in hands.store.nodes.all():
