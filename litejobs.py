@@ -8332,6 +8332,8 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
     Raises:
         FileError: it cannot.
     """
+    if _is_missing(path):
+        raise FileError(path, "is missing: a node that lives makes it anew within a second")
     with _as_ours(path):
         try:
             connection = _lock_connection(path)
@@ -8642,8 +8644,8 @@ class Health:
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
-                    f"unless it does (pid {node.pid}), remove that file: a node at work takes"
-                    f" its jobs over {MISSING_LIMIT:g} s later",
+                    f"unless it does (pid {node.pid}), see to it that there is no such file: a"
+                    f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
 
     def why(self, row: Row) -> str:

@@ -341,6 +341,7 @@ class TestOnANode:
             "INSERT INTO litejobs_node (id, name, pid, port, workers, started_at)"
             " VALUES (7, 'gone', 77, 0, 1, 0)",
         )
+        Path(jobs.store.file.presence_path(7)).touch()
         jobs.on("crashed", "failed")(heard)
         rescue(Beat(jobs.store, 0, jobs.clock, lambda: None, jobs.events, "here"))
         jobs.events.close()

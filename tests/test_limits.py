@@ -58,9 +58,10 @@ class Hands:
 
     def __init__(self, jobs: LiteJobs) -> None:
         self.jobs = jobs
-        self.serves = jobs._serves(None, "here")
+        self.serves = jobs._serves(None, None)
         known = jobs.registry.listing()
-        self.node, self.presence = jobs.store.nodes.join("here", 0, 1, self.serves, known)
+        name = self.serves.node
+        self.node, self.presence = jobs.store.nodes.join(name, 0, 1, self.serves, known)
         self.again_at: int | None = None
 
     def claim(self, limit: int = 10**6) -> list[Claimed]:

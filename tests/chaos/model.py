@@ -1289,8 +1289,8 @@ class LifeOfJobs(RuleBasedStateMachine):
             self._exchange(node, (), 0, 3)
             self._die(node)
             node = "b" if node == "a" else "a"
-            litejobs.rescue(self.hand(node).beat())
-            self._rescued()
+            self.hand(node)
+            self._all_rescue()
 
     @step("nodes", node=NODES)
     def a_node_leaves(self, node: str) -> None:
@@ -1302,12 +1302,16 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @step("nodes", 2, node=NODES)
     def rescue(self, node: str) -> None:
-        """One looks after the others; the living are left alone."""
+        """Each looks after the next one; the living are left alone."""
         hand = self.hand(node)
-        litejobs.rescue(hand.beat())
-        self._rescued()
+        self._all_rescue()
         for other in self.hands.values():
             self.expect(hand.jobs.store.nodes.rescue(other.node), 0, "rescued from the living")
+
+    def _all_rescue(self) -> None:
+        for hand in self.hands.values():
+            litejobs.rescue(hand.beat())
+        self._rescued()
 
     @step("nodes", node=NODES, known=st.integers(0, 3))
     def forget_strays(self, node: str, known: int) -> None:
@@ -1443,9 +1447,9 @@ class LifeOfJobs(RuleBasedStateMachine):
         hand = self.hand(node)
         self._sees_the_clock_set_back(hand)
         self.expect(hand.jobs.store.admit(), 0, "jobs that waited for a key in vain")
+        self._all_rescue()
         for duty in litejobs.DUTIES:
             duty(hand.beat())
-        self._rescued()
         self.model.fire()
         self.model.stage()
         self.model.expire()
@@ -1579,6 +1583,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         # By another process: to open the file here would drop the locks that this one has on it.
         parts = [part for part in (self.path, f"{self.path}-wal") if os.path.exists(part)]
         subprocess.run(["cp", *parts, after.parent], check=True)
+        for lock in self.path.parent.glob("*-node-*"):
+            (after.parent / lock.name).touch()
         for hand in self.hands.values():
             self.fallen[hand.node] = [*hand.held.values()]
         self._close()
