@@ -4804,9 +4804,11 @@ def _as_ours(path: str | Path) -> Iterator[None]:
 class File:
     """The file, through one connection that the threads of a process take turns with."""
 
-    path: Path
+    given: Path
+    """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
+    path: Path = attrs.field(init=False)
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     joined: int = 0
@@ -4825,6 +4827,11 @@ class File:
     is open, this process must not open the file with our SQLite as well."""
 
     def __attrs_post_init__(self) -> None:
+        if str(self.given).startswith((":memory:", "file:")):
+            problem = f"expected the path of a file, got {str(self.given)!r}"
+            raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
+        with _as_ours(self.given):
+            self.path = _FROM_NODE.get(self.given) or self.given.absolute()
         _OPEN_HERE[id(self)] = self
 
     def presence_path(self, node: int) -> str:
@@ -5090,6 +5097,31 @@ class File:
             raise FileReplacedError(str(self.path), problem)
 
 
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
+
+
+def relative_paths() -> dict[Path, Path]:
+    """Where relative paths of files lead in this program."""
+    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
+
+
+def use_relative_paths(paths: Mapping[Path, Path]) -> None:
+    """Has relative paths lead there: also those of files that the import of the main program
+    has made already, in whatever folder the worker was started."""
+    _FROM_NODE.update(paths)
+    for file in _files_here():
+        if file.given in paths:
+            file.close()
+            file.path = paths[file.given]
+
+
+def _files_here() -> Iterator[File]:
+    for reference in _OPEN_HERE.valuerefs():
+        if isinstance(file := reference(), File):
+            yield file
+
+
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
@@ -5101,11 +5133,10 @@ def _close_before_fork() -> None:
     # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
     _FORKING.held.append(held := contextlib.ExitStack())
     held.enter_context(_FORKS)
-    for reference in _OPEN_HERE.valuerefs():
-        if isinstance(file := reference(), File):
-            held.enter_context(file.turn)
-            with contextlib.suppress(apsw.Error):
-                file.close()
+    for file in _files_here():
+        held.enter_context(file.turn)
+        with contextlib.suppress(apsw.Error):
+            file.close()
     held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
 
 
@@ -9221,6 +9252,8 @@ class Program:
     clock: Clock
     around: tuple[AroundRun, ...] = ()
     """The middleware around every run."""
+    paths: Mapping[Path, Path] = {}
+    """Where relative paths of files lead: workers may start in another folder."""
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs the program's jobs in this process, with a state of its own, and what
@@ -9232,6 +9265,7 @@ class Program:
     def load(self) -> Registry:
         """Imports what is needed and gathers the definitions."""
         registry = Registry()
+        use_relative_paths(self.paths)
         token = IMPORTING.set(True)
         for name, (module, path) in self.places.items():
             registry.add(_definition_at(importlib.import_module(module), path, name))
@@ -11690,7 +11724,8 @@ MOST = 10_000
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used.
+    """A queue in the file at *path*, opened when first used. A relative path counts from the
+    folder that the program is in when this is made.
 
     It is safe to make at import time and may be used from several threads. *state* is
     a function, or a context manager's factory, that makes one object for each worker,
@@ -11699,7 +11734,7 @@ class LiteJobs:
     *clock* gives microseconds since the epoch.
     """
 
-    path: Path = attrs.field(converter=Path)
+    _path: Path = attrs.field(converter=Path)
     state: Callable[[], Any] | None = attrs.field(default=None, kw_only=True)
     durability: Durability = attrs.field(default="full", kw_only=True)
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
@@ -11721,7 +11756,12 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
-        self.store = Store.at(self.path, self.durability, self.clock)
+        self.store = Store.at(self._path, self.durability, self.clock)
+
+    @property
+    def path(self) -> Path:
+        """The file, whatever folder the program has changed to since."""
+        return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
         """Binds definitions, and classes, that were made with the module's `define`. What
@@ -12437,11 +12477,10 @@ class LiteJobs:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         self.middleware.freeze()
-        home = functools.partial(
-            _home, self.store.file.path.absolute(), self.durability, self.middleware.enqueues
-        )
+        home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        program = Program(places, self.state, home, self.clock, self.middleware.runs)
+        paths = {**relative_paths(), self.store.file.given: self.path}
+        program = Program(places, self.state, home, self.clock, self.middleware.runs, paths)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
             _check_findable("middleware", layer)
         _check_findable("state or clock", program)
@@ -13383,7 +13422,7 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("path", "durability", "clock", "registry", "middleware", "tested")
+_BORROWED = ("durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -13401,12 +13440,12 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
-        jobs.path, jobs.durability, jobs.clock = Path(folder, "jobs.db"), "fast", clock
+        jobs.durability, jobs.clock = "fast", clock
         jobs.tested = True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
-        fresh = Store.at(jobs.path, jobs.durability, clock)
+        fresh = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
         for name in _IN_STORE:
             setattr(jobs.store, name, getattr(fresh, name))
         for body, _, _ in homes:

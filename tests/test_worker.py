@@ -412,6 +412,42 @@ def test_workers_find_definitions_and_jobs_enqueue_more(
     assert programs.run(*arguments) == (0, "[2, 3, 4]\n", "")
 
 
+CHANGING_FOLDERS = """
+import os, tempfile
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db", durability="fast")
+other = LiteJobs("other.db", durability="fast")
+
+@jobs.define
+def follow() -> None: ...
+
+@other.define
+def follow_elsewhere() -> None: ...
+
+@jobs.define(max_attempts=1)
+def wander() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        follow.enqueue()
+        follow_elsewhere.enqueue()
+    return os.path.basename(folder)
+
+if __name__ == "__main__":
+    wander.enqueue()
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+    wander.enqueue()
+    jobs.work(workers=1, until="empty")
+    print(jobs.count(state="completed"), other.count(), os.listdir())
+"""
+
+
+def test_a_program_and_jobs_that_change_the_folder_keep_their_files(programs: Programs) -> None:
+    programs.write(script=CHANGING_FOLDERS)
+    assert programs.run("script.py") == (0, "4 2 []\n", "")
+
+
 def test_a_definition_inside_a_function_is_refused_before_work_starts(jobs: LiteJobs) -> None:
     @define
     def local() -> None: ...
