@@ -3712,7 +3712,16 @@ class Executor:
         asked: Callable[[], bool] = lambda: False,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
-        """One attempt of one job. Whatever the handler raises is in the report."""
+        """One attempt of one job, in a context of its own. Whatever the handler raises is in
+        the report."""
+        return contextvars.copy_context().run(self._run, claimed, asked, tell)
+
+    def _run(
+        self,
+        claimed: Claimed,
+        asked: Callable[[], bool],
+        tell: Callable[[Claimed, Progress], None],
+    ) -> Report:
         started_at = self.clock()
         began = time.perf_counter_ns()
         try:
@@ -9452,10 +9461,14 @@ def _serve(
     except BaseException as error:
         voice.say(marshal.dumps(("broken", *describe(error))))
         return
-    juggler = None if aside is None else Juggler.start(aside, executor)
+    # Threads have no signal handlers and no folder of their own.
+    own_process = threading.current_thread() is threading.main_thread()
+    restore, to_folder = _restoring() if own_process else (lambda took: True, lambda: None)
+    alone = functools.partial(board.unless_running, to_folder)
+    juggler = None if aside is None else Juggler.start(aside, executor, alone)
     voice.say(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, voice, board, executor, witness)
+        _run_jobs(pipe, voice, board, executor, witness, restore)
         if juggler is not None:
             juggler.close()
     executor.close()
@@ -9468,17 +9481,32 @@ SHORT_RUN = 500
 as running a very short one."""
 HARMLESS = 5
 """Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1.)"""
+SIGNALS = tuple(
+    int(getattr(signal, f"SIG{name}"))
+    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    if hasattr(signal, f"SIG{name}")
+)
+"""Those whose handlers are the same for each job that a worker runs."""
 
 
 def _run_jobs(
-    pipe: Connection, voice: Voice, board: Board, executor: Executor, witness: Witness
+    pipe: Connection,
+    voice: Voice,
+    board: Board,
+    executor: Executor,
+    witness: Witness,
+    restore: Callable[[int], bool],
 ) -> None:
     is_whole = _watched(pipe)
+    took = 0
     while message := _next_message(pipe):
         witness.mark()
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
         for number, fields in marshal.loads(message):
+            if not restore(took):
+                board.step(report, 0)
+                return
             began = board.step(report, number)
             told += report is not None
             report = None
@@ -9489,19 +9517,54 @@ def _run_jobs(
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
-            if made.took > SHORT_RUN or made.kind:
+            took = made.took
+            if took > SHORT_RUN or made.kind:
                 made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
             if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
-            if made.took > HARMLESS and not is_whole():
+            if took > HARMLESS and not is_whole():
                 board.step(report, 0)
                 return  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         voice.say(b"")
+
+
+def _restoring() -> tuple[Callable[[int], bool], Callable[[], object]]:
+    """Two functions that put back what jobs have changed of their process: all of it before the
+    next one, after a job that took so many microseconds (false, if that is impossible), and
+    the folder alone."""
+    # Not that of signal, which takes ten times as long, for an enum of each.
+    handler_of = importlib.import_module("_signal").getsignal
+    handlers = list(map(handler_of, SIGNALS))
+    blocks = hasattr(signal, "pthread_sigmask")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if blocks else ()
+    os.umask(umask := os.umask(0o077))
+    if hasattr(os, "fchdir"):  # Takes half as long as by name, and finds it under a new one.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore(took: int) -> bool:
+        try:
+            if took > HARMLESS:
+                os.umask(umask)
+                if blocks:
+                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            if list(map(handler_of, SIGNALS)) != handlers:
+                for number, handler in zip(SIGNALS, handlers, strict=True):
+                    if handler_of(number) != handler:
+                        signal.signal(number, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore, to_folder
 
 
 def _watched(pipe: Connection) -> Callable[[], bool]:
@@ -9609,6 +9672,12 @@ class Board:
         if isinstance(report, bytes):
             return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
         return bool(self._words[_BRIEFS] < 4 * BRIEF)
+
+    def unless_running(self, act: Callable[[], object]) -> None:
+        """Does something while no job begins that the board knows; not while one runs."""
+        with self._lock:
+            if not self._words[_RUNNING]:
+                act()
 
     def asked(self, number: int) -> bool:
         """Whether this job was asked to end."""
@@ -9852,6 +9921,8 @@ class Juggler:
     _words: memoryview
     _executor: Executor
     _voice: Voice
+    _alone: Callable[[], None]
+    """Called before a coroutine beside which no other one runs."""
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -9861,10 +9932,12 @@ class Juggler:
     _told: list[tuple[Any, ...]] = attrs.field(factory=list)
 
     @classmethod
-    def start(cls, aside: tuple[Connection, Any], executor: Executor) -> Juggler:
+    def start(
+        cls, aside: tuple[Connection, Any], executor: Executor, alone: Callable[[], None]
+    ) -> Juggler:
         """Begins to read."""
         pipe, words = aside
-        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor, Voice(pipe))
+        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor, Voice(pipe), alone)
         threading.Thread(target=juggler._read, daemon=True).start()
         return juggler
 
@@ -9915,6 +9988,9 @@ class Juggler:
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
         if number in self._asked:
             return None
+        if not self._begun:
+            with contextlib.suppress(OSError):
+                self._alone()
         self._begun.add(number)
         self._words[place] = time.monotonic_ns()
         asked = functools.partial(operator.contains, self._asked, number)

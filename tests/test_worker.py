@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from programs import Programs, alive, eventually, lines, trouble
+from programs import Programs, alive, eventually, lines, surroundings, trouble
 
 import litejobs
 from litejobs import Definition, DefinitionError, LiteJobs, Moved, WorkerError, define
@@ -204,6 +204,63 @@ def test_a_job_can_terminate_a_child_that_it_forked(jobs: LiteJobs) -> None:
 def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
+
+
+# What jobs change of their process
+
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
+
+
+@needs_signals
+def test_a_job_finds_signals_folder_and_context_as_before_the_one_that_changed_them(
+    jobs: LiteJobs,
+) -> None:
+    jobs.register(surroundings.look, surroundings.change)
+    with jobs.start(workers=1, grace=GRACE):
+        before = surroundings.look.enqueue().result(PATIENT)
+        assert surroundings.change.enqueue().result(PATIENT) == before[0]
+        assert surroundings.look.enqueue().result(PATIENT) == before
+
+
+def test_a_coroutine_finds_the_folder_as_before_the_one_that_changed_it(jobs: LiteJobs) -> None:
+    jobs.register(surroundings.look_aside, surroundings.change_folder_aside)
+    with jobs.start(workers=1, grace=GRACE):
+        before = surroundings.look_aside.enqueue().result(PATIENT)
+        assert surroundings.change_folder_aside.enqueue().result(PATIENT) == before[0]
+        assert surroundings.look_aside.enqueue().result(PATIENT) == before
+
+
+@needs_signals
+def test_a_job_can_terminate_its_programs_after_one_that_ignored_sigterm(jobs: LiteJobs) -> None:
+    """They inherited that: `terminate` of a pool of processes hung."""
+    jobs.register(surroundings.ignore_sigterm, surroundings.terminate_a_program)
+    with jobs.start(workers=1, grace=GRACE):
+        surroundings.ignore_sigterm.enqueue()
+        job = surroundings.terminate_a_program.enqueue()
+        assert job.result(PATIENT) == -signal.SIGTERM
+
+
+@needs_signals
+def test_a_job_after_which_the_folder_cannot_be_put_back_is_the_last_one_in_its_worker(
+    jobs: LiteJobs,
+) -> None:
+    jobs.register(surroundings.look, surroundings.close_folders)
+    with jobs.start(workers=1, grace=GRACE):
+        last = surroundings.close_folders.enqueue()
+        job = surroundings.look.enqueue().wait(PATIENT)
+        assert last.result(PATIENT) != job.result()[0]
+        assert (job.state, job.attempt, job.errors) == ("completed", 1, ())
+
+
+def test_a_context_variable_that_a_job_sets_does_not_reach_who_drains(jobs: LiteJobs) -> None:
+    @jobs.define
+    def become() -> None:
+        surroundings.TENANT.set("another")
+
+    become.enqueue()
+    assert jobs.drain() == 1
+    assert surroundings.TENANT.get() == "none"
 
 
 WAITED_FOR = """
