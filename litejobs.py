@@ -9463,7 +9463,7 @@ def _serve(
         return
     # Threads have no signal handlers and no folder of their own.
     own_process = threading.current_thread() is threading.main_thread()
-    restore, to_folder = _restoring() if own_process else (lambda took: True, lambda: None)
+    restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
     alone = functools.partial(board.unless_running, to_folder)
     juggler = None if aside is None else Juggler.start(aside, executor, alone)
     voice.say(marshal.dumps(("ready",)))
@@ -9480,7 +9480,8 @@ SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
 HARMLESS = 5
-"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1.)"""
+"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1;
+to put back what jobs change 2.)"""
 SIGNALS = tuple(
     int(getattr(signal, f"SIG{name}"))
     for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
@@ -9495,18 +9496,14 @@ def _run_jobs(
     board: Board,
     executor: Executor,
     witness: Witness,
-    restore: Callable[[int], bool],
+    restore: Callable[[bool], bool],
 ) -> None:
     is_whole = _watched(pipe)
-    took = 0
-    while message := _next_message(pipe):
+    while (message := _next_message(pipe)) and restore(True):
         witness.mark()
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
         for number, fields in marshal.loads(message):
-            if not restore(took):
-                board.step(report, 0)
-                return
             began = board.step(report, number)
             told += report is not None
             report = None
@@ -9517,15 +9514,14 @@ def _run_jobs(
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
-            took = made.took
-            if took > SHORT_RUN or made.kind:
+            if (took := made.took) > SHORT_RUN or made.kind:
                 made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
             if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
-            if took > HARMLESS and not is_whole():
+            if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
                 board.step(report, 0)
                 return  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
@@ -9533,10 +9529,10 @@ def _run_jobs(
         voice.say(b"")
 
 
-def _restoring() -> tuple[Callable[[int], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process: all of it before the
-    next one, after a job that took so many microseconds (false, if that is impossible), and
-    the folder alone."""
+def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
+    """Two functions that put back what jobs have changed of their process. One says whether it
+    could: signal handlers and folder, or *all*, as is done for each batch and after jobs that
+    were not short. The other one puts back the folder alone."""
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
     handlers = list(map(handler_of, SIGNALS))
@@ -9548,9 +9544,9 @@ def _restoring() -> tuple[Callable[[int], bool], Callable[[], object]]:
     else:
         to_folder = functools.partial(os.chdir, os.getcwd())
 
-    def restore(took: int) -> bool:
+    def restore(all: bool) -> bool:
         try:
-            if took > HARMLESS:
+            if all:
                 os.umask(umask)
                 if blocks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
