@@ -4880,6 +4880,7 @@ class File:
         if self._connection is None:
             _check_sqlite()
             _keep_others_out()
+            fill_standard_streams()
             with _OPENING:
                 self.refuse_while_lent()
                 self._open()
@@ -5312,6 +5313,14 @@ def _check_sqlite() -> None:
     version = apsw.sqlite_lib_version()
     if tuple(int(part) for part in version.split(".")[:3]) < (3, 51, 3):
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+
+
+def fill_standard_streams() -> None:
+    """Puts the descriptors 0 to 2 on the null device, as far as they are closed: else what is
+    opened next gets their numbers, and what is printed in it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 @functools.cache
@@ -12503,6 +12512,7 @@ class LiteJobs:
         lasting = math.inf
         if most is not None:
             lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
+        fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
         try:

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -204,6 +205,38 @@ def test_a_job_can_terminate_a_child_that_it_forked(jobs: LiteJobs) -> None:
 def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
+
+
+PRINTING = """
+import os, subprocess, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.define(max_attempts=1)
+def speak() -> None:
+    print("a line", flush=True)
+    print("an error", file=sys.stderr, flush=True)
+    subprocess.run(["sh", "-c", "echo a line; echo an error >&2"], check=True)
+
+if __name__ == "__main__":
+    speak.enqueue()
+    jobs.work(**{sys.argv[1]: 1}, until="empty")
+    with open("said.txt", "w") as said:
+        said.write(repr([(job.state, job.error) for job in jobs.find()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("how", ["workers", "threads"])
+def test_jobs_print_to_nowhere_in_a_program_whose_standard_streams_are_closed(
+    how: str, streams: str, programs: Programs
+) -> None:
+    programs.write(script=PRINTING)
+    command = f'exec "$0" script.py {how} {streams}'
+    subprocess.run(["sh", "-c", command, sys.executable], cwd=programs.folder, check=False)
+    assert (programs.folder / "said.txt").read_text() == "[('completed', None)]"
 
 
 # What jobs change of their process
