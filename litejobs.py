@@ -9474,7 +9474,7 @@ def _serve(
     own_process = threading.current_thread() is threading.main_thread()
     restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
     alone = functools.partial(board.unless_running, to_folder)
-    juggler = None if aside is None else Juggler.start(aside, executor, alone)
+    juggler = None if aside is None else Juggler.start(aside, executor, alone, own_process)
     voice.say(marshal.dumps(("ready",)))
     with closing:
         _run_jobs(pipe, voice, board, executor, witness, restore)
@@ -9928,6 +9928,7 @@ class Juggler:
     _voice: Voice
     _alone: Callable[[], None]
     """Called before a coroutine beside which no other one runs."""
+    _own_process: bool
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -9935,31 +9936,49 @@ class Juggler:
     _begun: set[int] = attrs.field(factory=set)
     _asked: set[int] = attrs.field(factory=set)
     _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _closed: bool = False
 
     @classmethod
     def start(
-        cls, aside: tuple[Connection, Any], executor: Executor, alone: Callable[[], None]
+        cls,
+        aside: tuple[Connection, Any],
+        executor: Executor,
+        alone: Callable[[], None],
+        own_process: bool,
     ) -> Juggler:
         """Begins to read."""
         pipe, words = aside
-        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor, Voice(pipe), alone)
+        words = memoryview(words).cast("B").cast("q")
+        juggler = cls(pipe, words, executor, Voice(pipe), alone, own_process)
         threading.Thread(target=juggler._read, daemon=True).start()
         return juggler
 
     def _read(self) -> None:
         while message := _next_message(self._pipe):
             self._words[0] += len(message)
-            cues: list[Cue] = marshal.loads(message)
-            # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-            self._asked.update(number for number, _, fields in cues if fields is None)
-            if self._runner is None:
-                self._start_loop()
-            self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+            while True:
+                try:
+                    self._begin(marshal.loads(message))
+                    break
+                except BaseException:  # Out of descriptors, threads or memory.
+                    if self._closed:
+                        return
+                    logger.exception("a worker cannot run its async jobs")
+                    if self._own_process:
+                        os._exit(1)
+                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
+
+    def _begin(self, cues: list[Cue]) -> None:
+        # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
+        self._asked.update(number for number, _, fields in cues if fields is None)
+        if self._looping is None:
+            self._start_loop()
+        self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
 
     def _start_loop(self) -> None:
         import asyncio
 
-        self._runner = asyncio.Runner()
+        self._runner = self._runner or asyncio.Runner()
         loop = self._runner.get_loop()
 
         def turn() -> None:
@@ -9972,7 +9991,11 @@ class Juggler:
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
-        self._looping.start()
+        try:
+            self._looping.start()
+        except BaseException:
+            self._looping = None
+            raise
 
     def _follow(self, cues: list[Cue]) -> None:
         loop = self._runner.get_loop()
@@ -10030,6 +10053,7 @@ class Juggler:
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
+        self._closed = True
         if looping := self._looping:
             self._looping = None
             loop = self._runner.get_loop()
@@ -10396,6 +10420,8 @@ class Crowd:
     """What it has in hand, by number."""
     look_at: float = math.inf
     """Until when nothing can be due with any of them."""
+    moved_at: float = 0.0
+    """When it was given the first job that it has in hand, or had ended one."""
     _places: dict[int, int] = attrs.field(factory=dict)
     _free: list[int] = attrs.field(init=False)
     _sent: int = 0
@@ -10420,6 +10446,8 @@ class Crowd:
         """Gives the worker jobs, which begin as soon as its loop has a turn."""
         cues: list[Cue] = []
         now = time.monotonic()
+        if not self.jobs:
+            self.moved_at = now
         for number, claimed in jobs:
             self._places[number] = place = self._free.pop()
             self._words[place] = 0
@@ -10434,6 +10462,7 @@ class Crowd:
         """Takes a job out of its hands."""
         if claimed := self.jobs.pop(number, None):
             self._free.append(self._places.pop(number))
+            self.moved_at = time.monotonic()
         return claimed
 
     def began(self, number: int) -> int:
@@ -11215,10 +11244,13 @@ class Warden:
         return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
 
     def _replace_if_deaf(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, which has no time-out before
-        it has begun: a thread that an earlier job has left there may hold the interpreter."""
+        """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
+        have no time-out before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
         since = max(worker.moved_at, self._awake_since)
-        if not worker.handed or time.monotonic() < since + self.deaf_after:
+        if worker.crowd is not None:
+            since = max(since, worker.crowd.moved_at)
+        if not worker.busy or time.monotonic() < since + self.deaf_after:
             return
         if worker.killed_for or worker.kill is None:
             return
@@ -11251,8 +11283,8 @@ class Warden:
             crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0)
             return asked.kill_at
         left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
-        # In a second again, to see who has been running for long.
-        return now + min(1.0, left)
+        # In a second again, to see who has been running for long; sooner, whether it begins.
+        return now + min(1.0 if began else 0.1, left)
 
     def _reason(self, claimed: Claimed, took: float) -> Reason | None:
         """Why a job that has run for so many seconds has to end, if it has."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import decimal
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -62,6 +64,18 @@ def close_folders() -> int:
                 os.close(number)
         except OSError:
             pass  # That of the list itself.
+    return os.getpid()
+
+
+OPENED: list[int] = []
+
+
+@define
+def use_up_descriptors() -> int:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with contextlib.suppress(OSError):
+        while True:
+            OPENED.append(os.open(os.devnull, os.O_RDONLY))
     return os.getpid()
 
 
