@@ -3921,7 +3921,16 @@ class Executor:
         asked: Callable[[], bool] = lambda: False,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
-        """One attempt of one job. Whatever the handler raises is in the report."""
+        """One attempt of one job, in a context of its own. Whatever the handler raises is in
+        the report."""
+        return contextvars.copy_context().run(self._run, claimed, asked, tell)
+
+    def _run(
+        self,
+        claimed: Claimed,
+        asked: Callable[[], bool],
+        tell: Callable[[Claimed, Progress], None],
+    ) -> Report:
         started_at = self.clock()
         began = time.perf_counter_ns()
         try:
@@ -5068,9 +5077,11 @@ def _within_patience(waited: float) -> bool:
 class File:
     """The file, through one connection that the threads of a process take turns with."""
 
-    path: Path
+    given: Path
+    """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
+    path: Path = attrs.field(init=False)
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     joined: int = 0
@@ -5091,6 +5102,11 @@ class File:
     """Whether the log has it that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
+        if str(self.given).startswith((":memory:", "file:")):
+            problem = f"expected the path of a file, got {str(self.given)!r}"
+            raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
+        with _as_ours(self.given):
+            self.path = _FROM_NODE.get(self.given) or self.given.absolute()
         _OPEN_HERE[id(self)] = self
 
     def presence_path(self, node: int) -> str:
@@ -5130,6 +5146,7 @@ class File:
         if self._connection is None:
             _check_sqlite()
             _keep_others_out()
+            fill_standard_streams()
             with _OPENING:
                 self.refuse_while_lent()
                 self._open()
@@ -5357,6 +5374,31 @@ class File:
             raise FileReplacedError(str(self.path), problem)
 
 
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
+
+
+def relative_paths() -> dict[Path, Path]:
+    """Where relative paths of files lead in this program."""
+    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
+
+
+def use_relative_paths(paths: Mapping[Path, Path]) -> None:
+    """Has relative paths lead there: also those of files that the import of the main program
+    has made already, in whatever folder the worker was started."""
+    _FROM_NODE.update(paths)
+    for file in _files_here():
+        if file.given in paths:
+            file.close()
+            file.path = paths[file.given]
+
+
+def _files_here() -> Iterator[File]:
+    for reference in _OPEN_HERE.valuerefs():
+        if isinstance(file := reference(), File):
+            yield file
+
+
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
@@ -5368,11 +5410,10 @@ def _close_before_fork() -> None:
     # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
     _FORKING.held.append(held := contextlib.ExitStack())
     held.enter_context(_FORKS)
-    for reference in _OPEN_HERE.valuerefs():
-        if isinstance(file := reference(), File):
-            held.enter_context(file.turn)
-            with contextlib.suppress(apsw.Error):
-                file.close()
+    for file in _files_here():
+        held.enter_context(file.turn)
+        with contextlib.suppress(apsw.Error):
+            file.close()
     held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
 
 
@@ -5544,6 +5585,14 @@ def _check_sqlite() -> None:
     version = apsw.sqlite_lib_version()
     if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+
+
+def fill_standard_streams() -> None:
+    """Puts the descriptors 0 to 2 on the null device, as far as they are closed: else what is
+    opened next gets their numbers, and what is printed in it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 @functools.cache
@@ -9974,6 +10023,8 @@ class Program:
     clock: Clock
     around: tuple[AroundRun, ...] = ()
     """The middleware around every run."""
+    paths: Mapping[Path, Path] = {}
+    """Where relative paths of files lead: workers may start in another folder."""
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs the program's jobs in this process, with a state of its own, and what
@@ -9985,6 +10036,7 @@ class Program:
     def load(self) -> Registry:
         """Imports what is needed and gathers the definitions."""
         registry = Registry()
+        use_relative_paths(self.paths)
         token = IMPORTING.set(True)
         for name, (module, path) in self.places.items():
             registry.add(_definition_at(importlib.import_module(module), path, name))
@@ -10171,10 +10223,14 @@ def _serve(
     except BaseException as error:
         voice.say(marshal.dumps(("broken", *describe(error))))
         return
-    juggler = None if aside is None else Juggler.start(aside, executor)
+    # Threads have no signal handlers and no folder of their own.
+    own_process = threading.current_thread() is threading.main_thread()
+    restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
+    alone = functools.partial(board.unless_running, to_folder)
+    juggler = None if aside is None else Juggler.start(aside, executor, alone, own_process)
     voice.say(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, voice, board, executor, witness)
+        _run_jobs(pipe, voice, board, executor, witness, restore)
         if juggler is not None:
             juggler.close()
     executor.close()
@@ -10186,14 +10242,26 @@ SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
 HARMLESS = 5
-"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1.)"""
+"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1;
+to put back what jobs change 2.)"""
+SIGNALS = tuple(
+    int(getattr(signal, f"SIG{name}"))
+    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    if hasattr(signal, f"SIG{name}")
+)
+"""Those whose handlers are the same for each job that a worker runs."""
 
 
 def _run_jobs(
-    pipe: Connection, voice: Voice, board: Board, executor: Executor, witness: Witness
+    pipe: Connection,
+    voice: Voice,
+    board: Board,
+    executor: Executor,
+    witness: Witness,
+    restore: Callable[[bool], bool],
 ) -> None:
     is_whole = _watched(pipe)
-    while message := _next_message(pipe):
+    while (message := _next_message(pipe)) and restore(True):
         witness.mark()
         told, told_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
@@ -10208,19 +10276,53 @@ def _run_jobs(
                 told, told_at = 0, began
             asked = functools.partial(board.asked, number)
             made = executor.run(Claimed._make(fields), asked, voice.tell)
-            if made.took > SHORT_RUN or made.kind:
+            if (took := made.took) > SHORT_RUN or made.kind:
                 made = witness.tell(made, number, began)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
             if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
-            if made.took > HARMLESS and not is_whole():
+            if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
                 board.step(report, 0)
                 return  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         voice.say(b"")
+
+
+def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
+    """Two functions that put back what jobs have changed of their process. One says whether it
+    could: signal handlers and folder, or *all*, as is done for each batch and after jobs that
+    were not short. The other one puts back the folder alone."""
+    # Not that of signal, which takes ten times as long, for an enum of each.
+    handler_of = importlib.import_module("_signal").getsignal
+    handlers = list(map(handler_of, SIGNALS))
+    blocks = hasattr(signal, "pthread_sigmask")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if blocks else ()
+    os.umask(umask := os.umask(0o077))
+    if hasattr(os, "fchdir"):  # Takes half as long as by name, and finds it under a new one.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore(all: bool) -> bool:
+        try:
+            if all:
+                os.umask(umask)
+                if blocks:
+                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            if list(map(handler_of, SIGNALS)) != handlers:
+                for number, handler in zip(SIGNALS, handlers, strict=True):
+                    if handler_of(number) != handler:
+                        signal.signal(number, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore, to_folder
 
 
 def _watched(pipe: Connection) -> Callable[[], bool]:
@@ -10328,6 +10430,12 @@ class Board:
         if isinstance(report, bytes):
             return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
         return bool(self._words[_BRIEFS] < 4 * BRIEF)
+
+    def unless_running(self, act: Callable[[], object]) -> None:
+        """Does something while no job begins that the board knows; not while one runs."""
+        with self._lock:
+            if not self._words[_RUNNING]:
+                act()
 
     def asked(self, number: int) -> bool:
         """Whether this job was asked to end."""
@@ -10571,6 +10679,9 @@ class Juggler:
     _words: memoryview
     _executor: Executor
     _voice: Voice
+    _alone: Callable[[], None]
+    """Called before a coroutine beside which no other one runs."""
+    _own_process: bool
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
@@ -10578,29 +10689,49 @@ class Juggler:
     _begun: set[int] = attrs.field(factory=set)
     _asked: set[int] = attrs.field(factory=set)
     _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _closed: bool = False
 
     @classmethod
-    def start(cls, aside: tuple[Connection, Any], executor: Executor) -> Juggler:
+    def start(
+        cls,
+        aside: tuple[Connection, Any],
+        executor: Executor,
+        alone: Callable[[], None],
+        own_process: bool,
+    ) -> Juggler:
         """Begins to read."""
         pipe, words = aside
-        juggler = cls(pipe, memoryview(words).cast("B").cast("q"), executor, Voice(pipe))
+        words = memoryview(words).cast("B").cast("q")
+        juggler = cls(pipe, words, executor, Voice(pipe), alone, own_process)
         threading.Thread(target=juggler._read, daemon=True).start()
         return juggler
 
     def _read(self) -> None:
         while message := _next_message(self._pipe):
             self._words[0] += len(message)
-            cues: list[Cue] = marshal.loads(message)
-            # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-            self._asked.update(number for number, _, fields in cues if fields is None)
-            if self._runner is None:
-                self._start_loop()
-            self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+            while True:
+                try:
+                    self._begin(marshal.loads(message))
+                    break
+                except BaseException:  # Out of descriptors, threads or memory.
+                    if self._closed:
+                        return
+                    logger.exception("a worker cannot run its async jobs")
+                    if self._own_process:
+                        os._exit(1)
+                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
+
+    def _begin(self, cues: list[Cue]) -> None:
+        # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
+        self._asked.update(number for number, _, fields in cues if fields is None)
+        if self._looping is None:
+            self._start_loop()
+        self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
 
     def _start_loop(self) -> None:
         import asyncio
 
-        self._runner = asyncio.Runner()
+        self._runner = self._runner or asyncio.Runner()
         loop = self._runner.get_loop()
 
         def turn() -> None:
@@ -10613,7 +10744,11 @@ class Juggler:
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
-        self._looping.start()
+        try:
+            self._looping.start()
+        except BaseException:
+            self._looping = None
+            raise
 
     def _follow(self, cues: list[Cue]) -> None:
         loop = self._runner.get_loop()
@@ -10634,6 +10769,9 @@ class Juggler:
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
         if number in self._asked:
             return None
+        if not self._begun:
+            with contextlib.suppress(OSError):
+                self._alone()
         self._begun.add(number)
         self._words[place] = time.monotonic_ns()
         asked = functools.partial(operator.contains, self._asked, number)
@@ -10668,6 +10806,7 @@ class Juggler:
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
+        self._closed = True
         if looping := self._looping:
             self._looping = None
             loop = self._runner.get_loop()
@@ -11042,6 +11181,8 @@ class Crowd:
     """What it has in hand, by number."""
     look_at: float = math.inf
     """Until when nothing can be due with any of them."""
+    moved_at: float = 0.0
+    """When it was given the first job that it has in hand, or had ended one."""
     _places: dict[int, int] = attrs.field(factory=dict)
     _free: list[int] = attrs.field(init=False)
     _sent: int = 0
@@ -11066,6 +11207,8 @@ class Crowd:
         """Gives the worker jobs, which begin as soon as its loop has a turn."""
         cues: list[Cue] = []
         now = time.monotonic()
+        if not self.jobs:
+            self.moved_at = now
         for number, claimed in jobs:
             self._places[number] = place = self._free.pop()
             self._words[place] = 0
@@ -11080,6 +11223,7 @@ class Crowd:
         """Takes a job out of its hands."""
         if claimed := self.jobs.pop(number, None):
             self._free.append(self._places.pop(number))
+            self.moved_at = time.monotonic()
         return claimed
 
     def began(self, number: int) -> int:
@@ -11869,10 +12013,13 @@ class Warden:
         return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
 
     def _replace_if_deaf(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, which has no time-out before
-        it has begun: a thread that an earlier job has left there may hold the interpreter."""
+        """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
+        have no time-out before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
         since = max(worker.moved_at, self._awake_since)
-        if not worker.handed or time.monotonic() < since + self.deaf_after:
+        if worker.crowd is not None:
+            since = max(since, worker.crowd.moved_at)
+        if not worker.busy or time.monotonic() < since + self.deaf_after:
             return
         if worker.killed_for or worker.kill is None:
             return
@@ -11905,8 +12052,8 @@ class Warden:
             crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0)
             return asked.kill_at
         left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
-        # In a second again, to see who has been running for long.
-        return now + min(1.0, left)
+        # In a second again, to see who has been running for long; sooner, whether it begins.
+        return now + min(1.0 if began else 0.1, left)
 
     def _reason(self, claimed: Claimed, took: float) -> Reason | None:
         """Why a job that has run for so many seconds has to end, if it has."""
@@ -12593,7 +12740,8 @@ MOST = 10_000
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used.
+    """A queue in the file at *path*, opened when first used. A relative path counts from the
+    folder that the program is in when this is made.
 
     It is safe to make at import time and may be used from several threads. *state* is
     a function, or a context manager's factory, that makes one object for each worker,
@@ -12602,7 +12750,7 @@ class LiteJobs:
     *clock* gives microseconds since the epoch.
     """
 
-    path: Path = attrs.field(converter=Path)
+    _path: Path = attrs.field(converter=Path)
     state: Callable[[], Any] | None = attrs.field(default=None, kw_only=True)
     durability: Durability = attrs.field(default="full", kw_only=True)
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
@@ -12629,7 +12777,12 @@ class LiteJobs:
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
-        self.store = Store.at(self.path, self.durability, self.clock)
+        self.store = Store.at(self._path, self.durability, self.clock)
+
+    @property
+    def path(self) -> Path:
+        """The file, whatever folder the program has changed to since."""
+        return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
         """Binds definitions, and classes, that were made with the module's `define`. What
@@ -13312,6 +13465,7 @@ class LiteJobs:
         lasting = math.inf
         if most is not None:
             lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
+        fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
         try:
@@ -13358,11 +13512,10 @@ class LiteJobs:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         self.middleware.freeze()
-        home = functools.partial(
-            _home, self.store.file.path.absolute(), self.durability, self.middleware.enqueues
-        )
+        home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        program = Program(places, self.state, home, self.clock, self.middleware.runs)
+        paths = {**relative_paths(), self.store.file.given: self.path}
+        program = Program(places, self.state, home, self.clock, self.middleware.runs, paths)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
             _check_findable("middleware", layer)
         _check_findable("state or clock", program)
@@ -14364,7 +14517,7 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("path", "durability", "clock", "registry", "middleware", "tested")
+_BORROWED = ("durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -14382,12 +14535,12 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
-        jobs.path, jobs.durability, jobs.clock = Path(folder, "jobs.db"), "fast", clock
+        jobs.durability, jobs.clock = "fast", clock
         jobs.tested = True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
-        fresh = Store.at(jobs.path, jobs.durability, clock)
+        fresh = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
         for name in _IN_STORE:
             setattr(jobs.store, name, getattr(fresh, name))
         for body, _, _ in homes:

@@ -352,6 +352,22 @@ class TestTheConnection:
         with pytest.raises(FileError, match=told):
             litejobs.back_up(store.file, place)
 
+    @pytest.mark.parametrize("name", [":memory:", "file:jobs.db?mode=memory"])
+    def test_refuses_what_sqlite_takes_for_a_database_in_memory(self, name: str) -> None:
+        with pytest.raises(litejobs.OptionError, match=r"path of a file, got .*recording"):
+            LiteJobs(name)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no current folder is removed there")
+    def test_refuses_a_relative_path_in_a_folder_that_is_gone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(FileError, match=r"jobs\.db: cannot be used: No such file"):
+            LiteJobs("jobs.db")
+
     def test_refuses_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
             Store.at(tmp_path).changes()

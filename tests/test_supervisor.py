@@ -24,7 +24,17 @@ from typing import Any
 import apsw
 import pytest
 from conftest import write_by_hand
-from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
+from programs import (
+    Programs,
+    alive,
+    children,
+    eventually,
+    lines,
+    misdeeds,
+    never,
+    surroundings,
+    trouble,
+)
 
 from litejobs import (
     SIGN,
@@ -1360,6 +1370,31 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
         eventually(lambda: (used_by(worker).cpu or 0) > spent + 100_000_000)
         job = trouble.whoami.using(max_attempts=1).enqueue()
         assert job.result(PATIENT) != worker
+        assert (job.refresh().attempt, job.errors) == (1, ())
+
+
+def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, log: Path) -> None:
+    jobs.register(misdeeds.leave_a_hog, surroundings.look_aside)
+    with jobs.start(workers=1, grace=GRACE) as pool:
+        pool._supervisor._warden.deaf_after = 1.0
+        worker = trouble.whoami.enqueue().result(PATIENT)
+        assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
+        spent = used_by(worker).cpu or 0
+        eventually(lambda: (used_by(worker).cpu or 0) > spent + 100_000_000)
+        job = surroundings.look_aside.using(max_attempts=1).enqueue()
+        assert job.result(PATIENT)[0] != worker
+        assert (job.refresh().attempt, job.errors) == (1, ())
+
+
+def test_coroutines_run_in_another_worker_if_a_job_has_used_up_the_descriptors_of_theirs(
+    jobs: LiteJobs,
+) -> None:
+    """The thread that takes them had died, and they were running for ever, for the file."""
+    jobs.register(surroundings.use_up_descriptors, surroundings.look_aside)
+    with jobs.start(workers=1, grace=GRACE):
+        worker = surroundings.use_up_descriptors.enqueue().result(PATIENT)
+        job = surroundings.look_aside.using(max_attempts=1).enqueue()
+        assert job.result(PATIENT)[0] != worker
         assert (job.refresh().attempt, job.errors) == (1, ())
 
 

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from programs import Programs, alive, eventually, lines, trouble
+from programs import Programs, alive, eventually, lines, surroundings, trouble
 
 import litejobs
 from litejobs import Definition, DefinitionError, LiteJobs, Moved, WorkerError, define
@@ -204,6 +205,95 @@ def test_a_job_can_terminate_a_child_that_it_forked(jobs: LiteJobs) -> None:
 def test_a_job_may_start_programs(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         assert trouble.use_a_subprocess.enqueue().result(PATIENT) == "42"
+
+
+PRINTING = """
+import os, subprocess, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.define(max_attempts=1)
+def speak() -> None:
+    print("a line", flush=True)
+    print("an error", file=sys.stderr, flush=True)
+    subprocess.run(["sh", "-c", "echo a line; echo an error >&2"], check=True)
+
+if __name__ == "__main__":
+    speak.enqueue()
+    jobs.work(**{sys.argv[1]: 1}, until="empty")
+    with open("said.txt", "w") as said:
+        said.write(repr([(job.state, job.error) for job in jobs.find()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("how", ["workers", "threads"])
+def test_jobs_print_to_nowhere_in_a_program_whose_standard_streams_are_closed(
+    how: str, streams: str, programs: Programs
+) -> None:
+    programs.write(script=PRINTING)
+    command = f'exec "$0" script.py {how} {streams}'
+    subprocess.run(["sh", "-c", command, sys.executable], cwd=programs.folder, check=False)
+    assert (programs.folder / "said.txt").read_text() == "[('completed', None)]"
+
+
+# What jobs change of their process
+
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
+
+
+@needs_signals
+def test_a_job_finds_signals_folder_and_context_as_before_the_one_that_changed_them(
+    jobs: LiteJobs,
+) -> None:
+    jobs.register(surroundings.look, surroundings.change)
+    with jobs.start(workers=1, grace=GRACE):
+        before = surroundings.look.enqueue().result(PATIENT)
+        assert surroundings.change.enqueue().result(PATIENT) == before[0]
+        assert surroundings.look.enqueue().result(PATIENT) == before
+
+
+def test_a_coroutine_finds_the_folder_as_before_the_one_that_changed_it(jobs: LiteJobs) -> None:
+    jobs.register(surroundings.look_aside, surroundings.change_folder_aside)
+    with jobs.start(workers=1, grace=GRACE):
+        before = surroundings.look_aside.enqueue().result(PATIENT)
+        assert surroundings.change_folder_aside.enqueue().result(PATIENT) == before[0]
+        assert surroundings.look_aside.enqueue().result(PATIENT) == before
+
+
+@needs_signals
+def test_a_job_can_terminate_its_programs_after_one_that_ignored_sigterm(jobs: LiteJobs) -> None:
+    """They inherited that: `terminate` of a pool of processes hung."""
+    jobs.register(surroundings.ignore_sigterm, surroundings.terminate_a_program)
+    with jobs.start(workers=1, grace=GRACE):
+        surroundings.ignore_sigterm.enqueue()
+        job = surroundings.terminate_a_program.enqueue()
+        assert job.result(PATIENT) == -signal.SIGTERM
+
+
+@needs_signals
+def test_a_job_after_which_the_folder_cannot_be_put_back_is_the_last_one_in_its_worker(
+    jobs: LiteJobs,
+) -> None:
+    jobs.register(surroundings.look, surroundings.close_folders)
+    with jobs.start(workers=1, grace=GRACE):
+        last = surroundings.close_folders.enqueue()
+        job = surroundings.look.enqueue().wait(PATIENT)
+        assert last.result(PATIENT) != job.result()[0]
+        assert (job.state, job.attempt, job.errors) == ("completed", 1, ())
+
+
+def test_a_context_variable_that_a_job_sets_does_not_reach_who_drains(jobs: LiteJobs) -> None:
+    @jobs.define
+    def become() -> None:
+        surroundings.TENANT.set("another")
+
+    become.enqueue()
+    assert jobs.drain() == 1
+    assert surroundings.TENANT.get() == "none"
 
 
 WAITED_FOR = """
@@ -410,6 +500,42 @@ def test_workers_find_definitions_and_jobs_enqueue_more(
 ) -> None:
     programs.write(**sources)
     assert programs.run(*arguments) == (0, "[2, 3, 4]\n", "")
+
+
+CHANGING_FOLDERS = """
+import os, tempfile
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db", durability="fast")
+other = LiteJobs("other.db", durability="fast")
+
+@jobs.define
+def follow() -> None: ...
+
+@other.define
+def follow_elsewhere() -> None: ...
+
+@jobs.define(max_attempts=1)
+def wander() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        follow.enqueue()
+        follow_elsewhere.enqueue()
+    return os.path.basename(folder)
+
+if __name__ == "__main__":
+    wander.enqueue()
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+    wander.enqueue()
+    jobs.work(workers=1, until="empty")
+    print(jobs.count(state="completed"), other.count(), os.listdir())
+"""
+
+
+def test_a_program_and_jobs_that_change_the_folder_keep_their_files(programs: Programs) -> None:
+    programs.write(script=CHANGING_FOLDERS)
+    assert programs.run("script.py") == (0, "4 2 []\n", "")
 
 
 def test_a_definition_inside_a_function_is_refused_before_work_starts(jobs: LiteJobs) -> None:
