@@ -6256,8 +6256,9 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
 
 def _check_standard(connection: Any) -> None:
     """Refuses what is no connection of the standard sqlite3 either."""
-    standard = sys.modules.get("sqlite3")
-    if standard is None or not isinstance(connection, standard.Connection):
+    standard: Any = sys.modules.get("sqlite3")
+    # Another thread may have only begun to import it: then it has made no connection either.
+    if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
         raise OptionError("connection", f"{problem} (frameworks keep theirs in an attribute)")
@@ -13104,8 +13105,8 @@ def _check_findable(what: str, thing: object) -> None:
 
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
-    processes = sys.modules.get("multiprocessing.process")
-    process = processes and processes.current_process()
+    # Another thread may have only begun to import it: then the attribute is not there yet.
+    process = getattr(sys.modules.get("multiprocessing.process"), "_current_process", None)
     if IMPORTING.get() or getattr(process, "_inheriting", False):
         raise LitejobsError(
             "this ran while a worker imported your program, so every worker would do it again: "
