@@ -9305,8 +9305,25 @@ def _at(module: ModuleType, body: Body) -> object:
 def _importable_main(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     return getattr(module, "__spec__", None) is not None or (
-        file is not None and os.path.exists(file)
+        file is not None and os.path.isfile(file)  # Not a pipe, which has been read.
     )
+
+
+@contextlib.contextmanager
+def without_unimportable_main() -> Iterator[None]:
+    """Keeps multiprocessing from having new processes import a main program that was read from
+    standard input or a pipe: its `__file__` is "<stdin>", say. One that is missing from its place
+    may be on its way there, and is not kept from being imported."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
 
 
 ################################################################################
@@ -10506,7 +10523,8 @@ class Processes:
             args=(theirs, lifeline, board, aside, presence, self.program),
             name="litejobs-worker",
         )
-        process.start()
+        with without_unimportable_main():
+            process.start()
         for end in (theirs, lifeline, *(aside or ())[:1]):
             end.close()
         kill = functools.partial(kill_group, process.pid)

@@ -387,6 +387,14 @@ if __name__ == "__main__":
     print(sorted(job.result() for job in jobs.find()))
 """
 
+FROM_STDIN = """
+import os, pathlib, subprocess, sys
+subprocess.run(
+    [sys.executable, "-"], input=pathlib.Path("script.py").read_text(), text=True, check=True,
+    env={**os.environ, "PYTHONPATH": "."},
+)
+"""
+
 
 @pytest.mark.parametrize(
     ("arguments", "sources"),
@@ -399,10 +407,11 @@ if __name__ == "__main__":
         (["script.py"], {"script": IMPORTING_LATE, "package__tasks": SCRIPT}),
         (["-m", "package.tasks"], {"package____init__": "", "package__tasks": SCRIPT}),
         (["-m", "package"], {"package____main__": SCRIPT, "package____init__": ""}),
+        (["-c", FROM_STDIN], {"script": IMPORTING, "tasks": SCRIPT}),
     ],
     ids=[
         "in a script", "bound in main", "of a class", "in another folder", "in a module",
-        "in a package", "run as a module", "run as a package",
+        "in a package", "run as a module", "run as a package", "read from standard input",
     ],
 )  # fmt: skip
 def test_workers_find_definitions_and_jobs_enqueue_more(
