@@ -9355,15 +9355,36 @@ def work_in_child(
     share.close()
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a node to end. Its workers leave that to it."""
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
+    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
+    of what the worker is just importing."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # On Windows.
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _become_worker(lifeline: Connection) -> None:
     """Makes the process die with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for name in ("SIGTERM", "SIGINT"):
+    for number in STOP_SIGNALS:
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
-        signal.signal(getattr(signal, name), lambda number, frame: None)
+        signal.signal(number, lambda number, frame: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_end_by_signals)
     if sys.platform == "linux":
@@ -10523,7 +10544,7 @@ class Processes:
             args=(theirs, lifeline, board, aside, presence, self.program),
             name="litejobs-worker",
         )
-        with without_unimportable_main():
+        with signals_blocked(), without_unimportable_main():
             process.start()
         for end in (theirs, lifeline, *(aside or ())[:1]):
             end.close()
@@ -13138,12 +13159,11 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in numbers]
+    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(STOP_SIGNALS, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
 
 
