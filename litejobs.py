@@ -9979,9 +9979,9 @@ LOOK_ASIDE = 0.01
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 HIRE_REST = 1.0
-"""Seconds until a worker is tried again for which the system had no room."""
+"""Seconds until a worker is tried again that could not start; twice as many each time."""
 FAILED_STARTS = 3
-"""How many workers in a row may die while they start."""
+"""How many starts in a row may fail while no worker is ready; twice as many if there was one."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9997,7 +9997,11 @@ class Crew:
     """After so many a worker is replaced: a spare one stands by then."""
     _grace: float
     workers: list[Worker] = attrs.field(factory=list)
+    had_any: bool = False
+    """Whether one of them was ever ready."""
     _failed_starts: int = 0
+    _failure: str = ""
+    """Why the last start failed."""
     _hire_at: float = 0.0
     """When the next one may be started."""
 
@@ -10017,25 +10021,27 @@ class Crew:
         starting = sum(not worker.ready for worker in self.workers)
         while len(self.workers) < size and starting < STARTING:
             starting += 1
-            if self._failed_starts >= FAILED_STARTS:
-                problem = f"workers died {FAILED_STARTS} times in a row while they started"
-                raise WorkerError(f"{problem}; their error output says why")
+            most = FAILED_STARTS * (1 + self.had_any)
+            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
+                if self.workers:
+                    return  # Those that are starting now decide.
+                raise WorkerError(f"no worker can be started: {self._failure}")
             if time.monotonic() < self._hire_at:
                 return
             try:
                 self._add(self._staff.hire(presence, self._concurrency))
             except OSError as error:
-                self._put_off(error)
+                self.start_failed(str(error), HIRE_REST)
 
-    def _put_off(self, error: OSError) -> None:
-        """The system has not what a worker takes: it may have later. Without any worker at
-        work, that is not waited for as long as it takes."""
-        if not self.workers:
+    def start_failed(self, problem: str, pause: float) -> None:
+        """The system has not what a worker takes, or its source files are just being replaced:
+        that may be different later. Those that fail during the pause were started before it."""
+        now = time.monotonic()
+        if now >= self._hire_at:
+            logger.error("a worker cannot be started and will be tried again: %s", problem)
+            self._hire_at = now + pause * 2 ** min(self._failed_starts, 6)
             self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                raise WorkerError(f"no worker can be started: {error}") from error
-        logger.error("a worker cannot be started and will be tried again: %s", error)
-        self._hire_at = time.monotonic() + HIRE_REST
+            self._failure = problem
 
     def _add(self, worker: Worker) -> None:
         worker.left = self._jobs_each
@@ -10045,7 +10051,6 @@ class Crew:
 
     def remove(self, worker: Worker) -> None:
         """Takes one off the list that has died."""
-        self._failed_starts += not worker.ready
         self.workers.remove(worker)
         for source in worker.sources:
             self._ear.remove(source)
@@ -10053,7 +10058,7 @@ class Crew:
 
     def welcome(self, worker: Worker) -> None:
         """One is ready to run jobs."""
-        worker.ready = True
+        worker.ready = self.had_any = True
         self._failed_starts = 0
 
     def dismiss(self) -> bool:
@@ -10123,6 +10128,8 @@ class Worker:
     """Ends it with all that it started; `None` for a thread, which nothing can end."""
     crowd: Crowd | None = None
     ready: bool = False
+    failure: str = "it died while it started; its error output says why"
+    """What the node ends with if it never gets ready."""
     left: float = math.inf
     """How many more jobs it may be given."""
     leaves_by: float = math.inf
@@ -11493,7 +11500,9 @@ class Supervisor:
                 if not self._stops:
                     told = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(told), *told)
-                    raise WorkerError(f"a worker could not start: {kind}: {message}")
+                    worker.failure = f"{kind}: {message}"
+                    if not self._crew.had_any:
+                        raise WorkerError(f"a worker could not start: {worker.failure}")
             case ("progress", id, claim, text):
                 self._clerk.progressed(id, claim, text)
             case _:
@@ -11509,6 +11518,8 @@ class Supervisor:
         self._hear(worker, dead=True)
         if self._stops > 1:
             worker.killed_for = NO_JOB
+        if not worker.ready and not self._stops:
+            self._crew.start_failed(worker.failure, HIRE_REST if self._crew.had_any else 0.0)
         self._clerk.bury(worker, self._warden.cancelled)
         self._crew.remove(worker)
 

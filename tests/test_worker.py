@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -494,11 +495,12 @@ def exiting_state() -> None:
     sys.exit("no configuration")
 
 
-def state_that_breaks_at_the_third() -> str:
-    trouble.note(os.environ["STATES"], "made")
-    if len(lines(Path(os.environ["STATES"]))) >= 3:
-        raise RuntimeError("no more birds")
-    return "fine"
+def clock_that_breaks_once() -> int:
+    is_node = threading.current_thread().name == "litejobs"
+    if is_node and os.environ.get("BROKEN_CLOCK") == str(os.getpid()):
+        del os.environ["BROKEN_CLOCK"]
+        raise RuntimeError("the clock is broken")
+    return litejobs.system_clock()
 
 
 @pytest.mark.parametrize(
@@ -518,6 +520,60 @@ def test_a_state_factory_that_fails_ends_the_node_with_its_message(
     assert time.monotonic() - since < 8
     assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
     assert jobs.nodes() == []
+
+
+DEPLOYED = """
+import glob, os, sys, time
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.define
+def meet(workers: int) -> None:
+    open(f"{os.getpid()}.pid", "w").close()
+    while len(glob.glob("*.pid")) < workers:
+        time.sleep(0.01)
+
+@jobs.define(max_attempts=1)
+def crash() -> None:
+    os._exit(3)
+
+if __name__ == "__main__":
+    jobs.work(workers=int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workers"),
+    [(["tasks.py"], 2), (["-c", "import sys, tasks; tasks.jobs.work(int(sys.argv[1]))"], 1)],
+    ids=["the main program", "a module"],
+)
+def test_a_source_file_that_is_half_written_when_a_worker_is_replaced_does_not_end_the_node(
+    arguments: list[str], workers: int, programs: Programs
+) -> None:
+    programs.write(tasks=DEPLOYED)
+    jobs = LiteJobs(programs.folder / "jobs.db", durability="fast")
+
+    @jobs.define
+    def meet(workers: int) -> None: ...
+
+    @jobs.define(max_attempts=1)
+    def crash() -> None: ...
+
+    with jobs:
+        node = programs.start(*arguments, workers)
+        for job in [meet.enqueue(workers) for _ in range(workers)]:
+            job.result(PATIENT)  # All of them are at work.
+        programs.write(tasks=DEPLOYED[:-40])
+        assert crash.enqueue().wait(PATIENT).state == "failed"
+        eventually(lambda: "will be tried again" in programs.errors.read_text())
+        if workers > 1:
+            meet.enqueue(1).result(PATIENT)
+        programs.write(tasks=DEPLOYED)
+        if workers > 1:
+            assert crash.enqueue().wait(PATIENT).state == "failed"
+        meet.enqueue(1).result(PATIENT)
+        node.terminate()
+        assert node.wait(PATIENT) == 0
 
 
 class Pipes:
@@ -565,14 +621,14 @@ def test_a_node_that_the_system_has_no_room_for_says_so(
 def test_a_node_that_ends_by_an_error_gives_back_what_still_ran(
     tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STATES", str(tmp_path / "states.txt"))
-    jobs = LiteJobs(tmp_path / "jobs.db", state=state_that_breaks_at_the_third)
+    jobs = LiteJobs(tmp_path / "jobs.db", clock=clock_that_breaks_once)
     jobs.register(*trouble.DEFINITIONS)
     running = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), 60)
     with jobs.start(workers=2, grace=GRACE) as pool:
         eventually(lambda: lines(log))
-        trouble.leave_at_once.using(max_attempts=1).enqueue()
-        with pytest.raises(WorkerError, match="no more birds"):
+        monkeypatch.setenv("BROKEN_CLOCK", str(os.getpid()))
+        trouble.nap.enqueue(0)
+        with pytest.raises(RuntimeError, match="the clock is broken"):
             pool.wait(PATIENT)
     running = running.refresh()
     assert (running.state, running.attempt, running.errors) == ("pending", 0, ())
