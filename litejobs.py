@@ -9222,11 +9222,14 @@ class Program:
     clock: Clock
     around: tuple[AroundRun, ...] = ()
     """The middleware around every run."""
+    log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs the program's jobs in this process, with a state of its own, and what
         closes that."""
         registry = self.load()
+        if self.log_level is not None:
+            log_to_stderr(self.log_level)  # Unless the program does it, which comes first.
         state, closing = make_state(self.state)
         return Executor(registry, state, self.clock, around=self.around), closing
 
@@ -9242,6 +9245,11 @@ class Program:
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
+
+
+def log_to_stderr(level: int) -> None:
+    """Sets up logging as `litejobs run` has it, unless somebody has done so before."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
@@ -11765,6 +11773,8 @@ class LiteJobs:
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     tested: bool = attrs.field(default=False, init=False)
     """Whether a test has it in hand, with another file and clock than its own."""
+    log_level: int | None = attrs.field(default=None, init=False)
+    """The level at which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -12492,7 +12502,8 @@ class LiteJobs:
             _home, self.store.file.path.absolute(), self.durability, self.middleware.enqueues
         )
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        program = Program(places, self.state, home, self.clock, self.middleware.runs)
+        around = self.middleware.runs
+        program = Program(places, self.state, home, self.clock, around, self.log_level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
             _check_findable("middleware", layer)
         _check_findable("state or clock", program)
@@ -13656,6 +13667,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds for jobs to end in")
+    parser.set_defaults(log_level=logging.INFO)
+    level = parser.add_mutually_exclusive_group()
+    for name, least, what in (
+        ("verbose", logging.DEBUG, "log each job that starts and ends, too"),
+        ("quiet", logging.WARNING, "log only warnings and errors"),
+    ):
+        level.add_argument(
+            f"--{name}", action="store_const", const=least, dest="log_level", help=what
+        )
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
@@ -13820,7 +13840,8 @@ def _run(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
     if not loaded:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    jobs.log_level = options.log_level
+    log_to_stderr(options.log_level)
     jobs.work(
         options.workers,
         threads=options.threads,
