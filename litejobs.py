@@ -1394,7 +1394,9 @@ class Cron:
 
 def _cronsim() -> ModuleType:
     try:
-        return importlib.import_module("cronsim")
+        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+
+        return cronsim
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -9312,9 +9314,49 @@ def _at(module: ModuleType, body: Body) -> object:
 
 def _importable_main(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
-    return getattr(module, "__spec__", None) is not None or (
-        file is not None and os.path.isfile(file)  # Not a pipe, which has been read.
+    return (
+        getattr(module, "__spec__", None) is not None
+        or (file is not None and os.path.isfile(file))  # Not a pipe, which has been read.
+        or hasattr(sys, "frozen")  # Its workers begin as copies of the program.
     )
+
+
+def check_frozen() -> None:
+    """Refuses workers in a frozen program whose code names `freeze_support` nowhere: there a
+    process is started as a copy of the program, and only that call makes a worker of it.
+
+    Raises:
+        WorkerError: says where to call it.
+    """
+    if not hasattr(sys, "frozen"):
+        return
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    if (frame is None or not _names_freeze_support(frame.f_code)) and not any(
+        _names_freeze_support(code) for code in _codes_of_modules()
+    ):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+
+
+THAW = (
+    "call multiprocessing.freeze_support() right after "
+    '`if __name__ == "__main__":`, before anything else, or use threads='
+)
+
+
+def _names_freeze_support(code: types.CodeType) -> bool:
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
+
+
+def _codes_of_modules() -> Iterator[types.CodeType]:
+    """The code of all modules that are loaded and do not belong to Python, or to litejobs."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
+            with contextlib.suppress(Exception):  # Of loaders of any kind.
+                if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
+                    yield code
 
 
 @contextlib.contextmanager
@@ -12389,8 +12431,8 @@ class LiteJobs:
         handlers at a time; they share an event loop, and the worker's state.
 
         With *threads* instead of workers, jobs run in so many threads of this process: for
-        interfaces, for notebooks, and for frozen applications, which cannot start
-        themselves again. Definitions may then stand anywhere, and each thread has a state
+        interfaces, for notebooks, and for frozen applications that do not call
+        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each thread has a state
         of its own. But a thread cannot be killed: a job that is over its time is only
         asked to end, by `context.cancelled`, and one that crashes takes the program with
         it. A thread that has not ended when the grace is over is left behind, and its job
@@ -12485,6 +12527,7 @@ class LiteJobs:
             return Threads(self._executor)
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Says at once if that cannot be known here.
+        check_frozen()
         return Processes(self._program())
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
@@ -13173,6 +13216,11 @@ def _refuse_while_importing() -> None:
             "this ran while a worker imported your program, so every worker would do it again: "
             'put it under if __name__ == "__main__":'
         )
+    if hasattr(sys, "frozen") and any(
+        word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
+        for word in sys.argv[1:]
+    ):
+        raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
 @contextlib.contextmanager

@@ -484,6 +484,61 @@ def test_a_module_without_a_guard_is_refused_in_workers(statement: str, programs
     assert len(lines(programs.folder / "imported.txt")) <= 4
 
 
+FROZEN = """#!{python}
+import os, sys
+with open("copies.txt", "a") as log:
+    print(sys.argv[1:], file=log)
+    if log.tell() > 1000:
+        os._exit(9)
+sys.frozen, sys.executable = True, os.path.abspath(__file__)
+if sys.argv[-2:-1] == ["-c"]:
+    exec(sys.argv[-1])  # As PyInstaller's freeze_support does it, for the resource tracker.
+    sys.exit()
+import multiprocessing.spawn
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def add(a: int) -> int:
+    return a + 1
+
+if __name__ == "__main__":
+    {statement}
+    job = add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(job.result())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script is no executable there")
+@pytest.mark.parametrize(
+    ("statement", "error", "copies", "enqueued"),
+    [
+        ("multiprocessing.spawn.freeze_support()", "", 3, 1),
+        ("pass", "a frozen program has no workers without freeze_support: call", 1, 1),
+        (
+            "len(sys.argv) or multiprocessing.spawn.freeze_support()",
+            "was started as a worker",
+            5,
+            1,
+        ),
+    ],
+    ids=["with freeze_support", "without", "with one that comes to nothing"],
+)
+def test_a_frozen_program_has_workers_if_it_calls_freeze_support(
+    statement: str, error: str, copies: int, enqueued: int, programs: Programs
+) -> None:
+    """A script that passes for a program of PyInstaller's: `sys.executable` is itself."""
+    programs.write(app=FROZEN.format(python=sys.executable, statement=statement))
+    path = programs.folder / "app.py"
+    path.chmod(0o700)
+    code, output, errors = programs.run(path)
+    assert (code, output) == ((1, "") if error else (0, "2\n")), errors
+    assert error in errors
+    assert len(lines(programs.folder / "copies.txt")) <= copies
+    assert LiteJobs(programs.folder / "jobs.db").count() == enqueued
+
+
 # State
 
 
