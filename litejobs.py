@@ -12432,12 +12432,12 @@ class LiteJobs:
 
         With *threads* instead of workers, jobs run in so many threads of this process: for
         interfaces, for notebooks, and for frozen applications that do not call
-        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each thread has a state
-        of its own. But a thread cannot be killed: a job that is over its time is only
-        asked to end, by `context.cancelled`, and one that crashes takes the program with
-        it. A thread that has not ended when the grace is over is left behind, and its job
-        stays in the hands of the node, which is listed until that ends or the program
-        does: no other node runs it meanwhile.
+        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each
+        thread has a state of its own. But a thread cannot be killed: a job that is over its
+        time is only asked to end, by `context.cancelled`, and one that crashes takes the
+        program with it. A thread that has not ended when the grace is over is left behind,
+        and its job stays in the hands of the node, which is listed until that ends or the
+        program does: no other node runs it meanwhile.
 
         A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
         stands by then, so that no job waits for the start of a process.
