@@ -9209,6 +9209,8 @@ class Rota:
 
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
+IS_FROZEN = hasattr(sys, "frozen")
+"""Whether a packer such as PyInstaller made the program: `sys.executable` is the program then."""
 
 
 @attrs.frozen
@@ -9317,7 +9319,7 @@ def _importable_main(module: ModuleType) -> bool:
     return (
         getattr(module, "__spec__", None) is not None
         or (file is not None and os.path.isfile(file))  # Not a pipe, which has been read.
-        or hasattr(sys, "frozen")  # Its workers begin as copies of the program.
+        or IS_FROZEN  # Its workers begin as copies of the program.
     )
 
 
@@ -9328,7 +9330,7 @@ def check_frozen() -> None:
     Raises:
         WorkerError: says where to call it.
     """
-    if not hasattr(sys, "frozen"):
+    if not IS_FROZEN:
         return
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and frame.f_back is not None:
@@ -13216,7 +13218,7 @@ def _refuse_while_importing() -> None:
             "this ran while a worker imported your program, so every worker would do it again: "
             'put it under if __name__ == "__main__":'
         )
-    if hasattr(sys, "frozen") and any(
+    if IS_FROZEN and any(
         word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
         for word in sys.argv[1:]
     ):
