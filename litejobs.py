@@ -1532,7 +1532,9 @@ def _ordinal(number: int) -> str:
 
 def _cronsim() -> ModuleType:
     try:
-        return importlib.import_module("cronsim")
+        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+
+        return cronsim
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -6613,8 +6615,9 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
 
 def _check_standard(connection: Any) -> None:
     """Refuses what is no connection of the standard sqlite3 either."""
-    standard = sys.modules.get("sqlite3")
-    if standard is None or not isinstance(connection, standard.Connection):
+    standard: Any = sys.modules.get("sqlite3")
+    # Another thread may have only begun to import it: then it has made no connection either.
+    if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
         raise OptionError("connection", f"{problem} (frameworks keep theirs in an attribute)")
@@ -10008,6 +10011,8 @@ class Rota:
 
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
+IS_FROZEN = hasattr(sys, "frozen")
+"""Whether a packer such as PyInstaller made the program: `sys.executable` is the program then."""
 
 
 @attrs.frozen
@@ -10025,11 +10030,14 @@ class Program:
     """The middleware around every run."""
     paths: Mapping[Path, Path] = {}
     """Where relative paths of files lead: workers may start in another folder."""
+    log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs the program's jobs in this process, with a state of its own, and what
         closes that."""
         registry = self.load()
+        if self.log_level is not None:
+            log_to_stderr(self.log_level)  # Unless the program does it, which comes first.
         state, closing = make_state(self.state)
         return Executor(registry, state, self.clock, around=self.around), closing
 
@@ -10046,6 +10054,11 @@ class Program:
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
+
+
+def log_to_stderr(level: int) -> None:
+    """Sets up logging as `litejobs run` has it, unless somebody has done so before."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
@@ -10108,9 +10121,66 @@ def _at(module: ModuleType, body: Body) -> object:
 
 def _importable_main(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
-    return getattr(module, "__spec__", None) is not None or (
-        file is not None and os.path.exists(file)
+    return (
+        getattr(module, "__spec__", None) is not None
+        or (file is not None and os.path.isfile(file))  # Not a pipe, which has been read.
+        or IS_FROZEN  # Its workers begin as copies of the program.
     )
+
+
+def check_frozen() -> None:
+    """Refuses workers in a frozen program whose code names `freeze_support` nowhere: there a
+    process is started as a copy of the program, and only that call makes a worker of it.
+
+    Raises:
+        WorkerError: says where to call it.
+    """
+    if not IS_FROZEN:
+        return
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    if (frame is None or not _names_freeze_support(frame.f_code)) and not any(
+        _names_freeze_support(code) for code in _codes_of_modules()
+    ):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+
+
+THAW = (
+    "call multiprocessing.freeze_support() right after "
+    '`if __name__ == "__main__":`, before anything else, or use threads='
+)
+
+
+def _names_freeze_support(code: types.CodeType) -> bool:
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
+
+
+def _codes_of_modules() -> Iterator[types.CodeType]:
+    """The code of all modules that are loaded and do not belong to Python, or to litejobs."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
+            with contextlib.suppress(Exception):  # Of loaders of any kind.
+                if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
+                    yield code
+
+
+@contextlib.contextmanager
+def without_unimportable_main() -> Iterator[None]:
+    """Keeps multiprocessing from having new processes import a main program that was read from
+    standard input or a pipe: its `__file__` is "<stdin>", say. One that is missing from its place
+    may be on its way there, and is not kept from being imported."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
 
 
 ################################################################################
@@ -10142,15 +10212,36 @@ def work_in_child(
     share.close()
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a node to end. Its workers leave that to it."""
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
+    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
+    of what the worker is just importing."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # On Windows.
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _become_worker(lifeline: Connection) -> None:
     """Makes the process die with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for name in ("SIGTERM", "SIGINT"):
+    for number in STOP_SIGNALS:
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
-        signal.signal(getattr(signal, name), lambda number, frame: None)
+        signal.signal(number, lambda number, frame: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_end_by_signals)
     if sys.platform == "linux":
@@ -10832,9 +10923,9 @@ LOOK_ASIDE = 0.01
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 HIRE_REST = 1.0
-"""Seconds until a worker is tried again for which the system had no room."""
+"""Seconds until a worker is tried again that could not start; twice as many each time."""
 FAILED_STARTS = 3
-"""How many workers in a row may die while they start."""
+"""How many starts in a row may fail while no worker is ready; twice as many if there was one."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10850,7 +10941,11 @@ class Crew:
     """After so many a worker is replaced: a spare one stands by then."""
     _grace: float
     workers: list[Worker] = attrs.field(factory=list)
+    had_any: bool = False
+    """Whether one of them was ever ready."""
     _failed_starts: int = 0
+    _failure: str = ""
+    """Why the last start failed."""
     _hire_at: float = 0.0
     """When the next one may be started."""
     _replaces: bool = attrs.field(init=False)
@@ -10872,25 +10967,27 @@ class Crew:
         starting = sum(not worker.ready for worker in self.workers)
         while len(self.workers) < size and starting < STARTING:
             starting += 1
-            if self._failed_starts >= FAILED_STARTS:
-                problem = f"workers died {FAILED_STARTS} times in a row while they started"
-                raise WorkerError(f"{problem}; their error output says why")
+            most = FAILED_STARTS * (1 + self.had_any)
+            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
+                if self.workers:
+                    return  # Those that are starting now decide.
+                raise WorkerError(f"no worker can be started: {self._failure}")
             if time.monotonic() < self._hire_at:
                 return
             try:
                 self._add(self._staff.hire(presence, self._concurrency))
             except OSError as error:
-                self._put_off(error)
+                self.start_failed(str(error), HIRE_REST)
 
-    def _put_off(self, error: OSError) -> None:
-        """The system has not what a worker takes: it may have later. Without any worker at
-        work, that is not waited for as long as it takes."""
-        if not self.workers:
+    def start_failed(self, problem: str, pause: float) -> None:
+        """The system has not what a worker takes, or its source files are just being replaced:
+        that may be different later. Those that fail during the pause were started before it."""
+        now = time.monotonic()
+        if now >= self._hire_at:
+            logger.error("a worker cannot be started and will be tried again: %s", problem)
+            self._hire_at = now + pause * 2 ** min(self._failed_starts, 6)
             self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                raise WorkerError(f"no worker can be started: {error}") from error
-        logger.error("a worker cannot be started and will be tried again: %s", error)
-        self._hire_at = time.monotonic() + HIRE_REST
+            self._failure = problem
 
     def _add(self, worker: Worker) -> None:
         worker.left = self._jobs_each
@@ -10900,7 +10997,6 @@ class Crew:
 
     def remove(self, worker: Worker) -> None:
         """Takes one off the list that has died."""
-        self._failed_starts += not worker.ready
         self.workers.remove(worker)
         for source in worker.sources:
             self._ear.remove(source)
@@ -10908,7 +11004,7 @@ class Crew:
 
     def welcome(self, worker: Worker) -> None:
         """One is ready to run jobs."""
-        worker.ready = True
+        worker.ready = self.had_any = True
         self._failed_starts = 0
 
     def dismiss(self) -> bool:
@@ -10984,6 +11080,8 @@ class Worker:
     """Ends it with all that it started; `None` for a thread, which nothing can end."""
     crowd: Crowd | None = None
     ready: bool = False
+    failure: str = "it died while it started; its error output says why"
+    """What the node ends with if it never gets ready."""
     left: float = math.inf
     """How many more jobs it may be given."""
     leaves_by: float = math.inf
@@ -11410,7 +11508,8 @@ class Processes:
             args=(theirs, lifeline, board, aside, presence, self.program),
             name="litejobs-worker",
         )
-        process.start()
+        with signals_blocked(), without_unimportable_main():
+            process.start()
         for end in (theirs, lifeline, *(aside or ())[:1]):
             end.close()
         kill = functools.partial(kill_group, process.pid)
@@ -12463,7 +12562,9 @@ class Supervisor:
                 if not self._stops:
                     told = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(told), *told)
-                    raise WorkerError(f"a worker could not start: {kind}: {message}")
+                    worker.failure = f"{kind}: {message}"
+                    if not self._crew.had_any:
+                        raise WorkerError(f"a worker could not start: {worker.failure}")
             case ("progress", id, claim, text):
                 self._clerk.progressed(id, claim, text)
             case _:
@@ -12479,6 +12580,8 @@ class Supervisor:
         self._hear(worker, dead=True)
         if self._stops > 1:
             worker.killed_for = NO_JOB
+        if not worker.ready and not self._stops:
+            self._crew.start_failed(worker.failure, HIRE_REST if self._crew.had_any else 0.0)
         self._clerk.bury(worker, self._warden.cancelled)
         self._crew.remove(worker)
 
@@ -12769,6 +12872,8 @@ class LiteJobs:
     """The file of the module that made it."""
     tested: bool = attrs.field(default=False, init=False)
     """Whether a test has it in hand, with another file and clock than its own."""
+    log_level: int | None = attrs.field(default=None, init=False)
+    """The level at which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -13402,13 +13507,13 @@ class LiteJobs:
         handlers at a time; they share an event loop, and the worker's state.
 
         With *threads* instead of workers, jobs run in so many threads of this process: for
-        interfaces, for notebooks, and for frozen applications, which cannot start
-        themselves again. Definitions may then stand anywhere, and each thread has a state
-        of its own. But a thread cannot be killed: a job that is over its time is only
-        asked to end, by `context.cancelled`, and one that crashes takes the program with
-        it. A thread that has not ended when the grace is over is left behind, and its job
-        stays in the hands of the node, which is listed until that ends or the program
-        does: no other node runs it meanwhile.
+        interfaces, for notebooks, and for frozen applications that do not call
+        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each
+        thread has a state of its own. But a thread cannot be killed: a job that is over its
+        time is only asked to end, by `context.cancelled`, and one that crashes takes the
+        program with it. A thread that has not ended when the grace is over is left behind,
+        and its job stays in the hands of the node, which is listed until that ends or the
+        program does: no other node runs it meanwhile.
 
         A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
         stands by then, so that no job waits for the start of a process.
@@ -13499,6 +13604,7 @@ class LiteJobs:
             return Threads(self._executor)
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Says at once if that cannot be known here.
+        check_frozen()
         return Processes(self._program())
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
@@ -13515,7 +13621,8 @@ class LiteJobs:
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {**relative_paths(), self.store.file.given: self.path}
-        program = Program(places, self.state, home, self.clock, self.middleware.runs, paths)
+        around, level = self.middleware.runs, self.log_level
+        program = Program(places, self.state, home, self.clock, around, paths, level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
             _check_findable("middleware", layer)
         _check_findable("state or clock", program)
@@ -14234,13 +14341,18 @@ def _check_findable(what: str, thing: object) -> None:
 
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
-    processes = sys.modules.get("multiprocessing.process")
-    process = processes and processes.current_process()
+    # Another thread may have only begun to import it: then the attribute is not there yet.
+    process = getattr(sys.modules.get("multiprocessing.process"), "_current_process", None)
     if IMPORTING.get() or getattr(process, "_inheriting", False):
         raise LitejobsError(
             "this ran while a worker imported your program, so every worker would do it again: "
             'put it under if __name__ == "__main__":'
         )
+    if IS_FROZEN and any(
+        word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
+        for word in sys.argv[1:]
+    ):
+        raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
 @contextlib.contextmanager
@@ -14249,12 +14361,11 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in numbers]
+    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(STOP_SIGNALS, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
 
 
@@ -14740,6 +14851,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
     parser.add_argument("--grace", type=float, default=5.0, help="seconds for jobs to end in")
+    parser.set_defaults(log_level=logging.INFO)
+    level = parser.add_mutually_exclusive_group()
+    for name, least, what in (
+        ("verbose", logging.DEBUG, "log each job that starts and ends, too"),
+        ("quiet", logging.WARNING, "log only warnings and errors"),
+    ):
+        level.add_argument(
+            f"--{name}", action="store_const", const=least, dest="log_level", help=what
+        )
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
@@ -14906,7 +15026,8 @@ def _run(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
     if not loaded:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    jobs.log_level = options.log_level
+    log_to_stderr(options.log_level)
     jobs.work(
         options.workers,
         threads=options.threads,

@@ -431,6 +431,20 @@ class TestStats:
         assert command("stats", "empty.db", "--json") == Done(0, "{}\n", "")
 
 
+LOGGING_APP = """
+import logging
+from litejobs import Context, LiteJobs
+{set_up}
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def tell(context: Context) -> None:
+    context.logger.debug("a detail")
+    context.logger.info("a step")
+    context.logger.warning("a danger")
+"""
+
+
 class TestRun:
     def test_until_empty_ends_with_0_and_has_run_everything(
         self, command: CommandLine, program: str
@@ -447,6 +461,27 @@ class TestRun:
             ("completed", "2 to Bob"),
             ("completed", "1 to Ada"),
         ]
+
+    @pytest.mark.parametrize(
+        ("option", "set_up", "shown"),
+        [
+            ([], "", [" INFO a step", " WARNING a danger"]),
+            (["--verbose"], "", [" DEBUG a detail", " INFO a step", " WARNING a danger"]),
+            (["--quiet"], "", [" WARNING a danger"]),
+            (["--verbose"], "logging.basicConfig(level=20, format='own %(message)s')",
+             ["own a step", "own a danger"]),
+        ],
+        ids=["default", "verbose", "quiet", "as the program has it"],
+    )  # fmt: skip
+    def test_what_jobs_log_in_their_workers_is_shown(
+        self, option: list[str], set_up: str, shown: list[str], command: CommandLine
+    ) -> None:
+        Path("logging_app.py").write_text(LOGGING_APP.format(set_up=set_up))
+        command("enqueue", "logging_app:jobs", "tell")
+        done = run("run", "logging_app:jobs", "--workers", "1", "--until", "empty", *option)
+        assert done.code == 0
+        told = [line for line in done.err.splitlines() if " a " in line]
+        assert [line[-len(end) :] for line, end in zip(told, shown, strict=True)] == shown
 
     def test_ends_in_good_order_when_it_is_asked_to(
         self, command: CommandLine, program: str

@@ -782,6 +782,34 @@ def test_a_signal_while_workers_start_ends_the_node_in_order(
     assert programs.errors.read_text() == ""
 
 
+IMPORTING = """
+import os, time
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def nap() -> None: ...
+
+if __name__ == "__main__":
+    jobs.work(workers=1)
+else:
+    open("importing", "w").close()
+    while not os.path.exists("signalled"):
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot block signals")
+def test_ctrl_c_while_a_worker_imports_the_program_prints_no_traceback(programs: Programs) -> None:
+    programs.write(app=IMPORTING)
+    node = programs.start("app.py")
+    eventually((programs.folder / "importing").exists)
+    os.killpg(node.pid, signal.SIGINT)
+    (programs.folder / "signalled").touch()
+    assert node.wait(PATIENT) == 0
+    assert programs.errors.read_text() == ""
+
+
 def test_a_signal_before_work_has_begun_ends_the_program(
     jobs: LiteJobs, programs: Programs
 ) -> None:

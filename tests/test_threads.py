@@ -201,6 +201,23 @@ class TestRunning:
         programs.write(script=WITHOUT_CHILDREN)
         assert programs.run("script.py") == (0, "[4, 9] []\n", "")
 
+    @pytest.mark.parametrize(
+        ("module", "statement"),
+        [
+            ("multiprocessing.process", "square.enqueue(3)"),
+            ("sqlite3", "square.using(connection=object()).enqueue(3)"),
+        ],
+    )
+    def test_an_enqueue_while_another_thread_imports_a_standard_module(
+        self, module: str, statement: str, programs: Programs
+    ) -> None:
+        """A node in the background imports multiprocessing, whose modules stand in
+        sys.modules before they have been executed."""
+        programs.write(script=HALF_IMPORTED.format(module=module, statement=statement))
+        code, output, errors = programs.run("script.py")
+        expected = "OptionError" if "connection" in statement else "None"
+        assert (code, output, errors) == (0, f"{expected}\n", "")
+
     def test_threads_and_workers_are_not_given_together(self, jobs: LiteJobs) -> None:
         jobs.register(trouble.nap)
         with pytest.raises(OptionError, match="threads"):
@@ -234,6 +251,45 @@ with jobs.start(threads=2):
     found = subprocess.Popen(["pgrep", "-P", str(os.getpid())], stdout=subprocess.PIPE, text=True)
     children = [pid for pid in found.communicate()[0].split() if int(pid) != found.pid]
 print(results, children)
+"""
+
+HALF_IMPORTED = """
+import importlib.machinery, sys, threading
+from litejobs import LiteJobs, OptionError
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def square(n: int) -> int:
+    return n * n
+
+begun, ended = threading.Event(), threading.Event()
+
+class Slow(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module):
+        begun.set()
+        ended.wait(1.0)  # Whoever waits for the import is not kept for ever.
+        super().exec_module(module)
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "{module}":
+            spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+            spec.loader = Slow(name, spec.origin)
+            return spec
+
+sys.meta_path.insert(0, Finder)
+assert "{module}" not in sys.modules
+thread = threading.Thread(target=__import__, args=("{module}",))
+thread.start()
+begun.wait()
+error = None
+try:
+    {statement}
+except Exception as caught:
+    error = caught
+ended.set()
+thread.join()
+print(error and type(error).__name__)
 """
 
 APP = """

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -477,6 +478,14 @@ if __name__ == "__main__":
     print(sorted(job.result() for job in jobs.find()))
 """
 
+FROM_STDIN = """
+import os, pathlib, subprocess, sys
+subprocess.run(
+    [sys.executable, "-"], input=pathlib.Path("script.py").read_text(), text=True, check=True,
+    env={**os.environ, "PYTHONPATH": "."},
+)
+"""
+
 
 @pytest.mark.parametrize(
     ("arguments", "sources"),
@@ -489,10 +498,11 @@ if __name__ == "__main__":
         (["script.py"], {"script": IMPORTING_LATE, "package__tasks": SCRIPT}),
         (["-m", "package.tasks"], {"package____init__": "", "package__tasks": SCRIPT}),
         (["-m", "package"], {"package____main__": SCRIPT, "package____init__": ""}),
+        (["-c", FROM_STDIN], {"script": IMPORTING, "tasks": SCRIPT}),
     ],
     ids=[
         "in a script", "bound in main", "of a class", "in another folder", "in a module",
-        "in a package", "run as a module", "run as a package",
+        "in a package", "run as a module", "run as a package", "read from standard input",
     ],
 )  # fmt: skip
 def test_workers_find_definitions_and_jobs_enqueue_more(
@@ -600,6 +610,61 @@ def test_a_module_without_a_guard_is_refused_in_workers(statement: str, programs
     assert len(lines(programs.folder / "imported.txt")) <= 4
 
 
+FROZEN = """#!{python}
+import os, sys
+with open("copies.txt", "a") as log:
+    print(sys.argv[1:], file=log)
+    if log.tell() > 1000:
+        os._exit(9)
+sys.frozen, sys.executable = True, os.path.abspath(__file__)
+if sys.argv[-2:-1] == ["-c"]:
+    exec(sys.argv[-1])  # As PyInstaller's freeze_support does it, for the resource tracker.
+    sys.exit()
+import multiprocessing.spawn
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def add(a: int) -> int:
+    return a + 1
+
+if __name__ == "__main__":
+    {statement}
+    job = add.enqueue(1)
+    jobs.work(workers=1, until="empty")
+    print(job.result())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script is no executable there")
+@pytest.mark.parametrize(
+    ("statement", "error", "copies", "enqueued"),
+    [
+        ("multiprocessing.spawn.freeze_support()", "", 3, 1),
+        ("pass", "a frozen program has no workers without freeze_support: call", 1, 1),
+        (
+            "len(sys.argv) or multiprocessing.spawn.freeze_support()",
+            "was started as a worker",
+            5,
+            1,
+        ),
+    ],
+    ids=["with freeze_support", "without", "with one that comes to nothing"],
+)
+def test_a_frozen_program_has_workers_if_it_calls_freeze_support(
+    statement: str, error: str, copies: int, enqueued: int, programs: Programs
+) -> None:
+    """A script that passes for a program of PyInstaller's: `sys.executable` is itself."""
+    programs.write(app=FROZEN.format(python=sys.executable, statement=statement))
+    path = programs.folder / "app.py"
+    path.chmod(0o700)
+    code, output, errors = programs.run(path)
+    assert (code, output) == ((1, "") if error else (0, "2\n")), errors
+    assert error in errors
+    assert len(lines(programs.folder / "copies.txt")) <= copies
+    assert LiteJobs(programs.folder / "jobs.db").count() == enqueued
+
+
 # State
 
 
@@ -611,11 +676,12 @@ def exiting_state() -> None:
     sys.exit("no configuration")
 
 
-def state_that_breaks_at_the_third() -> str:
-    trouble.note(os.environ["STATES"], "made")
-    if len(lines(Path(os.environ["STATES"]))) >= 3:
-        raise RuntimeError("no more birds")
-    return "fine"
+def clock_that_breaks_once() -> int:
+    is_node = threading.current_thread().name == "litejobs"
+    if is_node and os.environ.get("BROKEN_CLOCK") == str(os.getpid()):
+        del os.environ["BROKEN_CLOCK"]
+        raise RuntimeError("the clock is broken")
+    return litejobs.system_clock()
 
 
 @pytest.mark.parametrize(
@@ -635,6 +701,60 @@ def test_a_state_factory_that_fails_ends_the_node_with_its_message(
     assert time.monotonic() - since < 8
     assert (job.refresh().state, job.refresh().attempt) == ("pending", 0)
     assert jobs.nodes() == []
+
+
+DEPLOYED = """
+import glob, os, sys, time
+from litejobs import LiteJobs
+jobs = LiteJobs("jobs.db", durability="fast")
+
+@jobs.define
+def meet(workers: int) -> None:
+    open(f"{os.getpid()}.pid", "w").close()
+    while len(glob.glob("*.pid")) < workers:
+        time.sleep(0.01)
+
+@jobs.define(max_attempts=1)
+def crash() -> None:
+    os._exit(3)
+
+if __name__ == "__main__":
+    jobs.work(workers=int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workers"),
+    [(["tasks.py"], 2), (["-c", "import sys, tasks; tasks.jobs.work(int(sys.argv[1]))"], 1)],
+    ids=["the main program", "a module"],
+)
+def test_a_source_file_that_is_half_written_when_a_worker_is_replaced_does_not_end_the_node(
+    arguments: list[str], workers: int, programs: Programs
+) -> None:
+    programs.write(tasks=DEPLOYED)
+    jobs = LiteJobs(programs.folder / "jobs.db", durability="fast")
+
+    @jobs.define
+    def meet(workers: int) -> None: ...
+
+    @jobs.define(max_attempts=1)
+    def crash() -> None: ...
+
+    with jobs:
+        node = programs.start(*arguments, workers)
+        for job in [meet.enqueue(workers) for _ in range(workers)]:
+            job.result(PATIENT)  # All of them are at work.
+        programs.write(tasks=DEPLOYED[:-40])
+        assert crash.enqueue().wait(PATIENT).state == "failed"
+        eventually(lambda: "will be tried again" in programs.errors.read_text())
+        if workers > 1:
+            meet.enqueue(1).result(PATIENT)
+        programs.write(tasks=DEPLOYED)
+        if workers > 1:
+            assert crash.enqueue().wait(PATIENT).state == "failed"
+        meet.enqueue(1).result(PATIENT)
+        node.terminate()
+        assert node.wait(PATIENT) == 0
 
 
 class Pipes:
@@ -682,14 +802,14 @@ def test_a_node_that_the_system_has_no_room_for_says_so(
 def test_a_node_that_ends_by_an_error_gives_back_what_still_ran(
     tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STATES", str(tmp_path / "states.txt"))
-    jobs = LiteJobs(tmp_path / "jobs.db", state=state_that_breaks_at_the_third)
+    jobs = LiteJobs(tmp_path / "jobs.db", clock=clock_that_breaks_once)
     jobs.register(*trouble.DEFINITIONS)
     running = trouble.nap_and_tell.using(max_attempts=1).enqueue(str(log), 60)
     with jobs.start(workers=2, grace=GRACE) as pool:
         eventually(lambda: lines(log))
-        trouble.leave_at_once.using(max_attempts=1).enqueue()
-        with pytest.raises(WorkerError, match="no more birds"):
+        monkeypatch.setenv("BROKEN_CLOCK", str(os.getpid()))
+        trouble.nap.enqueue(0)
+        with pytest.raises(RuntimeError, match="the clock is broken"):
             pool.wait(PATIENT)
     running = running.refresh()
     assert (running.state, running.attempt, running.errors) == ("pending", 0, ())
