@@ -140,6 +140,7 @@ __all__ = [
     "FileError",
     "FileReplacedError",
     "Finding",
+    "Interrupted",
     "Job",
     "JobFailedError",
     "JobNotFoundError",
@@ -2411,6 +2412,18 @@ PAYLOAD_LIMIT = 4 * 2**20
 """Bytes that a payload or a result may have."""
 
 
+Reason = Literal["timeout", "cancel", "stop", "memory"]
+"""Why a job is asked to end."""
+REASONS: tuple[Reason, ...] = typing.get_args(Reason)
+WhyAsked = Callable[[], Reason | None]
+
+
+class Interrupted(BaseException):
+    """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
+    `finally` or `with`, and let it pass: what becomes of the job follows from why it was asked.
+    It is not an `Exception`, so that code that catches those does not stop it."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job may know and use: a handler gets it for a parameter that is
@@ -2421,7 +2434,7 @@ class Context(Generic[S]):
     """What the program's state factory made for this worker."""
     deadline: datetime | None = None
     """When this attempt will have taken longer than its timeout."""
-    _asked: Callable[[], bool] = lambda: False
+    _asked: WhyAsked = lambda: None
     _tell: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -2443,8 +2456,22 @@ class Context(Generic[S]):
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
         passed, or its node stops. When the grace is over its worker is killed. A coroutine
-        is cancelled, too: at once, or, if its node stops, when most of the grace is over."""
-        return self._asked()
+        is cancelled, too: at once, or, if its node stops, when most of the grace is over.
+
+        A handler that has read it as true is taken to break off: if its node stops, the job
+        runs again without the loss of an attempt, whether the handler returns or raises.
+        Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
+        return self._asked() is not None
+
+    def checkpoint(self) -> None:
+        """Does nothing until the job has been asked to end, as `cancelled` says it; then it
+        ends the job rightly: given back, timed out or cancelled.
+
+        Raises:
+            Interrupted: the job has been asked to end. Let it pass.
+        """
+        if reason := self._asked():
+            raise Interrupted(_WHY_ASKED[reason])
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2452,6 +2479,13 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
+
+_WHY_ASKED: Mapping[Reason, str] = {
+    "timeout": "its timeout has passed",
+    "cancel": "it was cancelled",
+    "stop": "its node stops",
+    "memory": "it uses too much memory",
+}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -3499,6 +3533,7 @@ class Verdict(NamedTuple):
 
 
 COMPLETED = Verdict("completed")
+GIVEN_BACK = Verdict("pending", counted=False)
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3702,6 +3737,8 @@ class Executor:
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
+    noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
+    """The attempts, by id and claim, of which the handler knows that it was asked to end."""
     _loop: Any = None
     """An asyncio.Runner, once a coroutine has come along."""
     _pid: int = attrs.field(factory=os.getpid)
@@ -3709,7 +3746,7 @@ class Executor:
     def run(
         self,
         claimed: Claimed,
-        asked: Callable[[], bool] = lambda: False,
+        asked: WhyAsked = lambda: None,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job. Whatever the handler raises is in the report."""
@@ -3724,13 +3761,16 @@ class Executor:
             value = self._call(shape, payload, context, self._inside)
             if value is not None and inspect.iscoroutine(value):
                 value = self._await(value)
-            result = _kept_result(shape, value)
+            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if broke_off else _kept_result(shape, value)
         except BaseException as error:
             self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began, asked)
             return self._ended(report, error, claimed, asked)
         self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
+        if broke_off:
+            return Report(started_at, self.clock(), took, *GIVEN_BACK)
         if result is None:
             return Report(started_at, self.clock(), took)
         return Report(started_at, self.clock(), took, *COMPLETED, result)
@@ -3738,7 +3778,7 @@ class Executor:
     async def run_async(
         self,
         claimed: Claimed,
-        asked: Callable[[], bool],
+        asked: WhyAsked,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
@@ -3753,14 +3793,17 @@ class Executor:
         try:
             context = functools.partial(self._context, claimed, started_at, asked, tell)
             value = self._call(shape, payload, context, compose_async)
-            result = _kept_result(shape, await value)
+            value = await value
+            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if broke_off else _kept_result(shape, value)
         except BaseException as error:
             self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began, asked)
             return await self._ended_aside(report, error, claimed, asked)
         self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
-        return Report(started_at, self.clock(), took, *COMPLETED, result)
+        verdict = GIVEN_BACK if broke_off else COMPLETED
+        return Report(started_at, self.clock(), took, *verdict, result)
 
     def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
         """A process that the job has forked, and that comes out of the job as its parent does,
@@ -3810,7 +3853,7 @@ class Executor:
         self,
         claimed: Claimed,
         now: int,
-        asked: Callable[[], bool],
+        asked: WhyAsked,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Context[Any]:
         row = Row(
@@ -3821,7 +3864,13 @@ class Executor:
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
         tell_of_it = functools.partial(tell, claimed)
-        return Context(Job(row, self.source), self.state, deadline, asked, tell_of_it)
+
+        def look() -> Reason | None:
+            if reason := asked():
+                self.noticed.add(claimed[:2])
+            return reason
+
+        return Context(Job(row, self.source), self.state, deadline, look, tell_of_it)
 
     def _refused(self, error: LitejobsError, started_at: int) -> Report:
         # Another attempt would find the same payload and the same definition.
@@ -3829,22 +3878,44 @@ class Executor:
         return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
 
     def _failed(
-        self, error: BaseException, claimed: Claimed, started_at: int, began: int
+        self,
+        error: BaseException,
+        claimed: Claimed,
+        started_at: int,
+        began: int,
+        asked: WhyAsked,
     ) -> Report:
         """The report of an attempt that raised."""
         options = self.registry.options(claimed.name)
         try:
-            verdict = judge_by_rules(error, claimed, options, self.rng)
+            if self._broke_off(claimed, asked, error):
+                verdict = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                verdict = judge_by_rules(error, claimed, options, self.rng)
         except BaseException as worse:  # It is not what it says that it is.
             error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
         took = (time.perf_counter_ns() - began) // 1000
-        if isinstance(error, Snooze):
+        if verdict is GIVEN_BACK or isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
         return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
 
+    def _broke_off(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        error: BaseException | None = None,
+    ) -> bool:
+        """Whether an attempt ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
     def _ended(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Report:
         with _harmless(claimed):
             if rest := self._mourned(report, error, claimed, asked):
@@ -3852,7 +3923,7 @@ class Executor:
         return report
 
     async def _ended_aside(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Report:
         with _harmless(claimed):
             if rest := self._mourned(report, error, claimed, asked):
@@ -3860,12 +3931,13 @@ class Executor:
         return report
 
     def _mourned(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Coroutine[Any, Any, Any] | None:
         """Calls the hook of a job that failed for good; gives what is left to await."""
         hook = self.registry.options(claimed.name).on_failure
-        # What becomes of a job that was asked to end is not for the worker to say.
-        if report.state != "failed" or hook is None or asked():
+        # What becomes of a job that was asked to end is not for the worker to say, except when
+        # its node stops.
+        if report.state != "failed" or hook is None or asked() not in (None, "stop"):
             return None
         rest = hook(self._context(claimed, report.started_at, asked), error)
         return rest if inspect.iscoroutine(rest) else None
@@ -9576,9 +9648,10 @@ class Board:
             return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
         return bool(self._words[_BRIEFS] < 4 * BRIEF)
 
-    def asked(self, number: int) -> bool:
-        """Whether this job was asked to end."""
-        return bool(self._words[_ASKED] == number)
+    def asked(self, number: int) -> Reason | None:
+        """Why this job was asked to end, if it was."""
+        asked, why = divmod(self._words[_ASKED], len(REASONS))
+        return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
@@ -9677,12 +9750,12 @@ class Board:
             self._take()
             return int(self._words[_RUNNING])
 
-    def ask(self, number: int, started: int) -> bool:
+    def ask(self, number: int, started: int, why: Reason) -> bool:
         """Asks the running job to end; false if it is another one by now."""
         with self.held() as locked:
             if not locked or self.running != (number, started):
                 return False
-            self._words[_ASKED] = number
+            self._words[_ASKED] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -9800,9 +9873,9 @@ class Voice:
             self.say(marshal.dumps(("progress", id, claim, text)))
 
 
-Cue = tuple[int, float, tuple[Any, ...] | None]
+Cue = tuple[int, float, tuple[Any, ...] | Reason]
 """To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
-that is asked to end, the seconds until it is made to, and `None`."""
+that is asked to end, the seconds until it is made to, and why."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9822,8 +9895,9 @@ class Juggler:
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
     _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: set[int] = attrs.field(factory=set)
-    _asked: set[int] = attrs.field(factory=set)
+    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
+    """Id and claim, by number."""
+    _asked: dict[int, Reason] = attrs.field(factory=dict)
     _told: list[tuple[Any, ...]] = attrs.field(factory=list)
 
     @classmethod
@@ -9839,7 +9913,7 @@ class Juggler:
             self._words[0] += len(message)
             cues: list[Cue] = marshal.loads(message)
             # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-            self._asked.update(number for number, _, fields in cues if fields is None)
+            self._asked.update({number: why for number, _, why in cues if isinstance(why, str)})
             if self._runner is None:
                 self._start_loop()
             self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
@@ -9865,25 +9939,25 @@ class Juggler:
     def _follow(self, cues: list[Cue]) -> None:
         loop = self._runner.get_loop()
         for number, place, fields in cues:
-            if fields is not None:
+            if not isinstance(fields, str):
                 run = self._run(number, int(place), Claimed._make(fields))
                 self._tasks[number] = task = loop.create_task(run)
                 task.add_done_callback(functools.partial(self._ended, number))
             elif number in self._tasks:
                 loop.call_later(place, self._cancel, number)
             else:
-                self._asked.discard(number)
+                self._asked.pop(number, None)
 
     def _cancel(self, number: int) -> None:
-        if number in self._begun:
-            self._tasks[number].cancel()
+        if number in self._begun and self._tasks[number].cancel():
+            self._executor.noticed.add(self._begun[number])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
         if number in self._asked:
             return None
-        self._begun.add(number)
+        self._begun[number] = claimed[:2]
         self._words[place] = time.monotonic_ns()
-        asked = functools.partial(operator.contains, self._asked, number)
+        asked = functools.partial(self._asked.get, number)
         written: list[bytes] = []
         OUTPUT.set(written)
         report = await self._executor.run_async(claimed, asked, self._voice.tell)
@@ -9899,10 +9973,10 @@ class Juggler:
         report: Report | None = None if task.cancelled() else task.result()
         if report is None:
             now = self._executor.clock()
-            report = Report(now, now, 0, *Verdict("pending", counted=False))
+            report = Report(now, now, 0, *GIVEN_BACK)
         del self._tasks[number]
-        self._begun.discard(number)
-        self._asked.discard(number)
+        self._begun.pop(number, None)
+        self._asked.pop(number, None)
         if not self._told:
             self._runner.get_loop().call_soon(self._tell)
         self._told.append((number, *report))
@@ -10060,7 +10134,6 @@ UNKNOWN = 255
 NO_JOB = -1
 """For which a worker was killed by a node that ends, or that it does not hear any more: all of
 its jobs are innocent."""
-Reason = Literal["timeout", "cancel", "stop", "memory"]
 
 
 class Asked(NamedTuple):
@@ -10325,9 +10398,9 @@ class Crowd:
         """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
         return int(self._words[self._places[number]])
 
-    def ask(self, number: int, within: float) -> None:
+    def ask(self, number: int, within: float, why: Reason) -> None:
         """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self._say([(number, within, None)])
+        self._say([(number, within, why)])
 
     def _say(self, cues: list[Cue]) -> None:
         message = marshal.dumps(cues)
@@ -10932,7 +11005,7 @@ class Arbiter:
 
     def overruled(self, report: Report, claimed: Claimed, why: Reason) -> Report:
         """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops."""
+        counts, not how it ended, except when its node stops: then the worker knows."""
         if why == "cancel":
             return _cancelled(report, "cancelled while it ran", counted=True)
         if why == "memory" and report.state != "completed":
@@ -10941,26 +11014,25 @@ class Arbiter:
             return self._failed(error, claimed, "memory", report)
         if why == "timeout":
             return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
-        if report.kind == "exception" and report.state in ("retrying", "failed"):
-            return Report(*report[:3], *Verdict("pending", counted=False))
         return report
 
     def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
         """What becomes of a job that a worker ran when it died."""
         took = (time.monotonic_ns() - worker.began(number)) // 1000
         now = self._clock()
-        report = Report(now - took, now, took, *Verdict("pending", counted=False))
+        report = Report(now - took, now, took, *GIVEN_BACK)
         report = worker.with_last_deeds(report, number)
-        if asked := worker.asked.get(number):
-            return report if asked.why == "stop" else self.overruled(report, claimed, asked.why)
-        if worker.killed_for not in (0, number):
+        asked = worker.asked.get(number)
+        if asked and asked.why != "stop":
+            return self.overruled(report, claimed, asked.why)
+        if worker.killed_for and (asked or worker.killed_for != number):
             return report
         error = WorkerCrashed(_last_words(worker.process.exitcode))
         return self._failed(error, claimed, "crash", report)
 
     def not_begun(self, cancelled: bool) -> Report:
         """What becomes of a job that a worker had in hand and never began."""
-        report = Report(0, self._clock(), 0, *Verdict("pending", counted=False))
+        report = Report(0, self._clock(), 0, *GIVEN_BACK)
         if not cancelled:
             return report
         return _cancelled(report, "cancelled before it started", counted=False)
@@ -11093,7 +11165,7 @@ class Warden:
         if asked := worker.asked.get(number):
             if time.monotonic() >= asked.kill_at:
                 self._kill(worker, number, asked)
-        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started):
+        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
             worker.asked[number] = self._asking(why)
         if len(worker.handed) < 2:
             return False
@@ -11133,7 +11205,7 @@ class Warden:
         if why := self._reason(claimed, took):
             worker.asked[number] = asked = self._asking(why)
             left = asked.kill_at - time.monotonic()
-            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0)
+            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
             return asked.kill_at
         left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
         # In a second again, to see who has been running for long.
