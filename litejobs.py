@@ -655,7 +655,13 @@ class Failure:
     output: str = ""
     """The last lines, some 4 kB, that Python code wrote to `sys.stdout` and `sys.stderr`, log
     included, in a worker process. Of a coroutine only if its worker has not died."""
+    omitted: int = 0
+    """How many failed attempts before this one are not kept: of each job the first 10 and the
+    last 40 are."""
 
+
+FIRST_FAILURES, LAST_FAILURES = 10, 40
+"""How many failed attempts of a job are kept."""
 
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
@@ -933,7 +939,9 @@ class Job(Generic[R]):
 
     @property
     def errors(self) -> tuple[Failure, ...]:
-        """Every failed attempt, the oldest first; read from the file now."""
+        """The failed attempts, the oldest first: all of them up to 50, else the first 10 and
+        the last 40, between which `Failure.omitted` says how many there were. Read from the
+        file now."""
         return self._source.errors(self.id)
 
     @property
@@ -4476,6 +4484,9 @@ SCHEMA: tuple[str, ...] = (
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
+    """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
 steps are only ever appended."""
@@ -6179,21 +6190,23 @@ class Attempted(NamedTuple):
     cpu: int | None
     memory: int | None
     output: str | None
+    omitted: int | None
 
 
 def _failure(columns: Any) -> Failure:
     columns = sound(Attempted, tuple(columns))
-    *told, started_at, finished_at, exit_code, cpu, memory, output = columns
+    *told, started_at, finished_at, exit_code, cpu, memory, output, omitted = columns
     times = from_micros(started_at), from_micros(finished_at)
     spent = None if cpu is None else cpu * MICROSECOND
-    values = [*told, *times, exit_code, spent, memory, output or ""]
+    values = [*told, *times, exit_code, spent, memory, output or "", omitted or 0]
     return Failure(*values)
 
 
 def _failure_columns(failure: Failure) -> tuple[Any, ...]:
-    *told, started_at, finished_at, exit_code, cpu, memory, output = attrs.astuple(failure)
-    times = to_micros(started_at), to_micros(finished_at)
-    return (*told, *times, exit_code, None if cpu is None else cpu // MICROSECOND, memory, output)
+    columns = attrs.asdict(failure)
+    columns |= {when: to_micros(columns[when]) for when in ("started_at", "finished_at")}
+    columns["cpu"] = None if failure.cpu is None else failure.cpu // MICROSECOND
+    return tuple(columns.values())
 
 
 ################################################################################
@@ -8171,7 +8184,10 @@ class Health:
                 tried = _many(row.attempt, "attempt")
                 return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
             case "cancelled":
-                return f"it was cancelled at {_when(row.finished_at)}"
+                # The error of an earlier attempt is not why.
+                known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {row.error}" if known else ""
+                return f"it was cancelled at {_when(row.finished_at)}{why}"
         return f"it completed at {_when(row.finished_at)}"
 
     def _runs(self, row: Row) -> str:
@@ -8593,11 +8609,29 @@ class Store:
             connection.execute(
                 f"""
                 INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
+                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
                 (*_failure_columns(failure), id, claim),
             )
+            if claim > FIRST_FAILURES + LAST_FAILURES:
+                self._thin_out(connection, id)
+
+    def _thin_out(self, connection: apsw.Connection, job: int) -> None:
+        """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
+        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
+        ids = _column(connection, later, (job, FIRST_FAILURES))
+        if surplus := ids[:-LAST_FAILURES]:
+            connection.execute(
+                """
+                UPDATE litejobs_attempt SET omitted = coalesce(omitted, 0) + (
+                    SELECT sum(1 + coalesce(omitted, 0)) FROM litejobs_attempt WHERE id IN carray(?)
+                ) WHERE id = ?
+                """,
+                (_carray(surplus), ids[-LAST_FAILURES]),
+            )
+            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
+            connection.execute(gone, (_carray(surplus),))
 
     def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
         rows: list[Any] = connection.execute(
@@ -13612,7 +13646,9 @@ def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_filters(listing)
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
+    show = command("show", _show, "show one job with its failed attempts")
+    show.add_argument("id", type=int)
+    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
     command("why", _why, "say why a job is not running").add_argument("id", type=int)
     _add_bulk_commands(command)
 
@@ -13895,6 +13931,9 @@ def _list(options: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
+SHOWN_FAILURES = 5
+
+
 def _show(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     job = jobs.get(options.id)
@@ -13908,7 +13947,12 @@ def _show(options: argparse.Namespace) -> int:
         for key, value in shown.items()
         if value is not None
     ]
-    for failure in errors:
+    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    if more := first + sum(failure.omitted for failure in errors[:first]):
+        lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines += ["", f"{failure.omitted} failed attempts are not kept"]
         when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
         lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
         lines += [failure.traceback.rstrip() or f"{failure.type}: {failure.message}"]
