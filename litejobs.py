@@ -11119,6 +11119,9 @@ WEIGH = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
 AGAIN = 0.05
 """Seconds until somebody is to be killed who could not be looked at."""
+FROZEN = 1.0
+"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
+by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 DEAF = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
@@ -11136,10 +11139,10 @@ class Warden:
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
     deaf_after: float = DEAF
-    _seen_at: float = 0.0
-    _awake_since: float = 0.0
-    """When it began to look at the workers all the time: whoever is stopped for a while, as a
-    laptop that sleeps, finds them as they were."""
+    _expected_at: float = attrs.field(factory=time.monotonic)
+    """By when the supervisor should have its next turn."""
+    _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
+    """When it got none, from and until, by the monotonic clock."""
     _weigh_at: float = 0.0
 
     def due(self, workers: Iterable[Worker]) -> Iterator[float]:
@@ -11161,7 +11164,7 @@ class Warden:
         if asked := worker.asked.get(number):
             yield asked.kill_at
         elif job is not None and job.timeout is not None:
-            yield started / 1e9 + job.timeout / 1e6
+            yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
         elif job is not None and job.id in self.cancelled:
             yield 0.0
 
@@ -11176,13 +11179,27 @@ class Warden:
         self.stop_at = time.monotonic() + self._grace
         _look_at_crowds(workers)
 
+    def notice_freeze(self, workers: Iterable[Worker], patience: float = 0.0) -> None:
+        """Makes up for time in which the supervisor got no turn. To be called in every turn,
+        also before it waits, with the seconds that this may take, and after that."""
+        now, expected_at = time.monotonic(), self._expected_at
+        self._expected_at = now + patience
+        if (missed := now - expected_at) < FROZEN:
+            return
+        self._frozen.append((expected_at, now))
+        self.stop_at += missed
+        for worker in workers:
+            for number, asked in worker.asked.items():
+                worker.asked[number] = asked._replace(kill_at=asked.kill_at + missed)
+
+    def _missed(self, since: float) -> float:
+        """Seconds since then that count towards no timeout."""
+        return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
+
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
         """Asks and kills who must end. Gives the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
-        now = time.monotonic()
-        if now > self._seen_at + self.deaf_after / 4:
-            self._awake_since = now
-        self._seen_at = now
+        self.notice_freeze(workers)
         if self._limits:
             self._weigh(workers)
         return [worker for worker in workers if self._watch_one(worker, patience)]
@@ -11194,7 +11211,7 @@ class Warden:
         if (claimed := worker.handed.get(number)) is None:
             self._replace_if_deaf(worker)
             return False
-        took = time.monotonic() - started / 1e9
+        took = time.monotonic() - started / 1e9 - self._missed(started / 1e9)
         self._herald.running(number, claimed, worker.pid, took)
         if asked := worker.asked.get(number):
             if time.monotonic() >= asked.kill_at:
@@ -11208,7 +11225,7 @@ class Warden:
     def _replace_if_deaf(self, worker: Worker) -> None:
         """Kills a worker that gets no turn to begin its next job, which has no time-out before
         it has begun: a thread that an earlier job has left there may hold the interpreter."""
-        since = max(worker.moved_at, self._awake_since)
+        since = max([worker.moved_at, *[end for _, end in self._frozen]])
         if not worker.handed or time.monotonic() < since + self.deaf_after:
             return
         if worker.killed_for or worker.kill is None:
@@ -11229,7 +11246,7 @@ class Warden:
     ) -> float:
         """Looks at one coroutine; gives the moment until which nothing can be due with it."""
         began = crowd.began(number)
-        took = now - began / 1e9 if began else 0.0
+        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
         if began:
             self._herald.running(number, claimed, worker.pid, took)
         if asked := worker.asked.get(number):
@@ -11519,7 +11536,10 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer says something, a
         worker dies, or something is due."""
         self._herald.look()
-        self._hear_all(self._patience())
+        patience = self._patience()
+        self._warden.notice_freeze(self._crew.workers, patience)
+        self._hear_all(patience)
+        self._warden.notice_freeze(self._crew.workers)
 
     def _patience(self) -> float:
         """Seconds until something is due."""

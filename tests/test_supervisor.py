@@ -454,6 +454,36 @@ def test_a_job_that_heeds_its_deadline_keeps_its_worker(jobs: LiteJobs, log: Pat
         assert trouble.whoami.enqueue().result(PATIENT) == int(lines(log)[0])
 
 
+@pytest.mark.parametrize("obeys", [True, False], ids=["in time", "in its grace"])
+def test_time_in_which_the_whole_node_was_frozen_counts_towards_no_timeout(
+    obeys: bool, jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """As by `docker pause`, or when a laptop sleeps; jobs that had run for a moment became dead
+    letters when it went on."""
+    flag = log.with_suffix(".flag")
+    timeout, grace = (3.0, 0.2) if obeys else (0.1, 3.0)
+    node = programs.node(jobs.path, "--grace", str(grace))
+    work = trouble.end_as.using(timeout=timeout)
+    job = work.enqueue(str(log), str(flag), "Snooze", not obeys)
+    eventually(written(log, 1))
+    if not obeys:
+        since = time.monotonic()
+        eventually(lambda: time.monotonic() > since + 0.5)
+    frozen = [node.pid, *children(node.pid)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() > since + 4.0)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    # Its node has the time to see how long it has been, and to kill it.
+    eventually(lambda: time.monotonic() > since + 4.5)
+    flag.touch()
+    eventually(lambda: job.refresh().state != "running")
+    ended = job.refresh().state, [(error.kind, error.exit_code) for error in job.errors]
+    assert ended == (("scheduled", []) if obeys else ("failed", [("timeout", None)]))
+
+
 # Signals
 
 
