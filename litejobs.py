@@ -609,6 +609,7 @@ class Claimed(NamedTuple):
     enqueued_at: int
     headers: str | None = None
     key: str | None = None
+    grace: int | None = None
 
 
 class Settlement(NamedTuple):
@@ -2463,7 +2464,8 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace is over its worker is killed. A coroutine
+        passed, or its node stops. When the grace (by default 5 s) is over, its worker is killed. A
+        coroutine
         is cancelled, too: at once, or, if its node stops, when most of the grace is over.
 
         A handler that has read it as true is taken to break off: if its node stops, the job
@@ -2506,6 +2508,10 @@ class Choices(TypedDict, total=False):
     max_attempts: int | None
     backoff: Backoff
     timeout: Duration | None
+    """After so long the job is asked to end; when its grace is over, its worker is killed."""
+    grace: Duration | None
+    """How long it may go on then, and when it was cancelled. `None`: as long as its definition
+    says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
     retention: Retention
     node: str | None
     delay: Duration
@@ -2575,6 +2581,10 @@ def _checked_timeout(value: Duration | None) -> timedelta | None:
     if not (length := duration(value, "timeout")):
         raise OptionError("timeout", "expected more than zero, or None for no limit")
     return length
+
+
+def _checked_job_grace(value: Duration | None) -> timedelta | None:
+    return None if value is None else duration(value, "grace")
 
 
 def _checked_delay(value: Duration) -> timedelta:
@@ -2669,6 +2679,7 @@ class Options:
     max_attempts: int | None = attrs.field(default=5, converter=_checked_attempts)
     backoff: Backoff = attrs.field(default=DEFAULT_BACKOFF, converter=_checked_backoff)
     timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
+    grace: timedelta | None = attrs.field(default=None, converter=_checked_job_grace)
     retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
     node: str | None = attrs.field(default=None, converter=_checked_node)
     delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
@@ -2699,7 +2710,8 @@ class Options:
         check_known(rules, Rules.__annotations__, "no such option")
         own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
         choices: Any = {option: value for option, value in rules.items() if option not in own}
-        return attrs.evolve(self.changed(choices), **own)
+        # Its grace is known to nodes by its name: only that of a single job is stored with it.
+        return attrs.evolve(made := self.changed(choices), **own, given=made.given - {"grace"})
 
     def changed(self, choices: Choices) -> Options:
         """A copy with other choices.
@@ -2737,7 +2749,13 @@ class Options:
     def plain(self) -> bool:
         """Whether jobs with these options need no more than the columns."""
         more = self.expires, self.unique, self.key, self.connection
-        return more == (None, None, None, None) and not self.headers
+        return more == (None, None, None, None) and not self.headers and self.own_grace is None
+
+    @property
+    def own_grace(self) -> int | None:
+        """Microseconds that were chosen for a single job, not for its definition."""
+        chosen = self.grace if "grace" in self.given else None
+        return None if chosen is None else chosen // MICROSECOND
 
     @functools.cached_property
     def columns(self) -> tuple[Any, ...]:
@@ -4486,6 +4504,7 @@ SCHEMA: tuple[str, ...] = (
     """,
     """
     ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
+    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;        -- microseconds; NULL: as defined
     """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
@@ -6416,6 +6435,7 @@ class Extra(NamedTuple):
     unique_until: int | None = None
     expires_at: int | None = None
     schedule: str | None = None
+    grace: int | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """From the payload of the job that waits to the one that it gets."""
@@ -6528,8 +6548,8 @@ _INSERT_EXTRA = """
     INSERT INTO litejobs_job (
         queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
         enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
-        schedule, payload
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        schedule, grace, payload
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
@@ -6658,7 +6678,7 @@ class Intake:
 
     def _insert(self, connection: Any, batch: Batch) -> None:
         if batch.extra is not None:
-            columns = (*batch[:11], *batch.extra[:8])
+            columns = (*batch[:11], *batch.extra[:9])
             for payload in batch.payloads:
                 connection.execute(_INSERT_EXTRA, (*columns, payload))
         elif len(batch.payloads) == 1:
@@ -6732,10 +6752,11 @@ class Intake:
             UPDATE litejobs_job SET
                 queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
                 retention = ?, state = CASE WHEN state = 'paused' THEN state ELSE ? END, run_at = ?,
-                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, payload = ?
+                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, grace = ?,
+                payload = ?
             WHERE id = ?
             """,
-            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,
+            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], extra.grace, *batch.payloads,
         )  # fmt: skip
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
@@ -6843,7 +6864,7 @@ def options_of(batch: Batch) -> str:
     """What is kept of the options of a job of a schedule: those of a *batch* that was made
     for the moment 0, so that lengths of time are what they are."""
     extra = batch.extra or Extra()
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict")
+    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
     return json.dumps(
         {
             **dict(zip(Batch._fields[:7], batch, strict=False)),
@@ -10175,6 +10196,8 @@ class Asked(NamedTuple):
 
     why: Reason
     kill_at: float
+    grace: float = 0.0
+    """Seconds that it was granted."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10971,7 +10994,7 @@ class Clerk:
             return
         report = Report(*entry[1:])
         if asked is not None:
-            report = self._arbiter.overruled(report, claimed, asked.why)
+            report = self._arbiter.overruled(report, claimed, asked)
         self._settle(claimed, report, worker)
 
     def give_back(
@@ -11037,9 +11060,10 @@ class Arbiter:
     _clock: Clock
     _rng: random.Random
 
-    def overruled(self, report: Report, claimed: Claimed, why: Reason) -> Report:
+    def overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
         """What becomes of a job that was asked to end and then did: that it was asked
         counts, not how it ended, except when its node stops: then the worker knows."""
+        why = asked.why
         if why == "cancel":
             return _cancelled(report, "cancelled while it ran", counted=True)
         if why == "memory" and report.state != "completed":
@@ -11047,7 +11071,8 @@ class Arbiter:
             error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
             return self._failed(error, claimed, "memory", report)
         if why == "timeout":
-            return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
+            error = JobTimedOut(_timed_out(claimed, asked.grace))
+            return self._failed(error, claimed, "timeout", report)
         return report
 
     def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
@@ -11058,7 +11083,7 @@ class Arbiter:
         report = worker.with_last_deeds(report, number)
         asked = worker.asked.get(number)
         if asked and asked.why != "stop":
-            return self.overruled(report, claimed, asked.why)
+            return self.overruled(report, claimed, asked)
         if worker.killed_for and (asked or worker.killed_for != number):
             return report
         error = WorkerCrashed(_last_words(worker.process.exitcode))
@@ -11088,8 +11113,9 @@ def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
     )  # fmt: skip
 
 
-def _timed_out(claimed: Claimed) -> str:
-    return f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+def _timed_out(claimed: Claimed, grace: float) -> str:
+    problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+    return f"{problem}, and was granted {grace:g} s more to end"
 
 
 def _last_words(exitcode: int | None) -> str:
@@ -11132,6 +11158,8 @@ class Warden:
 
     _herald: Herald
     _grace: float
+    _graces: Mapping[str, timedelta]
+    """By the definitions that have one of their own."""
     _limits: Mapping[str, int]
     """Bytes that a worker may use, by the definitions that limit it."""
     cancelled: frozenset[int] = frozenset()
@@ -11217,7 +11245,7 @@ class Warden:
             if time.monotonic() >= asked.kill_at:
                 self._kill(worker, number, asked)
         elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
-            worker.asked[number] = self._asking(why)
+            worker.asked[number] = self._asking(why, claimed)
         if len(worker.handed) < 2:
             return False
         return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
@@ -11254,7 +11282,7 @@ class Warden:
                 self._kill_all(worker, number, asked)
             return worker.asked[number].kill_at
         if why := self._reason(claimed, took):
-            worker.asked[number] = asked = self._asking(why)
+            worker.asked[number] = asked = self._asking(why, claimed)
             left = asked.kill_at - time.monotonic()
             crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
             return asked.kill_at
@@ -11270,8 +11298,15 @@ class Warden:
             return "timeout"
         return "stop" if self.stop_at < math.inf else None
 
-    def _asking(self, why: Reason) -> Asked:
-        return Asked(why, self.stop_at if why == "stop" else time.monotonic() + self._grace)
+    def _asking(self, why: Reason, claimed: Claimed) -> Asked:
+        if why == "stop":
+            return Asked(why, self.stop_at)
+        grace = self._grace
+        if claimed.grace is not None:
+            grace = claimed.grace / 1e6
+        elif (own := self._graces.get(claimed.name)) is not None:
+            grace = own.total_seconds()
+        return Asked(why, time.monotonic() + grace, grace)
 
     def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, the
@@ -11392,7 +11427,9 @@ class Supervisor:
         self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
         arbiter = Arbiter(self.registry, given, self.clock, self.rng)
         self._clerk = Clerk(arbiter, self._herald, paces)
-        self._warden = Warden(self._herald, self.grace, given)
+        graces = {own.name: own.options.grace for own in self.registry}
+        chosen = {name: grace for name, grace in graces.items() if grace is not None}
+        self._warden = Warden(self._herald, self.grace, chosen, given)
         self._rota = Rota(
             {**dict.fromkeys((self._look, self._heed, *DUTIES), 0.0), self._refill: math.inf}
         )
@@ -12466,9 +12503,10 @@ class LiteJobs:
         stands by then, so that no job waits for the start of a process.
 
         *queues* limits it to some queues; *node* names it for jobs that only it may
-        take. *grace* is how long a job may go on after it was asked to end: by its
-        timeout, by a cancellation, or since the node stops. SIGTERM and Ctrl-C stop the
-        node, a second one at once (in the main thread; elsewhere use `start`).
+        take. *grace* is how long a job may go on after it was asked to end: since the node
+        stops; or by its timeout or a cancellation, if neither it nor its definition has a
+        `grace` of its own. Then its worker is killed. SIGTERM and Ctrl-C stop the node, a
+        second one at once (in the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
@@ -12732,8 +12770,9 @@ class Queue:
         many start in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at
         once after a rest. *weight*: its share of the turns among queues with jobs of the same
         priority, where 1 is that of a queue without one. *ageing*: the priority of a waiting
-        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout* and
-        *backoff*: for jobs whose definition does not say.
+        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout*
+        (after which a job has its grace, 5 s, to end) and *backoff*: for jobs whose definition
+        does not say.
 
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
@@ -13023,6 +13062,7 @@ class Changes(TypedDict, total=False):
     priority: int
     max_attempts: int | None
     timeout: Duration | None
+    grace: Duration | None
     node: str | None
     delay: Duration
     at: datetime
@@ -13055,6 +13095,8 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
         columns["run_at"] = options.run_at(now)
     if "expires" in choices:
         columns["expires_at"] = options.expires_at(options.run_at(now))
+    if "grace" in choices:
+        columns["grace"] = options.own_grace
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
@@ -13149,6 +13191,7 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
         unique_scope=None if unique_text is None else unique.scope,
         unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
         expires_at=options.expires_at(batch.run_at),
+        grace=options.own_grace,
     )
     if merge is not None:
         how = functools.partial(merged, bound, merge)
@@ -13744,7 +13787,10 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, help="seconds")
     parser.add_argument("--at", type=_moment, help="ISO time with an offset")
     parser.add_argument("--max-attempts", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds")
+    parser.add_argument("--timeout", type=float, help="seconds; then it is asked to end")
+    parser.add_argument(
+        "--grace", type=float, help="seconds until it is killed then (default: the node's, 5)"
+    )
     parser.add_argument("--node", help="the only node that may take it")
     parser.add_argument("--expires", type=float, help="seconds after which it is not started")
     parser.add_argument("--key", help="of jobs with one key, so many run at a time")
@@ -13820,6 +13866,8 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     change("--at", _moment, "ISO time with an offset", metavar="TIME")
     change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
     change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
+    grace = "seconds until it is killed then; '': as defined"
+    change("--grace", lambda text: float(text) if text else None, grace, metavar="SECONDS")
     change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
     change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
 
@@ -13915,8 +13963,8 @@ def _run(options: argparse.Namespace) -> int:
 def _enqueue(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
     names = (
-        "queue", "priority", "delay", "at", "max_attempts", "timeout", "node", "expires", "key",
-        "key_limit",
+        "queue", "priority", "delay", "at", "max_attempts", "timeout", "grace", "node", "expires",
+        "key", "key_limit",
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import write_by_hand
-from programs import Programs, alive, children, eventually, lines, misdeeds, never, trouble
+from programs import Programs, alive, beside, children, eventually, lines, misdeeds, never, trouble
 
 from litejobs import (
     SIGN,
@@ -482,6 +482,23 @@ def test_time_in_which_the_whole_node_was_frozen_counts_towards_no_timeout(
     eventually(lambda: job.refresh().state != "running")
     ended = job.refresh().state, [(error.kind, error.exit_code) for error in job.errors]
     assert ended == (("scheduled", []) if obeys else ("failed", [("timeout", None)]))
+
+
+@pytest.mark.parametrize("whose", ["definition", "job", "coroutine"])
+def test_a_job_is_killed_after_its_own_grace_and_its_failure_says_how_long_that_was(
+    whose: str, jobs: LiteJobs
+) -> None:
+    jobs.register(beside.ignore)
+    work: Definition[[], Any, Any] = trouble.stop_soon
+    if whose == "job":
+        work = trouble.stop_itself.using(timeout=0.1, grace=0.2)
+    elif whose == "coroutine":
+        work = beside.ignore.using(timeout=0.1, grace=0.2)
+    with jobs.start(workers=1, grace=FAR):
+        job = work.using(max_attempts=1).enqueue().wait(PATIENT)
+    (failure,) = job.errors
+    told = "it took longer than its timeout of 0.1 s, and was granted 0.2 s more to end"
+    assert (failure.kind, failure.message) == ("timeout", told)
 
 
 # Signals

@@ -180,6 +180,11 @@ def stop_itself() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@define(timeout=0.1, grace=0.2)
+def stop_soon() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 @define(backoff=AT_ONCE, timeout=0.5)
 def start_a_sleeper(log: str) -> None:
     """A grandchild of the node, which must not outlive its job."""
@@ -309,7 +314,7 @@ def leave_a_daemon(log: str) -> int:
 DEFINITIONS = (
     innocent, check, end_as, nap, nap_and_tell, large, measure, whoami, obey, segfault,
     leave_at_once, kill_itself, close_everything, nap_or_close, leave_a_child_behind, spin_in_c,
-    ignore_signals, stop_itself, start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt,
-    recurse, use_all_memory, fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child,
+    ignore_signals, stop_itself, stop_soon, start_a_sleeper, start_a_sleeper_and_spin, call_exit,
+    interrupt, recurse, use_all_memory, fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child,
     use_a_subprocess, come_out_twice, leave_a_daemon, mutter,
 )  # fmt: skip
