@@ -11071,8 +11071,8 @@ class Arbiter:
             error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
             return self._failed(error, claimed, "memory", report)
         if why == "timeout":
-            error = JobTimedOut(_timed_out(claimed, asked.grace))
-            return self._failed(error, claimed, "timeout", report)
+            late = JobTimedOut(_timed_out(claimed, asked.grace))
+            return self._failed(late, claimed, "timeout", report)
         return report
 
     def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:

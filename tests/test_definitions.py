@@ -674,7 +674,7 @@ def test_the_grace_of_a_job_is_kept_however_it_comes_into_the_file(jobs: LiteJob
     @jobs.define(grace=9)
     def work(n: int) -> None: ...
 
-    def stored(id: int) -> int | None:
+    def stored(id: int) -> Any:
         sql = "SELECT grace FROM litejobs_job WHERE id = ?"
         return jobs.store.file.connection().execute(sql, (id,)).get
 

@@ -1175,7 +1175,7 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
         eventually(lambda: worker.asked)
         # As the worker does when it leaves its report, and is not on the processor meanwhile.
         with worker.board.held():
-            [(number, (_, kill_at))] = worker.asked.items()
+            [(number, (_, kill_at, _))] = worker.asked.items()
             flag.touch()
             eventually(lambda: kill_at + 0.2 < worker.asked[number].kill_at < math.inf)
         assert job.wait(PATIENT).state == "cancelled"
