@@ -140,6 +140,7 @@ __all__ = [
     "FileError",
     "FileReplacedError",
     "Finding",
+    "Interrupted",
     "Job",
     "JobFailedError",
     "JobNotFoundError",
@@ -608,6 +609,7 @@ class Claimed(NamedTuple):
     enqueued_at: int
     headers: str | None = None
     key: str | None = None
+    grace: int | None = None
 
 
 class Settlement(NamedTuple):
@@ -654,7 +656,13 @@ class Failure:
     output: str = ""
     """The last lines, some 4 kB, that Python code wrote to `sys.stdout` and `sys.stderr`, log
     included, in a worker process. Of a coroutine only if its worker has not died."""
+    omitted: int = 0
+    """How many failed attempts before this one are not kept: of each job the first 10 and the
+    last 40 are."""
 
+
+FIRST_FAILURES, LAST_FAILURES = 10, 40
+"""How many failed attempts of a job are kept."""
 
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
@@ -932,7 +940,9 @@ class Job(Generic[R]):
 
     @property
     def errors(self) -> tuple[Failure, ...]:
-        """Every failed attempt, the oldest first; read from the file now."""
+        """The failed attempts, the oldest first: all of them up to 50, else the first 10 and
+        the last 40, between which `Failure.omitted` says how many there were. Read from the
+        file now."""
         return self._source.errors(self.id)
 
     @property
@@ -2622,6 +2632,18 @@ PAYLOAD_LIMIT = 4 * 2**20
 """Bytes that a payload or a result may have."""
 
 
+Reason = Literal["timeout", "cancel", "stop", "memory"]
+"""Why a job is asked to end."""
+REASONS: tuple[Reason, ...] = typing.get_args(Reason)
+WhyAsked = Callable[[], Reason | None]
+
+
+class Interrupted(BaseException):
+    """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
+    `finally` or `with`, and let it pass: what becomes of the job follows from why it was asked.
+    It is not an `Exception`, so that code that catches those does not stop it."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job may know and use: a handler gets it for a parameter that is
@@ -2632,7 +2654,7 @@ class Context(Generic[S]):
     """What the program's state factory made for this worker."""
     deadline: datetime | None = None
     """When this attempt will have taken longer than its timeout."""
-    _asked: Callable[[], bool] = lambda: False
+    _asked: WhyAsked = lambda: None
     _tell: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -2653,9 +2675,24 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace is over its worker is killed. A coroutine
-        is cancelled, too: at once, or, if its node stops, when most of the grace is over."""
-        return self._asked()
+        passed, or its node stops. When the grace (by default 5 s) is over, its worker is killed. A
+        coroutine
+        is cancelled, too: at once, or, if its node stops, when most of the grace is over.
+
+        A handler that has read it as true is taken to break off: if its node stops, the job
+        runs again without the loss of an attempt, whether the handler returns or raises.
+        Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
+        return self._asked() is not None
+
+    def checkpoint(self) -> None:
+        """Does nothing until the job has been asked to end, as `cancelled` says it; then it
+        ends the job rightly: given back, timed out or cancelled.
+
+        Raises:
+            Interrupted: the job has been asked to end. Let it pass.
+        """
+        if reason := self._asked():
+            raise Interrupted(_WHY_ASKED[reason])
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2663,6 +2700,13 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
+
+_WHY_ASKED: Mapping[Reason, str] = {
+    "timeout": "its timeout has passed",
+    "cancel": "it was cancelled",
+    "stop": "its node stops",
+    "memory": "it uses too much memory",
+}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2675,6 +2719,10 @@ class Choices(TypedDict, total=False):
     max_attempts: int | None
     backoff: Backoff
     timeout: Duration | None
+    """After so long the job is asked to end; when its grace is over, its worker is killed."""
+    grace: Duration | None
+    """How long it may go on then, and when it was cancelled. `None`: as long as its definition
+    says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
     retention: Retention
     node: str | None
     delay: Duration
@@ -2744,6 +2792,10 @@ def _checked_timeout(value: Duration | None) -> timedelta | None:
     if not (length := duration(value, "timeout")):
         raise OptionError("timeout", "expected more than zero, or None for no limit")
     return length
+
+
+def _checked_job_grace(value: Duration | None) -> timedelta | None:
+    return None if value is None else duration(value, "grace")
 
 
 def _checked_delay(value: Duration) -> timedelta:
@@ -2838,6 +2890,7 @@ class Options:
     max_attempts: int | None = attrs.field(default=5, converter=_checked_attempts)
     backoff: Backoff = attrs.field(default=DEFAULT_BACKOFF, converter=_checked_backoff)
     timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
+    grace: timedelta | None = attrs.field(default=None, converter=_checked_job_grace)
     retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
     node: str | None = attrs.field(default=None, converter=_checked_node)
     delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
@@ -2868,7 +2921,8 @@ class Options:
         check_known(rules, Rules.__annotations__, "no such option")
         own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
         choices: Any = {option: value for option, value in rules.items() if option not in own}
-        return attrs.evolve(self.changed(choices), **own)
+        # Its grace is known to nodes by its name: only that of a single job is stored with it.
+        return attrs.evolve(made := self.changed(choices), **own, given=made.given - {"grace"})
 
     def changed(self, choices: Choices) -> Options:
         """A copy with other choices.
@@ -2906,7 +2960,13 @@ class Options:
     def plain(self) -> bool:
         """Whether jobs with these options need no more than the columns."""
         more = self.expires, self.unique, self.key, self.connection
-        return more == (None, None, None, None) and not self.headers
+        return more == (None, None, None, None) and not self.headers and self.own_grace is None
+
+    @property
+    def own_grace(self) -> int | None:
+        """Microseconds that were chosen for a single job, not for its definition."""
+        chosen = self.grace if "grace" in self.given else None
+        return None if chosen is None else chosen // MICROSECOND
 
     @functools.cached_property
     def columns(self) -> tuple[Any, ...]:
@@ -3710,6 +3770,7 @@ class Verdict(NamedTuple):
 
 
 COMPLETED = Verdict("completed")
+GIVEN_BACK = Verdict("pending", counted=False)
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3913,6 +3974,8 @@ class Executor:
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
+    noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
+    """The attempts, by id and claim, of which the handler knows that it was asked to end."""
     _loop: Any = None
     """An asyncio.Runner, once a coroutine has come along."""
     _pid: int = attrs.field(factory=os.getpid)
@@ -3920,7 +3983,7 @@ class Executor:
     def run(
         self,
         claimed: Claimed,
-        asked: Callable[[], bool] = lambda: False,
+        asked: WhyAsked = lambda: None,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
@@ -3930,7 +3993,7 @@ class Executor:
     def _run(
         self,
         claimed: Claimed,
-        asked: Callable[[], bool],
+        asked: WhyAsked,
         tell: Callable[[Claimed, Progress], None],
     ) -> Report:
         started_at = self.clock()
@@ -3944,13 +4007,16 @@ class Executor:
             value = self._call(shape, payload, context, self._inside)
             if value is not None and inspect.iscoroutine(value):
                 value = self._await(value)
-            result = _kept_result(shape, value)
+            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if broke_off else _kept_result(shape, value)
         except BaseException as error:
             self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began, asked)
             return self._ended(report, error, claimed, asked)
         self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
+        if broke_off:
+            return Report(started_at, self.clock(), took, *GIVEN_BACK)
         if result is None:
             return Report(started_at, self.clock(), took)
         return Report(started_at, self.clock(), took, *COMPLETED, result)
@@ -3958,7 +4024,7 @@ class Executor:
     async def run_async(
         self,
         claimed: Claimed,
-        asked: Callable[[], bool],
+        asked: WhyAsked,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
@@ -3973,14 +4039,17 @@ class Executor:
         try:
             context = functools.partial(self._context, claimed, started_at, asked, tell)
             value = self._call(shape, payload, context, compose_async)
-            result = _kept_result(shape, await value)
+            value = await value
+            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if broke_off else _kept_result(shape, value)
         except BaseException as error:
             self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began)
+            report = self._failed(error, claimed, started_at, began, asked)
             return await self._ended_aside(report, error, claimed, asked)
         self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
-        return Report(started_at, self.clock(), took, *COMPLETED, result)
+        verdict = GIVEN_BACK if broke_off else COMPLETED
+        return Report(started_at, self.clock(), took, *verdict, result)
 
     def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
         """A process that the job has forked, and that comes out of the job as its parent does,
@@ -4030,7 +4099,7 @@ class Executor:
         self,
         claimed: Claimed,
         now: int,
-        asked: Callable[[], bool],
+        asked: WhyAsked,
         tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
     ) -> Context[Any]:
         row = Row(
@@ -4041,7 +4110,13 @@ class Executor:
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
         tell_of_it = functools.partial(tell, claimed)
-        return Context(Job(row, self.source), self.state, deadline, asked, tell_of_it)
+
+        def look() -> Reason | None:
+            if reason := asked():
+                self.noticed.add(claimed[:2])
+            return reason
+
+        return Context(Job(row, self.source), self.state, deadline, look, tell_of_it)
 
     def _refused(self, error: LitejobsError, started_at: int) -> Report:
         # Another attempt would find the same payload and the same definition.
@@ -4049,22 +4124,44 @@ class Executor:
         return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
 
     def _failed(
-        self, error: BaseException, claimed: Claimed, started_at: int, began: int
+        self,
+        error: BaseException,
+        claimed: Claimed,
+        started_at: int,
+        began: int,
+        asked: WhyAsked,
     ) -> Report:
         """The report of an attempt that raised."""
         options = self.registry.options(claimed.name)
         try:
-            verdict = judge_by_rules(error, claimed, options, self.rng)
+            if self._broke_off(claimed, asked, error):
+                verdict = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                verdict = judge_by_rules(error, claimed, options, self.rng)
         except BaseException as worse:  # It is not what it says that it is.
             error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
         took = (time.perf_counter_ns() - began) // 1000
-        if isinstance(error, Snooze):
+        if verdict is GIVEN_BACK or isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
         return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
 
+    def _broke_off(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        error: BaseException | None = None,
+    ) -> bool:
+        """Whether an attempt ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
     def _ended(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Report:
         with _harmless(claimed):
             if rest := self._mourned(report, error, claimed, asked):
@@ -4072,7 +4169,7 @@ class Executor:
         return report
 
     async def _ended_aside(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Report:
         with _harmless(claimed):
             if rest := self._mourned(report, error, claimed, asked):
@@ -4080,12 +4177,13 @@ class Executor:
         return report
 
     def _mourned(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: Callable[[], bool]
+        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Coroutine[Any, Any, Any] | None:
         """Calls the hook of a job that failed for good; gives what is left to await."""
         hook = self.registry.options(claimed.name).on_failure
-        # What becomes of a job that was asked to end is not for the worker to say.
-        if report.state != "failed" or hook is None or asked():
+        # What becomes of a job that was asked to end is not for the worker to say, except when
+        # its node stops.
+        if report.state != "failed" or hook is None or asked() not in (None, "stop"):
             return None
         rest = hook(self._context(claimed, report.started_at, asked), error)
         return rest if inspect.iscoroutine(rest) else None
@@ -4667,6 +4765,8 @@ SCHEMA: tuple[str, ...] = (
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
     ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
+    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
+    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;        -- microseconds; NULL: as defined
     """,
 )
 """The steps from nothing to today's schema. Files out there have taken the first ones:
@@ -6464,21 +6564,23 @@ class Attempted(NamedTuple):
     cpu: int | None
     memory: int | None
     output: str | None
+    omitted: int | None
 
 
 def _failure(columns: Any) -> Failure:
     columns = sound(Attempted, tuple(columns))
-    *told, started_at, finished_at, exit_code, cpu, memory, output = columns
+    *told, started_at, finished_at, exit_code, cpu, memory, output, omitted = columns
     times = from_micros(started_at), from_micros(finished_at)
     spent = None if cpu is None else cpu * MICROSECOND
-    values = [*told, *times, exit_code, spent, memory, output or ""]
+    values = [*told, *times, exit_code, spent, memory, output or "", omitted or 0]
     return Failure(*values)
 
 
 def _failure_columns(failure: Failure) -> tuple[Any, ...]:
-    *told, started_at, finished_at, exit_code, cpu, memory, output = attrs.astuple(failure)
-    times = to_micros(started_at), to_micros(finished_at)
-    return (*told, *times, exit_code, None if cpu is None else cpu // MICROSECOND, memory, output)
+    columns = attrs.asdict(failure)
+    columns |= {when: to_micros(columns[when]) for when in ("started_at", "finished_at")}
+    columns["cpu"] = None if failure.cpu is None else failure.cpu // MICROSECOND
+    return tuple(columns.values())
 
 
 ################################################################################
@@ -6702,6 +6804,7 @@ class Extra(NamedTuple):
     unique_until: int | None = None
     expires_at: int | None = None
     schedule: str | None = None
+    grace: int | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """From the payload of the job that waits to the one that it gets."""
@@ -6814,8 +6917,8 @@ _INSERT_EXTRA = """
     INSERT INTO litejobs_job (
         queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
         enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
-        schedule, payload
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        schedule, grace, payload
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
@@ -6944,7 +7047,7 @@ class Intake:
 
     def _insert(self, connection: Any, batch: Batch) -> None:
         if batch.extra is not None:
-            columns = (*batch[:11], *batch.extra[:8])
+            columns = (*batch[:11], *batch.extra[:9])
             for payload in batch.payloads:
                 connection.execute(_INSERT_EXTRA, (*columns, payload))
         elif len(batch.payloads) == 1:
@@ -7034,10 +7137,11 @@ class Intake:
             UPDATE litejobs_job SET
                 queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
                 retention = ?, state = CASE WHEN state = 'paused' THEN state ELSE ? END, run_at = ?,
-                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, payload = ?
+                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, grace = ?,
+                payload = ?
             WHERE id = ?
             """,
-            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], *batch.payloads,
+            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], extra.grace, *batch.payloads,
         )  # fmt: skip
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
@@ -7172,7 +7276,7 @@ def options_of(batch: Batch) -> str:
     """What is kept of the options of a job of a schedule: those of a *batch* that was made
     for the moment 0, so that lengths of time are what they are."""
     extra = batch.extra or Extra()
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict")
+    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
     return json.dumps(
         {
             **dict(zip(Batch._fields[:7], batch, strict=False)),
@@ -8727,7 +8831,10 @@ class Health:
                 tried = _many(row.attempt, "attempt")
                 return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
             case "cancelled":
-                return f"it was cancelled at {_when(row.finished_at)}"
+                # The error of an earlier attempt is not why.
+                known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {row.error}" if known else ""
+                return f"it was cancelled at {_when(row.finished_at)}{why}"
         return f"it completed at {_when(row.finished_at)}"
 
     def _runs(self, row: Row) -> str:
@@ -9309,11 +9416,29 @@ class Store:
             connection.execute(
                 f"""
                 INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
+                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
                 (*_failure_columns(failure), id, claim),
             )
+            if claim > FIRST_FAILURES + LAST_FAILURES:
+                self._thin_out(connection, id)
+
+    def _thin_out(self, connection: apsw.Connection, job: int) -> None:
+        """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
+        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
+        ids = _column(connection, later, (job, FIRST_FAILURES))
+        if surplus := ids[:-LAST_FAILURES]:
+            connection.execute(
+                """
+                UPDATE litejobs_attempt SET omitted = coalesce(omitted, 0) + (
+                    SELECT sum(1 + coalesce(omitted, 0)) FROM litejobs_attempt WHERE id IN carray(?)
+                ) WHERE id = ?
+                """,
+                (_carray(surplus), ids[-LAST_FAILURES]),
+            )
+            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
+            connection.execute(gone, (_carray(surplus),))
 
     def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
         rows: list[Any] = connection.execute(
@@ -10528,9 +10653,10 @@ class Board:
             if not self._words[_RUNNING]:
                 act()
 
-    def asked(self, number: int) -> bool:
-        """Whether this job was asked to end."""
-        return bool(self._words[_ASKED] == number)
+    def asked(self, number: int) -> Reason | None:
+        """Why this job was asked to end, if it was."""
+        asked, why = divmod(self._words[_ASKED], len(REASONS))
+        return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
@@ -10629,12 +10755,12 @@ class Board:
             self._take()
             return int(self._words[_RUNNING])
 
-    def ask(self, number: int, started: int) -> bool:
+    def ask(self, number: int, started: int, why: Reason) -> bool:
         """Asks the running job to end; false if it is another one by now."""
         with self.held() as locked:
             if not locked or self.running != (number, started):
                 return False
-            self._words[_ASKED] = number
+            self._words[_ASKED] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -10752,9 +10878,9 @@ class Voice:
             self.say(marshal.dumps(("progress", id, claim, text)))
 
 
-Cue = tuple[int, float, tuple[Any, ...] | None]
+Cue = tuple[int, float, tuple[Any, ...] | Reason]
 """To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
-that is asked to end, the seconds until it is made to, and `None`."""
+that is asked to end, the seconds until it is made to, and why."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10777,8 +10903,9 @@ class Juggler:
     """Made with the first job: few programs need asyncio."""
     _looping: threading.Thread | None = None
     _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: set[int] = attrs.field(factory=set)
-    _asked: set[int] = attrs.field(factory=set)
+    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
+    """Id and claim, by number."""
+    _asked: dict[int, Reason] = attrs.field(factory=dict)
     _told: list[tuple[Any, ...]] = attrs.field(factory=list)
     _closed: bool = False
 
@@ -10814,7 +10941,7 @@ class Juggler:
 
     def _begin(self, cues: list[Cue]) -> None:
         # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-        self._asked.update(number for number, _, fields in cues if fields is None)
+        self._asked.update({number: why for number, _, why in cues if isinstance(why, str)})
         if self._looping is None:
             self._start_loop()
         self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
@@ -10844,18 +10971,18 @@ class Juggler:
     def _follow(self, cues: list[Cue]) -> None:
         loop = self._runner.get_loop()
         for number, place, fields in cues:
-            if fields is not None:
+            if not isinstance(fields, str):
                 run = self._run(number, int(place), Claimed._make(fields))
                 self._tasks[number] = task = loop.create_task(run)
                 task.add_done_callback(functools.partial(self._ended, number))
             elif number in self._tasks:
                 loop.call_later(place, self._cancel, number)
             else:
-                self._asked.discard(number)
+                self._asked.pop(number, None)
 
     def _cancel(self, number: int) -> None:
-        if number in self._begun:
-            self._tasks[number].cancel()
+        if number in self._begun and self._tasks[number].cancel():
+            self._executor.noticed.add(self._begun[number])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
         if number in self._asked:
@@ -10863,9 +10990,9 @@ class Juggler:
         if not self._begun:
             with contextlib.suppress(OSError):
                 self._alone()
-        self._begun.add(number)
+        self._begun[number] = claimed[:2]
         self._words[place] = time.monotonic_ns()
-        asked = functools.partial(operator.contains, self._asked, number)
+        asked = functools.partial(self._asked.get, number)
         written: list[bytes] = []
         OUTPUT.set(written)
         report = await self._executor.run_async(claimed, asked, self._voice.tell)
@@ -10881,10 +11008,10 @@ class Juggler:
         report: Report | None = None if task.cancelled() else task.result()
         if report is None:
             now = self._executor.clock()
-            report = Report(now, now, 0, *Verdict("pending", counted=False))
+            report = Report(now, now, 0, *GIVEN_BACK)
         del self._tasks[number]
-        self._begun.discard(number)
-        self._asked.discard(number)
+        self._begun.pop(number, None)
+        self._asked.pop(number, None)
         if not self._told:
             self._runner.get_loop().call_soon(self._tell)
         self._told.append((number, *report))
@@ -11056,7 +11183,6 @@ UNKNOWN = 255
 NO_JOB = -1
 """For which a worker was killed by a node that ends, or that it does not hear any more: all of
 its jobs are innocent."""
-Reason = Literal["timeout", "cancel", "stop", "memory"]
 
 
 class Asked(NamedTuple):
@@ -11064,6 +11190,8 @@ class Asked(NamedTuple):
 
     why: Reason
     kill_at: float
+    grace: float = 0.0
+    """Seconds that it was granted."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -11328,9 +11456,9 @@ class Crowd:
         """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
         return int(self._words[self._places[number]])
 
-    def ask(self, number: int, within: float) -> None:
+    def ask(self, number: int, within: float, why: Reason) -> None:
         """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self._say([(number, within, None)])
+        self._say([(number, within, why)])
 
     def _say(self, cues: list[Cue]) -> None:
         message = marshal.dumps(cues)
@@ -11873,7 +12001,7 @@ class Clerk:
             return
         report = Report(*entry[1:])
         if asked is not None:
-            report = self._arbiter.overruled(report, claimed, asked.why)
+            report = self._arbiter.overruled(report, claimed, asked)
         self._settle(claimed, report, worker)
 
     def give_back(
@@ -11942,9 +12070,10 @@ class Arbiter:
     _clock: Clock
     _rng: random.Random
 
-    def overruled(self, report: Report, claimed: Claimed, why: Reason) -> Report:
+    def overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
         """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops."""
+        counts, not how it ended, except when its node stops: then the worker knows."""
+        why = asked.why
         if why == "cancel":
             return _cancelled(report, "cancelled while it ran", counted=True)
         if why == "memory" and report.state != "completed":
@@ -11952,27 +12081,27 @@ class Arbiter:
             error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
             return self._failed(error, claimed, "memory", report)
         if why == "timeout":
-            return self._failed(JobTimedOut(_timed_out(claimed)), claimed, "timeout", report)
-        if report.kind == "exception" and report.state in ("retrying", "failed"):
-            return Report(*report[:3], *Verdict("pending", counted=False))
+            late = JobTimedOut(_timed_out(claimed, asked.grace))
+            return self._failed(late, claimed, "timeout", report)
         return report
 
     def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
         """What becomes of a job that a worker ran when it died."""
         took = (time.monotonic_ns() - worker.began(number)) // 1000
         now = self._clock()
-        report = Report(now - took, now, took, *Verdict("pending", counted=False))
+        report = Report(now - took, now, took, *GIVEN_BACK)
         report = worker.with_last_deeds(report, number)
-        if asked := worker.asked.get(number):
-            return report if asked.why == "stop" else self.overruled(report, claimed, asked.why)
-        if worker.killed_for not in (0, number):
+        asked = worker.asked.get(number)
+        if asked and asked.why != "stop":
+            return self.overruled(report, claimed, asked)
+        if worker.killed_for and (asked or worker.killed_for != number):
             return report
         error = WorkerCrashed(_last_words(worker.process.exitcode))
         return self._failed(error, claimed, "crash", report)
 
     def not_begun(self, cancelled: bool) -> Report:
         """What becomes of a job that a worker had in hand and never began."""
-        report = Report(0, self._clock(), 0, *Verdict("pending", counted=False))
+        report = Report(0, self._clock(), 0, *GIVEN_BACK)
         if not cancelled:
             return report
         return _cancelled(report, "cancelled before it started", counted=False)
@@ -11994,8 +12123,9 @@ def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
     )  # fmt: skip
 
 
-def _timed_out(claimed: Claimed) -> str:
-    return f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+def _timed_out(claimed: Claimed, grace: float) -> str:
+    problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+    return f"{problem}, and was granted {grace:g} s more to end"
 
 
 def _last_words(exitcode: int | None) -> str:
@@ -12025,6 +12155,9 @@ WEIGH = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
 AGAIN = 0.05
 """Seconds until somebody is to be killed who could not be looked at."""
+FROZEN = 1.0
+"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
+by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 DEAF = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
@@ -12035,6 +12168,8 @@ class Warden:
 
     _herald: Herald
     _grace: float
+    _graces: Mapping[str, timedelta]
+    """By the definitions that have one of their own."""
     _limits: Mapping[str, int]
     """Bytes that a worker may use, by the definitions that limit it."""
     cancelled: frozenset[int] = frozenset()
@@ -12042,10 +12177,10 @@ class Warden:
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
     deaf_after: float = DEAF
-    _seen_at: float = 0.0
-    _awake_since: float = 0.0
-    """When it began to look at the workers all the time: whoever is stopped for a while, as a
-    laptop that sleeps, finds them as they were."""
+    _expected_at: float = attrs.field(factory=time.monotonic)
+    """By when the supervisor should have its next turn."""
+    _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
+    """When it got none, from and until, by the monotonic clock."""
     _weigh_at: float = 0.0
 
     def due(self, workers: Iterable[Worker]) -> Iterator[float]:
@@ -12067,7 +12202,7 @@ class Warden:
         if asked := worker.asked.get(number):
             yield asked.kill_at
         elif job is not None and job.timeout is not None:
-            yield started / 1e9 + job.timeout / 1e6
+            yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
         elif job is not None and job.id in self.cancelled:
             yield 0.0
 
@@ -12082,13 +12217,27 @@ class Warden:
         self.stop_at = time.monotonic() + self._grace
         _look_at_crowds(workers)
 
+    def notice_freeze(self, workers: Iterable[Worker], patience: float = 0.0) -> None:
+        """Makes up for time in which the supervisor got no turn. To be called in every turn,
+        also before it waits, with the seconds that this may take, and after that."""
+        now, expected_at = time.monotonic(), self._expected_at
+        self._expected_at = now + patience
+        if (missed := now - expected_at) < FROZEN:
+            return
+        self._frozen.append((expected_at, now))
+        self.stop_at += missed
+        for worker in workers:
+            for number, asked in worker.asked.items():
+                worker.asked[number] = asked._replace(kill_at=asked.kill_at + missed)
+
+    def _missed(self, since: float) -> float:
+        """Seconds since then that count towards no timeout."""
+        return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
+
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
         """Asks and kills who must end. Gives the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
-        now = time.monotonic()
-        if now > self._seen_at + self.deaf_after / 4:
-            self._awake_since = now
-        self._seen_at = now
+        self.notice_freeze(workers)
         if self._limits:
             self._weigh(workers)
         return [worker for worker in workers if self._watch_one(worker, patience)]
@@ -12100,13 +12249,13 @@ class Warden:
         if (claimed := worker.handed.get(number)) is None:
             self._replace_if_deaf(worker)
             return False
-        took = time.monotonic() - started / 1e9
+        took = time.monotonic() - started / 1e9 - self._missed(started / 1e9)
         self._herald.running(number, claimed, worker.pid, took)
         if asked := worker.asked.get(number):
             if time.monotonic() >= asked.kill_at:
                 self._kill(worker, number, asked)
-        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started):
-            worker.asked[number] = self._asking(why)
+        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
+            worker.asked[number] = self._asking(why, claimed)
         if len(worker.handed) < 2:
             return False
         return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
@@ -12115,7 +12264,7 @@ class Warden:
         """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
         have no time-out before they have begun: a thread that an earlier job has left there may
         hold the interpreter."""
-        since = max(worker.moved_at, self._awake_since)
+        since = max([worker.moved_at, *[end for _, end in self._frozen]])
         if worker.crowd is not None:
             since = max(since, worker.crowd.moved_at)
         if not worker.busy or time.monotonic() < since + self.deaf_after:
@@ -12138,7 +12287,7 @@ class Warden:
     ) -> float:
         """Looks at one coroutine; gives the moment until which nothing can be due with it."""
         began = crowd.began(number)
-        took = now - began / 1e9 if began else 0.0
+        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
         if began:
             self._herald.running(number, claimed, worker.pid, took)
         if asked := worker.asked.get(number):
@@ -12146,9 +12295,9 @@ class Warden:
                 self._kill_all(worker, number, asked)
             return worker.asked[number].kill_at
         if why := self._reason(claimed, took):
-            worker.asked[number] = asked = self._asking(why)
+            worker.asked[number] = asked = self._asking(why, claimed)
             left = asked.kill_at - time.monotonic()
-            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0)
+            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
             return asked.kill_at
         left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
         # In a second again, to see who has been running for long; sooner, whether it begins.
@@ -12162,8 +12311,15 @@ class Warden:
             return "timeout"
         return "stop" if self.stop_at < math.inf else None
 
-    def _asking(self, why: Reason) -> Asked:
-        return Asked(why, self.stop_at if why == "stop" else time.monotonic() + self._grace)
+    def _asking(self, why: Reason, claimed: Claimed) -> Asked:
+        if why == "stop":
+            return Asked(why, self.stop_at)
+        grace = self._grace
+        if claimed.grace is not None:
+            grace = claimed.grace / 1e6
+        elif (own := self._graces.get(claimed.name)) is not None:
+            grace = own.total_seconds()
+        return Asked(why, time.monotonic() + grace, grace)
 
     def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, the
@@ -12305,7 +12461,9 @@ class Supervisor:
         self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
         arbiter = Arbiter(self.registry, given, self.clock, self.rng)
         self._clerk = Clerk(arbiter, self._herald, paces)
-        self._warden = Warden(self._herald, self.grace, given)
+        graces = {own.name: own.options.grace for own in self.registry}
+        chosen = {name: grace for name, grace in graces.items() if grace is not None}
+        self._warden = Warden(self._herald, self.grace, chosen, given)
         self._rota = Rota(
             {**dict.fromkeys((self._look, self._heed, *DUTIES), 0.0), self._refill: math.inf}
         )
@@ -12509,7 +12667,10 @@ class Supervisor:
         if time.monotonic() >= self._rested_at:
             self._rested_at, self._false_wakes = math.inf, 0
             self._ear.add(self._bell.source, None)
-        self._hear_all(self._patience())
+        patience = self._patience()
+        self._warden.notice_freeze(self._crew.workers, patience)
+        self._hear_all(patience)
+        self._warden.notice_freeze(self._crew.workers)
         self._locked = False
 
     def _patience(self) -> float:
@@ -13519,9 +13680,10 @@ class LiteJobs:
         stands by then, so that no job waits for the start of a process.
 
         *queues* limits it to some queues; *node* names it for jobs that only it may
-        take. *grace* is how long a job may go on after it was asked to end: by its
-        timeout, by a cancellation, or since the node stops. SIGTERM and Ctrl-C stop the
-        node, a second one at once (in the main thread; elsewhere use `start`).
+        take. *grace* is how long a job may go on after it was asked to end: since the node
+        stops; or by its timeout or a cancellation, if neither it nor its definition has a
+        `grace` of its own. Then its worker is killed. SIGTERM and Ctrl-C stop the node, a
+        second one at once (in the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
@@ -13805,8 +13967,9 @@ class Queue:
         many start in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at
         once after a rest. *weight*: its share of the turns among queues with jobs of the same
         priority, where 1 is that of a queue without one. *ageing*: the priority of a waiting
-        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout* and
-        *backoff*: for jobs whose definition does not say.
+        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout*
+        (after which a job has its grace, 5 s, to end) and *backoff*: for jobs whose definition
+        does not say.
 
         A *concurrency* or *rate* that is set holds when this returns, as after `pause`.
 
@@ -14113,6 +14276,7 @@ class Changes(TypedDict, total=False):
     priority: int
     max_attempts: int | None
     timeout: Duration | None
+    grace: Duration | None
     node: str | None
     delay: Duration
     at: datetime
@@ -14145,6 +14309,8 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
         columns["run_at"] = options.run_at(now)
     if "expires" in choices:
         columns["expires_at"] = options.expires_at(options.run_at(now))
+    if "grace" in choices:
+        columns["grace"] = options.own_grace
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
@@ -14260,6 +14426,7 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
         unique_scope=None if unique_text is None else unique.scope,
         unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
         expires_at=options.expires_at(batch.run_at),
+        grace=options.own_grace,
     )
     if merge is not None:
         how = functools.partial(merged, bound, merge)
@@ -14785,7 +14952,9 @@ def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_filters(listing)
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    command("show", _show, "show one job with its failed attempts").add_argument("id", type=int)
+    show = command("show", _show, "show one job with its failed attempts")
+    show.add_argument("id", type=int)
+    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
     command("why", _why, "say why a job is not running").add_argument("id", type=int)
     _add_bulk_commands(command)
 
@@ -14870,7 +15039,10 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, help="seconds")
     parser.add_argument("--at", type=_moment, help="ISO time with an offset")
     parser.add_argument("--max-attempts", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds")
+    parser.add_argument("--timeout", type=float, help="seconds; then it is asked to end")
+    parser.add_argument(
+        "--grace", type=float, help="seconds until it is killed then (default: the node's, 5)"
+    )
     parser.add_argument("--node", help="the only node that may take it")
     parser.add_argument("--expires", type=float, help="seconds after which it is not started")
     parser.add_argument("--key", help="of jobs with one key, so many run at a time")
@@ -14946,6 +15118,8 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
     change("--at", _moment, "ISO time with an offset", metavar="TIME")
     change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
     change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
+    grace = "seconds until it is killed then; '': as defined"
+    change("--grace", lambda text: float(text) if text else None, grace, metavar="SECONDS")
     change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
     change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
 
@@ -15044,8 +15218,8 @@ def _run(options: argparse.Namespace) -> int:
 def _enqueue(options: argparse.Namespace) -> int:
     jobs, loaded = _target(options.target)
     names = (
-        "queue", "priority", "delay", "at", "max_attempts", "timeout", "node", "expires", "key",
-        "key_limit",
+        "queue", "priority", "delay", "at", "max_attempts", "timeout", "grace", "node", "expires",
+        "key", "key_limit",
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
@@ -15080,6 +15254,9 @@ def _list(options: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
+SHOWN_FAILURES = 5
+
+
 def _show(options: argparse.Namespace) -> int:
     jobs, _ = _target(options.target)
     job = jobs.get(options.id)
@@ -15093,7 +15270,12 @@ def _show(options: argparse.Namespace) -> int:
         for key, value in shown.items()
         if value is not None
     ]
-    for failure in errors:
+    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    if more := first + sum(failure.omitted for failure in errors[:first]):
+        lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines += ["", f"{failure.omitted} failed attempts are not kept"]
         when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
         lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
         told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"

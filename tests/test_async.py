@@ -260,7 +260,8 @@ class TestCancelAndStop:
             looking = beside.watch_itself.enqueue(str(log))
             eventually(lambda: len(lines(log)) == 2)
         assert short.refresh().result() == "ended"
-        assert looking.refresh().result() == "obeyed"
+        # It obeyed, and has more to do.
+        assert (looking.refresh().state, looking.refresh().attempt) == ("pending", 0)
 
     def test_shortly_before_the_grace_is_over_they_are_cancelled_and_given_back(
         self, jobs: LiteJobs, log: Path
@@ -272,6 +273,14 @@ class TestCancelAndStop:
         took = time.monotonic() - since
         assert 0.7 <= took < 0.75 + MARGIN
         assert lines(log) == ["began", "cleaned up"]
+        assert (job.refresh().state, job.refresh().attempt, job.errors) == ("pending", 0, ())
+
+    def test_one_that_breaks_off_when_it_is_cancelled_for_a_stop_is_given_back(
+        self, jobs: LiteJobs, log: Path
+    ) -> None:
+        with jobs.start(workers=1, grace=GRACE):
+            job = beside.swallow.enqueue(str(log))
+            eventually(lambda: lines(log))
         assert (job.refresh().state, job.refresh().attempt, job.errors) == ("pending", 0, ())
 
     def test_those_that_ignore_a_stop_are_killed_and_given_back(

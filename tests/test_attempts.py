@@ -24,6 +24,8 @@ from litejobs import (
     OUTPUT_RING,
     Board,
     Bound,
+    Constant,
+    Context,
     Failure,
     LiteJobs,
     Plain,
@@ -256,6 +258,32 @@ class TestShow:
         assert failure.cpu is not None
         assert told["cpu"] == failure.cpu.total_seconds()
         assert told["memory"] == failure.memory
+
+
+class TestOfAJobThatIsRetriedForWeeks:
+    def test_the_first_and_the_last_are_kept(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+
+            @jobs.define(max_attempts=None, backoff=Constant(0))
+            def poll(context: Context) -> None:
+                if context.attempt <= 120:
+                    raise ValueError(f"not yet, for the {context.attempt}. time")
+
+            job = poll.enqueue()
+            jobs.drain()
+            assert [error.attempt for error in job.errors] == [*range(1, 11), *range(81, 121)]
+            omitted = {error.attempt: error.omitted for error in job.errors if error.omitted}
+            assert omitted == {81: 70}
+            assert main(["show", str(jobs.path), str(job.id)]) == 0
+            shown = capsys.readouterr().out
+            assert shown.count("ValueError: not yet") == 5
+            assert "115 earlier failed attempts: --all shows those that are kept" in shown
+            assert main(["show", str(jobs.path), str(job.id), "--all"]) == 0
+            shown = capsys.readouterr().out
+            assert shown.count("ValueError: not yet") == 50
+            assert "70 failed attempts are not kept" in shown
 
 
 class TestAttemptsOfOlderVersions:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import apsw
 import attrs
 import pytest
 from conftest import NEW_YEAR, TurnedClock
@@ -30,6 +31,7 @@ from litejobs import (
     OptionError,
     PayloadError,
     Retention,
+    Unique,
     define,
 )
 
@@ -668,6 +670,32 @@ def test_a_job_has_the_options_of_its_definition(jobs: LiteJobs) -> None:
     assert job == job.refresh()
 
 
+def test_the_grace_of_a_job_is_kept_however_it_comes_into_the_file(jobs: LiteJobs) -> None:
+    @jobs.define(grace=9)
+    def work(n: int) -> None: ...
+
+    def stored(id: int) -> Any:
+        sql = "SELECT grace FROM litejobs_job WHERE id = ?"
+        return jobs.store.file.connection().execute(sql, (id,)).get
+
+    own = work.using(grace=0.5)
+    assert stored(work.enqueue(1).id) is None, "that of the definition is known by its name"
+    ways = [own.enqueue(1), *jobs.enqueue_many([own.bind(1), own.bind(2)])]
+    unique = Unique(on_conflict="replace")
+    later = work.using(unique=unique, delay=60)
+    ways.append(later.enqueue(1))
+    assert later.using(grace=0.5).enqueue(1).duplicate
+    connection = apsw.Connection(str(jobs.path))
+    ways.append(own.using(connection=connection).enqueue(1))
+    connection.close()
+    jobs.schedule("often").set(60, own.bind(1))
+    ways.append(jobs.schedule("often").fire())
+    assert [stored(job.id) for job in ways] == [500_000] * len(ways)
+    jobs.change(ways[0].id, to={"grace": 2})
+    jobs.change(ways[1].id, to={"grace": None})
+    assert [stored(job.id) for job in ways[:2]] == [2_000_000, None]
+
+
 def test_the_defaults_are_five_attempts_in_the_queue_default(jobs: LiteJobs) -> None:
     @jobs.define
     def work() -> None: ...
@@ -774,6 +802,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("timeout", 1e-9, "expected more than zero, or None for no limit"),
     ("timeout", -1, "-1 is negative; a time to wait is zero or more"),
     ("timeout", "30", "expected seconds or a timedelta, got '30'"),
+    ("grace", -1, "-1 is negative; a time to wait is zero or more"),
     ("delay", -1, "-1 is negative; a time to wait is zero or more"),
     ("delay", timedelta(-1), f"{timedelta(-1)!r} is negative; a time to wait is zero or more"),
     ("delay", "60", "expected seconds or a timedelta, got '60'"),

@@ -475,7 +475,7 @@ def test_an_error_that_does_what_it_likes_is_a_failed_attempt(what: str, form: s
     if form == "sync":
         report = executor.run(job)
     else:
-        report = asyncio.run(executor.run_async(job, lambda: False))
+        report = asyncio.run(executor.run_async(job, lambda: None))
     assert (report.kind, report.state in ("retrying", "failed")) == ("exception", True)
     assert all(type(text) is str for text in (report.type, report.message, report.traceback))
     marshal.dumps(tuple(report))
@@ -930,7 +930,7 @@ def test_a_context_says_whether_its_job_was_asked_to_end() -> None:
     stop: list[bool] = []
     registry = Registry()
     registry.add(work)
-    Executor(registry).run(claimed(), lambda: bool(stop))
+    Executor(registry).run(claimed(), lambda: "stop" if stop else None)
     assert asked == [False, True]
 
 

@@ -471,6 +471,10 @@ class TestWhy:
             ({"state": "completed", "finished_at": START}, "it completed at 2025"),
             ({"state": "cancelled", "finished_at": START}, "it was cancelled at 2025"),
             (
+                {"state": "cancelled", "finished_at": START, "error": "Cancel: gone"},
+                "it was cancelled at 2025.*: Cancel: gone",
+            ),
+            (
                 {"state": "failed", "finished_at": START, "attempt": 5, "error": "E: no"},
                 "it failed at 2025.*, after 5 attempts: E: no",
             ),

@@ -586,6 +586,7 @@ class TestExpiry:
         job = job.refresh()
         assert (job.state, job.attempt) == ("cancelled", 0)
         assert job.error == "Expired: not started by 2025-01-01 00:00:10 UTC"
+        assert job.why() == f"it was cancelled at 2025-01-01 00:00:10 UTC: {job.error}"
         assert kept.refresh().state == "completed"
 
     def test_counts_from_the_time_when_the_job_is_due(

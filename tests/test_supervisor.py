@@ -27,6 +27,7 @@ from conftest import write_by_hand
 from programs import (
     Programs,
     alive,
+    beside,
     children,
     eventually,
     lines,
@@ -40,6 +41,7 @@ from litejobs import (
     SIGN,
     Bound,
     Constant,
+    Definition,
     Failure,
     FileError,
     FileReplacedError,
@@ -707,6 +709,51 @@ def test_a_node_that_died_with_a_row_of_somebody_elses_is_taken_over(jobs: LiteJ
     jobs.work(threads=1, until="empty")
     states = [job.state for job in jobs.find()]
     assert (len(states), set(states)) == (15, {"completed", "failed"})
+@pytest.mark.parametrize("obeys", [True, False], ids=["in time", "in its grace"])
+def test_time_in_which_the_whole_node_was_frozen_counts_towards_no_timeout(
+    obeys: bool, jobs: LiteJobs, log: Path, programs: Programs
+) -> None:
+    """As by `docker pause`, or when a laptop sleeps; jobs that had run for a moment became dead
+    letters when it went on."""
+    flag = log.with_suffix(".flag")
+    timeout, grace = (3.0, 0.2) if obeys else (0.1, 3.0)
+    node = programs.node(jobs.path, "--grace", str(grace))
+    work = trouble.end_as.using(timeout=timeout)
+    job = work.enqueue(str(log), str(flag), "Snooze", not obeys)
+    eventually(written(log, 1))
+    if not obeys:
+        since = time.monotonic()
+        eventually(lambda: time.monotonic() > since + 0.5)
+    frozen = [node.pid, *children(node.pid)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() > since + 4.0)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    # Its node has the time to see how long it has been, and to kill it.
+    eventually(lambda: time.monotonic() > since + 4.5)
+    flag.touch()
+    eventually(lambda: job.refresh().state != "running")
+    ended = job.refresh().state, [(error.kind, error.exit_code) for error in job.errors]
+    assert ended == (("scheduled", []) if obeys else ("failed", [("timeout", None)]))
+
+
+@pytest.mark.parametrize("whose", ["definition", "job", "coroutine"])
+def test_a_job_is_killed_after_its_own_grace_and_its_failure_says_how_long_that_was(
+    whose: str, jobs: LiteJobs
+) -> None:
+    jobs.register(beside.ignore)
+    work: Definition[[], Any, Any] = trouble.stop_soon
+    if whose == "job":
+        work = trouble.stop_itself.using(timeout=0.1, grace=0.2)
+    elif whose == "coroutine":
+        work = beside.ignore.using(timeout=0.1, grace=0.2)
+    with jobs.start(workers=1, grace=FAR):
+        job = work.using(max_attempts=1).enqueue().wait(PATIENT)
+    (failure,) = job.errors
+    told = "it took longer than its timeout of 0.1 s, and was granted 0.2 s more to end"
+    assert (failure.kind, failure.message) == ("timeout", told)
 
 
 # Signals
@@ -747,6 +794,78 @@ def test_a_job_that_outlasts_the_grace_is_given_back_without_the_loss_of_an_atte
     job = job.refresh()
     assert (job.state, job.attempt, job.errors) == ("pending", 0, ())
     assert not alive(int(lines(log)[0]))
+
+
+@pytest.mark.parametrize("where", ["workers", "threads"])
+@pytest.mark.parametrize("work", [trouble.obey, trouble.check], ids=["obey", "check"])
+def test_a_job_that_obeys_the_stop_of_its_node_is_given_back_and_not_taken_for_done(
+    work: Definition[[str], Any, Any], where: str, jobs: LiteJobs, log: Path
+) -> None:
+    one: Any = {where: 1}
+    job = work.using(max_attempts=1).enqueue(str(log))
+    for run in (1, 2):
+        with jobs.start(**one, grace=FAR):
+            eventually(lambda: sum(line.isdigit() for line in lines(log)) == run)  # noqa: B023
+        job = job.refresh()
+        assert (job.state, job.attempt, job.errors) == ("pending", 0, ())
+    assert lines(log).count("cleaned up") == (2 if work is trouble.check else 0)
+
+
+@pytest.mark.parametrize("where", ["workers", "threads"])
+def test_what_a_handler_raises_while_its_node_stops_counts(
+    where: str, jobs: LiteJobs, log: Path
+) -> None:
+    """The card is not valid, and was charged again by each node that was stopped meanwhile."""
+    expected = {
+        "Fail": ("failed", 1, ["Fail"]),
+        "Retry": ("retrying", 1, ["Retry"]),
+        "Snooze": ("scheduled", 0, []),
+        "Cancel": ("cancelled", 1, []),
+        "ValueError": ("failed", 1, ["ValueError"]),
+    }
+    flag = log.with_suffix(".flag")
+    cases = [(how, looks) for how in expected for looks in (False, True)]
+    if where == "workers":  # Of which so many take long to start.
+        cases = [("Fail", False), ("ValueError", True)]
+    size: Any = {where: len(cases)}
+    with jobs.start(**size, grace=PATIENT / 4) as pool:
+        ran = [trouble.end_as.enqueue(str(log), str(flag), *case) for case in cases]
+        eventually(written(log, len(cases)))
+        pool._supervisor.stop()
+        eventually(lambda: all(worker.asked for worker in pool._supervisor._crew.workers))
+        flag.touch()
+        assert pool.wait(PATIENT)
+    for job, (how, looks) in zip(ran, cases, strict=True):
+        job = job.refresh()
+        ended = job.state, job.attempt, [error.type for error in job.errors]
+        # What it raises after it has seen that it is to end is how it breaks off.
+        gone = ("pending", 0, []) if looks and how == "ValueError" else expected[how]
+        assert ended == gone, (how, looks)
+    dead = sorted(line for line in lines(log) if line.startswith("dead"))
+    assert len(dead) == [case[0] for case in cases].count("Fail") + (where == "threads")
+
+
+def test_a_crash_while_its_node_stops_costs_an_attempt(jobs: LiteJobs, log: Path) -> None:
+    flag = log.with_suffix(".flag")
+    with jobs.start(workers=1, grace=PATIENT / 4) as pool:
+        job = trouble.end_as.enqueue(str(log), str(flag), "exit")
+        eventually(written(log, 1))
+        pool._supervisor.stop()
+        eventually(lambda: pool._supervisor._crew.workers[0].asked)
+        flag.touch()
+        assert pool.wait(PATIENT)
+    assert (job.refresh().state, [error.kind for error in job.errors]) == ("failed", ["crash"])
+
+
+def test_a_checkpoint_ends_a_job_as_it_was_asked_to_end(jobs: LiteJobs, log: Path) -> None:
+    work = trouble.check.using(max_attempts=1)
+    with jobs.start(workers=2, grace=FAR):
+        late, unwanted = work.using(timeout=0.1).enqueue(str(log)), work.enqueue(str(log))
+        eventually(lambda: unwanted.refresh().state == "running")
+        jobs.cancel(unwanted.id)
+        assert [job.wait(PATIENT).state for job in (late, unwanted)] == ["failed", "cancelled"]
+        assert [error.kind for error in late.errors] == ["timeout"]
+        assert lines(log).count("cleaned up") == 2
 
 
 def test_a_second_signal_ends_a_node_at_once(jobs: LiteJobs, log: Path, programs: Programs) -> None:
@@ -1440,7 +1559,7 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
         eventually(lambda: worker.asked)
         # As the worker does when it leaves its report, and is not on the processor meanwhile.
         with worker.board.held():
-            [(number, (_, kill_at))] = worker.asked.items()
+            [(number, (_, kill_at, _))] = worker.asked.items()
             flag.touch()
             eventually(lambda: kill_at + 0.2 < worker.asked[number].kill_at < math.inf)
         assert job.wait(PATIENT).state == "cancelled"

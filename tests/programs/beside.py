@@ -79,6 +79,14 @@ async def watch_itself(context: Context, log: str) -> str:
     return "obeyed"
 
 
+@define
+async def swallow(log: str) -> None:
+    """Breaks off when its task is cancelled, and returns."""
+    note(log, "began")
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+
+
 @define(timeout=30)
 async def seconds_left(context: Context) -> float:
     assert context.deadline is not None
@@ -221,8 +229,8 @@ async def leave_a_trail(context: Context, call_next: Callable[[], Awaitable[obje
 
 
 DEFINITIONS = (
-    rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, seconds_left,
-    leave_at_once, stop_the_loop, cancel_whoever_comes, large, take, compute, nap_and_tell,
-    devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
+    rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, swallow,
+    seconds_left, leave_at_once, stop_the_loop, cancel_whoever_comes, large, take, compute,
+    nap_and_tell, devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
     rest_too_long, tell_how_far,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from litejobs import Constant, Context, define
+from litejobs import Cancel, Constant, Context, Fail, Retry, Snooze, define
 
 AT_ONCE = Constant(0)
 
@@ -78,6 +79,41 @@ def obey(context: Context, log: str) -> str:
     return "obeyed"
 
 
+@define
+def check(context: Context, log: str) -> None:
+    """Goes on, whatever happens, until what it calls finds that it is to end."""
+    note(log, os.getpid())
+    try:
+        while True:
+            with contextlib.suppress(Exception):
+                _rest_and_check(context)
+    finally:
+        note(log, "cleaned up")
+
+
+def _rest_and_check(context: Context) -> None:
+    time.sleep(0.005)
+    context.checkpoint()
+
+
+def _note_death(context: Context, error: BaseException) -> None:
+    note(context.job.payload["log"], f"dead: {error}")
+
+
+@define(max_attempts=1, on_failure=_note_death)
+def end_as(context: Context, log: str, flag: str, how: str, looks: bool = False) -> None:
+    """Waits for a file, then ends as it is told to."""
+    note(log, os.getpid())
+    while not Path(flag).exists():
+        time.sleep(0.005)
+    if looks and not context.cancelled:
+        raise AssertionError("it is not asked to end")
+    if how == "exit":
+        os._exit(3)
+    error = {"Fail": Fail("bad card"), "Retry": Retry(600), "Snooze": Snooze(600)}
+    raise {**error, "Cancel": Cancel(), "ValueError": ValueError("no luck")}[how]
+
+
 # Those that end their worker.
 
 
@@ -141,6 +177,11 @@ def ignore_signals() -> None:
 
 @define(backoff=AT_ONCE, timeout=0.5)
 def stop_itself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@define(timeout=0.1, grace=0.2)
+def stop_soon() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -271,9 +312,9 @@ def leave_a_daemon(log: str) -> int:
 
 
 DEFINITIONS = (
-    innocent, nap, nap_and_tell, large, measure, whoami, obey, segfault, leave_at_once, kill_itself,
-    close_everything, nap_or_close, leave_a_child_behind, spin_in_c, ignore_signals, stop_itself,
-    start_a_sleeper, start_a_sleeper_and_spin, call_exit, interrupt, recurse, use_all_memory,
-    fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child, use_a_subprocess, come_out_twice,
-    leave_a_daemon, mutter,
+    innocent, check, end_as, nap, nap_and_tell, large, measure, whoami, obey, segfault,
+    leave_at_once, kill_itself, close_everything, nap_or_close, leave_a_child_behind, spin_in_c,
+    ignore_signals, stop_itself, stop_soon, start_a_sleeper, start_a_sleeper_and_spin, call_exit,
+    interrupt, recurse, use_all_memory, fail_in_bad_text, fail, wait_for, use_a_pool, end_a_child,
+    use_a_subprocess, come_out_twice, leave_a_daemon, mutter,
 )  # fmt: skip
