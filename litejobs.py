@@ -4813,7 +4813,7 @@ def _as_ours(path: str | Path) -> Iterator[None]:
 class File:
     """The file, through one connection that the threads of a process take turns with."""
 
-    given: Path
+    given: Path = attrs.field(converter=Path)
     """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
