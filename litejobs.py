@@ -11222,6 +11222,8 @@ class Warden:
 
     def _missed(self, since: float) -> float:
         """Seconds since then that count towards no timeout."""
+        if not self._frozen:
+            return 0.0
         return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
 
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
