@@ -8645,9 +8645,11 @@ class Store:
         if surplus := ids[:-LAST_FAILURES]:
             connection.execute(
                 """
-                UPDATE litejobs_attempt SET omitted = coalesce(omitted, 0) + (
-                    SELECT sum(1 + coalesce(omitted, 0)) FROM litejobs_attempt WHERE id IN carray(?)
-                ) WHERE id = ?
+                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
+                    -- Unlike sum(), total() does not overflow, whatever somebody has written.
+                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
+                    WHERE id IN carray(?)
+                ) AS INTEGER) WHERE id = ?
                 """,
                 (_carray(surplus), ids[-LAST_FAILURES]),
             )
