@@ -5179,7 +5179,7 @@ def _within_patience(waited: float) -> bool:
 class File:
     """The file, through one connection that the threads of a process take turns with."""
 
-    given: Path
+    given: Path = attrs.field(converter=Path)
     """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
@@ -9431,9 +9431,11 @@ class Store:
         if surplus := ids[:-LAST_FAILURES]:
             connection.execute(
                 """
-                UPDATE litejobs_attempt SET omitted = coalesce(omitted, 0) + (
-                    SELECT sum(1 + coalesce(omitted, 0)) FROM litejobs_attempt WHERE id IN carray(?)
-                ) WHERE id = ?
+                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
+                    -- Unlike sum(), total() does not overflow, whatever somebody has written.
+                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
+                    WHERE id IN carray(?)
+                ) AS INTEGER) WHERE id = ?
                 """,
                 (_carray(surplus), ids[-LAST_FAILURES]),
             )
@@ -12232,6 +12234,8 @@ class Warden:
 
     def _missed(self, since: float) -> float:
         """Seconds since then that count towards no timeout."""
+        if not self._frozen:
+            return 0.0
         return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
 
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:

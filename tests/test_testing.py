@@ -540,7 +540,7 @@ def test_fails(record_jobs):
 
 
 def test_leaves_no_files():
-    assert jobs.path == Path("mails.db") and not jobs.tested
+    assert jobs.path == Path("mails.db").absolute() and not jobs.tested
     assert not list(Path().glob("*.db*"))
 """
 
