@@ -5390,8 +5390,16 @@ class File:
     # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
 
     def require_space(self, connection: apsw.Connection) -> None:
-        """Refuses a transaction that enqueues, just before it commits, unless the disk has room
-        for what the next checkpoint adds to the file, for the WAL, and for `DISK_RESERVE`.
+        """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
+        left for those who settle."""
+        if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
+            problem = "the disk is nearly full: nothing was written; free some space"
+            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+            raise FileError(str(self.path), f"{problem} ({left})")
+
+    def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
+        """How many bytes the disk has left, in a transaction, if those are too few for what the
+        next checkpoint adds to the file, for the WAL, and for the *reserve*.
 
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
@@ -5401,11 +5409,10 @@ class File:
         try:
             free = _free_space(os.path.dirname(self._names.file))
         except OSError:
-            return  # The commit says what is wrong with it.
-        if free is not None and free < max(0, growth) + max(0, wal_growth) + DISK_RESERVE:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.path), f"{problem} ({left})")
+            return None  # The commit says what is wrong with it.
+        if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
+            return None
+        return free
 
     def extend_wal(self) -> None:
         """Gives the WAL room for those who settle; for nodes, now and then.
@@ -5418,6 +5425,7 @@ class File:
             if os.stat(self._names.wal).st_size >= WAL_ROOM * (self._page_size + 24):
                 return
             size = WAL_ROOM * self._page_size
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
@@ -9952,6 +9960,25 @@ SLACK = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 
+@attrs.define(eq=False, repr=False)
+class Complaints:
+    """Logs errors of what is tried again and again, each with pauses that double up to an hour."""
+
+    _pauses: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """When each may be logged again, and how long the pause before that is; in seconds."""
+
+    def log(self, what: str, error: Exception) -> None:
+        """Logs that *what* failed, unless it did so a short while ago."""
+        now = time.monotonic()
+        again_at, pause = self._pauses.get(what, (now, 1.0))
+        if now > again_at + 2 * pause:
+            pause = 1.0  # It had worked in between.
+        if now >= again_at:
+            self._pauses[what] = now + pause, min(2 * pause, 3600.0)
+            text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
+            logger.error(text, what, pause, error)
+
+
 @attrs.frozen
 class Beat:
     """What duties work with."""
@@ -9964,6 +9991,7 @@ class Beat:
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
+    complaints: Complaints = attrs.field(factory=Complaints)
 
     def tell(self, kind: EventKind, **facts: Unpack[Facts]) -> None:
         """Tells of something that this node has done now."""
@@ -10124,7 +10152,7 @@ class Rota:
             except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
-                logger.error("%s failed and will be tried again: %s", duty.__name__, error)
+                beat.complaints.log(duty.__name__, error)
                 self._due[duty] = time.monotonic() + 1.0
 
 
@@ -12436,6 +12464,8 @@ class Supervisor:
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    _failing_since: float = math.inf
+    """Since when nothing could be claimed or settled."""
     _locked: bool = False
     """Whether others held the write lock in this turn."""
     _locked_at: float = -math.inf
@@ -12771,8 +12801,15 @@ class Supervisor:
             return
         plan: Plan = {}
         workers = [] if self._stops else self._crew.at_work()
+        short = False
 
         def choose(ready: Ready) -> list[int]:
+            nonlocal short
+            file = self.store.file
+            if file.lacks_space(file.connection(), DISK_RESERVE // 2) is not None:
+                # What runs has to be settled; the others had better wait.
+                short = next(ready, None) is not None
+                return []
             if ids := self._dealer.choose(plan, workers, ready):
                 self.store.nodes.refuse_unlisted(self._node)
             return ids
@@ -12784,15 +12821,16 @@ class Supervisor:
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            if isinstance(error.__cause__, OF_ONE_ROW) and self._clerk.settlements:
-                # Of results, the one that is to blame must not keep the others.
-                self.store.settle_each(self._clerk.settlements)
-                self._exchanged(Exchanged([], 0, None))
-            self._put_off(error)
+            self._put_off(self._settle_each(error))
             return
         self._exchanged(done)
         self._hand_over(plan, done.claimed)
         self._herald.tell_ended()
+        if short:
+            problem = "the disk is nearly full: no further jobs are started; free some space"
+            self._put_off(FileError(str(self.store.file.path), problem))
+        else:
+            self._failing_since = math.inf
 
     def _has_news(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
@@ -12814,9 +12852,33 @@ class Supervisor:
             self.store.nodes.release_strays(self._node, held)
             self._strays = False
 
+    def _settle_each(self, error: FileError) -> FileError:
+        """Settles one at a time what could not be settled together: one that is to blame must not
+        keep the others, and a small transaction may fit where a large one does not. Gives the
+        last error."""
+        alone = isinstance(error.__cause__, (*OF_ONE_ROW, apsw.FullError))
+        if alone and self._clerk.settlements:
+            try:
+                self.store.settle_each(self._clerk.settlements)
+                self._exchanged(Exchanged([], 0, None))
+            except BusyError:
+                raise
+            except FileError as again:
+                return again
+        return error
+
     def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while."""
-        logger.error("the exchange failed and will be tried again: %s", error)
+        """Keeps what is to be settled, and tries again in a while; but not for ever, where the
+        node is to end by itself.
+
+        Raises:
+            FileError: nothing has moved for `PATIENCE`, and nothing is running.
+        """
+        self._failing_since = min(self._failing_since, time.monotonic())
+        failing = time.monotonic() - self._failing_since
+        if self.until is not None and not self._crew.busy and failing > PATIENCE:
+            raise error
+        self._beat.complaints.log("the exchange", error)
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
         self._dealer.stir()
         self._quiet_until = time.monotonic() + 0.5

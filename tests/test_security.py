@@ -358,7 +358,8 @@ class TestAHostileFile:
             jobs,
             "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL);"
             "INSERT INTO litejobs_queue (name) VALUES ('q');"
-            "INSERT INTO litejobs_attempt VALUES (1, 1, 1, '', '', '', '', 1, 1, 1, 1, 1, 1, '', 0);"
+            "INSERT INTO litejobs_attempt"
+            " VALUES (1, 1, 1, '', '', '', '', 1, 1, 1, 1, 1, 1, '', 0);"
             "INSERT INTO litejobs_metric"
             " VALUES (3600, 1735689600000000, 'q', 'n', 'waiting', 1, 1);"
             "INSERT INTO litejobs_schedule (name, definition, payload, options, expression,"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
 import multiprocessing
@@ -709,6 +710,8 @@ def test_a_node_that_died_with_a_row_of_somebody_elses_is_taken_over(jobs: LiteJ
     jobs.work(threads=1, until="empty")
     states = [job.state for job in jobs.find()]
     assert (len(states), set(states)) == (15, {"completed", "failed"})
+
+
 @pytest.mark.parametrize("obeys", [True, False], ids=["in time", "in its grace"])
 def test_time_in_which_the_whole_node_was_frozen_counts_towards_no_timeout(
     obeys: bool, jobs: LiteJobs, log: Path, programs: Programs
@@ -1624,3 +1627,27 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
     finally:
         logging.getLogger("litejobs").removeHandler(slow)
     assert len(lines(log)) == rounds * len(naps)
+
+
+# A disk that fills while no node is at work
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="replaces system calls of Linux")
+def test_a_node_until_all_is_done_ends_with_an_error_on_a_disk_that_stays_full(
+    tmp_path: Path,
+) -> None:
+    room = 12_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos.cramped", "empty", str(tmp_path / "jobs.db"), str(room)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENT,
+    )
+    told = json.loads(done.stdout)
+    problem = "the disk is nearly full: no further jobs are started; free some space"
+    assert told["outcome"].startswith("FileError: ")
+    assert told["outcome"].endswith(problem)
+    assert told["states"].keys() == {"completed", "pending"}, "what was begun was settled"
+    assert sum(told["states"].values()) == told["enqueued"] > 100
+    assert told["after"] == {"default": {"completed": told["enqueued"]}}

@@ -22,11 +22,18 @@ from typing import Any
 
 import attrs
 
-from litejobs import LiteJobs, LitejobsError
+import litejobs
+from litejobs import LiteJobs, LitejobsError, define
 
 from .ordeal import Run, Violation
 from .scenes import linger, note
 from .system import Call, replace
+
+
+@define
+def swell(text: str) -> str:
+    return 3 * text
+
 
 DEADLINE = 60.0
 """Seconds for what takes three."""
@@ -182,12 +189,38 @@ def work_on_a_full_disk(jobs: LiteJobs, room: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def work_until_empty(jobs: LiteJobs, room: int) -> dict[str, Any]:
+    """A node that is to end when all is done, on a disk that was filled while no node was at work.
+    Its jobs return what makes the file larger."""
+    disk, enqueued = SmallDisk(errno.ENOSPC), 0
+    disk.install()
+    litejobs.PATIENCE = 1.0
+    outcome = "done"
+    with disk.with_room(room):
+        try:
+            while True:
+                swell.enqueue("x" * 3_000)
+                enqueued += 1
+        except LitejobsError:
+            pass
+        try:
+            jobs.work(threads=1, until="empty")
+        except LitejobsError as error:
+            outcome = f"{type(error).__name__}: {error}"
+    states = jobs.stats()["default"]
+    jobs.work(threads=1, until="empty")
+    return {"outcome": outcome, "enqueued": enqueued, "states": states, "after": jobs.stats()}
+
+
 def main() -> None:
     logging.disable()
     kind, path, amount = sys.argv[1:]
     jobs = LiteJobs(Path(path))
-    jobs.register(note, linger)
-    does = {"descriptors": work_without_descriptors, "disk": work_on_a_full_disk}
+    jobs.register(note, linger, swell)
+    does = {
+        "descriptors": work_without_descriptors, "disk": work_on_a_full_disk,
+        "empty": work_until_empty,
+    }  # fmt: skip
     print(json.dumps(does[kind](jobs, int(amount))), flush=True)
     os._exit(0)  # SQLite would call what has been put in place, when that is gone already.
 
