@@ -5385,6 +5385,12 @@ class File:
         and one by others at least as much before the next transaction of ours."""
         return self._opened + connection.data_version()
 
+    def changes(self, connection: apsw.Connection) -> int:
+        """A number that is another one after others have committed, or a fork or an error has
+        had the file opened anew."""
+        version: int = connection.execute("PRAGMA data_version").get
+        return self._opened + version
+
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for those who settle. Only SQLite ever writes to the
     # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
@@ -9575,8 +9581,7 @@ class Store:
     def changes(self) -> int:
         """A number that is another one after others have committed."""
         with self.file.reading() as connection:
-            version: int = connection.execute("PRAGMA data_version").get
-        return version
+            return self.file.changes(connection)
 
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, those of paused

@@ -245,11 +245,12 @@ class TestTheFile:
         assert victim.read_bytes() == b"precious"
 
 
-def write(jobs: LiteJobs, sql: str, *bindings: object) -> None:
+def write(jobs: LiteJobs, sql: str, *bindings: object, triggers: bool = True) -> None:
     """Does to the file what nothing refuses."""
     jobs.close()
     connection = apsw.Connection(str(jobs.path))
     connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, int(triggers))
     connection.pragma("writable_schema", 1)
     connection.execute(sql, bindings)
     connection.close()
@@ -279,7 +280,7 @@ def behind_its_back(jobs: LiteJobs, thing: str, sql: str, *bindings: object) -> 
     strict = row[4]
     loose = strict.replace("STRICT, ", "").replace("STRICT", "").replace("NOT NULL", "")
     write(jobs, "UPDATE sqlite_schema SET sql = ? WHERE name = ?", loose, thing)
-    write(jobs, sql, *bindings)
+    write(jobs, sql, *bindings, triggers=False)
     write(jobs, "UPDATE sqlite_schema SET sql = ? WHERE name = ?", strict, thing)
 
 

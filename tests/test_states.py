@@ -180,6 +180,7 @@ class JobsAndPeople(RuleBasedStateMachine):
     @rule(acts=st.lists(st.sampled_from(ACTS), min_size=1, max_size=5))
     def drain(self, acts: list[Act]) -> None:
         now = self.clock()
+        self.model = {id: job for id, job in self.model.items() if job.prune_at > now}
         for job in self.model.values():
             if job.state in ("scheduled", "retrying") and job.run_at <= now:
                 job.state = "pending"
