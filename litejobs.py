@@ -5248,7 +5248,8 @@ class File:
         if self._connection is None:
             _check_sqlite()
             _keep_others_out()
-            fill_standard_streams()
+            with _as_ours(self.path):
+                fill_standard_streams()
             with _OPENING:
                 self.refuse_while_lent()
                 self._open()

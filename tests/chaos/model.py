@@ -46,6 +46,7 @@ from hypothesis.stateful import (
 import litejobs
 from litejobs import (
     Arbiter,
+    Asked,
     Beat,
     Bound,
     Cancel,
@@ -105,7 +106,10 @@ LATER, NAP = 60 * SECOND, 30 * SECOND
 def perform(context: Context[Any]) -> str:
     """Ends as the worker's state says."""
     match context.state[context.job.id]:
-        case "raise" | "stop" | "timeout":
+        case "stop":
+            assert context.cancelled, "its node stops"
+            raise ValueError("broken off")
+        case "raise" | "timeout":
             raise ValueError("as planned")
         case "retry":
             raise Retry(reason="again")
@@ -425,7 +429,10 @@ BY_RULE: Mapping[str, tuple[str, str]] = {
     "raise": ("exception", "ValueError: as planned"),
     "retry": ("exception", "Retry: again"),
     "crash": ("crash", "WorkerCrashed: of course"),
-    "timeout": ("timeout", "JobTimedOut: it took longer than its timeout of 0 s"),
+    "timeout": (
+        "timeout",
+        "JobTimedOut: it took longer than its timeout of 0 s, and was granted 0 s more to end",
+    ),
 }
 """Kind and error of what fails an attempt, so that limit and backoff say what follows."""
 
@@ -467,14 +474,27 @@ class Model:
     def place(self, orders: Iterable[Order], schedule: str | None = None, tick: int = 0) -> Any:
         """Enqueues all or none: gives ids and whether they are duplicates."""
         before = {id: copy.copy(twin) for id, twin in self.jobs.items()}, self.last_id
+        orders = list(orders)
         try:
             placed = [self._place(order, schedule, tick) for order in orders]
         except Refused:
             self.jobs, self.last_id = before
             raise
+        for key in {order.key[0] for order in orders if order.key}:
+            self._free_slots(key)
+            self.admit(key)
         for id, _ in placed:
             self.admit(self.jobs[id].key)
         return placed
+
+    def _free_slots(self, key: str | None) -> None:
+        """Jobs that have expired hold no slot of a key, once somebody else asks."""
+        while key is not None and (
+            late := [t for t in self.jobs.values()
+                     if t.key == key and t.state == "pending" and t.expired(self.now)]
+        ):  # fmt: skip
+            self._expire(late[0])
+            self.admit(key)
 
     def _place(self, order: Order, schedule: str | None, tick: int) -> tuple[int, bool]:
         new = self._made(order, tick or self.now + order.due * SECOND)
@@ -520,9 +540,14 @@ class Model:
 
     def _holder(self, key: str | None) -> Twin | None:
         held = next((t for t in self.jobs.values() if t.unique_key == key and t.holds), None)
-        if held is not None:
-            self._let_go(held)
-        return held if held is not None and held.holds else None
+        if key is None or held is None:
+            return None
+        if held.state in WAITING and held.expired(self.now):
+            self._expire(held)
+            self.admit(held.key)
+            return self._holder(key)
+        self._let_go(held)
+        return held if held.holds else None
 
     def _let_go(self, twin: Twin) -> None:
         """A key that has lasted its time is nobody's any more, once somebody else asks."""
@@ -657,6 +682,10 @@ class Model:
         waiting = [twin for twin in twins if twin.state == "retrying"]
         changed = 0
         for twin in sorted(again, key=lambda twin: twin.id):
+            for late in self.jobs.values():
+                same = late.unique_key == twin.unique_key and late is not twin
+                if same and late.state in WAITING and late.expired(self.now):
+                    late.unique_key = None
             other = self._holder(twin.unique_key)
             self._let_go(twin)
             if other not in (None, twin) and attrs.evolve(twin, state="pending").holds:
@@ -729,13 +758,17 @@ class Model:
             if twin.expires_at is None or twin.expires_at > self.now:
                 continue
             if twin.expired(self.now) and twin.state in WAITING:
-                moment = litejobs.from_micros(twin.expires_at)
-                twin.error = f"Expired: not started by {moment:%Y-%m-%d %H:%M:%S} UTC"
-                twin.end("cancelled", self.now)
+                self._expire(twin)
                 expired += 1
             twin.expires_at = None
         self.admit()
         return expired
+
+    def _expire(self, twin: Twin) -> None:
+        moment = litejobs.from_micros(twin.expires_at or 0)
+        twin.error = f"Expired: not started by {moment:%Y-%m-%d %H:%M:%S} UTC"
+        twin.end("cancelled", self.now)
+        twin.expires_at = None
 
     def prune(self) -> int:
         """What was kept for long enough goes."""
@@ -1195,12 +1228,12 @@ class LifeOfJobs(RuleBasedStateMachine):
         if act == "give back":
             return self.arbiter.not_begun(False)
         self.acts[claimed.id] = act
-        report = self.executor.run(claimed)
+        report = self.executor.run(claimed, lambda: "stop" if act == "stop" else None)
         if act == "crash":
             return self.arbiter._failed(WorkerCrashed("of course"), claimed, "crash", report)
-        if act in ("timeout", "stop", "asked"):
-            why: Any = "cancel" if act == "asked" else act
-            return self.arbiter.overruled(report, claimed, why)
+        if act in ("timeout", "asked"):
+            asked = Asked("cancel" if act == "asked" else "timeout", 0.0)
+            return self.arbiter.overruled(report, claimed, asked)
         return report
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
