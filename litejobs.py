@@ -5836,7 +5836,7 @@ def _is_closed(connection: Any) -> bool:
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _ROW = ", ".join(Row._fields)
-_ON_SHELF = "state <> 'pending' AND state <> 'running'"
+_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """What becomes of a job that is due (an expression of SQL)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
@@ -5921,57 +5921,38 @@ class Rows:
                 [(*group, change) for group, change in changes.items() if change],
             )
 
-    def _shelved(self, connection: apsw.Connection, ids: Sequence[int]) -> Counter[Group]:
-        """How many of these jobs are on the shelf."""
-        rows: list[Any] = connection.execute(
+    def counted(self, connection: Any, ids: Iterable[int]) -> Counter[Group]:
+        """How many of these jobs are counted, by group."""
+        rows = connection.execute(
             f"""
-            SELECT state, queue, name, count(*) FROM litejobs_job
-            WHERE id IN carray(?) AND {_ON_SHELF} GROUP BY state, queue, name
+            SELECT state, queue, name, count(*)
+            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+            WHERE {_COUNTED} GROUP BY state, queue, name
             """,
-            (_carray(ids),),
-        ).fetchall()
+            (json.dumps([*ids]),),
+        )
         return Counter({(state, queue, name): number for state, queue, name, number in rows})
 
-    def change(
-        self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
-    ) -> int:
-        """Changes some jobs and counts them anew; says how many."""
+    def change(self, connection: Any, ids: Sequence[int], sql: str, **bindings: Any) -> int:
+        """Changes some jobs, counts them anew, and admits others with their keys; returns how
+        many it has changed. On a caller's connection there is no carray."""
         if not ids:
             return 0
-        bindings |= {"ids": _carray(ids), "now": self.clock()}
+        if self.file.owns(connection):
+            bindings["ids"] = _carray(ids)
         keys = self.keys(connection, ids)
-        changes = self._shelved(connection, ids)
-        before = connection.total_changes()
-        connection.execute(sql, bindings)
-        changed = connection.total_changes() - before
-        changes.subtract(self._shelved(connection, ids))
-        self.count(connection, {group: -change for group, change in changes.items()})
+        before = self.counted(connection, ids)
+        connection.execute(sql, {"now": self.clock(), **bindings})
+        changed: int = connection.execute("SELECT changes()").fetchone()[0]
+        changes = self.counted(connection, ids)
+        changes.subtract(before)
+        self.count(connection, changes)
         self.admit(connection, keys)
         return changed
 
-    def alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
-        """Changes one job, on any connection, and counts it anew."""
-        before, key = self.group(connection, id)
-        connection.execute(sql, (*values, id))
-        after, _ = self.group(connection, id)
-        changes = Counter({after: 1})
-        changes.subtract({before: 1})
-        shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
-        self.count(connection, shelved)
-        self.admit(connection, {key})
-
     def expire(self, connection: Any, id: int, now: int) -> None:
         """Cancels one job that was not started in time, on any connection."""
-        self.alter(connection, id, _expiry("?", "= ?"), now, now)
-        self.file.expect(self.group(connection, id)[0][0] == "cancelled")
-
-    def group(self, connection: Any, id: int) -> tuple[Group, str | None]:
-        """Where a job is counted, and its key."""
-        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
-        if (row := connection.execute(find, (id,)).fetchone()) is None:
-            raise Damaged(f"job {id} is not where it should be")
-        state, queue, name, key = row
-        return (state, queue, name), key
+        self.file.expect(self.change(connection, [id], _expiry(":now", "= :id"), id=id, now=now))
 
     def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
         """Deletes some jobs with their history; says how many."""
@@ -6000,11 +5981,14 @@ class Rows:
     # index that a claim reads, until its turn comes: then it is pending, and its slot is
     # taken until it has run.
 
-    def keys(self, connection: apsw.Connection, ids: Sequence[int]) -> set[str]:
+    def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
         """The keys of these jobs."""
-        sql = "SELECT DISTINCT key FROM litejobs_job WHERE id IN carray(?) AND key IS NOT NULL"
-        rows: Any = connection.execute(sql, (_carray(ids),))
-        return {key for (key,) in rows}
+        sql = """
+            SELECT DISTINCT job.key
+            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+            WHERE job.key IS NOT NULL
+        """
+        return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
 
     def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
         """Makes blocked jobs ready for which there is a slot now, in their order; says how
@@ -6013,10 +5997,10 @@ class Rows:
         for key in keys:
             while key is not None and (following := self.admissible(connection, key)):
                 id, group = following
-                ready = (
-                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+                connection.execute(
+                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'",
+                    (id,),
                 )
-                connection.execute(ready, (id,))
                 self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
                 self.count(connection, {group: -1})
                 admitted += 1
@@ -6252,7 +6236,7 @@ def _shelf_of(match: Match) -> str:
     among the newest, so that the others take one step into the index each."""
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
+        WHERE {_COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
             AND {match.further} ORDER BY id DESC
     """
     return f"""
@@ -7144,19 +7128,21 @@ class Intake:
             self.rows.expire(connection, row[0], now)
 
     def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
-        self.rows.alter(
+        self.rows.change(
             connection,
-            id,
+            [id],
             """
             UPDATE litejobs_job SET
-                queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
-                retention = ?, state = CASE WHEN state = 'paused' THEN state ELSE ? END, run_at = ?,
-                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, grace = ?,
-                payload = ?
-            WHERE id = ?
+                queue = :queue, node = :node, priority = :priority, max_attempts = :max_attempts,
+                timeout = :timeout, backoff = :backoff, retention = :retention,
+                state = CASE WHEN state = 'paused' THEN state ELSE :state END, run_at = :run_at,
+                headers = :headers, key = :key, key_limit = :key_limit,
+                unique_until = :unique_until, expires_at = :expires_at, grace = :grace,
+                payload = :payload
+            WHERE id = :id
             """,
-            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], extra.grace, *batch.payloads,
-        )  # fmt: skip
+            **{**batch._asdict(), **extra._asdict(), "payload": batch.payloads[0], "id": id},
+        )
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -7179,9 +7165,7 @@ class Intake:
             )
             id = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            group, _ = self.rows.group(connection, id)
-            if group[0] != "pending":
-                self.rows.count(connection, {group: 1})
+            self.rows.count(connection, self.rows.counted(connection, [id]))
             ports = self.ringer.ports(connection)
             self.file.require_space(connection)
         self.ringer.ring(ports)
@@ -8746,7 +8730,7 @@ _BLOCKED = """
 """
 _RECOUNTED = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
-    WHERE {_ON_SHELF} AND queue IS NOT NULL GROUP BY queue, name, state
+    WHERE {_COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
 
