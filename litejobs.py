@@ -6089,41 +6089,7 @@ _UNSHELVED: tuple[tuple[str, State], ...] = (
 """By which index the jobs in the other states are found."""
 
 
-@attrs.frozen
-class Details:
-    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
-
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    @property
-    def terms(self) -> str:
-        """The terms, each after an AND."""
-        given = {name for name, value in attrs.asdict(self).items() if value is not None}
-        terms = [term for name, term in _TERMS.items() if name in given]
-        terms += map(_payload_term, range(len(self.payload)))
-        return "".join(f" AND {term}" for term in terms)
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            bound = {"path": path, "names": json.dumps(names), "value": value}
-            given |= {f"{name}{place}": each for name, each in bound.items()}
-        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-
-
-_TERMS: Mapping[str, str] = {
+_FILTERS: Mapping[str, str] = {
     "node": "node = :node",
     "key": "key = :key",
     "schedule": "schedule = :schedule",
@@ -6132,35 +6098,18 @@ _TERMS: Mapping[str, str] = {
     "finished_after": "finished_at >= :finished_after",
     "finished_before": "finished_at < :finished_before",
 }
+"""Filters for which there is no index: the jobs are looked at one by one."""
 
 
 def _payload_term(place: int) -> str:
-    path, names = f":path{place}", f":names{place}"
-
-    def alike(kind: str, value: str) -> str:
-        # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-        wanted = f":value{place}, '$'"
-        return f"""
-            replace({kind}, 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND {value} IS json_extract({wanted})"""
-
-    # On a path SQLite takes a NUL for the end of a name; keys of json_tree are whole.
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
     return f"""
-        CASE
-        WHEN typeof(payload) <> 'text' OR NOT json_valid(payload) THEN FALSE
-        WHEN instr(payload, '\\u0000') OR instr({path}, '\\u0000') THEN EXISTS (
-            WITH RECURSIVE way (depth, id, type, atom) AS (
-                SELECT 0, id, type, atom FROM json_tree(payload) WHERE parent IS NULL
-                UNION ALL
-                SELECT depth + 1, tree.id, tree.type, tree.atom
-                FROM way JOIN json_tree(payload) AS tree ON tree.parent = way.id
-                WHERE tree.key = json_extract({names}, '$[' || depth || ']')
-            )
-            SELECT 1 FROM way
-            WHERE depth = json_array_length({names}) AND {alike("type", "atom")}
-        )
-        ELSE {alike(f"json_type(payload, {path})", f"json_extract(payload, {path})")} END"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 @attrs.frozen
@@ -6173,10 +6122,19 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    details: Details | None = None
+    node: str | None = None
+    key: str | None = None
+    schedule: str | None = None
+    enqueued_after: int | None = None
+    """From this moment on; "before" is earlier than that one."""
+    enqueued_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Names that lead into the payload, and the JSON of the scalars that should be there."""
 
     @property
-    def keys(self) -> str:
+    def group(self) -> str:
         """The terms on queue and name."""
         given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         return " AND ".join(given) or "TRUE"
@@ -6190,21 +6148,27 @@ class Match:
         return f"state IN ({chosen})" if chosen else "FALSE"
 
     @property
+    def unindexed(self) -> list[str]:
+        """The terms for which the jobs have to be looked at one by one."""
+        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
+        return terms + [_payload_term(place) for place in range(len(self.payload))]
+
+    @property
     def further(self) -> str:
-        """The term of the cursor, with those on details."""
-        return f"id < :before{'' if self.details is None else self.details.terms}"
+        """The term of the cursor, and those without an index."""
+        return " AND ".join(("id < :before", *self.unindexed))
 
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
+        given |= {"queue": self.queue, "name": self.name}
+        for place, (names, value) in enumerate(self.payload):
+            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
+            given |= {f"path{place}": path, f"value{place}": value}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return {
-            **({} if self.details is None else self.details.bindings),
-            "queue": None if self.queue is None else storable(self.queue),
-            "name": None if self.name is None else storable(self.name),
-            "ids": None if self.ids is None else json.dumps(self.ids),
-            "before": before,
-        }
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -6216,14 +6180,14 @@ def _ids_of(match: Match) -> str:
     if match.ids is not None:
         return f"""
             SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.keys} AND {match.among(STATES)}
+                AND {match.further} AND {match.group} AND {match.among(STATES)}
         """
-    if match.keys == "TRUE" and match.states is None:
+    if match.group == "TRUE" and match.states is None:
         return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
     parts = (
         f"""
         SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
+        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
             AND {match.further} {_NEWEST}
         """
         for index, state in _UNSHELVED
@@ -6242,7 +6206,7 @@ def _shelf_of(match: Match) -> str:
     return f"""
         WITH newest AS MATERIALIZED (
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
+            WHERE {match.group} AND {match.among(SHELVED)} {_NEWEST}
         )
         SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
         ON job.id IN ({mine} LIMIT :limit)
@@ -6251,11 +6215,11 @@ def _shelf_of(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"SELECT * FROM litejobs_count WHERE {match.keys} AND {match.among(SHELVED)}"
+    shelved = f"SELECT * FROM litejobs_count WHERE {match.group} AND {match.among(SHELVED)}"
     parts = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
         """
         for index, state in _UNSHELVED
     )
@@ -6302,16 +6266,6 @@ Rework = Callable[[str, object], str | bytes]
 """Makes a new payload, from a definition's name and the old one."""
 
 
-def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
-    """Gives jobs new payloads."""
-    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
-    connection.executemany(
-        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-        [(rework(name, payload), id) for name, payload, id in rows],
-    )
-
-
 @attrs.define(eq=False, repr=False)
 class Catalogue:
     """The jobs as people look at them and steer them."""
@@ -6322,34 +6276,19 @@ class Catalogue:
     ringer: Ringer
 
     def get(self, id: int) -> Row:
-        """One job.
-
-        Raises:
-            JobNotFoundError: there is none with this id.
-        """
+        """One job."""
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-            row = connection.execute(sql, (id,)).fetchone()
-            if row is None:
-                raise JobNotFoundError(id)
-            return sound(Row, row)
+        return self.get_all([id])[0]
 
     def get_all(self, ids: Iterable[int]) -> list[Row]:
-        """Several jobs, in the order of their ids.
-
-        Raises:
-            JobNotFoundError: one of them is not there.
-        """
+        """Several jobs, in the order of their ids."""
         ids = sorted(ids)
         with self.file.reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            found = connection.execute(sql, (_carray(ids),)).fetchall() if ids else []
-            rows = [sound(Row, row) for row in found]
+            rows = [sound(Row, row) for row in connection.execute(sql, (_carray(ids),))]
         if len(rows) < len(ids):
-            there = {row.id for row in rows}
-            raise JobNotFoundError(next(id for id in ids if id not in there))
+            raise JobNotFoundError(min({*ids} - {row.id for row in rows}))
         return rows
 
     def find(self, match: Match, limit: object) -> list[Row]:
@@ -6369,7 +6308,7 @@ class Catalogue:
     def count(self, match: Match) -> int:
         """How many jobs match."""
         sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.details is not None:
+        if match.ids is not None or match.unindexed:
             sql = f"SELECT count(*) FROM ({_ids_of(match)})"
         with self.file.reading() as connection:
             counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
@@ -6422,9 +6361,7 @@ class Catalogue:
             UPDATE litejobs_job SET cancel_at = :now
             WHERE id IN carray(:ids) AND cancel_at IS NULL
         """
-        return self._move(
-            match, (WAITING, self._changing(end)), (("running",), self._changing(ask))
-        )
+        return self._move(match, (WAITING, end), (("running",), ask))
 
     def retry(self, match: Match) -> Moved:
         """Lets dead letters and cancelled jobs start again with all their attempts,
@@ -6439,29 +6376,19 @@ class Catalogue:
         """
         now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
 
-        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            self._let_go(connection, ids)
-            return self.rows.change(connection, ids, again)
-
-        return self._move(
-            match,
-            (("failed", "cancelled"), start_again),
-            (("retrying",), self._changing(now)),
-        )
-
-    def _let_go(self, connection: apsw.Connection, ids: Sequence[int]) -> None:
-        """Takes the unique keys of these jobs from others that have held them long enough, or
-        have expired."""
-        connection.execute(
-            f"""
+        # The unique keys of these jobs are taken from others that have held them for long enough,
+        # or have expired.
+        let_go = f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
             WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                AND unique_key IN (
-                    SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                )
-            """,
-            {"now": self.clock(), "ids": _carray(ids)},
-        )
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+        """
+
+        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            connection.execute(let_go, {"now": self.clock(), "ids": _carray(ids)})
+            return self.rows.change(connection, ids, again)
+
+        return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
 
     def delete(self, match: Match) -> Moved:
         """Deletes jobs with their history; those that run are left."""
@@ -6471,12 +6398,12 @@ class Catalogue:
         """Keeps what waits from running until a person releases it."""
         held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
         states = tuple(state for state in WAITING if state != "paused")
-        return self._move(match, (states, self._changing(held)))
+        return self._move(match, (states, held))
 
     def release(self, match: Match) -> Moved:
         """Lets what a person held wait for its time or its turn again."""
         released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._move(match, (("paused",), self._changing(released)))
+        return self._move(match, (("paused",), released))
 
     def change(
         self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
@@ -6494,21 +6421,25 @@ class Catalogue:
 
         def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
             if rework is not None:
-                _rewrite(connection, ids, rework)
+                find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                rows: list[Any] = connection.execute(find, (_carray(ids),)).fetchall()
+                connection.executemany(
+                    "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                    [(rework(name, payload), id) for name, payload, id in rows],
+                )
             return self.rows.change(connection, ids, sql, **columns)
 
         return self._move(match, (WAITING, alter))
 
-    def _move(self, match: Match, *steps: tuple[tuple[State, ...], Change]) -> Moved:
-        """Changes the jobs that match, those in the states of each step in its way, and wakes
-        the nodes."""
-        matching = self.count(match)
-        moved = sum(self._in_batches(match, states, change) for states, change in steps)
+    def _move(self, match: Match, *steps: tuple[tuple[State, ...], str | Change]) -> Moved:
+        """Changes the jobs that match, those in the states of each step by its statement, and
+        wakes the nodes."""
+        matching, moved = self.count(match), 0
+        for states, how in steps:
+            change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
+            moved += self._in_batches(match, states, change)
         self.ringer.wake()
         return Moved(moved, max(0, matching - moved))
-
-    def _changing(self, sql: str) -> Change:
-        return functools.partial(self.rows.change, sql=sql)
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
         """Changes the jobs that match and are in one of *states*, some at a time: a million
@@ -6516,10 +6447,16 @@ class Catalogue:
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
         page, total = attrs.evolve(match, states=states), 0
-        if match.details is not None and match.ids is None:
-            return sum(
-                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
-            )
+        if match.unindexed and match.ids is None:
+            # To look through all jobs takes long: that is done once, and before anybody waits
+            # for the write lock.
+            with self.file.reading() as connection:
+                found = _column(connection, _ids_of(page), {**page.bindings, "limit": -1})
+            chosen = array.array("q", found)
+            for start in range(0, len(chosen), BATCH):
+                some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
+                total += self._in_batches(some, states, change)
+            return total
         while True:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
@@ -6528,15 +6465,6 @@ class Catalogue:
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])
-
-    def _looked_through(self, match: Match) -> Iterator[Match]:
-        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
-        is done once, and before anybody waits for the write lock."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
-            ids = array.array("q", (id for (id,) in rows))
-        for start in range(0, len(ids), BATCH):
-            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
 
 
 class Counted(NamedTuple):
@@ -6567,11 +6495,14 @@ class Attempted(NamedTuple):
 
 def _failure(columns: Any) -> Failure:
     columns = sound(Attempted, tuple(columns))
-    *told, started_at, finished_at, exit_code, cpu, memory, output, omitted = columns
-    times = from_micros(started_at), from_micros(finished_at)
-    spent = None if cpu is None else cpu * MICROSECOND
-    values = [*told, *times, exit_code, spent, memory, output or "", omitted or 0]
-    return Failure(*values)
+    values = columns._asdict() | {
+        "started_at": from_micros(columns.started_at),
+        "finished_at": from_micros(columns.finished_at),
+        "cpu": None if columns.cpu is None else columns.cpu * MICROSECOND,
+        "output": columns.output or "",
+        "omitted": columns.omitted or 0,
+    }
+    return Failure(**values)
 
 
 def _failure_columns(failure: Failure) -> tuple[Any, ...]:
@@ -14376,23 +14307,18 @@ def _match(filters: Filters) -> Match:
     ids, states = _several(filters.get("id")), _several(filters.get("state"))
     for state in states or ():
         check_one_of(state, STATES, "state")
-    details = _details(filters)
-    return Match(
-        None if ids is None else tuple(map(_id_of, ids)),
-        _name_of(filters.get("name")),
-        _text(filters.get("queue"), "queue"),
-        states,
-        details=None if details == Details() else details,
-    )
-
-
-def _details(filters: Filters) -> Details:
-    texts = {name: _text(filters.get(name), name) for name in ("node", "key")}
-    texts["schedule"] = _name_of(filters.get("schedule"), "schedule")
+    texts = {name: _text(filters.get(name), name) for name in ("queue", "node", "key")}
     names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
     moments = {name: _micros(filters.get(name), name) for name in names}
     chosen: dict[str, Any] = {**texts, **moments}
-    return Details(**chosen, payload=_wanted(filters.get("payload")))
+    return Match(
+        None if ids is None else tuple(map(_id_of, ids)),
+        _name_of(filters.get("name")),
+        states=states,
+        schedule=_name_of(filters.get("schedule"), "schedule"),
+        payload=_wanted(filters.get("payload")),
+        **chosen,
+    )
 
 
 def _several(given: Any) -> tuple[Any, ...] | None:
@@ -14438,6 +14364,8 @@ def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
 def _names(field: object) -> tuple[str, ...]:
     if not isinstance(field, str):
         raise OptionError("payload", f"expected the name of a field, got {field!r}")
+    if "\0" in field:  # On a path, SQLite takes it for the end of a name.
+        raise OptionError("payload", f"a field's name in a filter has no NUL, got {field!r}")
     return tuple(field.split("."))
 
 
