@@ -6227,37 +6227,47 @@ def _counts_of(match: Match) -> str:
 
 
 @attrs.define(eq=False, repr=False)
-class Ringer:
-    """Tells the nodes that something was committed."""
+class Notifier:
+    """Wakes the nodes when something was committed for them."""
 
     file: File
-    _bell: socket.socket | None = None
+    _socket: socket.socket | None = None
 
     def close(self) -> None:
         """Closes the socket; the next use opens another one."""
-        if self._bell is not None:
-            self._bell.close()
-        self._bell = None
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
 
-    def wake(self) -> None:
-        """Tells all nodes that something changed for them."""
+    def notify_all(self) -> None:
+        """Wakes all nodes."""
         with self.file.reading() as connection:
             ports = self.ports(connection)
-        self.ring(ports)
+        self.notify(ports)
 
     def ports(self, connection: apsw.Connection) -> Sequence[int]:
         """Where the nodes listen."""
         return _column(connection, "SELECT port FROM litejobs_node")
 
-    def ring(self, ports: Iterable[int]) -> None:
-        """One datagram to each node. It says nothing, and losing it is harmless."""
+    def notify(self, ports: Iterable[int]) -> None:
+        """Sends one datagram to each node. It has no content, and losing it is harmless."""
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
-                if self._bell is None:
-                    self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    self._bell.setblocking(False)
-                    weakref.finalize(self, self._bell.close)  # For programs that never close().
-                self._bell.sendto(b"", ("127.0.0.1", port))
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    self._socket.setblocking(False)
+                    weakref.finalize(self, self._socket.close)  # If nobody calls close().
+                self._socket.sendto(b"", ("127.0.0.1", port))
+
+    @contextlib.contextmanager
+    def enqueuing(self) -> Iterator[apsw.Connection]:
+        """A transaction that enqueues, which is refused if the disk is nearly full; then all
+        nodes are woken."""
+        with self.file.writing() as connection:
+            ports = self.ports(connection)
+            yield connection
+            self.file.require_space(connection)
+        self.notify(ports)
 
 
 Change = Callable[[apsw.Connection, Sequence[int]], int]
@@ -6273,7 +6283,7 @@ class Catalogue:
     file: File
     clock: Clock
     rows: Rows
-    ringer: Ringer
+    notifier: Notifier
 
     def get(self, id: int) -> Row:
         """One job."""
@@ -6438,7 +6448,7 @@ class Catalogue:
         for states, how in steps:
             change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
             moved += self._in_batches(match, states, change)
-        self.ringer.wake()
+        self.notifier.notify_all()
         return Moved(moved, max(0, matching - moved))
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
@@ -6694,15 +6704,16 @@ def _check_no_other(file: File) -> None:
 # Intake
 #
 # How new jobs come into the file: threads that enqueue at once share a commit, a unique
-# key has one winner, and whoever waits for work is told.
+# key has one winner, and the nodes are notified.
 ################################################################################
 
-GATHER = 0.0001
+GROUP_COMMIT_WINDOW = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
 
 
 class Batch(NamedTuple):
-    """New jobs that differ in their payloads alone."""
+    """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
+    rule for duplicates, is of one job."""
 
     queue: str
     node: str
@@ -6716,15 +6727,8 @@ class Batch(NamedTuple):
     run_at: int
     enqueued_at: int
     payloads: tuple[str | bytes, ...]
-    extra: Extra | None = None
     open: frozenset[str] = frozenset()
-    """Columns that nobody has chosen, for the queue's defaults."""
-
-
-class Extra(NamedTuple):
-    """What only some jobs have: further columns, and what to do about a duplicate. A batch
-    with a key of either kind is of one job."""
-
+    """Options that were not given, for the queue's defaults."""
     headers: str | None = None
     key: str | None = None
     key_limit: int | None = None
@@ -6736,128 +6740,105 @@ class Extra(NamedTuple):
     grace: int | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
-    """From the payload of the job that waits to the one that it gets."""
+    """Makes the new payload of the job that holds the unique key from its old one."""
 
 
-class Placed(NamedTuple):
-    """What has become of a job that was to be enqueued."""
-
-    row: Row
-    duplicate: bool
-
-
-Put = Callable[[apsw.Connection], Any]
-"""What a thread wants to do in a transaction that it may share with others."""
-
-
-@attrs.define(eq=False, repr=False)
-class Order:
-    """What a thread wants to put into the file, and what became of it."""
-
-    put: Put
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    """Taken from the start; released for the thread that waits."""
-
-    def __attrs_post_init__(self) -> None:
-        self.bell.acquire()
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is in the file, or was refused."""
-        return self.done or self.error is not None
-
-    def ring(self) -> None:
-        """Wakes the thread that waits."""
-        with contextlib.suppress(RuntimeError):
-            self.bell.release()
-
-
-@attrs.define(eq=False, repr=False)
-class Orders:
-    """What the threads of a process want to enqueue, so that those who come while one
-    commits share the next commit."""
-
-    pid: int = attrs.field(factory=os.getpid)
-    lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its
-    thread does must not wait for that thread.)"""
-    waiting: deque[Order] = attrs.field(factory=deque)
-    together: int = 1
-    """How many the last commit was for."""
-
-    def join(self, put: Put) -> Order:
-        """One more that waits."""
-        order = Order(put)
-        self.waiting.append(order)
-        return order
-
-    def pass_on(self) -> None:
-        """Gives up the lead, and lets one that waits take it."""
-        self.lead.release()
-        if self.waiting:
-            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
-                self.waiting[0].ring()
-
-    def taken(self) -> list[Order]:
-        """All that wait now, which do not any more."""
-        orders = []
-        while self.waiting:
-            orders.append(self.waiting.popleft())
-        self.together = len(orders)
-        return orders
-
-
-Defaults = tuple[str, int | None, int | None, str | None]
-"""A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
-
-
-@attrs.define(eq=False, repr=False)
-class Known:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Defaults] = attrs.field(factory=dict)
-
-
-def _with_defaults(batch: Batch, defaults: Defaults | None) -> Batch:
-    """The batch, with its queue's defaults where nobody has chosen."""
-    if defaults is None:
-        return batch
-    given = dict(zip(("max_attempts", "timeout", "backoff"), defaults[1:], strict=True))
-    changes: dict[str, Any] = {
-        option: value or None
-        for option, value in given.items()
-        if value is not None and option in batch.open
-    }
-    return batch._replace(**changes)
-
-
-_INSERT = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, payload
-    )
+_SHARED = Batch._fields[: Batch._fields.index("payloads")]
+_OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
+_INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
+_INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
+_INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
+_INSERT_WITH_OWN = f"""
+    INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
+    VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
 """
-_INSERT_EXTRA = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
-        schedule, grace, payload
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
 
 _BY_TRIGGER = re.findall(
     r"UPDATE litejobs_job (SET\s+enqueued_at .*? ON known.name =) NEW.name", "".join(SCHEMA), re.S
 )
 _COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = :id"
-"""What the trigger does about a job that was inserted by hand, done by ours, which fires none:
-others may have put theirs into the file."""
+"""Does what the trigger does for a row that was inserted by hand. Our own connection fires no
+triggers: others may have put theirs into the file."""
+
+
+Write = Callable[[apsw.Connection], Any]
+"""What a thread does in a transaction that it may share with others."""
+
+
+@attrs.define(eq=False, repr=False)
+class PendingWrite:
+    """A write that waits to be committed, and its outcome."""
+
+    write: Write
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+    wakeup: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    """Taken from the start; released for the thread that waits."""
+
+    def __attrs_post_init__(self) -> None:
+        self.wakeup.acquire()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was committed or refused."""
+        return self.done or self.error is not None
+
+    def wake(self) -> None:
+        """Wakes the thread that waits."""
+        with contextlib.suppress(RuntimeError):
+            self.wakeup.release()
+
+
+@attrs.define(eq=False, repr=False)
+class GroupCommit:
+    """The writes of a process's threads: those that come while one thread commits share the
+    next commit."""
+
+    pid: int = attrs.field(factory=os.getpid)
+    lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its
+    thread does must not wait for that thread.)"""
+    waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    size: int = 1
+    """How many writes the last commit was for."""
+
+    def pass_on(self) -> None:
+        """Gives up the lead, and lets a thread that waits take it."""
+        self.lead.release()
+        if self.waiting:
+            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
+                self.waiting[0].wake()
+
+
+@attrs.define(eq=False, repr=False)
+class Cache:
+    """What was read of nodes and queues, and in which version of the file."""
+
+    version: int = -1
+    ports: Sequence[int] = ()
+    defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    """By queue: its defaults for options."""
+
+
+def _defaults(connection: Any) -> dict[str, dict[str, Any]]:
+    options = ("max_attempts", "timeout", "backoff")
+    rows = connection.execute(f"""
+        SELECT name, {", ".join(options)} FROM litejobs_queue
+        WHERE coalesce({", ".join(options)}) IS NOT NULL
+    """)
+    return {
+        # 0 attempts: without end.
+        name: {k: v or None for k, v in zip(options, row, strict=True) if v is not None}
+        for name, *row in rows
+    }
+
+
+def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> Batch:
+    """The batch, with its queue's defaults for the options that were not given."""
+    if not (given := defaults.get(batch.queue)):
+        return batch
+    return batch._replace(**{k: v for k, v in given.items() if k in batch.open})
 
 
 @attrs.define(eq=False, repr=False)
@@ -6866,9 +6847,9 @@ class Intake:
 
     file: File
     rows: Rows
-    ringer: Ringer
-    _orders: Orders = attrs.field(factory=Orders)
-    _known: Known = attrs.field(factory=Known)
+    notifier: Notifier
+    _group: GroupCommit = attrs.field(factory=GroupCommit)
+    _cache: Cache = attrs.field(factory=Cache)
 
     def enqueue(self, batches: list[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
@@ -6876,95 +6857,103 @@ class Intake:
         ids: range = self._together(functools.partial(self._insert_all, batches))
         return ids
 
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[Placed]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
-        placed: list[Placed] = self._together(functools.partial(self.place_all, batches))
-        return placed
+    def enqueue_each(self, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked; gives
+        for each the row, and whether it was there before."""
+        rows: list[tuple[Row, bool]] = self._together(functools.partial(self.insert_each, batches))
+        return rows
 
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[Placed]:
-        """The same in a transaction of somebody else's, on their own connection to the
-        file: the jobs are there if and only if they commit."""
+    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+        """The same in a transaction on the caller's connection to the file: the jobs are there
+        if and only if the caller commits."""
         with _borrowed(connection, self.file):
-            return self.place_all(batches, connection)
+            return self.insert_each(batches, connection)
 
-    def _together(self, put: Put) -> Any:
-        """Puts something into the file. Threads that do so at once share a commit: who has
-        the turn commits for all that wait for theirs."""
-        if self._orders.pid != os.getpid():
-            # Those of the process that forked this one are its own to commit.
-            self._orders = Orders()
-        orders = self._orders
-        if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
+    def _together(self, write: Write) -> Any:
+        """Commits a write. Threads that do so at once share a commit: the one that has the lead
+        commits for all that wait."""
+        if self._group.pid != os.getpid():
+            # What waits in the process that forked this one is committed there.
+            self._group = GroupCommit()
+        group = self._group
+        if not group.waiting and group.size < 3 and group.lead.acquire(blocking=False):
             try:
-                return self._commit_together([put])[0]
+                return self._commit([write])[0]
             finally:
-                orders.pass_on()
-        order = orders.join(put)
-        while not order.settled:
-            if not orders.lead.acquire(blocking=False):
-                order.bell.acquire()
+                group.pass_on()
+        pending = PendingWrite(write)
+        group.waiting.append(pending)
+        while not pending.settled:
+            if not group.lead.acquire(blocking=False):
+                pending.wakeup.acquire()
                 continue
             try:
-                if not order.settled:
-                    self._commit_waiting(orders)
+                if not pending.settled:
+                    self._commit_waiting(group)
             finally:
-                orders.pass_on()
-        if not order.done:
-            raise order.error or AssertionError("an order was neither kept nor refused")
-        return order.result
+                group.pass_on()
+        if not pending.done:
+            raise pending.error or AssertionError("a write was neither committed nor refused")
+        return pending.result
 
-    def _commit_waiting(self, waiting: Orders) -> None:
-        if self.file.durability == "full" and waiting.together > 2:
+    def _commit_waiting(self, group: GroupCommit) -> None:
+        if self.file.durability == "full" and group.size > 2:
             # The others, whose commit has just ended, will be back at once.
-            time.sleep(GATHER)
-        orders = waiting.taken()
+            time.sleep(GROUP_COMMIT_WINDOW)
+        taken: list[PendingWrite] = []
+        while group.waiting:
+            taken.append(group.waiting.popleft())
+        group.size = len(taken)
         try:
-            self._fill(orders)
+            self._commit_pending(taken)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            self._refuse(orders, error)
+            for pending in taken:
+                pending.error = error
         except Exception:
-            # One of them may be the only one to blame.
-            for order in orders:
+            # Only one of them may be to blame.
+            for pending in taken:
                 try:
-                    self._fill([order])
+                    self._commit_pending([pending])
                 except Exception as error:
-                    self._refuse([order], error)
+                    pending.error = error
         finally:
-            if left := [order for order in orders if not order.settled]:
-                problem = "interrupted while it committed for other threads; jobs may be there"
-                self._refuse(left, OutcomeUnknownError(str(self.file.path), f"{problem} or not"))
-            for order in orders:
-                order.ring()
+            problem = "interrupted while it committed for other threads; jobs may be there or not"
+            unknown = OutcomeUnknownError(str(self.file.path), problem)
+            for pending in taken:
+                if not pending.settled:
+                    pending.error = unknown
+                pending.wake()
 
-    def _fill(self, orders: Sequence[Order]) -> None:
-        results = self._commit_together([order.put for order in orders])
-        for order, result in zip(orders, results, strict=True):
-            order.result, order.done = result, True
+    def _commit_pending(self, taken: Sequence[PendingWrite]) -> None:
+        results = self._commit([pending.write for pending in taken])
+        for pending, result in zip(taken, results, strict=True):
+            pending.result, pending.done = result, True
 
-    def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
-        for order in orders:
-            order.error = error
-
-    def _commit_together(self, puts: Sequence[Put]) -> list[Any]:
-        """Puts all in one transaction, and tells the nodes."""
+    def _commit(self, writes: Sequence[Write]) -> list[Any]:
+        """Commits all in one transaction, and notifies the nodes."""
         with self.file.writing() as connection:
             version = self.file.version(connection)
-            if (known := self._known).version != version:
-                known = Known(version, self.ringer.ports(connection), self._defaults(connection))
-                self._known = known
-            results = [put(connection) for put in puts]
+            if (cache := self._cache).version != version:
+                cache = Cache(version, self.notifier.ports(connection), _defaults(connection))
+                self._cache = cache
+            results = [write(connection) for write in writes]
             self.file.require_space(connection)
-        known.version = version + 1
-        if known.ports:
-            self.ringer.ring(known.ports)
+        cache.version = version + 1
+        if cache.ports:
+            self.notifier.notify(cache.ports)
         return results
 
     def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._known.defaults:
-            batches[:] = [_with_defaults(batch, defaults.get(batch.queue)) for batch in batches]
+        if defaults := self._cache.defaults:
+            batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
-            self._insert(connection, batch)
+            shared = batch[: len(_SHARED)]
+            if len(batch.payloads) == 1:
+                connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
+            else:
+                # Half of what an executemany takes.
+                connection.execute(_INSERT_MANY, (*shared, apsw.carray(batch.payloads)))
             if batch.state != "pending":
                 group = batch.state, batch.queue, batch.name
                 counts[group] = counts.get(group, 0) + len(batch.payloads)
@@ -6974,51 +6963,47 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def _insert(self, connection: Any, batch: Batch) -> None:
-        if batch.extra is not None:
-            columns = (*batch[:11], *batch.extra[:9])
-            for payload in batch.payloads:
-                connection.execute(_INSERT_EXTRA, (*columns, payload))
-        elif len(batch.payloads) == 1:
-            connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
-        else:
-            # Half of what an executemany takes.
-            connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
-
-    def place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
-        """Inserts jobs in somebody's transaction, each unless it is a duplicate."""
-        defaults = self._defaults(connection)
-        places = [
-            self._place(connection, _with_defaults(batch, defaults.get(batch.queue)))
-            for batch in batches
-        ]
-        for key in {batch.extra.key for batch in batches if batch.extra}:
+    def insert_each(self, batches: Sequence[Batch], connection: Any) -> list[tuple[Row, bool]]:
+        """Inserts jobs in a transaction, each unless it is a duplicate."""
+        defaults = _defaults(connection)
+        inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
+        for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
             self.rows.admit(connection, [key])
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
         return [
-            Placed(sound(Row, row), duplicate)
-            for row, (_, duplicate) in zip(rows, places, strict=True)
+            (sound(Row, connection.execute(sql, (id,)).fetchone()), duplicate)
+            for id, duplicate in inserted
         ]
 
-    def _place(self, connection: Any, batch: Batch) -> tuple[int, bool]:
-        """Inserts one job, or does what its rule says about the one that is there."""
-        extra = batch.extra or Extra()
-        if (held := self._holder(connection, extra.unique_key, batch.enqueued_at)) is None:
-            self._insert(connection, batch)
+    def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+        """Inserts one job, or does what its rule says about its duplicate; gives the id, and
+        whether it was there before."""
+        bindings = {**batch._asdict(), "payload": batch.payloads[0]}
+        if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
+            connection.execute(_INSERT_WITH_OWN, bindings)
             id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
             if batch.state != "pending":
                 self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
             return id, False
         id, payload, fixed = held
-        if extra.on_conflict == "raise" or (fixed and extra.on_conflict != "return"):
+        if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
-        if extra.on_conflict == "merge":
+        if batch.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (extra.merge(payload), id))
-        elif extra.on_conflict == "replace":
-            self._replace(connection, id, batch, extra)
+            connection.execute(sql, (batch.merge(payload), id))
+        elif batch.on_conflict == "replace":
+            replace = """
+                UPDATE litejobs_job SET
+                    queue = :queue, node = :node, priority = :priority,
+                    max_attempts = :max_attempts, timeout = :timeout, backoff = :backoff,
+                    retention = :retention, run_at = :run_at,
+                    state = CASE WHEN state = 'paused' THEN state ELSE :state END,
+                    headers = :headers, key = :key, key_limit = :key_limit, grace = :grace,
+                    unique_until = :unique_until, expires_at = :expires_at, payload = :payload
+                WHERE id = :id
+            """
+            self.rows.change(connection, [id], replace, **bindings, id=id)
         return id, True
 
     def _holder(
@@ -7058,32 +7043,11 @@ class Intake:
         while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
             self.rows.expire(connection, row[0], now)
 
-    def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
-        self.rows.change(
-            connection,
-            [id],
-            """
-            UPDATE litejobs_job SET
-                queue = :queue, node = :node, priority = :priority, max_attempts = :max_attempts,
-                timeout = :timeout, backoff = :backoff, retention = :retention,
-                state = CASE WHEN state = 'paused' THEN state ELSE :state END, run_at = :run_at,
-                headers = :headers, key = :key, key_limit = :key_limit,
-                unique_until = :unique_until, expires_at = :expires_at, grace = :grace,
-                payload = :payload
-            WHERE id = :id
-            """,
-            **{**batch._asdict(), **extra._asdict(), "payload": batch.payloads[0], "id": id},
-        )
-
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
-        what nodes have said of the definition.
-
-        Raises:
-            DefinitionError: nodes have said what they have, and this is not among it.
-        """
+        what nodes have written down of the definition."""
         columns = {"name": name, "payload": payload, **given}
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             names = connection.execute("SELECT name FROM litejobs_definition")
             known = [str(name) for (name,) in names]
             if known and name not in known:
@@ -7094,20 +7058,10 @@ class Intake:
                 f" VALUES ({', '.join(f':{column}' for column in columns)})",
                 columns,
             )
-            id = connection.last_insert_rowid()
+            id: int = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
             self.rows.count(connection, self.rows.counted(connection, [id]))
-            ports = self.ringer.ports(connection)
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
         return id
-
-    def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
-        rows: Any = connection.execute("""
-            SELECT name, max_attempts, timeout, backoff FROM litejobs_queue
-            WHERE coalesce(max_attempts, timeout, backoff) IS NOT NULL
-        """)
-        return {row[0]: row for row in rows}
 
 
 ################################################################################
@@ -7178,15 +7132,20 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         options = load_json(entry.options)
         chosen = frozenset(options.pop("open"))
         lasts, expires = options.pop("lasts"), options.pop("expires")
-        extra = Extra(
-            **options.pop("extra"),
+        own = options.pop("extra")
+        return Batch(
+            **options,
+            **own,
+            name=entry.definition,
+            state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
+            run_at=run_at,
+            enqueued_at=now,
+            payloads=(entry.payload,),
+            open=chosen,
             schedule=entry.name,
             unique_until=None if lasts is None else now + lasts,
             expires_at=None if expires is None else run_at + expires,
         )
-        state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
-        job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
-        return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
@@ -7204,15 +7163,14 @@ def problem_of(entry: Entry) -> str | None:
 def options_of(batch: Batch) -> str:
     """What is kept of the options of a job of a schedule: those of a *batch* that was made
     for the moment 0, so that lengths of time are what they are."""
-    extra = batch.extra or Extra()
     names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
     return json.dumps(
         {
             **dict(zip(Batch._fields[:7], batch, strict=False)),
             "open": sorted(batch.open),
-            "lasts": extra.unique_until,
-            "expires": extra.expires_at,
-            "extra": {name: getattr(extra, name) for name in names},
+            "lasts": batch.unique_until,
+            "expires": batch.expires_at,
+            "extra": {name: getattr(batch, name) for name in names},
         }
     )
 
@@ -7224,7 +7182,7 @@ class Timetable:
     file: File
     clock: Clock
     intake: Intake
-    ringer: Ringer
+    notifier: Notifier
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -7280,7 +7238,7 @@ class Timetable:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; says how many."""
         entry, ticks, batches, next_at, covered = made
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
@@ -7300,9 +7258,6 @@ class Timetable:
                 """,
                 (next_at, last_at, last_job, covered, entry.name),
             )
-            ports = self.ringer.ports(connection) if placed else ()
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
         logger.info("schedule %s fired %d jobs", entry.name, len(placed))
         tell(entry, [id for _, id in placed])
         return len(placed)
@@ -7311,7 +7266,7 @@ class Timetable:
         """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
         same key. `None` if that is an error, by the rule of the key."""
         try:
-            return self.intake.place_all([batch], connection)[0].row.id
+            return self.intake.insert_each([batch], connection)[0][0].id
         except DuplicateError as error:
             logger.info("a tick passes: %s", error)
             return None
@@ -7328,16 +7283,13 @@ class Timetable:
             DuplicateError: a job that waits has the same key.
         """
         now = self.clock()
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             batch = batch_of(self._found(connection, name), now, now)
-            id = self.intake.place_all([batch], connection)[0].row.id
+            id = self.intake.insert_each([batch], connection)[0][0].id
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
             )
-            ports = self.ringer.ports(connection)
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
         return id
 
     def declare(self, declared: Declared) -> None:
@@ -7381,7 +7333,7 @@ class Timetable:
         """Makes a schedule, or changes the one of this name."""
         with self.file.writing() as connection:
             self._put(connection, entry, self._entry(connection, entry.name))
-        self.ringer.wake()
+        self.notifier.notify_all()
 
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
@@ -7415,7 +7367,7 @@ class Timetable:
                 (name,),
             )
             paused = connection.changes()
-        self.ringer.wake()
+        self.notifier.notify_all()
         return paused
 
     def resume(self, name: str | None = None) -> int:
@@ -7433,7 +7385,7 @@ class Timetable:
             paused = [entry for entry in entries if entry.paused]
             for entry in paused:
                 self._write(connection, entry.resumed(now))
-        self.ringer.wake()
+        self.notifier.notify_all()
         return len(paused)
 
     def remove(self, name: str) -> None:
@@ -9150,7 +9102,7 @@ class Store:
     file: File
     clock: Clock = system_clock
     rows: Rows = attrs.field(init=False)
-    ringer: Ringer = attrs.field(init=False)
+    notifier: Notifier = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
@@ -9163,11 +9115,11 @@ class Store:
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows, self.ringer = Rows(file, clock), Ringer(file)
-        self.intake = Intake(file, self.rows, self.ringer)
-        self.timetable = Timetable(file, clock, self.intake, self.ringer)
+        self.rows, self.notifier = Rows(file, clock), Notifier(file)
+        self.intake = Intake(file, self.rows, self.notifier)
+        self.timetable = Timetable(file, clock, self.intake, self.notifier)
         self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows, self.ringer)
+        self.catalogue = Catalogue(file, clock, self.rows, self.notifier)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
@@ -9178,7 +9130,7 @@ class Store:
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        self.ringer.close()
+        self.notifier.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -9202,7 +9154,7 @@ class Store:
                 # Only who listens can answer: a drain has no port.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
-        self.ringer.wake()
+        self.notifier.notify_all()
         if recalls:
             self.nodes.await_recall()
 
@@ -9210,7 +9162,7 @@ class Store:
         """Takes the settings of a queue away, and tells the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.ringer.wake()
+        self.notifier.notify_all()
 
     def exchange(
         self,
@@ -13386,7 +13338,7 @@ class LiteJobs:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which nobody holds. Says how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.ringer.wake()
+        self.store.notifier.notify_all()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
@@ -14390,9 +14342,11 @@ def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    return Batch._make(
-        (*options.columns, body.name, state, run_at, now, payloads, None, options.open)
-    )
+    queue, node, priority, max_attempts, timeout, backoff, retention = options.columns
+    return Batch(
+        queue, node, priority, max_attempts, timeout, backoff, retention, body.name, state, run_at,
+        now, payloads, options.open,
+    )  # fmt: skip
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -14401,7 +14355,9 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     batch = _make_batch(bound.body, options, (bound.payload,), now)
     key, unique_text = limited_key(bound), unique_key(bound)
     merge = unique.on_conflict if callable(unique.on_conflict) else None
-    extra = Extra(
+    blocked = key is not None and batch.state == "pending"
+    batch = batch._replace(
+        state="blocked" if blocked else batch.state,
         headers=json.dumps(options.headers) if options.headers else None,
         key=key,
         key_limit=None if key is None else options.key_limit,
@@ -14413,11 +14369,8 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     )
     if merge is not None:
         how = functools.partial(merged, bound, merge)
-        extra = extra._replace(on_conflict="merge", merge=how)
-    elif not callable(unique.on_conflict):
-        extra = extra._replace(on_conflict=unique.on_conflict)
-    blocked = key is not None and batch.state == "pending"
-    return batch._replace(extra=extra, state="blocked" if blocked else batch.state)
+        return batch._replace(on_conflict="merge", merge=how)
+    return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
 
 
 def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
