@@ -7084,7 +7084,7 @@ class Declared:
 
 
 class Firing(NamedTuple):
-    """What the ticks of a schedule that are due come to, if it is still as it was read."""
+    """The jobs of a schedule's due ticks, and what to store of it once they are enqueued."""
 
     entry: Entry
     ticks: tuple[int, ...]
@@ -7094,11 +7094,7 @@ class Firing(NamedTuple):
 
 
 def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """What is to be done for a schedule of which a tick is due.
-
-    Raises:
-        OptionError: this machine cannot say when it is due, or what it enqueues.
-    """
+    """The firing of a schedule of which a tick is due."""
     rule, plan = entry.rule, entry.planned(now)
     if (first := plan.next_at) is None or first > now:
         return Firing(entry, (), [], first, plan.covered)
@@ -7118,11 +7114,7 @@ def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
 
 
 def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
-    """One job of a schedule.
-
-    Raises:
-        OptionError: its columns were written by somebody else, and not well.
-    """
+    """One job of a schedule."""
     check_name(entry.definition, "definition")
     try:
         plain_payload(entry.payload, entry.definition)
@@ -7186,15 +7178,15 @@ class Timetable:
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
-    _puzzled: set[str] = attrs.field(factory=set)
-    """The schedules of which it has been said that this machine cannot fire them."""
+    _unusable: set[str] = attrs.field(factory=set)
+    """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
-        self, now: int, tell: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+        self, now: int, on_fired: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
     ) -> tuple[int, int | None]:
-        """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
+        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
-        who fires it can *tell* of the jobs."""
+        *on_fired* is called with its jobs where that was."""
         if now < self._latest:
             with self.file.writing() as connection:
                 self._plan(connection, now)
@@ -7204,7 +7196,7 @@ class Timetable:
         with self.file.reading() as connection:
             entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
         firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
-        fired = sum(self._fire(made, tell) for made in firings)
+        fired = sum(self._fire(made, on_fired) for made in firings)
         if any(made.next_at is not None and made.next_at <= now for made in firings):
             return fired, now
         return fired, self._next_tick(now)
@@ -7229,26 +7221,30 @@ class Timetable:
         try:
             return make(entry, *arguments)
         except OptionError as error:
-            if entry.name not in self._puzzled:
+            if entry.name not in self._unusable:
                 logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._puzzled.add(entry.name)
+            self._unusable.add(entry.name)
             return None
 
-    def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
+    def _fire(self, made: Firing, on_fired: Callable[[Entry, list[int]], None]) -> int:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; says how many."""
+        somebody has changed it meanwhile; returns how many."""
         entry, ticks, batches, next_at, covered = made
         with self.notifier.enqueuing() as connection:
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
-                batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
-            placed = [
-                (tick, id)
-                for tick, batch in zip(ticks, batches, strict=False)
-                if (id := self._tick(connection, batch)) is not None
-            ]
-            last_at, last_job = placed[-1] if placed else (None, None)
+                sql = "SELECT state FROM litejobs_job WHERE id = ?"
+                last = connection.execute(sql, (entry.last_job,)).get
+                batches = batches[:1] if last is None or last in FINISHED else []
+            enqueued = []
+            for tick, batch in zip(ticks, batches, strict=False):
+                try:
+                    [(row, _)] = self.intake.insert_each([batch], connection)
+                    enqueued.append((tick, row.id))
+                except DuplicateError as error:
+                    logger.info("a tick passes: %s", error)
+            last_at, last_job = enqueued[-1] if enqueued else (None, None)
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
@@ -7258,30 +7254,12 @@ class Timetable:
                 """,
                 (next_at, last_at, last_job, covered, entry.name),
             )
-        logger.info("schedule %s fired %d jobs", entry.name, len(placed))
-        tell(entry, [id for _, id in placed])
-        return len(placed)
-
-    def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
-        """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
-        same key. `None` if that is an error, by the rule of the key."""
-        try:
-            return self.intake.insert_each([batch], connection)[0][0].id
-        except DuplicateError as error:
-            logger.info("a tick passes: %s", error)
-            return None
-
-    def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
-        state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
-        return state is not None and state not in FINISHED
+        logger.info("schedule %s fired %d jobs", entry.name, len(enqueued))
+        on_fired(entry, [id for _, id in enqueued])
+        return len(enqueued)
 
     def fire_now(self, name: str) -> int:
-        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-            DuplicateError: a job that waits has the same key.
-        """
+        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.notifier.enqueuing() as connection:
             batch = batch_of(self._found(connection, name), now, now)
@@ -7353,11 +7331,7 @@ class Timetable:
         )
 
     def pause(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
         with self.file.writing() as connection:
             if name is not None:
                 self._found(connection, name)
@@ -7372,11 +7346,7 @@ class Timetable:
 
     def resume(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire again from the next tick on; says how many that
-        changed. What was missed meanwhile is not made up.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        changed. What was missed meanwhile is not made up."""
         now = self.clock()
         with self.file.writing() as connection:
             entries = self._entries(connection)
@@ -7389,21 +7359,13 @@ class Timetable:
         return len(paused)
 
     def remove(self, name: str) -> None:
-        """Forgets a schedule; the jobs that it has enqueued stay.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.writing() as connection:
             self._found(connection, name)
             connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
 
     def get(self, name: str) -> Entry:
-        """One schedule.
-
-        Raises:
-            ScheduleNotFoundError: there is none of this name; a near one is proposed.
-        """
+        """One schedule."""
         with self.file.reading() as connection:
             return self._found(connection, name)
 
@@ -7434,7 +7396,7 @@ class Timetable:
 # queues let through.
 ################################################################################
 
-EVEN = 0.01
+BURST_SECONDS = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
 A_YEAR = 366 * 86_400.0
 """Seconds after which a queue is looked at again, however small its rate is."""
@@ -7579,7 +7541,7 @@ class Limits:
         """How many a queue's rate lets start now. Source: the token bucket of ATM traffic
         policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
         assert terms.rate is not None
-        burst = terms.burst or max(1.0, terms.rate * EVEN)
+        burst = terms.burst or max(1.0, terms.rate * BURST_SECONDS)
         sql = "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?"
         row = self.connection.execute(sql, (terms.name,)).fetchone()
         if row is None or None in row:
@@ -7639,10 +7601,11 @@ def _sound_place(row: Any) -> Place:
     return typing.cast(Place, row)
 
 
-FEW = 8
+FIRST_LOOK = 8
+"""With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
     SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
 """
 _HEADS = """
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
@@ -7741,9 +7704,9 @@ class Ready:
 
     def look(self, connection: apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
-        # Of a few jobs, which is what an idle node finds, each is its own lane.
+        # An idle node finds a few jobs.
         heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
-        few = len(heads) < FEW
+        few = len(heads) < FIRST_LOOK
         if not few:
             heads = connection.execute(_HEADS).fetchall()
         heads = [sound(_Head, head) for head in heads]
@@ -11787,7 +11750,7 @@ class Table:
         least = loads.index(min(loads))
         if not _has_room(self._counts[least], loads[least], more):
             return None
-        if now and (self.workers[least].handed or loads[least] > EVEN * 1e6):
+        if now and (self.workers[least].handed or loads[least] > BURST_SECONDS * 1e6):
             return None
         loads[least] += more
         self._counts[least] += 1
