@@ -5827,10 +5827,9 @@ def _is_closed(connection: Any) -> bool:
 ################################################################################
 # Rows
 #
-# What changes jobs and keeps count of them. Those that are ready are in one partial
-# index, by lane; those that are not due yet or have ended are "on the shelf", in another
-# one, by state, queue and name, and counted; so that whatever one asks, little is read
-# however large the file is.
+# Changing jobs, and keeping count of them. Ready jobs are in one partial index, by lane.
+# Jobs that are neither pending nor running are in another one, by state, queue and name,
+# and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
@@ -5838,9 +5837,9 @@ BATCH = 5_000
 _ROW = ", ".join(Row._fields)
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
-"""What becomes of a job that is due (an expression of SQL)."""
+"""The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
-"""The state of a job that waits for nothing but its time and its turn."""
+"""The state of a job that waits only until it is due and its key has room."""
 _KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
 _HOLDS = """
     unique_key IS NOT NULL AND (
@@ -5849,7 +5848,7 @@ _HOLDS = """
             AND (unique_scope = 'active' OR claim = 0)
     )
 """
-"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
+"""The terms of two partial indexes, as the schema has them: SQLite compares their text."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
@@ -5860,7 +5859,7 @@ _KEPT: Mapping[str, int] = {
 _KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
-# Whatever somebody has written there: a sum that does not fit would be refused.
+# Bounded, since a sum that overflows would be refused, whatever somebody has written there.
 _ADD = """
     ON CONFLICT DO UPDATE SET
         number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
@@ -5868,8 +5867,8 @@ _ADD = """
 
 
 def _kept_for(state: str) -> str:
-    """For how long a job is kept that ended in this state (an expression of SQL): as its own
-    retention says, up to a hundred years, else as the default does."""
+    """How long a job that ended in this state is kept (a SQL expression): by its own
+    retention, up to a hundred years, or else by the default."""
     own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
@@ -5905,16 +5904,15 @@ def _carray(ids: Iterable[int]) -> Any:
 
 @attrs.define(eq=False, repr=False)
 class Rows:
-    """Changes rows of jobs, keeps the numbers of those on the shelf right, and lets jobs in
+    """Changes rows of jobs, keeps the numbers of the counted states right, and admits jobs
     whose key has room; all in a transaction of the caller's."""
 
     file: File
     clock: Clock
 
     def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
-        nor run, which may be ten million, while the others are in indexes of their own.
-        On somebody else's connection the triggers do it."""
+        """Adds to the numbers of jobs in the counted states. On a caller's connection the
+        triggers do it."""
         if changes and self.file.owns(connection):
             connection.executemany(
                 f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
@@ -5963,8 +5961,8 @@ class Rows:
         return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
 
     def cancel_returned(self, connection: apsw.Connection) -> None:
-        """A job that was cancelled while it ran, and came back before it was asked to
-        end, is not tried again."""
+        """Cancels jobs that were asked to end while they ran, and that came back to be tried
+        again before the request reached them."""
         returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
         self.change(
             connection,
@@ -5977,9 +5975,9 @@ class Rows:
             """,
         )
 
-    # Keys of which only so many jobs run at a time. A job with one is blocked, and in no
-    # index that a claim reads, until its turn comes: then it is pending, and its slot is
-    # taken until it has run.
+    # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no
+    # index that a claim reads, until there is a slot. Then it is pending, and holds the slot
+    # until it has run.
 
     def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
         """The keys of these jobs."""
@@ -5991,8 +5989,7 @@ class Rows:
         return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
 
     def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot now, in their order; says how
-        many."""
+        """Makes blocked jobs ready for which there is a slot, in their order; returns how many."""
         admitted = 0
         for key in keys:
             while key is not None and (following := self.admissible(connection, key)):
@@ -6034,7 +6031,7 @@ N = TypeVar("N", bound=tuple[Any, ...])
 
 
 def sound(kind: type[N], row: Any) -> N:
-    """A row as *kind*, a named tuple, if its values are what they are annotated with."""
+    """A row as *kind*, a named tuple, if its values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
         of = "" if row is None else f" of {_shown(row[0])}"
         raise Damaged(f"a row{of} is no {kind.__name__}")
@@ -6063,7 +6060,7 @@ def _columns_of(kind: type) -> list[tuple[Any, ...]]:
 
 
 _FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""What may be left out by hand, for a trigger to fill in, if somebody has not switched it off."""
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
 
 
 def _types_in(hint: Any) -> tuple[Any, ...]:
@@ -6078,15 +6075,15 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
 ################################################################################
 # Catalogue
 #
-# Jobs as people look for them and steer them: by filters, a page or a batch at a time.
+# Finding and controlling jobs by filters, a page or a batch at a time.
 ################################################################################
 
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_UNSHELVED: tuple[tuple[str, State], ...] = (
+_UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
 )
-"""By which index the jobs in the other states are found."""
+"""The states that are not counted, and their indexes."""
 
 
 _FILTERS: Mapping[str, str] = {
@@ -6190,14 +6187,16 @@ def _ids_of(match: Match) -> str:
         WHERE state = '{state}' AND {match.group} AND {match.among([state])}
             AND {match.further} {_NEWEST}
         """
-        for index, state in _UNSHELVED
+        for index, state in _UNCOUNTED
     )
-    return " UNION ALL ".join(f"SELECT id FROM ({part})" for part in (*parts, _shelf_of(match)))
+    return " UNION ALL ".join(
+        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
+    )
 
 
-def _shelf_of(match: Match) -> str:
-    """The same for jobs on the shelf. Of all groups, only those can matter whose newest job is
-    among the newest, so that the others take one step into the index each."""
+def _in_counted_states(match: Match) -> str:
+    """The same for jobs in the counted states. Only groups whose newest job is among the
+    newest can matter; the others take one step into the index each."""
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
         WHERE {_COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
@@ -6221,7 +6220,7 @@ def _counts_of(match: Match) -> str:
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
         WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
         """
-        for index, state in _UNSHELVED
+        for index, state in _UNCOUNTED
     )
     return " UNION ALL ".join((shelved, *parts))
 
@@ -6278,7 +6277,7 @@ Rework = Callable[[str, object], str | bytes]
 
 @attrs.define(eq=False, repr=False)
 class Catalogue:
-    """The jobs as people look at them and steer them."""
+    """Finds jobs, and controls them."""
 
     file: File
     clock: Clock
@@ -6360,7 +6359,7 @@ class Catalogue:
             return [(job, _failure(row)) for job, *row in rows]
 
     def cancel(self, match: Match) -> Moved:
-        """Cancels what waits, and asks for the end of what runs."""
+        """Cancels waiting jobs, and asks running ones to end."""
         end = f"""
             UPDATE litejobs_job SET
                 state = 'cancelled', finished_at = :now, error = 'cancelled',
@@ -6374,8 +6373,8 @@ class Catalogue:
         return self._move(match, (WAITING, end), (("running",), ask))
 
     def retry(self, match: Match) -> Moved:
-        """Lets dead letters and cancelled jobs start again with all their attempts,
-        and makes jobs that wait for their backoff due now. Their history stays."""
+        """Starts dead letters and cancelled jobs again with all their attempts, and makes
+        jobs that wait for their backoff due now. Their history stays."""
         # Or ignore: the unique key may be another job's by now.
         again = f"""
             UPDATE OR IGNORE litejobs_job SET
@@ -6401,25 +6400,25 @@ class Catalogue:
         return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
 
     def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history; those that run are left."""
+        """Deletes jobs with their history, except running ones."""
         return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
 
     def hold(self, match: Match) -> Moved:
-        """Keeps what waits from running until a person releases it."""
+        """Keeps waiting jobs from running until they are released."""
         held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
         states = tuple(state for state in WAITING if state != "paused")
         return self._move(match, (states, held))
 
     def release(self, match: Match) -> Moved:
-        """Lets what a person held wait for its time or its turn again."""
+        """Releases held jobs."""
         released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
         return self._move(match, (("paused",), released))
 
     def change(
         self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
     ) -> Moved:
-        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
-        then the batch that it was called for stays as it was."""
+        """Gives waiting jobs other values. *rework* makes their new payloads. If it raises, the
+        batch that it was called for stays as it was."""
         sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
         if "run_at" in columns:
             sets.append(f"""state = CASE
@@ -7067,7 +7066,7 @@ class Intake:
 ################################################################################
 # Timetable
 #
-# The schedules in the file. A tick is fired by any node, in one transaction with its jobs.
+# The schedules in the file. Any node may fire a tick, in one transaction with its jobs.
 ################################################################################
 
 _ENTRY = ", ".join(Entry._fields)
@@ -7076,8 +7075,8 @@ _ACTIVE = "next_at IS NOT NULL AND NOT paused"
 
 @attrs.frozen
 class Declared:
-    """The schedules that a program declares: what the file says of others that it declared
-    has left its code."""
+    """The schedules that a program declares. Others that it declared before, by the file, have
+    left its code."""
 
     entries: tuple[Entry, ...] = ()
     program: str = ""
