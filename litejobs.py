@@ -6460,8 +6460,8 @@ class Catalogue:
             # To look through all jobs takes long: that is done once, and before anybody waits
             # for the write lock.
             with self.file.reading() as connection:
-                found = _column(connection, _ids_of(page), {**page.bindings, "limit": -1})
-            chosen = array.array("q", found)
+                rows: Any = connection.execute(_ids_of(page), {**page.bindings, "limit": -1})
+                chosen = array.array("q", (id for (id,) in rows))
             for start in range(0, len(chosen), BATCH):
                 some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
                 total += self._in_batches(some, states, change)
