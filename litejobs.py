@@ -5828,20 +5828,19 @@ def _is_closed(connection: Any) -> bool:
 ################################################################################
 # Rows
 #
-# What changes jobs and keeps count of them. Those that are ready are in one partial
-# index, by lane; those that are not due yet or have ended are "on the shelf", in another
-# one, by state, queue and name, and counted; so that whatever one asks, little is read
-# however large the file is.
+# Changing jobs, and keeping count of them. Ready jobs are in one partial index, by lane.
+# Jobs that are neither pending nor running are in another one, by state, queue and name,
+# and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _ROW = ", ".join(Row._fields)
-_ON_SHELF = "state <> 'pending' AND state <> 'running'"
+_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
-"""What becomes of a job that is due (an expression of SQL)."""
+"""The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
-"""The state of a job that waits for nothing but its time and its turn."""
+"""The state of a job that waits only until it is due and its key has room."""
 _KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
 _HOLDS = """
     unique_key IS NOT NULL AND (
@@ -5850,7 +5849,7 @@ _HOLDS = """
             AND (unique_scope = 'active' OR claim = 0)
     )
 """
-"""Of which jobs two indexes tell, in the words of the schema, by which SQLite knows them."""
+"""The terms of two partial indexes, as the schema has them: SQLite compares their text."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
@@ -5861,7 +5860,7 @@ _KEPT: Mapping[str, int] = {
 _KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
-# Whatever somebody has written there: a sum that does not fit would be refused.
+# Bounded, since a sum that overflows would be refused, whatever somebody has written there.
 _ADD = """
     ON CONFLICT DO UPDATE SET
         number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
@@ -5869,8 +5868,8 @@ _ADD = """
 
 
 def _kept_for(state: str) -> str:
-    """For how long a job is kept that ended in this state (an expression of SQL): as its own
-    retention says, up to a hundred years, else as the default does."""
+    """How long a job that ended in this state is kept (a SQL expression): by its own
+    retention, up to a hundred years, or else by the default."""
     own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
@@ -5906,73 +5905,53 @@ def _carray(ids: Iterable[int]) -> Any:
 
 @attrs.define(eq=False, repr=False)
 class Rows:
-    """Changes rows of jobs, keeps the numbers of those on the shelf right, and lets jobs in
+    """Changes rows of jobs, keeps the numbers of the counted states right, and admits jobs
     whose key has room; all in a transaction of the caller's."""
 
     file: File
     clock: Clock
 
     def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs on the shelf: those that neither wait for a worker
-        nor run, which may be ten million, while the others are in indexes of their own.
-        On somebody else's connection the triggers do it."""
+        """Adds to the numbers of jobs in the counted states. On a caller's connection the
+        triggers do it."""
         if changes and self.file.owns(connection):
             connection.executemany(
                 f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
                 [(*group, change) for group, change in changes.items() if change],
             )
 
-    def _shelved(self, connection: apsw.Connection, ids: Sequence[int]) -> Counter[Group]:
-        """How many of these jobs are on the shelf."""
-        rows: list[Any] = connection.execute(
+    def counted(self, connection: Any, ids: Iterable[int]) -> Counter[Group]:
+        """How many of these jobs are counted, by group."""
+        rows = connection.execute(
             f"""
-            SELECT state, queue, name, count(*) FROM litejobs_job
-            WHERE id IN carray(?) AND {_ON_SHELF} GROUP BY state, queue, name
+            SELECT state, queue, name, count(*)
+            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+            WHERE {_COUNTED} GROUP BY state, queue, name
             """,
-            (_carray(ids),),
-        ).fetchall()
+            (json.dumps([*ids]),),
+        )
         return Counter({(state, queue, name): number for state, queue, name, number in rows})
 
-    def change(
-        self, connection: apsw.Connection, ids: Sequence[int], sql: str, **bindings: Any
-    ) -> int:
-        """Changes some jobs and counts them anew; says how many."""
+    def change(self, connection: Any, ids: Sequence[int], sql: str, **bindings: Any) -> int:
+        """Changes some jobs, counts them anew, and admits others with their keys; returns how
+        many it has changed. On a caller's connection there is no carray."""
         if not ids:
             return 0
-        bindings |= {"ids": _carray(ids), "now": self.clock()}
+        if self.file.owns(connection):
+            bindings["ids"] = _carray(ids)
         keys = self.keys(connection, ids)
-        changes = self._shelved(connection, ids)
-        before = connection.total_changes()
-        connection.execute(sql, bindings)
-        changed = connection.total_changes() - before
-        changes.subtract(self._shelved(connection, ids))
-        self.count(connection, {group: -change for group, change in changes.items()})
+        before = self.counted(connection, ids)
+        connection.execute(sql, {"now": self.clock(), **bindings})
+        changed: int = connection.execute("SELECT changes()").fetchone()[0]
+        changes = self.counted(connection, ids)
+        changes.subtract(before)
+        self.count(connection, changes)
         self.admit(connection, keys)
         return changed
 
-    def alter(self, connection: Any, id: int, sql: str, *values: Any) -> None:
-        """Changes one job, on any connection, and counts it anew."""
-        before, key = self.group(connection, id)
-        connection.execute(sql, (*values, id))
-        after, _ = self.group(connection, id)
-        changes = Counter({after: 1})
-        changes.subtract({before: 1})
-        shelved = {group: number for group, number in changes.items() if group[0] in SHELVED}
-        self.count(connection, shelved)
-        self.admit(connection, {key})
-
     def expire(self, connection: Any, id: int, now: int) -> None:
         """Cancels one job that was not started in time, on any connection."""
-        self.alter(connection, id, _expiry("?", "= ?"), now, now)
-        self.file.expect(self.group(connection, id)[0][0] == "cancelled")
-
-    def group(self, connection: Any, id: int) -> tuple[Group, str | None]:
-        """Where a job is counted, and its key."""
-        find = "SELECT state, queue, name, key FROM litejobs_job WHERE id = ?"
-        if (row := connection.execute(find, (id,)).fetchone()) is None:
-            raise Damaged(f"job {id} is not where it should be")
-        state, queue, name, key = row
-        return (state, queue, name), key
+        self.file.expect(self.change(connection, [id], _expiry(":now", "= :id"), id=id, now=now))
 
     def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
         """Deletes some jobs with their history; says how many."""
@@ -5983,8 +5962,8 @@ class Rows:
         return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
 
     def cancel_returned(self, connection: apsw.Connection) -> None:
-        """A job that was cancelled while it ran, and came back before it was asked to
-        end, is not tried again."""
+        """Cancels jobs that were asked to end while they ran, and that came back to be tried
+        again before the request reached them."""
         returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
         self.change(
             connection,
@@ -5997,27 +5976,29 @@ class Rows:
             """,
         )
 
-    # Keys of which only so many jobs run at a time. A job with one is blocked, and in no
-    # index that a claim reads, until its turn comes: then it is pending, and its slot is
-    # taken until it has run.
+    # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no
+    # index that a claim reads, until there is a slot. Then it is pending, and holds the slot
+    # until it has run.
 
-    def keys(self, connection: apsw.Connection, ids: Sequence[int]) -> set[str]:
+    def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
         """The keys of these jobs."""
-        sql = "SELECT DISTINCT key FROM litejobs_job WHERE id IN carray(?) AND key IS NOT NULL"
-        rows: Any = connection.execute(sql, (_carray(ids),))
-        return {key for (key,) in rows}
+        sql = """
+            SELECT DISTINCT job.key
+            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+            WHERE job.key IS NOT NULL
+        """
+        return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
 
     def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot now, in their order; says how
-        many."""
+        """Makes blocked jobs ready for which there is a slot, in their order; returns how many."""
         admitted = 0
         for key in keys:
             while key is not None and (following := self.admissible(connection, key)):
                 id, group = following
-                ready = (
-                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+                connection.execute(
+                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'",
+                    (id,),
                 )
-                connection.execute(ready, (id,))
                 self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
                 self.count(connection, {group: -1})
                 admitted += 1
@@ -6051,7 +6032,7 @@ N = TypeVar("N", bound=tuple[Any, ...])
 
 
 def sound(kind: type[N], row: Any) -> N:
-    """A row as *kind*, a named tuple, if its values are what they are annotated with."""
+    """A row as *kind*, a named tuple, if its values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
         of = "" if row is None else f" of {_shown(row[0])}"
         raise Damaged(f"a row{of} is no {kind.__name__}")
@@ -6080,7 +6061,7 @@ def _columns_of(kind: type) -> list[tuple[Any, ...]]:
 
 
 _FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""What may be left out by hand, for a trigger to fill in, if somebody has not switched it off."""
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
 
 
 def _types_in(hint: Any) -> tuple[Any, ...]:
@@ -6095,52 +6076,18 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
 ################################################################################
 # Catalogue
 #
-# Jobs as people look for them and steer them: by filters, a page or a batch at a time.
+# Finding and controlling jobs by filters, a page or a batch at a time.
 ################################################################################
 
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_UNSHELVED: tuple[tuple[str, State], ...] = (
+_UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
 )
-"""By which index the jobs in the other states are found."""
+"""The states that are not counted, and their indexes."""
 
 
-@attrs.frozen
-class Details:
-    """What no index leads to: jobs are looked at one by one; `None` leaves a filter out."""
-
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    @property
-    def terms(self) -> str:
-        """The terms, each after an AND."""
-        given = {name for name, value in attrs.asdict(self).items() if value is not None}
-        terms = [term for name, term in _TERMS.items() if name in given]
-        terms += map(_payload_term, range(len(self.payload)))
-        return "".join(f" AND {term}" for term in terms)
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given = attrs.asdict(self, filter=lambda field, value: field.name in _TERMS)
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            bound = {"path": path, "names": json.dumps(names), "value": value}
-            given |= {f"{name}{place}": each for name, each in bound.items()}
-        return {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-
-
-_TERMS: Mapping[str, str] = {
+_FILTERS: Mapping[str, str] = {
     "node": "node = :node",
     "key": "key = :key",
     "schedule": "schedule = :schedule",
@@ -6149,35 +6096,18 @@ _TERMS: Mapping[str, str] = {
     "finished_after": "finished_at >= :finished_after",
     "finished_before": "finished_at < :finished_before",
 }
+"""Filters for which there is no index: the jobs are looked at one by one."""
 
 
 def _payload_term(place: int) -> str:
-    path, names = f":path{place}", f":names{place}"
-
-    def alike(kind: str, value: str) -> str:
-        # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-        wanted = f":value{place}, '$'"
-        return f"""
-            replace({kind}, 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND {value} IS json_extract({wanted})"""
-
-    # On a path SQLite takes a NUL for the end of a name; keys of json_tree are whole.
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
     return f"""
-        CASE
-        WHEN typeof(payload) <> 'text' OR NOT json_valid(payload) THEN FALSE
-        WHEN instr(payload, '\\u0000') OR instr({path}, '\\u0000') THEN EXISTS (
-            WITH RECURSIVE way (depth, id, type, atom) AS (
-                SELECT 0, id, type, atom FROM json_tree(payload) WHERE parent IS NULL
-                UNION ALL
-                SELECT depth + 1, tree.id, tree.type, tree.atom
-                FROM way JOIN json_tree(payload) AS tree ON tree.parent = way.id
-                WHERE tree.key = json_extract({names}, '$[' || depth || ']')
-            )
-            SELECT 1 FROM way
-            WHERE depth = json_array_length({names}) AND {alike("type", "atom")}
-        )
-        ELSE {alike(f"json_type(payload, {path})", f"json_extract(payload, {path})")} END"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 @attrs.frozen
@@ -6190,10 +6120,19 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    details: Details | None = None
+    node: str | None = None
+    key: str | None = None
+    schedule: str | None = None
+    enqueued_after: int | None = None
+    """From this moment on; "before" is earlier than that one."""
+    enqueued_before: int | None = None
+    finished_after: int | None = None
+    finished_before: int | None = None
+    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Names that lead into the payload, and the JSON of the scalars that should be there."""
 
     @property
-    def keys(self) -> str:
+    def group(self) -> str:
         """The terms on queue and name."""
         given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         return " AND ".join(given) or "TRUE"
@@ -6207,21 +6146,27 @@ class Match:
         return f"state IN ({chosen})" if chosen else "FALSE"
 
     @property
+    def unindexed(self) -> list[str]:
+        """The terms for which the jobs have to be looked at one by one."""
+        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
+        return terms + [_payload_term(place) for place in range(len(self.payload))]
+
+    @property
     def further(self) -> str:
-        """The term of the cursor, with those on details."""
-        return f"id < :before{'' if self.details is None else self.details.terms}"
+        """The term of the cursor, and those without an index."""
+        return " AND ".join(("id < :before", *self.unindexed))
 
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
+        given |= {"queue": self.queue, "name": self.name}
+        for place, (names, value) in enumerate(self.payload):
+            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
+            given |= {f"path{place}": path, f"value{place}": value}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return {
-            **({} if self.details is None else self.details.bindings),
-            "queue": None if self.queue is None else storable(self.queue),
-            "name": None if self.name is None else storable(self.name),
-            "ids": None if self.ids is None else json.dumps(self.ids),
-            "before": before,
-        }
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -6233,33 +6178,35 @@ def _ids_of(match: Match) -> str:
     if match.ids is not None:
         return f"""
             SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.keys} AND {match.among(STATES)}
+                AND {match.further} AND {match.group} AND {match.among(STATES)}
         """
-    if match.keys == "TRUE" and match.states is None:
+    if match.group == "TRUE" and match.states is None:
         return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
     parts = (
         f"""
         SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])}
+        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
             AND {match.further} {_NEWEST}
         """
-        for index, state in _UNSHELVED
+        for index, state in _UNCOUNTED
     )
-    return " UNION ALL ".join(f"SELECT id FROM ({part})" for part in (*parts, _shelf_of(match)))
+    return " UNION ALL ".join(
+        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
+    )
 
 
-def _shelf_of(match: Match) -> str:
-    """The same for jobs on the shelf. Of all groups, only those can matter whose newest job is
-    among the newest, so that the others take one step into the index each."""
+def _in_counted_states(match: Match) -> str:
+    """The same for jobs in the counted states. Only groups whose newest job is among the
+    newest can matter; the others take one step into the index each."""
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {_ON_SHELF} AND state = its.state AND queue = its.queue AND name = its.name
+        WHERE {_COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
             AND {match.further} ORDER BY id DESC
     """
     return f"""
         WITH newest AS MATERIALIZED (
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.keys} AND {match.among(SHELVED)} {_NEWEST}
+            WHERE {match.group} AND {match.among(SHELVED)} {_NEWEST}
         )
         SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
         ON job.id IN ({mine} LIMIT :limit)
@@ -6268,49 +6215,59 @@ def _shelf_of(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"SELECT * FROM litejobs_count WHERE {match.keys} AND {match.among(SHELVED)}"
+    shelved = f"SELECT * FROM litejobs_count WHERE {match.group} AND {match.among(SHELVED)}"
     parts = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.keys} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
         """
-        for index, state in _UNSHELVED
+        for index, state in _UNCOUNTED
     )
     return " UNION ALL ".join((shelved, *parts))
 
 
 @attrs.define(eq=False, repr=False)
-class Ringer:
-    """Tells the nodes that something was committed."""
+class Notifier:
+    """Wakes the nodes when something was committed for them."""
 
     file: File
-    _bell: socket.socket | None = None
+    _socket: socket.socket | None = None
 
     def close(self) -> None:
         """Closes the socket; the next use opens another one."""
-        if self._bell is not None:
-            self._bell.close()
-        self._bell = None
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
 
-    def wake(self) -> None:
-        """Tells all nodes that something changed for them."""
+    def notify_all(self) -> None:
+        """Wakes all nodes."""
         with self.file.reading() as connection:
             ports = self.ports(connection)
-        self.ring(ports)
+        self.notify(ports)
 
     def ports(self, connection: apsw.Connection) -> Sequence[int]:
         """Where the nodes listen."""
         return _column(connection, "SELECT port FROM litejobs_node")
 
-    def ring(self, ports: Iterable[int]) -> None:
-        """One datagram to each node. It says nothing, and losing it is harmless."""
+    def notify(self, ports: Iterable[int]) -> None:
+        """Sends one datagram to each node. It has no content, and losing it is harmless."""
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
-                if self._bell is None:
-                    self._bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    self._bell.setblocking(False)
-                    weakref.finalize(self, self._bell.close)  # For programs that never close().
-                self._bell.sendto(b"", ("127.0.0.1", port))
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    self._socket.setblocking(False)
+                    weakref.finalize(self, self._socket.close)  # If nobody calls close().
+                self._socket.sendto(b"", ("127.0.0.1", port))
+
+    @contextlib.contextmanager
+    def enqueuing(self) -> Iterator[apsw.Connection]:
+        """A transaction that enqueues, which is refused if the disk is nearly full; then all
+        nodes are woken."""
+        with self.file.writing() as connection:
+            ports = self.ports(connection)
+            yield connection
+            self.file.require_space(connection)
+        self.notify(ports)
 
 
 Change = Callable[[apsw.Connection, Sequence[int]], int]
@@ -6319,54 +6276,29 @@ Rework = Callable[[str, object], str | bytes]
 """Makes a new payload, from a definition's name and the old one."""
 
 
-def _rewrite(connection: apsw.Connection, ids: Sequence[int], rework: Rework) -> None:
-    """Gives jobs new payloads."""
-    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-    rows: list[Any] = connection.execute(sql, (_carray(ids),)).fetchall()
-    connection.executemany(
-        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-        [(rework(name, payload), id) for name, payload, id in rows],
-    )
-
-
 @attrs.define(eq=False, repr=False)
 class Catalogue:
-    """The jobs as people look at them and steer them."""
+    """Finds jobs, and controls them."""
 
     file: File
     clock: Clock
     rows: Rows
-    ringer: Ringer
+    notifier: Notifier
 
     def get(self, id: int) -> Row:
-        """One job.
-
-        Raises:
-            JobNotFoundError: there is none with this id.
-        """
+        """One job."""
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-            row = connection.execute(sql, (id,)).fetchone()
-            if row is None:
-                raise JobNotFoundError(id)
-            return sound(Row, row)
+        return self.get_all([id])[0]
 
     def get_all(self, ids: Iterable[int]) -> list[Row]:
-        """Several jobs, in the order of their ids.
-
-        Raises:
-            JobNotFoundError: one of them is not there.
-        """
+        """Several jobs, in the order of their ids."""
         ids = sorted(ids)
         with self.file.reading() as connection:
             sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            found = connection.execute(sql, (_carray(ids),)).fetchall() if ids else []
-            rows = [sound(Row, row) for row in found]
+            rows = [sound(Row, row) for row in connection.execute(sql, (_carray(ids),))]
         if len(rows) < len(ids):
-            there = {row.id for row in rows}
-            raise JobNotFoundError(next(id for id in ids if id not in there))
+            raise JobNotFoundError(min({*ids} - {row.id for row in rows}))
         return rows
 
     def find(self, match: Match, limit: object) -> list[Row]:
@@ -6386,7 +6318,7 @@ class Catalogue:
     def count(self, match: Match) -> int:
         """How many jobs match."""
         sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.details is not None:
+        if match.ids is not None or match.unindexed:
             sql = f"SELECT count(*) FROM ({_ids_of(match)})"
         with self.file.reading() as connection:
             counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
@@ -6428,7 +6360,7 @@ class Catalogue:
             return [(job, _failure(row)) for job, *row in rows]
 
     def cancel(self, match: Match) -> Moved:
-        """Cancels what waits, and asks for the end of what runs."""
+        """Cancels waiting jobs, and asks running ones to end."""
         end = f"""
             UPDATE litejobs_job SET
                 state = 'cancelled', finished_at = :now, error = 'cancelled',
@@ -6439,13 +6371,11 @@ class Catalogue:
             UPDATE litejobs_job SET cancel_at = :now
             WHERE id IN carray(:ids) AND cancel_at IS NULL
         """
-        return self._move(
-            match, (WAITING, self._changing(end)), (("running",), self._changing(ask))
-        )
+        return self._move(match, (WAITING, end), (("running",), ask))
 
     def retry(self, match: Match) -> Moved:
-        """Lets dead letters and cancelled jobs start again with all their attempts,
-        and makes jobs that wait for their backoff due now. Their history stays."""
+        """Starts dead letters and cancelled jobs again with all their attempts, and makes
+        jobs that wait for their backoff due now. Their history stays."""
         # Or ignore: the unique key may be another job's by now.
         again = f"""
             UPDATE OR IGNORE litejobs_job SET
@@ -6456,50 +6386,40 @@ class Catalogue:
         """
         now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
 
-        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            self._let_go(connection, ids)
-            return self.rows.change(connection, ids, again)
-
-        return self._move(
-            match,
-            (("failed", "cancelled"), start_again),
-            (("retrying",), self._changing(now)),
-        )
-
-    def _let_go(self, connection: apsw.Connection, ids: Sequence[int]) -> None:
-        """Takes the unique keys of these jobs from others that have held them long enough, or
-        have expired."""
-        connection.execute(
-            f"""
+        # The unique keys of these jobs are taken from others that have held them for long enough,
+        # or have expired.
+        let_go = f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
             WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                AND unique_key IN (
-                    SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                )
-            """,
-            {"now": self.clock(), "ids": _carray(ids)},
-        )
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+        """
+
+        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
+            connection.execute(let_go, {"now": self.clock(), "ids": _carray(ids)})
+            return self.rows.change(connection, ids, again)
+
+        return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
 
     def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history; those that run are left."""
+        """Deletes jobs with their history, except running ones."""
         return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
 
     def hold(self, match: Match) -> Moved:
-        """Keeps what waits from running until a person releases it."""
+        """Keeps waiting jobs from running until they are released."""
         held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
         states = tuple(state for state in WAITING if state != "paused")
-        return self._move(match, (states, self._changing(held)))
+        return self._move(match, (states, held))
 
     def release(self, match: Match) -> Moved:
-        """Lets what a person held wait for its time or its turn again."""
+        """Releases held jobs."""
         released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._move(match, (("paused",), self._changing(released)))
+        return self._move(match, (("paused",), released))
 
     def change(
         self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
     ) -> Moved:
-        """Gives jobs that wait other values; *rework* makes their new payloads, and may raise:
-        then the batch that it was called for stays as it was."""
+        """Gives waiting jobs other values. *rework* makes their new payloads. If it raises, the
+        batch that it was called for stays as it was."""
         sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
         if "run_at" in columns:
             sets.append(f"""state = CASE
@@ -6511,21 +6431,25 @@ class Catalogue:
 
         def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
             if rework is not None:
-                _rewrite(connection, ids, rework)
+                find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                rows: list[Any] = connection.execute(find, (_carray(ids),)).fetchall()
+                connection.executemany(
+                    "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                    [(rework(name, payload), id) for name, payload, id in rows],
+                )
             return self.rows.change(connection, ids, sql, **columns)
 
         return self._move(match, (WAITING, alter))
 
-    def _move(self, match: Match, *steps: tuple[tuple[State, ...], Change]) -> Moved:
-        """Changes the jobs that match, those in the states of each step in its way, and wakes
-        the nodes."""
-        matching = self.count(match)
-        moved = sum(self._in_batches(match, states, change) for states, change in steps)
-        self.ringer.wake()
+    def _move(self, match: Match, *steps: tuple[tuple[State, ...], str | Change]) -> Moved:
+        """Changes the jobs that match, those in the states of each step by its statement, and
+        wakes the nodes."""
+        matching, moved = self.count(match), 0
+        for states, how in steps:
+            change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
+            moved += self._in_batches(match, states, change)
+        self.notifier.notify_all()
         return Moved(moved, max(0, matching - moved))
-
-    def _changing(self, sql: str) -> Change:
-        return functools.partial(self.rows.change, sql=sql)
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
         """Changes the jobs that match and are in one of *states*, some at a time: a million
@@ -6533,10 +6457,16 @@ class Catalogue:
         if match.states is not None:
             states = tuple(state for state in states if state in match.states)
         page, total = attrs.evolve(match, states=states), 0
-        if match.details is not None and match.ids is None:
-            return sum(
-                self._in_batches(chosen, states, change) for chosen in self._looked_through(page)
-            )
+        if match.unindexed and match.ids is None:
+            # To look through all jobs takes long: that is done once, and before anybody waits
+            # for the write lock.
+            with self.file.reading() as connection:
+                rows: Any = connection.execute(_ids_of(page), {**page.bindings, "limit": -1})
+                chosen = array.array("q", (id for (id,) in rows))
+            for start in range(0, len(chosen), BATCH):
+                some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
+                total += self._in_batches(some, states, change)
+            return total
         while True:
             with self.file.writing() as connection:
                 find = f"{_ids_of(page)} {_NEWEST}"
@@ -6545,15 +6475,6 @@ class Catalogue:
             if len(ids) < BATCH:
                 return total
             page = attrs.evolve(page, before=ids[-1])
-
-    def _looked_through(self, match: Match) -> Iterator[Match]:
-        """The same jobs by their ids, some at a time. To look through all jobs takes long: that
-        is done once, and before anybody waits for the write lock."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(_ids_of(match), {**match.bindings, "limit": -1})
-            ids = array.array("q", (id for (id,) in rows))
-        for start in range(0, len(ids), BATCH):
-            yield attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
 
 
 class Counted(NamedTuple):
@@ -6584,11 +6505,14 @@ class Attempted(NamedTuple):
 
 def _failure(columns: Any) -> Failure:
     columns = sound(Attempted, tuple(columns))
-    *told, started_at, finished_at, exit_code, cpu, memory, output, omitted = columns
-    times = from_micros(started_at), from_micros(finished_at)
-    spent = None if cpu is None else cpu * MICROSECOND
-    values = [*told, *times, exit_code, spent, memory, output or "", omitted or 0]
-    return Failure(*values)
+    values = columns._asdict() | {
+        "started_at": from_micros(columns.started_at),
+        "finished_at": from_micros(columns.finished_at),
+        "cpu": None if columns.cpu is None else columns.cpu * MICROSECOND,
+        "output": columns.output or "",
+        "omitted": columns.omitted or 0,
+    }
+    return Failure(**values)
 
 
 def _failure_columns(failure: Failure) -> tuple[Any, ...]:
@@ -6780,15 +6704,16 @@ def _check_no_other(file: File) -> None:
 # Intake
 #
 # How new jobs come into the file: threads that enqueue at once share a commit, a unique
-# key has one winner, and whoever waits for work is told.
+# key has one winner, and the nodes are notified.
 ################################################################################
 
-GATHER = 0.0001
+GROUP_COMMIT_WINDOW = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
 
 
 class Batch(NamedTuple):
-    """New jobs that differ in their payloads alone."""
+    """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
+    rule for duplicates, is of one job."""
 
     queue: str
     node: str
@@ -6802,15 +6727,8 @@ class Batch(NamedTuple):
     run_at: int
     enqueued_at: int
     payloads: tuple[str | bytes, ...]
-    extra: Extra | None = None
     open: frozenset[str] = frozenset()
-    """Columns that nobody has chosen, for the queue's defaults."""
-
-
-class Extra(NamedTuple):
-    """What only some jobs have: further columns, and what to do about a duplicate. A batch
-    with a key of either kind is of one job."""
-
+    """Options that were not given, for the queue's defaults."""
     headers: str | None = None
     key: str | None = None
     key_limit: int | None = None
@@ -6822,128 +6740,105 @@ class Extra(NamedTuple):
     grace: int | None = None
     on_conflict: OnConflict | Literal["merge"] = "return"
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
-    """From the payload of the job that waits to the one that it gets."""
+    """Makes the new payload of the job that holds the unique key from its old one."""
 
 
-class Placed(NamedTuple):
-    """What has become of a job that was to be enqueued."""
-
-    row: Row
-    duplicate: bool
-
-
-Put = Callable[[apsw.Connection], Any]
-"""What a thread wants to do in a transaction that it may share with others."""
-
-
-@attrs.define(eq=False, repr=False)
-class Order:
-    """What a thread wants to put into the file, and what became of it."""
-
-    put: Put
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    bell: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    """Taken from the start; released for the thread that waits."""
-
-    def __attrs_post_init__(self) -> None:
-        self.bell.acquire()
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is in the file, or was refused."""
-        return self.done or self.error is not None
-
-    def ring(self) -> None:
-        """Wakes the thread that waits."""
-        with contextlib.suppress(RuntimeError):
-            self.bell.release()
-
-
-@attrs.define(eq=False, repr=False)
-class Orders:
-    """What the threads of a process want to enqueue, so that those who come while one
-    commits share the next commit."""
-
-    pid: int = attrs.field(factory=os.getpid)
-    lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its
-    thread does must not wait for that thread.)"""
-    waiting: deque[Order] = attrs.field(factory=deque)
-    together: int = 1
-    """How many the last commit was for."""
-
-    def join(self, put: Put) -> Order:
-        """One more that waits."""
-        order = Order(put)
-        self.waiting.append(order)
-        return order
-
-    def pass_on(self) -> None:
-        """Gives up the lead, and lets one that waits take it."""
-        self.lead.release()
-        if self.waiting:
-            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
-                self.waiting[0].ring()
-
-    def taken(self) -> list[Order]:
-        """All that wait now, which do not any more."""
-        orders = []
-        while self.waiting:
-            orders.append(self.waiting.popleft())
-        self.together = len(orders)
-        return orders
-
-
-Defaults = tuple[str, int | None, int | None, str | None]
-"""A queue's name, and its defaults for max_attempts (0: for ever), timeout and backoff."""
-
-
-@attrs.define(eq=False, repr=False)
-class Known:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Defaults] = attrs.field(factory=dict)
-
-
-def _with_defaults(batch: Batch, defaults: Defaults | None) -> Batch:
-    """The batch, with its queue's defaults where nobody has chosen."""
-    if defaults is None:
-        return batch
-    given = dict(zip(("max_attempts", "timeout", "backoff"), defaults[1:], strict=True))
-    changes: dict[str, Any] = {
-        option: value or None
-        for option, value in given.items()
-        if value is not None and option in batch.open
-    }
-    return batch._replace(**changes)
-
-
-_INSERT = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, payload
-    )
+_SHARED = Batch._fields[: Batch._fields.index("payloads")]
+_OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
+_INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
+_INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
+_INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
+_INSERT_WITH_OWN = f"""
+    INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
+    VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
 """
-_INSERT_EXTRA = """
-    INSERT INTO litejobs_job (
-        queue, node, priority, max_attempts, timeout, backoff, retention, name, state, run_at,
-        enqueued_at, headers, key, key_limit, unique_key, unique_scope, unique_until, expires_at,
-        schedule, grace, payload
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_INSERT_ONE = f"{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_MANY = f"{_INSERT} SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, value FROM carray(?)"
 
 _BY_TRIGGER = re.findall(
     r"UPDATE litejobs_job (SET\s+enqueued_at .*? ON known.name =) NEW.name", "".join(SCHEMA), re.S
 )
 _COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = :id"
-"""What the trigger does about a job that was inserted by hand, done by ours, which fires none:
-others may have put theirs into the file."""
+"""Does what the trigger does for a row that was inserted by hand. Our own connection fires no
+triggers: others may have put theirs into the file."""
+
+
+Write = Callable[[apsw.Connection], Any]
+"""What a thread does in a transaction that it may share with others."""
+
+
+@attrs.define(eq=False, repr=False)
+class PendingWrite:
+    """A write that waits to be committed, and its outcome."""
+
+    write: Write
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+    wakeup: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    """Taken from the start; released for the thread that waits."""
+
+    def __attrs_post_init__(self) -> None:
+        self.wakeup.acquire()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was committed or refused."""
+        return self.done or self.error is not None
+
+    def wake(self) -> None:
+        """Wakes the thread that waits."""
+        with contextlib.suppress(RuntimeError):
+            self.wakeup.release()
+
+
+@attrs.define(eq=False, repr=False)
+class GroupCommit:
+    """The writes of a process's threads: those that come while one thread commits share the
+    next commit."""
+
+    pid: int = attrs.field(factory=os.getpid)
+    lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its
+    thread does must not wait for that thread.)"""
+    waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    size: int = 1
+    """How many writes the last commit was for."""
+
+    def pass_on(self) -> None:
+        """Gives up the lead, and lets a thread that waits take it."""
+        self.lead.release()
+        if self.waiting:
+            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
+                self.waiting[0].wake()
+
+
+@attrs.define(eq=False, repr=False)
+class Cache:
+    """What was read of nodes and queues, and in which version of the file."""
+
+    version: int = -1
+    ports: Sequence[int] = ()
+    defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    """By queue: its defaults for options."""
+
+
+def _defaults(connection: Any) -> dict[str, dict[str, Any]]:
+    options = ("max_attempts", "timeout", "backoff")
+    rows = connection.execute(f"""
+        SELECT name, {", ".join(options)} FROM litejobs_queue
+        WHERE coalesce({", ".join(options)}) IS NOT NULL
+    """)
+    return {
+        # 0 attempts: without end.
+        name: {k: v or None for k, v in zip(options, row, strict=True) if v is not None}
+        for name, *row in rows
+    }
+
+
+def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> Batch:
+    """The batch, with its queue's defaults for the options that were not given."""
+    if not (given := defaults.get(batch.queue)):
+        return batch
+    return batch._replace(**{k: v for k, v in given.items() if k in batch.open})
 
 
 @attrs.define(eq=False, repr=False)
@@ -6952,9 +6847,9 @@ class Intake:
 
     file: File
     rows: Rows
-    ringer: Ringer
-    _orders: Orders = attrs.field(factory=Orders)
-    _known: Known = attrs.field(factory=Known)
+    notifier: Notifier
+    _group: GroupCommit = attrs.field(factory=GroupCommit)
+    _cache: Cache = attrs.field(factory=Cache)
 
     def enqueue(self, batches: list[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
@@ -6962,95 +6857,103 @@ class Intake:
         ids: range = self._together(functools.partial(self._insert_all, batches))
         return ids
 
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[Placed]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
-        placed: list[Placed] = self._together(functools.partial(self.place_all, batches))
-        return placed
+    def enqueue_each(self, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked; gives
+        for each the row, and whether it was there before."""
+        rows: list[tuple[Row, bool]] = self._together(functools.partial(self.insert_each, batches))
+        return rows
 
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[Placed]:
-        """The same in a transaction of somebody else's, on their own connection to the
-        file: the jobs are there if and only if they commit."""
+    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+        """The same in a transaction on the caller's connection to the file: the jobs are there
+        if and only if the caller commits."""
         with _borrowed(connection, self.file):
-            return self.place_all(batches, connection)
+            return self.insert_each(batches, connection)
 
-    def _together(self, put: Put) -> Any:
-        """Puts something into the file. Threads that do so at once share a commit: who has
-        the turn commits for all that wait for theirs."""
-        if self._orders.pid != os.getpid():
-            # Those of the process that forked this one are its own to commit.
-            self._orders = Orders()
-        orders = self._orders
-        if not orders.waiting and orders.together < 3 and orders.lead.acquire(blocking=False):
+    def _together(self, write: Write) -> Any:
+        """Commits a write. Threads that do so at once share a commit: the one that has the lead
+        commits for all that wait."""
+        if self._group.pid != os.getpid():
+            # What waits in the process that forked this one is committed there.
+            self._group = GroupCommit()
+        group = self._group
+        if not group.waiting and group.size < 3 and group.lead.acquire(blocking=False):
             try:
-                return self._commit_together([put])[0]
+                return self._commit([write])[0]
             finally:
-                orders.pass_on()
-        order = orders.join(put)
-        while not order.settled:
-            if not orders.lead.acquire(blocking=False):
-                order.bell.acquire()
+                group.pass_on()
+        pending = PendingWrite(write)
+        group.waiting.append(pending)
+        while not pending.settled:
+            if not group.lead.acquire(blocking=False):
+                pending.wakeup.acquire()
                 continue
             try:
-                if not order.settled:
-                    self._commit_waiting(orders)
+                if not pending.settled:
+                    self._commit_waiting(group)
             finally:
-                orders.pass_on()
-        if not order.done:
-            raise order.error or AssertionError("an order was neither kept nor refused")
-        return order.result
+                group.pass_on()
+        if not pending.done:
+            raise pending.error or AssertionError("a write was neither committed nor refused")
+        return pending.result
 
-    def _commit_waiting(self, waiting: Orders) -> None:
-        if self.file.durability == "full" and waiting.together > 2:
+    def _commit_waiting(self, group: GroupCommit) -> None:
+        if self.file.durability == "full" and group.size > 2:
             # The others, whose commit has just ended, will be back at once.
-            time.sleep(GATHER)
-        orders = waiting.taken()
+            time.sleep(GROUP_COMMIT_WINDOW)
+        taken: list[PendingWrite] = []
+        while group.waiting:
+            taken.append(group.waiting.popleft())
+        group.size = len(taken)
         try:
-            self._fill(orders)
+            self._commit_pending(taken)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            self._refuse(orders, error)
+            for pending in taken:
+                pending.error = error
         except Exception:
-            # One of them may be the only one to blame.
-            for order in orders:
+            # Only one of them may be to blame.
+            for pending in taken:
                 try:
-                    self._fill([order])
+                    self._commit_pending([pending])
                 except Exception as error:
-                    self._refuse([order], error)
+                    pending.error = error
         finally:
-            if left := [order for order in orders if not order.settled]:
-                problem = "interrupted while it committed for other threads; jobs may be there"
-                self._refuse(left, OutcomeUnknownError(str(self.file.path), f"{problem} or not"))
-            for order in orders:
-                order.ring()
+            problem = "interrupted while it committed for other threads; jobs may be there or not"
+            unknown = OutcomeUnknownError(str(self.file.path), problem)
+            for pending in taken:
+                if not pending.settled:
+                    pending.error = unknown
+                pending.wake()
 
-    def _fill(self, orders: Sequence[Order]) -> None:
-        results = self._commit_together([order.put for order in orders])
-        for order, result in zip(orders, results, strict=True):
-            order.result, order.done = result, True
+    def _commit_pending(self, taken: Sequence[PendingWrite]) -> None:
+        results = self._commit([pending.write for pending in taken])
+        for pending, result in zip(taken, results, strict=True):
+            pending.result, pending.done = result, True
 
-    def _refuse(self, orders: Sequence[Order], error: Exception) -> None:
-        for order in orders:
-            order.error = error
-
-    def _commit_together(self, puts: Sequence[Put]) -> list[Any]:
-        """Puts all in one transaction, and tells the nodes."""
+    def _commit(self, writes: Sequence[Write]) -> list[Any]:
+        """Commits all in one transaction, and notifies the nodes."""
         with self.file.writing() as connection:
             version = self.file.version(connection)
-            if (known := self._known).version != version:
-                known = Known(version, self.ringer.ports(connection), self._defaults(connection))
-                self._known = known
-            results = [put(connection) for put in puts]
+            if (cache := self._cache).version != version:
+                cache = Cache(version, self.notifier.ports(connection), _defaults(connection))
+                self._cache = cache
+            results = [write(connection) for write in writes]
             self.file.require_space(connection)
-        known.version = version + 1
-        if known.ports:
-            self.ringer.ring(known.ports)
+        cache.version = version + 1
+        if cache.ports:
+            self.notifier.notify(cache.ports)
         return results
 
     def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._known.defaults:
-            batches[:] = [_with_defaults(batch, defaults.get(batch.queue)) for batch in batches]
+        if defaults := self._cache.defaults:
+            batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
-            self._insert(connection, batch)
+            shared = batch[: len(_SHARED)]
+            if len(batch.payloads) == 1:
+                connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
+            else:
+                # Half of what an executemany takes.
+                connection.execute(_INSERT_MANY, (*shared, apsw.carray(batch.payloads)))
             if batch.state != "pending":
                 group = batch.state, batch.queue, batch.name
                 counts[group] = counts.get(group, 0) + len(batch.payloads)
@@ -7060,51 +6963,47 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def _insert(self, connection: Any, batch: Batch) -> None:
-        if batch.extra is not None:
-            columns = (*batch[:11], *batch.extra[:9])
-            for payload in batch.payloads:
-                connection.execute(_INSERT_EXTRA, (*columns, payload))
-        elif len(batch.payloads) == 1:
-            connection.execute(_INSERT_ONE, (*batch[:11], batch.payloads[0]))
-        else:
-            # Half of what an executemany takes.
-            connection.execute(_INSERT_MANY, (*batch[:11], apsw.carray(batch.payloads)))
-
-    def place_all(self, batches: Sequence[Batch], connection: Any) -> list[Placed]:
-        """Inserts jobs in somebody's transaction, each unless it is a duplicate."""
-        defaults = self._defaults(connection)
-        places = [
-            self._place(connection, _with_defaults(batch, defaults.get(batch.queue)))
-            for batch in batches
-        ]
-        for key in {batch.extra.key for batch in batches if batch.extra}:
+    def insert_each(self, batches: Sequence[Batch], connection: Any) -> list[tuple[Row, bool]]:
+        """Inserts jobs in a transaction, each unless it is a duplicate."""
+        defaults = _defaults(connection)
+        inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
+        for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
             self.rows.admit(connection, [key])
         sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        rows = [connection.execute(sql, (id,)).fetchone() for id, _ in places]
         return [
-            Placed(sound(Row, row), duplicate)
-            for row, (_, duplicate) in zip(rows, places, strict=True)
+            (sound(Row, connection.execute(sql, (id,)).fetchone()), duplicate)
+            for id, duplicate in inserted
         ]
 
-    def _place(self, connection: Any, batch: Batch) -> tuple[int, bool]:
-        """Inserts one job, or does what its rule says about the one that is there."""
-        extra = batch.extra or Extra()
-        if (held := self._holder(connection, extra.unique_key, batch.enqueued_at)) is None:
-            self._insert(connection, batch)
+    def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+        """Inserts one job, or does what its rule says about its duplicate; gives the id, and
+        whether it was there before."""
+        bindings = {**batch._asdict(), "payload": batch.payloads[0]}
+        if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
+            connection.execute(_INSERT_WITH_OWN, bindings)
             id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
             if batch.state != "pending":
                 self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
             return id, False
         id, payload, fixed = held
-        if extra.on_conflict == "raise" or (fixed and extra.on_conflict != "return"):
+        if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
-        if extra.on_conflict == "merge":
+        if batch.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (extra.merge(payload), id))
-        elif extra.on_conflict == "replace":
-            self._replace(connection, id, batch, extra)
+            connection.execute(sql, (batch.merge(payload), id))
+        elif batch.on_conflict == "replace":
+            replace = """
+                UPDATE litejobs_job SET
+                    queue = :queue, node = :node, priority = :priority,
+                    max_attempts = :max_attempts, timeout = :timeout, backoff = :backoff,
+                    retention = :retention, run_at = :run_at,
+                    state = CASE WHEN state = 'paused' THEN state ELSE :state END,
+                    headers = :headers, key = :key, key_limit = :key_limit, grace = :grace,
+                    unique_until = :unique_until, expires_at = :expires_at, payload = :payload
+                WHERE id = :id
+            """
+            self.rows.change(connection, [id], replace, **bindings, id=id)
         return id, True
 
     def _holder(
@@ -7144,30 +7043,11 @@ class Intake:
         while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
             self.rows.expire(connection, row[0], now)
 
-    def _replace(self, connection: Any, id: int, batch: Batch, extra: Extra) -> None:
-        self.rows.alter(
-            connection,
-            id,
-            """
-            UPDATE litejobs_job SET
-                queue = ?, node = ?, priority = ?, max_attempts = ?, timeout = ?, backoff = ?,
-                retention = ?, state = CASE WHEN state = 'paused' THEN state ELSE ? END, run_at = ?,
-                headers = ?, key = ?, key_limit = ?, unique_until = ?, expires_at = ?, grace = ?,
-                payload = ?
-            WHERE id = ?
-            """,
-            *batch[:7], *batch[8:10], *extra[:3], *extra[5:7], extra.grace, *batch.payloads,
-        )  # fmt: skip
-
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
-        what nodes have said of the definition.
-
-        Raises:
-            DefinitionError: nodes have said what they have, and this is not among it.
-        """
+        what nodes have written down of the definition."""
         columns = {"name": name, "payload": payload, **given}
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             names = connection.execute("SELECT name FROM litejobs_definition")
             known = [str(name) for (name,) in names]
             if known and name not in known:
@@ -7178,28 +7058,16 @@ class Intake:
                 f" VALUES ({', '.join(f':{column}' for column in columns)})",
                 columns,
             )
-            id = connection.last_insert_rowid()
+            id: int = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            group, _ = self.rows.group(connection, id)
-            if group[0] != "pending":
-                self.rows.count(connection, {group: 1})
-            ports = self.ringer.ports(connection)
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
+            self.rows.count(connection, self.rows.counted(connection, [id]))
         return id
-
-    def _defaults(self, connection: apsw.Connection) -> dict[str, Defaults]:
-        rows: Any = connection.execute("""
-            SELECT name, max_attempts, timeout, backoff FROM litejobs_queue
-            WHERE coalesce(max_attempts, timeout, backoff) IS NOT NULL
-        """)
-        return {row[0]: row for row in rows}
 
 
 ################################################################################
 # Timetable
 #
-# The schedules in the file. A tick is fired by any node, in one transaction with its jobs.
+# The schedules in the file. Any node may fire a tick, in one transaction with its jobs.
 ################################################################################
 
 _ENTRY = ", ".join(Entry._fields)
@@ -7208,15 +7076,15 @@ _ACTIVE = "next_at IS NOT NULL AND NOT paused"
 
 @attrs.frozen
 class Declared:
-    """The schedules that a program declares: what the file says of others that it declared
-    has left its code."""
+    """The schedules that a program declares. Others that it declared before, by the file, have
+    left its code."""
 
     entries: tuple[Entry, ...] = ()
     program: str = ""
 
 
 class Firing(NamedTuple):
-    """What the ticks of a schedule that are due come to, if it is still as it was read."""
+    """The jobs of a schedule's due ticks, and what to store of it once they are enqueued."""
 
     entry: Entry
     ticks: tuple[int, ...]
@@ -7226,11 +7094,7 @@ class Firing(NamedTuple):
 
 
 def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """What is to be done for a schedule of which a tick is due.
-
-    Raises:
-        OptionError: this machine cannot say when it is due, or what it enqueues.
-    """
+    """The firing of a schedule of which a tick is due."""
     rule, plan = entry.rule, entry.planned(now)
     if (first := plan.next_at) is None or first > now:
         return Firing(entry, (), [], first, plan.covered)
@@ -7250,11 +7114,7 @@ def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
 
 
 def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
-    """One job of a schedule.
-
-    Raises:
-        OptionError: its columns were written by somebody else, and not well.
-    """
+    """One job of a schedule."""
     check_name(entry.definition, "definition")
     try:
         plain_payload(entry.payload, entry.definition)
@@ -7264,15 +7124,20 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         options = load_json(entry.options)
         chosen = frozenset(options.pop("open"))
         lasts, expires = options.pop("lasts"), options.pop("expires")
-        extra = Extra(
-            **options.pop("extra"),
+        own = options.pop("extra")
+        return Batch(
+            **options,
+            **own,
+            name=entry.definition,
+            state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
+            run_at=run_at,
+            enqueued_at=now,
+            payloads=(entry.payload,),
+            open=chosen,
             schedule=entry.name,
             unique_until=None if lasts is None else now + lasts,
             expires_at=None if expires is None else run_at + expires,
         )
-        state: State = "scheduled" if run_at > now else "blocked" if extra.key else "pending"
-        job = entry.definition, state, run_at, now, (entry.payload,), extra, chosen
-        return Batch._make((*(options[name] for name in Batch._fields[:7]), *job))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
         raise OptionError("options", problem) from error
@@ -7290,15 +7155,14 @@ def problem_of(entry: Entry) -> str | None:
 def options_of(batch: Batch) -> str:
     """What is kept of the options of a job of a schedule: those of a *batch* that was made
     for the moment 0, so that lengths of time are what they are."""
-    extra = batch.extra or Extra()
     names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
     return json.dumps(
         {
             **dict(zip(Batch._fields[:7], batch, strict=False)),
             "open": sorted(batch.open),
-            "lasts": extra.unique_until,
-            "expires": extra.expires_at,
-            "extra": {name: getattr(extra, name) for name in names},
+            "lasts": batch.unique_until,
+            "expires": batch.expires_at,
+            "extra": {name: getattr(batch, name) for name in names},
         }
     )
 
@@ -7310,19 +7174,19 @@ class Timetable:
     file: File
     clock: Clock
     intake: Intake
-    ringer: Ringer
+    notifier: Notifier
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
-    _puzzled: set[str] = attrs.field(factory=set)
-    """The schedules of which it has been said that this machine cannot fire them."""
+    _unusable: set[str] = attrs.field(factory=set)
+    """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
-        self, now: int, tell: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+        self, now: int, on_fired: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
     ) -> tuple[int, int | None]:
-        """Enqueues the jobs of all schedules that are due by *now*; gives how many, and
+        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
-        who fires it can *tell* of the jobs."""
+        *on_fired* is called with its jobs where that was."""
         if now < self._latest:
             with self.file.writing() as connection:
                 self._plan(connection, now)
@@ -7332,7 +7196,7 @@ class Timetable:
         with self.file.reading() as connection:
             entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
         firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
-        fired = sum(self._fire(made, tell) for made in firings)
+        fired = sum(self._fire(made, on_fired) for made in firings)
         if any(made.next_at is not None and made.next_at <= now for made in firings):
             return fired, now
         return fired, self._next_tick(now)
@@ -7357,26 +7221,30 @@ class Timetable:
         try:
             return make(entry, *arguments)
         except OptionError as error:
-            if entry.name not in self._puzzled:
+            if entry.name not in self._unusable:
                 logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._puzzled.add(entry.name)
+            self._unusable.add(entry.name)
             return None
 
-    def _fire(self, made: Firing, tell: Callable[[Entry, list[int]], None]) -> int:
+    def _fire(self, made: Firing, on_fired: Callable[[Entry, list[int]], None]) -> int:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; says how many."""
+        somebody has changed it meanwhile; returns how many."""
         entry, ticks, batches, next_at, covered = made
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
-                batches = [] if self._unfinished(connection, entry.last_job) else batches[:1]
-            placed = [
-                (tick, id)
-                for tick, batch in zip(ticks, batches, strict=False)
-                if (id := self._tick(connection, batch)) is not None
-            ]
-            last_at, last_job = placed[-1] if placed else (None, None)
+                sql = "SELECT state FROM litejobs_job WHERE id = ?"
+                last = connection.execute(sql, (entry.last_job,)).get
+                batches = batches[:1] if last is None or last in FINISHED else []
+            enqueued = []
+            for tick, batch in zip(ticks, batches, strict=False):
+                try:
+                    [(row, _)] = self.intake.insert_each([batch], connection)
+                    enqueued.append((tick, row.id))
+                except DuplicateError as error:
+                    logger.info("a tick passes: %s", error)
+            last_at, last_job = enqueued[-1] if enqueued else (None, None)
             connection.execute(
                 """
                 UPDATE litejobs_schedule SET
@@ -7386,44 +7254,20 @@ class Timetable:
                 """,
                 (next_at, last_at, last_job, covered, entry.name),
             )
-            ports = self.ringer.ports(connection) if placed else ()
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
-        logger.info("schedule %s fired %d jobs", entry.name, len(placed))
-        tell(entry, [id for _, id in placed])
-        return len(placed)
-
-    def _tick(self, connection: apsw.Connection, batch: Batch) -> int | None:
-        """Enqueues the job of one tick; gives its id, or that of a job which waits and has the
-        same key. `None` if that is an error, by the rule of the key."""
-        try:
-            return self.intake.place_all([batch], connection)[0].row.id
-        except DuplicateError as error:
-            logger.info("a tick passes: %s", error)
-            return None
-
-    def _unfinished(self, connection: apsw.Connection, id: int | None) -> bool:
-        state = connection.execute("SELECT state FROM litejobs_job WHERE id = ?", (id,)).get
-        return state is not None and state not in FINISHED
+        logger.info("schedule %s fired %d jobs", entry.name, len(enqueued))
+        on_fired(entry, [id for _, id in enqueued])
+        return len(enqueued)
 
     def fire_now(self, name: str) -> int:
-        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-            DuplicateError: a job that waits has the same key.
-        """
+        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
-        with self.file.writing() as connection:
+        with self.notifier.enqueuing() as connection:
             batch = batch_of(self._found(connection, name), now, now)
-            id = self.intake.place_all([batch], connection)[0].row.id
+            id = self.intake.insert_each([batch], connection)[0][0].id
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
             )
-            ports = self.ringer.ports(connection)
-            self.file.require_space(connection)
-        self.ringer.ring(ports)
         return id
 
     def declare(self, declared: Declared) -> None:
@@ -7467,7 +7311,7 @@ class Timetable:
         """Makes a schedule, or changes the one of this name."""
         with self.file.writing() as connection:
             self._put(connection, entry, self._entry(connection, entry.name))
-        self.ringer.wake()
+        self.notifier.notify_all()
 
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
@@ -7487,11 +7331,7 @@ class Timetable:
         )
 
     def pause(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire nothing until resumed; says how many that changed.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
         with self.file.writing() as connection:
             if name is not None:
                 self._found(connection, name)
@@ -7501,16 +7341,12 @@ class Timetable:
                 (name,),
             )
             paused = connection.changes()
-        self.ringer.wake()
+        self.notifier.notify_all()
         return paused
 
     def resume(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire again from the next tick on; says how many that
-        changed. What was missed meanwhile is not made up.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        changed. What was missed meanwhile is not made up."""
         now = self.clock()
         with self.file.writing() as connection:
             entries = self._entries(connection)
@@ -7519,25 +7355,17 @@ class Timetable:
             paused = [entry for entry in entries if entry.paused]
             for entry in paused:
                 self._write(connection, entry.resumed(now))
-        self.ringer.wake()
+        self.notifier.notify_all()
         return len(paused)
 
     def remove(self, name: str) -> None:
-        """Forgets a schedule; the jobs that it has enqueued stay.
-
-        Raises:
-            ScheduleNotFoundError: there is no such schedule.
-        """
+        """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.writing() as connection:
             self._found(connection, name)
             connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
 
     def get(self, name: str) -> Entry:
-        """One schedule.
-
-        Raises:
-            ScheduleNotFoundError: there is none of this name; a near one is proposed.
-        """
+        """One schedule."""
         with self.file.reading() as connection:
             return self._found(connection, name)
 
@@ -7568,7 +7396,7 @@ class Timetable:
 # queues let through.
 ################################################################################
 
-EVEN = 0.01
+BURST_SECONDS = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
 A_YEAR = 366 * 86_400.0
 """Seconds after which a queue is looked at again, however small its rate is."""
@@ -7713,7 +7541,7 @@ class Limits:
         """How many a queue's rate lets start now. Source: the token bucket of ATM traffic
         policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
         assert terms.rate is not None
-        burst = terms.burst or max(1.0, terms.rate * EVEN)
+        burst = terms.burst or max(1.0, terms.rate * BURST_SECONDS)
         sql = "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?"
         row = self.connection.execute(sql, (terms.name,)).fetchone()
         if row is None or None in row:
@@ -7773,10 +7601,11 @@ def _sound_place(row: Any) -> Place:
     return typing.cast(Place, row)
 
 
-FEW = 8
+FIRST_LOOK = 8
+"""With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
     SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW}
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
 """
 _HEADS = """
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
@@ -7875,9 +7704,9 @@ class Ready:
 
     def look(self, connection: apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
-        # Of a few jobs, which is what an idle node finds, each is its own lane.
+        # An idle node finds a few jobs.
         heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
-        few = len(heads) < FEW
+        few = len(heads) < FIRST_LOOK
         if not few:
             heads = connection.execute(_HEADS).fetchall()
         heads = [sound(_Head, head) for head in heads]
@@ -8747,7 +8576,7 @@ _BLOCKED = """
 """
 _RECOUNTED = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
-    WHERE {_ON_SHELF} AND queue IS NOT NULL GROUP BY queue, name, state
+    WHERE {_COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
 
@@ -9236,7 +9065,7 @@ class Store:
     file: File
     clock: Clock = system_clock
     rows: Rows = attrs.field(init=False)
-    ringer: Ringer = attrs.field(init=False)
+    notifier: Notifier = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
@@ -9249,11 +9078,11 @@ class Store:
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows, self.ringer = Rows(file, clock), Ringer(file)
-        self.intake = Intake(file, self.rows, self.ringer)
-        self.timetable = Timetable(file, clock, self.intake, self.ringer)
+        self.rows, self.notifier = Rows(file, clock), Notifier(file)
+        self.intake = Intake(file, self.rows, self.notifier)
+        self.timetable = Timetable(file, clock, self.intake, self.notifier)
         self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows, self.ringer)
+        self.catalogue = Catalogue(file, clock, self.rows, self.notifier)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
@@ -9264,7 +9093,7 @@ class Store:
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        self.ringer.close()
+        self.notifier.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -9288,7 +9117,7 @@ class Store:
                 # Only who listens can answer: a drain has no port.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
-        self.ringer.wake()
+        self.notifier.notify_all()
         if recalls:
             self.nodes.await_recall()
 
@@ -9296,7 +9125,7 @@ class Store:
         """Takes the settings of a queue away, and tells the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.ringer.wake()
+        self.notifier.notify_all()
 
     def exchange(
         self,
@@ -11921,7 +11750,7 @@ class Table:
         least = loads.index(min(loads))
         if not _has_room(self._counts[least], loads[least], more):
             return None
-        if now and (self.workers[least].handed or loads[least] > EVEN * 1e6):
+        if now and (self.workers[least].handed or loads[least] > BURST_SECONDS * 1e6):
             return None
         loads[least] += more
         self._counts[least] += 1
@@ -13472,7 +13301,7 @@ class LiteJobs:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which nobody holds. Says how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.ringer.wake()
+        self.store.notifier.notify_all()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
@@ -14393,23 +14222,18 @@ def _match(filters: Filters) -> Match:
     ids, states = _several(filters.get("id")), _several(filters.get("state"))
     for state in states or ():
         check_one_of(state, STATES, "state")
-    details = _details(filters)
-    return Match(
-        None if ids is None else tuple(map(_id_of, ids)),
-        _name_of(filters.get("name")),
-        _text(filters.get("queue"), "queue"),
-        states,
-        details=None if details == Details() else details,
-    )
-
-
-def _details(filters: Filters) -> Details:
-    texts = {name: _text(filters.get(name), name) for name in ("node", "key")}
-    texts["schedule"] = _name_of(filters.get("schedule"), "schedule")
+    texts = {name: _text(filters.get(name), name) for name in ("queue", "node", "key")}
     names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
     moments = {name: _micros(filters.get(name), name) for name in names}
     chosen: dict[str, Any] = {**texts, **moments}
-    return Details(**chosen, payload=_wanted(filters.get("payload")))
+    return Match(
+        None if ids is None else tuple(map(_id_of, ids)),
+        _name_of(filters.get("name")),
+        states=states,
+        schedule=_name_of(filters.get("schedule"), "schedule"),
+        payload=_wanted(filters.get("payload")),
+        **chosen,
+    )
 
 
 def _several(given: Any) -> tuple[Any, ...] | None:
@@ -14455,6 +14279,8 @@ def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
 def _names(field: object) -> tuple[str, ...]:
     if not isinstance(field, str):
         raise OptionError("payload", f"expected the name of a field, got {field!r}")
+    if "\0" in field:  # On a path, SQLite takes it for the end of a name.
+        raise OptionError("payload", f"a field's name in a filter has no NUL, got {field!r}")
     return tuple(field.split("."))
 
 
@@ -14479,9 +14305,11 @@ def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    return Batch._make(
-        (*options.columns, body.name, state, run_at, now, payloads, None, options.open)
-    )
+    queue, node, priority, max_attempts, timeout, backoff, retention = options.columns
+    return Batch(
+        queue, node, priority, max_attempts, timeout, backoff, retention, body.name, state, run_at,
+        now, payloads, options.open,
+    )  # fmt: skip
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -14490,7 +14318,9 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     batch = _make_batch(bound.body, options, (bound.payload,), now)
     key, unique_text = limited_key(bound), unique_key(bound)
     merge = unique.on_conflict if callable(unique.on_conflict) else None
-    extra = Extra(
+    blocked = key is not None and batch.state == "pending"
+    batch = batch._replace(
+        state="blocked" if blocked else batch.state,
         headers=json.dumps(options.headers) if options.headers else None,
         key=key,
         key_limit=None if key is None else options.key_limit,
@@ -14502,11 +14332,8 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     )
     if merge is not None:
         how = functools.partial(merged, bound, merge)
-        extra = extra._replace(on_conflict="merge", merge=how)
-    elif not callable(unique.on_conflict):
-        extra = extra._replace(on_conflict=unique.on_conflict)
-    blocked = key is not None and batch.state == "pending"
-    return batch._replace(extra=extra, state="blocked" if blocked else batch.state)
+        return batch._replace(on_conflict="merge", merge=how)
+    return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
 
 
 def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:

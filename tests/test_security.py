@@ -466,9 +466,9 @@ class TestAHostileFile:
     def test_in_which_a_job_is_not_where_it_should_be_says_so(self, jobs: LiteJobs) -> None:
         with (
             pytest.raises(FileError, match="is damaged"),
-            jobs.store.file.reading() as connection,
+            jobs.store.file.writing() as connection,
         ):
-            jobs.store.rows.group(connection, 99)
+            jobs.store.rows.expire(connection, 99, 0)
 
     @pytest.mark.parametrize("index", ["litejobs_due", "litejobs_expiry", "litejobs_key"])
     def test_whose_index_leads_elsewhere_is_not_searched_for_ever(

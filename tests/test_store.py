@@ -2578,7 +2578,7 @@ class TestThreadsThatEnqueueAtOnce:
     def test_do_not_wait_for_themselves_in_a_signal_handler(self, path: Path) -> None:
         store = Store.at(path, "full")
         store.catalogue.count(Match())
-        with store.intake._orders.lead:  # as in the midst of an enqueue of this thread
+        with store.intake._group.lead:  # as in the midst of an enqueue of this thread
             assert list(store.intake.enqueue([new()])) == [1]
         store.close()
 
