@@ -7998,25 +7998,25 @@ class Ready:
 ################################################################################
 # Nodes
 #
-# Who is at work, and what becomes of the jobs of those who are not any more: alive is who
-# holds a lock that the operating system drops when a process ends.
+# The nodes that are running, and the jobs of nodes that have died. A node is alive while one of
+# its processes holds a lock, which the operating system releases when the process ends.
 ################################################################################
 
 LOST = "the node ended while it held the job"
-RECALL_WAIT = 2.0
-"""Seconds that nodes have to take back what their workers have not begun."""
+RECALL_TIMEOUT = 2.0
+"""Seconds that nodes have to take back the jobs that their workers have not started."""
 LOST_LIMIT = 5
-"""How many nodes may die with a job in their hands before it is a dead letter."""
+"""How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
-"""Seconds after which a node is dead whose lock file is missing: one that lives makes it anew in
-half a second."""
-NAME_PATIENCE = 1.0
-"""Seconds within which the processes of another node of the same name may still be ending."""
+"""Seconds after which a node whose lock file is missing counts as dead: a live one creates it
+again in half a second."""
+NAME_TIMEOUT = 1.0
+"""Seconds that the processes of another node of the same name have to end."""
 
 
 @attrs.frozen
 class Node:
-    """A running `work()`, as it listed itself in the file."""
+    """A running `work()`, as it is listed in the file."""
 
     id: int
     name: str
@@ -8028,7 +8028,7 @@ class Node:
     running: int
     """How many jobs it holds."""
     names: frozenset[str] | None = None
-    """The definitions that it has; `None` if it does not say."""
+    """The definitions that it has; `None` if that is not known."""
 
     def takes(self, name: str, queue: str) -> bool:
         """Whether it takes jobs of this definition in this queue."""
@@ -8037,15 +8037,6 @@ class Node:
     def knows(self, name: str) -> bool:
         """Whether it has this definition."""
         return self.names is None or name in self.names
-
-
-def _nodes(connection: apsw.Connection) -> list[Node]:
-    rows: list[Any] = connection.execute("""
-        SELECT id, name, pid, port, workers, queues, started_at,
-            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
-        FROM litejobs_node AS node ORDER BY id
-    """).fetchall()
-    return [_node(sound(Listed, row)) for row in rows]
 
 
 class Listed(NamedTuple):
@@ -8062,20 +8053,27 @@ class Listed(NamedTuple):
     names: str | None
 
 
+def _nodes(connection: apsw.Connection) -> list[Node]:
+    rows: list[Any] = connection.execute("""
+        SELECT id, name, pid, port, workers, queues, started_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
+        FROM litejobs_node AS node ORDER BY id
+    """).fetchall()
+    return [_node(sound(Listed, row)) for row in rows]
+
+
 def _node(row: Listed) -> Node:
-    queues, names = map(_names_in, (row.queues, row.names))
-    return Node(
-        *row[:5], None if queues is None else tuple(queues), from_micros(row.started_at),
-        row.running, None if names is None else frozenset(names),
-    )  # fmt: skip
+    queues, names = _names_in(row.queues), _names_in(row.names)
+    lists = {"queues": queues, "names": None if names is None else frozenset(names)}
+    return Node(**row._asdict() | lists | {"started_at": from_micros(row.started_at)})
 
 
-def _names_in(text: str | None) -> list[str] | None:
+def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return names
-    raise Damaged(f"a node lists no names: {_shown(text)}")
+            return None if names is None else tuple(names)
+    raise Damaged(f"a node does not list names: {_shown(text)}")
 
 
 _UNLISTED = """
@@ -8092,26 +8090,10 @@ class Nodes:
     clock: Clock
     rows: Rows
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
-    """Nodes without a lock file: when that was last seen, and for how many microseconds it has
-    been so while somebody looked (not while this process was stopped, nor by a clock that
-    is set)."""
+    """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
+    of which at most a second counts between two checks: this process may have been stopped."""
 
-    def join(self, name: str, *others: Any) -> tuple[int, Presence]:
-        """Lists a node, as `_join` does.
-
-        Raises:
-            WorkerError: a node of that name is at work.
-        """
-        give_up = time.monotonic() + NAME_PATIENCE
-        while True:
-            try:
-                return self._join(name, *others)
-            except WorkerError:
-                if time.monotonic() > give_up:
-                    raise
-            time.sleep(0.02)
-
-    def _join(
+    def join(
         self,
         name: str,
         port: int,
@@ -8120,60 +8102,63 @@ class Nodes:
         known: Iterable[tuple[Any, ...]],
         hidden: Mapping[str, frozenset[str]] = types.MappingProxyType({}),
     ) -> tuple[int, Presence]:
-        """Lists a node and takes the first share of its lock, before others can see
-        it; stores what its *known* definitions say, for jobs inserted by hand, and what of
-        theirs is *hidden*, for those who look at the file alone."""
+        """Lists a node and takes the first share of its lock, before others can see it. Stores
+        the options of its *known* definitions, for jobs inserted by hand, and the *hidden* fields
+        of their payloads, for programs that open the file without them."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        names = json.dumps(sorted(serves.names))
-        with self.file.writing() as connection:
-            self._refuse_second(connection, name)
-            self._sweep(connection)
-            connection.execute(
-                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (name, os.getpid(), port, workers, queues, self.clock(), names),
-            )
-            node = connection.last_insert_rowid()
-            connection.executemany(
-                "INSERT OR REPLACE INTO litejobs_definition"
-                " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                known,
-            )
-            self._keep_hidden(connection, hidden)
-            presence = Presence.create(self.file.presence_path(node), self.file.path)
-        self.file.joined += 1
-        return node, presence
-
-    def _refuse_second(self, connection: apsw.Connection, name: str) -> None:
-        """What is for the node of that name would reach one of two, and neither knows which."""
-        rows: list[Any] = connection.execute(
-            "SELECT id, pid FROM litejobs_node WHERE name = ?", (name,)
-        ).fetchall()
-        for id, pid in rows:
-            if self.is_alive(id):
+        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
+        give_up = time.monotonic() + NAME_TIMEOUT
+        while True:
+            with self.file.writing() as connection:
+                if (pid := self._live_namesake(connection, name)) is None:
+                    self._remove_stale_locks(connection)
+                    connection.execute(
+                        "INSERT INTO litejobs_node"
+                        " (name, pid, port, workers, queues, names, started_at)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (*columns, self.clock()),
+                    )
+                    node = connection.last_insert_rowid()
+                    self._store_definitions(connection, known, hidden)
+                    presence = Presence.create(self.file.presence_path(node), self.file.path)
+            if pid is None:
+                self.file.joined += 1
+                return node, presence
+            if time.monotonic() > give_up:
                 raise WorkerError(
                     f"a node named {name!r} is at work (process {pid}): "
                     "stop that one first, or give this one another name, or none"
                 )
+            time.sleep(0.02)
 
-    def _keep_hidden(
-        self, connection: apsw.Connection, hidden: Mapping[str, frozenset[str]]
+    def _live_namesake(self, connection: apsw.Connection, name: str) -> int | None:
+        """The process id of a live node of that name. With two of them, a job for that name would
+        reach either one."""
+        sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
+        rows: list[Any] = connection.execute(sql, (name,)).fetchall()
+        return next((pid for id, pid in rows if self.is_alive(id)), None)
+
+    def _store_definitions(
+        self,
+        connection: apsw.Connection,
+        known: Iterable[tuple[Any, ...]],
+        hidden: Mapping[str, frozenset[str]],
     ) -> None:
         connection.executemany(
-            "DELETE FROM litejobs_meta WHERE name = ?", [(f"hidden:{name}",) for name in hidden]
+            "INSERT OR REPLACE INTO litejobs_definition"
+            " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            known,
         )
-        connection.executemany(
-            "INSERT INTO litejobs_meta VALUES (?, ?)",
-            [
-                (f"hidden:{name}", json.dumps(sorted(paths)))
-                for name, paths in hidden.items()
-                if paths
-            ],
-        )
+        for name, paths in hidden.items():
+            key = f"hidden:{name}"
+            connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+            if paths:
+                value = json.dumps(sorted(paths))
+                connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
 
     def hidden(self) -> dict[str, frozenset[str]]:
-        """By name of the definition, what nodes have said is not to be shown."""
+        """By name of the definition, the fields of its payload that are not to be shown."""
         found: defaultdict[str, set[str]] = defaultdict(set)
         sql = """
             SELECT substr(name, length('hidden:') + 1), path.value
@@ -8186,9 +8171,9 @@ class Nodes:
                     found[name].add(path)
         return {name: frozenset(paths) for name, paths in found.items()}
 
-    def _sweep(self, connection: apsw.Connection) -> None:
-        """Removes lock files without a node: of one that was killed while it left. Nobody
-        can be joining now, since this process has the write lock."""
+    def _remove_stale_locks(self, connection: apsw.Connection) -> None:
+        """Removes the lock files of nodes that were killed while they left. No other node can be
+        joining now, since this process has the write lock."""
         nodes = _column(connection, "SELECT id FROM litejobs_node")
         listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
@@ -8212,43 +8197,41 @@ class Nodes:
         return rows
 
     def is_listed(self, node: int) -> bool:
-        """Whether a node still is; if not, others have taken it for dead."""
+        """Whether a node is listed; if not, another one has found it dead."""
         with self.file.reading() as connection:
             sql = "SELECT 1 FROM litejobs_node WHERE id = ?"
             return connection.execute(sql, (node,)).get is not None
 
     def refuse_unlisted(self, node: int) -> None:
-        """Lets only those claim that are listed: from others, nobody would rescue anything.
-
-        Raises:
-            FileError: it is not.
-        """
+        """Raises an error if a node is not listed: no other node would rescue its jobs."""
         if not self.is_listed(node):
             problem = "this process is not listed any more as one at work: it has to join anew"
             raise FileError(str(self.file.path), problem)
 
     def unlisted(self) -> list[int]:
-        """Those that are not listed and hold jobs all the same; 0 for those without a holder."""
+        """The ids of nodes that hold jobs but are not listed; 0 for jobs without a holder."""
         with self.file.reading() as connection:
             return _column(connection, f"SELECT holder FROM ({_UNLISTED})")
 
     def is_alive(self, node: int) -> bool:
         """Whether one of its processes is certainly there."""
-        return Presence.surely_held(self.file.presence_path(node))
+        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
+            return not _lock_alone(self.file.presence_path(node), closing)
+        return False
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
 
-        They become ready again and lose no attempt, but each such loss is counted: a
-        job that has seen LOST_LIMIT nodes die is a dead letter. A node that cannot be asked
-        keeps what it has, unless its lock file stays missing.
+        They become ready again without losing an attempt, but each loss is counted: after
+        LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
+        keeps its jobs, unless its lock file stays missing.
         """
         path = self.file.presence_path(node)
         with Presence.gone(path) as gone:
             return self._take_over(node) if gone or self._stays_missing(node, path) else 0
 
     def _stays_missing(self, node: int, path: str) -> bool:
-        """Whether the lock file was removed, and a node that lives would have made it anew."""
+        """Whether the lock file has been missing for so long that no process can be left."""
         if not _is_missing(path):
             self._missing.pop(node, None)
             return False
@@ -8259,8 +8242,8 @@ class Nodes:
         return lasted >= MISSING_LIMIT * 1e6 or not self.is_listed(node)
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """What a node holds: ids, names, queues and attempts, and whether it would be given
-        up if that node were lost."""
+        """The ids, names, queues and attempts of the jobs that a node holds, and whether each is
+        a dead letter if that node is lost."""
         with self.file.reading() as connection:
             sql = """
                 SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
@@ -8309,8 +8292,8 @@ class Nodes:
         return rescued
 
     def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
-        """Makes those jobs of a node ready again that are not *held*, by id and claim: a
-        commit of unknown outcome may have claimed them."""
+        """Makes the jobs of a node ready again of which it does not know, because a commit with
+        unknown outcome claimed them: all but those *held*, by id and claim."""
         with self.file.writing() as connection:
             connection.execute(
                 """
@@ -8324,22 +8307,22 @@ class Nodes:
             self.rows.cancel_returned(connection)
 
     def asked(self, node: int) -> tuple[list[int], int | None]:
-        """The jobs that a node runs and that somebody has cancelled; and the number of the
-        recall, if it has to take back what its workers have not begun."""
+        """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
+        has to take back the jobs that its workers have not started."""
         with self.file.reading() as connection:
             sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
             recall = "SELECT recall FROM litejobs_node WHERE id = ?"
             return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
 
     def recalled(self, node: int, recall: int) -> None:
-        """What a node has taken back is in the file, unless there is another recall by now."""
+        """Notes that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.writing() as connection:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
             connection.execute(sql, (node, recall))
 
     def await_recall(self) -> None:
-        """Waits until all nodes that live have taken back what has not begun."""
-        give_up = time.monotonic() + RECALL_WAIT
+        """Waits until all live nodes have taken back the jobs that have not started."""
+        give_up = time.monotonic() + RECALL_TIMEOUT
         for pause in looks():
             time.sleep(pause)
             with self.file.reading() as connection:
@@ -8349,32 +8332,27 @@ class Nodes:
             if not late:
                 return
             if time.monotonic() >= give_up:
-                names = ", ".join(late)
-                logger.warning(
-                    "no answer from node %s: its workers may begin what they have", names
-                )
+                text = "no answer from node %s: its workers may start the jobs that they have"
+                logger.warning(text, ", ".join(late))
                 return
 
 
 @attrs.define(eq=False, repr=False)
 class Presence:
-    """A shared lock on a small file of its own, which every process of a node holds
-    and which the operating system drops when the process ends, however it ends. (Or when
-    the process closes the file after it has opened it once more.)
-
-    It is a lock of SQLite's on an empty file, since that is the same everywhere.
-    """
+    """A shared lock on a small file, held by every process of a node. The operating system
+    releases it when the process ends (or when the process closes the file after opening it
+    a second time). It is a lock of SQLite's on an empty file: that works on every system."""
 
     path: str
     _connection: apsw.Connection
     _file: Path = Path()
     _mark: Mark | None = None
-    """Of the file, where nothing else in this process may open it."""
+    """Of the file, if nothing else in this process may open it."""
 
     @classmethod
     def hold(cls, path: str) -> Presence:
         """Takes a share of the lock; the file has to exist."""
-        # For reading only: a job that writes to whatever it finds open must not spoil it.
+        # Read-only: a job that writes into every open descriptor must not damage it.
         with _as_ours(path):
             connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
             connection.execute("BEGIN")
@@ -8383,9 +8361,9 @@ class Presence:
 
     @classmethod
     def create(cls, path: str, file: Path) -> Presence:
-        """Makes it, for those who may use the queue's *file*, and takes the first share.
-        Until that is given back, nothing else in this process may open it: jobs that run here
-        have no other one, and the system drops a lock whenever a process closes the file."""
+        """Creates the lock file with the rights of the queue's *file*, and takes the first share.
+        Until that is given back, nothing else in this process may open the lock file: the system
+        releases a process's locks on a file whenever it closes that file."""
         with _as_ours(path):
             found = os.stat(file)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -8397,8 +8375,8 @@ class Presence:
         return presence
 
     def renew(self) -> bool:
-        """Makes the file anew if it was removed or replaced, and takes the first share; says
-        whether it was. The shares of other processes are in the old one."""
+        """Creates the file again if it was removed or replaced, and takes the first share; says
+        whether it did. Other processes still hold their shares of the old file."""
         if self._mark is None or _mark(self.path) == self._mark:
             return False
         with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
@@ -8409,7 +8387,7 @@ class Presence:
         return True
 
     def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose the lock if it closed that file."""
+        """Whether this process would lose the lock by closing that file."""
         return mark == self._mark
 
     def close(self) -> None:
@@ -8419,34 +8397,16 @@ class Presence:
 
     @staticmethod
     def held(path: str) -> bool:
-        """Whether a process holds a share, as far as one can know; nothing is taken over."""
+        """Whether a process holds a share, or may hold one."""
         with contextlib.ExitStack() as closing:
             return not _is_alone(path, closing)
 
     @staticmethod
-    def surely_held(path: str) -> bool:
-        """The same, but not if it cannot be known."""
-        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
-            return not _lock_alone(path, closing)
-        return False
-
-    @staticmethod
-    def check(path: str) -> None:
-        """Finds out whether one can ask.
-
-        Raises:
-            FileError: it cannot be known whether a process holds a share.
-        """
-        with contextlib.ExitStack() as closing:
-            _lock_alone(path, closing)
-
-    @staticmethod
     @contextlib.contextmanager
     def gone(path: str) -> Iterator[bool]:
-        """Whether no process holds a share any more; if so, none can take one either
-        until the block ends, and then the file is removed. Not if there is none. Of several
-        that ask in the same moment each may keep the others from it, even all: who means it
-        asks again."""
+        """Whether certainly no process holds a share. If so, none can take one until the block
+        ends; then the file is removed. Processes that ask at the same moment may all get the
+        answer no, so callers have to ask again."""
         with contextlib.ExitStack() as closing:
             alone = _is_alone(path, closing)
             yield alone
@@ -8457,8 +8417,8 @@ class Presence:
 
 
 def _give_rights(made: int, found: os.stat_result) -> None:
-    """Gives a new file the mode and group of the queue's, and as root its owner, as SQLite does
-    with the WAL: whoever may work there has to ask whether this node lives."""
+    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
+    does with the WAL: every user of the queue has to find out whether this node lives."""
     if sys.platform == "win32":
         return
     mode = found.st_mode & 0o666
@@ -8471,13 +8431,12 @@ def _give_rights(made: int, found: os.stat_result) -> None:
 
 
 def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes all of the lock, until *closing*; says whether nobody else has a share. Who cannot
-    be asked is not dead."""
+    """Takes the whole lock, until *closing*, if certainly no other process holds a share."""
     try:
         return _lock_alone(path, closing)
     except FileError as error:
-        if not _is_missing(path):  # Whoever lives makes it anew; or it was just taken over.
-            _complain_once(f"whether a node lives cannot be known: {error}")
+        if not _is_missing(path):  # A live node creates it again; or it was just rescued.
+            _log_once(f"whether a node lives cannot be known: {error}")
         return False
 
 
@@ -8492,18 +8451,15 @@ def _is_missing(path: str) -> bool:
 
 
 @functools.lru_cache(100)
-def _complain_once(problem: str) -> None:
+def _log_once(problem: str) -> None:
     logger.error("%s", problem)
 
 
 def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """The same for who wants to be told that it cannot be known.
-
-    Raises:
-        FileError: it cannot.
-    """
+    """Takes the whole lock, until *closing*; says whether it did, which it cannot while another
+    process holds a share. A FileError means that it cannot be known."""
     if _is_missing(path):
-        raise FileError(path, "is missing: a node that lives makes it anew within a second")
+        raise FileError(path, "is missing: a live node creates it again within a second")
     with _as_ours(path):
         try:
             connection = _lock_connection(path)
@@ -8517,9 +8473,9 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
 def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
     connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
     if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
-        # Then an exclusive transaction takes no lock, and would find everybody dead.
+        # An exclusive transaction takes no lock then, and every node would seem dead.
         raise FileError(path, "cannot be written by this user")
-    if mode == apsw.SQLITE_OPEN_READONLY:  # Who only asks does not wait for the answer.
+    if mode == apsw.SQLITE_OPEN_READONLY:  # Finding out who is alive must not wait.
         connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
@@ -8528,64 +8484,65 @@ def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.
 ################################################################################
 # Health
 #
-# What nodes did, what is wrong with a queue, and copies of it.
+# Metrics, the reasons why jobs wait, the problems of a queue, and copies of its file.
 ################################################################################
 
-Note = tuple[int, str, str, str, int]
-"""The minute, queue, name, measure and bucket."""
+SAMPLE = 8
+"""How many jobs of an exchange are measured."""
+METRICS_KEPT = 90 * SPANS["day"]
 
 
 @attrs.define(eq=False, repr=False)
 class Meter:
-    """Counts what a node has settled, and how long it took: in memory, to be written down
-    now and then. A process that is killed loses its last few seconds."""
+    """Counts the jobs that a node has settled, and measures how long they took: in memory, until
+    `flush`. A process that is killed loses its last few seconds."""
 
     _file: File
     _clock: Clock
     _rng: random.Random = attrs.field(factory=random.Random)
-    _notes: defaultdict[Note, int] = attrs.field(factory=lambda: defaultdict(int))
+    _counts: defaultdict[tuple[int, str, str, str, int], int] = attrs.field(
+        factory=lambda: defaultdict(int)
+    )
+    """By minute, queue, name, measure and bucket."""
 
     def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
-        """Counts all, and takes the time of some that stand for the others."""
-        notes, now = self._notes, self._clock()
+        """Counts all jobs, and measures a sample of them."""
+        counts, now = self._counts, self._clock()
         minute = now - now % SPANS["minute"]
         for (state, queue, name), number in groups.items():
             if state in MEASURED:
-                notes[minute, queue, name, state, 0] += number
+                counts[minute, queue, name, state, 0] += number
         size = len(settlements)
-        weight = -(-size // SAMPLE) or 1
-        place = 0
-        while place < size:
-            weight = min(weight, size - place)
-            # By chance: every other job may be of another kind.
-            settled = settlements[place + int(self._rng.random() * weight) if weight > 1 else place]
-            place += weight
-            _, _, state, _, run_at, started_at, finished_at, _, _, queue, name, failure = settled
-            if started_at is None or state == "cancelled":
+        step = -(-size // SAMPLE) or 1
+        for start in range(0, size, step):
+            weight = min(step, size - start)
+            # At random: every second job may be of another kind.
+            settled = settlements[start + int(self._rng.random() * weight) if weight > 1 else start]
+            started_at, finished_at = settled.started_at, settled.finished_at
+            if started_at is None or settled.state == "cancelled":
                 continue
+            key = minute, settled.queue, settled.name
             if finished_at is not None:
                 # The due time of a retry is that of its next attempt already.
-                waited = bucket_of(started_at - run_at)
-                notes[minute, queue, name, "waiting", waited] += weight
-            elif failure is not None:
-                finished_at = to_micros(failure.finished_at)
+                counts[*key, "waiting", bucket_of(started_at - settled.run_at)] += weight
+            elif settled.failure is not None:
+                finished_at = to_micros(settled.failure.finished_at)
             if finished_at is not None:
-                ran = bucket_of(finished_at - started_at)
-                notes[minute, queue, name, "running", ran] += weight
+                counts[*key, "running", bucket_of(finished_at - started_at)] += weight
 
     def flush(self) -> None:
-        """Writes down what was noted."""
-        if notes := self._notes:
+        """Stores the counts."""
+        if counts := self._counts:
             with self._file.writing() as connection:
                 connection.executemany(
                     f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
-                    [(*key, number) for key, number in notes.items()],
+                    [(*key, number) for key, number in counts.items()],
                 )
-            self._notes = defaultdict(int)
+            self._counts = defaultdict(int)
 
     def fold(self, now: int) -> bool:
-        """Makes hours of minutes that are older than a day, one at a time, and forgets hours
-        after METRICS_KEPT; says whether it did something."""
+        """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
+        hours after METRICS_KEPT; says whether it did anything."""
         hour = SPANS["hour"]
         end = now - now % hour - SPANS["day"]
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
@@ -8610,14 +8567,14 @@ class Meter:
                 values,
             )
             connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
-            forget = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
-            connection.execute(forget, values)
+            outdated = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
+            connection.execute(outdated, values)
         return True
 
     def read(
         self, span: Span, queue: str | None, name: str | None, limit: int
     ) -> list[tuple[int, dict[tuple[str, int], int]]]:
-        """The last spans, the present one at the end: when each began, and its numbers by
+        """The last spans, the current one at the end: the start of each, and its numbers by
         measure and bucket."""
         length = SPANS[span]
         last = self._clock() // length * length
@@ -8646,28 +8603,18 @@ class Meter:
         return [*spans.items()]
 
 
-SAMPLE = 8
-"""How many of the results that are settled together have their times taken."""
-METRICS_KEPT = 90 * SPANS["day"]
-
-
 def back_up(file: File, place: Path) -> Path:
-    """Copies the file while others work on it, into a new one that only its user can read;
-    gives its whole path. It bears its name only when it is whole, and when this returns, it
-    is on the disk.
-
-    Raises:
-        FileError: there is something of that name, or it cannot be written.
-    """
+    """Copies the file while others work on it, into a new one that only its user can read; gives
+    its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
         place = _whole(place)
-        _refuse_taken(place)
+        _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except OSError as error:
         raise FileError(str(place), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
-        raise FileError(str(place), f"is no name of a file: {error}") from None
+        raise FileError(str(place), f"is not a valid file name: {error}") from None
     try:
         with _as_ours(place):
             os.close(made)
@@ -8675,7 +8622,7 @@ def back_up(file: File, place: Path) -> Path:
             _copy(source, copy)
         with _as_ours(place):
             _sync(copy)
-            _refuse_taken(place)
+            _refuse_existing(place)
             copy = copy.rename(place)
             _sync(place.parent)
     except BaseException:
@@ -8685,7 +8632,7 @@ def back_up(file: File, place: Path) -> Path:
     return place
 
 
-def _refuse_taken(place: Path) -> None:
+def _refuse_existing(place: Path) -> None:
     if os.path.lexists(place):
         raise FileError(str(place), "exists already: name a new file for the copy")
 
@@ -8696,19 +8643,19 @@ def _copy(source: apsw.Connection, place: Path) -> None:
         _as_ours(place),
         contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy,
     ):
-        # What is half-written is thrown away as a whole, and synced as a whole.
+        # An incomplete copy is deleted, and a complete one is synced as a whole.
         copy.pragma("journal_mode", "off")
         copy.pragma("synchronous", "off")
         with copy.backup("main", source, "main") as pages:
             pages.step()
-        # No node is at work on it, which their lock files would say: nobody waits for those.
+        # No node works on the copy; without their lock files, they would seem to be missing.
         copy.execute("DELETE FROM litejobs_node")
 
 
 def _sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and sys.platform == "win32":
-        return  # There, a folder cannot be opened, and names are kept by the file system.
+        return  # Windows cannot open a folder, and its file systems keep names safe themselves.
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(number)
@@ -8717,24 +8664,24 @@ def _sync(path: Path) -> None:
 
 
 def compact(file: File) -> Compacted:
-    """Writes the file anew without gaps, and empties its WAL. Who writes meanwhile waits, at
-    most PATIENCE; it takes as much free space again as the file has."""
+    """Rewrites the file without gaps, and empties its WAL. Writers wait meanwhile, at most
+    PATIENCE; as much free space is needed as the file has."""
+
+    def size() -> int:
+        return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+
     with file.aside() as connection:
-        before = _bytes_of(file)
+        before = size()
         connection.pragma("temp_store", "default")  # It would not fit into memory.
         connection.execute("VACUUM")
-        with contextlib.suppress(apsw.BusyError):  # Somebody reads: then later will do.
+        with contextlib.suppress(apsw.BusyError):  # There is a reader: the next checkpoint does it.
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        return Compacted(before, _bytes_of(file))
-
-
-def _bytes_of(file: File) -> int:
-    return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+        return Compacted(before, size())
 
 
 OVERDUE = 60_000_000
 LATE = 3_600_000_000
-"""Microseconds that a job may be ready without a node at work, and with one."""
+"""Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _BLOCKED = """
     SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
@@ -8752,65 +8699,63 @@ _RECOUNTED = f"""
 
 @attrs.define(eq=False, repr=False)
 class Health:
-    """Says what is wrong with a queue, in sentences for the person who has to put it right."""
+    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
 
     _file: File
     _clock: Clock
 
-    def live(self) -> list[Node]:
-        """The listed nodes of which a process is left."""
-        with self._file.reading() as connection:
-            nodes = _nodes(connection)
+    def _live(self, connection: apsw.Connection) -> list[Node]:
+        nodes = _nodes(connection)
         return [node for node in nodes if Presence.held(self._file.presence_path(node.id))]
 
     def findings(self) -> list[Finding]:
-        """All that is wrong; nothing, if all is well."""
+        """All problems; none, if all is well."""
         with self._file.aside() as connection:
-            found = [*_broken(connection)]
-            if found:
-                return found  # What else is in it cannot be trusted.
-            live = self.live()
+            if found := [*_broken(connection)]:
+                return found  # The rest of the file cannot be trusted.
+            live, now = self._live(connection), self._clock()
             found += _out_of_bounds(connection)
             found += _miscounted(connection)
             found += _old_sqlite(connection)
             found += self._large_wal()
-            found += _nodes_that_died(connection, live)
-            found += self._silent_nodes(live)
-            found += _unknown(connection, live)
-            found += _wrong_schedules(connection, self._clock())
-            found += _put_off_by_a_wrong_clock(connection, self._clock())
-            found += _for_nodes_that_are_gone(connection, live)
+            found += _dead_nodes(connection, live)
+            found += self._unknown_liveness(live)
+            found += _unknown_definitions(connection, live)
+            found += _wrong_schedules(connection, now)
+            found += _put_off_by_a_wrong_clock(connection, now)
+            found += _for_absent_nodes(connection, live)
             found += _kept_from_running(connection)
-            found += _late(connection, live, self._clock())
+            found += _late(connection, live, now)
             found += _dead_letters(connection)
         return found
 
     def repair(self) -> int:
-        """Builds damaged indexes anew and counts all jobs anew; says how many indexes and numbers
+        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
         were wrong."""
         with self._file.aside() as connection:
-            damaged = sorted(_damaged_indexes(connection))
+            damaged, _ = _integrity(connection)
         with self._file.writing() as connection:
-            for index in damaged:
+            for index in sorted(damaged):
                 connection.execute(f"REINDEX {index}")
-            mended = len(damaged) + len([*_miscounted(connection)])
+            repaired = len(damaged) + len([*_miscounted(connection)])
             connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
-        return mended
+        return repaired
 
     def _large_wal(self) -> Iterator[Finding]:
         size = os.stat(f"{self._file.path}-wal").st_size
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "somebody keeps a transaction open: end it, then `litejobs compact …`",
+                "a program keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
 
-    def _silent_nodes(self, live: Sequence[Node]) -> Iterator[Finding]:
+    def _unknown_liveness(self, live: Sequence[Node]) -> Iterator[Finding]:
         for node in live:
             try:
-                Presence.check(self._file.presence_path(node.id))
+                with contextlib.ExitStack() as closing:
+                    _lock_alone(self._file.presence_path(node.id), closing)
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -8819,20 +8764,23 @@ class Health:
                 )  # fmt: skip
 
     def why(self, row: Row) -> str:
-        """Why a job is not running, or what became of it, in one sentence, on one line."""
-        return printable(self._why(row))
+        """Why a job is not running, or how it ended, in one sentence, on one line."""
+        with self._file.reading() as connection:
+            return printable(self._why(connection, row))
 
-    def _why(self, row: Row) -> str:
+    def _why(self, connection: apsw.Connection, row: Row) -> str:
         match row.state:
             case "running":
-                return self._runs(row)
+                return self._why_running(connection, row)
             case "pending":
-                return self._waits(row)
+                return self._why_pending(connection, row)
             case "blocked":
-                return self._blocked(row)
+                return _why_blocked(connection, row)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self.live():
+            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self._live(
+                connection
+            ):
                 return f"it has been due since {_when(row.run_at)}, and no node is at work"
             case "scheduled":
                 return f"it is due at {_when(row.run_at)}"
@@ -8845,58 +8793,62 @@ class Health:
                 tried = _many(row.attempt, "attempt")
                 return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
             case "cancelled":
-                # The error of an earlier attempt is not why.
+                # The error of an earlier attempt is not the reason.
                 known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
                 why = f": {row.error}" if known else ""
                 return f"it was cancelled at {_when(row.finished_at)}{why}"
         return f"it completed at {_when(row.finished_at)}"
 
-    def _runs(self, row: Row) -> str:
-        with self._file.reading() as connection:
-            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-            holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
-            nodes = {node.id: node for node in _nodes(connection)}
-        if holder not in nodes or not Presence.held(self._file.presence_path(holder)):
+    def _why_running(self, connection: apsw.Connection, row: Row) -> str:
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+        node = next((node for node in self._live(connection) if node.id == holder), None)
+        if node is None:
             return "the node that ran it has died, and the next one at work takes it over"
-        node = nodes[holder]
         asked = "" if cancel_at is None else ", and was asked to end"
         return (
             f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
             f" since {_when(row.started_at)}{asked}"
         )
 
-    def _blocked(self, row: Row) -> str:
-        if row.key is None:
-            return "it waits for another job"
-        with self._file.reading() as connection:
-            sql = """
-                SELECT id FROM litejobs_job
-                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-            """
-            holders = _column(connection, sql, (row.key,))
-        if not holders:
-            return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
-        jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-        return f"its key {row.key!r} is held by {jobs}"
-
-    def _waits(self, row: Row) -> str:
-        live = self.live()
-        with self._file.reading() as connection:
-            if limited := _limited(connection, row.queue, self._clock()):
-                return f"its queue {row.queue!r} {limited}"
-            ahead = _ahead(connection, row)
+    def _why_pending(self, connection: apsw.Connection, row: Row) -> str:
+        if limited := _limited(connection, row.queue, self._clock()):
+            return f"its queue {row.queue!r} {limited}"
+        live = self._live(connection)
         if not live:
             return "no node is at work"
-        if row.node and not any(node.name == row.node for node in live):
-            return f"its node {row.node!r} is not at work"
         live = [node for node in live if row.node in ("", node.name)]
+        if not live:
+            return f"its node {row.node!r} is not at work"
         if not any(node.knows(row.name) for node in live):
             return f"no node at work has its definition {row.name!r}"
         if not any(node.takes(row.name, row.queue) for node in live):
             return f"no node at work serves its queue {row.queue!r}"
-        if not ahead:
-            return "it is ready, and next in its queue"
-        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        sql = """
+            SELECT count(*) FROM (
+                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ?
+                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
+            )
+        """
+        position = row.queue, row.priority, row.run_at, row.id
+        if ahead := _one_number(connection, sql, position):
+            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return "it is ready, and next in its queue"
+
+
+def _why_blocked(connection: apsw.Connection, row: Row) -> str:
+    if row.key is None:
+        return "it waits for another job"
+    sql = """
+        SELECT id FROM litejobs_job
+        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+    """
+    holders = _column(connection, sql, (row.key,))
+    if not holders:
+        return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
+    return f"its key {row.key!r} is held by {jobs}"
 
 
 def _when(micros: int | None) -> str:
@@ -8908,7 +8860,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
-    """What the settings of a queue keep its jobs waiting for."""
+    """The setting of a queue that its jobs are waiting for."""
     limits = Limits(_terms_of(connection), connection, now)
     terms = limits.terms.get(queue) or Terms(queue)
     if terms.paused:
@@ -8920,29 +8872,16 @@ def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     return None
 
 
-def _ahead(connection: apsw.Connection, row: Row) -> int:
-    """How many jobs of the queue are more urgent; counted up to a thousand."""
-    sql = """
-        SELECT count(*) FROM (
-            SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
-            WHERE state = 'pending' AND queue = ?
-                AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
-        )
-    """
-    count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
-    return count
-
-
-# What may be wrong; each gives its findings.
+# Each of these functions looks for one kind of problem.
 
 
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
-        for problem in _integrity_problems(connection):
-            if not _INDEX_PROBLEM.search(problem):
-                yield Finding("error", "the file", problem, advice)
-        for index, ids in _damaged_indexes(connection).items():
+        indexes, problems = _integrity(connection)
+        for problem in problems:
+            yield Finding("error", "the file", problem, advice)
+        for index, ids in indexes.items():
             rows = f": rows {', '.join(map(str, ids[:5]))}" if ids else ""
             yield Finding(
                 "error", f"index {index}", f"does not agree with its table{rows}",
@@ -8954,33 +8893,29 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
         return
     sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
     there = {name for (name,) in connection.execute(sql)}
-    for name in sorted(_names_of("".join(SCHEMA)) - there):
-        yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
+    step = r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)"
+    made = {name: verb for verb, name in re.findall(step, "".join(SCHEMA))}
+    for name, verb in sorted(made.items()):
+        if verb == "CREATE" and name not in there:
+            yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
-_INDEX_PROBLEM = re.compile(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$")
-_JSON_COLUMNS = "payload", "headers", "result", "progress", "retention"
-
-
-def _integrity_problems(connection: apsw.Connection) -> list[str]:
-    """What SQLite finds when it reads the whole file."""
-    found = connection.execute("PRAGMA integrity_check(100)")
-    return [str(problem) for (problem,) in found if problem != "ok"]
-
-
-def _damaged_indexes(connection: apsw.Connection) -> dict[str, list[int]]:
-    """The indexes that do not agree with their tables, with the ids of rows that SQLite names."""
-    damaged = defaultdict[str, list[int]](list)
-    for problem in _integrity_problems(connection):
-        if match := _INDEX_PROBLEM.search(problem):
-            damaged[match[2]] += [int(match[1])] if match[1] else []
-    return damaged
+def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[int]], list[str]]:
+    """Has SQLite check the whole file. Returns the indexes that do not agree with their tables,
+    each with the ids of rows that SQLite mentions, and all other problems."""
+    indexes, others = defaultdict[str, list[int]](list), []
+    for (problem,) in connection.execute("PRAGMA integrity_check(100)"):
+        if match := re.match(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$", problem):
+            indexes[match[2]] += [int(match[1])] if match[1] else []
+        elif problem != "ok":
+            others.append(problem)
+    return indexes, others
 
 
 def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
-    """Finds JSON that is none, as after a byte of it was overwritten. (SQLite's own check refuses
-    deeper nesting than Python's, and ends at a NUL.)"""
-    for column in _JSON_COLUMNS:
+    """Finds texts that are not JSON any more, as after a byte was overwritten. (SQLite's own check
+    refuses deeper nesting than Python's, and ends at a NUL.)"""
+    for column in ("payload", "headers", "result", "progress", "retention"):
         sql = f"""
             SELECT id, {column} FROM litejobs_job
             WHERE typeof({column}) = 'text'
@@ -9003,15 +8938,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _names_of(schema: str) -> frozenset[str]:
-    """What is there after all steps."""
-    steps = re.finditer(r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", schema)
-    made = {step[2]: step[1] for step in steps}
-    return frozenset(name for name, verb in made.items() if verb == "CREATE")
-
-
 def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
-    """What was written before there were bounds, or without the triggers that keep them."""
+    """Finds rows from before there were bounds, or written without the triggers that keep them."""
     for table, id, thing, advice in (
         ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
         ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
@@ -9052,7 +8980,7 @@ def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+def _dead_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
     ids = {node.id for node in live}
     for node in _nodes(connection):
         if node.id not in ids:
@@ -9068,8 +8996,8 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
         )  # fmt: skip
 
 
-def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    """What no node at work knows; if there is none, what no node has ever known."""
+def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    """Finds definitions that no live node has; if there is no node, those that none has had."""
     sql = "SELECT name FROM litejobs_definition"
     known = {name for (name,) in connection.execute(sql)}
 
@@ -9116,7 +9044,7 @@ def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]
 
 
 def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    """Jobs whose delay counts from a moment that is still to come."""
+    """Finds jobs whose delay counts from a moment in the future."""
     sql = """
         SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
         WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
@@ -9136,9 +9064,7 @@ def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator
         )  # fmt: skip
 
 
-def _for_nodes_that_are_gone(
-    connection: apsw.Connection, live: Sequence[Node]
-) -> Iterator[Finding]:
+def _for_absent_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
     names = {node.name for node in live}
     sql = """
         SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
@@ -9184,12 +9110,11 @@ def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterat
     """
     for queue, oldest, number in connection.execute(sql, (now - limit,)):
         late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
-        if live:
-            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
-            yield Finding("warning", f"queue {queue!r}", late, advice)
-        else:
-            advice = "start one: `litejobs run …`"
-            yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
+        yield Finding(
+            "warning", f"queue {queue!r}", late if live else f"{late}: no node is at work",
+            "start more workers, or see by `litejobs why …` what the first one waits for"
+            if live else "start one: `litejobs run …`",
+        )  # fmt: skip
 
 
 def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
