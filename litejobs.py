@@ -9129,33 +9129,43 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
 ################################################################################
 # Store
 #
-# The parts put together, and what keeps the jobs going: settle and claim in one
-# transaction, stage, expire, prune. Knows rows, not definitions.
+# The file with all its parts, and the life of jobs: settle and claim in one transaction, stage,
+# expire, prune. Knows rows, not definitions.
 ################################################################################
 
-OF_ONE_ROW = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
-"""Errors of SQLite's that may lie in what is written, not in the file or the disk."""
-PRUNED, SHRUNK = 1_000, 200
+ROW_ERRORS = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
+"""Errors of SQLite's whose cause may be one row, not the file or the disk."""
+PRUNE_BATCH, SHRINK_BATCH = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
+_NEXT_EXPIRY = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
+_NEXT_DUE = """
+    SELECT min(run_at) FROM (
+        SELECT min(run_at) AS run_at FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
+        UNION ALL
+        SELECT min(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
+    )
+"""
 
 
 class Exchanged(NamedTuple):
-    """What an exchange came to."""
+    """The result of an exchange."""
 
     claimed: list[Claimed]
     late: int
-    """How many settlements came too late: another claim holds their job by now."""
+    """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
     """When the rate of a queue lets the next job start, if one waits for that."""
 
 
-class _TooLate(Exception):
-    """Some settlements are of claims that do not hold any more."""
+class _ClaimLost(Exception):
+    """Another claim, or none, holds the job of a settlement."""
 
 
 @attrs.define(eq=False, repr=False)
 class Store:
-    """All that is done with a file: its parts, and what keeps the jobs going."""
+    """The file with all its parts, and the life of the jobs in it."""
 
     file: File
     clock: Clock = system_clock
@@ -9168,7 +9178,7 @@ class Store:
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
-    """The settings of queues, and the version of the file in which they stand."""
+    """The version of the file, and the settings of queues in it."""
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -9196,8 +9206,8 @@ class Store:
             return sorted(_terms_of(connection).values())
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
-        """Changes settings of a queue, and tells the nodes."""
-        # A new rate starts with what it lets through after a rest.
+        """Changes settings of a queue, and wakes the nodes."""
+        # A new rate starts with all its tokens.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
@@ -9209,7 +9219,7 @@ class Store:
                 {"name": name, **columns},
             )
             if recalls:
-                # Only who listens can answer: a drain has no port.
+                # A drain has no port, and cannot answer.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
         self.ringer.wake()
@@ -9217,7 +9227,7 @@ class Store:
             self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
-        """Takes the settings of a queue away, and tells the nodes."""
+        """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
         self.ringer.wake()
@@ -9229,9 +9239,9 @@ class Store:
         choose: Callable[[Ready], list[int]],
         serves: Serves,
     ) -> Exchanged:
-        """Settles what came back and claims what *choose* picks of the ready jobs, in one
+        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
         transaction."""
-        ready, self._ready = self._ready, None  # After an error it is made anew.
+        ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
         late = 0
@@ -9240,8 +9250,8 @@ class Store:
                 claimed = self._exchange(settlements, node, choose, ready)
                 self._ready = ready
                 return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
-            except _TooLate:
-                held = self._still_held(settlements)
+            except _ClaimLost:
+                held = self._without_lost_claims(settlements)
                 self.file.expect(len(held) < len(settlements))
                 late += len(settlements) - len(held)
                 settlements = held
@@ -9274,25 +9284,24 @@ class Store:
         return claimed
 
     def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles one at a time, and takes off the list, what could not be settled together. A
-        job that cannot be settled has failed."""
+        """Settles jobs one at a time that could not be settled together, and removes them from
+        the list. A job that cannot be settled fails."""
         while settlements:
             settled = settlements[0]
             try:
                 with self.file.writing() as connection:
                     _, groups = self._settle(connection, [settled])
                 self.meter.note([settled], groups)
-            except _TooLate:
+            except _ClaimLost:
                 pass
             except FileError as error:
-                if not isinstance(error.__cause__, OF_ONE_ROW):
+                if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
-                self._put_aside(settled, str(error.__cause__))
+                self._fail(settled, str(error.__cause__))
             del settlements[0]
 
-    def _put_aside(self, settled: Settlement, problem: str) -> None:
-        id, claim, state, *_ = settled
-        error = f"job {id} was {state}, but could not be settled: {problem}"
+    def _fail(self, settled: Settlement, problem: str) -> None:
+        error = f"job {settled.id} was {settled.state}, but could not be settled: {problem}"
         logger.error("%s", error)
         failed = f"""
             UPDATE litejobs_job SET
@@ -9301,17 +9310,17 @@ class Store:
             WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
         """
         with self.file.writing() as connection:
-            self.rows.change(connection, [id], failed, claim=claim, error=storable(error))
+            self.rows.change(
+                connection, [settled.id], failed, claim=settled.claim, error=storable(error)
+            )
 
-    def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """Those whose claim holds, each once."""
+    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """The settlements whose claim still holds, one of each job."""
+        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
         with self.file.reading() as connection:
-            rows = connection.execute(
-                "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)",
-                (_carray(settled.id for settled in settlements),),
-            ).fetchall()
-        held = {*rows}
-        return [*{s[:2]: s for s in settlements if s[:2] in held}.values()]
+            held = {*connection.execute(sql, (_carray(settled.id for settled in settlements),))}
+        by_claim = {(settled.id, settled.claim): settled for settled in settlements}
+        return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
         self, connection: apsw.Connection, settlements: Sequence[Settlement]
@@ -9320,7 +9329,7 @@ class Store:
         group."""
         if not settlements:
             return False, {}
-        self._remember(connection, [settled for settled in settlements if settled[11]])
+        self._keep_failures(connection, [settled for settled in settlements if settled.failure])
         before = connection.total_changes()
         connection.executemany(
             f"""
@@ -9335,7 +9344,7 @@ class Store:
             [settlement[:9] for settlement in settlements],
         )
         if connection.total_changes() - before < len(settlements):
-            raise _TooLate
+            raise _ClaimLost
         groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
         self.rows.count(connection, shelved)
@@ -9344,12 +9353,12 @@ class Store:
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
-            ids = [settled[0] for settled in settlements]
+            ids = [settled.id for settled in settlements]
             again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
         return again, groups
 
-    def _remember(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
-        """Keeps what failed, before the jobs are settled: as long as the claim holds."""
+    def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
+        """Stores failed attempts, before the jobs are settled: while their claims hold."""
         for id, claim, *_, failure in settlements:
             assert failure is not None
             connection.execute(
@@ -9371,7 +9380,7 @@ class Store:
             connection.execute(
                 """
                 UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
-                    -- Unlike sum(), total() does not overflow, whatever somebody has written.
+                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
                     SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
                     WHERE id IN carray(?)
                 ) AS INTEGER) WHERE id = ?
@@ -9394,25 +9403,25 @@ class Store:
             """,
             (node, self.clock(), _carray(ids)),
         ).fetchall()
-        # RETURNING promises no order; and what was read ahead may be another's by now. (Rows that
-        # were just written are sound: the table is STRICT.)
+        # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
+        # that were just written need no checks: the table is STRICT.)
         by_id = {row[0]: row for row in rows}
         return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
-    def keep_progress(self, told: Mapping[tuple[int, int], str]) -> None:
-        """Keeps how far jobs have come, by id and claim: as long as the claim holds."""
+    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
+        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.writing() as connection:
             connection.executemany(
                 """
                 UPDATE litejobs_job SET progress = ?
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
-                [(text, *claim) for claim, text in told.items()],
+                [(text, *claim) for claim, text in progress.items()],
             )
 
     def admit(self) -> int:
-        """Makes blocked jobs ready whose slots are free although nobody has said so, as
-        after a change by hand; says how many."""
+        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
+        says how many."""
         admitted, key = 0, ""
         while True:
             with self.file.reading() as connection:
@@ -9432,69 +9441,62 @@ class Store:
                     admitted += self.rows.admit(connection, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; gives how many, and when the next
-        one expires."""
-        cancel = _expiry(":now", "IN carray(:ids)")
-        soonest = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
-        expired = 0
-        while True:
-            with self.file.reading() as connection:
-                following = _one_number(connection, soonest)
-            if following is None or following > now:
-                return expired, following
-            with self.file.writing() as connection:
-                due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
-                find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-                ids = _column(connection, find, (now,))
-                expired += self.rows.change(connection, ids, cancel)
-                # Each is looked at once, also those that have started in time.
-                over = """
-                    UPDATE litejobs_job SET expires_at = NULL
-                    WHERE id IN carray(?) AND +expires_at IS NOT NULL
-                """
-                connection.execute(over, (_carray(ids),))
-                left = _one_number(connection, soonest)
-                self.file.expect(connection.changes() or left is None or left > now)
+        """Cancels jobs that were not started in time; says how many, and when the next one
+        expires."""
+
+        def expire_some(connection: apsw.Connection) -> int:
+            due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
+            find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
+            ids = _column(connection, find, (now,))
+            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+            # The expiry of jobs that were started in time has no further use.
+            started = """
+                UPDATE litejobs_job SET expires_at = NULL
+                WHERE id IN carray(?) AND +expires_at IS NOT NULL
+            """
+            connection.execute(started, (_carray(ids),))
+            return expired
+
+        return self._in_batches(_NEXT_EXPIRY, now, expire_some)
 
     def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; gives how many, and when the next one
-        is due."""
-        staged = 0
-        while (due := self._next_due()) is not None and due <= now:
-            with self.file.writing() as connection:
-                find = f"""
-                    SELECT id FROM litejobs_job
-                    WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
-                """
-                ready = f"""
-                    UPDATE litejobs_job SET state = {_READY}
-                    WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
-                """
-                before = staged
-                staged += self.rows.change(connection, _column(connection, find, (now,)), ready)
-                left = self._next_due(connection)
-                self.file.expect(staged > before or left is None or left > now)
-        return staged, due
+        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
 
-    def _next_due(self, connection: apsw.Connection | None = None) -> int | None:
-        if connection is None:
+        def stage_some(connection: apsw.Connection) -> int:
+            find = f"""
+                SELECT id FROM litejobs_job
+                WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
+            """
+            ready = f"""
+                UPDATE litejobs_job SET state = {_READY}
+                WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+            """
+            return self.rows.change(connection, _column(connection, find, (now,)), ready)
+
+        return self._in_batches(_NEXT_DUE, now, stage_some)
+
+    def _in_batches(
+        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+    ) -> tuple[int, int | None]:
+        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        time up to *now*; returns how many were changed, and that time."""
+        changed = 0
+        while True:
             with self.file.reading() as connection:
-                return self._next_due(connection)
-        soonest = """
-            SELECT min(run_at) FROM (
-                SELECT min(run_at) AS run_at FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-                UNION ALL
-                SELECT min(run_at) FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
-            )
-        """
-        return _one_number(connection, soonest)
+                due = _one_number(connection, next_due)
+            if due is None or due > now:
+                return changed, due
+            with self.file.writing() as connection:
+                before = connection.total_changes()
+                changed += change(connection)
+                progress = connection.total_changes() > before
+                left = _one_number(connection, next_due)
+                self.file.expect(progress or left is None or left > now)
 
     def leave(self, node: int, presence: Presence) -> None:
-        """Takes a node off the list. What it still held is rescued; unless the file is gone."""
+        """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
-            presence.renew()  # Else it would not be known at once that nobody is left.
+            presence.renew()  # Without a lock file, it would not be known that the node has ended.
         presence.close()
         try:
             with contextlib.suppress(FileReplacedError):
@@ -9504,13 +9506,13 @@ class Store:
             self.file.joined -= 1
 
     def changes(self) -> int:
-        """A number that is another one after others have committed."""
+        """A number that changes when others commit."""
         with self.file.reading() as connection:
             return self.file.changes(connection)
 
     def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying, those of paused
-        queues apart."""
+        """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
+        not paused."""
         with self.file.reading() as connection:
             paused = {name for name, terms in _terms_of(connection).items() if terms.paused}
             if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
@@ -9544,7 +9546,7 @@ class Store:
             ).get:
                 return 0
         with self.file.writing() as connection:
-            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNED}"
+            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
             return self.rows.delete(connection, _column(connection, sql, (now,)))
 
     def shrink(self) -> int:
@@ -9553,12 +9555,12 @@ class Store:
             free: int = connection.pragma("freelist_count")
         if free:
             with self.file.writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRUNK})").fetchall()
+                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
                 free -= connection.pragma("freelist_count")
         return free
 
     def forget_statistics(self) -> None:
-        """Throws away what an ANALYZE in the application has found out about our tables."""
+        """Deletes the statistics that an ANALYZE in the application made of our tables."""
         with self.file.reading() as connection:
             _forget_statistics(connection)
 
@@ -9566,9 +9568,9 @@ class Store:
 ################################################################################
 # Events
 #
-# What happens to jobs, nodes, queues and schedules, told to whoever listens: in one
-# thread, behind a line that has an end, so that a callback which is slow or fails harms
-# nothing. Most are a line in the log as well. What nobody wants is never made.
+# What happens to jobs, nodes, queues and schedules. Callbacks get events in one thread, through
+# a queue with a limit, so that one that is slow or fails does no harm. Most events are also
+# lines in the log. Events that nobody wants are not created.
 ################################################################################
 
 EventKind = Literal[
@@ -9582,40 +9584,28 @@ _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
-"""How loud each is in the log; of nodes and schedules more is told there than an event says."""
+"""The log level of each; about nodes and schedules the log says more than an event does."""
 _LOGGED: Mapping[int, frozenset[EventKind]] = {
     least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
     for least in sorted({*_LEVELS.values()})
 }
-LINE_LIMIT = 10_000
+QUEUE_LIMIT = 10_000
 """Events that may wait for the callbacks; more are dropped."""
-COMPLAINT_REST = 60.0
-"""Seconds between two complaints about what was dropped."""
+WARNING_INTERVAL = 60.0
+"""Seconds between two warnings about dropped events."""
 FAREWELL = 1.0
-"""Seconds that callbacks have at the end for what still waits."""
-
-
-class Facts(TypedDict, total=False):
-    """What an event may tell beside its kind, its time and the node."""
-
-    job: int | None
-    name: str | None
-    queue: str | None
-    attempt: int | None
-    worker: int | None
-    took: timedelta | None
-    error: str | None
-    schedule: str | None
+"""Seconds that callbacks have for the remaining events at the end."""
+_THREAD = "litejobs-events"
 
 
 @attrs.frozen
 class Event:
-    """Something that has happened. What does not apply to its kind is `None`."""
+    """Something that has happened. Fields that do not apply to its kind are `None`."""
 
     kind: EventKind
     at: datetime
     node: str | None = None
-    """The name of the node that tells it."""
+    """The name of the node that it comes from."""
     job: int | None = None
     """The job's id."""
     name: str | None = None
@@ -9636,12 +9626,12 @@ class Event:
         what = self.kind.replace("_", " ")
         if self.job is None:
             return f"{what}: {self.queue or self.node}"
-        told = f"job {self.job} ({self.name}) {what}"
+        text = f"job {self.job} ({self.name}) {what}"
         if self.attempt is not None:
-            told += f", attempt {self.attempt}"
+            text += f", attempt {self.attempt}"
         if self.took is not None:
-            told += f", {self.took.total_seconds():.3g} s"
-        return told if self.error is None else f"{told}: {self.error}"
+            text += f", {self.took.total_seconds():.3g} s"
+        return text if self.error is None else f"{text}: {self.error}"
 
 
 Listener = Callable[[Event], Any]
@@ -9649,18 +9639,19 @@ AnyListener = TypeVar("AnyListener", bound=Listener)
 
 
 def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
-    """An attempt has begun, in the process *worker*."""
-    job, _, name, queue, _, attempt, *_ = claimed
-    return Event("started", from_micros(at), node, job, name, queue, attempt, worker)
+    """An attempt has started, in the process *worker*."""
+    return Event(
+        "started", from_micros(at), node, claimed.id, claimed.name, claimed.queue,
+        claimed.attempt, worker,
+    )  # fmt: skip
 
 
 def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> Iterator[Event]:
-    """What a report means: what befell the attempt, if it did not end by itself, and what
-    becomes of the job, if that is an event."""
-    befell: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
-    became = typing.cast(EventKind, report.state)
-    for kind in (befell.get(report.kind), became if became in EVENT_KINDS else None):
-        if kind is not None:
+    """The events of a report: how the attempt was ended, if it did not end by itself, and the
+    new state of the job."""
+    ended_by: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
+    for kind in (ended_by.get(report.kind), typing.cast(EventKind, report.state)):
+        if kind in EVENT_KINDS:
             yield Event(
                 kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
                 claimed.queue, claimed.attempt, worker, timedelta(microseconds=report.took),
@@ -9670,33 +9661,29 @@ def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> I
 
 @attrs.define(eq=False, repr=False)
 class Events:
-    """Who listens to what happens in this process, and the thread that tells them."""
+    """The callbacks of this process, and the thread that calls them."""
 
-    limit: int = LINE_LIMIT
+    limit: int = QUEUE_LIMIT
     _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
     _listened: frozenset[EventKind] = frozenset()
-    _line: Any = None
-    """A SimpleQueue with the events that wait, while there is a thread; `_pid` has it."""
+    _queue: Any = None
+    """A SimpleQueue of events, while there is a thread, which is in the process `_pid`."""
     _pid: int = 0
-    _turn: threading.RLock = attrs.field(factory=threading.RLock)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock)
     _at_once: int = 0
-    """How many drains want them to be told at once."""
+    """How many drains want the callbacks to be called at once."""
     _dropped: int = 0
-    _complained_at: float = -math.inf
+    _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
         in_forks(self, Events._renew)
 
     def _renew(self) -> None:
-        """The thread that has the turn when another one forks is not there in the child."""
-        self._turn = threading.RLock()
+        """A thread that held the lock when another one forked does not exist in the child."""
+        self._lock = threading.RLock()
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
-        """Calls *listener* with every event of these kinds; with all, if there are none.
-
-        Raises:
-            OptionError: there is no such kind, or it cannot be called, or is async.
-        """
+        """Calls *listener* with every event of these kinds; with all, if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
         given: object = listener
@@ -9708,11 +9695,11 @@ class Events:
         self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
     def listened(self, kind: EventKind) -> bool:
-        """Whether anybody listens to this kind."""
+        """Whether this kind has a callback."""
         return kind in self._listened
 
     def wanted(self) -> frozenset[EventKind]:
-        """The kinds that anybody listens to or that the log takes, as it is set up now."""
+        """The kinds that have a callback or that the log takes, as it is set up now."""
         for least, kinds in _LOGGED.items():
             if logger.isEnabledFor(least):
                 return self._listened | kinds
@@ -9723,29 +9710,31 @@ class Events:
         return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def tell(self, event: Event) -> None:
-        """Tells the log and those who listen. It never blocks, and never fails."""
+        """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
         self.pass_on(event)
 
     def pass_on(self, event: Event) -> None:
-        """Tells those who listen: soon, in their thread, or here and now in a drain."""
+        """Has the callbacks called: soon, in their thread, or here and now in a drain."""
         if event.kind not in self._listened:
             return
         if self._at_once:
             self._call(event)
             return
-        with self._turn:
-            if self._line is None or self._pid != os.getpid():
-                self._open()
-            if self._line.qsize() < self.limit:
-                self._line.put(event)
+        with self._lock:
+            if self._queue is None or self._pid != os.getpid():
+                self._start()
+            if self._queue.qsize() < self.limit:
+                self._queue.put(event)
             else:
-                self._drop()
+                self._dropped += 1
+                if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
+                    self._warn_of_dropped()
 
     @contextlib.contextmanager
-    def told_at_once(self) -> Iterator[None]:
-        """Inside, events are told where they happen; those of before come first."""
+    def called_at_once(self) -> Iterator[None]:
+        """Inside, callbacks are called where events happen; earlier events come first."""
         self.close(FAREWELL)
         self._at_once += 1
         try:
@@ -9753,26 +9742,26 @@ class Events:
         finally:
             self._at_once -= 1
 
-    def close(self, patience: float = FAREWELL) -> None:
-        """Waits until all events are told, at most so many seconds, and ends the thread; the
-        next event begins another one."""
-        with self._turn:
-            line, self._line = self._line, None
-            if line is None or self._pid != os.getpid():
+    def close(self, timeout: float = FAREWELL) -> None:
+        """Waits for the callbacks of all events, at most so many seconds, and ends the thread;
+        the next event starts another one."""
+        with self._lock:
+            queue, self._queue = self._queue, None
+            if queue is None or self._pid != os.getpid():
                 return
-            told = threading.Event()
-            line.put(told)
-        if threading.current_thread().name != _THREAD and not told.wait(patience):
-            logger.warning("%d events were not told in time", line.qsize())
+            done = threading.Event()
+            queue.put(done)
+        if threading.current_thread().name != _THREAD and not done.wait(timeout):
+            logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
-            self._complain()
+            self._warn_of_dropped()
 
-    def _open(self) -> None:
+    def _start(self) -> None:
         import queue
 
-        self._line, self._pid = queue.SimpleQueue(), os.getpid()
-        arguments = self._line, self._call
-        threading.Thread(target=_tell_all, args=arguments, name=_THREAD, daemon=True).start()
+        self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+        arguments = self._queue, self._call
+        threading.Thread(target=_call_all, args=arguments, name=_THREAD, daemon=True).start()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -9782,22 +9771,14 @@ class Events:
                 except (Exception, SystemExit):
                     logger.exception("the callback %r failed (%s)", listener, event)
 
-    def _drop(self) -> None:
-        self._dropped += 1
-        if time.monotonic() >= self._complained_at + COMPLAINT_REST:
-            self._complain()
-
-    def _complain(self) -> None:
-        self._complained_at = time.monotonic()
+    def _warn_of_dropped(self) -> None:
+        self._warned_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
 
 
-_THREAD = "litejobs-events"
-
-
-def _tell_all(line: Any, call: Listener) -> None:
-    while isinstance(event := line.get(), Event):
+def _call_all(queue: Any, call: Listener) -> None:
+    while isinstance(event := queue.get(), Event):
         call(event)
     event.set()
 
@@ -9807,106 +9788,98 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
         events.close()
 
 
-SLOW_JOB = 60.0
-"""Seconds of running after which the log says so."""
-
-
 @attrs.define(eq=False, repr=False)
 class Herald:
-    """Tells what happens to the jobs of one node: what became of them only when it is in
-    the file."""
+    """Emits the events of one node's jobs: the outcome of a job when it is in the file."""
 
     _events: Events
     _clock: Clock
     _node: str
-    slow_after: float = SLOW_JOB
-    """Seconds of running after which the log says so, and again when it has doubled."""
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
     wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that somebody wants, as of this turn."""
+    """The kinds of events that are wanted, as of this round of the supervisor's loop."""
     slow: dict[int, float] = attrs.field(factory=dict)
-    """The numbers of jobs that were said to be slow, and after how long to say so again."""
-    _starts: set[int] = attrs.field(factory=set)
-    """The numbers of the jobs whose start was told."""
-    _untold: list[Event] = attrs.field(factory=list)
+    """By the number of a job that was logged as slow: after how many seconds it is again."""
+    _started: set[int] = attrs.field(factory=set)
+    """The numbers of running jobs whose start was emitted."""
+    _ended: list[Event] = attrs.field(factory=list)
 
     def look(self) -> None:
-        """Sees which events are wanted in this turn."""
+        """Finds out which events are wanted."""
         self.wanted = self._events.wanted()
 
     def running(self, number: int, claimed: Claimed, worker: int, took: float) -> None:
-        """Tells that a job runs, once; and that it has been running for long."""
-        if "started" in self.wanted and number not in self._starts:
-            self._tell_start(claimed, worker, self._clock() - round(took * 1e6))
-            self._starts.add(number)
+        """Emits that a job has started, once; logs that it has been running for long."""
+        if "started" in self.wanted and number not in self._started:
+            at = self._clock() - round(took * 1e6)
+            self._events.tell(attempt_started(claimed, at, worker, self._node))
+            self._started.add(number)
         if took >= self.slow.get(number, self.slow_after):
             self.slow[number] = 2 * took
             about = claimed.id, claimed.name, took
             logger.warning("job %d (%s) has been running for %.3g s", *about)
 
     def has_run(self, number: int, claimed: Claimed, worker: int, started_at: int) -> None:
-        """Tells that a job had started, unless that was told when it was seen to run."""
+        """Emits that a job had started, unless that was done while it ran."""
         self.slow.pop(number, None)
-        if number in self._starts:
-            self._starts.discard(number)
+        if number in self._started:
+            self._started.discard(number)
         elif "started" in self.wanted:
-            self._tell_start(claimed, worker, started_at)
-
-    def _tell_start(self, claimed: Claimed, worker: int, at: int) -> None:
-        self._events.tell(attempt_started(claimed, at, worker, self._node))
+            self._events.tell(attempt_started(claimed, started_at, worker, self._node))
 
     def ended(self, claimed: Claimed, report: Report, worker: int) -> None:
-        """Keeps what is to be told of an attempt that has ended."""
+        """Keeps the events of an attempt that has ended, until it is settled."""
         if report.kind or report.state in self.wanted:
             ended = attempt_ended(claimed, report, worker, self._node)
-            self._untold += [event for event in ended if event.kind in self.wanted]
+            self._ended += [event for event in ended if event.kind in self.wanted]
 
     def tell_ended(self) -> None:
-        """Tells that, now that it is in the file."""
-        untold, self._untold = self._untold, []
-        for event in untold:
+        """Emits the events of attempts that are settled now."""
+        ended, self._ended = self._ended, []
+        for event in ended:
             self._events.tell(event)
 
 
 ################################################################################
 # Duties
 #
-# What a node does besides running jobs. A duty is a function that does its part and
-# says in how many seconds it wants to be called again; a table lists them, and the
-# supervisor calls what is due. Any number of nodes may do the same duty.
+# The work of a node besides running jobs. A duty is a function that returns in how many seconds
+# it wants to be called again; a table lists them, and the supervisor calls those that are due.
+# Any number of nodes may do the same duty.
 ################################################################################
 
-LOOK = 0.5
-"""Seconds between two looks for what was committed without a wake-up."""
-PRUNE_REST = 9
-"""How many times longer than a batch of pruning it rests."""
-HEED = 0.05
-"""Seconds within which a node that was woken looks whether a schedule has changed."""
-FLUSH = 5.0
-"""Seconds between two times that metrics are written: so many may be lost."""
-REST = 60.0
-"""Seconds between two calls of a duty that has nothing to wait for: it is called when somebody
-has committed something."""
-SLACK = 0.02
+POLL_INTERVAL = 0.5
+"""Seconds between two checks for commits that sent no wake-up."""
+PRUNE_PAUSE = 9
+"""How many times longer the pause after a batch of pruning is than the batch took."""
+FIRE_DELAY = 0.05
+"""Seconds within which a node that was woken checks whether a schedule has changed."""
+FLUSH_INTERVAL = 5.0
+"""Seconds between two times that metrics are stored: a crash loses so many."""
+IDLE_INTERVAL = 60.0
+"""Seconds between two calls of a duty that waits for nothing but commits, which have it called."""
+EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 
 @attrs.define(eq=False, repr=False)
-class Complaints:
-    """Logs errors of what is tried again and again, each with pauses that double up to an hour."""
+class RepeatedErrors:
+    """Logs the errors of actions that are retried, each at intervals that double up to an hour."""
 
-    _pauses: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """When each may be logged again, and how long the pause before that is; in seconds."""
+    _intervals: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """By action: when it may be logged again, and the interval before that; in seconds."""
 
     def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed, unless it did so a short while ago."""
+        """Logs that *what* failed, unless that was logged a short while ago."""
         now = time.monotonic()
-        again_at, pause = self._pauses.get(what, (now, 1.0))
-        if now > again_at + 2 * pause:
-            pause = 1.0  # It had worked in between.
+        again_at, interval = self._intervals.get(what, (now, 1.0))
+        if now > again_at + 2 * interval:
+            interval = 1.0  # It had worked in between.
         if now >= again_at:
-            self._pauses[what] = now + pause, min(2 * pause, 3600.0)
+            self._intervals[what] = now + interval, min(2 * interval, 3600.0)
             text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
-            logger.error(text, what, pause, error)
+            logger.error(text, what, interval, error)
 
 
 @attrs.frozen
@@ -9917,25 +9890,30 @@ class Beat:
     node: int
     clock: Clock
     stir: Callable[[], None]
-    """Says that there may be something to claim."""
+    """Says that there may be jobs to claim."""
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
-    complaints: Complaints = attrs.field(factory=Complaints)
+    errors: RepeatedErrors = attrs.field(factory=RepeatedErrors)
 
-    def tell(self, kind: EventKind, **facts: Unpack[Facts]) -> None:
-        """Tells of something that this node has done now."""
+    def tell(self, kind: EventKind, **fields: Any) -> None:
+        """Emits an event of this node, with these fields of `Event`."""
         if self.events.wants(kind):
-            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **facts))
+            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **fields))
 
     def tell_fired(self, entry: Entry, jobs: list[int]) -> None:
-        """Tells that a schedule has enqueued these jobs."""
+        """Emits that a schedule has enqueued these jobs."""
         for job in jobs:
             self.tell("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
 
 
+def _until(due: int | None, now: int) -> float:
+    """Seconds until a duty has work; no more than one, since the clock may be set."""
+    return IDLE_INTERVAL if due is None else min(1.0, max(0, due - now) / 1e6)
+
+
 def stage(beat: Beat) -> float:
-    """Makes jobs ready that are due; wants to be back when the next one is."""
+    """Makes jobs ready that are due."""
     now = beat.clock()
     staged, due = beat.store.stage(now)
     if staged:
@@ -9943,13 +9921,8 @@ def stage(beat: Beat) -> float:
     return _until(due, now)
 
 
-def _until(due: int | None, now: int) -> float:
-    """Seconds until something is due; no more than one, since somebody may set the clock."""
-    return REST if due is None else min(1.0, max(0, due - now) / 1e6)
-
-
 def fire(beat: Beat) -> float:
-    """Enqueues the jobs of schedules that are due; wants to be back when the next one is."""
+    """Enqueues the jobs of schedules that are due."""
     now = beat.clock()
     fired, due = beat.store.timetable.fire(now, beat.tell_fired)
     if fired:
@@ -9958,9 +9931,9 @@ def fire(beat: Beat) -> float:
 
 
 def rescue(beat: Beat) -> float:
-    """Takes over the jobs of nodes of which no process is left. A node asks the one that joined
-    next after it, and goes on until one lives: so all of them ask as often as there are nodes,
-    not as there are pairs. A second one by chance, since one that is stuck asks nobody."""
+    """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
+    next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
+    checks one at random, since a node that hangs checks none."""
     others = beat.store.nodes.others(beat.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
@@ -9970,76 +9943,71 @@ def rescue(beat: Beat) -> float:
     return 1.0
 
 
-def _rescue(beat: Beat, id: int, name: str, pid: int) -> None:
+def rescue_from_unlisted(beat: Beat) -> float:
+    """Takes over the jobs of nodes that are neither alive nor listed."""
+    for id in beat.store.nodes.unlisted():
+        _rescue(beat, id, str(id), 0)
+    return IDLE_INTERVAL
+
+
+def _rescue(beat: Beat, id: int, node: str, pid: int) -> None:
     listened = beat.events.listened("crashed") or beat.events.listened("failed")
     held = beat.store.nodes.held(id) if listened else []
     if count := beat.store.nodes.rescue(id):
-        logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
+        logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
         beat.stir()
-        _tell_of_lost(beat, name, held)
-
-
-def rescue_from_unlisted(beat: Beat) -> float:
-    """Takes over the jobs of nodes that are neither alive nor in the list."""
-    for id in beat.store.nodes.unlisted():
-        _rescue(beat, id, str(id), 0)
-    return REST
-
-
-def _tell_of_lost(beat: Beat, node: str, held: Iterable[tuple[int, str, str, int, int]]) -> None:
-    """Tells those who listen; the log has it in one line."""
-    now = from_micros(beat.clock())
-    for job, name, queue, attempt, given_up in held:
-        kinds: tuple[EventKind, ...] = ("crashed", "failed") if given_up else ("crashed",)
-        for kind in kinds:
-            error = f"NodeLost: {LOST}"
-            beat.events.pass_on(Event(kind, now, node, job, name, queue, attempt, error=error))
+        now, error = from_micros(beat.clock()), f"NodeLost: {LOST}"
+        for job, name, queue, attempt, given_up in held:
+            crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
+            beat.events.pass_on(crashed)
+            if given_up:
+                beat.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
 def expire(beat: Beat) -> float:
-    """Cancels jobs that were not started in time; wants to be back when the next one
-    expires."""
+    """Cancels jobs that were not started in time."""
     now = beat.clock()
-    expired, following = beat.store.expire(now)
+    expired, due = beat.store.expire(now)
     if expired:
         logger.info("cancelled %d jobs that were not started in time", expired)
-    return _until(following, now)
+    return _until(due, now)
 
 
 def admit(beat: Beat) -> float:
-    """Makes jobs ready whose key has room although nobody has said so."""
+    """Makes blocked jobs ready whose key became free unnoticed."""
     if beat.store.admit():
         beat.stir()
-    return REST
+    return IDLE_INTERVAL
 
 
 def prune(beat: Beat) -> float:
-    """Deletes finished jobs whose retention is over, then makes the file smaller: a batch at
-    a time, and most of the time is left to others."""
+    """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
+    time, with pauses for others to write."""
     began = time.monotonic()
     more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    return max(4 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else REST
+    pause = max(4 * EARLIEST, PRUNE_PAUSE * (time.monotonic() - began))
+    return pause if more else IDLE_INTERVAL
 
 
 def stay_fast(beat: Beat) -> float:
-    """Keeps statistics from misleading SQLite, should the application collect them."""
+    """Keeps the statistics of an ANALYZE in the application from misleading SQLite."""
     beat.store.forget_statistics()
-    return REST
+    return IDLE_INTERVAL
 
 
 def measure(beat: Beat) -> float:
-    """Writes down what the node has done."""
+    """Stores the metrics of this node."""
     beat.store.meter.flush()
-    return FLUSH
+    return FLUSH_INTERVAL
 
 
 def fold(beat: Beat) -> float:
-    """Makes hours of old minutes of metrics, one at a time."""
+    """Adds up old minutes of metrics into hours, one at a time."""
     return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
 
 
 def extend_wal(beat: Beat) -> float:
-    """Makes the WAL so large that jobs can be settled when the disk is full."""
+    """Makes the WAL so large that jobs can be settled on a full disk."""
     beat.store.file.extend_wal()
     return 60.0
 
@@ -10057,7 +10025,7 @@ class Rota:
     _due: dict[Callable[[Beat], float], float]
 
     def call(self, *duties: Callable[[Beat], float], within: float = 0.0) -> None:
-        """Wants these to be done within so many seconds."""
+        """Makes these due within so many seconds."""
         by = time.monotonic() + within
         for duty in duties:
             self._due[duty] = min(self._due[duty], by)
@@ -10068,12 +10036,8 @@ class Rota:
         return min(self._due.values())
 
     def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due.
-
-        Raises:
-            BusyError: others hold the write lock; the duties stay due.
-        """
-        soon = time.monotonic() + SLACK
+        """Calls the duties that are due. After a BusyError, they stay due."""
+        soon = time.monotonic() + EARLIEST
         for duty, due in list(self._due.items()):
             if due > soon:
                 continue
@@ -10082,31 +10046,33 @@ class Rota:
             except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
-                beat.complaints.log(duty.__name__, error)
+                beat.errors.log(duty.__name__, error)
                 self._due[duty] = time.monotonic() + 1.0
 
 
 ################################################################################
 # Program
 #
-# Where workers find the code: they import modules and take definitions from them, by
-# names that were looked up before they started. Nothing else that they run comes from
-# outside.
+# Where workers find the code: they import modules and take definitions from them, by names that
+# were looked up before they started. They run no other code from outside.
 ################################################################################
 
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 IS_FROZEN = hasattr(sys, "frozen")
-"""Whether a packer such as PyInstaller made the program: `sys.executable` is the program then."""
+"""Whether a tool such as PyInstaller packed the program, so that it is `sys.executable`."""
+THAW = (
+    "call multiprocessing.freeze_support() right after "
+    '`if __name__ == "__main__":`, before anything else, or use threads='
+)
 
 
 @attrs.frozen
 class Program:
-    """Where a worker finds the code: it imports modules and takes names from them,
-    and nothing else that it runs comes from outside."""
+    """The code of a program, as a worker finds it."""
 
     places: dict[str, tuple[str, str]]
-    """By name of the definition: the module, and the path to it from there."""
+    """By name of the definition: its module, and its path in there."""
     state: Callable[[], Any] | None
     home: Callable[[], Home]
     """Makes the queue for definitions that no import has registered."""
@@ -10114,20 +10080,20 @@ class Program:
     around: tuple[AroundRun, ...] = ()
     """The middleware around every run."""
     paths: Mapping[Path, Path] = {}
-    """Where relative paths of files lead: workers may start in another folder."""
+    """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """What runs the program's jobs in this process, with a state of its own, and what
+        """The executor of the program's jobs in this process, with a state of its own, and what
         closes that."""
         registry = self.load()
         if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program does it, which comes first.
+            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
         state, closing = make_state(self.state)
         return Executor(registry, state, self.clock, around=self.around), closing
 
     def load(self) -> Registry:
-        """Imports what is needed and gathers the definitions."""
+        """Imports the modules and gathers the definitions."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -10135,21 +10101,19 @@ class Program:
             registry.add(_definition_at(importlib.import_module(module), path, name))
         IMPORTING.reset(token)
         registry.freeze()
-        gc.freeze()  # What a program has loaded stays.
+        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
 
 
 def log_to_stderr(level: int) -> None:
-    """Sets up logging as `litejobs run` has it, unless somebody has done so before."""
+    """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part, None)
+    found = _at(module, path)
     definition = definition_of(found)
     if definition is not None and definition.name == name:
         return definition
@@ -10159,25 +10123,31 @@ def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
     raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
-def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
-    """The module, and the path in it, where a worker can find a definition: itself, or
-    the *holder* that it is registered with.
+def _at(module: ModuleType, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
 
-    Raises:
-        DefinitionError: there is no such place.
-    """
+
+def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
+    """The module, and the path in it, where a worker can find a definition or the *holder* that
+    it is registered with."""
     body = definition.body
     for name in dict.fromkeys((body.module, "__main__")):
         module = sys.modules.get(name)
         if module is None or (name == "__main__" and not _importable_main(module)):
             continue
-        for attribute, value in [
-            (body.code.__qualname__, _at(module, body)),
-            *vars(module).items(),
-        ]:
+        own = body.code.__qualname__
+        for attribute, value in [(own, _at(module, own)), *vars(module).items()]:
             found = definition_of(value)
             if value is holder or (found is not None and found.body is body):
-                return _name_in_workers(module, name), attribute
+                # In workers, the main program is `__main__`, too; but multiprocessing does not
+                # import the `__main__.py` of a package, which therefore needs its whole name.
+                spec = getattr(module, "__spec__", None)
+                if spec is not None and spec.name.endswith(".__main__"):
+                    return spec.name, attribute
+                return name, attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
     elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
@@ -10190,36 +10160,18 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
     )
 
 
-def _name_in_workers(module: ModuleType, name: str) -> str:
-    """Workers have the main program as `__main__`; except that multiprocessing does not
-    import the `__main__.py` of a package, which they therefore do by its whole name."""
-    spec = getattr(module, "__spec__", None)
-    return str(spec.name) if spec is not None and spec.name.endswith(".__main__") else name
-
-
-def _at(module: ModuleType, body: Body) -> object:
-    found: Any = module
-    for part in body.code.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
 def _importable_main(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     return (
         getattr(module, "__spec__", None) is not None
-        or (file is not None and os.path.isfile(file))  # Not a pipe, which has been read.
-        or IS_FROZEN  # Its workers begin as copies of the program.
+        or (file is not None and os.path.isfile(file))  # A pipe has been read already.
+        or IS_FROZEN  # Its workers start as copies of the program.
     )
 
 
 def check_frozen() -> None:
-    """Refuses workers in a frozen program whose code names `freeze_support` nowhere: there a
-    process is started as a copy of the program, and only that call makes a worker of it.
-
-    Raises:
-        WorkerError: says where to call it.
-    """
+    """Refuses workers in a frozen program whose code does not mention `freeze_support`: a child
+    process starts as a copy of the program, and only that call makes a worker of it."""
     if not IS_FROZEN:
         return
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -10231,31 +10183,25 @@ def check_frozen() -> None:
         raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-THAW = (
-    "call multiprocessing.freeze_support() right after "
-    '`if __name__ == "__main__":`, before anything else, or use threads='
-)
-
-
 def _names_freeze_support(code: types.CodeType) -> bool:
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
 
 
 def _codes_of_modules() -> Iterator[types.CodeType]:
-    """The code of all modules that are loaded and do not belong to Python, or to litejobs."""
+    """The code of all loaded modules except those of Python and litejobs."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
-            with contextlib.suppress(Exception):  # Of loaders of any kind.
+            with contextlib.suppress(Exception):  # A loader may fail in any way.
                 if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
                     yield code
 
 
 @contextlib.contextmanager
 def without_unimportable_main() -> Iterator[None]:
-    """Keeps multiprocessing from having new processes import a main program that was read from
-    standard input or a pipe: its `__file__` is "<stdin>", say. One that is missing from its place
-    may be on its way there, and is not kept from being imported."""
+    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
+    processes cannot import it. One that is missing may be about to be replaced, and is not
+    hidden."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -12715,7 +12661,7 @@ class Supervisor:
         self._dealer.stir()
         self._rota.call(stage, expire, self._heed)
         # A little later, since each producer's wake-up comes along here.
-        self._rota.call(fire, within=HEED)
+        self._rota.call(fire, within=FIRE_DELAY)
 
     # Note
 
@@ -12786,7 +12732,7 @@ class Supervisor:
         """Settles one at a time what could not be settled together: one that is to blame must not
         keep the others, and a small transaction may fit where a large one does not. Gives the
         last error."""
-        alone = isinstance(error.__cause__, (*OF_ONE_ROW, apsw.FullError))
+        alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
         if alone and self._clerk.settlements:
             try:
                 self.store.settle_each(self._clerk.settlements)
@@ -12808,7 +12754,7 @@ class Supervisor:
         failing = time.monotonic() - self._failing_since
         if self.until is not None and not self._crew.busy and failing > PATIENCE:
             raise error
-        self._beat.complaints.log("the exchange", error)
+        self._beat.errors.log("the exchange", error)
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
         self._dealer.stir()
         self._quiet_until = time.monotonic() + 0.5
@@ -12874,7 +12820,7 @@ class Supervisor:
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
             self._crew.replace()
-        return LOOK
+        return POLL_INTERVAL
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
@@ -13814,7 +13760,7 @@ class LiteJobs:
             hidden = self.registry.hidden()
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
-            closing.enter_context(self.events.told_at_once())
+            closing.enter_context(self.events.called_at_once())
             # What a test has enqueued stays to be looked at.
             prunes = not self.tested
             drain = Drain(
