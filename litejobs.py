@@ -7828,25 +7828,25 @@ class Ready:
 ################################################################################
 # Nodes
 #
-# Who is at work, and what becomes of the jobs of those who are not any more: alive is who
-# holds a lock that the operating system drops when a process ends.
+# The nodes that are running, and the jobs of nodes that have died. A node is alive while one of
+# its processes holds a lock, which the operating system releases when the process ends.
 ################################################################################
 
 LOST = "the node ended while it held the job"
-RECALL_WAIT = 2.0
-"""Seconds that nodes have to take back what their workers have not begun."""
+RECALL_TIMEOUT = 2.0
+"""Seconds that nodes have to take back the jobs that their workers have not started."""
 LOST_LIMIT = 5
-"""How many nodes may die with a job in their hands before it is a dead letter."""
+"""How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
-"""Seconds after which a node is dead whose lock file is missing: one that lives makes it anew in
-half a second."""
-NAME_PATIENCE = 1.0
-"""Seconds within which the processes of another node of the same name may still be ending."""
+"""Seconds after which a node whose lock file is missing counts as dead: a live one creates it
+again in half a second."""
+NAME_TIMEOUT = 1.0
+"""Seconds that the processes of another node of the same name have to end."""
 
 
 @attrs.frozen
 class Node:
-    """A running `work()`, as it listed itself in the file."""
+    """A running `work()`, as it is listed in the file."""
 
     id: int
     name: str
@@ -7858,7 +7858,7 @@ class Node:
     running: int
     """How many jobs it holds."""
     names: frozenset[str] | None = None
-    """The definitions that it has; `None` if it does not say."""
+    """The definitions that it has; `None` if that is not known."""
 
     def takes(self, name: str, queue: str) -> bool:
         """Whether it takes jobs of this definition in this queue."""
@@ -7867,15 +7867,6 @@ class Node:
     def knows(self, name: str) -> bool:
         """Whether it has this definition."""
         return self.names is None or name in self.names
-
-
-def _nodes(connection: apsw.Connection) -> list[Node]:
-    rows: list[Any] = connection.execute("""
-        SELECT id, name, pid, port, workers, queues, started_at,
-            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
-        FROM litejobs_node AS node ORDER BY id
-    """).fetchall()
-    return [_node(sound(Listed, row)) for row in rows]
 
 
 class Listed(NamedTuple):
@@ -7892,20 +7883,27 @@ class Listed(NamedTuple):
     names: str | None
 
 
+def _nodes(connection: apsw.Connection) -> list[Node]:
+    rows: list[Any] = connection.execute("""
+        SELECT id, name, pid, port, workers, queues, started_at,
+            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
+        FROM litejobs_node AS node ORDER BY id
+    """).fetchall()
+    return [_node(sound(Listed, row)) for row in rows]
+
+
 def _node(row: Listed) -> Node:
-    queues, names = map(_names_in, (row.queues, row.names))
-    return Node(
-        *row[:5], None if queues is None else tuple(queues), from_micros(row.started_at),
-        row.running, None if names is None else frozenset(names),
-    )  # fmt: skip
+    queues, names = _names_in(row.queues), _names_in(row.names)
+    lists = {"queues": queues, "names": None if names is None else frozenset(names)}
+    return Node(**row._asdict() | lists | {"started_at": from_micros(row.started_at)})
 
 
-def _names_in(text: str | None) -> list[str] | None:
+def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return names
-    raise Damaged(f"a node lists no names: {_shown(text)}")
+            return None if names is None else tuple(names)
+    raise Damaged(f"a node does not list names: {_shown(text)}")
 
 
 _UNLISTED = """
@@ -7922,26 +7920,10 @@ class Nodes:
     clock: Clock
     rows: Rows
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
-    """Nodes without a lock file: when that was last seen, and for how many microseconds it has
-    been so while somebody looked (not while this process was stopped, nor by a clock that
-    is set)."""
+    """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
+    of which at most a second counts between two checks: this process may have been stopped."""
 
-    def join(self, name: str, *others: Any) -> tuple[int, Presence]:
-        """Lists a node, as `_join` does.
-
-        Raises:
-            WorkerError: a node of that name is at work.
-        """
-        give_up = time.monotonic() + NAME_PATIENCE
-        while True:
-            try:
-                return self._join(name, *others)
-            except WorkerError:
-                if time.monotonic() > give_up:
-                    raise
-            time.sleep(0.02)
-
-    def _join(
+    def join(
         self,
         name: str,
         port: int,
@@ -7950,60 +7932,63 @@ class Nodes:
         known: Iterable[tuple[Any, ...]],
         hidden: Mapping[str, frozenset[str]] = types.MappingProxyType({}),
     ) -> tuple[int, Presence]:
-        """Lists a node and takes the first share of its lock, before others can see
-        it; stores what its *known* definitions say, for jobs inserted by hand, and what of
-        theirs is *hidden*, for those who look at the file alone."""
+        """Lists a node and takes the first share of its lock, before others can see it. Stores
+        the options of its *known* definitions, for jobs inserted by hand, and the *hidden* fields
+        of their payloads, for programs that open the file without them."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        names = json.dumps(sorted(serves.names))
-        with self.file.writing() as connection:
-            self._refuse_second(connection, name)
-            self._sweep(connection)
-            connection.execute(
-                "INSERT INTO litejobs_node (name, pid, port, workers, queues, started_at, names)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (name, os.getpid(), port, workers, queues, self.clock(), names),
-            )
-            node = connection.last_insert_rowid()
-            connection.executemany(
-                "INSERT OR REPLACE INTO litejobs_definition"
-                " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                known,
-            )
-            self._keep_hidden(connection, hidden)
-            presence = Presence.create(self.file.presence_path(node), self.file.path)
-        self.file.joined += 1
-        return node, presence
-
-    def _refuse_second(self, connection: apsw.Connection, name: str) -> None:
-        """What is for the node of that name would reach one of two, and neither knows which."""
-        rows: list[Any] = connection.execute(
-            "SELECT id, pid FROM litejobs_node WHERE name = ?", (name,)
-        ).fetchall()
-        for id, pid in rows:
-            if self.is_alive(id):
+        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
+        give_up = time.monotonic() + NAME_TIMEOUT
+        while True:
+            with self.file.writing() as connection:
+                if (pid := self._live_namesake(connection, name)) is None:
+                    self._remove_stale_locks(connection)
+                    connection.execute(
+                        "INSERT INTO litejobs_node"
+                        " (name, pid, port, workers, queues, names, started_at)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (*columns, self.clock()),
+                    )
+                    node = connection.last_insert_rowid()
+                    self._store_definitions(connection, known, hidden)
+                    presence = Presence.create(self.file.presence_path(node), self.file.path)
+            if pid is None:
+                self.file.joined += 1
+                return node, presence
+            if time.monotonic() > give_up:
                 raise WorkerError(
                     f"a node named {name!r} is at work (process {pid}): "
                     "stop that one first, or give this one another name, or none"
                 )
+            time.sleep(0.02)
 
-    def _keep_hidden(
-        self, connection: apsw.Connection, hidden: Mapping[str, frozenset[str]]
+    def _live_namesake(self, connection: apsw.Connection, name: str) -> int | None:
+        """The process id of a live node of that name. With two of them, a job for that name would
+        reach either one."""
+        sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
+        rows: list[Any] = connection.execute(sql, (name,)).fetchall()
+        return next((pid for id, pid in rows if self.is_alive(id)), None)
+
+    def _store_definitions(
+        self,
+        connection: apsw.Connection,
+        known: Iterable[tuple[Any, ...]],
+        hidden: Mapping[str, frozenset[str]],
     ) -> None:
         connection.executemany(
-            "DELETE FROM litejobs_meta WHERE name = ?", [(f"hidden:{name}",) for name in hidden]
+            "INSERT OR REPLACE INTO litejobs_definition"
+            " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            known,
         )
-        connection.executemany(
-            "INSERT INTO litejobs_meta VALUES (?, ?)",
-            [
-                (f"hidden:{name}", json.dumps(sorted(paths)))
-                for name, paths in hidden.items()
-                if paths
-            ],
-        )
+        for name, paths in hidden.items():
+            key = f"hidden:{name}"
+            connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+            if paths:
+                value = json.dumps(sorted(paths))
+                connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
 
     def hidden(self) -> dict[str, frozenset[str]]:
-        """By name of the definition, what nodes have said is not to be shown."""
+        """By name of the definition, the fields of its payload that are not to be shown."""
         found: defaultdict[str, set[str]] = defaultdict(set)
         sql = """
             SELECT substr(name, length('hidden:') + 1), path.value
@@ -8016,9 +8001,9 @@ class Nodes:
                     found[name].add(path)
         return {name: frozenset(paths) for name, paths in found.items()}
 
-    def _sweep(self, connection: apsw.Connection) -> None:
-        """Removes lock files without a node: of one that was killed while it left. Nobody
-        can be joining now, since this process has the write lock."""
+    def _remove_stale_locks(self, connection: apsw.Connection) -> None:
+        """Removes the lock files of nodes that were killed while they left. No other node can be
+        joining now, since this process has the write lock."""
         nodes = _column(connection, "SELECT id FROM litejobs_node")
         listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
@@ -8042,43 +8027,41 @@ class Nodes:
         return rows
 
     def is_listed(self, node: int) -> bool:
-        """Whether a node still is; if not, others have taken it for dead."""
+        """Whether a node is listed; if not, another one has found it dead."""
         with self.file.reading() as connection:
             sql = "SELECT 1 FROM litejobs_node WHERE id = ?"
             return connection.execute(sql, (node,)).get is not None
 
     def refuse_unlisted(self, node: int) -> None:
-        """Lets only those claim that are listed: from others, nobody would rescue anything.
-
-        Raises:
-            FileError: it is not.
-        """
+        """Raises an error if a node is not listed: no other node would rescue its jobs."""
         if not self.is_listed(node):
             problem = "this process is not listed any more as one at work: it has to join anew"
             raise FileError(str(self.file.path), problem)
 
     def unlisted(self) -> list[int]:
-        """Those that are not listed and hold jobs all the same; 0 for those without a holder."""
+        """The ids of nodes that hold jobs but are not listed; 0 for jobs without a holder."""
         with self.file.reading() as connection:
             return _column(connection, f"SELECT holder FROM ({_UNLISTED})")
 
     def is_alive(self, node: int) -> bool:
         """Whether one of its processes is certainly there."""
-        return Presence.surely_held(self.file.presence_path(node))
+        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
+            return not _lock_alone(self.file.presence_path(node), closing)
+        return False
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
 
-        They become ready again and lose no attempt, but each such loss is counted: a
-        job that has seen LOST_LIMIT nodes die is a dead letter. A node that cannot be asked
-        keeps what it has, unless its lock file stays missing.
+        They become ready again without losing an attempt, but each loss is counted: after
+        LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
+        keeps its jobs, unless its lock file stays missing.
         """
         path = self.file.presence_path(node)
         with Presence.gone(path) as gone:
             return self._take_over(node) if gone or self._stays_missing(node, path) else 0
 
     def _stays_missing(self, node: int, path: str) -> bool:
-        """Whether the lock file was removed, and a node that lives would have made it anew."""
+        """Whether the lock file has been missing for so long that no process can be left."""
         if not _is_missing(path):
             self._missing.pop(node, None)
             return False
@@ -8089,8 +8072,8 @@ class Nodes:
         return lasted >= MISSING_LIMIT * 1e6 or not self.is_listed(node)
 
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """What a node holds: ids, names, queues and attempts, and whether it would be given
-        up if that node were lost."""
+        """The ids, names, queues and attempts of the jobs that a node holds, and whether each is
+        a dead letter if that node is lost."""
         with self.file.reading() as connection:
             sql = """
                 SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
@@ -8139,8 +8122,8 @@ class Nodes:
         return rescued
 
     def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
-        """Makes those jobs of a node ready again that are not *held*, by id and claim: a
-        commit of unknown outcome may have claimed them."""
+        """Makes the jobs of a node ready again of which it does not know, because a commit with
+        unknown outcome claimed them: all but those *held*, by id and claim."""
         with self.file.writing() as connection:
             connection.execute(
                 """
@@ -8154,22 +8137,22 @@ class Nodes:
             self.rows.cancel_returned(connection)
 
     def asked(self, node: int) -> tuple[list[int], int | None]:
-        """The jobs that a node runs and that somebody has cancelled; and the number of the
-        recall, if it has to take back what its workers have not begun."""
+        """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
+        has to take back the jobs that its workers have not started."""
         with self.file.reading() as connection:
             sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
             recall = "SELECT recall FROM litejobs_node WHERE id = ?"
             return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
 
     def recalled(self, node: int, recall: int) -> None:
-        """What a node has taken back is in the file, unless there is another recall by now."""
+        """Notes that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.writing() as connection:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
             connection.execute(sql, (node, recall))
 
     def await_recall(self) -> None:
-        """Waits until all nodes that live have taken back what has not begun."""
-        give_up = time.monotonic() + RECALL_WAIT
+        """Waits until all live nodes have taken back the jobs that have not started."""
+        give_up = time.monotonic() + RECALL_TIMEOUT
         for pause in looks():
             time.sleep(pause)
             with self.file.reading() as connection:
@@ -8179,32 +8162,27 @@ class Nodes:
             if not late:
                 return
             if time.monotonic() >= give_up:
-                names = ", ".join(late)
-                logger.warning(
-                    "no answer from node %s: its workers may begin what they have", names
-                )
+                text = "no answer from node %s: its workers may start the jobs that they have"
+                logger.warning(text, ", ".join(late))
                 return
 
 
 @attrs.define(eq=False, repr=False)
 class Presence:
-    """A shared lock on a small file of its own, which every process of a node holds
-    and which the operating system drops when the process ends, however it ends. (Or when
-    the process closes the file after it has opened it once more.)
-
-    It is a lock of SQLite's on an empty file, since that is the same everywhere.
-    """
+    """A shared lock on a small file, held by every process of a node. The operating system
+    releases it when the process ends (or when the process closes the file after opening it
+    a second time). It is a lock of SQLite's on an empty file: that works on every system."""
 
     path: str
     _connection: apsw.Connection
     _file: Path = Path()
     _mark: Mark | None = None
-    """Of the file, where nothing else in this process may open it."""
+    """Of the file, if nothing else in this process may open it."""
 
     @classmethod
     def hold(cls, path: str) -> Presence:
         """Takes a share of the lock; the file has to exist."""
-        # For reading only: a job that writes to whatever it finds open must not spoil it.
+        # Read-only: a job that writes into every open descriptor must not damage it.
         with _as_ours(path):
             connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
             connection.execute("BEGIN")
@@ -8213,9 +8191,9 @@ class Presence:
 
     @classmethod
     def create(cls, path: str, file: Path) -> Presence:
-        """Makes it, for those who may use the queue's *file*, and takes the first share.
-        Until that is given back, nothing else in this process may open it: jobs that run here
-        have no other one, and the system drops a lock whenever a process closes the file."""
+        """Creates the lock file with the rights of the queue's *file*, and takes the first share.
+        Until that is given back, nothing else in this process may open the lock file: the system
+        releases a process's locks on a file whenever it closes that file."""
         with _as_ours(path):
             found = os.stat(file)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -8227,8 +8205,8 @@ class Presence:
         return presence
 
     def renew(self) -> bool:
-        """Makes the file anew if it was removed or replaced, and takes the first share; says
-        whether it was. The shares of other processes are in the old one."""
+        """Creates the file again if it was removed or replaced, and takes the first share; says
+        whether it did. Other processes still hold their shares of the old file."""
         if self._mark is None or _mark(self.path) == self._mark:
             return False
         with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
@@ -8239,7 +8217,7 @@ class Presence:
         return True
 
     def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose the lock if it closed that file."""
+        """Whether this process would lose the lock by closing that file."""
         return mark == self._mark
 
     def close(self) -> None:
@@ -8249,34 +8227,16 @@ class Presence:
 
     @staticmethod
     def held(path: str) -> bool:
-        """Whether a process holds a share, as far as one can know; nothing is taken over."""
+        """Whether a process holds a share, or may hold one."""
         with contextlib.ExitStack() as closing:
             return not _is_alone(path, closing)
 
     @staticmethod
-    def surely_held(path: str) -> bool:
-        """The same, but not if it cannot be known."""
-        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
-            return not _lock_alone(path, closing)
-        return False
-
-    @staticmethod
-    def check(path: str) -> None:
-        """Finds out whether one can ask.
-
-        Raises:
-            FileError: it cannot be known whether a process holds a share.
-        """
-        with contextlib.ExitStack() as closing:
-            _lock_alone(path, closing)
-
-    @staticmethod
     @contextlib.contextmanager
     def gone(path: str) -> Iterator[bool]:
-        """Whether no process holds a share any more; if so, none can take one either
-        until the block ends, and then the file is removed. Not if there is none. Of several
-        that ask in the same moment each may keep the others from it, even all: who means it
-        asks again."""
+        """Whether certainly no process holds a share. If so, none can take one until the block
+        ends; then the file is removed. Processes that ask at the same moment may all get the
+        answer no, so callers have to ask again."""
         with contextlib.ExitStack() as closing:
             alone = _is_alone(path, closing)
             yield alone
@@ -8287,8 +8247,8 @@ class Presence:
 
 
 def _give_rights(made: int, found: os.stat_result) -> None:
-    """Gives a new file the mode and group of the queue's, and as root its owner, as SQLite does
-    with the WAL: whoever may work there has to ask whether this node lives."""
+    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
+    does with the WAL: every user of the queue has to find out whether this node lives."""
     if sys.platform == "win32":
         return
     mode = found.st_mode & 0o666
@@ -8301,13 +8261,12 @@ def _give_rights(made: int, found: os.stat_result) -> None:
 
 
 def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes all of the lock, until *closing*; says whether nobody else has a share. Who cannot
-    be asked is not dead."""
+    """Takes the whole lock, until *closing*, if certainly no other process holds a share."""
     try:
         return _lock_alone(path, closing)
     except FileError as error:
-        if not _is_missing(path):  # Whoever lives makes it anew; or it was just taken over.
-            _complain_once(f"whether a node lives cannot be known: {error}")
+        if not _is_missing(path):  # A live node creates it again; or it was just rescued.
+            _log_once(f"whether a node lives cannot be known: {error}")
         return False
 
 
@@ -8322,18 +8281,15 @@ def _is_missing(path: str) -> bool:
 
 
 @functools.lru_cache(100)
-def _complain_once(problem: str) -> None:
+def _log_once(problem: str) -> None:
     logger.error("%s", problem)
 
 
 def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """The same for who wants to be told that it cannot be known.
-
-    Raises:
-        FileError: it cannot.
-    """
+    """Takes the whole lock, until *closing*; says whether it did, which it cannot while another
+    process holds a share. A FileError means that it cannot be known."""
     if _is_missing(path):
-        raise FileError(path, "is missing: a node that lives makes it anew within a second")
+        raise FileError(path, "is missing: a live node creates it again within a second")
     with _as_ours(path):
         try:
             connection = _lock_connection(path)
@@ -8347,9 +8303,9 @@ def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
 def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
     connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
     if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
-        # Then an exclusive transaction takes no lock, and would find everybody dead.
+        # An exclusive transaction takes no lock then, and every node would seem dead.
         raise FileError(path, "cannot be written by this user")
-    if mode == apsw.SQLITE_OPEN_READONLY:  # Who only asks does not wait for the answer.
+    if mode == apsw.SQLITE_OPEN_READONLY:  # Finding out who is alive must not wait.
         connection.set_busy_handler(_patient())
     connection.pragma("journal_mode", "memory")
     return connection
@@ -8358,64 +8314,65 @@ def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.
 ################################################################################
 # Health
 #
-# What nodes did, what is wrong with a queue, and copies of it.
+# Metrics, the reasons why jobs wait, the problems of a queue, and copies of its file.
 ################################################################################
 
-Note = tuple[int, str, str, str, int]
-"""The minute, queue, name, measure and bucket."""
+SAMPLE = 8
+"""How many jobs of an exchange are measured."""
+METRICS_KEPT = 90 * SPANS["day"]
 
 
 @attrs.define(eq=False, repr=False)
 class Meter:
-    """Counts what a node has settled, and how long it took: in memory, to be written down
-    now and then. A process that is killed loses its last few seconds."""
+    """Counts the jobs that a node has settled, and measures how long they took: in memory, until
+    `flush`. A process that is killed loses its last few seconds."""
 
     _file: File
     _clock: Clock
     _rng: random.Random = attrs.field(factory=random.Random)
-    _notes: defaultdict[Note, int] = attrs.field(factory=lambda: defaultdict(int))
+    _counts: defaultdict[tuple[int, str, str, str, int], int] = attrs.field(
+        factory=lambda: defaultdict(int)
+    )
+    """By minute, queue, name, measure and bucket."""
 
     def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
-        """Counts all, and takes the time of some that stand for the others."""
-        notes, now = self._notes, self._clock()
+        """Counts all jobs, and measures a sample of them."""
+        counts, now = self._counts, self._clock()
         minute = now - now % SPANS["minute"]
         for (state, queue, name), number in groups.items():
             if state in MEASURED:
-                notes[minute, queue, name, state, 0] += number
+                counts[minute, queue, name, state, 0] += number
         size = len(settlements)
-        weight = -(-size // SAMPLE) or 1
-        place = 0
-        while place < size:
-            weight = min(weight, size - place)
-            # By chance: every other job may be of another kind.
-            settled = settlements[place + int(self._rng.random() * weight) if weight > 1 else place]
-            place += weight
-            _, _, state, _, run_at, started_at, finished_at, _, _, queue, name, failure = settled
-            if started_at is None or state == "cancelled":
+        step = -(-size // SAMPLE) or 1
+        for start in range(0, size, step):
+            weight = min(step, size - start)
+            # At random: every second job may be of another kind.
+            settled = settlements[start + int(self._rng.random() * weight) if weight > 1 else start]
+            started_at, finished_at = settled.started_at, settled.finished_at
+            if started_at is None or settled.state == "cancelled":
                 continue
+            key = minute, settled.queue, settled.name
             if finished_at is not None:
                 # The due time of a retry is that of its next attempt already.
-                waited = bucket_of(started_at - run_at)
-                notes[minute, queue, name, "waiting", waited] += weight
-            elif failure is not None:
-                finished_at = to_micros(failure.finished_at)
+                counts[*key, "waiting", bucket_of(started_at - settled.run_at)] += weight
+            elif settled.failure is not None:
+                finished_at = to_micros(settled.failure.finished_at)
             if finished_at is not None:
-                ran = bucket_of(finished_at - started_at)
-                notes[minute, queue, name, "running", ran] += weight
+                counts[*key, "running", bucket_of(finished_at - started_at)] += weight
 
     def flush(self) -> None:
-        """Writes down what was noted."""
-        if notes := self._notes:
+        """Stores the counts."""
+        if counts := self._counts:
             with self._file.writing() as connection:
                 connection.executemany(
                     f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
-                    [(*key, number) for key, number in notes.items()],
+                    [(*key, number) for key, number in counts.items()],
                 )
-            self._notes = defaultdict(int)
+            self._counts = defaultdict(int)
 
     def fold(self, now: int) -> bool:
-        """Makes hours of minutes that are older than a day, one at a time, and forgets hours
-        after METRICS_KEPT; says whether it did something."""
+        """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
+        hours after METRICS_KEPT; says whether it did anything."""
         hour = SPANS["hour"]
         end = now - now % hour - SPANS["day"]
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
@@ -8440,14 +8397,14 @@ class Meter:
                 values,
             )
             connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
-            forget = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
-            connection.execute(forget, values)
+            outdated = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
+            connection.execute(outdated, values)
         return True
 
     def read(
         self, span: Span, queue: str | None, name: str | None, limit: int
     ) -> list[tuple[int, dict[tuple[str, int], int]]]:
-        """The last spans, the present one at the end: when each began, and its numbers by
+        """The last spans, the current one at the end: the start of each, and its numbers by
         measure and bucket."""
         length = SPANS[span]
         last = self._clock() // length * length
@@ -8476,28 +8433,18 @@ class Meter:
         return [*spans.items()]
 
 
-SAMPLE = 8
-"""How many of the results that are settled together have their times taken."""
-METRICS_KEPT = 90 * SPANS["day"]
-
-
 def back_up(file: File, place: Path) -> Path:
-    """Copies the file while others work on it, into a new one that only its user can read;
-    gives its whole path. It bears its name only when it is whole, and when this returns, it
-    is on the disk.
-
-    Raises:
-        FileError: there is something of that name, or it cannot be written.
-    """
+    """Copies the file while others work on it, into a new one that only its user can read; gives
+    its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
         place = _whole(place)
-        _refuse_taken(place)
+        _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except OSError as error:
         raise FileError(str(place), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
-        raise FileError(str(place), f"is no name of a file: {error}") from None
+        raise FileError(str(place), f"is not a valid file name: {error}") from None
     try:
         with _as_ours(place):
             os.close(made)
@@ -8505,7 +8452,7 @@ def back_up(file: File, place: Path) -> Path:
             _copy(source, copy)
         with _as_ours(place):
             _sync(copy)
-            _refuse_taken(place)
+            _refuse_existing(place)
             copy = copy.rename(place)
             _sync(place.parent)
     except BaseException:
@@ -8515,7 +8462,7 @@ def back_up(file: File, place: Path) -> Path:
     return place
 
 
-def _refuse_taken(place: Path) -> None:
+def _refuse_existing(place: Path) -> None:
     if os.path.lexists(place):
         raise FileError(str(place), "exists already: name a new file for the copy")
 
@@ -8526,19 +8473,19 @@ def _copy(source: apsw.Connection, place: Path) -> None:
         _as_ours(place),
         contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy,
     ):
-        # What is half-written is thrown away as a whole, and synced as a whole.
+        # An incomplete copy is deleted, and a complete one is synced as a whole.
         copy.pragma("journal_mode", "off")
         copy.pragma("synchronous", "off")
         with copy.backup("main", source, "main") as pages:
             pages.step()
-        # No node is at work on it, which their lock files would say: nobody waits for those.
+        # No node works on the copy; without their lock files, they would seem to be missing.
         copy.execute("DELETE FROM litejobs_node")
 
 
 def _sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and sys.platform == "win32":
-        return  # There, a folder cannot be opened, and names are kept by the file system.
+        return  # Windows cannot open a folder, and its file systems keep names safe themselves.
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(number)
@@ -8547,24 +8494,24 @@ def _sync(path: Path) -> None:
 
 
 def compact(file: File) -> Compacted:
-    """Writes the file anew without gaps, and empties its WAL. Who writes meanwhile waits, at
-    most PATIENCE; it takes as much free space again as the file has."""
+    """Rewrites the file without gaps, and empties its WAL. Writers wait meanwhile, at most
+    PATIENCE; as much free space is needed as the file has."""
+
+    def size() -> int:
+        return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+
     with file.aside() as connection:
-        before = _bytes_of(file)
+        before = size()
         connection.pragma("temp_store", "default")  # It would not fit into memory.
         connection.execute("VACUUM")
-        with contextlib.suppress(apsw.BusyError):  # Somebody reads: then later will do.
+        with contextlib.suppress(apsw.BusyError):  # There is a reader: the next checkpoint does it.
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        return Compacted(before, _bytes_of(file))
-
-
-def _bytes_of(file: File) -> int:
-    return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
+        return Compacted(before, size())
 
 
 OVERDUE = 60_000_000
 LATE = 3_600_000_000
-"""Microseconds that a job may be ready without a node at work, and with one."""
+"""Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _BLOCKED = """
     SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
@@ -8582,65 +8529,63 @@ _RECOUNTED = f"""
 
 @attrs.define(eq=False, repr=False)
 class Health:
-    """Says what is wrong with a queue, in sentences for the person who has to put it right."""
+    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
 
     _file: File
     _clock: Clock
 
-    def live(self) -> list[Node]:
-        """The listed nodes of which a process is left."""
-        with self._file.reading() as connection:
-            nodes = _nodes(connection)
+    def _live(self, connection: apsw.Connection) -> list[Node]:
+        nodes = _nodes(connection)
         return [node for node in nodes if Presence.held(self._file.presence_path(node.id))]
 
     def findings(self) -> list[Finding]:
-        """All that is wrong; nothing, if all is well."""
+        """All problems; none, if all is well."""
         with self._file.aside() as connection:
-            found = [*_broken(connection)]
-            if found:
-                return found  # What else is in it cannot be trusted.
-            live = self.live()
+            if found := [*_broken(connection)]:
+                return found  # The rest of the file cannot be trusted.
+            live, now = self._live(connection), self._clock()
             found += _out_of_bounds(connection)
             found += _miscounted(connection)
             found += _old_sqlite(connection)
             found += self._large_wal()
-            found += _nodes_that_died(connection, live)
-            found += self._silent_nodes(live)
-            found += _unknown(connection, live)
-            found += _wrong_schedules(connection, self._clock())
-            found += _put_off_by_a_wrong_clock(connection, self._clock())
-            found += _for_nodes_that_are_gone(connection, live)
+            found += _dead_nodes(connection, live)
+            found += self._unknown_liveness(live)
+            found += _unknown_definitions(connection, live)
+            found += _wrong_schedules(connection, now)
+            found += _put_off_by_a_wrong_clock(connection, now)
+            found += _for_absent_nodes(connection, live)
             found += _kept_from_running(connection)
-            found += _late(connection, live, self._clock())
+            found += _late(connection, live, now)
             found += _dead_letters(connection)
         return found
 
     def repair(self) -> int:
-        """Builds damaged indexes anew and counts all jobs anew; says how many indexes and numbers
+        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
         were wrong."""
         with self._file.aside() as connection:
-            damaged = sorted(_damaged_indexes(connection))
+            damaged, _ = _integrity(connection)
         with self._file.writing() as connection:
-            for index in damaged:
+            for index in sorted(damaged):
                 connection.execute(f"REINDEX {index}")
-            mended = len(damaged) + len([*_miscounted(connection)])
+            repaired = len(damaged) + len([*_miscounted(connection)])
             connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
             connection.execute("DELETE FROM litejobs_count")
             connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
-        return mended
+        return repaired
 
     def _large_wal(self) -> Iterator[Finding]:
         size = os.stat(f"{self._file.path}-wal").st_size
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "somebody keeps a transaction open: end it, then `litejobs compact …`",
+                "a program keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
 
-    def _silent_nodes(self, live: Sequence[Node]) -> Iterator[Finding]:
+    def _unknown_liveness(self, live: Sequence[Node]) -> Iterator[Finding]:
         for node in live:
             try:
-                Presence.check(self._file.presence_path(node.id))
+                with contextlib.ExitStack() as closing:
+                    _lock_alone(self._file.presence_path(node.id), closing)
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -8649,20 +8594,23 @@ class Health:
                 )  # fmt: skip
 
     def why(self, row: Row) -> str:
-        """Why a job is not running, or what became of it, in one sentence, on one line."""
-        return printable(self._why(row))
+        """Why a job is not running, or how it ended, in one sentence, on one line."""
+        with self._file.reading() as connection:
+            return printable(self._why(connection, row))
 
-    def _why(self, row: Row) -> str:
+    def _why(self, connection: apsw.Connection, row: Row) -> str:
         match row.state:
             case "running":
-                return self._runs(row)
+                return self._why_running(connection, row)
             case "pending":
-                return self._waits(row)
+                return self._why_pending(connection, row)
             case "blocked":
-                return self._blocked(row)
+                return _why_blocked(connection, row)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self.live():
+            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self._live(
+                connection
+            ):
                 return f"it has been due since {_when(row.run_at)}, and no node is at work"
             case "scheduled":
                 return f"it is due at {_when(row.run_at)}"
@@ -8675,58 +8623,62 @@ class Health:
                 tried = _many(row.attempt, "attempt")
                 return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
             case "cancelled":
-                # The error of an earlier attempt is not why.
+                # The error of an earlier attempt is not the reason.
                 known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
                 why = f": {row.error}" if known else ""
                 return f"it was cancelled at {_when(row.finished_at)}{why}"
         return f"it completed at {_when(row.finished_at)}"
 
-    def _runs(self, row: Row) -> str:
-        with self._file.reading() as connection:
-            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-            holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
-            nodes = {node.id: node for node in _nodes(connection)}
-        if holder not in nodes or not Presence.held(self._file.presence_path(holder)):
+    def _why_running(self, connection: apsw.Connection, row: Row) -> str:
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+        node = next((node for node in self._live(connection) if node.id == holder), None)
+        if node is None:
             return "the node that ran it has died, and the next one at work takes it over"
-        node = nodes[holder]
         asked = "" if cancel_at is None else ", and was asked to end"
         return (
             f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
             f" since {_when(row.started_at)}{asked}"
         )
 
-    def _blocked(self, row: Row) -> str:
-        if row.key is None:
-            return "it waits for another job"
-        with self._file.reading() as connection:
-            sql = """
-                SELECT id FROM litejobs_job
-                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-            """
-            holders = _column(connection, sql, (row.key,))
-        if not holders:
-            return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
-        jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-        return f"its key {row.key!r} is held by {jobs}"
-
-    def _waits(self, row: Row) -> str:
-        live = self.live()
-        with self._file.reading() as connection:
-            if limited := _limited(connection, row.queue, self._clock()):
-                return f"its queue {row.queue!r} {limited}"
-            ahead = _ahead(connection, row)
+    def _why_pending(self, connection: apsw.Connection, row: Row) -> str:
+        if limited := _limited(connection, row.queue, self._clock()):
+            return f"its queue {row.queue!r} {limited}"
+        live = self._live(connection)
         if not live:
             return "no node is at work"
-        if row.node and not any(node.name == row.node for node in live):
-            return f"its node {row.node!r} is not at work"
         live = [node for node in live if row.node in ("", node.name)]
+        if not live:
+            return f"its node {row.node!r} is not at work"
         if not any(node.knows(row.name) for node in live):
             return f"no node at work has its definition {row.name!r}"
         if not any(node.takes(row.name, row.queue) for node in live):
             return f"no node at work serves its queue {row.queue!r}"
-        if not ahead:
-            return "it is ready, and next in its queue"
-        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        sql = """
+            SELECT count(*) FROM (
+                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ?
+                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
+            )
+        """
+        position = row.queue, row.priority, row.run_at, row.id
+        if ahead := _one_number(connection, sql, position):
+            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return "it is ready, and next in its queue"
+
+
+def _why_blocked(connection: apsw.Connection, row: Row) -> str:
+    if row.key is None:
+        return "it waits for another job"
+    sql = """
+        SELECT id FROM litejobs_job
+        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+    """
+    holders = _column(connection, sql, (row.key,))
+    if not holders:
+        return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
+    return f"its key {row.key!r} is held by {jobs}"
 
 
 def _when(micros: int | None) -> str:
@@ -8738,7 +8690,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
-    """What the settings of a queue keep its jobs waiting for."""
+    """The setting of a queue that its jobs are waiting for."""
     limits = Limits(_terms_of(connection), connection, now)
     terms = limits.terms.get(queue) or Terms(queue)
     if terms.paused:
@@ -8750,29 +8702,16 @@ def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     return None
 
 
-def _ahead(connection: apsw.Connection, row: Row) -> int:
-    """How many jobs of the queue are more urgent; counted up to a thousand."""
-    sql = """
-        SELECT count(*) FROM (
-            SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
-            WHERE state = 'pending' AND queue = ?
-                AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
-        )
-    """
-    count: int = connection.execute(sql, (row.queue, row.priority, row.run_at, row.id)).get
-    return count
-
-
-# What may be wrong; each gives its findings.
+# Each of these functions looks for one kind of problem.
 
 
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
-        for problem in _integrity_problems(connection):
-            if not _INDEX_PROBLEM.search(problem):
-                yield Finding("error", "the file", problem, advice)
-        for index, ids in _damaged_indexes(connection).items():
+        indexes, problems = _integrity(connection)
+        for problem in problems:
+            yield Finding("error", "the file", problem, advice)
+        for index, ids in indexes.items():
             rows = f": rows {', '.join(map(str, ids[:5]))}" if ids else ""
             yield Finding(
                 "error", f"index {index}", f"does not agree with its table{rows}",
@@ -8784,33 +8723,29 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
         return
     sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
     there = {name for (name,) in connection.execute(sql)}
-    for name in sorted(_names_of("".join(SCHEMA)) - there):
-        yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
+    step = r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)"
+    made = {name: verb for verb, name in re.findall(step, "".join(SCHEMA))}
+    for name, verb in sorted(made.items()):
+        if verb == "CREATE" and name not in there:
+            yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
-_INDEX_PROBLEM = re.compile(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$")
-_JSON_COLUMNS = "payload", "headers", "result", "progress", "retention"
-
-
-def _integrity_problems(connection: apsw.Connection) -> list[str]:
-    """What SQLite finds when it reads the whole file."""
-    found = connection.execute("PRAGMA integrity_check(100)")
-    return [str(problem) for (problem,) in found if problem != "ok"]
-
-
-def _damaged_indexes(connection: apsw.Connection) -> dict[str, list[int]]:
-    """The indexes that do not agree with their tables, with the ids of rows that SQLite names."""
-    damaged = defaultdict[str, list[int]](list)
-    for problem in _integrity_problems(connection):
-        if match := _INDEX_PROBLEM.search(problem):
-            damaged[match[2]] += [int(match[1])] if match[1] else []
-    return damaged
+def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[int]], list[str]]:
+    """Has SQLite check the whole file. Returns the indexes that do not agree with their tables,
+    each with the ids of rows that SQLite mentions, and all other problems."""
+    indexes, others = defaultdict[str, list[int]](list), []
+    for (problem,) in connection.execute("PRAGMA integrity_check(100)"):
+        if match := re.match(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$", problem):
+            indexes[match[2]] += [int(match[1])] if match[1] else []
+        elif problem != "ok":
+            others.append(problem)
+    return indexes, others
 
 
 def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
-    """Finds JSON that is none, as after a byte of it was overwritten. (SQLite's own check refuses
-    deeper nesting than Python's, and ends at a NUL.)"""
-    for column in _JSON_COLUMNS:
+    """Finds texts that are not JSON any more, as after a byte was overwritten. (SQLite's own check
+    refuses deeper nesting than Python's, and ends at a NUL.)"""
+    for column in ("payload", "headers", "result", "progress", "retention"):
         sql = f"""
             SELECT id, {column} FROM litejobs_job
             WHERE typeof({column}) = 'text'
@@ -8833,15 +8768,8 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _names_of(schema: str) -> frozenset[str]:
-    """What is there after all steps."""
-    steps = re.finditer(r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)", schema)
-    made = {step[2]: step[1] for step in steps}
-    return frozenset(name for name, verb in made.items() if verb == "CREATE")
-
-
 def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
-    """What was written before there were bounds, or without the triggers that keep them."""
+    """Finds rows from before there were bounds, or written without the triggers that keep them."""
     for table, id, thing, advice in (
         ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
         ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
@@ -8882,7 +8810,7 @@ def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+def _dead_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
     ids = {node.id for node in live}
     for node in _nodes(connection):
         if node.id not in ids:
@@ -8898,8 +8826,8 @@ def _nodes_that_died(connection: apsw.Connection, live: Sequence[Node]) -> Itera
         )  # fmt: skip
 
 
-def _unknown(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    """What no node at work knows; if there is none, what no node has ever known."""
+def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
+    """Finds definitions that no live node has; if there is no node, those that none has had."""
     sql = "SELECT name FROM litejobs_definition"
     known = {name for (name,) in connection.execute(sql)}
 
@@ -8946,7 +8874,7 @@ def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]
 
 
 def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    """Jobs whose delay counts from a moment that is still to come."""
+    """Finds jobs whose delay counts from a moment in the future."""
     sql = """
         SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
         WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
@@ -8966,9 +8894,7 @@ def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator
         )  # fmt: skip
 
 
-def _for_nodes_that_are_gone(
-    connection: apsw.Connection, live: Sequence[Node]
-) -> Iterator[Finding]:
+def _for_absent_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
     names = {node.name for node in live}
     sql = """
         SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
@@ -9014,12 +8940,11 @@ def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterat
     """
     for queue, oldest, number in connection.execute(sql, (now - limit,)):
         late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
-        if live:
-            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
-            yield Finding("warning", f"queue {queue!r}", late, advice)
-        else:
-            advice = "start one: `litejobs run …`"
-            yield Finding("warning", f"queue {queue!r}", f"{late}: no node is at work", advice)
+        yield Finding(
+            "warning", f"queue {queue!r}", late if live else f"{late}: no node is at work",
+            "start more workers, or see by `litejobs why …` what the first one waits for"
+            if live else "start one: `litejobs run …`",
+        )  # fmt: skip
 
 
 def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
@@ -9034,33 +8959,43 @@ def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
 ################################################################################
 # Store
 #
-# The parts put together, and what keeps the jobs going: settle and claim in one
-# transaction, stage, expire, prune. Knows rows, not definitions.
+# The file with all its parts, and the life of jobs: settle and claim in one transaction, stage,
+# expire, prune. Knows rows, not definitions.
 ################################################################################
 
-OF_ONE_ROW = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
-"""Errors of SQLite's that may lie in what is written, not in the file or the disk."""
-PRUNED, SHRUNK = 1_000, 200
+ROW_ERRORS = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
+"""Errors of SQLite's whose cause may be one row, not the file or the disk."""
+PRUNE_BATCH, SHRINK_BATCH = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
+_NEXT_EXPIRY = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
+_NEXT_DUE = """
+    SELECT min(run_at) FROM (
+        SELECT min(run_at) AS run_at FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
+        UNION ALL
+        SELECT min(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
+    )
+"""
 
 
 class Exchanged(NamedTuple):
-    """What an exchange came to."""
+    """The result of an exchange."""
 
     claimed: list[Claimed]
     late: int
-    """How many settlements came too late: another claim holds their job by now."""
+    """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
     """When the rate of a queue lets the next job start, if one waits for that."""
 
 
-class _TooLate(Exception):
-    """Some settlements are of claims that do not hold any more."""
+class _ClaimLost(Exception):
+    """Another claim, or none, holds the job of a settlement."""
 
 
 @attrs.define(eq=False, repr=False)
 class Store:
-    """All that is done with a file: its parts, and what keeps the jobs going."""
+    """The file with all its parts, and the life of the jobs in it."""
 
     file: File
     clock: Clock = system_clock
@@ -9073,7 +9008,7 @@ class Store:
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
     _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
-    """The settings of queues, and the version of the file in which they stand."""
+    """The version of the file, and the settings of queues in it."""
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -9101,8 +9036,8 @@ class Store:
             return sorted(_terms_of(connection).values())
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
-        """Changes settings of a queue, and tells the nodes."""
-        # A new rate starts with what it lets through after a rest.
+        """Changes settings of a queue, and wakes the nodes."""
+        # A new rate starts with all its tokens.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
@@ -9114,7 +9049,7 @@ class Store:
                 {"name": name, **columns},
             )
             if recalls:
-                # Only who listens can answer: a drain has no port.
+                # A drain has no port, and cannot answer.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
         self.notifier.notify_all()
@@ -9122,7 +9057,7 @@ class Store:
             self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
-        """Takes the settings of a queue away, and tells the nodes."""
+        """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
         self.notifier.notify_all()
@@ -9134,9 +9069,9 @@ class Store:
         choose: Callable[[Ready], list[int]],
         serves: Serves,
     ) -> Exchanged:
-        """Settles what came back and claims what *choose* picks of the ready jobs, in one
+        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
         transaction."""
-        ready, self._ready = self._ready, None  # After an error it is made anew.
+        ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
         late = 0
@@ -9145,8 +9080,8 @@ class Store:
                 claimed = self._exchange(settlements, node, choose, ready)
                 self._ready = ready
                 return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
-            except _TooLate:
-                held = self._still_held(settlements)
+            except _ClaimLost:
+                held = self._without_lost_claims(settlements)
                 self.file.expect(len(held) < len(settlements))
                 late += len(settlements) - len(held)
                 settlements = held
@@ -9179,25 +9114,24 @@ class Store:
         return claimed
 
     def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles one at a time, and takes off the list, what could not be settled together. A
-        job that cannot be settled has failed."""
+        """Settles jobs one at a time that could not be settled together, and removes them from
+        the list. A job that cannot be settled fails."""
         while settlements:
             settled = settlements[0]
             try:
                 with self.file.writing() as connection:
                     _, groups = self._settle(connection, [settled])
                 self.meter.note([settled], groups)
-            except _TooLate:
+            except _ClaimLost:
                 pass
             except FileError as error:
-                if not isinstance(error.__cause__, OF_ONE_ROW):
+                if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
-                self._put_aside(settled, str(error.__cause__))
+                self._fail(settled, str(error.__cause__))
             del settlements[0]
 
-    def _put_aside(self, settled: Settlement, problem: str) -> None:
-        id, claim, state, *_ = settled
-        error = f"job {id} was {state}, but could not be settled: {problem}"
+    def _fail(self, settled: Settlement, problem: str) -> None:
+        error = f"job {settled.id} was {settled.state}, but could not be settled: {problem}"
         logger.error("%s", error)
         failed = f"""
             UPDATE litejobs_job SET
@@ -9206,17 +9140,17 @@ class Store:
             WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
         """
         with self.file.writing() as connection:
-            self.rows.change(connection, [id], failed, claim=claim, error=storable(error))
+            self.rows.change(
+                connection, [settled.id], failed, claim=settled.claim, error=storable(error)
+            )
 
-    def _still_held(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """Those whose claim holds, each once."""
+    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """The settlements whose claim still holds, one of each job."""
+        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
         with self.file.reading() as connection:
-            rows = connection.execute(
-                "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)",
-                (_carray(settled.id for settled in settlements),),
-            ).fetchall()
-        held = {*rows}
-        return [*{s[:2]: s for s in settlements if s[:2] in held}.values()]
+            held = {*connection.execute(sql, (_carray(settled.id for settled in settlements),))}
+        by_claim = {(settled.id, settled.claim): settled for settled in settlements}
+        return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
         self, connection: apsw.Connection, settlements: Sequence[Settlement]
@@ -9225,7 +9159,7 @@ class Store:
         group."""
         if not settlements:
             return False, {}
-        self._remember(connection, [settled for settled in settlements if settled[11]])
+        self._keep_failures(connection, [settled for settled in settlements if settled.failure])
         before = connection.total_changes()
         connection.executemany(
             f"""
@@ -9240,7 +9174,7 @@ class Store:
             [settlement[:9] for settlement in settlements],
         )
         if connection.total_changes() - before < len(settlements):
-            raise _TooLate
+            raise _ClaimLost
         groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
         self.rows.count(connection, shelved)
@@ -9249,12 +9183,12 @@ class Store:
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
-            ids = [settled[0] for settled in settlements]
+            ids = [settled.id for settled in settlements]
             again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
         return again, groups
 
-    def _remember(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
-        """Keeps what failed, before the jobs are settled: as long as the claim holds."""
+    def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
+        """Stores failed attempts, before the jobs are settled: while their claims hold."""
         for id, claim, *_, failure in settlements:
             assert failure is not None
             connection.execute(
@@ -9276,7 +9210,7 @@ class Store:
             connection.execute(
                 """
                 UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
-                    -- Unlike sum(), total() does not overflow, whatever somebody has written.
+                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
                     SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
                     WHERE id IN carray(?)
                 ) AS INTEGER) WHERE id = ?
@@ -9299,25 +9233,25 @@ class Store:
             """,
             (node, self.clock(), _carray(ids)),
         ).fetchall()
-        # RETURNING promises no order; and what was read ahead may be another's by now. (Rows that
-        # were just written are sound: the table is STRICT.)
+        # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
+        # that were just written need no checks: the table is STRICT.)
         by_id = {row[0]: row for row in rows}
         return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
-    def keep_progress(self, told: Mapping[tuple[int, int], str]) -> None:
-        """Keeps how far jobs have come, by id and claim: as long as the claim holds."""
+    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
+        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.writing() as connection:
             connection.executemany(
                 """
                 UPDATE litejobs_job SET progress = ?
                 WHERE id = ? AND claim = ? AND state = 'running'
                 """,
-                [(text, *claim) for claim, text in told.items()],
+                [(text, *claim) for claim, text in progress.items()],
             )
 
     def admit(self) -> int:
-        """Makes blocked jobs ready whose slots are free although nobody has said so, as
-        after a change by hand; says how many."""
+        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
+        says how many."""
         admitted, key = 0, ""
         while True:
             with self.file.reading() as connection:
@@ -9337,69 +9271,62 @@ class Store:
                     admitted += self.rows.admit(connection, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; gives how many, and when the next
-        one expires."""
-        cancel = _expiry(":now", "IN carray(:ids)")
-        soonest = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
-        expired = 0
-        while True:
-            with self.file.reading() as connection:
-                following = _one_number(connection, soonest)
-            if following is None or following > now:
-                return expired, following
-            with self.file.writing() as connection:
-                due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
-                find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-                ids = _column(connection, find, (now,))
-                expired += self.rows.change(connection, ids, cancel)
-                # Each is looked at once, also those that have started in time.
-                over = """
-                    UPDATE litejobs_job SET expires_at = NULL
-                    WHERE id IN carray(?) AND +expires_at IS NOT NULL
-                """
-                connection.execute(over, (_carray(ids),))
-                left = _one_number(connection, soonest)
-                self.file.expect(connection.changes() or left is None or left > now)
+        """Cancels jobs that were not started in time; says how many, and when the next one
+        expires."""
+
+        def expire_some(connection: apsw.Connection) -> int:
+            due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
+            find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
+            ids = _column(connection, find, (now,))
+            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+            # The expiry of jobs that were started in time has no further use.
+            started = """
+                UPDATE litejobs_job SET expires_at = NULL
+                WHERE id IN carray(?) AND +expires_at IS NOT NULL
+            """
+            connection.execute(started, (_carray(ids),))
+            return expired
+
+        return self._in_batches(_NEXT_EXPIRY, now, expire_some)
 
     def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; gives how many, and when the next one
-        is due."""
-        staged = 0
-        while (due := self._next_due()) is not None and due <= now:
-            with self.file.writing() as connection:
-                find = f"""
-                    SELECT id FROM litejobs_job
-                    WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
-                """
-                ready = f"""
-                    UPDATE litejobs_job SET state = {_READY}
-                    WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
-                """
-                before = staged
-                staged += self.rows.change(connection, _column(connection, find, (now,)), ready)
-                left = self._next_due(connection)
-                self.file.expect(staged > before or left is None or left > now)
-        return staged, due
+        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
 
-    def _next_due(self, connection: apsw.Connection | None = None) -> int | None:
-        if connection is None:
+        def stage_some(connection: apsw.Connection) -> int:
+            find = f"""
+                SELECT id FROM litejobs_job
+                WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
+            """
+            ready = f"""
+                UPDATE litejobs_job SET state = {_READY}
+                WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+            """
+            return self.rows.change(connection, _column(connection, find, (now,)), ready)
+
+        return self._in_batches(_NEXT_DUE, now, stage_some)
+
+    def _in_batches(
+        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+    ) -> tuple[int, int | None]:
+        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        time up to *now*; returns how many were changed, and that time."""
+        changed = 0
+        while True:
             with self.file.reading() as connection:
-                return self._next_due(connection)
-        soonest = """
-            SELECT min(run_at) FROM (
-                SELECT min(run_at) AS run_at FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-                UNION ALL
-                SELECT min(run_at) FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
-            )
-        """
-        return _one_number(connection, soonest)
+                due = _one_number(connection, next_due)
+            if due is None or due > now:
+                return changed, due
+            with self.file.writing() as connection:
+                before = connection.total_changes()
+                changed += change(connection)
+                progress = connection.total_changes() > before
+                left = _one_number(connection, next_due)
+                self.file.expect(progress or left is None or left > now)
 
     def leave(self, node: int, presence: Presence) -> None:
-        """Takes a node off the list. What it still held is rescued; unless the file is gone."""
+        """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
-            presence.renew()  # Else it would not be known at once that nobody is left.
+            presence.renew()  # Without a lock file, it would not be known that the node has ended.
         presence.close()
         try:
             with contextlib.suppress(FileReplacedError):
@@ -9409,13 +9336,13 @@ class Store:
             self.file.joined -= 1
 
     def changes(self) -> int:
-        """A number that is another one after others have committed."""
+        """A number that changes when others commit."""
         with self.file.reading() as connection:
             return self.file.changes(connection)
 
     def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying, those of paused
-        queues apart."""
+        """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
+        not paused."""
         with self.file.reading() as connection:
             paused = {name for name, terms in _terms_of(connection).items() if terms.paused}
             if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
@@ -9449,7 +9376,7 @@ class Store:
             ).get:
                 return 0
         with self.file.writing() as connection:
-            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNED}"
+            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
             return self.rows.delete(connection, _column(connection, sql, (now,)))
 
     def shrink(self) -> int:
@@ -9458,12 +9385,12 @@ class Store:
             free: int = connection.pragma("freelist_count")
         if free:
             with self.file.writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRUNK})").fetchall()
+                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
                 free -= connection.pragma("freelist_count")
         return free
 
     def forget_statistics(self) -> None:
-        """Throws away what an ANALYZE in the application has found out about our tables."""
+        """Deletes the statistics that an ANALYZE in the application made of our tables."""
         with self.file.reading() as connection:
             _forget_statistics(connection)
 
@@ -9471,9 +9398,9 @@ class Store:
 ################################################################################
 # Events
 #
-# What happens to jobs, nodes, queues and schedules, told to whoever listens: in one
-# thread, behind a line that has an end, so that a callback which is slow or fails harms
-# nothing. Most are a line in the log as well. What nobody wants is never made.
+# What happens to jobs, nodes, queues and schedules. Callbacks get events in one thread, through
+# a queue with a limit, so that one that is slow or fails does no harm. Most events are also
+# lines in the log. Events that nobody wants are not created.
 ################################################################################
 
 EventKind = Literal[
@@ -9487,40 +9414,28 @@ _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
-"""How loud each is in the log; of nodes and schedules more is told there than an event says."""
+"""The log level of each; about nodes and schedules the log says more than an event does."""
 _LOGGED: Mapping[int, frozenset[EventKind]] = {
     least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
     for least in sorted({*_LEVELS.values()})
 }
-LINE_LIMIT = 10_000
+QUEUE_LIMIT = 10_000
 """Events that may wait for the callbacks; more are dropped."""
-COMPLAINT_REST = 60.0
-"""Seconds between two complaints about what was dropped."""
+WARNING_INTERVAL = 60.0
+"""Seconds between two warnings about dropped events."""
 FAREWELL = 1.0
-"""Seconds that callbacks have at the end for what still waits."""
-
-
-class Facts(TypedDict, total=False):
-    """What an event may tell beside its kind, its time and the node."""
-
-    job: int | None
-    name: str | None
-    queue: str | None
-    attempt: int | None
-    worker: int | None
-    took: timedelta | None
-    error: str | None
-    schedule: str | None
+"""Seconds that callbacks have for the remaining events at the end."""
+_THREAD = "litejobs-events"
 
 
 @attrs.frozen
 class Event:
-    """Something that has happened. What does not apply to its kind is `None`."""
+    """Something that has happened. Fields that do not apply to its kind are `None`."""
 
     kind: EventKind
     at: datetime
     node: str | None = None
-    """The name of the node that tells it."""
+    """The name of the node that it comes from."""
     job: int | None = None
     """The job's id."""
     name: str | None = None
@@ -9541,12 +9456,12 @@ class Event:
         what = self.kind.replace("_", " ")
         if self.job is None:
             return f"{what}: {self.queue or self.node}"
-        told = f"job {self.job} ({self.name}) {what}"
+        text = f"job {self.job} ({self.name}) {what}"
         if self.attempt is not None:
-            told += f", attempt {self.attempt}"
+            text += f", attempt {self.attempt}"
         if self.took is not None:
-            told += f", {self.took.total_seconds():.3g} s"
-        return told if self.error is None else f"{told}: {self.error}"
+            text += f", {self.took.total_seconds():.3g} s"
+        return text if self.error is None else f"{text}: {self.error}"
 
 
 Listener = Callable[[Event], Any]
@@ -9554,18 +9469,19 @@ AnyListener = TypeVar("AnyListener", bound=Listener)
 
 
 def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
-    """An attempt has begun, in the process *worker*."""
-    job, _, name, queue, _, attempt, *_ = claimed
-    return Event("started", from_micros(at), node, job, name, queue, attempt, worker)
+    """An attempt has started, in the process *worker*."""
+    return Event(
+        "started", from_micros(at), node, claimed.id, claimed.name, claimed.queue,
+        claimed.attempt, worker,
+    )  # fmt: skip
 
 
 def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> Iterator[Event]:
-    """What a report means: what befell the attempt, if it did not end by itself, and what
-    becomes of the job, if that is an event."""
-    befell: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
-    became = typing.cast(EventKind, report.state)
-    for kind in (befell.get(report.kind), became if became in EVENT_KINDS else None):
-        if kind is not None:
+    """The events of a report: how the attempt was ended, if it did not end by itself, and the
+    new state of the job."""
+    ended_by: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
+    for kind in (ended_by.get(report.kind), typing.cast(EventKind, report.state)):
+        if kind in EVENT_KINDS:
             yield Event(
                 kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
                 claimed.queue, claimed.attempt, worker, timedelta(microseconds=report.took),
@@ -9575,33 +9491,29 @@ def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> I
 
 @attrs.define(eq=False, repr=False)
 class Events:
-    """Who listens to what happens in this process, and the thread that tells them."""
+    """The callbacks of this process, and the thread that calls them."""
 
-    limit: int = LINE_LIMIT
+    limit: int = QUEUE_LIMIT
     _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
     _listened: frozenset[EventKind] = frozenset()
-    _line: Any = None
-    """A SimpleQueue with the events that wait, while there is a thread; `_pid` has it."""
+    _queue: Any = None
+    """A SimpleQueue of events, while there is a thread, which is in the process `_pid`."""
     _pid: int = 0
-    _turn: threading.RLock = attrs.field(factory=threading.RLock)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock)
     _at_once: int = 0
-    """How many drains want them to be told at once."""
+    """How many drains want the callbacks to be called at once."""
     _dropped: int = 0
-    _complained_at: float = -math.inf
+    _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
         in_forks(self, Events._renew)
 
     def _renew(self) -> None:
-        """The thread that has the turn when another one forks is not there in the child."""
-        self._turn = threading.RLock()
+        """A thread that held the lock when another one forked does not exist in the child."""
+        self._lock = threading.RLock()
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
-        """Calls *listener* with every event of these kinds; with all, if there are none.
-
-        Raises:
-            OptionError: there is no such kind, or it cannot be called, or is async.
-        """
+        """Calls *listener* with every event of these kinds; with all, if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
         given: object = listener
@@ -9613,11 +9525,11 @@ class Events:
         self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
     def listened(self, kind: EventKind) -> bool:
-        """Whether anybody listens to this kind."""
+        """Whether this kind has a callback."""
         return kind in self._listened
 
     def wanted(self) -> frozenset[EventKind]:
-        """The kinds that anybody listens to or that the log takes, as it is set up now."""
+        """The kinds that have a callback or that the log takes, as it is set up now."""
         for least, kinds in _LOGGED.items():
             if logger.isEnabledFor(least):
                 return self._listened | kinds
@@ -9628,29 +9540,31 @@ class Events:
         return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def tell(self, event: Event) -> None:
-        """Tells the log and those who listen. It never blocks, and never fails."""
+        """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
         self.pass_on(event)
 
     def pass_on(self, event: Event) -> None:
-        """Tells those who listen: soon, in their thread, or here and now in a drain."""
+        """Has the callbacks called: soon, in their thread, or here and now in a drain."""
         if event.kind not in self._listened:
             return
         if self._at_once:
             self._call(event)
             return
-        with self._turn:
-            if self._line is None or self._pid != os.getpid():
-                self._open()
-            if self._line.qsize() < self.limit:
-                self._line.put(event)
+        with self._lock:
+            if self._queue is None or self._pid != os.getpid():
+                self._start()
+            if self._queue.qsize() < self.limit:
+                self._queue.put(event)
             else:
-                self._drop()
+                self._dropped += 1
+                if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
+                    self._warn_of_dropped()
 
     @contextlib.contextmanager
-    def told_at_once(self) -> Iterator[None]:
-        """Inside, events are told where they happen; those of before come first."""
+    def called_at_once(self) -> Iterator[None]:
+        """Inside, callbacks are called where events happen; earlier events come first."""
         self.close(FAREWELL)
         self._at_once += 1
         try:
@@ -9658,26 +9572,26 @@ class Events:
         finally:
             self._at_once -= 1
 
-    def close(self, patience: float = FAREWELL) -> None:
-        """Waits until all events are told, at most so many seconds, and ends the thread; the
-        next event begins another one."""
-        with self._turn:
-            line, self._line = self._line, None
-            if line is None or self._pid != os.getpid():
+    def close(self, timeout: float = FAREWELL) -> None:
+        """Waits for the callbacks of all events, at most so many seconds, and ends the thread;
+        the next event starts another one."""
+        with self._lock:
+            queue, self._queue = self._queue, None
+            if queue is None or self._pid != os.getpid():
                 return
-            told = threading.Event()
-            line.put(told)
-        if threading.current_thread().name != _THREAD and not told.wait(patience):
-            logger.warning("%d events were not told in time", line.qsize())
+            done = threading.Event()
+            queue.put(done)
+        if threading.current_thread().name != _THREAD and not done.wait(timeout):
+            logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
-            self._complain()
+            self._warn_of_dropped()
 
-    def _open(self) -> None:
+    def _start(self) -> None:
         import queue
 
-        self._line, self._pid = queue.SimpleQueue(), os.getpid()
-        arguments = self._line, self._call
-        threading.Thread(target=_tell_all, args=arguments, name=_THREAD, daemon=True).start()
+        self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+        arguments = self._queue, self._call
+        threading.Thread(target=_call_all, args=arguments, name=_THREAD, daemon=True).start()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -9687,22 +9601,14 @@ class Events:
                 except (Exception, SystemExit):
                     logger.exception("the callback %r failed (%s)", listener, event)
 
-    def _drop(self) -> None:
-        self._dropped += 1
-        if time.monotonic() >= self._complained_at + COMPLAINT_REST:
-            self._complain()
-
-    def _complain(self) -> None:
-        self._complained_at = time.monotonic()
+    def _warn_of_dropped(self) -> None:
+        self._warned_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
 
 
-_THREAD = "litejobs-events"
-
-
-def _tell_all(line: Any, call: Listener) -> None:
-    while isinstance(event := line.get(), Event):
+def _call_all(queue: Any, call: Listener) -> None:
+    while isinstance(event := queue.get(), Event):
         call(event)
     event.set()
 
@@ -9712,106 +9618,98 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
         events.close()
 
 
-SLOW_JOB = 60.0
-"""Seconds of running after which the log says so."""
-
-
 @attrs.define(eq=False, repr=False)
 class Herald:
-    """Tells what happens to the jobs of one node: what became of them only when it is in
-    the file."""
+    """Emits the events of one node's jobs: the outcome of a job when it is in the file."""
 
     _events: Events
     _clock: Clock
     _node: str
-    slow_after: float = SLOW_JOB
-    """Seconds of running after which the log says so, and again when it has doubled."""
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
     wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that somebody wants, as of this turn."""
+    """The kinds of events that are wanted, as of this round of the supervisor's loop."""
     slow: dict[int, float] = attrs.field(factory=dict)
-    """The numbers of jobs that were said to be slow, and after how long to say so again."""
-    _starts: set[int] = attrs.field(factory=set)
-    """The numbers of the jobs whose start was told."""
-    _untold: list[Event] = attrs.field(factory=list)
+    """By the number of a job that was logged as slow: after how many seconds it is again."""
+    _started: set[int] = attrs.field(factory=set)
+    """The numbers of running jobs whose start was emitted."""
+    _ended: list[Event] = attrs.field(factory=list)
 
     def look(self) -> None:
-        """Sees which events are wanted in this turn."""
+        """Finds out which events are wanted."""
         self.wanted = self._events.wanted()
 
     def running(self, number: int, claimed: Claimed, worker: int, took: float) -> None:
-        """Tells that a job runs, once; and that it has been running for long."""
-        if "started" in self.wanted and number not in self._starts:
-            self._tell_start(claimed, worker, self._clock() - round(took * 1e6))
-            self._starts.add(number)
+        """Emits that a job has started, once; logs that it has been running for long."""
+        if "started" in self.wanted and number not in self._started:
+            at = self._clock() - round(took * 1e6)
+            self._events.tell(attempt_started(claimed, at, worker, self._node))
+            self._started.add(number)
         if took >= self.slow.get(number, self.slow_after):
             self.slow[number] = 2 * took
             about = claimed.id, claimed.name, took
             logger.warning("job %d (%s) has been running for %.3g s", *about)
 
     def has_run(self, number: int, claimed: Claimed, worker: int, started_at: int) -> None:
-        """Tells that a job had started, unless that was told when it was seen to run."""
+        """Emits that a job had started, unless that was done while it ran."""
         self.slow.pop(number, None)
-        if number in self._starts:
-            self._starts.discard(number)
+        if number in self._started:
+            self._started.discard(number)
         elif "started" in self.wanted:
-            self._tell_start(claimed, worker, started_at)
-
-    def _tell_start(self, claimed: Claimed, worker: int, at: int) -> None:
-        self._events.tell(attempt_started(claimed, at, worker, self._node))
+            self._events.tell(attempt_started(claimed, started_at, worker, self._node))
 
     def ended(self, claimed: Claimed, report: Report, worker: int) -> None:
-        """Keeps what is to be told of an attempt that has ended."""
+        """Keeps the events of an attempt that has ended, until it is settled."""
         if report.kind or report.state in self.wanted:
             ended = attempt_ended(claimed, report, worker, self._node)
-            self._untold += [event for event in ended if event.kind in self.wanted]
+            self._ended += [event for event in ended if event.kind in self.wanted]
 
     def tell_ended(self) -> None:
-        """Tells that, now that it is in the file."""
-        untold, self._untold = self._untold, []
-        for event in untold:
+        """Emits the events of attempts that are settled now."""
+        ended, self._ended = self._ended, []
+        for event in ended:
             self._events.tell(event)
 
 
 ################################################################################
 # Duties
 #
-# What a node does besides running jobs. A duty is a function that does its part and
-# says in how many seconds it wants to be called again; a table lists them, and the
-# supervisor calls what is due. Any number of nodes may do the same duty.
+# The work of a node besides running jobs. A duty is a function that returns in how many seconds
+# it wants to be called again; a table lists them, and the supervisor calls those that are due.
+# Any number of nodes may do the same duty.
 ################################################################################
 
-LOOK = 0.5
-"""Seconds between two looks for what was committed without a wake-up."""
-PRUNE_REST = 9
-"""How many times longer than a batch of pruning it rests."""
-HEED = 0.05
-"""Seconds within which a node that was woken looks whether a schedule has changed."""
-FLUSH = 5.0
-"""Seconds between two times that metrics are written: so many may be lost."""
-REST = 60.0
-"""Seconds between two calls of a duty that has nothing to wait for: it is called when somebody
-has committed something."""
-SLACK = 0.02
+POLL_INTERVAL = 0.5
+"""Seconds between two checks for commits that sent no wake-up."""
+PRUNE_PAUSE = 9
+"""How many times longer the pause after a batch of pruning is than the batch took."""
+FIRE_DELAY = 0.05
+"""Seconds within which a node that was woken checks whether a schedule has changed."""
+FLUSH_INTERVAL = 5.0
+"""Seconds between two times that metrics are stored: a crash loses so many."""
+IDLE_INTERVAL = 60.0
+"""Seconds between two calls of a duty that waits for nothing but commits, which have it called."""
+EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 
 @attrs.define(eq=False, repr=False)
-class Complaints:
-    """Logs errors of what is tried again and again, each with pauses that double up to an hour."""
+class RepeatedErrors:
+    """Logs the errors of actions that are retried, each at intervals that double up to an hour."""
 
-    _pauses: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """When each may be logged again, and how long the pause before that is; in seconds."""
+    _intervals: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """By action: when it may be logged again, and the interval before that; in seconds."""
 
     def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed, unless it did so a short while ago."""
+        """Logs that *what* failed, unless that was logged a short while ago."""
         now = time.monotonic()
-        again_at, pause = self._pauses.get(what, (now, 1.0))
-        if now > again_at + 2 * pause:
-            pause = 1.0  # It had worked in between.
+        again_at, interval = self._intervals.get(what, (now, 1.0))
+        if now > again_at + 2 * interval:
+            interval = 1.0  # It had worked in between.
         if now >= again_at:
-            self._pauses[what] = now + pause, min(2 * pause, 3600.0)
+            self._intervals[what] = now + interval, min(2 * interval, 3600.0)
             text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
-            logger.error(text, what, pause, error)
+            logger.error(text, what, interval, error)
 
 
 @attrs.frozen
@@ -9822,25 +9720,30 @@ class Beat:
     node: int
     clock: Clock
     stir: Callable[[], None]
-    """Says that there may be something to claim."""
+    """Says that there may be jobs to claim."""
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
-    complaints: Complaints = attrs.field(factory=Complaints)
+    errors: RepeatedErrors = attrs.field(factory=RepeatedErrors)
 
-    def tell(self, kind: EventKind, **facts: Unpack[Facts]) -> None:
-        """Tells of something that this node has done now."""
+    def tell(self, kind: EventKind, **fields: Any) -> None:
+        """Emits an event of this node, with these fields of `Event`."""
         if self.events.wants(kind):
-            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **facts))
+            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **fields))
 
     def tell_fired(self, entry: Entry, jobs: list[int]) -> None:
-        """Tells that a schedule has enqueued these jobs."""
+        """Emits that a schedule has enqueued these jobs."""
         for job in jobs:
             self.tell("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
 
 
+def _until(due: int | None, now: int) -> float:
+    """Seconds until a duty has work; no more than one, since the clock may be set."""
+    return IDLE_INTERVAL if due is None else min(1.0, max(0, due - now) / 1e6)
+
+
 def stage(beat: Beat) -> float:
-    """Makes jobs ready that are due; wants to be back when the next one is."""
+    """Makes jobs ready that are due."""
     now = beat.clock()
     staged, due = beat.store.stage(now)
     if staged:
@@ -9848,13 +9751,8 @@ def stage(beat: Beat) -> float:
     return _until(due, now)
 
 
-def _until(due: int | None, now: int) -> float:
-    """Seconds until something is due; no more than one, since somebody may set the clock."""
-    return REST if due is None else min(1.0, max(0, due - now) / 1e6)
-
-
 def fire(beat: Beat) -> float:
-    """Enqueues the jobs of schedules that are due; wants to be back when the next one is."""
+    """Enqueues the jobs of schedules that are due."""
     now = beat.clock()
     fired, due = beat.store.timetable.fire(now, beat.tell_fired)
     if fired:
@@ -9863,9 +9761,9 @@ def fire(beat: Beat) -> float:
 
 
 def rescue(beat: Beat) -> float:
-    """Takes over the jobs of nodes of which no process is left. A node asks the one that joined
-    next after it, and goes on until one lives: so all of them ask as often as there are nodes,
-    not as there are pairs. A second one by chance, since one that is stuck asks nobody."""
+    """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
+    next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
+    checks one at random, since a node that hangs checks none."""
     others = beat.store.nodes.others(beat.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
@@ -9875,76 +9773,71 @@ def rescue(beat: Beat) -> float:
     return 1.0
 
 
-def _rescue(beat: Beat, id: int, name: str, pid: int) -> None:
+def rescue_from_unlisted(beat: Beat) -> float:
+    """Takes over the jobs of nodes that are neither alive nor listed."""
+    for id in beat.store.nodes.unlisted():
+        _rescue(beat, id, str(id), 0)
+    return IDLE_INTERVAL
+
+
+def _rescue(beat: Beat, id: int, node: str, pid: int) -> None:
     listened = beat.events.listened("crashed") or beat.events.listened("failed")
     held = beat.store.nodes.held(id) if listened else []
     if count := beat.store.nodes.rescue(id):
-        logger.warning("rescued %d jobs of node %s (pid %d)", count, name, pid)
+        logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
         beat.stir()
-        _tell_of_lost(beat, name, held)
-
-
-def rescue_from_unlisted(beat: Beat) -> float:
-    """Takes over the jobs of nodes that are neither alive nor in the list."""
-    for id in beat.store.nodes.unlisted():
-        _rescue(beat, id, str(id), 0)
-    return REST
-
-
-def _tell_of_lost(beat: Beat, node: str, held: Iterable[tuple[int, str, str, int, int]]) -> None:
-    """Tells those who listen; the log has it in one line."""
-    now = from_micros(beat.clock())
-    for job, name, queue, attempt, given_up in held:
-        kinds: tuple[EventKind, ...] = ("crashed", "failed") if given_up else ("crashed",)
-        for kind in kinds:
-            error = f"NodeLost: {LOST}"
-            beat.events.pass_on(Event(kind, now, node, job, name, queue, attempt, error=error))
+        now, error = from_micros(beat.clock()), f"NodeLost: {LOST}"
+        for job, name, queue, attempt, given_up in held:
+            crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
+            beat.events.pass_on(crashed)
+            if given_up:
+                beat.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
 def expire(beat: Beat) -> float:
-    """Cancels jobs that were not started in time; wants to be back when the next one
-    expires."""
+    """Cancels jobs that were not started in time."""
     now = beat.clock()
-    expired, following = beat.store.expire(now)
+    expired, due = beat.store.expire(now)
     if expired:
         logger.info("cancelled %d jobs that were not started in time", expired)
-    return _until(following, now)
+    return _until(due, now)
 
 
 def admit(beat: Beat) -> float:
-    """Makes jobs ready whose key has room although nobody has said so."""
+    """Makes blocked jobs ready whose key became free unnoticed."""
     if beat.store.admit():
         beat.stir()
-    return REST
+    return IDLE_INTERVAL
 
 
 def prune(beat: Beat) -> float:
-    """Deletes finished jobs whose retention is over, then makes the file smaller: a batch at
-    a time, and most of the time is left to others."""
+    """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
+    time, with pauses for others to write."""
     began = time.monotonic()
     more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    return max(4 * SLACK, PRUNE_REST * (time.monotonic() - began)) if more else REST
+    pause = max(4 * EARLIEST, PRUNE_PAUSE * (time.monotonic() - began))
+    return pause if more else IDLE_INTERVAL
 
 
 def stay_fast(beat: Beat) -> float:
-    """Keeps statistics from misleading SQLite, should the application collect them."""
+    """Keeps the statistics of an ANALYZE in the application from misleading SQLite."""
     beat.store.forget_statistics()
-    return REST
+    return IDLE_INTERVAL
 
 
 def measure(beat: Beat) -> float:
-    """Writes down what the node has done."""
+    """Stores the metrics of this node."""
     beat.store.meter.flush()
-    return FLUSH
+    return FLUSH_INTERVAL
 
 
 def fold(beat: Beat) -> float:
-    """Makes hours of old minutes of metrics, one at a time."""
+    """Adds up old minutes of metrics into hours, one at a time."""
     return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
 
 
 def extend_wal(beat: Beat) -> float:
-    """Makes the WAL so large that jobs can be settled when the disk is full."""
+    """Makes the WAL so large that jobs can be settled on a full disk."""
     beat.store.file.extend_wal()
     return 60.0
 
@@ -9962,7 +9855,7 @@ class Rota:
     _due: dict[Callable[[Beat], float], float]
 
     def call(self, *duties: Callable[[Beat], float], within: float = 0.0) -> None:
-        """Wants these to be done within so many seconds."""
+        """Makes these due within so many seconds."""
         by = time.monotonic() + within
         for duty in duties:
             self._due[duty] = min(self._due[duty], by)
@@ -9973,12 +9866,8 @@ class Rota:
         return min(self._due.values())
 
     def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due.
-
-        Raises:
-            BusyError: others hold the write lock; the duties stay due.
-        """
-        soon = time.monotonic() + SLACK
+        """Calls the duties that are due. After a BusyError, they stay due."""
+        soon = time.monotonic() + EARLIEST
         for duty, due in list(self._due.items()):
             if due > soon:
                 continue
@@ -9987,31 +9876,33 @@ class Rota:
             except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
-                beat.complaints.log(duty.__name__, error)
+                beat.errors.log(duty.__name__, error)
                 self._due[duty] = time.monotonic() + 1.0
 
 
 ################################################################################
 # Program
 #
-# Where workers find the code: they import modules and take definitions from them, by
-# names that were looked up before they started. Nothing else that they run comes from
-# outside.
+# Where workers find the code: they import modules and take definitions from them, by names that
+# were looked up before they started. They run no other code from outside.
 ################################################################################
 
 IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 IS_FROZEN = hasattr(sys, "frozen")
-"""Whether a packer such as PyInstaller made the program: `sys.executable` is the program then."""
+"""Whether a tool such as PyInstaller packed the program, so that it is `sys.executable`."""
+THAW = (
+    "call multiprocessing.freeze_support() right after "
+    '`if __name__ == "__main__":`, before anything else, or use threads='
+)
 
 
 @attrs.frozen
 class Program:
-    """Where a worker finds the code: it imports modules and takes names from them,
-    and nothing else that it runs comes from outside."""
+    """The code of a program, as a worker finds it."""
 
     places: dict[str, tuple[str, str]]
-    """By name of the definition: the module, and the path to it from there."""
+    """By name of the definition: its module, and its path in there."""
     state: Callable[[], Any] | None
     home: Callable[[], Home]
     """Makes the queue for definitions that no import has registered."""
@@ -10019,20 +9910,20 @@ class Program:
     around: tuple[AroundRun, ...] = ()
     """The middleware around every run."""
     paths: Mapping[Path, Path] = {}
-    """Where relative paths of files lead: workers may start in another folder."""
+    """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """What runs the program's jobs in this process, with a state of its own, and what
+        """The executor of the program's jobs in this process, with a state of its own, and what
         closes that."""
         registry = self.load()
         if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program does it, which comes first.
+            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
         state, closing = make_state(self.state)
         return Executor(registry, state, self.clock, around=self.around), closing
 
     def load(self) -> Registry:
-        """Imports what is needed and gathers the definitions."""
+        """Imports the modules and gathers the definitions."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -10040,21 +9931,19 @@ class Program:
             registry.add(_definition_at(importlib.import_module(module), path, name))
         IMPORTING.reset(token)
         registry.freeze()
-        gc.freeze()  # What a program has loaded stays.
+        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
 
 
 def log_to_stderr(level: int) -> None:
-    """Sets up logging as `litejobs run` has it, unless somebody has done so before."""
+    """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part, None)
+    found = _at(module, path)
     definition = definition_of(found)
     if definition is not None and definition.name == name:
         return definition
@@ -10064,25 +9953,31 @@ def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
     raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
-def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
-    """The module, and the path in it, where a worker can find a definition: itself, or
-    the *holder* that it is registered with.
+def _at(module: ModuleType, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
 
-    Raises:
-        DefinitionError: there is no such place.
-    """
+
+def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
+    """The module, and the path in it, where a worker can find a definition or the *holder* that
+    it is registered with."""
     body = definition.body
     for name in dict.fromkeys((body.module, "__main__")):
         module = sys.modules.get(name)
         if module is None or (name == "__main__" and not _importable_main(module)):
             continue
-        for attribute, value in [
-            (body.code.__qualname__, _at(module, body)),
-            *vars(module).items(),
-        ]:
+        own = body.code.__qualname__
+        for attribute, value in [(own, _at(module, own)), *vars(module).items()]:
             found = definition_of(value)
             if value is holder or (found is not None and found.body is body):
-                return _name_in_workers(module, name), attribute
+                # In workers, the main program is `__main__`, too; but multiprocessing does not
+                # import the `__main__.py` of a package, which therefore needs its whole name.
+                spec = getattr(module, "__spec__", None)
+                if spec is not None and spec.name.endswith(".__main__"):
+                    return spec.name, attribute
+                return name, attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
     elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
@@ -10095,36 +9990,18 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
     )
 
 
-def _name_in_workers(module: ModuleType, name: str) -> str:
-    """Workers have the main program as `__main__`; except that multiprocessing does not
-    import the `__main__.py` of a package, which they therefore do by its whole name."""
-    spec = getattr(module, "__spec__", None)
-    return str(spec.name) if spec is not None and spec.name.endswith(".__main__") else name
-
-
-def _at(module: ModuleType, body: Body) -> object:
-    found: Any = module
-    for part in body.code.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
 def _importable_main(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     return (
         getattr(module, "__spec__", None) is not None
-        or (file is not None and os.path.isfile(file))  # Not a pipe, which has been read.
-        or IS_FROZEN  # Its workers begin as copies of the program.
+        or (file is not None and os.path.isfile(file))  # A pipe has been read already.
+        or IS_FROZEN  # Its workers start as copies of the program.
     )
 
 
 def check_frozen() -> None:
-    """Refuses workers in a frozen program whose code names `freeze_support` nowhere: there a
-    process is started as a copy of the program, and only that call makes a worker of it.
-
-    Raises:
-        WorkerError: says where to call it.
-    """
+    """Refuses workers in a frozen program whose code does not mention `freeze_support`: a child
+    process starts as a copy of the program, and only that call makes a worker of it."""
     if not IS_FROZEN:
         return
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -10136,31 +10013,25 @@ def check_frozen() -> None:
         raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-THAW = (
-    "call multiprocessing.freeze_support() right after "
-    '`if __name__ == "__main__":`, before anything else, or use threads='
-)
-
-
 def _names_freeze_support(code: types.CodeType) -> bool:
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
 
 
 def _codes_of_modules() -> Iterator[types.CodeType]:
-    """The code of all modules that are loaded and do not belong to Python, or to litejobs."""
+    """The code of all loaded modules except those of Python and litejobs."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
-            with contextlib.suppress(Exception):  # Of loaders of any kind.
+            with contextlib.suppress(Exception):  # A loader may fail in any way.
                 if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
                     yield code
 
 
 @contextlib.contextmanager
 def without_unimportable_main() -> Iterator[None]:
-    """Keeps multiprocessing from having new processes import a main program that was read from
-    standard input or a pipe: its `__file__` is "<stdin>", say. One that is missing from its place
-    may be on its way there, and is not kept from being imported."""
+    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
+    processes cannot import it. One that is missing may be about to be replaced, and is not
+    hidden."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -12620,7 +12491,7 @@ class Supervisor:
         self._dealer.stir()
         self._rota.call(stage, expire, self._heed)
         # A little later, since each producer's wake-up comes along here.
-        self._rota.call(fire, within=HEED)
+        self._rota.call(fire, within=FIRE_DELAY)
 
     # Note
 
@@ -12691,7 +12562,7 @@ class Supervisor:
         """Settles one at a time what could not be settled together: one that is to blame must not
         keep the others, and a small transaction may fit where a large one does not. Gives the
         last error."""
-        alone = isinstance(error.__cause__, (*OF_ONE_ROW, apsw.FullError))
+        alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
         if alone and self._clerk.settlements:
             try:
                 self.store.settle_each(self._clerk.settlements)
@@ -12713,7 +12584,7 @@ class Supervisor:
         failing = time.monotonic() - self._failing_since
         if self.until is not None and not self._crew.busy and failing > PATIENCE:
             raise error
-        self._beat.complaints.log("the exchange", error)
+        self._beat.errors.log("the exchange", error)
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
         self._dealer.stir()
         self._quiet_until = time.monotonic() + 0.5
@@ -12779,7 +12650,7 @@ class Supervisor:
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
             self._crew.replace()
-        return LOOK
+        return POLL_INTERVAL
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
@@ -13719,7 +13590,7 @@ class LiteJobs:
             hidden = self.registry.hidden()
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
-            closing.enter_context(self.events.told_at_once())
+            closing.enter_context(self.events.called_at_once())
             # What a test has enqueued stays to be looked at.
             prunes = not self.tested
             drain = Drain(

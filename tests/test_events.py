@@ -580,7 +580,7 @@ class TestTheLine:
         held, done = threading.Event(), threading.Event()
 
         def tell_slowly() -> None:
-            with events._turn:
+            with events._lock:
                 held.set()
                 done.wait(PATIENT)
 

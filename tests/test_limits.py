@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import Programs, eventually, lines, never, trouble
 
+import litejobs
 from litejobs import (
     Arbiter,
     Claimed,
@@ -655,6 +656,16 @@ class TestExpiry:
         jobs.registry.named("note").using(expires=10).enqueue(1)
         clock.turn(10)
         assert hands.claim() == [], "although no duty has been there yet"
+
+    def test_cancels_more_jobs_than_fit_into_one_transaction(
+        self, jobs: LiteJobs, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(litejobs, "BATCH", 3)
+        definition = jobs.registry.named("note").using(expires=10)
+        jobs.enqueue_many(definition.bind(n) for n in range(7))
+        clock.turn(20)
+        jobs.drain()
+        assert jobs.stats() == {"default": {"cancelled": 7}}
 
     def test_is_kept_right_in_the_numbers(self, jobs: LiteJobs, clock: TurnedClock) -> None:
         definition = jobs.registry.named("note")

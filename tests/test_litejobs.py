@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from programs import Programs
 
 from litejobs import (
-    PRUNED,
+    PRUNE_BATCH,
     STATES,
     Bound,
     Choices,
@@ -1081,7 +1081,7 @@ jobs.drain()
         self, jobs: LiteJobs, clock: TurnedClock
     ) -> None:
         brief = jobs.define(name="brief", retention=Retention(completed=60))(lambda: None)
-        jobs.enqueue_many(brief.bind() for _ in range(PRUNED + 1))
+        jobs.enqueue_many(brief.bind() for _ in range(PRUNE_BATCH + 1))
         for _ in range(3):
             last = brief.enqueue()
             jobs.drain()

@@ -142,13 +142,13 @@ class TestSamples:
         meter = Meter(litejobs.File(Path("unused")), lambda: START, random.Random(seed))
         note(meter, *[settled("completed", name=kind) for kind in kinds])
         weights: Counter[tuple[str, str]] = Counter()
-        for (_, _, name, measure, _), number in meter._notes.items():
+        for (_, _, name, measure, _), number in meter._counts.items():
             weights[measure, name] += number
         for measure in ("waiting", "running"):
             assert weights[measure, "mail"] + weights[measure, "report"] == len(kinds)
         for kind in ("mail", "report"):
             assert weights["completed", kind] == kinds.count(kind)
-        assert len(meter._notes) <= 6
+        assert len(meter._counts) <= 6
 
     def test_tell_nothing_of_what_was_given_back(self, jobs: LiteJobs) -> None:
         meter = jobs.store.meter

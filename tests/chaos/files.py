@@ -252,7 +252,9 @@ def files(run: Run) -> None:
         run.counts["skipped (this needs Linux)"] += 1
         return
     litejobs.PATIENCE = 1.0  # Who has emptied the file has not taken the locks on it away.
-    litejobs.LOOK = 0.05  # So that nobody waits half a second for a node that has nothing to do.
+    litejobs.POLL_INTERVAL = (
+        0.05  # So that nobody waits half a second for a node that has nothing to do.
+    )
     shelf = run.folder / "shelf"
     shelf.mkdir()
     with _process(lambda line: _fill(shelf, line)) as line:
