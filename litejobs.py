@@ -426,11 +426,7 @@ def from_micros(micros: int) -> datetime:
 
 def duration(value: Duration, what: str) -> timedelta:
     """A length of time, given as a timedelta or in seconds: never negative, at most
-    a hundred years.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    a hundred years."""
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise OptionError(what, f"expected seconds or a timedelta, got {value!r}")
     try:
@@ -445,11 +441,7 @@ def duration(value: Duration, what: str) -> timedelta:
 
 
 def aware(value: object, what: str) -> datetime:
-    """A datetime that says which moment it means.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A datetime that says which moment it means."""
     if not isinstance(value, datetime):
         raise OptionError(what, f"expected an aware datetime, got {value!r}")
     if value.utcoffset() is None:
@@ -458,11 +450,7 @@ def aware(value: object, what: str) -> datetime:
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
-    """A count that is an integer from 1 to *most*; *also* says what else might stand there.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A count that is an integer from 1 to *most*; *also* says what else might stand there."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
     if value > most:
@@ -481,22 +469,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
-    """Makes sure that words, such as names of options, are among those that are known.
-
-    Raises:
-        OptionError: names the first that is not, with the problem and a near one.
-    """
+    """Makes sure that words, such as names of options, are among those that are known."""
     for word in given:
         if word not in known:
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
 def check_one_of(value: Any, known: Iterable[str], what: str) -> None:
-    """Makes sure that a choice is among those that there are.
-
-    Raises:
-        OptionError: names *what*, the value and a near one.
-    """
+    """Makes sure that a choice is among those that there are."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
 
@@ -539,11 +519,7 @@ def looks() -> Iterator[float]:
 
 
 def load_json(text: str | bytes) -> Any:
-    """What JSON says.
-
-    Raises:
-        ValueError: it is none, or too deep to be read.
-    """
+    """What JSON says."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -551,11 +527,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def plain_payload(stored: Any, name: str) -> Any:
-    """The JSON values of a payload; or its bytes, which only its definition can read.
-
-    Raises:
-        PayloadError: it is neither, which takes somebody else's hand.
-    """
+    """The JSON values of a payload; or its bytes, which only its definition can read."""
     try:
         return stored if isinstance(stored, bytes) else load_json(stored)
     except (ValueError, TypeError) as error:
@@ -802,11 +774,7 @@ def store_progress(progress: Progress) -> str:
 
 
 def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
-    """The object in a text of a row.
-
-    Raises:
-        OptionError: the row was written by somebody else, and not well.
-    """
+    """The object in a text of a row."""
     with contextlib.suppress(ValueError):
         told = None if text is None else load_json(text)
         if told is None or isinstance(told, dict):
@@ -1141,11 +1109,7 @@ def store_curve(policy: Curve) -> str:
 
 
 def load_backoff(text: str | None, custom: Backoff) -> Backoff:
-    """The policy of a row; *custom* is the definition's own.
-
-    Raises:
-        OptionError: the row was written by somebody else, and not well.
-    """
+    """The policy of a row; *custom* is the definition's own."""
     if text is None:
         return DEFAULT_BACKOFF
     if text == CUSTOM:
@@ -1240,11 +1204,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_rate(text: object) -> float:
-    """How many a second, of a text such as "10/s", "100/min" or "1/10s".
-
-    Raises:
-        OptionError: it is no such text, or means none at all.
-    """
+    """How many a second, of a text such as "10/s", "100/min" or "1/10s"."""
     match = _RATE.fullmatch(text) if isinstance(text, str) else None
     if match is None or not float(match[1]) or match[2] == "0":
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
@@ -1551,11 +1511,7 @@ def _cronsim() -> ModuleType:
 
 
 def time_zone(name: str) -> tzinfo:
-    """The rules of a time zone.
-
-    Raises:
-        OptionError: there is none of this name; a near one is proposed.
-    """
+    """The rules of a time zone."""
     if name == "UTC":
         return UTC  # Known everywhere, also where no data on zones is installed.
     import zoneinfo  # Late: few programs need it.
@@ -1578,11 +1534,7 @@ def time_zone(name: str) -> tzinfo:
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
-    """What an expression means: cron fields, an alias such as `@daily`, or `@every 30s`.
-
-    Raises:
-        OptionError: it means nothing, there is no such time zone, or cronsim is missing.
-    """
+    """What an expression means: cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
         raise OptionError("cron", f"{reprlib.repr(expression)} is no expression: {example}")
@@ -1623,11 +1575,7 @@ def _interval(text: str, expression: str) -> timedelta:
 
 
 def every_expression(interval: Duration) -> str:
-    """The expression of an interval, such as `@every 1h30m`.
-
-    Raises:
-        OptionError: it is no length of time, or too short.
-    """
+    """The expression of an interval, such as `@every 1h30m`."""
     left, parts = duration(interval, "every"), []
     if left < SHORTEST:
         raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
@@ -1787,11 +1735,7 @@ class Rule:
 
 
 def make_rule(expression: str, timezone: str, how: Recurring) -> Rule:
-    """A rule with these choices.
-
-    Raises:
-        OptionError: a choice is unknown or cannot be used.
-    """
+    """A rule with these choices."""
     check_known(how, Recurring.__annotations__, "no such option")
     return Rule(expression, timezone, **how)
 
@@ -1820,11 +1764,7 @@ class Entry(NamedTuple):
 
     @property
     def periods(self) -> list[Period]:
-        """The periods whose ticks have had their turn, the one that grew last at the end.
-
-        Raises:
-            OptionError: they were written by somebody else, and not well.
-        """
+        """The periods whose ticks have had their turn, the one that grew last at the end."""
         try:
             found = [(int(start), int(end)) for start, end in load_json(self.covered)]
             if all(-_LAST < start <= end < _LAST for start, end in found):
@@ -1847,11 +1787,7 @@ class Entry(NamedTuple):
     def planned(self, now: int) -> Entry:
         """This schedule with the next tick that the present rules give at this time. That is
         the stored one, unless it was worked out by another clock or with other data on time
-        zones. No tick comes twice, however the clock was set in between.
-
-        Raises:
-            OptionError: this machine cannot say.
-        """
+        zones. No tick comes twice, however the clock was set in between."""
         periods, rule = self.periods, self.rule
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
@@ -1870,12 +1806,7 @@ class Entry(NamedTuple):
 
     @property
     def rule(self) -> Rule:
-        """When it is due.
-
-        Raises:
-            OptionError: this machine cannot say: a zone or cronsim is missing, or the row
-                was written by somebody else, and not well.
-        """
+        """When it is due."""
         return Rule(
             self.expression,
             self.timezone,
@@ -2024,11 +1955,7 @@ class Codec(Generic[T]):
     omit_defaults: bool = attrs.field(default=False, kw_only=True)
 
     def encode(self, value: T) -> str:
-        """The JSON text of *value*.
-
-        Raises:
-            Unfit: *value* is not of the type, or would be read back as something else.
-        """
+        """The JSON text of *value*."""
         form = self._form
         try:
             raw = form.write(value)
@@ -2050,11 +1977,7 @@ class Codec(Generic[T]):
         return Unfit(_problems(error))
 
     def decode(self, text: str | bytes) -> T:
-        """The value that *text* stands for.
-
-        Raises:
-            Unfit: *text* is no JSON, or is not of the type.
-        """
+        """The value that *text* stands for."""
         try:
             value: T = self._form.read(_from_json(text))
             return value
@@ -2327,11 +2250,7 @@ class _Wire(cattrs.Converter):
         self._forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
-        """The form of *kind*.
-
-        Raises:
-            TypeError: values of this type cannot travel.
-        """
+        """The form of *kind*."""
         kind = _bare(kind)
         if kind not in self._forms:
             # Known before it is made, for classes that contain themselves.
