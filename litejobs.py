@@ -185,23 +185,23 @@ logger = logging.getLogger("litejobs")
 # Errors
 #
 # Everything that litejobs raises on its own account is a LitejobsError. The facts
-# are fields; the text is one sentence that names the thing and says what to do. It goes
-# to terminals and logs, as our own lines of the log do: no name or value that stands in
-# them can steer the one, or forge a line of the other.
+# are fields; the message is one sentence that names the thing and says what to do.
+# Messages and log lines are made printable: no name or value in them can control a
+# terminal or forge a line of a log.
 ################################################################################
 
 
 def printable(text: str, also: str = "") -> str:
-    """Text that cannot steer a terminal, on one line: other characters than printable ones,
-    and those in *also*, are shown as escapes."""
+    """Text on one line that cannot control a terminal: all characters but printable ones
+    and those in *also* are shown as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Told:
-    """What a line of the log tells, made printable if anybody reads it."""
+class _Printable:
+    """An argument of a log line, made printable when the line is formatted."""
 
     value: object
 
@@ -214,8 +214,9 @@ class _Told:
 
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
-        told = (arg if isinstance(arg, int | float) else _Told(arg) for arg in record.args)
-        record.args = tuple(told)
+        record.args = tuple(
+            arg if isinstance(arg, int | float) else _Printable(arg) for arg in record.args
+        )
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
         # Frames have several lines; a message that has some could forge one.
@@ -230,11 +231,11 @@ logger.addFilter(_make_printable)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    def __str__(self) -> str:
-        return printable(self._text())
+    _sentence = ""
+    """The message, in which `{0}` is the error."""
 
-    def _text(self) -> str:
-        return super().__str__()
+    def __str__(self) -> str:
+        return printable(self._sentence.format(self) or super().__str__())
 
 
 @attrs.define(eq=False, repr=False)
@@ -243,9 +244,7 @@ class DefinitionError(LitejobsError):
 
     name: str
     problem: str
-
-    def _text(self) -> str:
-        return f"definition {self.name!r}: {self.problem}"
+    _sentence = "definition {0.name!r}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -254,9 +253,7 @@ class OptionError(LitejobsError, ValueError):
 
     option: str
     problem: str
-
-    def _text(self) -> str:
-        return f"{self.option}: {self.problem}"
+    _sentence = "{0.option}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -266,8 +263,8 @@ class PayloadError(LitejobsError, ValueError):
     name: str
     problems: tuple[str, ...]
 
-    def _text(self) -> str:
-        return f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}"
+    def __str__(self) -> str:
+        return printable(f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}")
 
 
 @attrs.define(eq=False, repr=False)
@@ -276,15 +273,13 @@ class FileError(LitejobsError):
 
     path: str
     problem: str
-
-    def _text(self) -> str:
-        return f"{self.path}: {self.problem}"
+    _sentence = "{0.path}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
-    """The file was removed, moved or replaced while it was open, or its WAL was: what was
-    being written then may not be in the file that now bears the name."""
+    """The file or its WAL was removed, moved or replaced while it was open: what was being
+    written may not be in the file that now has this name."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -300,15 +295,13 @@ class OutcomeUnknownError(FileError):
 
 @attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
-    """A job with the same unique key is there, and `on_conflict="raise"` was asked for; or it
-    was to be changed, but has started."""
+    """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
+    be changed but has started."""
 
     id: int
     """The job that holds the key."""
     name: str
-
-    def _text(self) -> str:
-        return f"{self.name!r} is there already, as job {self.id}, with the same unique key"
+    _sentence = "{0.name!r} is there already, as job {0.id}, with the same unique key"
 
 
 @attrs.define(eq=False, repr=False)
@@ -316,9 +309,7 @@ class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
     id: int
-
-    def _text(self) -> str:
-        return f"no job has the id {self.id}: it was deleted or pruned, or never existed"
+    _sentence = "no job has the id {0.id}: it was deleted or pruned, or never existed"
 
 
 @attrs.define(eq=False, repr=False)
@@ -329,9 +320,7 @@ class JobFailedError(LitejobsError):
     name: str
     state: str
     reason: str
-
-    def _text(self) -> str:
-        return f"job {self.id} ({self.name}) is {self.state} and has no result: {self.reason}"
+    _sentence = "job {0.id} ({0.name}) is {0.state} and has no result: {0.reason}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -341,20 +330,16 @@ class ResultError(LitejobsError, ValueError):
     id: int
     name: str
     problem: str
-
-    def _text(self) -> str:
-        return f"the result of job {self.id} ({self.name}) does not fit its type: {self.problem}"
+    _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
-    """The job did not end in the time that one was ready to wait."""
+    """The job did not finish within the timeout."""
 
     id: int
     state: str
-
-    def _text(self) -> str:
-        return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
+    _sentence = "job {0.id} is still {0.state}: wait longer, or see that a node is working"
 
 
 @attrs.define(eq=False, repr=False)
@@ -363,27 +348,23 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
     name: str
     hint: str = ""
-
-    def _text(self) -> str:
-        return f"no schedule has the name {self.name!r}{self.hint}"
+    _sentence = "no schedule has the name {0.name!r}{0.hint}"
 
 
 @attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run; or a node may not."""
+    """Workers cannot start, so that no job would ever run, or a node must not start."""
 
     problem: str
-
-    def _text(self) -> str:
-        return self.problem
+    _sentence = "{0.problem}"
 
 
 ################################################################################
 # Values
 #
 # What the other sections pass to each other: rows, jobs, failures, time. Times are
-# integer microseconds since the epoch inside, aware datetimes outside; durations
-# are timedeltas, and people may write seconds.
+# integer microseconds since the epoch inside and aware datetimes outside; durations
+# are timedeltas, and users may give seconds.
 ################################################################################
 
 R = TypeVar("R", default=Any)
@@ -425,8 +406,7 @@ def from_micros(micros: int) -> datetime:
 
 
 def duration(value: Duration, what: str) -> timedelta:
-    """A length of time, given as a timedelta or in seconds: never negative, at most
-    a hundred years."""
+    """A length of time from zero to a hundred years, given as a timedelta or in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise OptionError(what, f"expected seconds or a timedelta, got {value!r}")
     try:
@@ -450,7 +430,7 @@ def aware(value: object, what: str) -> datetime:
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
-    """A count that is an integer from 1 to *most*; *also* says what else might stand there."""
+    """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
     if value > most:
@@ -469,29 +449,28 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
-    """Makes sure that words, such as names of options, are among those that are known."""
+    """Makes sure that all given words, such as names of options, are known."""
     for word in given:
         if word not in known:
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
 def check_one_of(value: Any, known: Iterable[str], what: str) -> None:
-    """Makes sure that a choice is among those that there are."""
+    """Makes sure that a value is one of the known ones."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
 
 
 def storable(text: str) -> str:
-    """Text as SQLite takes it: lone surrogates, which names of files bring along, are
-    shown as escapes."""
+    """Text that SQLite can store: lone surrogates, as in file names, become escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def as_told(tell: Callable[[], str], otherwise: str) -> str:
-    """What something says of itself; or what is said instead if it cannot."""
+def described(describe: Callable[[], str], otherwise: str) -> str:
+    """What *describe* returns, or *otherwise* if it raises."""
     try:
-        return storable(tell())
-    except BaseException:  # What shows an error is the error's own code, and may do anything.
+        return storable(describe())
+    except BaseException:  # An exception's own `__str__` may raise anything.
         return otherwise
 
 
@@ -499,7 +478,7 @@ _IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakK
 
 
 def in_forks(thing: T, act: Callable[[T], None]) -> None:
-    """Has *act* called with it in each process that this one forks, as long as it is there."""
+    """Calls *act* with *thing* in each forked child, as long as *thing* is alive."""
     _IN_FORKS[thing] = act
 
 
@@ -513,13 +492,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def looks() -> Iterator[float]:
-    """Seconds between two looks at a job that somebody waits for: soon at first, then
-    at most 20 ms apart."""
+    """Seconds between two polls of a job that is waited for: short at first, then 20 ms."""
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
 def load_json(text: str | bytes) -> Any:
-    """What JSON says."""
+    """The value of a JSON text; a `ValueError` if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -527,7 +505,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def plain_payload(stored: Any, name: str) -> Any:
-    """The JSON values of a payload; or its bytes, which only its definition can read."""
+    """The JSON value of a payload, or its bytes, which only its definition can decode."""
     try:
         return stored if isinstance(stored, bytes) else load_json(stored)
     except (ValueError, TypeError) as error:
@@ -544,7 +522,8 @@ class Row(NamedTuple):
     priority: int
     state: State
     payload: Any
-    """JSON text; bytes, if the definition has an encoding of its own; anything, by hand."""
+    """JSON text, or bytes if the definition has its own encoding; anything if inserted by
+    other programs."""
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -565,7 +544,7 @@ class Row(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job in the hands of a node: what it takes to run and to settle it."""
+    """A claimed job: what is needed to run and settle it."""
 
     id: int
     claim: int
@@ -585,7 +564,7 @@ class Claimed(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What becomes of a claimed job. Applied only while *claim* still holds it."""
+    """The outcome of an attempt. Applied only while *claim* still holds the job."""
 
     id: int
     claim: int
@@ -603,12 +582,11 @@ class Settlement(NamedTuple):
 
 @attrs.frozen
 class Failure:
-    """One failed attempt, as it is kept with its job."""
+    """One failed attempt of a job."""
 
     attempt: int
     kind: str
-    """One of exception, timeout, crash, memory (more than it may use), and lost (with its
-    whole node)."""
+    """One of exception, timeout, crash, memory (over its limit), and lost (with its node)."""
     type: str
     message: str
     traceback: str
@@ -617,20 +595,20 @@ class Failure:
     started_at: datetime
     finished_at: datetime
     exit_code: int | None = None
-    """With which the worker ended, if it did: the number of a signal is negative. `None`, too, if
-    the program did not let its node hear of it: it ignores SIGCHLD, or waits for all children."""
+    """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
+    ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
     cpu: timedelta | None = None
-    """CPU time of its worker meanwhile, to some milliseconds; not that of processes which
-    it started. `None` for coroutines, which share it, and where nobody knows."""
+    """CPU time of the worker during the attempt, to some milliseconds, without child processes.
+    `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
-    """Bytes that its worker occupied at the most by then, also before this attempt. `None`
-    where nobody knows: on Windows, and after a crash."""
+    """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
+    unknown: on Windows, and after a crash."""
     output: str = ""
-    """The last lines, some 4 kB, that Python code wrote to `sys.stdout` and `sys.stderr`, log
-    included, in a worker process. Of a coroutine only if its worker has not died."""
+    """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
+    in a worker process. For a coroutine only if its worker is alive."""
     omitted: int = 0
-    """How many failed attempts before this one are not kept: of each job the first 10 and the
-    last 40 are."""
+    """How many failed attempts before this one were not kept: the first 10 and the last 40
+    of each job are."""
 
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
@@ -641,7 +619,7 @@ OUTPUT_LIMIT = 4_096
 
 
 def last_lines(written: bytes) -> str:
-    """The end of what was written; it begins with a line, if there is room for a whole one."""
+    """The end of an output, from the beginning of a line if a whole one fits."""
     text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
     return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
@@ -667,7 +645,8 @@ Level = Literal["error", "warning"]
 
 @attrs.frozen
 class Finding:
-    """One thing that is wrong with a queue: an error is broken, a warning waits for somebody."""
+    """One problem of a queue: at level "error" something is broken, at "warning" it needs
+    attention."""
 
     level: Level
     subject: str = attrs.field(converter=printable)
@@ -684,8 +663,8 @@ MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
 
 @attrs.frozen
 class Metric:
-    """What nodes did in a minute, an hour or a day (of UTC). Times are estimates, of a sample of
-    the jobs and about 10 % exact; `None` if there was no job."""
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
+    of the jobs, to about 10 %; `None` if there was no job."""
 
     start: datetime
     completed: int
@@ -701,7 +680,7 @@ class Metric:
 
     @classmethod
     def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
-        """Made of how often what was measured, by measure and bucket."""
+        """The metric of a span that began at *start*, from counts by measure and bucket."""
         counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
         times = [
             quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
@@ -712,30 +691,28 @@ class Metric:
 
 
 def bucket_of(micros: int) -> int:
-    """Where a length of time is counted: there are four buckets to an octave."""
+    """The histogram bucket of a duration: four to an octave."""
     return int(4 * math.log2(micros)) if micros > 1 else 0
 
 
 LAST_BUCKET = 240
-"""Of what would take 36,000 years: anything above is none of ours."""
+"""36,000 years; anything above was not written by litejobs."""
 
 
 def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The time that this share of all is not above; the middle of its bucket."""
-    rank = share * sum(numbers.values())
-    for bucket, below in zip(
-        sorted(numbers), itertools.accumulate(numbers[b] for b in sorted(numbers)), strict=True
-    ):
-        if below >= rank:
+    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    left = share * sum(numbers.values())
+    for bucket in sorted(numbers):
+        left -= numbers[bucket]
+        if left <= 0:
             return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
     return None
 
 
 def _number(value: object) -> float:
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    if not finite:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
-    return typing.cast(float, value)
+    return value
 
 
 def _note(value: object) -> str:
@@ -750,7 +727,7 @@ NOTE_LIMIT = 500
 
 @attrs.frozen
 class Progress:
-    """How far a job has come, as its handler told last."""
+    """How far a job has come, as its handler last reported."""
 
     done: float = attrs.field(converter=_number)
     total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
@@ -773,32 +750,29 @@ def store_progress(progress: Progress) -> str:
     return json.dumps(attrs.asdict(progress))
 
 
-def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
-    """The object in a text of a row."""
-    with contextlib.suppress(ValueError):
-        told = None if text is None else load_json(text)
-        if told is None or isinstance(told, dict):
-            return told
-    raise OptionError(what, f"{reprlib.repr(text)} in a row is none of ours")
+def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
+    """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
+    try:
+        return read(load_json(text))
+    except (TypeError, ValueError, LookupError, AttributeError):
+        problem = f"{reprlib.repr(text)} in a row was not written by litejobs"
+        raise OptionError(what, problem) from None
 
 
-class Source(Protocol):
+def _text_values(headers: Any) -> dict[str, str]:
+    if not all(type(value) is str for value in headers.values()):
+        raise TypeError("headers are texts")
+    return typing.cast("dict[str, str]", headers)
+
+
+class _Source(Protocol):
     """Where a job can be looked up again."""
 
-    def get(self, id: int) -> Job[Any]:
-        """The job as it is now."""
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """Its failed attempts."""
-
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
-        """The job when it has ended."""
-
-    def result(self, job: Job[Any]) -> Any:
-        """What its handler returned."""
-
-    def why(self, id: int) -> str:
-        """What it waits for, or what became of it."""
+    def get(self, id: int) -> Job[Any]: ...
+    def errors(self, id: int) -> tuple[Failure, ...]: ...
+    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
+    def result(self, job: Job[Any]) -> Any: ...
+    def why(self, id: int) -> str: ...
 
 
 @attrs.frozen(repr=False)
@@ -806,7 +780,7 @@ class Job(Generic[R]):
     """A job as it was when it was read: a frozen snapshot of its row."""
 
     row: Row
-    _source: Source = attrs.field(eq=False)
+    _source: _Source = attrs.field(eq=False)
     duplicate: bool = False
     """Whether it was there already when it was enqueued, and holds the unique key."""
 
@@ -878,7 +852,7 @@ class Job(Generic[R]):
 
     @property
     def key(self) -> str | None:
-        """What it shares with the jobs of which only so many run at a time."""
+        """Of the jobs with the same key, only a limited number run at a time."""
         return self.row.key
 
     @property
@@ -889,12 +863,7 @@ class Job(Generic[R]):
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        headers = _told_in(self.row.headers, "headers") or {}
-        if not all(type(value) is str for value in headers.values()):
-            raise OptionError(
-                "headers", f"{reprlib.repr(self.row.headers)} in a row are none of ours"
-            )
-        return headers
+        return stored(self.row.headers or "{}", "headers", _text_values)
 
     @property
     def schedule(self) -> str | None:
@@ -908,20 +877,16 @@ class Job(Generic[R]):
 
     @property
     def errors(self) -> tuple[Failure, ...]:
-        """The failed attempts, the oldest first: all of them up to 50, else the first 10 and
-        the last 40, between which `Failure.omitted` says how many there were. Read from the
-        file now."""
+        """The failed attempts, oldest first, read from the file now: up to 50 of them, else the
+        first 10 and the last 40; `Failure.omitted` says how many there were in between."""
         return self._source.errors(self.id)
 
     @property
     def progress(self) -> Progress | None:
-        """What `context.progress` told last, in this attempt or an earlier one."""
-        told = _told_in(self.row.progress, "progress")
-        try:
-            return None if told is None else Progress(**told)
-        except TypeError:
-            problem = f"{reprlib.repr(self.row.progress)} in a row is none of ours"
-            raise OptionError("progress", problem) from None
+        """What `context.progress` last reported, in this attempt or an earlier one."""
+        if self.row.progress is None:
+            return None
+        return stored(self.row.progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def finished(self) -> bool:
@@ -947,8 +912,8 @@ class Job(Generic[R]):
         return self if self.finished else self._source.wait(self.id, timeout)
 
     def result(self, timeout: Duration | None = None) -> R:
-        """What the handler returned, rebuilt with the type that it declares; waits
-        for it like `wait`: without a *timeout* for ever, if no node is at work.
+        """What the handler returned, rebuilt with its declared type. Waits like `wait`:
+        without a *timeout*, for ever if no node is working.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -958,8 +923,8 @@ class Job(Generic[R]):
         return value
 
     def why(self) -> str:
-        """In one sentence, why the job is not running, or what became of it; read from the
-        file now.
+        """In one sentence, why the job is not running, or how it ended; read from the file
+        now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
@@ -989,8 +954,8 @@ class Job(Generic[R]):
 # Policies
 #
 # Frozen values that answer one question each: how long until the next attempt, how
-# long a finished job is kept, whether a job is there already. They are stored with the
-# job, so that a job keeps the rules that were in force when it was enqueued.
+# long a finished job is kept, whether a job is a duplicate. They are stored with the
+# job, so that it keeps the rules that were in force when it was enqueued.
 ################################################################################
 
 Jitter = Literal["none", "full", "equal"]
@@ -1008,7 +973,7 @@ def _spread(value: Jitter) -> Jitter:
 
 
 def _power(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise OptionError("backoff", f"expected a finite number from zero, got {value!r}")
     return float(value)
 
@@ -1077,10 +1042,10 @@ CUSTOM = "custom"
 def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelta:
     """How long to wait after failed attempt number *attempt*, from 1.
 
-    A curve is capped, then spread, so that jobs which failed together do not come
-    back together: jitter "full" draws from nothing to the whole wait, "equal" from
-    half of it to the whole. A function's answer is taken as it is. Source: Marc
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    A curve is capped, then spread, so that jobs which failed together are not retried
+    together: jitter "full" draws from zero to the whole wait, "equal" from half of it to
+    the whole. The result of a function is taken as it is. Source: Marc Brooker,
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     if not isinstance(policy, Curve):
         return duration(policy(attempt), "backoff")
@@ -1094,8 +1059,8 @@ def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelt
 
 
 def store_backoff(policy: Backoff) -> str | None:
-    """The text that is kept in the row: `None` for the default, and a mark for a
-    function, which only the program has."""
+    """The text stored in the row: `None` for the default, CUSTOM for a function, which only
+    the program has."""
     if policy == DEFAULT_BACKOFF:
         return None
     return store_curve(policy) if isinstance(policy, Curve) else CUSTOM
@@ -1110,15 +1075,9 @@ def store_curve(policy: Curve) -> str:
 
 def load_backoff(text: str | None, custom: Backoff) -> Backoff:
     """The policy of a row; *custom* is the definition's own."""
-    if text is None:
-        return DEFAULT_BACKOFF
-    if text == CUSTOM:
-        return custom
-    try:
-        fields = load_json(text)
-        return CURVES[fields.pop("kind")](**fields)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise OptionError("backoff", f"{reprlib.repr(text)} in a row is none of ours") from error
+    if text is None or text == CUSTOM:
+        return DEFAULT_BACKOFF if text is None else custom
+    return stored(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
 
 
 def _kept(value: Duration | None) -> timedelta | None:
@@ -1138,20 +1097,17 @@ DEFAULT_RETENTION = Retention()
 
 
 def store_retention(policy: Retention) -> str | None:
-    """The text that is kept in the row, in microseconds; `None` for the default."""
+    """The text stored in the row, in microseconds; `None` for the default."""
     if policy == DEFAULT_RETENTION:
         return None
-    kept = attrs.asdict(policy).items()
-    return json.dumps(
-        {state: None if time is None else time // MICROSECOND for state, time in kept}
-    )
+    return json.dumps(attrs.asdict(policy), default=lambda time: time // MICROSECOND)
 
 
 Scope = Literal["queued", "active", "exists"]
 OnConflict = Literal["return", "raise", "replace"]
 Merge = Callable[[Any, Any], Any]
-"""From the waiting job's payload and the new one to what becomes of both: instances of a
-class, or the arguments of a function as dicts."""
+"""Makes one payload of the waiting job's and the new one: instances of a class, or the
+arguments of a function as dicts."""
 
 
 def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -1168,16 +1124,16 @@ def _lifetime(value: Duration | None) -> timedelta | None:
 class Unique:
     """At most one job of a definition holds the same key: a second one is not enqueued.
 
-    The key is all of the payload, or some *fields* of it, or what *key* says: a text, or a
-    function of an instance (of a function's arguments, by name). It is held until the job
-    starts (*scope* "queued"), until it has ended ("active"), or as long as its row is in
-    the file ("exists"); and no longer than *ttl* after it was enqueued, if that is given.
+    The key is the whole payload, some *fields* of it, or *key*: a text, or a function of an
+    instance (of a function's arguments, by name). It is held until the job starts (*scope*
+    "queued"), until it has finished ("active"), or as long as its row is in the file
+    ("exists"), and at most for *ttl* after it was enqueued.
 
-    *on_conflict* is what enqueueing does with a duplicate: "return" gives the job that is
-    there, with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives that
+    *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job,
+    with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing
     job the new payload, options and time (debounce); a function merges the two payloads
-    (batch). The last two need a job that has not started, so the scope "queued": where one
-    with another scope holds the key and has started, they raise the error, too.
+    (batch). The last two need a job that has not started, so the scope "queued"; they raise
+    a `DuplicateError`, too, if the key is held with another scope by a started job.
     """
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
@@ -2981,7 +2937,7 @@ class OwnCodec:
 
 
 def _raised(error: BaseException) -> str:
-    told = as_told(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
+    told = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
     return told.partition("\n")[0][:200]  # The whole is in the traceback.
 
 
@@ -3889,7 +3845,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: Source = attrs.field(factory=_Nowhere)
+    source: _Source = attrs.field(factory=_Nowhere)
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -4207,9 +4163,9 @@ def _bounded(result: str) -> str:
 def describe(error: BaseException) -> tuple[str, str, str]:
     """Type, message and traceback of an error, bounded; even of one that cannot be
     shown."""
-    name = as_told(lambda: type(error).__name__, "(its type cannot be shown)")
-    message = as_told(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-    trace = as_told(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
+    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    trace = described(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
     return name, message, trace
 
 
@@ -14441,7 +14397,7 @@ class Enqueued(Sequence[Job[Any]]):
 
     _ids: range
     _batches: Sequence[Batch]
-    _source: Source
+    _source: _Source
 
     def __len__(self) -> int:
         return len(self._ids)
