@@ -455,10 +455,11 @@ def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> Non
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
-def check_one_of(value: Any, known: Iterable[str], what: str) -> None:
-    """Makes sure that a value is one of the known ones."""
+def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
+    """The value, which has to be one of the known ones."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
+    return value
 
 
 def storable(text: str) -> str:
@@ -967,9 +968,7 @@ def _length(value: Duration) -> timedelta:
 
 
 def _spread(value: Jitter) -> Jitter:
-    if value not in typing.get_args(Jitter):
-        raise OptionError("jitter", f"expected none, full or equal, got {value!r}")
-    return value
+    return check_one_of(value, typing.get_args(Jitter), "jitter")
 
 
 def _power(value: object) -> float:
@@ -1170,10 +1169,10 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and what becomes of ticks that
-# were missed. All of it is arithmetic on a moment that is given. A *tick* is a moment
-# at which a schedule is due. Cron fields are read by cronsim, but as plain local times:
-# what changes of the clock do to them is worked out here (see Cron).
+# When recurring jobs are due: expressions, time zones, and the handling of missed
+# ticks. All of it is arithmetic on a given moment. A *tick* is a moment at which a
+# schedule is due. Cron fields are read by cronsim, but as plain local times: changes of
+# the clock are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
@@ -1183,7 +1182,7 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
-"""Missed ticks that are made up at a time."""
+"""How many missed ticks fire at a time."""
 PERIODS_KEPT = 4
 """How many periods a schedule remembers as covered."""
 ALIASES: Mapping[str, str] = {
@@ -1207,7 +1206,7 @@ _NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisec
 
 @attrs.frozen
 class Every:
-    """The same time after time: real time, which no change of the clock touches."""
+    """A fixed interval of real time, which changes of the clock do not affect."""
 
     interval: timedelta
 
@@ -1218,7 +1217,7 @@ class Every:
 
     @property
     def words(self) -> str:
-        """In words, such as "Every 1 hour and 30 minutes"."""
+        """Such as "Every 1 hour and 30 minutes"."""
         left, parts = self.interval, []
         for unit, size in UNITS.items():
             count, left = divmod(left, size)
@@ -1234,17 +1233,17 @@ class Cron:
     """Five or six cron fields (six: seconds first) in a time zone.
 
     As in Debian's cron there are two kinds. If seconds, minutes or hours begin with a
-    star, the local time of every moment of real time is held against the fields: what
-    the clock skips does not come, and what it repeats comes twice. Otherwise the fields
-    name times of day, and each of them comes once: at its first time if the clock
-    repeats it, and right after the gap if the clock skips it.
+    star, the fields are compared with the local time of every moment: a time that the
+    clock skips does not occur, and one that it repeats occurs twice. Otherwise the fields
+    name times of day, each of which occurs once: the first time if the clock repeats it,
+    and right after the gap if the clock skips it.
 
-    cronsim (2.8) gets neither right everywhere: begun within a repeated hour it gives
-    ticks of the past, it takes all six-field expressions by real time, and where the
-    clock changes at midnight or by half an hour it loses ticks or makes some up. So it
-    is only asked for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its
-    words contradict its ticks where a field names all there is without a star, so they
-    are ours.
+    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
+    ticks of the past, it treats all six-field expressions as real time, and where the
+    clock changes at midnight or by half an hour it loses or invents ticks. So it is only
+    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its words
+    contradict its ticks where a field lists all values without a star, so the words are
+    made here.
     """
 
     fields: str
@@ -1373,7 +1372,7 @@ def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> st
 
 
 def _evenly(values: set[int], unit: str, size: int) -> str:
-    """Such as "every 15 minutes"; empty if they are not so far from each other all the time."""
+    """Such as "every 15 minutes"; empty if they are not evenly spaced around the clock."""
     step = size // len(values)
     if values != {*range(0, size, step)} or len(values) == 1:
         return ""
@@ -1390,7 +1389,7 @@ def _places(values: set[int], unit: str, size: int) -> str:
 
 
 def _days_in_words(cron: Any) -> str:
-    """With a space before it; empty if every day is meant."""
+    """Begins with a space; empty if every day is meant."""
     week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
     all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
     only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
@@ -1426,7 +1425,7 @@ def _days_of_month(cron: Any) -> str:
 
 
 def _step(values: set[int]) -> int:
-    """By how much more than one all of them are apart; 0 if they are few or uneven."""
+    """The distance between neighbors, if it is more than one; 0 if they are few or uneven."""
     steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
     return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
 
@@ -1469,18 +1468,18 @@ def _cronsim() -> ModuleType:
 def time_zone(name: str) -> tzinfo:
     """The rules of a time zone."""
     if name == "UTC":
-        return UTC  # Known everywhere, also where no data on zones is installed.
+        return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
     try:
         if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("what no zone is called, and could lead to other files")
+            raise ValueError("not a zone's name, and possibly a path to another file")
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError, AttributeError):
         known = zoneinfo.available_timezones()
     if not known:
-        problem = "there is no data on time zones here: pip install tzdata"
-        raise OptionError("timezone", f"{name!r} cannot be found, since {problem}")
+        problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
+        raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
@@ -1490,10 +1489,10 @@ def time_zone(name: str) -> tzinfo:
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
-    """What an expression means: cron fields, an alias such as `@daily`, or `@every 30s`."""
+    """Parses cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
-        raise OptionError("cron", f"{reprlib.repr(expression)} is no expression: {example}")
+        raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
     text = expression.strip()
     word, _, length = text.partition(" ")
     if word == "@every":
@@ -1542,34 +1541,6 @@ def every_expression(interval: Duration) -> str:
     return f"@every {''.join(parts)}"
 
 
-def _checked_misfire(value: object) -> Misfire:
-    if value not in typing.get_args(Misfire):
-        raise OptionError("misfire", f"expected 'once', 'skip' or 'all', got {value!r}")
-    return typing.cast(Misfire, value)
-
-
-def _checked_overlap(value: object) -> Overlap:
-    if value not in typing.get_args(Overlap):
-        raise OptionError("overlap", f"expected 'allow' or 'skip', got {value!r}")
-    return typing.cast(Overlap, value)
-
-
-def _checked_grace(value: Duration) -> timedelta:
-    return duration(value, "grace")
-
-
-def _checked_spread(value: Duration) -> timedelta:
-    return duration(value, "jitter")
-
-
-def _checked_start(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "start").astimezone(UTC)
-
-
-def _checked_end(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "end").astimezone(UTC)
-
-
 class Recurring(TypedDict, total=False):
     """How a schedule deals with ticks, whatever its expression."""
 
@@ -1585,25 +1556,18 @@ Period = tuple[int, int]
 """From and until when, both included."""
 
 
-class Due(NamedTuple):
-    """The ticks that fire now, the oldest first, and the next one; `None` if it was the last."""
-
-    ticks: tuple[int, ...]
-    next_at: int | None
-
-
 @attrs.frozen
 class Rule:
-    """When a schedule is due, every value checked."""
+    """When a schedule is due. Made by `make_rule`, which checks the values."""
 
     expression: str
     timezone: str = "UTC"
-    misfire: Misfire = attrs.field(default="once", converter=_checked_misfire)
-    grace: timedelta = attrs.field(default=timedelta(minutes=1), converter=_checked_grace)
-    overlap: Overlap = attrs.field(default="allow", converter=_checked_overlap)
-    jitter: timedelta = attrs.field(default=timedelta(0), converter=_checked_spread)
-    start: datetime | None = attrs.field(default=None, converter=_checked_start)
-    end: datetime | None = attrs.field(default=None, converter=_checked_end)
+    misfire: Misfire = "once"
+    grace: timedelta = timedelta(minutes=1)
+    overlap: Overlap = "allow"
+    jitter: timedelta = timedelta(0)
+    start: datetime | None = None
+    end: datetime | None = None
 
     def __attrs_post_init__(self) -> None:
         _ = self.timetable
@@ -1631,11 +1595,12 @@ class Rule:
         last = _LAST if self.end is None else to_micros(self.end)
         return None if tick is None or tick > last else tick
 
-    def due(self, next_at: int, now: int) -> Due:
-        """What fires *now* of a schedule whose next tick was to be at *next_at*.
+    def due(self, next_at: int, now: int) -> tuple[tuple[int, ...], int | None]:
+        """The ticks that fire *now*, oldest first, if the next one was to be at *next_at*, and
+        the next one after them, if there is one.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
-        and "all" each (TICKS at a time); "once" fires one job for all that is late.
+        and "all" each (TICKS at a time); "once" fires one job for all late ticks.
         """
         first: int | None = next_at
         if now - next_at > self.grace // MICROSECOND:
@@ -1647,10 +1612,10 @@ class Rule:
         while first is not None and first <= now and len(ticks) < TICKS:
             ticks.append(first)
             first = self.next_after(first, next_at)
-        return Due(tuple(ticks), first)
+        return tuple(ticks), first
 
     def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that lies in none of these periods."""
+        """The first tick after a moment that is in none of these periods."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
@@ -1659,8 +1624,8 @@ class Rule:
         return tick
 
     def _last_until(self, now: int, tick: int) -> int:
-        """The last tick up to now, *tick* being one of them. (A machine that slept for a
-        week has missed 600,000 seconds: they are not walked through.)"""
+        """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
+        has missed 600,000 ticks of every second."""
         low, high = tick, now
         while high > low:
             middle = (low + high) // 2
@@ -1677,7 +1642,7 @@ class Rule:
 
     @property
     def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
-        """What is stored of it: from the expression to the end."""
+        """As stored: from the expression to the end."""
         start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
         grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
         text = self.expression.strip()
@@ -1690,10 +1655,26 @@ class Rule:
         return f"{self.timetable.words}{zone}"
 
 
-def make_rule(expression: str, timezone: str, how: Recurring) -> Rule:
-    """A rule with these choices."""
-    check_known(how, Recurring.__annotations__, "no such option")
-    return Rule(expression, timezone, **how)
+def _utc(value: datetime | None, option: str) -> datetime | None:
+    return None if value is None else aware(value, option).astimezone(UTC)
+
+
+_RECURRING: Mapping[str, Callable[[Any, str], Any]] = {
+    "misfire": lambda value, option: check_one_of(value, typing.get_args(Misfire), option),
+    "grace": duration,
+    "overlap": lambda value, option: check_one_of(value, typing.get_args(Overlap), option),
+    "jitter": duration,
+    "start": _utc,
+    "end": _utc,
+}
+"""How each option is checked and converted."""
+
+
+def make_rule(expression: str, timezone: str = "UTC", /, **how: Unpack[Recurring]) -> Rule:
+    """A rule with these options."""
+    check_known(how, _RECURRING, "no such option")
+    checked = {option: _RECURRING[option](value, option) for option, value in how.items()}
+    return Rule(expression, timezone, **checked)
 
 
 class Entry(NamedTuple):
@@ -1705,9 +1686,9 @@ class Entry(NamedTuple):
     options: str
     expression: str
     timezone: str
-    misfire: str
+    misfire: Misfire
     grace: int
-    overlap: str
+    overlap: Overlap
     jitter: int
     start_at: int | None
     end_at: int | None
@@ -1720,7 +1701,7 @@ class Entry(NamedTuple):
 
     @property
     def periods(self) -> list[Period]:
-        """The periods whose ticks have had their turn, the one that grew last at the end."""
+        """The periods whose ticks have been handled, the last one extended at the end."""
         try:
             found = [(int(start), int(end)) for start, end in load_json(self.covered)]
             if all(-_LAST < start <= end < _LAST for start, end in found):
@@ -1732,8 +1713,8 @@ class Entry(NamedTuple):
 
     @property
     def modules(self) -> dict[str, str]:
-        """The programs that declared it at their last start, each with the module. None: it
-        was made at run time."""
+        """The programs that declared it when they last started, each with the module; empty if
+        it was made at run time."""
         try:
             found = {} if self.origin is None else load_json(self.origin)
         except ValueError:
@@ -1741,36 +1722,40 @@ class Entry(NamedTuple):
         return found if isinstance(found, dict) else {"": str(self.origin)}
 
     def planned(self, now: int) -> Entry:
-        """This schedule with the next tick that the present rules give at this time. That is
-        the stored one, unless it was worked out by another clock or with other data on time
-        zones. No tick comes twice, however the clock was set in between."""
+        """This schedule with its next tick, computed by the present rules at this time. It is
+        the stored one, unless that was computed by another clock or with other time zone data.
+        No tick fires twice, however the clock was set in between."""
         periods, rule = self.periods, self.rule
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
         elif not periods and self.next_at is not None and self.next_at <= now:
             after = self.next_at - 1
         else:
-            # It is new, or the clock was set back to before all that is known of it.
+            # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
         next_at = rule.first_uncovered(periods, after, self.next_at or now)
         return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def resumed(self, now: int) -> Entry:
-        """This schedule, no longer paused; the ticks that were missed are passed over."""
+        """This schedule, no longer paused; the missed ticks are skipped."""
         periods = json.dumps([*self.periods, (now, now)])
         return self._replace(paused=0, covered=periods).planned(now)
 
     @property
     def rule(self) -> Rule:
-        """When it is due."""
-        return Rule(
+        """Its rule; an `OptionError` if a zone or cronsim is missing here, or the row is bad."""
+        start, end = (
+            None if at is None else from_micros(at) for at in (self.start_at, self.end_at)
+        )
+        return make_rule(
             self.expression,
             self.timezone,
-            self.misfire,
-            self.grace / SECOND,
-            self.overlap,
-            self.jitter / SECOND,
-            *(None if at is None else from_micros(at) for at in (self.start_at, self.end_at)),
+            misfire=self.misfire,
+            grace=self.grace / SECOND,
+            overlap=self.overlap,
+            jitter=self.jitter / SECOND,
+            start=start,
+            end=end,
         )
 
     def keeps_time_of(self, other: Entry) -> bool:
@@ -1810,7 +1795,7 @@ class Schedule:
 
     @property
     def timezone(self) -> str:
-        """In which the fields are meant."""
+        """The time zone of the fields."""
         return self.entry.timezone
 
     @property
@@ -1820,12 +1805,12 @@ class Schedule:
 
     @property
     def misfire(self) -> str:
-        """What becomes of missed ticks: once, skip or all."""
+        """How missed ticks are handled: once, skip or all."""
         return self.entry.misfire
 
     @property
     def overlap(self) -> str:
-        """Whether a tick is skipped while the last job has not finished: allow or skip."""
+        """What happens to a tick while the last job has not finished: allow or skip."""
         return self.entry.overlap
 
     @property
@@ -1882,11 +1867,11 @@ class Schedule:
 ################################################################################
 # Wire
 #
-# Payloads and results travel as JSON text. A value is checked against its type
-# when it is written and when it is read, and never coerced: what is read back is
-# what was written. Each type has one *form*. It writes a misfit where a value is
-# not of the type, and refuses misfits with all else when it reads; so every error
-# comes from reading, and carries the path of its field; none shows what its class hides.
+# Payloads and results are stored as JSON text. A value is checked against its type when
+# it is written and when it is read, and never coerced: what is read back is what was
+# written. Each type has one *form*. Writing puts a misfit where a value is not of the
+# type, and reading refuses misfits; so every error comes from reading and has the path
+# of its field. No error shows a value that its class hides.
 ################################################################################
 
 
@@ -1919,18 +1904,12 @@ class Codec(Generic[T]):
                 form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            raise self._unfit(value, error) from error
-
-    def _unfit(self, value: T, error: Exception) -> Unfit:
-        """What is wrong with a value that could not be encoded: the reader says it best."""
-        with contextlib.suppress(Exception):
-            form = self._form
-            raw = form.write(value)
+            problem = error
             try:
-                form.read(raw)
-            except Exception as better:
-                error = better
-        return Unfit(_problems(error))
+                form.read(form.write(value))
+            except Exception as better:  # The error of reading names the field.
+                problem = better
+            raise Unfit(_problems(problem)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
@@ -1964,8 +1943,8 @@ _TO_JSON: Final = json.JSONEncoder(
 
 
 def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
-    """What `JSONEncoder.encode` makes anew for each value, which takes half of its time. It
-    is no public part of the json module: without it we do as everybody does."""
+    """The encoder that `JSONEncoder.encode` makes anew for each value, which takes half of its
+    time. It is not public: without it, `_to_json` uses `encode`."""
     try:
         text = json.encoder.encode_basestring
         options = None, ":", ",", False, False, False
@@ -1980,7 +1959,7 @@ _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _from_json(text: str | bytes) -> Any:
-    # Without a look for white space around it, which is not in what we write.
+    # Text written by `_to_json` has no surrounding white space to skip.
     try:
         raw, end = _SCAN(text, 0)
     except StopIteration:
@@ -2005,24 +1984,21 @@ _HALF = re.compile("[\ud800-\udfff]")
 _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-# What goes wrong, in words.
-
-
 def _problems(error: Exception) -> tuple[str, ...]:
     try:
         problems = cattrs.transform_error(error, format_exception=_problem)
         return tuple(map(_cut, problems[:MOST_PROBLEMS]))
     except Exception:  # too deep for cattrs, or an error that fails to show itself
-        return ("not of the type, in a way that cannot be told @ $",)
+        return ("not of the type, in a way that cannot be described @ $",)
 
 
 MOST_PROBLEMS = 20
 PROBLEM_LIMIT = 500
-"""How much is told of what is wrong with one value: so many problems, and characters of each."""
+"""How many problems of one value are reported, and how many characters of each."""
 
 
 def _cut(problem: str) -> str:
-    """Without its middle, if it is long: names of fields may be."""
+    """Without its middle, if it is too long, as field names may be."""
     half = PROBLEM_LIMIT // 2
     return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
 
@@ -2039,14 +2015,13 @@ def _problem(error: BaseException, kind: Any) -> str:
             return "nested too deeply"
         case json.JSONDecodeError():
             return f"no JSON: {error}"
-    # Only the first: the validators of attrs put much behind it that is no message.
+    # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
 
 @functools.cache
 def hides(kind: Any) -> bool:
-    """Whether a class does not show a field of its values: `repr` of the field says so, in it or
-    in any class that values of this type may hold."""
+    """Whether a field has a `repr` that hides it, in this class or one that it may contain."""
     left, seen = [kind], set()
     while left:
         if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
@@ -2058,7 +2033,7 @@ def hides(kind: Any) -> bool:
         try:
             left += [*typing.get_args(kind), *_hints_of(cls).values()]
         except (NameError, TypeError):
-            return True  # Nobody can tell.
+            return True  # Unknown: better to hide.
     return False
 
 
@@ -2098,13 +2073,13 @@ class _Form:
 
     kind: Any
     owns: tuple[type, ...] = ()
-    """The classes of its values: no others, for a subclass would come back as its base."""
+    """The exact classes of its values: a subclass would be read back as its base."""
     raws: tuple[type, ...] = (dict,)
-    """The classes of their JSON values; for a class that contains itself, known from the start."""
+    """The classes of their JSON values; known from the start, for recursive classes."""
     dump: Callable[[Any], Any] = lambda value: value
     parse: Callable[[Any], Any] = lambda raw: raw
     plain: bool = False
-    """Whether whatever is written of its values, and is JSON, is read back as it was."""
+    """Whether every written value is read back unchanged, so that no check is needed."""
 
     def write(self, value: Any) -> Any:
         try:
@@ -2120,12 +2095,15 @@ class _Form:
         except (ValueError, ArithmeticError, LookupError):
             raise self._unfit(raw) from None
         except ClassValidationError as error:
-            if hides(self.kind):
-                _refuse_quietly(self.kind, error)
+            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
+            if others and hides(self.kind):
+                # A validator's or converter's message may contain the hidden value.
+                problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
+                raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
 
     def read_quietly(self, raw: Any) -> Any:
-        """The same for what is not to be shown, wherever in it something is wrong."""
+        """Like `read`, for a hidden field: the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
@@ -2137,20 +2115,11 @@ class _Form:
 
 
 def _got(kind: Any, value: object) -> str:
-    """What was given instead of a value of *kind*, as far as it may be shown."""
+    """The wrong value, unless *kind* hides it."""
     return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
 
 
 HIDDEN = "hidden"
-"""Stands for what is not to be shown."""
-
-
-def _refuse_quietly(kind: Any, error: ClassValidationError) -> None:
-    """Refuses what validators and converters have refused, whose words may hold anything."""
-    said = [each for each in error.group_exceptions()[1] if not isinstance(each, _OF_THE_WIRE)]
-    if said:
-        problem = f"{type(said[0]).__name__}, of which the rest is {HIDDEN}"
-        raise Unfit((f"{_name(kind)} refuses it: {problem}",)) from None
 
 
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
@@ -2158,7 +2127,7 @@ _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
 
 @attrs.frozen(repr=False)
 class _Misfit:
-    """Stands in a written value for something that is not of its type."""
+    """A value of the wrong type, within a written one."""
 
     value: Any
 
@@ -2196,9 +2165,9 @@ def _is_plain(kind: Any) -> bool:
 
 
 class _Wire(cattrs.Converter):
-    """cattrs writes the code for classes; the forms of all types are found here.
+    """Generates code for classes with cattrs, and has a form for each type.
 
-    (cattrs alone looks a class up by its bases first, and finds `str` for an enum of texts.)
+    (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
     """
 
     def __init__(self) -> None:
@@ -2209,7 +2178,7 @@ class _Wire(cattrs.Converter):
         """The form of *kind*."""
         kind = _bare(kind)
         if kind not in self._forms:
-            # Known before it is made, for classes that contain themselves.
+            # Stored before it is complete, for recursive classes.
             form = self._forms[kind] = _Form(kind)
             form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
         return self._forms[kind]
@@ -2223,7 +2192,7 @@ class _Wire(cattrs.Converter):
 
 _Hook = Callable[..., Any]
 _Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
-"""What a form owns, what JSON makes of it, and how it dumps and parses."""
+"""The owns, raws, dump and parse of a form."""
 
 
 def _bare(kind: Any) -> Any:
@@ -2308,7 +2277,7 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
     set: (set,),
     frozenset: (frozenset,),
 }
-"""What each of them owns; what is read is of the first class."""
+"""The classes that each accepts; the first one is what reading makes."""
 
 
 def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
@@ -2357,7 +2326,7 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
 
 
 def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
-    """All items of a container, read; or all their errors in one, each with its place."""
+    """The items of a container, or one error that groups their errors with their places."""
     values, errors = [], []
     for place, raw, read in items:
         try:
@@ -2406,7 +2375,7 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
 
 
 def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
-    """What tells of which of *members* a JSON value is, all of them having its class."""
+    """Chooses, for a JSON value, among *members* whose JSON values have the same class."""
     if len(members) == 1:
         return lambda _: members[0]
     with contextlib.suppress(TypeError):
@@ -2456,11 +2425,8 @@ def _seconds(value: timedelta) -> float:
 
 
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
-    """A scalar of which only what comes back unchanged is written and read.
-
-    The parsers of the standard library take many spellings, and a long timedelta loses its
-    microseconds.
-    """
+    """A scalar of which only values that round-trip exactly are written and read: parsers of
+    the standard library accept many spellings, and a long timedelta loses its microseconds."""
 
     def dump_exactly(value: Any) -> Any:
         if parse(raw := dump(value)) != value:
@@ -13451,7 +13417,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(expression, timezone, how)
+        rule = make_rule(expression, timezone, **how)
         return self._recur(rule, work, name, _module_of(sys._getframe(1)))
 
     @overload
@@ -13484,7 +13450,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(every_expression(interval), "UTC", how)
+        rule = make_rule(every_expression(interval), "UTC", **how)
         return self._recur(rule, work, name, _module_of(sys._getframe(1)))
 
     def _recur(
@@ -14116,7 +14082,7 @@ class ScheduleHandle:
         _refuse_while_importing()
         if not isinstance(expression, str):
             expression = every_expression(expression)
-        rule = make_rule(expression, timezone, how)
+        rule = make_rule(expression, timezone, **how)
         self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
         return self.get()
 
