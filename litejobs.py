@@ -492,7 +492,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_act_in_forks)
 
 
-def looks() -> Iterator[float]:
+def poll_intervals() -> Iterator[float]:
     """Seconds between two polls of a job that is waited for: short at first, then 20 ms."""
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
@@ -934,18 +934,16 @@ class Job(Generic[R]):
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
-        return self._waited().__await__()
-
-    async def _waited(self) -> Job[R]:
         import asyncio  # Late, as in Executor.
 
-        job = self
-        for pause in looks():
-            if job.finished:
-                return job
-            await asyncio.sleep(pause)
-            job = job.refresh()
-        raise AssertionError("looks() never ends")
+        async def wait(job: Job[R]) -> Job[R]:
+            intervals = poll_intervals()
+            while not job.finished:
+                await asyncio.sleep(next(intervals))
+                job = job.refresh()
+            return job
+
+        return wait(self).__await__()
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2153,9 +2151,8 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(
-        form, dump=dump, plain=all(_is_plain(f.type) for f in attrs.fields(form.kind))
-    )
+    plain = all(_is_plain(f.type) for f in attrs.fields(form.kind))
+    return attrs.evolve(form, dump=dump, plain=plain)
 
 
 def _is_plain(kind: Any) -> bool:
@@ -8181,7 +8178,7 @@ class Nodes:
     def await_recall(self) -> None:
         """Waits until all nodes that live have taken back what has not begun."""
         give_up = time.monotonic() + RECALL_WAIT
-        for pause in looks():
+        for pause in poll_intervals():
             time.sleep(pause)
             with self.file.reading() as connection:
                 sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
@@ -13743,7 +13740,7 @@ def _looks_within(timeout: Duration | None) -> Iterator[None]:
     """Comes by for each look at what somebody waits for, and once more when time is up."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
-    for pause in looks():
+    for pause in poll_intervals():
         yield
         if time.monotonic() >= give_up:
             return
