@@ -185,23 +185,23 @@ logger = logging.getLogger("litejobs")
 # Errors
 #
 # Everything that litejobs raises on its own account is a LitejobsError. The facts
-# are fields; the text is one sentence that names the thing and says what to do. It goes
-# to terminals and logs, as our own lines of the log do: no name or value that stands in
-# them can steer the one, or forge a line of the other.
+# are fields; the message is one sentence that names the thing and says what to do.
+# Messages and log lines are made printable: no name or value in them can control a
+# terminal or forge a line of a log.
 ################################################################################
 
 
 def printable(text: str, also: str = "") -> str:
-    """Text that cannot steer a terminal, on one line: other characters than printable ones,
-    and those in *also*, are shown as escapes."""
+    """Text on one line that cannot control a terminal: all characters but printable ones
+    and those in *also* are shown as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Told:
-    """What a line of the log tells, made printable if anybody reads it."""
+class _Printable:
+    """An argument of a log line, made printable when the line is formatted."""
 
     value: object
 
@@ -214,8 +214,9 @@ class _Told:
 
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
-        told = (arg if isinstance(arg, int | float) else _Told(arg) for arg in record.args)
-        record.args = tuple(told)
+        record.args = tuple(
+            arg if isinstance(arg, int | float) else _Printable(arg) for arg in record.args
+        )
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
         # Frames have several lines; a message that has some could forge one.
@@ -230,11 +231,11 @@ logger.addFilter(_make_printable)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    def __str__(self) -> str:
-        return printable(self._text())
+    _sentence = ""
+    """The message, in which `{0}` is the error."""
 
-    def _text(self) -> str:
-        return super().__str__()
+    def __str__(self) -> str:
+        return printable(self._sentence.format(self) or super().__str__())
 
 
 @attrs.define(eq=False, repr=False)
@@ -243,9 +244,7 @@ class DefinitionError(LitejobsError):
 
     name: str
     problem: str
-
-    def _text(self) -> str:
-        return f"definition {self.name!r}: {self.problem}"
+    _sentence = "definition {0.name!r}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -254,9 +253,7 @@ class OptionError(LitejobsError, ValueError):
 
     option: str
     problem: str
-
-    def _text(self) -> str:
-        return f"{self.option}: {self.problem}"
+    _sentence = "{0.option}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -266,8 +263,8 @@ class PayloadError(LitejobsError, ValueError):
     name: str
     problems: tuple[str, ...]
 
-    def _text(self) -> str:
-        return f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}"
+    def __str__(self) -> str:
+        return printable(f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}")
 
 
 @attrs.define(eq=False, repr=False)
@@ -276,15 +273,13 @@ class FileError(LitejobsError):
 
     path: str
     problem: str
-
-    def _text(self) -> str:
-        return f"{self.path}: {self.problem}"
+    _sentence = "{0.path}: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
-    """The file was removed, moved or replaced while it was open, or its WAL was: what was
-    being written then may not be in the file that now bears the name."""
+    """The file or its WAL was removed, moved or replaced while it was open: what was being
+    written may not be in the file that now has this name."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -300,15 +295,13 @@ class OutcomeUnknownError(FileError):
 
 @attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
-    """A job with the same unique key is there, and `on_conflict="raise"` was asked for; or it
-    was to be changed, but has started."""
+    """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
+    be changed but has started."""
 
     id: int
     """The job that holds the key."""
     name: str
-
-    def _text(self) -> str:
-        return f"{self.name!r} is there already, as job {self.id}, with the same unique key"
+    _sentence = "{0.name!r} is there already, as job {0.id}, with the same unique key"
 
 
 @attrs.define(eq=False, repr=False)
@@ -316,9 +309,7 @@ class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
     id: int
-
-    def _text(self) -> str:
-        return f"no job has the id {self.id}: it was deleted or pruned, or never existed"
+    _sentence = "no job has the id {0.id}: it was deleted or pruned, or never existed"
 
 
 @attrs.define(eq=False, repr=False)
@@ -329,9 +320,7 @@ class JobFailedError(LitejobsError):
     name: str
     state: str
     reason: str
-
-    def _text(self) -> str:
-        return f"job {self.id} ({self.name}) is {self.state} and has no result: {self.reason}"
+    _sentence = "job {0.id} ({0.name}) is {0.state} and has no result: {0.reason}"
 
 
 @attrs.define(eq=False, repr=False)
@@ -341,20 +330,16 @@ class ResultError(LitejobsError, ValueError):
     id: int
     name: str
     problem: str
-
-    def _text(self) -> str:
-        return f"the result of job {self.id} ({self.name}) does not fit its type: {self.problem}"
+    _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
 
 
 @attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
-    """The job did not end in the time that one was ready to wait."""
+    """The job did not finish within the timeout."""
 
     id: int
     state: str
-
-    def _text(self) -> str:
-        return f"job {self.id} is still {self.state}: wait longer, or see that a node is working"
+    _sentence = "job {0.id} is still {0.state}: wait longer, or see that a node is working"
 
 
 @attrs.define(eq=False, repr=False)
@@ -363,27 +348,23 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
     name: str
     hint: str = ""
-
-    def _text(self) -> str:
-        return f"no schedule has the name {self.name!r}{self.hint}"
+    _sentence = "no schedule has the name {0.name!r}{0.hint}"
 
 
 @attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run; or a node may not."""
+    """Workers cannot start, so that no job would ever run, or a node must not start."""
 
     problem: str
-
-    def _text(self) -> str:
-        return self.problem
+    _sentence = "{0.problem}"
 
 
 ################################################################################
 # Values
 #
 # What the other sections pass to each other: rows, jobs, failures, time. Times are
-# integer microseconds since the epoch inside, aware datetimes outside; durations
-# are timedeltas, and people may write seconds.
+# integer microseconds since the epoch inside and aware datetimes outside; durations
+# are timedeltas, and users may give seconds.
 ################################################################################
 
 R = TypeVar("R", default=Any)
@@ -425,12 +406,7 @@ def from_micros(micros: int) -> datetime:
 
 
 def duration(value: Duration, what: str) -> timedelta:
-    """A length of time, given as a timedelta or in seconds: never negative, at most
-    a hundred years.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A length of time from zero to a hundred years, given as a timedelta or in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise OptionError(what, f"expected seconds or a timedelta, got {value!r}")
     try:
@@ -445,11 +421,7 @@ def duration(value: Duration, what: str) -> timedelta:
 
 
 def aware(value: object, what: str) -> datetime:
-    """A datetime that says which moment it means.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A datetime that says which moment it means."""
     if not isinstance(value, datetime):
         raise OptionError(what, f"expected an aware datetime, got {value!r}")
     if value.utcoffset() is None:
@@ -458,11 +430,7 @@ def aware(value: object, what: str) -> datetime:
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
-    """A count that is an integer from 1 to *most*; *also* says what else might stand there.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
     if value > most:
@@ -481,37 +449,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
-    """Makes sure that words, such as names of options, are among those that are known.
-
-    Raises:
-        OptionError: names the first that is not, with the problem and a near one.
-    """
+    """Makes sure that all given words, such as names of options, are known."""
     for word in given:
         if word not in known:
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
-def check_one_of(value: Any, known: Iterable[str], what: str) -> None:
-    """Makes sure that a choice is among those that there are.
-
-    Raises:
-        OptionError: names *what*, the value and a near one.
-    """
+def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
+    """The value, which has to be one of the known ones."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
+    return value
 
 
 def storable(text: str) -> str:
-    """Text as SQLite takes it: lone surrogates, which names of files bring along, are
-    shown as escapes."""
+    """Text that SQLite can store: lone surrogates, as in file names, become escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def as_told(tell: Callable[[], str], otherwise: str) -> str:
-    """What something says of itself; or what is said instead if it cannot."""
+def described(describe: Callable[[], str], otherwise: str) -> str:
+    """What *describe* returns, or *otherwise* if it raises."""
     try:
-        return storable(tell())
-    except BaseException:  # What shows an error is the error's own code, and may do anything.
+        return storable(describe())
+    except BaseException:  # An exception's own `__str__` may raise anything.
         return otherwise
 
 
@@ -519,7 +479,7 @@ _IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakK
 
 
 def in_forks(thing: T, act: Callable[[T], None]) -> None:
-    """Has *act* called with it in each process that this one forks, as long as it is there."""
+    """Calls *act* with *thing* in each forked child, as long as *thing* is alive."""
     _IN_FORKS[thing] = act
 
 
@@ -532,18 +492,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_act_in_forks)
 
 
-def looks() -> Iterator[float]:
-    """Seconds between two looks at a job that somebody waits for: soon at first, then
-    at most 20 ms apart."""
+def poll_intervals() -> Iterator[float]:
+    """Seconds between two polls of a job that is waited for: short at first, then 20 ms."""
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
 def load_json(text: str | bytes) -> Any:
-    """What JSON says.
-
-    Raises:
-        ValueError: it is none, or too deep to be read.
-    """
+    """The value of a JSON text; a `ValueError` if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -551,11 +506,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def plain_payload(stored: Any, name: str) -> Any:
-    """The JSON values of a payload; or its bytes, which only its definition can read.
-
-    Raises:
-        PayloadError: it is neither, which takes somebody else's hand.
-    """
+    """The JSON value of a payload, or its bytes, which only its definition can decode."""
     try:
         return stored if isinstance(stored, bytes) else load_json(stored)
     except (ValueError, TypeError) as error:
@@ -572,7 +523,8 @@ class Row(NamedTuple):
     priority: int
     state: State
     payload: Any
-    """JSON text; bytes, if the definition has an encoding of its own; anything, by hand."""
+    """JSON text, or bytes if the definition has its own encoding; anything if inserted by
+    other programs."""
     run_at: int
     attempt: int
     max_attempts: int | None
@@ -593,7 +545,7 @@ class Row(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A job in the hands of a node: what it takes to run and to settle it."""
+    """A claimed job: what is needed to run and settle it."""
 
     id: int
     claim: int
@@ -613,7 +565,7 @@ class Claimed(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What becomes of a claimed job. Applied only while *claim* still holds it."""
+    """The outcome of an attempt. Applied only while *claim* still holds the job."""
 
     id: int
     claim: int
@@ -631,12 +583,11 @@ class Settlement(NamedTuple):
 
 @attrs.frozen
 class Failure:
-    """One failed attempt, as it is kept with its job."""
+    """One failed attempt of a job."""
 
     attempt: int
     kind: str
-    """One of exception, timeout, crash, memory (more than it may use), and lost (with its
-    whole node)."""
+    """One of exception, timeout, crash, memory (over its limit), and lost (with its node)."""
     type: str
     message: str
     traceback: str
@@ -645,20 +596,20 @@ class Failure:
     started_at: datetime
     finished_at: datetime
     exit_code: int | None = None
-    """With which the worker ended, if it did: the number of a signal is negative. `None`, too, if
-    the program did not let its node hear of it: it ignores SIGCHLD, or waits for all children."""
+    """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
+    ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
     cpu: timedelta | None = None
-    """CPU time of its worker meanwhile, to some milliseconds; not that of processes which
-    it started. `None` for coroutines, which share it, and where nobody knows."""
+    """CPU time of the worker during the attempt, to some milliseconds, without child processes.
+    `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
-    """Bytes that its worker occupied at the most by then, also before this attempt. `None`
-    where nobody knows: on Windows, and after a crash."""
+    """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
+    unknown: on Windows, and after a crash."""
     output: str = ""
-    """The last lines, some 4 kB, that Python code wrote to `sys.stdout` and `sys.stderr`, log
-    included, in a worker process. Of a coroutine only if its worker has not died."""
+    """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
+    in a worker process. For a coroutine only if its worker is alive."""
     omitted: int = 0
-    """How many failed attempts before this one are not kept: of each job the first 10 and the
-    last 40 are."""
+    """How many failed attempts before this one were not kept: the first 10 and the last 40
+    of each job are."""
 
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
@@ -669,7 +620,7 @@ OUTPUT_LIMIT = 4_096
 
 
 def last_lines(written: bytes) -> str:
-    """The end of what was written; it begins with a line, if there is room for a whole one."""
+    """The end of an output, from the beginning of a line if a whole one fits."""
     text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
     return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
@@ -695,7 +646,8 @@ Level = Literal["error", "warning"]
 
 @attrs.frozen
 class Finding:
-    """One thing that is wrong with a queue: an error is broken, a warning waits for somebody."""
+    """One problem of a queue: at level "error" something is broken, at "warning" it needs
+    attention."""
 
     level: Level
     subject: str = attrs.field(converter=printable)
@@ -712,8 +664,8 @@ MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
 
 @attrs.frozen
 class Metric:
-    """What nodes did in a minute, an hour or a day (of UTC). Times are estimates, of a sample of
-    the jobs and about 10 % exact; `None` if there was no job."""
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
+    of the jobs, to about 10 %; `None` if there was no job."""
 
     start: datetime
     completed: int
@@ -729,7 +681,7 @@ class Metric:
 
     @classmethod
     def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
-        """Made of how often what was measured, by measure and bucket."""
+        """The metric of a span that began at *start*, from counts by measure and bucket."""
         counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
         times = [
             quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
@@ -740,30 +692,28 @@ class Metric:
 
 
 def bucket_of(micros: int) -> int:
-    """Where a length of time is counted: there are four buckets to an octave."""
+    """The histogram bucket of a duration: four to an octave."""
     return int(4 * math.log2(micros)) if micros > 1 else 0
 
 
 LAST_BUCKET = 240
-"""Of what would take 36,000 years: anything above is none of ours."""
+"""36,000 years; anything above was not written by litejobs."""
 
 
 def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The time that this share of all is not above; the middle of its bucket."""
-    rank = share * sum(numbers.values())
-    for bucket, below in zip(
-        sorted(numbers), itertools.accumulate(numbers[b] for b in sorted(numbers)), strict=True
-    ):
-        if below >= rank:
+    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    left = share * sum(numbers.values())
+    for bucket in sorted(numbers):
+        left -= numbers[bucket]
+        if left <= 0:
             return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
     return None
 
 
 def _number(value: object) -> float:
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    if not finite:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
-    return typing.cast(float, value)
+    return value
 
 
 def _note(value: object) -> str:
@@ -778,7 +728,7 @@ NOTE_LIMIT = 500
 
 @attrs.frozen
 class Progress:
-    """How far a job has come, as its handler told last."""
+    """How far a job has come, as its handler last reported."""
 
     done: float = attrs.field(converter=_number)
     total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
@@ -801,36 +751,29 @@ def store_progress(progress: Progress) -> str:
     return json.dumps(attrs.asdict(progress))
 
 
-def _told_in(text: str | None, what: str) -> dict[str, Any] | None:
-    """The object in a text of a row.
-
-    Raises:
-        OptionError: the row was written by somebody else, and not well.
-    """
-    with contextlib.suppress(ValueError):
-        told = None if text is None else load_json(text)
-        if told is None or isinstance(told, dict):
-            return told
-    raise OptionError(what, f"{reprlib.repr(text)} in a row is none of ours")
+def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
+    """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
+    try:
+        return read(load_json(text))
+    except (TypeError, ValueError, LookupError, AttributeError):
+        problem = f"{reprlib.repr(text)} in a row was not written by litejobs"
+        raise OptionError(what, problem) from None
 
 
-class Source(Protocol):
+def _text_values(headers: Any) -> dict[str, str]:
+    if not all(type(value) is str for value in headers.values()):
+        raise TypeError("headers are texts")
+    return typing.cast("dict[str, str]", headers)
+
+
+class _Source(Protocol):
     """Where a job can be looked up again."""
 
-    def get(self, id: int) -> Job[Any]:
-        """The job as it is now."""
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """Its failed attempts."""
-
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
-        """The job when it has ended."""
-
-    def result(self, job: Job[Any]) -> Any:
-        """What its handler returned."""
-
-    def why(self, id: int) -> str:
-        """What it waits for, or what became of it."""
+    def get(self, id: int) -> Job[Any]: ...
+    def errors(self, id: int) -> tuple[Failure, ...]: ...
+    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
+    def result(self, job: Job[Any]) -> Any: ...
+    def why(self, id: int) -> str: ...
 
 
 @attrs.frozen(repr=False)
@@ -838,7 +781,7 @@ class Job(Generic[R]):
     """A job as it was when it was read: a frozen snapshot of its row."""
 
     row: Row
-    _source: Source = attrs.field(eq=False)
+    _source: _Source = attrs.field(eq=False)
     duplicate: bool = False
     """Whether it was there already when it was enqueued, and holds the unique key."""
 
@@ -910,7 +853,7 @@ class Job(Generic[R]):
 
     @property
     def key(self) -> str | None:
-        """What it shares with the jobs of which only so many run at a time."""
+        """Of the jobs with the same key, only a limited number run at a time."""
         return self.row.key
 
     @property
@@ -921,12 +864,7 @@ class Job(Generic[R]):
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        headers = _told_in(self.row.headers, "headers") or {}
-        if not all(type(value) is str for value in headers.values()):
-            raise OptionError(
-                "headers", f"{reprlib.repr(self.row.headers)} in a row are none of ours"
-            )
-        return headers
+        return stored(self.row.headers or "{}", "headers", _text_values)
 
     @property
     def schedule(self) -> str | None:
@@ -940,20 +878,16 @@ class Job(Generic[R]):
 
     @property
     def errors(self) -> tuple[Failure, ...]:
-        """The failed attempts, the oldest first: all of them up to 50, else the first 10 and
-        the last 40, between which `Failure.omitted` says how many there were. Read from the
-        file now."""
+        """The failed attempts, oldest first, read from the file now: up to 50 of them, else the
+        first 10 and the last 40; `Failure.omitted` says how many there were in between."""
         return self._source.errors(self.id)
 
     @property
     def progress(self) -> Progress | None:
-        """What `context.progress` told last, in this attempt or an earlier one."""
-        told = _told_in(self.row.progress, "progress")
-        try:
-            return None if told is None else Progress(**told)
-        except TypeError:
-            problem = f"{reprlib.repr(self.row.progress)} in a row is none of ours"
-            raise OptionError("progress", problem) from None
+        """What `context.progress` last reported, in this attempt or an earlier one."""
+        if self.row.progress is None:
+            return None
+        return stored(self.row.progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def finished(self) -> bool:
@@ -979,8 +913,8 @@ class Job(Generic[R]):
         return self if self.finished else self._source.wait(self.id, timeout)
 
     def result(self, timeout: Duration | None = None) -> R:
-        """What the handler returned, rebuilt with the type that it declares; waits
-        for it like `wait`: without a *timeout* for ever, if no node is at work.
+        """What the handler returned, rebuilt with its declared type. Waits like `wait`:
+        without a *timeout*, for ever if no node is working.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -990,8 +924,8 @@ class Job(Generic[R]):
         return value
 
     def why(self) -> str:
-        """In one sentence, why the job is not running, or what became of it; read from the
-        file now.
+        """In one sentence, why the job is not running, or how it ended; read from the file
+        now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
@@ -1000,18 +934,16 @@ class Job(Generic[R]):
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
-        return self._waited().__await__()
-
-    async def _waited(self) -> Job[R]:
         import asyncio  # Late, as in Executor.
 
-        job = self
-        for pause in looks():
-            if job.finished:
-                return job
-            await asyncio.sleep(pause)
-            job = job.refresh()
-        raise AssertionError("looks() never ends")
+        async def wait(job: Job[R]) -> Job[R]:
+            intervals = poll_intervals()
+            while not job.finished:
+                await asyncio.sleep(next(intervals))
+                job = job.refresh()
+            return job
+
+        return wait(self).__await__()
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -1021,8 +953,8 @@ class Job(Generic[R]):
 # Policies
 #
 # Frozen values that answer one question each: how long until the next attempt, how
-# long a finished job is kept, whether a job is there already. They are stored with the
-# job, so that a job keeps the rules that were in force when it was enqueued.
+# long a finished job is kept, whether a job is a duplicate. They are stored with the
+# job, so that it keeps the rules that were in force when it was enqueued.
 ################################################################################
 
 Jitter = Literal["none", "full", "equal"]
@@ -1034,13 +966,11 @@ def _length(value: Duration) -> timedelta:
 
 
 def _spread(value: Jitter) -> Jitter:
-    if value not in typing.get_args(Jitter):
-        raise OptionError("jitter", f"expected none, full or equal, got {value!r}")
-    return value
+    return check_one_of(value, typing.get_args(Jitter), "jitter")
 
 
 def _power(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise OptionError("backoff", f"expected a finite number from zero, got {value!r}")
     return float(value)
 
@@ -1109,10 +1039,10 @@ CUSTOM = "custom"
 def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelta:
     """How long to wait after failed attempt number *attempt*, from 1.
 
-    A curve is capped, then spread, so that jobs which failed together do not come
-    back together: jitter "full" draws from nothing to the whole wait, "equal" from
-    half of it to the whole. A function's answer is taken as it is. Source: Marc
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    A curve is capped, then spread, so that jobs which failed together are not retried
+    together: jitter "full" draws from zero to the whole wait, "equal" from half of it to
+    the whole. The result of a function is taken as it is. Source: Marc Brooker,
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     if not isinstance(policy, Curve):
         return duration(policy(attempt), "backoff")
@@ -1126,8 +1056,8 @@ def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelt
 
 
 def store_backoff(policy: Backoff) -> str | None:
-    """The text that is kept in the row: `None` for the default, and a mark for a
-    function, which only the program has."""
+    """The text stored in the row: `None` for the default, CUSTOM for a function, which only
+    the program has."""
     if policy == DEFAULT_BACKOFF:
         return None
     return store_curve(policy) if isinstance(policy, Curve) else CUSTOM
@@ -1141,20 +1071,10 @@ def store_curve(policy: Curve) -> str:
 
 
 def load_backoff(text: str | None, custom: Backoff) -> Backoff:
-    """The policy of a row; *custom* is the definition's own.
-
-    Raises:
-        OptionError: the row was written by somebody else, and not well.
-    """
-    if text is None:
-        return DEFAULT_BACKOFF
-    if text == CUSTOM:
-        return custom
-    try:
-        fields = load_json(text)
-        return CURVES[fields.pop("kind")](**fields)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise OptionError("backoff", f"{reprlib.repr(text)} in a row is none of ours") from error
+    """The policy of a row; *custom* is the definition's own."""
+    if text is None or text == CUSTOM:
+        return DEFAULT_BACKOFF if text is None else custom
+    return stored(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
 
 
 def _kept(value: Duration | None) -> timedelta | None:
@@ -1174,20 +1094,17 @@ DEFAULT_RETENTION = Retention()
 
 
 def store_retention(policy: Retention) -> str | None:
-    """The text that is kept in the row, in microseconds; `None` for the default."""
+    """The text stored in the row, in microseconds; `None` for the default."""
     if policy == DEFAULT_RETENTION:
         return None
-    kept = attrs.asdict(policy).items()
-    return json.dumps(
-        {state: None if time is None else time // MICROSECOND for state, time in kept}
-    )
+    return json.dumps(attrs.asdict(policy), default=lambda time: time // MICROSECOND)
 
 
 Scope = Literal["queued", "active", "exists"]
 OnConflict = Literal["return", "raise", "replace"]
 Merge = Callable[[Any, Any], Any]
-"""From the waiting job's payload and the new one to what becomes of both: instances of a
-class, or the arguments of a function as dicts."""
+"""Makes one payload of the waiting job's and the new one: instances of a class, or the
+arguments of a function as dicts."""
 
 
 def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -1204,16 +1121,16 @@ def _lifetime(value: Duration | None) -> timedelta | None:
 class Unique:
     """At most one job of a definition holds the same key: a second one is not enqueued.
 
-    The key is all of the payload, or some *fields* of it, or what *key* says: a text, or a
-    function of an instance (of a function's arguments, by name). It is held until the job
-    starts (*scope* "queued"), until it has ended ("active"), or as long as its row is in
-    the file ("exists"); and no longer than *ttl* after it was enqueued, if that is given.
+    The key is the whole payload, some *fields* of it, or *key*: a text, or a function of an
+    instance (of a function's arguments, by name). It is held until the job starts (*scope*
+    "queued"), until it has finished ("active"), or as long as its row is in the file
+    ("exists"), and at most for *ttl* after it was enqueued.
 
-    *on_conflict* is what enqueueing does with a duplicate: "return" gives the job that is
-    there, with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives that
+    *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job,
+    with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing
     job the new payload, options and time (debounce); a function merges the two payloads
-    (batch). The last two need a job that has not started, so the scope "queued": where one
-    with another scope holds the key and has started, they raise the error, too.
+    (batch). The last two need a job that has not started, so the scope "queued"; they raise
+    a `DuplicateError`, too, if the key is held with another scope by a started job.
     """
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
@@ -1240,11 +1157,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_rate(text: object) -> float:
-    """How many a second, of a text such as "10/s", "100/min" or "1/10s".
-
-    Raises:
-        OptionError: it is no such text, or means none at all.
-    """
+    """How many a second, of a text such as "10/s", "100/min" or "1/10s"."""
     match = _RATE.fullmatch(text) if isinstance(text, str) else None
     if match is None or not float(match[1]) or match[2] == "0":
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
@@ -1254,10 +1167,10 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and what becomes of ticks that
-# were missed. All of it is arithmetic on a moment that is given. A *tick* is a moment
-# at which a schedule is due. Cron fields are read by cronsim, but as plain local times:
-# what changes of the clock do to them is worked out here (see Cron).
+# When recurring jobs are due: expressions, time zones, and the handling of missed
+# ticks. All of it is arithmetic on a given moment. A *tick* is a moment at which a
+# schedule is due. Cron fields are read by cronsim, but as plain local times: changes of
+# the clock are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
@@ -1267,7 +1180,7 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
-"""Missed ticks that are made up at a time."""
+"""How many missed ticks fire at a time."""
 PERIODS_KEPT = 4
 """How many periods a schedule remembers as covered."""
 ALIASES: Mapping[str, str] = {
@@ -1291,7 +1204,7 @@ _NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisec
 
 @attrs.frozen
 class Every:
-    """The same time after time: real time, which no change of the clock touches."""
+    """A fixed interval of real time, which changes of the clock do not affect."""
 
     interval: timedelta
 
@@ -1302,7 +1215,7 @@ class Every:
 
     @property
     def words(self) -> str:
-        """In words, such as "Every 1 hour and 30 minutes"."""
+        """Such as "Every 1 hour and 30 minutes"."""
         left, parts = self.interval, []
         for unit, size in UNITS.items():
             count, left = divmod(left, size)
@@ -1318,17 +1231,17 @@ class Cron:
     """Five or six cron fields (six: seconds first) in a time zone.
 
     As in Debian's cron there are two kinds. If seconds, minutes or hours begin with a
-    star, the local time of every moment of real time is held against the fields: what
-    the clock skips does not come, and what it repeats comes twice. Otherwise the fields
-    name times of day, and each of them comes once: at its first time if the clock
-    repeats it, and right after the gap if the clock skips it.
+    star, the fields are compared with the local time of every moment: a time that the
+    clock skips does not occur, and one that it repeats occurs twice. Otherwise the fields
+    name times of day, each of which occurs once: the first time if the clock repeats it,
+    and right after the gap if the clock skips it.
 
-    cronsim (2.8) gets neither right everywhere: begun within a repeated hour it gives
-    ticks of the past, it takes all six-field expressions by real time, and where the
-    clock changes at midnight or by half an hour it loses ticks or makes some up. So it
-    is only asked for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its
-    words contradict its ticks where a field names all there is without a star, so they
-    are ours.
+    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
+    ticks of the past, it treats all six-field expressions as real time, and where the
+    clock changes at midnight or by half an hour it loses or invents ticks. So it is only
+    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its words
+    contradict its ticks where a field lists all values without a star, so the words are
+    made here.
     """
 
     fields: str
@@ -1457,7 +1370,7 @@ def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> st
 
 
 def _evenly(values: set[int], unit: str, size: int) -> str:
-    """Such as "every 15 minutes"; empty if they are not so far from each other all the time."""
+    """Such as "every 15 minutes"; empty if they are not evenly spaced around the clock."""
     step = size // len(values)
     if values != {*range(0, size, step)} or len(values) == 1:
         return ""
@@ -1474,7 +1387,7 @@ def _places(values: set[int], unit: str, size: int) -> str:
 
 
 def _days_in_words(cron: Any) -> str:
-    """With a space before it; empty if every day is meant."""
+    """Begins with a space; empty if every day is meant."""
     week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
     all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
     only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
@@ -1510,7 +1423,7 @@ def _days_of_month(cron: Any) -> str:
 
 
 def _step(values: set[int]) -> int:
-    """By how much more than one all of them are apart; 0 if they are few or uneven."""
+    """The distance between neighbors, if it is more than one; 0 if they are few or uneven."""
     steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
     return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
 
@@ -1551,24 +1464,20 @@ def _cronsim() -> ModuleType:
 
 
 def time_zone(name: str) -> tzinfo:
-    """The rules of a time zone.
-
-    Raises:
-        OptionError: there is none of this name; a near one is proposed.
-    """
+    """The rules of a time zone."""
     if name == "UTC":
-        return UTC  # Known everywhere, also where no data on zones is installed.
+        return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
     try:
         if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("what no zone is called, and could lead to other files")
+            raise ValueError("not a zone's name, and possibly a path to another file")
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError, AttributeError):
         known = zoneinfo.available_timezones()
     if not known:
-        problem = "there is no data on time zones here: pip install tzdata"
-        raise OptionError("timezone", f"{name!r} cannot be found, since {problem}")
+        problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
+        raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
@@ -1578,14 +1487,10 @@ def time_zone(name: str) -> tzinfo:
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
-    """What an expression means: cron fields, an alias such as `@daily`, or `@every 30s`.
-
-    Raises:
-        OptionError: it means nothing, there is no such time zone, or cronsim is missing.
-    """
+    """Parses cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
-        raise OptionError("cron", f"{reprlib.repr(expression)} is no expression: {example}")
+        raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
     text = expression.strip()
     word, _, length = text.partition(" ")
     if word == "@every":
@@ -1623,11 +1528,7 @@ def _interval(text: str, expression: str) -> timedelta:
 
 
 def every_expression(interval: Duration) -> str:
-    """The expression of an interval, such as `@every 1h30m`.
-
-    Raises:
-        OptionError: it is no length of time, or too short.
-    """
+    """The expression of an interval, such as `@every 1h30m`."""
     left, parts = duration(interval, "every"), []
     if left < SHORTEST:
         raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
@@ -1636,34 +1537,6 @@ def every_expression(interval: Duration) -> str:
         if count:
             parts.append(f"{count:g}{unit}")
     return f"@every {''.join(parts)}"
-
-
-def _checked_misfire(value: object) -> Misfire:
-    if value not in typing.get_args(Misfire):
-        raise OptionError("misfire", f"expected 'once', 'skip' or 'all', got {value!r}")
-    return typing.cast(Misfire, value)
-
-
-def _checked_overlap(value: object) -> Overlap:
-    if value not in typing.get_args(Overlap):
-        raise OptionError("overlap", f"expected 'allow' or 'skip', got {value!r}")
-    return typing.cast(Overlap, value)
-
-
-def _checked_grace(value: Duration) -> timedelta:
-    return duration(value, "grace")
-
-
-def _checked_spread(value: Duration) -> timedelta:
-    return duration(value, "jitter")
-
-
-def _checked_start(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "start").astimezone(UTC)
-
-
-def _checked_end(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "end").astimezone(UTC)
 
 
 class Recurring(TypedDict, total=False):
@@ -1681,25 +1554,18 @@ Period = tuple[int, int]
 """From and until when, both included."""
 
 
-class Due(NamedTuple):
-    """The ticks that fire now, the oldest first, and the next one; `None` if it was the last."""
-
-    ticks: tuple[int, ...]
-    next_at: int | None
-
-
 @attrs.frozen
 class Rule:
-    """When a schedule is due, every value checked."""
+    """When a schedule is due. Made by `make_rule`, which checks the values."""
 
     expression: str
     timezone: str = "UTC"
-    misfire: Misfire = attrs.field(default="once", converter=_checked_misfire)
-    grace: timedelta = attrs.field(default=timedelta(minutes=1), converter=_checked_grace)
-    overlap: Overlap = attrs.field(default="allow", converter=_checked_overlap)
-    jitter: timedelta = attrs.field(default=timedelta(0), converter=_checked_spread)
-    start: datetime | None = attrs.field(default=None, converter=_checked_start)
-    end: datetime | None = attrs.field(default=None, converter=_checked_end)
+    misfire: Misfire = "once"
+    grace: timedelta = timedelta(minutes=1)
+    overlap: Overlap = "allow"
+    jitter: timedelta = timedelta(0)
+    start: datetime | None = None
+    end: datetime | None = None
 
     def __attrs_post_init__(self) -> None:
         _ = self.timetable
@@ -1727,11 +1593,12 @@ class Rule:
         last = _LAST if self.end is None else to_micros(self.end)
         return None if tick is None or tick > last else tick
 
-    def due(self, next_at: int, now: int) -> Due:
-        """What fires *now* of a schedule whose next tick was to be at *next_at*.
+    def due(self, next_at: int, now: int) -> tuple[tuple[int, ...], int | None]:
+        """The ticks that fire *now*, oldest first, if the next one was to be at *next_at*, and
+        the next one after them, if there is one.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
-        and "all" each (TICKS at a time); "once" fires one job for all that is late.
+        and "all" each (TICKS at a time); "once" fires one job for all late ticks.
         """
         first: int | None = next_at
         if now - next_at > self.grace // MICROSECOND:
@@ -1743,10 +1610,10 @@ class Rule:
         while first is not None and first <= now and len(ticks) < TICKS:
             ticks.append(first)
             first = self.next_after(first, next_at)
-        return Due(tuple(ticks), first)
+        return tuple(ticks), first
 
     def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that lies in none of these periods."""
+        """The first tick after a moment that is in none of these periods."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
@@ -1755,8 +1622,8 @@ class Rule:
         return tick
 
     def _last_until(self, now: int, tick: int) -> int:
-        """The last tick up to now, *tick* being one of them. (A machine that slept for a
-        week has missed 600,000 seconds: they are not walked through.)"""
+        """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
+        has missed 600,000 ticks of every second."""
         low, high = tick, now
         while high > low:
             middle = (low + high) // 2
@@ -1773,7 +1640,7 @@ class Rule:
 
     @property
     def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
-        """What is stored of it: from the expression to the end."""
+        """As stored: from the expression to the end."""
         start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
         grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
         text = self.expression.strip()
@@ -1786,14 +1653,26 @@ class Rule:
         return f"{self.timetable.words}{zone}"
 
 
-def make_rule(expression: str, timezone: str, how: Recurring) -> Rule:
-    """A rule with these choices.
+def _utc(value: datetime | None, option: str) -> datetime | None:
+    return None if value is None else aware(value, option).astimezone(UTC)
 
-    Raises:
-        OptionError: a choice is unknown or cannot be used.
-    """
-    check_known(how, Recurring.__annotations__, "no such option")
-    return Rule(expression, timezone, **how)
+
+_RECURRING: Mapping[str, Callable[[Any, str], Any]] = {
+    "misfire": lambda value, option: check_one_of(value, typing.get_args(Misfire), option),
+    "grace": duration,
+    "overlap": lambda value, option: check_one_of(value, typing.get_args(Overlap), option),
+    "jitter": duration,
+    "start": _utc,
+    "end": _utc,
+}
+"""How each option is checked and converted."""
+
+
+def make_rule(expression: str, timezone: str = "UTC", /, **how: Unpack[Recurring]) -> Rule:
+    """A rule with these options."""
+    check_known(how, _RECURRING, "no such option")
+    checked = {option: _RECURRING[option](value, option) for option, value in how.items()}
+    return Rule(expression, timezone, **checked)
 
 
 class Entry(NamedTuple):
@@ -1805,9 +1684,9 @@ class Entry(NamedTuple):
     options: str
     expression: str
     timezone: str
-    misfire: str
+    misfire: Misfire
     grace: int
-    overlap: str
+    overlap: Overlap
     jitter: int
     start_at: int | None
     end_at: int | None
@@ -1820,11 +1699,7 @@ class Entry(NamedTuple):
 
     @property
     def periods(self) -> list[Period]:
-        """The periods whose ticks have had their turn, the one that grew last at the end.
-
-        Raises:
-            OptionError: they were written by somebody else, and not well.
-        """
+        """The periods whose ticks have been handled, the last one extended at the end."""
         try:
             found = [(int(start), int(end)) for start, end in load_json(self.covered)]
             if all(-_LAST < start <= end < _LAST for start, end in found):
@@ -1836,8 +1711,8 @@ class Entry(NamedTuple):
 
     @property
     def modules(self) -> dict[str, str]:
-        """The programs that declared it at their last start, each with the module. None: it
-        was made at run time."""
+        """The programs that declared it when they last started, each with the module; empty if
+        it was made at run time."""
         try:
             found = {} if self.origin is None else load_json(self.origin)
         except ValueError:
@@ -1845,45 +1720,40 @@ class Entry(NamedTuple):
         return found if isinstance(found, dict) else {"": str(self.origin)}
 
     def planned(self, now: int) -> Entry:
-        """This schedule with the next tick that the present rules give at this time. That is
-        the stored one, unless it was worked out by another clock or with other data on time
-        zones. No tick comes twice, however the clock was set in between.
-
-        Raises:
-            OptionError: this machine cannot say.
-        """
+        """This schedule with its next tick, computed by the present rules at this time. It is
+        the stored one, unless that was computed by another clock or with other time zone data.
+        No tick fires twice, however the clock was set in between."""
         periods, rule = self.periods, self.rule
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
         elif not periods and self.next_at is not None and self.next_at <= now:
             after = self.next_at - 1
         else:
-            # It is new, or the clock was set back to before all that is known of it.
+            # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
         next_at = rule.first_uncovered(periods, after, self.next_at or now)
         return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def resumed(self, now: int) -> Entry:
-        """This schedule, no longer paused; the ticks that were missed are passed over."""
+        """This schedule, no longer paused; the missed ticks are skipped."""
         periods = json.dumps([*self.periods, (now, now)])
         return self._replace(paused=0, covered=periods).planned(now)
 
     @property
     def rule(self) -> Rule:
-        """When it is due.
-
-        Raises:
-            OptionError: this machine cannot say: a zone or cronsim is missing, or the row
-                was written by somebody else, and not well.
-        """
-        return Rule(
+        """Its rule; an `OptionError` if a zone or cronsim is missing here, or the row is bad."""
+        start, end = (
+            None if at is None else from_micros(at) for at in (self.start_at, self.end_at)
+        )
+        return make_rule(
             self.expression,
             self.timezone,
-            self.misfire,
-            self.grace / SECOND,
-            self.overlap,
-            self.jitter / SECOND,
-            *(None if at is None else from_micros(at) for at in (self.start_at, self.end_at)),
+            misfire=self.misfire,
+            grace=self.grace / SECOND,
+            overlap=self.overlap,
+            jitter=self.jitter / SECOND,
+            start=start,
+            end=end,
         )
 
     def keeps_time_of(self, other: Entry) -> bool:
@@ -1923,7 +1793,7 @@ class Schedule:
 
     @property
     def timezone(self) -> str:
-        """In which the fields are meant."""
+        """The time zone of the fields."""
         return self.entry.timezone
 
     @property
@@ -1933,12 +1803,12 @@ class Schedule:
 
     @property
     def misfire(self) -> str:
-        """What becomes of missed ticks: once, skip or all."""
+        """How missed ticks are handled: once, skip or all."""
         return self.entry.misfire
 
     @property
     def overlap(self) -> str:
-        """Whether a tick is skipped while the last job has not finished: allow or skip."""
+        """What happens to a tick while the last job has not finished: allow or skip."""
         return self.entry.overlap
 
     @property
@@ -1995,11 +1865,11 @@ class Schedule:
 ################################################################################
 # Wire
 #
-# Payloads and results travel as JSON text. A value is checked against its type
-# when it is written and when it is read, and never coerced: what is read back is
-# what was written. Each type has one *form*. It writes a misfit where a value is
-# not of the type, and refuses misfits with all else when it reads; so every error
-# comes from reading, and carries the path of its field; none shows what its class hides.
+# Payloads and results are stored as JSON text. A value is checked against its type when
+# it is written and when it is read, and never coerced: what is read back is what was
+# written. Each type has one *form*. Writing puts a misfit where a value is not of the
+# type, and reading refuses misfits; so every error comes from reading and has the path
+# of its field. No error shows a value that its class hides.
 ################################################################################
 
 
@@ -2024,11 +1894,7 @@ class Codec(Generic[T]):
     omit_defaults: bool = attrs.field(default=False, kw_only=True)
 
     def encode(self, value: T) -> str:
-        """The JSON text of *value*.
-
-        Raises:
-            Unfit: *value* is not of the type, or would be read back as something else.
-        """
+        """The JSON text of *value*."""
         form = self._form
         try:
             raw = form.write(value)
@@ -2036,25 +1902,15 @@ class Codec(Generic[T]):
                 form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            raise self._unfit(value, error) from error
-
-    def _unfit(self, value: T, error: Exception) -> Unfit:
-        """What is wrong with a value that could not be encoded: the reader says it best."""
-        with contextlib.suppress(Exception):
-            form = self._form
-            raw = form.write(value)
+            problem = error
             try:
-                form.read(raw)
-            except Exception as better:
-                error = better
-        return Unfit(_problems(error))
+                form.read(form.write(value))
+            except Exception as better:  # The error of reading names the field.
+                problem = better
+            raise Unfit(_problems(problem)) from error
 
     def decode(self, text: str | bytes) -> T:
-        """The value that *text* stands for.
-
-        Raises:
-            Unfit: *text* is no JSON, or is not of the type.
-        """
+        """The value that *text* stands for."""
         try:
             value: T = self._form.read(_from_json(text))
             return value
@@ -2085,8 +1941,8 @@ _TO_JSON: Final = json.JSONEncoder(
 
 
 def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
-    """What `JSONEncoder.encode` makes anew for each value, which takes half of its time. It
-    is no public part of the json module: without it we do as everybody does."""
+    """The encoder that `JSONEncoder.encode` makes anew for each value, which takes half of its
+    time. It is not public: without it, `_to_json` uses `encode`."""
     try:
         text = json.encoder.encode_basestring
         options = None, ":", ",", False, False, False
@@ -2101,7 +1957,7 @@ _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _from_json(text: str | bytes) -> Any:
-    # Without a look for white space around it, which is not in what we write.
+    # Text written by `_to_json` has no surrounding white space to skip.
     try:
         raw, end = _SCAN(text, 0)
     except StopIteration:
@@ -2126,24 +1982,21 @@ _HALF = re.compile("[\ud800-\udfff]")
 _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-# What goes wrong, in words.
-
-
 def _problems(error: Exception) -> tuple[str, ...]:
     try:
         problems = cattrs.transform_error(error, format_exception=_problem)
         return tuple(map(_cut, problems[:MOST_PROBLEMS]))
     except Exception:  # too deep for cattrs, or an error that fails to show itself
-        return ("not of the type, in a way that cannot be told @ $",)
+        return ("not of the type, in a way that cannot be described @ $",)
 
 
 MOST_PROBLEMS = 20
 PROBLEM_LIMIT = 500
-"""How much is told of what is wrong with one value: so many problems, and characters of each."""
+"""How many problems of one value are reported, and how many characters of each."""
 
 
 def _cut(problem: str) -> str:
-    """Without its middle, if it is long: names of fields may be."""
+    """Without its middle, if it is too long, as field names may be."""
     half = PROBLEM_LIMIT // 2
     return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
 
@@ -2160,14 +2013,13 @@ def _problem(error: BaseException, kind: Any) -> str:
             return "nested too deeply"
         case json.JSONDecodeError():
             return f"no JSON: {error}"
-    # Only the first: the validators of attrs put much behind it that is no message.
+    # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
 
 @functools.cache
 def hides(kind: Any) -> bool:
-    """Whether a class does not show a field of its values: `repr` of the field says so, in it or
-    in any class that values of this type may hold."""
+    """Whether a field has a `repr` that hides it, in this class or one that it may contain."""
     left, seen = [kind], set()
     while left:
         if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
@@ -2179,7 +2031,7 @@ def hides(kind: Any) -> bool:
         try:
             left += [*typing.get_args(kind), *_hints_of(cls).values()]
         except (NameError, TypeError):
-            return True  # Nobody can tell.
+            return True  # Unknown: better to hide.
     return False
 
 
@@ -2219,13 +2071,13 @@ class _Form:
 
     kind: Any
     owns: tuple[type, ...] = ()
-    """The classes of its values: no others, for a subclass would come back as its base."""
+    """The exact classes of its values: a subclass would be read back as its base."""
     raws: tuple[type, ...] = (dict,)
-    """The classes of their JSON values; for a class that contains itself, known from the start."""
+    """The classes of their JSON values; known from the start, for recursive classes."""
     dump: Callable[[Any], Any] = lambda value: value
     parse: Callable[[Any], Any] = lambda raw: raw
     plain: bool = False
-    """Whether whatever is written of its values, and is JSON, is read back as it was."""
+    """Whether every written value is read back unchanged, so that no check is needed."""
 
     def write(self, value: Any) -> Any:
         try:
@@ -2241,12 +2093,15 @@ class _Form:
         except (ValueError, ArithmeticError, LookupError):
             raise self._unfit(raw) from None
         except ClassValidationError as error:
-            if hides(self.kind):
-                _refuse_quietly(self.kind, error)
+            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
+            if others and hides(self.kind):
+                # A validator's or converter's message may contain the hidden value.
+                problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
+                raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
 
     def read_quietly(self, raw: Any) -> Any:
-        """The same for what is not to be shown, wherever in it something is wrong."""
+        """Like `read`, for a hidden field: the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
@@ -2258,20 +2113,11 @@ class _Form:
 
 
 def _got(kind: Any, value: object) -> str:
-    """What was given instead of a value of *kind*, as far as it may be shown."""
+    """The wrong value, unless *kind* hides it."""
     return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
 
 
 HIDDEN = "hidden"
-"""Stands for what is not to be shown."""
-
-
-def _refuse_quietly(kind: Any, error: ClassValidationError) -> None:
-    """Refuses what validators and converters have refused, whose words may hold anything."""
-    said = [each for each in error.group_exceptions()[1] if not isinstance(each, _OF_THE_WIRE)]
-    if said:
-        problem = f"{type(said[0]).__name__}, of which the rest is {HIDDEN}"
-        raise Unfit((f"{_name(kind)} refuses it: {problem}",)) from None
 
 
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
@@ -2279,7 +2125,7 @@ _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
 
 @attrs.frozen(repr=False)
 class _Misfit:
-    """Stands in a written value for something that is not of its type."""
+    """A value of the wrong type, within a written one."""
 
     value: Any
 
@@ -2305,9 +2151,8 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(
-        form, dump=dump, plain=all(_is_plain(f.type) for f in attrs.fields(form.kind))
-    )
+    plain = all(_is_plain(f.type) for f in attrs.fields(form.kind))
+    return attrs.evolve(form, dump=dump, plain=plain)
 
 
 def _is_plain(kind: Any) -> bool:
@@ -2317,9 +2162,9 @@ def _is_plain(kind: Any) -> bool:
 
 
 class _Wire(cattrs.Converter):
-    """cattrs writes the code for classes; the forms of all types are found here.
+    """Generates code for classes with cattrs, and has a form for each type.
 
-    (cattrs alone looks a class up by its bases first, and finds `str` for an enum of texts.)
+    (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
     """
 
     def __init__(self) -> None:
@@ -2327,14 +2172,10 @@ class _Wire(cattrs.Converter):
         self._forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
-        """The form of *kind*.
-
-        Raises:
-            TypeError: values of this type cannot travel.
-        """
+        """The form of *kind*."""
         kind = _bare(kind)
         if kind not in self._forms:
-            # Known before it is made, for classes that contain themselves.
+            # Stored before it is complete, for recursive classes.
             form = self._forms[kind] = _Form(kind)
             form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
         return self._forms[kind]
@@ -2348,7 +2189,7 @@ class _Wire(cattrs.Converter):
 
 _Hook = Callable[..., Any]
 _Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
-"""What a form owns, what JSON makes of it, and how it dumps and parses."""
+"""The owns, raws, dump and parse of a form."""
 
 
 def _bare(kind: Any) -> Any:
@@ -2433,7 +2274,7 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
     set: (set,),
     frozenset: (frozenset,),
 }
-"""What each of them owns; what is read is of the first class."""
+"""The classes that each accepts; the first one is what reading makes."""
 
 
 def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
@@ -2482,7 +2323,7 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
 
 
 def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
-    """All items of a container, read; or all their errors in one, each with its place."""
+    """The items of a container, or one error that groups their errors with their places."""
     values, errors = [], []
     for place, raw, read in items:
         try:
@@ -2531,7 +2372,7 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
 
 
 def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
-    """What tells of which of *members* a JSON value is, all of them having its class."""
+    """Chooses, for a JSON value, among *members* whose JSON values have the same class."""
     if len(members) == 1:
         return lambda _: members[0]
     with contextlib.suppress(TypeError):
@@ -2581,11 +2422,8 @@ def _seconds(value: timedelta) -> float:
 
 
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
-    """A scalar of which only what comes back unchanged is written and read.
-
-    The parsers of the standard library take many spellings, and a long timedelta loses its
-    microseconds.
-    """
+    """A scalar of which only values that round-trip exactly are written and read: parsers of
+    the standard library accept many spellings, and a long timedelta loses its microseconds."""
 
     def dump_exactly(value: Any) -> Any:
         if parse(raw := dump(value)) != value:
@@ -3062,7 +2900,7 @@ class OwnCodec:
 
 
 def _raised(error: BaseException) -> str:
-    told = as_told(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
+    told = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
     return told.partition("\n")[0][:200]  # The whole is in the traceback.
 
 
@@ -3970,7 +3808,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: Source = attrs.field(factory=_Nowhere)
+    source: _Source = attrs.field(factory=_Nowhere)
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -4288,9 +4126,9 @@ def _bounded(result: str) -> str:
 def describe(error: BaseException) -> tuple[str, str, str]:
     """Type, message and traceback of an error, bounded; even of one that cannot be
     shown."""
-    name = as_told(lambda: type(error).__name__, "(its type cannot be shown)")
-    message = as_told(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-    trace = as_told(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
+    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    trace = described(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
     return name, message, trace
 
 
@@ -8153,7 +7991,7 @@ class Nodes:
     def await_recall(self) -> None:
         """Waits until all live nodes have taken back the jobs that have not started."""
         give_up = time.monotonic() + RECALL_TIMEOUT
-        for pause in looks():
+        for pause in poll_intervals():
             time.sleep(pause)
             with self.file.reading() as connection:
                 sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
@@ -13277,7 +13115,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(expression, timezone, how)
+        rule = make_rule(expression, timezone, **how)
         return self._recur(rule, work, name, _module_of(sys._getframe(1)))
 
     @overload
@@ -13310,7 +13148,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(every_expression(interval), "UTC", how)
+        rule = make_rule(every_expression(interval), "UTC", **how)
         return self._recur(rule, work, name, _module_of(sys._getframe(1)))
 
     def _recur(
@@ -13603,7 +13441,7 @@ def _looks_within(timeout: Duration | None) -> Iterator[None]:
     """Comes by for each look at what somebody waits for, and once more when time is up."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
-    for pause in looks():
+    for pause in poll_intervals():
         yield
         if time.monotonic() >= give_up:
             return
@@ -13942,7 +13780,7 @@ class ScheduleHandle:
         _refuse_while_importing()
         if not isinstance(expression, str):
             expression = every_expression(expression)
-        rule = make_rule(expression, timezone, how)
+        rule = make_rule(expression, timezone, **how)
         self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
         return self.get()
 
@@ -14221,7 +14059,7 @@ class Enqueued(Sequence[Job[Any]]):
 
     _ids: range
     _batches: Sequence[Batch]
-    _source: Source
+    _source: _Source
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -416,7 +416,7 @@ class TestAHostileFile:
                 getattr(job, look)
         with pytest.raises(ResultError):
             job.result()
-        with pytest.raises(OptionError, match="none of ours"):
+        with pytest.raises(OptionError, match="not written by litejobs"):
             litejobs.load_backoff(deep, litejobs.DEFAULT_BACKOFF)
         with pytest.raises(OptionError, match="none of ours"):
             jobs.schedule("daily").fire()
