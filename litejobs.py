@@ -2748,6 +2748,10 @@ class Rules(Choices, total=False):
     on_failure: Callable[[Context[Any], BaseException], Any] | None
     """Called in the worker when a job has failed for good, if the worker could tell: not
     after a time-out, a crash, too much memory, or the loss of the node."""
+    encode: Callable[[Any], bytes] | None
+    """From a payload (an instance, or a function's arguments by name, with its defaults) to
+    bytes that are stored instead of JSON, and into which nobody else looks."""
+    decode: Callable[[bytes], Any] | None
 
 
 def check_name(value: object, what: str) -> str:
@@ -2761,101 +2765,65 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
-def _checked_queue(value: str) -> str:
-    return check_name(value, "queue")
+Check = Callable[[Any, str], Any]
+"""From a value and the name of its option to the value that is used, or an OptionError."""
 
 
-def _checked_node(value: str | None) -> str | None:
-    return None if value is None else check_name(value, "node")
+def _accept(fits: Callable[[Any], bool], expected: str) -> Check:
+    def check(value: Any, what: str) -> Any:
+        if not fits(value):
+            raise OptionError(what, f"expected {expected}, got {value!r}")
+        return value
+
+    return check
 
 
-def _checked_priority(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
-        raise OptionError("priority", f"expected an integer of 32 bits, got {value!r}")
-    return value
+def _optional(check: Check) -> Check:
+    return lambda value, what: None if value is None else check(value, what)
 
 
-def _checked_attempts(value: object) -> int | None:
-    return None if value is None else at_least_one(value, "max_attempts", ", or None for ever")
+def _is_backoff(value: object) -> bool:
+    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
 
 
-def _checked_backoff(value: Backoff) -> Backoff:
-    if isinstance(value, type) or not (isinstance(value, Curve) or callable(value)):
-        expected = f"{', '.join(CURVES)} or a function from attempt to delay"
-        raise OptionError("backoff", f"expected {expected}, got {value!r}")
-    return value
-
-
-def _checked_timeout(value: Duration | None) -> timedelta | None:
-    if value is None:
-        return None
-    if not (length := duration(value, "timeout")):
-        raise OptionError("timeout", "expected more than zero, or None for no limit")
+def _check_timeout(value: Duration, what: str) -> timedelta:
+    if not (length := duration(value, what)):
+        raise OptionError(what, "expected more than zero, or None for no limit")
     return length
 
 
-def _checked_job_grace(value: Duration | None) -> timedelta | None:
-    return None if value is None else duration(value, "grace")
+def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
+    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
 
 
-def _checked_delay(value: Duration) -> timedelta:
-    return duration(value, "delay")
+def _check_key(value: object, what: str) -> str | Callable[..., Any]:
+    return value if callable(value) else check_name(value, what)
 
 
-def _checked_retention(value: Retention) -> Retention:
-    if not isinstance(value, Retention):
-        raise OptionError("retention", f"expected a Retention, got {value!r}")
-    return value
-
-
-def _checked_at(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "at")
-
-
-def _checked_expires(value: Duration | datetime | None) -> timedelta | datetime | None:
-    if value is None:
-        return None
-    return aware(value, "expires") if isinstance(value, datetime) else duration(value, "expires")
-
-
-def _checked_unique(value: object) -> Unique | None:
-    if value is not None and not isinstance(value, Unique):
-        raise OptionError("unique", f"expected Unique(…) or None, got {value!r}")
-    return value
-
-
-def _checked_key(value: object) -> str | Callable[..., Any] | None:
-    return value if value is None or callable(value) else check_name(value, "key")
-
-
-def _checked_key_limit(value: object) -> int:
-    return at_least_one(value, "key_limit")
-
-
-def _checked_headers(value: object) -> Mapping[str, str]:
+def _check_headers(value: object, what: str) -> Mapping[str, str]:
     texts = isinstance(value, Mapping) and all(
         type(k) is str and type(v) is str for k, v in value.items()
     )
     if not texts:
-        raise OptionError("headers", f"expected texts by their names, got {value!r}")
+        raise OptionError(what, f"expected texts by their names, got {value!r}")
     headers = dict(typing.cast(Mapping[str, str], value))
     try:
         _to_json(headers)
     except ValueError as error:
-        raise OptionError("headers", f"{error}, in {headers!r}") from None
+        raise OptionError(what, f"{error}, in {headers!r}") from None
     return headers
 
 
-def _checked_memory(value: object) -> int | None:
+def _check_memory(value: object, what: str) -> int:
+    size = value
     if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
-        power = " kMG".index(parts[2] or " ")
-        value = int(parts[1]) * (1024 if parts[3] else 1000) ** power
-    if value is None or (type(value) is int and value > 0):
-        return value
-    raise OptionError("max_memory", f'expected bytes, or a text like "512MB", got {value!r}')
+        size = int(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " ")
+    if type(size) is int and size > 0:
+        return size
+    raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
 
 
-def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
+def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
     errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
@@ -2863,83 +2831,108 @@ def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
     return errors
 
 
-def _checked_retry_on(value: Any) -> Mapping[type[BaseException], Backoff | None] | None:
-    if value is None:
-        return None
-    policies = value if isinstance(value, Mapping) else {}
-    known = {error: policies.get(error) for error in _checked_errors(value, "retry_on")}
-    return {error: policy and _checked_backoff(policy) for error, policy in known.items()}
+def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
+    backoffs = value if isinstance(value, Mapping) else {}
+    chosen = {error: backoffs.get(error) for error in _check_errors(value, what)}
+    return {
+        error: backoff and OPTIONS["backoff"](backoff, "backoff")
+        for error, backoff in chosen.items()
+    }
 
 
-def _checked_fail_on(value: Any) -> tuple[type[BaseException], ...]:
-    return _checked_errors(value, "fail_on")
-
-
-def _checked_hook(value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise OptionError("on_failure", f"expected a function, got {value!r}")
-    return value
+OPTIONS: Mapping[str, Check] = {
+    "queue": check_name,
+    "priority": _accept(
+        lambda value: (
+            isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+        ),
+        "an integer of 32 bits",
+    ),
+    "max_attempts": _optional(functools.partial(at_least_one, also=", or None for ever")),
+    "backoff": _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay"),
+    "timeout": _optional(_check_timeout),
+    "grace": _optional(duration),
+    "retention": _accept(lambda value: isinstance(value, Retention), "a Retention"),
+    "node": _optional(check_name),
+    "delay": duration,
+    "at": _optional(aware),
+    "expires": _optional(_check_expires),
+    "unique": _optional(_accept(lambda value: isinstance(value, Unique), "Unique(…) or None")),
+    "key": _optional(_check_key),
+    "key_limit": at_least_one,
+    "headers": _check_headers,
+    "connection": lambda value, what: value,
+    "max_memory": _optional(_check_memory),
+    "retry_on": _optional(_check_retry_on),
+    "fail_on": _check_errors,
+    "on_failure": _optional(_accept(callable, "a function")),
+    "encode": _optional(_accept(callable, "a function")),
+    "decode": _optional(_accept(callable, "a function")),
+}
+"""How each option is checked."""
+CHOICES = tuple(Choices.__annotations__)
+OF_DEFINITIONS = tuple(option for option in OPTIONS if option not in CHOICES)
+OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
+"""The options that an instance may choose by its attributes."""
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = attrs.field(default="default", converter=_checked_queue)
-    priority: int = attrs.field(default=0, converter=_checked_priority)
-    max_attempts: int | None = attrs.field(default=5, converter=_checked_attempts)
-    backoff: Backoff = attrs.field(default=DEFAULT_BACKOFF, converter=_checked_backoff)
-    timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
-    grace: timedelta | None = attrs.field(default=None, converter=_checked_job_grace)
-    retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
-    node: str | None = attrs.field(default=None, converter=_checked_node)
-    delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
-    at: datetime | None = attrs.field(default=None, converter=_checked_at)
-    expires: timedelta | datetime | None = attrs.field(default=None, converter=_checked_expires)
-    unique: Unique | None = attrs.field(default=None, converter=_checked_unique)
-    key: str | Callable[..., Any] | None = attrs.field(default=None, converter=_checked_key)
-    key_limit: int = attrs.field(default=1, converter=_checked_key_limit)
-    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_checked_headers)
+    queue: str = "default"
+    priority: int = 0
+    max_attempts: int | None = 5
+    backoff: Backoff = DEFAULT_BACKOFF
+    timeout: timedelta | None = None
+    grace: timedelta | None = None
+    retention: Retention = DEFAULT_RETENTION
+    node: str | None = None
+    delay: timedelta = timedelta(0)
+    at: datetime | None = None
+    expires: timedelta | datetime | None = None
+    unique: Unique | None = None
+    key: str | Callable[..., Any] | None = None
+    key_limit: int = 1
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     connection: Any = None
+    max_memory: int | None = None
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = None
+    fail_on: tuple[type[BaseException], ...] = ()
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = None
+    encode: Callable[[Any], bytes] | None = None
+    decode: Callable[[bytes], Any] | None = None
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
-    max_memory: int | None = attrs.field(default=None, converter=_checked_memory)
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = attrs.field(
-        default=None, converter=_checked_retry_on
-    )
-    fail_on: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_checked_fail_on)
-    on_failure: Callable[[Context[Any], BaseException], Any] | None = attrs.field(
-        default=None, converter=_checked_hook
-    )
 
     def ruled(self, rules: Rules) -> Options:
-        """A copy with other rules and choices, for a definition.
-
-        Raises:
-            OptionError: an option is unknown, or its value cannot be used.
-        """
-        check_known(rules, Rules.__annotations__, "no such option")
-        own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
-        choices: Any = {option: value for option, value in rules.items() if option not in own}
-        # Its grace is known to nodes by its name: only that of a single job is stored with it.
-        return attrs.evolve(made := self.changed(choices), **own, given=made.given - {"grace"})
+        """A copy with other options, for a definition."""
+        check_known(rules, OPTIONS, "no such option")
+        for option, other in ("encode", "decode"), ("decode", "encode"):
+            if rules.get(option) is None and rules.get(other) is not None:
+                raise OptionError(
+                    option, "missing: what one of encode and decode writes, both read"
+                )
+        made = self._with(rules)
+        # Nodes look a definition's grace up by its name: only a single job's is stored with it.
+        return attrs.evolve(made, given=made.given - {"grace"})
 
     def changed(self, choices: Choices) -> Options:
-        """A copy with other choices.
-
-        Raises:
-            OptionError: an option is unknown, or its value cannot be used.
-        """
+        """A copy with other options, for a job."""
         for option in choices:
-            if option in (*OF_DEFINITIONS, "encode", "decode", "name"):
+            if option in (*OF_DEFINITIONS, "name"):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
         check_known(choices, CHOICES, "no such option")
-        if choices.get("at") is not None and "delay" in choices:
+        return self._with(choices)
+
+    def _with(self, options: Rules | Choices) -> Options:
+        values = {option: OPTIONS[option](value, option) for option, value in options.items()}
+        if values.get("at") is not None and "delay" in values:
             raise OptionError("at", "given together with delay: a job has one time to run")
-        if choices.get("at") is not None or "delay" in choices:
-            choices = {"at": None, "delay": 0, **choices}  # type: ignore[typeddict-item]
-        return attrs.evolve(self, **choices, given=self.given | choices.keys())
+        if values.get("at") is not None or "delay" in values:
+            values = {"at": None, "delay": timedelta(0), **values}
+        return attrs.evolve(self, **values, given=self.given | values.keys())
 
     def run_at(self, now: int) -> int:
         """When a job that is enqueued *now* becomes due, in microseconds."""
@@ -2977,10 +2970,7 @@ class Options:
         return (self.queue, self.node or "", self.priority, self.max_attempts, limit, *rules)
 
 
-CHOICES = tuple(Choices.__annotations__)
-OF_DEFINITIONS = tuple(option for option in Rules.__annotations__ if option not in CHOICES)
 MARK = "__litejobs_definition__"
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
 
 class Home(Protocol):
@@ -2991,42 +2981,21 @@ class Home(Protocol):
 
 
 @attrs.frozen(eq=False, repr=False)
-class Encoding:
-    """A definition's own form of its payloads: bytes, which nobody else looks into."""
-
-    encode: Callable[[Any], bytes]
-    """Of the instance of a class; of a function's arguments by name, defaults included."""
-    decode: Callable[[bytes], Any]
-
-
-def _checked_encoding(encode: object, decode: object) -> Encoding | None:
-    for option, given, other in (("encode", encode, decode), ("decode", decode, encode)):
-        if given is None and other is not None:
-            raise OptionError(option, "missing: what one of encode and decode writes, both read")
-        if given is not None and not callable(given):
-            raise OptionError(option, f"expected a function, got {given!r}")
-    return Encoding(encode, decode) if callable(encode) and callable(decode) else None
-
-
-@attrs.frozen(eq=False, repr=False)
 class OwnCodec:
     """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
     the same: from the command line, and from before the definition had an encoding."""
 
     name: str
-    encoding: Encoding
+    _encode: Callable[[Any], bytes]
+    _decode: Callable[[bytes], Any]
     json: Codec[Any]
     by_name: bool
     """Whether the encoding takes and gives arguments by name, and not an instance."""
 
     def encode(self, value: Any) -> bytes:
-        """The bytes that the encoding makes of a payload object.
-
-        Raises:
-            PayloadError: it fails, or gives something else.
-        """
+        """The bytes that the encoding makes of a payload object."""
         try:
-            made = self.encoding.encode(_fields(value) if self.by_name else value)
+            made = self._encode(_fields(value) if self.by_name else value)
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
@@ -3034,16 +3003,11 @@ class OwnCodec:
         return made
 
     def decode(self, stored: str | bytes) -> Any:
-        """The payload object that bytes, or JSON text, stand for.
-
-        Raises:
-            PayloadError: decode fails, or gives what the definition does not take.
-            Unfit: it is JSON text that does not fit.
-        """
+        """The payload object that bytes, or JSON text, stand for."""
         if isinstance(stored, str):
             return self.json.decode(stored)
         try:
-            made = self.encoding.decode(stored)
+            made = self._decode(stored)
         except (Exception, SystemExit) as error:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
@@ -3087,10 +3051,9 @@ class Body:
     code: Callable[..., Any]
     place: str
     module: str
-    backoff: Backoff = DEFAULT_BACKOFF
-    """The definition's own: the only function that a job can have, since rows keep none."""
+    options: Options
+    """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Home | None = None
-    encoding: Encoding | None = None
 
     @functools.cached_property
     def shape(self) -> Shape:
@@ -3103,8 +3066,9 @@ class Body:
             shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        if self.encoding is not None and isinstance(shape.payload, Codec):
-            own = OwnCodec(self.name, self.encoding, shape.payload, not self.is_class)
+        encode, decode = self.options.encode, self.options.decode
+        if encode and decode and isinstance(shape.payload, Codec):
+            own = OwnCodec(self.name, encode, decode, shape.payload, not self.is_class)
             shape = attrs.evolve(shape, payload=own)
         for codec in (shape.payload, shape.result):
             if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
@@ -3307,7 +3271,7 @@ class Definition(Generic[P, R, C]):
 
 
 def _check_backoff(body: Body, options: Options) -> None:
-    if options.backoff is not body.backoff and not isinstance(options.backoff, Curve):
+    if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
 
@@ -3578,7 +3542,6 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
-    _encoding: Encoding | None = None
 
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
@@ -3602,21 +3565,10 @@ class Define:
         /,
         *,
         name: str | None = None,
-        encode: Callable[[Any], bytes] | None = None,
-        decode: Callable[[bytes], Any] | None = None,
-        **choices: Unpack[Rules],
+        **options: Unpack[Rules],
     ) -> Define: ...
 
-    def __call__(
-        self,
-        code: Any = None,
-        /,
-        *,
-        name: str | None = None,
-        encode: Callable[[Any], bytes] | None = None,
-        decode: Callable[[bytes], Any] | None = None,
-        **choices: Any,
-    ) -> Any:
+    def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
 
         A function becomes a `Definition`. An attrs class with `run()` stays what it
@@ -3627,17 +3579,14 @@ class Define:
             DefinitionError: the code cannot be a definition, or its name is taken.
             OptionError: an option is unknown, or its value cannot be used.
         """
-        encoding = _checked_encoding(encode, decode)
-        if code is None or name is not None or choices or encoding is not None:
+        if code is None or name is not None or options:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, choices)),
-                encoding=encoding or self._encoding,
+                options=self._options.ruled(typing.cast(Rules, options)),
             )
             return made if code is None else made(code)
-        body = _body(code, self._name, self._options.backoff)
-        body.encoding = self._encoding
+        body = _body(code, self._name, self._options)
         definition: AnyDefinition = Definition(body, self._options)
         self._add(definition)
         if not body.is_class:
@@ -3646,7 +3595,7 @@ class Define:
         return code
 
 
-def _body(code: Any, name: str | None, backoff: Backoff) -> Body:
+def _body(code: Any, name: str | None, options: Options) -> Body:
     if isinstance(code, Definition):
         raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
     given = getattr(code, "__name__", None)
@@ -3659,7 +3608,7 @@ def _body(code: Any, name: str | None, backoff: Backoff) -> Body:
         raise DefinitionError(name, f"expected a function or an attrs class, got {code!r}")
     else:
         _check_function(code, name)
-    return Body(name, code, _place(code), code.__module__, backoff)
+    return Body(name, code, _place(code), code.__module__, options)
 
 
 def _check_class(code: type, name: str) -> None:
@@ -3715,14 +3664,16 @@ class Outcome(Exception):
     """How a handler says what becomes of its job, other than by returning or failing."""
 
 
+def _delay(value: Duration) -> timedelta:
+    return duration(value, "delay")
+
+
 @attrs.define(eq=False, repr=False)
 class Retry(Outcome):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
-    delay: timedelta | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_checked_delay)
-    )
+    delay: timedelta | None = attrs.field(default=None, converter=attrs.converters.optional(_delay))
     reason: str = "the handler asked for a retry"
 
     def __str__(self) -> str:
@@ -3733,7 +3684,7 @@ class Retry(Outcome):
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
-    delay: timedelta = attrs.field(converter=_checked_delay)
+    delay: timedelta = attrs.field(converter=_delay)
 
     def __str__(self) -> str:
         return f"snoozed for {self.delay}"
@@ -14145,7 +14096,7 @@ _QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "burst": _count("burst"),
     "weight": _checked_weight,
     "ageing": _span("ageing"),
-    "max_attempts": lambda value: _checked_attempts(value) or 0,
+    "max_attempts": lambda value: OPTIONS["max_attempts"](value, "max_attempts") or 0,
     "timeout": _span("timeout"),
     "backoff": _stored_curve,
 }
