@@ -3913,6 +3913,9 @@ def judge_by_rules(
     return judge(error, claimed, own, rng)
 
 
+ReportProgress = Callable[[Claimed, Progress], None]
+
+
 @attrs.define(eq=False, repr=False)
 class Executor:
     """Runs attempts with the state that one worker has: one after the other with `run`,
@@ -3926,92 +3929,57 @@ class Executor:
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, of which the handler knows that it was asked to end."""
-    _loop: Any = None
-    """An asyncio.Runner, once a coroutine has come along."""
+    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
     _pid: int = attrs.field(factory=os.getpid)
 
     def run(
         self,
         claimed: Claimed,
         asked: WhyAsked = lambda: None,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        report: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, tell)
+        return contextvars.copy_context().run(self._run, claimed, asked, report)
 
-    def _run(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None],
-    ) -> Report:
-        started_at = self.clock()
-        began = time.perf_counter_ns()
+    def _run(self, claimed: Claimed, asked: WhyAsked, report: ReportProgress) -> Report:
+        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
         try:
             shape, payload = self._prepare(claimed)
-        except LitejobsError as error:
-            return self._ended(self._refused(error, started_at), error, claimed, asked)
-        try:
-            context = functools.partial(self._context, claimed, started_at, asked, tell)
+            context = functools.partial(self._context, claimed, started_at, asked, report)
             value = self._call(shape, payload, context, self._inside)
             if value is not None and inspect.iscoroutine(value):
                 value = self._await(value)
-            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if broke_off else _kept_result(shape, value)
+            return self._returned(shape, value, claimed, started_at, began, asked)
         except BaseException as error:
-            self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began, asked)
-            return self._ended(report, error, claimed, asked)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        if broke_off:
-            return Report(started_at, self.clock(), took, *GIVEN_BACK)
-        if result is None:
-            return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *COMPLETED, result)
+            failed = self._raised(error, shape, claimed, started_at, began, asked)
+            with _harmless(claimed):
+                if rest := self._on_failure(failed, error, claimed, asked):
+                    self._await(rest)
+            return failed
 
     async def run_async(
         self,
         claimed: Claimed,
         asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        report: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        started_at = self.clock()
-        began = time.perf_counter_ns()
+        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
         try:
             shape, payload = self._prepare(claimed)
-        except LitejobsError as error:
-            report = self._refused(error, started_at)
-            return await self._ended_aside(report, error, claimed, asked)
-        try:
-            context = functools.partial(self._context, claimed, started_at, asked, tell)
-            value = self._call(shape, payload, context, compose_async)
-            value = await value
-            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if broke_off else _kept_result(shape, value)
+            context = functools.partial(self._context, claimed, started_at, asked, report)
+            value = await self._call(shape, payload, context, compose_async)
+            return self._returned(shape, value, claimed, started_at, began, asked)
         except BaseException as error:
-            self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began, asked)
-            return await self._ended_aside(report, error, claimed, asked)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        verdict = GIVEN_BACK if broke_off else COMPLETED
-        return Report(started_at, self.clock(), took, *verdict, result)
-
-    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
-        """A process that the job has forked, and that comes out of the job as its parent does,
-        ends here: it would say a second time how the job ended, and take others' turns."""
-        if os.getpid() == self._pid:
-            return
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
-        os._exit(1)
+            failed = self._raised(error, shape, claimed, started_at, began, asked)
+            with _harmless(claimed):
+                if rest := self._on_failure(failed, error, claimed, asked):
+                    await rest
+            return failed
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -4033,25 +4001,52 @@ class Executor:
         made = context()
         return inside(self.around, made, functools.partial(shape.call, payload, lambda: made))
 
+    def _returned(
+        self,
+        shape: Shape,
+        value: Any,
+        claimed: Claimed,
+        started_at: int,
+        began: int,
+        asked: WhyAsked,
+    ) -> Report:
+        verdict, result = COMPLETED, None
+        if self.noticed and self._broke_off(claimed, asked):
+            verdict = GIVEN_BACK
+        elif shape.result is not None:
+            result = _stored_result(shape.result, value)
+        self._end_copies(claimed)
+        took = (time.perf_counter_ns() - began) // 1000
+        if result is None and verdict is COMPLETED:
+            return Report(started_at, self.clock(), took)
+        return Report(started_at, self.clock(), took, *verdict, result)
+
+    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
+        """A process that the job has forked, and that comes out of the job as its parent does,
+        ends here: it would say a second time how the job ended, and take others' turns."""
+        if os.getpid() == self._pid:
+            return
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
+
     def _inside(
         self, around: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
         return compose(around, context, handler, self._await)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._loop is None:
+        if self._runner is None:
             import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
 
-            self._loop = asyncio.Runner()
-        run = functools.partial(self._loop.run, context=contextvars.copy_context())
+            self._runner = asyncio.Runner()
+        run = functools.partial(self._runner.run, context=contextvars.copy_context())
         return _beside_other_loops(run, coroutine)
 
     def _context(
-        self,
-        claimed: Claimed,
-        now: int,
-        asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
     ) -> Context[Any]:
         row = Row(
             claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
@@ -4060,41 +4055,41 @@ class Executor:
             None, None, None, claimed.headers, claimed.key,
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        tell_of_it = functools.partial(tell, claimed)
 
-        def look() -> Reason | None:
+        def notice() -> Reason | None:
             if reason := asked():
                 self.noticed.add(claimed[:2])
             return reason
 
-        return Context(Job(row, self.source), self.state, deadline, look, tell_of_it)
+        report_own = functools.partial(report, claimed)
+        return Context(Job(row, self.source), self.state, deadline, notice, report_own)
 
-    def _refused(self, error: LitejobsError, started_at: int) -> Report:
-        # Another attempt would find the same payload and the same definition.
-        told = "exception", *describe(error)
-        return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
-
-    def _failed(
+    def _raised(
         self,
         error: BaseException,
+        shape: Shape | None,
         claimed: Claimed,
         started_at: int,
         began: int,
         asked: WhyAsked,
     ) -> Report:
-        """The report of an attempt that raised."""
+        """The report of an attempt that raised; before it began, if there is no *shape*."""
+        self._end_copies(claimed, error)
+        took = (time.perf_counter_ns() - began) // 1000
         options = self.registry.options(claimed.name)
         try:
-            if self._broke_off(claimed, asked, error):
+            if shape is None and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                took, verdict = 0, Verdict("failed")
+            elif self._broke_off(claimed, asked, error):
                 verdict = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
                     logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
             else:
                 verdict = judge_by_rules(error, claimed, options, self.rng)
-        except BaseException as worse:  # It is not what it says that it is.
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
             error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
-        took = (time.perf_counter_ns() - began) // 1000
         if verdict is GIVEN_BACK or isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
@@ -4111,38 +4106,23 @@ class Executor:
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not isinstance(error, Outcome)
 
-    def _ended(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Report:
-        with _harmless(claimed):
-            if rest := self._mourned(report, error, claimed, asked):
-                self._await(rest)
-        return report
-
-    async def _ended_aside(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Report:
-        with _harmless(claimed):
-            if rest := self._mourned(report, error, claimed, asked):
-                await rest
-        return report
-
-    def _mourned(
+    def _on_failure(
         self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Coroutine[Any, Any, Any] | None:
         """Calls the hook of a job that failed for good; gives what is left to await."""
         hook = self.registry.options(claimed.name).on_failure
-        # What becomes of a job that was asked to end is not for the worker to say, except when
+        # The outcome of a job that was asked to end is decided by the supervisor, except when
         # its node stops.
         if report.state != "failed" or hook is None or asked() not in (None, "stop"):
             return None
-        rest = hook(self._context(claimed, report.started_at, asked), error)
+        context = self._context(claimed, report.started_at, asked, lambda *_: None)
+        rest = hook(context, error)
         return rest if inspect.iscoroutine(rest) else None
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
-        if self._loop is not None:
-            _beside_other_loops(self._loop.close)
+        if self._runner is not None:
+            _beside_other_loops(self._runner.close)
 
 
 @contextlib.contextmanager
@@ -4153,14 +4133,14 @@ def _harmless(claimed: Claimed) -> Iterator[None]:
         logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
 
 
-def _kept_result(shape: Shape, value: Any) -> str | None:
-    """What is kept of a return value."""
-    if shape.result is None:
-        return None
+def _stored_result(codec: Codec[Any], value: Any) -> str:
     try:
-        return _bounded(shape.result.encode(value))
+        text = codec.encode(value)
     except Unfit as unfit:
         raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+    if problem := _too_large(text):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return text
 
 
 def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -4228,12 +4208,6 @@ class Teller:
             self._pass_on(store_progress(self._untold))
             self._untold = None
             self._quiet_until = time.monotonic() + TELL_REST
-
-
-def _bounded(result: str) -> str:
-    if problem := _too_large(result):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return result
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
@@ -4309,13 +4283,13 @@ def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlemen
 # consumer's span, the root of a trace of its own that is linked to the producer's.
 ################################################################################
 
-_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
-    (Retry, "retry"),
-    (Snooze, "snoozed"),
-    (Fail, "failed"),
-    (Cancel, "cancelled"),
-    (BaseException, "error"),
-)
+_OUTCOMES: Mapping[type[BaseException], str] = {
+    Retry: "retry",
+    Snooze: "snoozed",
+    Fail: "failed",
+    Cancel: "cancelled",
+    BaseException: "error",
+}
 
 
 def trace_enqueue(
@@ -4366,7 +4340,12 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         try:
             value = call_next()
         except BaseException as error:
-            _tell_span(span, error)
+            outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
+            span.set_attribute("litejobs.outcome", outcome)
+            if not isinstance(error, Snooze | Cancel):
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.record_exception(error)
+                span.set_status(trace.Status(trace.StatusCode.ERROR, describe(error)[1]))
             raise
         span.set_attribute("litejobs.outcome", "completed")
         return value
@@ -4379,24 +4358,8 @@ def _about(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
     return {"messaging.system": "litejobs", **operation, **destination}
 
 
-def _tell_span(span: Any, error: BaseException) -> None:
-    """What a handler raised; not now, and not any more, are no errors."""
-    from opentelemetry import trace
-
-    outcome = next(word for kind, word in _OUTCOMES if isinstance(error, kind))
-    span.set_attribute("litejobs.outcome", outcome)
-    if not isinstance(error, Snooze | Cancel):
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.record_exception(error)
-        span.set_status(trace.Status(trace.StatusCode.ERROR, describe(error)[1]))
-
-
 def check_tracing() -> None:
-    """Finds out whether OpenTelemetry is there.
-
-    Raises:
-        OptionError: it is not.
-    """
+    """Refuses tracing if OpenTelemetry cannot be imported."""
     try:
         importlib.import_module("opentelemetry.trace")
     except ImportError as error:
@@ -13937,7 +13900,7 @@ class Drain:
         if self.events.wants("started"):
             self._tell([attempt_started(claimed, self.clock(), pid, node)])
         teller = Teller(functools.partial(self._keep, claimed))
-        report = self.executor.run(claimed, tell=lambda claimed, progress: teller.tell(progress))
+        report = self.executor.run(claimed, report=lambda claimed, progress: teller.tell(progress))
         teller.close()
         self._settlements = [settlement(claimed, report, pid)]
         if report.kind or self.events.wants("completed"):
