@@ -2621,7 +2621,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 #
 # A definition gives code a name, types and options. It knows neither the file nor
 # processes: what it enqueues goes to the queue that it was registered with. All
-# copies that `using` makes share one Body, so that what was compiled once stays.
+# copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
 P = ParamSpec("P")
@@ -2640,8 +2640,8 @@ WhyAsked = Callable[[], Reason | None]
 
 class Interrupted(BaseException):
     """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
-    `finally` or `with`, and let it pass: what becomes of the job follows from why it was asked.
-    It is not an `Exception`, so that code that catches those does not stop it."""
+    `finally` or `with`, and do not catch it: the outcome of the job follows from why it was
+    asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2655,17 +2655,17 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When this attempt will have taken longer than its timeout."""
     _asked: WhyAsked = lambda: None
-    _tell: Callable[[Progress], None] = lambda progress: None
+    _report: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Tells how far the job has come, for `job.progress` to show within a fraction of
+        """Reports how far the job has come, for `job.progress` to show within a fraction of
         a second. Call it as often as you like: ten times a second it is passed on, and
-        what was told last always is.
+        the last report always is.
 
         Raises:
             OptionError: the values are no finite numbers, or the note is no text.
         """
-        self._tell(Progress(done, total, note))
+        self._report(Progress(done, total, note))
 
     @property
     def attempt(self) -> int:
@@ -2675,18 +2675,18 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace (by default 5 s) is over, its worker is killed. A
-        coroutine
-        is cancelled, too: at once, or, if its node stops, when most of the grace is over.
+        passed, or its node stops. When the grace (by default 5 s) is over, its worker is
+        killed. A coroutine is cancelled, too: at once, or, if its node stops, when most of the
+        grace is over.
 
-        A handler that has read it as true is taken to break off: if its node stops, the job
-        runs again without the loss of an attempt, whether the handler returns or raises.
+        A handler that has read it as true is assumed to stop early: if its node stops, the
+        job runs again without the loss of an attempt, whether the handler returns or raises.
         Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
-        """Does nothing until the job has been asked to end, as `cancelled` says it; then it
-        ends the job rightly: given back, timed out or cancelled.
+        """Does nothing until the job has been asked to end (see `cancelled`); then it ends the
+        job with the right outcome: given back, timed out or cancelled.
 
         Raises:
             Interrupted: the job has been asked to end. Let it pass.
@@ -2755,11 +2755,7 @@ class Rules(Choices, total=False):
 
 
 def check_name(value: object, what: str) -> str:
-    """A name that is safe to store, show and type: 1 to 200 printable characters.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A name that is safe to store, show and type: 1 to 200 printable characters."""
     if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
         raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
     return value
@@ -3013,11 +3009,10 @@ class OwnCodec:
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
             raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
-        return self._made_of(made) if self.by_name else made
-
-    def _made_of(self, arguments: dict[str, Any]) -> Any:
+        if not self.by_name:
+            return made
         try:
-            return self.json.kind(**arguments)
+            return self.json.kind(**made)
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
@@ -3057,11 +3052,7 @@ class Body:
 
     @functools.cached_property
     def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later.
-
-        Raises:
-            DefinitionError: an annotation cannot be resolved or cannot be JSON.
-        """
+        """Compiled when first used, so that annotations may name what comes later."""
         try:
             shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
         except (NameError, TypeError) as error:
@@ -3080,16 +3071,21 @@ class Body:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            return frozenset(_hidden_in(self.code, self.is_class))
+            hints = typing.get_type_hints(self._function, include_extras=True)
+            kinds = _hints_of(self.code) if self.is_class else {}
         except (NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nobody can tell.
+            return frozenset({"payload", "result"})  # Nothing is known about them.
+        found = {"result"} if hides(hints.pop("return", None)) else set()
+        if self.is_class:
+            for field in attrs.fields(typing.cast(Any, self.code)):
+                if field.repr is not True or hides(kinds.get(field.name, Any)):
+                    found.add(f"payload.{field.alias}")
+            return frozenset(found)
+        arguments = {name for name, kind in hints.items() if not _is_context(kind) and hides(kind)}
+        return frozenset(found | {f"payload.{name}" for name in arguments})
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make.
-
-        Raises:
-            TypeError: they do not fit, in the words of a call.
-        """
+        """The payload object that arguments make."""
         try:
             return self.shape.make(*args, **kwargs)
         except TypeError as error:
@@ -3108,23 +3104,12 @@ class Body:
     @property
     def is_async(self) -> bool:
         """Whether its jobs run many at a time, in the event loop of a worker."""
+        return inspect.iscoroutinefunction(self._function)
+
+    @property
+    def _function(self) -> Any:
         code: Any = self.code
-        return inspect.iscoroutinefunction(code.run if self.is_class else code)
-
-
-def _hidden_in(code: Any, is_class: bool) -> Iterator[str]:
-    hints = typing.get_type_hints(code.run if is_class else code, include_extras=True)
-    if hides(hints.pop("return", None)):
-        yield "result"
-    if is_class:
-        kinds = _hints_of(code)
-        for field in attrs.fields(code):
-            if field.repr is not True or hides(kinds.get(field.name, Any)):
-                yield f"payload.{field.alias}"
-        return
-    for name, kind in hints.items():
-        if not _is_context(kind) and hides(kind):
-            yield f"payload.{name}"
+        return code.run if self.is_class else code
 
 
 def _is_context(hint: object) -> bool:
@@ -3300,12 +3285,7 @@ def _too_large(text: str | bytes) -> str | None:
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
-    named.
-
-    Raises:
-        PayloadError: a field does not fit its annotation.
-        OptionError: an attribute or a choice cannot be used.
-    """
+    named."""
     chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
     own: Any = {option: value for option, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
@@ -3317,12 +3297,7 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
-    """A job made of a payload that is JSON already, checked.
-
-    Raises:
-        PayloadError: it is no JSON, or does not fit.
-        OptionError: a choice cannot be used.
-    """
+    """A job made of a payload that is JSON already, checked."""
     try:
         payload = definition.body.shape.payload.decode(text)
     except Unfit as unfit:
@@ -3332,21 +3307,21 @@ def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[A
 
 def unique_key(bound: Bound[Any]) -> str | None:
     """What is unique about a job: a hash, so that it is short and shows no payload, tagged
-    with the name of its definition. `None` if nothing is.
-
-    Raises:
-        OptionError: there is no such field, or the function for the key fails.
-    """
+    with the name of its definition. `None` if nothing is."""
     if (unique := bound.options.unique) is None:
         return None
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
-    content = _content(bound, unique) if unique.key is None else _told(bound, unique.key, "unique")
+    content = (
+        _unique_content(bound, unique)
+        if unique.key is None
+        else _key_text(bound, unique.key, "unique")
+    )
     digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
     return f"{bound.body.name}:{digest.hexdigest()}"
 
 
-def _content(bound: Bound[Any], unique: Unique) -> str:
+def _unique_content(bound: Bound[Any], unique: Unique) -> str:
     """The payload, or some of its fields, as the same text for the same values."""
     codec = bound.body.shape.payload
     if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
@@ -3367,16 +3342,12 @@ def _content(bound: Bound[Any], unique: Unique) -> str:
 
 
 def limited_key(bound: Bound[Any]) -> str | None:
-    """The key of which only so many jobs run at a time; `None` if the job has none.
-
-    Raises:
-        OptionError: the function for it fails, or gives no name.
-    """
+    """The key of which only so many jobs run at a time; `None` if the job has none."""
     key = bound.options.key
-    return key if key is None else check_name(_told(bound, key, "key"), "key")
+    return key if key is None else check_name(_key_text(bound, key, "key"), "key")
 
 
-def _told(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
     """A text that was given, or that a function makes of the payload."""
     if isinstance(key, str):
         return key
@@ -3393,11 +3364,7 @@ def _fields(payload: Any) -> dict[str, Any]:
 
 
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
-    """The payload that a function makes of a *waiting* job's and a new one's.
-
-    Raises:
-        PayloadError: what it makes does not fit.
-    """
+    """The payload that a function makes of a *waiting* job's and a new one's."""
     body = bound.body
     try:
         old, new = map(body.shape.payload.decode, (waiting, bound.payload))
@@ -3419,25 +3386,27 @@ def definition_of(value: object) -> AnyDefinition | None:
 
 
 def _no_job() -> Context[Any]:
-    row = Row(0, "", "", "", 0, "running", "{}", 0, 1, 1, None, None, 0, 0, 0, 0, None, None, None)
+    row = Row(
+        id=0, name="", queue="", node="", priority=0, state="running", payload="{}", run_at=0,
+        attempt=1, max_attempts=1, timeout=None, backoff=None, claim=0, lost=0, enqueued_at=0,
+        started_at=0, finished_at=None, result=None, error=None,
+    )  # fmt: skip
     return Context(Job(row, _Nowhere()), None)
 
 
 class _Nowhere:
-    def get(self, id: int) -> Job[Any]:
+    """The source of jobs that are in no file, or that cannot be looked up."""
+
+    def get(self, id: int, timeout: Duration | None = None) -> NoReturn:
         raise JobNotFoundError(id)
 
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
-
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
-        raise JobNotFoundError(id)
+    wait = why = get
 
     def result(self, job: Job[Any]) -> Any:
         raise JobNotFoundError(job.id)
 
-    def why(self, id: int) -> str:
-        raise JobNotFoundError(id)
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        return ()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3446,17 +3415,13 @@ class Registry:
 
     _by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
     _by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
-    _frozen: bool = False
+    frozen: bool = False
+    """Whether work has started: workers that run would not know what is added now."""
 
     def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name.
-
-        Raises:
-            DefinitionError: the name is taken (both places are named), or workers run
-                already and would not know it.
-        """
+        """Registers a definition under its name."""
         body = definition.body
-        if self._frozen:
+        if self.frozen:
             raise DefinitionError(body.name, "defined after work had started: define it before")
         if taken := self._by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
@@ -3465,13 +3430,8 @@ class Registry:
         self._by_class[body.code] = definition
 
     def freeze(self) -> None:
-        """From now on nothing is added: running workers would not know it."""
-        self._frozen = True
-
-    @property
-    def frozen(self) -> bool:
-        """Whether work has started."""
-        return self._frozen
+        """Refuses further definitions."""
+        self.frozen = True
 
     def get(self, name: str) -> AnyDefinition | None:
         """The definition of this name, if there is one."""
@@ -3501,11 +3461,7 @@ class Registry:
         return {definition.name: definition.body.hidden for definition in self}
 
     def named(self, name: str) -> AnyDefinition:
-        """The definition of this name.
-
-        Raises:
-            DefinitionError: there is none; a near name is proposed.
-        """
+        """The definition of this name."""
         if definition := self._by_name.get(name):
             return definition
         raise DefinitionError(
@@ -3517,11 +3473,7 @@ class Registry:
         return frozenset(definition.name for definition in self if definition.body.is_async)
 
     def of(self, instance: object) -> AnyDefinition:
-        """The definition of an instance's class.
-
-        Raises:
-            DefinitionError: the class was not defined as one.
-        """
+        """The definition of an instance's class."""
         if definition := self._by_class.get(type(instance)):
             return definition
         raise DefinitionError(
@@ -3603,42 +3555,36 @@ def _body(code: Any, name: str | None, options: Options) -> Body:
         raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
     name = check_name(given if name is None else name, "name")
     if isinstance(code, type):
-        _check_class(code, name)
-    elif not inspect.isfunction(code):
-        raise DefinitionError(name, f"expected a function or an attrs class, got {code!r}")
+        problem = _problem_of_class(code)
+    elif inspect.isfunction(code):
+        problem = _problem_of_function(code)
     else:
-        _check_function(code, name)
+        problem = f"expected a function or an attrs class, got {code!r}"
+    function: Any = getattr(code, "run", None) if isinstance(code, type) else code
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        problem = problem or "a generator: its body would never run"
+    if problem:
+        raise DefinitionError(name, problem)
     return Body(name, code, _place(code), code.__module__, options)
 
 
-def _check_class(code: type, name: str) -> None:
+def _problem_of_class(code: Any) -> str | None:
     if not attrs.has(code):
-        raise DefinitionError(name, "not an attrs class: put @attrs.frozen below the @define")
-    run = getattr(code, "run", None)
-    if not inspect.isfunction(run):
-        raise DefinitionError(name, "has no run() method, which is what its jobs do")
+        return "not an attrs class: put @attrs.frozen below the @define"
+    if not inspect.isfunction(run := getattr(code, "run", None)):
+        return "has no run() method, which is what its jobs do"
     if extra := list(inspect.signature(run).parameters)[2:]:
-        problem = f"run() takes at most a context; {extra[0]!r} should be a field"
-        raise DefinitionError(name, problem)
-    _refuse_generators(run, name)
+        return f"run() takes at most a context; {extra[0]!r} should be a field"
+    return None
 
 
-def _refuse_generators(code: Callable[..., Any], name: str) -> None:
-    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
-        raise DefinitionError(name, "a generator: its body would never run")
-
-
-def _check_function(code: Callable[..., Any], name: str) -> None:
-    _refuse_generators(code, name)
+def _problem_of_function(code: Callable[..., Any]) -> str | None:
     for parameter in inspect.signature(code).parameters.values():
         if parameter.name == "self" and parameter.annotation is parameter.empty:
-            problem = (
-                "a method, whose object would have to travel: use a function, or an attrs class"
-            )
-            raise DefinitionError(name, problem)
+            return "a method, whose object would have to travel: use a function, or an attrs class"
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            problem = f"takes {parameter}: use a parameter of type list or dict, which has a name"
-            raise DefinitionError(name, problem)
+            return f"takes {parameter}: use a parameter of type list or dict, which has a name"
+    return None
 
 
 def _place(code: Any) -> str:
@@ -3655,13 +3601,13 @@ define = Define()
 ################################################################################
 # Execution
 #
-# One attempt of one job, from its payload to what becomes of it. Nothing here knows
-# SQL or processes: the worker, `drain` and any other engine run jobs by it.
+# One attempt of one job, from its payload to its outcome. Nothing here knows SQL or
+# processes: the worker, `drain` and any other engine run jobs with it.
 ################################################################################
 
 
 class Outcome(Exception):
-    """How a handler says what becomes of its job, other than by returning or failing."""
+    """An outcome that a handler chooses by raising it, instead of returning or failing."""
 
 
 def _delay(value: Duration) -> timedelta:
@@ -3711,7 +3657,7 @@ class Cancel(Outcome):
 
 
 class Verdict(NamedTuple):
-    """What becomes of a job after an attempt."""
+    """The state of a job after an attempt."""
 
     state: State
     delay: int = 0
@@ -3834,8 +3780,8 @@ async def compose_async(
 
 
 class Report(NamedTuple):
-    """An attempt as the one who ran it tells of it, in plain values that marshal takes. The
-    defaults are those of an attempt of which there is nothing to tell: it completed."""
+    """An attempt as its worker reports it, in plain values that marshal takes. The defaults
+    are those of an attempt that completed without a result."""
 
     started_at: int
     """0 if it never began."""
@@ -3858,8 +3804,8 @@ class Report(NamedTuple):
 
     @property
     def brief(self) -> bool:
-        """Whether there is nothing to tell but times."""
-        return self[3:] == _NOTHING_TO_TELL
+        """Whether only the times differ from the defaults."""
+        return self[3:] == _DEFAULTS
 
     @property
     def error(self) -> str | None:
@@ -3867,16 +3813,15 @@ class Report(NamedTuple):
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_NOTHING_TO_TELL = Report(0, 0, 0)[3:]
+_DEFAULTS = Report(0, 0, 0)[3:]
 TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
 """Characters that are kept of a message, and of a traceback from its end."""
 
 
 def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
-    """What becomes of a job whose attempt ended with *error*. In this order: failed
-    for good, the handler's own time, the limit of attempts, the backoff (that of the
-    row, or the definition's *own*)."""
+    """The outcome of an attempt that ended with *error*. In this order: the handler's own
+    outcome, the limit of attempts, the backoff (that of the row, or the definition's *own*)."""
     if isinstance(error, Fail):
         return Verdict("failed")
     if isinstance(error, Cancel):
@@ -3898,8 +3843,8 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
 def judge_by_rules(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Verdict:
-    """What becomes of a job whose handler raised: first by its definition's `fail_on`, then
-    by its `retry_on`, of which the first exception that fits counts."""
+    """The outcome of an attempt whose handler raised: first by its definition's `fail_on`,
+    then by its `retry_on`, of which the first exception that fits counts."""
     own = options.backoff
     if not isinstance(error, Outcome):
         if isinstance(error, options.fail_on):
@@ -4022,8 +3967,8 @@ class Executor:
         return Report(started_at, self.clock(), took, *verdict, result)
 
     def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
-        """A process that the job has forked, and that comes out of the job as its parent does,
-        ends here: it would say a second time how the job ended, and take others' turns."""
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
         if os.getpid() == self._pid:
             return
         if isinstance(error, SystemExit):
@@ -4156,58 +4101,55 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-TELL_REST = 0.1
-"""Seconds between two times that the progress of a job is passed on."""
+PROGRESS_INTERVAL = 0.1
+"""Seconds between two reports of the progress of a job."""
 
 
 @attrs.define(eq=False, repr=False)
-class Teller:
+class ProgressReporter:
     """Passes the progress of one attempt on: at once, then at most ten times a second, and
-    what was told last in any case. Jobs may tell it from several threads."""
+    what was reported last in any case. Jobs may report it from several threads."""
 
     _pass_on: Callable[[str], None]
-    _untold: Progress | None = None
+    _pending: Progress | None = None
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
-    _turn: threading.Lock = attrs.field(factory=threading.Lock)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def tell(self, progress: Progress) -> None:
-        """Takes a job's word."""
-        with self._turn:
+    def report(self, progress: Progress) -> None:
+        """Passes progress on, now or soon."""
+        with self._lock:
             if self._closed:
                 return  # A thread that the job has left behind.
-            self._untold = progress
-            if self._timer is None:
-                self._tell_soon()
+            self._pending = progress
+            if self._timer is not None:
+                return
+            if (wait := self._quiet_until - time.monotonic()) <= 0:
+                self._flush()
+                return
+            self._timer = threading.Timer(wait, self._flush_late)
+            self._timer.daemon = True
+            self._timer.start()
 
     def close(self) -> None:
         """Passes on what was held back; what comes later is not of this attempt."""
-        with self._turn:
+        with self._lock:
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._pass_it_on()
+            self._flush()
 
-    def _tell_soon(self) -> None:
-        rest = self._quiet_until - time.monotonic()
-        if rest <= 0:
-            self._pass_it_on()
-            return
-        self._timer = threading.Timer(rest, self._tell_late)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _tell_late(self) -> None:
-        with self._turn:
+    def _flush_late(self) -> None:
+        with self._lock:
             self._timer = None
-            self._pass_it_on()
+            self._flush()
 
-    def _pass_it_on(self) -> None:
-        if self._untold is not None:
-            self._pass_on(store_progress(self._untold))
-            self._untold = None
-            self._quiet_until = time.monotonic() + TELL_REST
+    def _flush(self) -> None:
+        if self._pending is not None:
+            self._pass_on(store_progress(self._pending))
+            self._pending = None
+            self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
@@ -4238,7 +4180,7 @@ def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitS
 
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
-    """What a report makes of its job's row; *worker* is a process id."""
+    """The changes of a job's row that follow from a report; *worker* is a process id."""
     if report.brief:
         return _completed(claimed, *report[:2])
     failure = None
@@ -4295,7 +4237,7 @@ _OUTCOMES: Mapping[type[BaseException], str] = {
 def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
-    """Middleware around enqueue: a span, of which the jobs' headers tell."""
+    """Middleware around enqueue: a span, whose context the jobs' headers carry."""
     from opentelemetry import propagate, trace
 
     about = _about("send", "enqueue", {work.options.queue for work in works})
@@ -10799,7 +10741,7 @@ class Voice:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
 
     _pipe: Connection
-    tellers: dict[int, Teller] = attrs.field(factory=dict)
+    tellers: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have told something."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -10812,8 +10754,8 @@ class Voice:
         """Takes a job's word for how far it has come."""
         if (teller := self.tellers.get(claimed.id)) is None:
             pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
-        teller.tell(progress)
+            teller = self.tellers.setdefault(claimed.id, ProgressReporter(pass_on))
+        teller.report(progress)
 
     def told(self, id: int) -> bool:
         """Passes on the last word of a job that has ended, and says whether there was any."""
@@ -11990,7 +11932,7 @@ class Clerk:
     def progressed(self, id: int, claim: int, text: str) -> None:
         """A job has told how far it has come."""
         if not self._progress:
-            self.note_by = time.monotonic() + TELL_REST
+            self.note_by = time.monotonic() + PROGRESS_INTERVAL
         self._progress[id, claim] = text
 
     def note(self, store: Store) -> None:
@@ -13899,8 +13841,10 @@ class Drain:
         pid, node = os.getpid(), self.serves.node
         if self.events.wants("started"):
             self._tell([attempt_started(claimed, self.clock(), pid, node)])
-        teller = Teller(functools.partial(self._keep, claimed))
-        report = self.executor.run(claimed, report=lambda claimed, progress: teller.tell(progress))
+        teller = ProgressReporter(functools.partial(self._keep, claimed))
+        report = self.executor.run(
+            claimed, report=lambda claimed, progress: teller.report(progress)
+        )
         teller.close()
         self._settlements = [settlement(claimed, report, pid)]
         if report.kind or self.events.wants("completed"):
