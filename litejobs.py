@@ -3072,17 +3072,19 @@ class Body:
         its results, in which a class hides something."""
         try:
             hints = typing.get_type_hints(self._function, include_extras=True)
-            kinds = _hints_of(self.code) if self.is_class else {}
-        except (NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nothing is known about them.
-        found = {"result"} if hides(hints.pop("return", None)) else set()
-        if self.is_class:
+            found = {"result"} if hides(hints.pop("return", None)) else set()
+            if not self.is_class:
+                given = {name: kind for name, kind in hints.items() if not _is_context(kind)}
+                return frozenset(
+                    found | {f"payload.{name}" for name in given if hides(given[name])}
+                )
+            kinds = _hints_of(self.code)
             for field in attrs.fields(typing.cast(Any, self.code)):
                 if field.repr is not True or hides(kinds.get(field.name, Any)):
                     found.add(f"payload.{field.alias}")
-            return frozenset(found)
-        arguments = {name for name, kind in hints.items() if not _is_context(kind) and hides(kind)}
-        return frozenset(found | {f"payload.{name}" for name in arguments})
+        except (NameError, TypeError):
+            return frozenset({"payload", "result"})  # Nothing is known about them.
+        return frozenset(found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
