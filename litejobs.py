@@ -2459,7 +2459,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 #
 # A definition gives code a name, types and options. It knows neither the file nor
 # processes: what it enqueues goes to the queue that it was registered with. All
-# copies that `using` makes share one Body, so that what was compiled once stays.
+# copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
 P = ParamSpec("P")
@@ -2478,8 +2478,8 @@ WhyAsked = Callable[[], Reason | None]
 
 class Interrupted(BaseException):
     """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
-    `finally` or `with`, and let it pass: what becomes of the job follows from why it was asked.
-    It is not an `Exception`, so that code that catches those does not stop it."""
+    `finally` or `with`, and do not catch it: the outcome of the job follows from why it was
+    asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2493,17 +2493,17 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When this attempt will have taken longer than its timeout."""
     _asked: WhyAsked = lambda: None
-    _tell: Callable[[Progress], None] = lambda progress: None
+    _report: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Tells how far the job has come, for `job.progress` to show within a fraction of
+        """Reports how far the job has come, for `job.progress` to show within a fraction of
         a second. Call it as often as you like: ten times a second it is passed on, and
-        what was told last always is.
+        the last report always is.
 
         Raises:
             OptionError: the values are no finite numbers, or the note is no text.
         """
-        self._tell(Progress(done, total, note))
+        self._report(Progress(done, total, note))
 
     @property
     def attempt(self) -> int:
@@ -2513,18 +2513,18 @@ class Context(Generic[S]):
     @property
     def cancelled(self) -> bool:
         """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace (by default 5 s) is over, its worker is killed. A
-        coroutine
-        is cancelled, too: at once, or, if its node stops, when most of the grace is over.
+        passed, or its node stops. When the grace (by default 5 s) is over, its worker is
+        killed. A coroutine is cancelled, too: at once, or, if its node stops, when most of the
+        grace is over.
 
-        A handler that has read it as true is taken to break off: if its node stops, the job
-        runs again without the loss of an attempt, whether the handler returns or raises.
+        A handler that has read it as true is assumed to stop early: if its node stops, the
+        job runs again without the loss of an attempt, whether the handler returns or raises.
         Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
-        """Does nothing until the job has been asked to end, as `cancelled` says it; then it
-        ends the job rightly: given back, timed out or cancelled.
+        """Does nothing until the job has been asked to end (see `cancelled`); then it ends the
+        job with the right outcome: given back, timed out or cancelled.
 
         Raises:
             Interrupted: the job has been asked to end. Let it pass.
@@ -2586,114 +2586,78 @@ class Rules(Choices, total=False):
     on_failure: Callable[[Context[Any], BaseException], Any] | None
     """Called in the worker when a job has failed for good, if the worker could tell: not
     after a time-out, a crash, too much memory, or the loss of the node."""
+    encode: Callable[[Any], bytes] | None
+    """From a payload (an instance, or a function's arguments by name, with its defaults) to
+    bytes that are stored instead of JSON, and into which nobody else looks."""
+    decode: Callable[[bytes], Any] | None
 
 
 def check_name(value: object, what: str) -> str:
-    """A name that is safe to store, show and type: 1 to 200 printable characters.
-
-    Raises:
-        OptionError: names *what* and the value.
-    """
+    """A name that is safe to store, show and type: 1 to 200 printable characters."""
     if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
         raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
     return value
 
 
-def _checked_queue(value: str) -> str:
-    return check_name(value, "queue")
+Check = Callable[[Any, str], Any]
+"""From a value and the name of its option to the value that is used, or an OptionError."""
 
 
-def _checked_node(value: str | None) -> str | None:
-    return None if value is None else check_name(value, "node")
+def _accept(fits: Callable[[Any], bool], expected: str) -> Check:
+    def check(value: Any, what: str) -> Any:
+        if not fits(value):
+            raise OptionError(what, f"expected {expected}, got {value!r}")
+        return value
+
+    return check
 
 
-def _checked_priority(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
-        raise OptionError("priority", f"expected an integer of 32 bits, got {value!r}")
-    return value
+def _optional(check: Check) -> Check:
+    return lambda value, what: None if value is None else check(value, what)
 
 
-def _checked_attempts(value: object) -> int | None:
-    return None if value is None else at_least_one(value, "max_attempts", ", or None for ever")
+def _is_backoff(value: object) -> bool:
+    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
 
 
-def _checked_backoff(value: Backoff) -> Backoff:
-    if isinstance(value, type) or not (isinstance(value, Curve) or callable(value)):
-        expected = f"{', '.join(CURVES)} or a function from attempt to delay"
-        raise OptionError("backoff", f"expected {expected}, got {value!r}")
-    return value
-
-
-def _checked_timeout(value: Duration | None) -> timedelta | None:
-    if value is None:
-        return None
-    if not (length := duration(value, "timeout")):
-        raise OptionError("timeout", "expected more than zero, or None for no limit")
+def _check_timeout(value: Duration, what: str) -> timedelta:
+    if not (length := duration(value, what)):
+        raise OptionError(what, "expected more than zero, or None for no limit")
     return length
 
 
-def _checked_job_grace(value: Duration | None) -> timedelta | None:
-    return None if value is None else duration(value, "grace")
+def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
+    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
 
 
-def _checked_delay(value: Duration) -> timedelta:
-    return duration(value, "delay")
+def _check_key(value: object, what: str) -> str | Callable[..., Any]:
+    return value if callable(value) else check_name(value, what)
 
 
-def _checked_retention(value: Retention) -> Retention:
-    if not isinstance(value, Retention):
-        raise OptionError("retention", f"expected a Retention, got {value!r}")
-    return value
-
-
-def _checked_at(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "at")
-
-
-def _checked_expires(value: Duration | datetime | None) -> timedelta | datetime | None:
-    if value is None:
-        return None
-    return aware(value, "expires") if isinstance(value, datetime) else duration(value, "expires")
-
-
-def _checked_unique(value: object) -> Unique | None:
-    if value is not None and not isinstance(value, Unique):
-        raise OptionError("unique", f"expected Unique(…) or None, got {value!r}")
-    return value
-
-
-def _checked_key(value: object) -> str | Callable[..., Any] | None:
-    return value if value is None or callable(value) else check_name(value, "key")
-
-
-def _checked_key_limit(value: object) -> int:
-    return at_least_one(value, "key_limit")
-
-
-def _checked_headers(value: object) -> Mapping[str, str]:
+def _check_headers(value: object, what: str) -> Mapping[str, str]:
     texts = isinstance(value, Mapping) and all(
         type(k) is str and type(v) is str for k, v in value.items()
     )
     if not texts:
-        raise OptionError("headers", f"expected texts by their names, got {value!r}")
+        raise OptionError(what, f"expected texts by their names, got {value!r}")
     headers = dict(typing.cast(Mapping[str, str], value))
     try:
         _to_json(headers)
     except ValueError as error:
-        raise OptionError("headers", f"{error}, in {headers!r}") from None
+        raise OptionError(what, f"{error}, in {headers!r}") from None
     return headers
 
 
-def _checked_memory(value: object) -> int | None:
+def _check_memory(value: object, what: str) -> int:
+    size = value
     if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
-        power = " kMG".index(parts[2] or " ")
-        value = int(parts[1]) * (1024 if parts[3] else 1000) ** power
-    if value is None or (type(value) is int and value > 0):
-        return value
-    raise OptionError("max_memory", f'expected bytes, or a text like "512MB", got {value!r}')
+        size = int(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " ")
+    if type(size) is int and size > 0:
+        return size
+    raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
 
 
-def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
+def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
     errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
@@ -2701,83 +2665,108 @@ def _checked_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
     return errors
 
 
-def _checked_retry_on(value: Any) -> Mapping[type[BaseException], Backoff | None] | None:
-    if value is None:
-        return None
-    policies = value if isinstance(value, Mapping) else {}
-    known = {error: policies.get(error) for error in _checked_errors(value, "retry_on")}
-    return {error: policy and _checked_backoff(policy) for error, policy in known.items()}
+def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
+    backoffs = value if isinstance(value, Mapping) else {}
+    chosen = {error: backoffs.get(error) for error in _check_errors(value, what)}
+    return {
+        error: backoff and OPTIONS["backoff"](backoff, "backoff")
+        for error, backoff in chosen.items()
+    }
 
 
-def _checked_fail_on(value: Any) -> tuple[type[BaseException], ...]:
-    return _checked_errors(value, "fail_on")
-
-
-def _checked_hook(value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise OptionError("on_failure", f"expected a function, got {value!r}")
-    return value
+OPTIONS: Mapping[str, Check] = {
+    "queue": check_name,
+    "priority": _accept(
+        lambda value: (
+            isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+        ),
+        "an integer of 32 bits",
+    ),
+    "max_attempts": _optional(functools.partial(at_least_one, also=", or None for ever")),
+    "backoff": _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay"),
+    "timeout": _optional(_check_timeout),
+    "grace": _optional(duration),
+    "retention": _accept(lambda value: isinstance(value, Retention), "a Retention"),
+    "node": _optional(check_name),
+    "delay": duration,
+    "at": _optional(aware),
+    "expires": _optional(_check_expires),
+    "unique": _optional(_accept(lambda value: isinstance(value, Unique), "Unique(…) or None")),
+    "key": _optional(_check_key),
+    "key_limit": at_least_one,
+    "headers": _check_headers,
+    "connection": lambda value, what: value,
+    "max_memory": _optional(_check_memory),
+    "retry_on": _optional(_check_retry_on),
+    "fail_on": _check_errors,
+    "on_failure": _optional(_accept(callable, "a function")),
+    "encode": _optional(_accept(callable, "a function")),
+    "decode": _optional(_accept(callable, "a function")),
+}
+"""How each option is checked."""
+CHOICES = tuple(Choices.__annotations__)
+OF_DEFINITIONS = tuple(option for option in OPTIONS if option not in CHOICES)
+OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
+"""The options that an instance may choose by its attributes."""
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = attrs.field(default="default", converter=_checked_queue)
-    priority: int = attrs.field(default=0, converter=_checked_priority)
-    max_attempts: int | None = attrs.field(default=5, converter=_checked_attempts)
-    backoff: Backoff = attrs.field(default=DEFAULT_BACKOFF, converter=_checked_backoff)
-    timeout: timedelta | None = attrs.field(default=None, converter=_checked_timeout)
-    grace: timedelta | None = attrs.field(default=None, converter=_checked_job_grace)
-    retention: Retention = attrs.field(default=DEFAULT_RETENTION, converter=_checked_retention)
-    node: str | None = attrs.field(default=None, converter=_checked_node)
-    delay: timedelta = attrs.field(default=timedelta(0), converter=_checked_delay)
-    at: datetime | None = attrs.field(default=None, converter=_checked_at)
-    expires: timedelta | datetime | None = attrs.field(default=None, converter=_checked_expires)
-    unique: Unique | None = attrs.field(default=None, converter=_checked_unique)
-    key: str | Callable[..., Any] | None = attrs.field(default=None, converter=_checked_key)
-    key_limit: int = attrs.field(default=1, converter=_checked_key_limit)
-    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_checked_headers)
+    queue: str = "default"
+    priority: int = 0
+    max_attempts: int | None = 5
+    backoff: Backoff = DEFAULT_BACKOFF
+    timeout: timedelta | None = None
+    grace: timedelta | None = None
+    retention: Retention = DEFAULT_RETENTION
+    node: str | None = None
+    delay: timedelta = timedelta(0)
+    at: datetime | None = None
+    expires: timedelta | datetime | None = None
+    unique: Unique | None = None
+    key: str | Callable[..., Any] | None = None
+    key_limit: int = 1
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     connection: Any = None
+    max_memory: int | None = None
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = None
+    fail_on: tuple[type[BaseException], ...] = ()
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = None
+    encode: Callable[[Any], bytes] | None = None
+    decode: Callable[[bytes], Any] | None = None
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
-    max_memory: int | None = attrs.field(default=None, converter=_checked_memory)
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = attrs.field(
-        default=None, converter=_checked_retry_on
-    )
-    fail_on: tuple[type[BaseException], ...] = attrs.field(default=(), converter=_checked_fail_on)
-    on_failure: Callable[[Context[Any], BaseException], Any] | None = attrs.field(
-        default=None, converter=_checked_hook
-    )
 
     def ruled(self, rules: Rules) -> Options:
-        """A copy with other rules and choices, for a definition.
-
-        Raises:
-            OptionError: an option is unknown, or its value cannot be used.
-        """
-        check_known(rules, Rules.__annotations__, "no such option")
-        own: Any = {option: value for option, value in rules.items() if option in OF_DEFINITIONS}
-        choices: Any = {option: value for option, value in rules.items() if option not in own}
-        # Its grace is known to nodes by its name: only that of a single job is stored with it.
-        return attrs.evolve(made := self.changed(choices), **own, given=made.given - {"grace"})
+        """A copy with other options, for a definition."""
+        check_known(rules, OPTIONS, "no such option")
+        for option, other in ("encode", "decode"), ("decode", "encode"):
+            if rules.get(option) is None and rules.get(other) is not None:
+                raise OptionError(
+                    option, "missing: what one of encode and decode writes, both read"
+                )
+        made = self._with(rules)
+        # Nodes look a definition's grace up by its name: only a single job's is stored with it.
+        return attrs.evolve(made, given=made.given - {"grace"})
 
     def changed(self, choices: Choices) -> Options:
-        """A copy with other choices.
-
-        Raises:
-            OptionError: an option is unknown, or its value cannot be used.
-        """
+        """A copy with other options, for a job."""
         for option in choices:
-            if option in (*OF_DEFINITIONS, "encode", "decode", "name"):
+            if option in (*OF_DEFINITIONS, "name"):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
         check_known(choices, CHOICES, "no such option")
-        if choices.get("at") is not None and "delay" in choices:
+        return self._with(choices)
+
+    def _with(self, options: Rules | Choices) -> Options:
+        values = {option: OPTIONS[option](value, option) for option, value in options.items()}
+        if values.get("at") is not None and "delay" in values:
             raise OptionError("at", "given together with delay: a job has one time to run")
-        if choices.get("at") is not None or "delay" in choices:
-            choices = {"at": None, "delay": 0, **choices}  # type: ignore[typeddict-item]
-        return attrs.evolve(self, **choices, given=self.given | choices.keys())
+        if values.get("at") is not None or "delay" in values:
+            values = {"at": None, "delay": timedelta(0), **values}
+        return attrs.evolve(self, **values, given=self.given | values.keys())
 
     def run_at(self, now: int) -> int:
         """When a job that is enqueued *now* becomes due, in microseconds."""
@@ -2815,10 +2804,7 @@ class Options:
         return (self.queue, self.node or "", self.priority, self.max_attempts, limit, *rules)
 
 
-CHOICES = tuple(Choices.__annotations__)
-OF_DEFINITIONS = tuple(option for option in Rules.__annotations__ if option not in CHOICES)
 MARK = "__litejobs_definition__"
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 
 
 class Home(Protocol):
@@ -2829,42 +2815,21 @@ class Home(Protocol):
 
 
 @attrs.frozen(eq=False, repr=False)
-class Encoding:
-    """A definition's own form of its payloads: bytes, which nobody else looks into."""
-
-    encode: Callable[[Any], bytes]
-    """Of the instance of a class; of a function's arguments by name, defaults included."""
-    decode: Callable[[bytes], Any]
-
-
-def _checked_encoding(encode: object, decode: object) -> Encoding | None:
-    for option, given, other in (("encode", encode, decode), ("decode", decode, encode)):
-        if given is None and other is not None:
-            raise OptionError(option, "missing: what one of encode and decode writes, both read")
-        if given is not None and not callable(given):
-            raise OptionError(option, f"expected a function, got {given!r}")
-    return Encoding(encode, decode) if callable(encode) and callable(decode) else None
-
-
-@attrs.frozen(eq=False, repr=False)
 class OwnCodec:
     """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
     the same: from the command line, and from before the definition had an encoding."""
 
     name: str
-    encoding: Encoding
+    _encode: Callable[[Any], bytes]
+    _decode: Callable[[bytes], Any]
     json: Codec[Any]
     by_name: bool
     """Whether the encoding takes and gives arguments by name, and not an instance."""
 
     def encode(self, value: Any) -> bytes:
-        """The bytes that the encoding makes of a payload object.
-
-        Raises:
-            PayloadError: it fails, or gives something else.
-        """
+        """The bytes that the encoding makes of a payload object."""
         try:
-            made = self.encoding.encode(_fields(value) if self.by_name else value)
+            made = self._encode(_fields(value) if self.by_name else value)
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
@@ -2872,26 +2837,20 @@ class OwnCodec:
         return made
 
     def decode(self, stored: str | bytes) -> Any:
-        """The payload object that bytes, or JSON text, stand for.
-
-        Raises:
-            PayloadError: decode fails, or gives what the definition does not take.
-            Unfit: it is JSON text that does not fit.
-        """
+        """The payload object that bytes, or JSON text, stand for."""
         if isinstance(stored, str):
             return self.json.decode(stored)
         try:
-            made = self.encoding.decode(stored)
+            made = self._decode(stored)
         except (Exception, SystemExit) as error:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
             raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
-        return self._made_of(made) if self.by_name else made
-
-    def _made_of(self, arguments: dict[str, Any]) -> Any:
+        if not self.by_name:
+            return made
         try:
-            return self.json.kind(**arguments)
+            return self.json.kind(**made)
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
@@ -2925,24 +2884,20 @@ class Body:
     code: Callable[..., Any]
     place: str
     module: str
-    backoff: Backoff = DEFAULT_BACKOFF
-    """The definition's own: the only function that a job can have, since rows keep none."""
+    options: Options
+    """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Home | None = None
-    encoding: Encoding | None = None
 
     @functools.cached_property
     def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later.
-
-        Raises:
-            DefinitionError: an annotation cannot be resolved or cannot be JSON.
-        """
+        """Compiled when first used, so that annotations may name what comes later."""
         try:
             shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        if self.encoding is not None and isinstance(shape.payload, Codec):
-            own = OwnCodec(self.name, self.encoding, shape.payload, not self.is_class)
+        encode, decode = self.options.encode, self.options.decode
+        if encode and decode and isinstance(shape.payload, Codec):
+            own = OwnCodec(self.name, encode, decode, shape.payload, not self.is_class)
             shape = attrs.evolve(shape, payload=own)
         for codec in (shape.payload, shape.result):
             if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
@@ -2954,16 +2909,23 @@ class Body:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            return frozenset(_hidden_in(self.code, self.is_class))
+            hints = typing.get_type_hints(self._function, include_extras=True)
+            found = {"result"} if hides(hints.pop("return", None)) else set()
+            if not self.is_class:
+                given = {name: kind for name, kind in hints.items() if not _is_context(kind)}
+                return frozenset(
+                    found | {f"payload.{name}" for name in given if hides(given[name])}
+                )
+            kinds = _hints_of(self.code)
+            for field in attrs.fields(typing.cast(Any, self.code)):
+                if field.repr is not True or hides(kinds.get(field.name, Any)):
+                    found.add(f"payload.{field.alias}")
         except (NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nobody can tell.
+            return frozenset({"payload", "result"})  # Nothing is known about them.
+        return frozenset(found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make.
-
-        Raises:
-            TypeError: they do not fit, in the words of a call.
-        """
+        """The payload object that arguments make."""
         try:
             return self.shape.make(*args, **kwargs)
         except TypeError as error:
@@ -2982,23 +2944,12 @@ class Body:
     @property
     def is_async(self) -> bool:
         """Whether its jobs run many at a time, in the event loop of a worker."""
+        return inspect.iscoroutinefunction(self._function)
+
+    @property
+    def _function(self) -> Any:
         code: Any = self.code
-        return inspect.iscoroutinefunction(code.run if self.is_class else code)
-
-
-def _hidden_in(code: Any, is_class: bool) -> Iterator[str]:
-    hints = typing.get_type_hints(code.run if is_class else code, include_extras=True)
-    if hides(hints.pop("return", None)):
-        yield "result"
-    if is_class:
-        kinds = _hints_of(code)
-        for field in attrs.fields(code):
-            if field.repr is not True or hides(kinds.get(field.name, Any)):
-                yield f"payload.{field.alias}"
-        return
-    for name, kind in hints.items():
-        if not _is_context(kind) and hides(kind):
-            yield f"payload.{name}"
+        return code.run if self.is_class else code
 
 
 def _is_context(hint: object) -> bool:
@@ -3145,7 +3096,7 @@ class Definition(Generic[P, R, C]):
 
 
 def _check_backoff(body: Body, options: Options) -> None:
-    if options.backoff is not body.backoff and not isinstance(options.backoff, Curve):
+    if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
 
@@ -3174,12 +3125,7 @@ def _too_large(text: str | bytes) -> str | None:
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
-    named.
-
-    Raises:
-        PayloadError: a field does not fit its annotation.
-        OptionError: an attribute or a choice cannot be used.
-    """
+    named."""
     chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
     own: Any = {option: value for option, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
@@ -3191,12 +3137,7 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
-    """A job made of a payload that is JSON already, checked.
-
-    Raises:
-        PayloadError: it is no JSON, or does not fit.
-        OptionError: a choice cannot be used.
-    """
+    """A job made of a payload that is JSON already, checked."""
     try:
         payload = definition.body.shape.payload.decode(text)
     except Unfit as unfit:
@@ -3206,21 +3147,21 @@ def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[A
 
 def unique_key(bound: Bound[Any]) -> str | None:
     """What is unique about a job: a hash, so that it is short and shows no payload, tagged
-    with the name of its definition. `None` if nothing is.
-
-    Raises:
-        OptionError: there is no such field, or the function for the key fails.
-    """
+    with the name of its definition. `None` if nothing is."""
     if (unique := bound.options.unique) is None:
         return None
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
-    content = _content(bound, unique) if unique.key is None else _told(bound, unique.key, "unique")
+    content = (
+        _unique_content(bound, unique)
+        if unique.key is None
+        else _key_text(bound, unique.key, "unique")
+    )
     digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
     return f"{bound.body.name}:{digest.hexdigest()}"
 
 
-def _content(bound: Bound[Any], unique: Unique) -> str:
+def _unique_content(bound: Bound[Any], unique: Unique) -> str:
     """The payload, or some of its fields, as the same text for the same values."""
     codec = bound.body.shape.payload
     if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
@@ -3241,16 +3182,12 @@ def _content(bound: Bound[Any], unique: Unique) -> str:
 
 
 def limited_key(bound: Bound[Any]) -> str | None:
-    """The key of which only so many jobs run at a time; `None` if the job has none.
-
-    Raises:
-        OptionError: the function for it fails, or gives no name.
-    """
+    """The key of which only so many jobs run at a time; `None` if the job has none."""
     key = bound.options.key
-    return key if key is None else check_name(_told(bound, key, "key"), "key")
+    return key if key is None else check_name(_key_text(bound, key, "key"), "key")
 
 
-def _told(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
     """A text that was given, or that a function makes of the payload."""
     if isinstance(key, str):
         return key
@@ -3267,11 +3204,7 @@ def _fields(payload: Any) -> dict[str, Any]:
 
 
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
-    """The payload that a function makes of a *waiting* job's and a new one's.
-
-    Raises:
-        PayloadError: what it makes does not fit.
-    """
+    """The payload that a function makes of a *waiting* job's and a new one's."""
     body = bound.body
     try:
         old, new = map(body.shape.payload.decode, (waiting, bound.payload))
@@ -3293,25 +3226,27 @@ def definition_of(value: object) -> AnyDefinition | None:
 
 
 def _no_job() -> Context[Any]:
-    row = Row(0, "", "", "", 0, "running", "{}", 0, 1, 1, None, None, 0, 0, 0, 0, None, None, None)
+    row = Row(
+        id=0, name="", queue="", node="", priority=0, state="running", payload="{}", run_at=0,
+        attempt=1, max_attempts=1, timeout=None, backoff=None, claim=0, lost=0, enqueued_at=0,
+        started_at=0, finished_at=None, result=None, error=None,
+    )  # fmt: skip
     return Context(Job(row, _Nowhere()), None)
 
 
 class _Nowhere:
-    def get(self, id: int) -> Job[Any]:
+    """The source of jobs that are in no file, or that cannot be looked up."""
+
+    def get(self, id: int, timeout: Duration | None = None) -> NoReturn:
         raise JobNotFoundError(id)
 
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
-
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]:
-        raise JobNotFoundError(id)
+    wait = why = get
 
     def result(self, job: Job[Any]) -> Any:
         raise JobNotFoundError(job.id)
 
-    def why(self, id: int) -> str:
-        raise JobNotFoundError(id)
+    def errors(self, id: int) -> tuple[Failure, ...]:
+        return ()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3320,17 +3255,13 @@ class Registry:
 
     _by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
     _by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
-    _frozen: bool = False
+    frozen: bool = False
+    """Whether work has started: workers that run would not know what is added now."""
 
     def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name.
-
-        Raises:
-            DefinitionError: the name is taken (both places are named), or workers run
-                already and would not know it.
-        """
+        """Registers a definition under its name."""
         body = definition.body
-        if self._frozen:
+        if self.frozen:
             raise DefinitionError(body.name, "defined after work had started: define it before")
         if taken := self._by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
@@ -3339,13 +3270,8 @@ class Registry:
         self._by_class[body.code] = definition
 
     def freeze(self) -> None:
-        """From now on nothing is added: running workers would not know it."""
-        self._frozen = True
-
-    @property
-    def frozen(self) -> bool:
-        """Whether work has started."""
-        return self._frozen
+        """Refuses further definitions."""
+        self.frozen = True
 
     def get(self, name: str) -> AnyDefinition | None:
         """The definition of this name, if there is one."""
@@ -3375,11 +3301,7 @@ class Registry:
         return {definition.name: definition.body.hidden for definition in self}
 
     def named(self, name: str) -> AnyDefinition:
-        """The definition of this name.
-
-        Raises:
-            DefinitionError: there is none; a near name is proposed.
-        """
+        """The definition of this name."""
         if definition := self._by_name.get(name):
             return definition
         raise DefinitionError(
@@ -3391,11 +3313,7 @@ class Registry:
         return frozenset(definition.name for definition in self if definition.body.is_async)
 
     def of(self, instance: object) -> AnyDefinition:
-        """The definition of an instance's class.
-
-        Raises:
-            DefinitionError: the class was not defined as one.
-        """
+        """The definition of an instance's class."""
         if definition := self._by_class.get(type(instance)):
             return definition
         raise DefinitionError(
@@ -3416,7 +3334,6 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
-    _encoding: Encoding | None = None
 
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
@@ -3440,21 +3357,10 @@ class Define:
         /,
         *,
         name: str | None = None,
-        encode: Callable[[Any], bytes] | None = None,
-        decode: Callable[[bytes], Any] | None = None,
-        **choices: Unpack[Rules],
+        **options: Unpack[Rules],
     ) -> Define: ...
 
-    def __call__(
-        self,
-        code: Any = None,
-        /,
-        *,
-        name: str | None = None,
-        encode: Callable[[Any], bytes] | None = None,
-        decode: Callable[[bytes], Any] | None = None,
-        **choices: Any,
-    ) -> Any:
+    def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
 
         A function becomes a `Definition`. An attrs class with `run()` stays what it
@@ -3465,17 +3371,14 @@ class Define:
             DefinitionError: the code cannot be a definition, or its name is taken.
             OptionError: an option is unknown, or its value cannot be used.
         """
-        encoding = _checked_encoding(encode, decode)
-        if code is None or name is not None or choices or encoding is not None:
+        if code is None or name is not None or options:
             made = attrs.evolve(
                 self,
                 name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, choices)),
-                encoding=encoding or self._encoding,
+                options=self._options.ruled(typing.cast(Rules, options)),
             )
             return made if code is None else made(code)
-        body = _body(code, self._name, self._options.backoff)
-        body.encoding = self._encoding
+        body = _body(code, self._name, self._options)
         definition: AnyDefinition = Definition(body, self._options)
         self._add(definition)
         if not body.is_class:
@@ -3484,7 +3387,7 @@ class Define:
         return code
 
 
-def _body(code: Any, name: str | None, backoff: Backoff) -> Body:
+def _body(code: Any, name: str | None, options: Options) -> Body:
     if isinstance(code, Definition):
         raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
     given = getattr(code, "__name__", None)
@@ -3492,42 +3395,36 @@ def _body(code: Any, name: str | None, backoff: Backoff) -> Body:
         raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
     name = check_name(given if name is None else name, "name")
     if isinstance(code, type):
-        _check_class(code, name)
-    elif not inspect.isfunction(code):
-        raise DefinitionError(name, f"expected a function or an attrs class, got {code!r}")
+        problem = _problem_of_class(code)
+    elif inspect.isfunction(code):
+        problem = _problem_of_function(code)
     else:
-        _check_function(code, name)
-    return Body(name, code, _place(code), code.__module__, backoff)
-
-
-def _check_class(code: type, name: str) -> None:
-    if not attrs.has(code):
-        raise DefinitionError(name, "not an attrs class: put @attrs.frozen below the @define")
-    run = getattr(code, "run", None)
-    if not inspect.isfunction(run):
-        raise DefinitionError(name, "has no run() method, which is what its jobs do")
-    if extra := list(inspect.signature(run).parameters)[2:]:
-        problem = f"run() takes at most a context; {extra[0]!r} should be a field"
+        problem = f"expected a function or an attrs class, got {code!r}"
+    function: Any = getattr(code, "run", None) if isinstance(code, type) else code
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        problem = problem or "a generator: its body would never run"
+    if problem:
         raise DefinitionError(name, problem)
-    _refuse_generators(run, name)
+    return Body(name, code, _place(code), code.__module__, options)
 
 
-def _refuse_generators(code: Callable[..., Any], name: str) -> None:
-    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
-        raise DefinitionError(name, "a generator: its body would never run")
+def _problem_of_class(code: Any) -> str | None:
+    if not attrs.has(code):
+        return "not an attrs class: put @attrs.frozen below the @define"
+    if not inspect.isfunction(run := getattr(code, "run", None)):
+        return "has no run() method, which is what its jobs do"
+    if extra := list(inspect.signature(run).parameters)[2:]:
+        return f"run() takes at most a context; {extra[0]!r} should be a field"
+    return None
 
 
-def _check_function(code: Callable[..., Any], name: str) -> None:
-    _refuse_generators(code, name)
+def _problem_of_function(code: Callable[..., Any]) -> str | None:
     for parameter in inspect.signature(code).parameters.values():
         if parameter.name == "self" and parameter.annotation is parameter.empty:
-            problem = (
-                "a method, whose object would have to travel: use a function, or an attrs class"
-            )
-            raise DefinitionError(name, problem)
+            return "a method, whose object would have to travel: use a function, or an attrs class"
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            problem = f"takes {parameter}: use a parameter of type list or dict, which has a name"
-            raise DefinitionError(name, problem)
+            return f"takes {parameter}: use a parameter of type list or dict, which has a name"
+    return None
 
 
 def _place(code: Any) -> str:
@@ -3544,13 +3441,17 @@ define = Define()
 ################################################################################
 # Execution
 #
-# One attempt of one job, from its payload to what becomes of it. Nothing here knows
-# SQL or processes: the worker, `drain` and any other engine run jobs by it.
+# One attempt of one job, from its payload to its outcome. Nothing here knows SQL or
+# processes: the worker, `drain` and any other engine run jobs with it.
 ################################################################################
 
 
 class Outcome(Exception):
-    """How a handler says what becomes of its job, other than by returning or failing."""
+    """An outcome that a handler chooses by raising it, instead of returning or failing."""
+
+
+def _delay(value: Duration) -> timedelta:
+    return duration(value, "delay")
 
 
 @attrs.define(eq=False, repr=False)
@@ -3558,9 +3459,7 @@ class Retry(Outcome):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
-    delay: timedelta | None = attrs.field(
-        default=None, converter=attrs.converters.optional(_checked_delay)
-    )
+    delay: timedelta | None = attrs.field(default=None, converter=attrs.converters.optional(_delay))
     reason: str = "the handler asked for a retry"
 
     def __str__(self) -> str:
@@ -3571,7 +3470,7 @@ class Retry(Outcome):
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
-    delay: timedelta = attrs.field(converter=_checked_delay)
+    delay: timedelta = attrs.field(converter=_delay)
 
     def __str__(self) -> str:
         return f"snoozed for {self.delay}"
@@ -3598,7 +3497,7 @@ class Cancel(Outcome):
 
 
 class Verdict(NamedTuple):
-    """What becomes of a job after an attempt."""
+    """The state of a job after an attempt."""
 
     state: State
     delay: int = 0
@@ -3721,8 +3620,8 @@ async def compose_async(
 
 
 class Report(NamedTuple):
-    """An attempt as the one who ran it tells of it, in plain values that marshal takes. The
-    defaults are those of an attempt of which there is nothing to tell: it completed."""
+    """An attempt as its worker reports it, in plain values that marshal takes. The defaults
+    are those of an attempt that completed without a result."""
 
     started_at: int
     """0 if it never began."""
@@ -3745,8 +3644,8 @@ class Report(NamedTuple):
 
     @property
     def brief(self) -> bool:
-        """Whether there is nothing to tell but times."""
-        return self[3:] == _NOTHING_TO_TELL
+        """Whether only the times differ from the defaults."""
+        return self[3:] == _DEFAULTS
 
     @property
     def error(self) -> str | None:
@@ -3754,16 +3653,15 @@ class Report(NamedTuple):
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_NOTHING_TO_TELL = Report(0, 0, 0)[3:]
+_DEFAULTS = Report(0, 0, 0)[3:]
 TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
 """Characters that are kept of a message, and of a traceback from its end."""
 
 
 def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
-    """What becomes of a job whose attempt ended with *error*. In this order: failed
-    for good, the handler's own time, the limit of attempts, the backoff (that of the
-    row, or the definition's *own*)."""
+    """The outcome of an attempt that ended with *error*. In this order: the handler's own
+    outcome, the limit of attempts, the backoff (that of the row, or the definition's *own*)."""
     if isinstance(error, Fail):
         return Verdict("failed")
     if isinstance(error, Cancel):
@@ -3785,8 +3683,8 @@ def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Rand
 def judge_by_rules(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Verdict:
-    """What becomes of a job whose handler raised: first by its definition's `fail_on`, then
-    by its `retry_on`, of which the first exception that fits counts."""
+    """The outcome of an attempt whose handler raised: first by its definition's `fail_on`,
+    then by its `retry_on`, of which the first exception that fits counts."""
     own = options.backoff
     if not isinstance(error, Outcome):
         if isinstance(error, options.fail_on):
@@ -3798,6 +3696,9 @@ def judge_by_rules(
             if (policy := options.retry_on[fitting[0]]) is not None:
                 own, claimed = policy, claimed._replace(backoff=CUSTOM)
     return judge(error, claimed, own, rng)
+
+
+ReportProgress = Callable[[Claimed, Progress], None]
 
 
 @attrs.define(eq=False, repr=False)
@@ -3813,92 +3714,57 @@ class Executor:
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, of which the handler knows that it was asked to end."""
-    _loop: Any = None
-    """An asyncio.Runner, once a coroutine has come along."""
+    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
     _pid: int = attrs.field(factory=os.getpid)
 
     def run(
         self,
         claimed: Claimed,
         asked: WhyAsked = lambda: None,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        report: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, tell)
+        return contextvars.copy_context().run(self._run, claimed, asked, report)
 
-    def _run(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None],
-    ) -> Report:
-        started_at = self.clock()
-        began = time.perf_counter_ns()
+    def _run(self, claimed: Claimed, asked: WhyAsked, report: ReportProgress) -> Report:
+        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
         try:
             shape, payload = self._prepare(claimed)
-        except LitejobsError as error:
-            return self._ended(self._refused(error, started_at), error, claimed, asked)
-        try:
-            context = functools.partial(self._context, claimed, started_at, asked, tell)
+            context = functools.partial(self._context, claimed, started_at, asked, report)
             value = self._call(shape, payload, context, self._inside)
             if value is not None and inspect.iscoroutine(value):
                 value = self._await(value)
-            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if broke_off else _kept_result(shape, value)
+            return self._returned(shape, value, claimed, started_at, began, asked)
         except BaseException as error:
-            self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began, asked)
-            return self._ended(report, error, claimed, asked)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        if broke_off:
-            return Report(started_at, self.clock(), took, *GIVEN_BACK)
-        if result is None:
-            return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *COMPLETED, result)
+            failed = self._raised(error, shape, claimed, started_at, began, asked)
+            with _harmless(claimed):
+                if rest := self._on_failure(failed, error, claimed, asked):
+                    self._await(rest)
+            return failed
 
     async def run_async(
         self,
         claimed: Claimed,
         asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        report: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        started_at = self.clock()
-        began = time.perf_counter_ns()
+        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
         try:
             shape, payload = self._prepare(claimed)
-        except LitejobsError as error:
-            report = self._refused(error, started_at)
-            return await self._ended_aside(report, error, claimed, asked)
-        try:
-            context = functools.partial(self._context, claimed, started_at, asked, tell)
-            value = self._call(shape, payload, context, compose_async)
-            value = await value
-            broke_off = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if broke_off else _kept_result(shape, value)
+            context = functools.partial(self._context, claimed, started_at, asked, report)
+            value = await self._call(shape, payload, context, compose_async)
+            return self._returned(shape, value, claimed, started_at, began, asked)
         except BaseException as error:
-            self._end_copies(claimed, error)
-            report = self._failed(error, claimed, started_at, began, asked)
-            return await self._ended_aside(report, error, claimed, asked)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        verdict = GIVEN_BACK if broke_off else COMPLETED
-        return Report(started_at, self.clock(), took, *verdict, result)
-
-    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
-        """A process that the job has forked, and that comes out of the job as its parent does,
-        ends here: it would say a second time how the job ended, and take others' turns."""
-        if os.getpid() == self._pid:
-            return
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
-        os._exit(1)
+            failed = self._raised(error, shape, claimed, started_at, began, asked)
+            with _harmless(claimed):
+                if rest := self._on_failure(failed, error, claimed, asked):
+                    await rest
+            return failed
 
     def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
         shape = self.registry.named(claimed.name).body.shape
@@ -3920,25 +3786,52 @@ class Executor:
         made = context()
         return inside(self.around, made, functools.partial(shape.call, payload, lambda: made))
 
+    def _returned(
+        self,
+        shape: Shape,
+        value: Any,
+        claimed: Claimed,
+        started_at: int,
+        began: int,
+        asked: WhyAsked,
+    ) -> Report:
+        verdict, result = COMPLETED, None
+        if self.noticed and self._broke_off(claimed, asked):
+            verdict = GIVEN_BACK
+        elif shape.result is not None:
+            result = _stored_result(shape.result, value)
+        self._end_copies(claimed)
+        took = (time.perf_counter_ns() - began) // 1000
+        if result is None and verdict is COMPLETED:
+            return Report(started_at, self.clock(), took)
+        return Report(started_at, self.clock(), took, *verdict, result)
+
+    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if os.getpid() == self._pid:
+            return
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
+
     def _inside(
         self, around: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
         return compose(around, context, handler, self._await)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._loop is None:
+        if self._runner is None:
             import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
 
-            self._loop = asyncio.Runner()
-        run = functools.partial(self._loop.run, context=contextvars.copy_context())
+            self._runner = asyncio.Runner()
+        run = functools.partial(self._runner.run, context=contextvars.copy_context())
         return _beside_other_loops(run, coroutine)
 
     def _context(
-        self,
-        claimed: Claimed,
-        now: int,
-        asked: WhyAsked,
-        tell: Callable[[Claimed, Progress], None] = lambda claimed, progress: None,
+        self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
     ) -> Context[Any]:
         row = Row(
             claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
@@ -3947,41 +3840,41 @@ class Executor:
             None, None, None, claimed.headers, claimed.key,
         )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        tell_of_it = functools.partial(tell, claimed)
 
-        def look() -> Reason | None:
+        def notice() -> Reason | None:
             if reason := asked():
                 self.noticed.add(claimed[:2])
             return reason
 
-        return Context(Job(row, self.source), self.state, deadline, look, tell_of_it)
+        report_own = functools.partial(report, claimed)
+        return Context(Job(row, self.source), self.state, deadline, notice, report_own)
 
-    def _refused(self, error: LitejobsError, started_at: int) -> Report:
-        # Another attempt would find the same payload and the same definition.
-        told = "exception", *describe(error)
-        return Report(started_at, self.clock(), 0, *Verdict("failed"), None, *told)
-
-    def _failed(
+    def _raised(
         self,
         error: BaseException,
+        shape: Shape | None,
         claimed: Claimed,
         started_at: int,
         began: int,
         asked: WhyAsked,
     ) -> Report:
-        """The report of an attempt that raised."""
+        """The report of an attempt that raised; before it began, if there is no *shape*."""
+        self._end_copies(claimed, error)
+        took = (time.perf_counter_ns() - began) // 1000
         options = self.registry.options(claimed.name)
         try:
-            if self._broke_off(claimed, asked, error):
+            if shape is None and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                took, verdict = 0, Verdict("failed")
+            elif self._broke_off(claimed, asked, error):
                 verdict = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
                     logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
             else:
                 verdict = judge_by_rules(error, claimed, options, self.rng)
-        except BaseException as worse:  # It is not what it says that it is.
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
             error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
-        took = (time.perf_counter_ns() - began) // 1000
         if verdict is GIVEN_BACK or isinstance(error, Snooze):
             return Report(started_at, self.clock(), took, *verdict)
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
@@ -3998,38 +3891,23 @@ class Executor:
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not isinstance(error, Outcome)
 
-    def _ended(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Report:
-        with _harmless(claimed):
-            if rest := self._mourned(report, error, claimed, asked):
-                self._await(rest)
-        return report
-
-    async def _ended_aside(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Report:
-        with _harmless(claimed):
-            if rest := self._mourned(report, error, claimed, asked):
-                await rest
-        return report
-
-    def _mourned(
+    def _on_failure(
         self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
     ) -> Coroutine[Any, Any, Any] | None:
         """Calls the hook of a job that failed for good; gives what is left to await."""
         hook = self.registry.options(claimed.name).on_failure
-        # What becomes of a job that was asked to end is not for the worker to say, except when
+        # The outcome of a job that was asked to end is decided by the supervisor, except when
         # its node stops.
         if report.state != "failed" or hook is None or asked() not in (None, "stop"):
             return None
-        rest = hook(self._context(claimed, report.started_at, asked), error)
+        context = self._context(claimed, report.started_at, asked, lambda *_: None)
+        rest = hook(context, error)
         return rest if inspect.iscoroutine(rest) else None
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
-        if self._loop is not None:
-            _beside_other_loops(self._loop.close)
+        if self._runner is not None:
+            _beside_other_loops(self._runner.close)
 
 
 @contextlib.contextmanager
@@ -4040,14 +3918,14 @@ def _harmless(claimed: Claimed) -> Iterator[None]:
         logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
 
 
-def _kept_result(shape: Shape, value: Any) -> str | None:
-    """What is kept of a return value."""
-    if shape.result is None:
-        return None
+def _stored_result(codec: Codec[Any], value: Any) -> str:
     try:
-        return _bounded(shape.result.encode(value))
+        text = codec.encode(value)
     except Unfit as unfit:
         raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+    if problem := _too_large(text):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return text
 
 
 def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -4063,64 +3941,55 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-TELL_REST = 0.1
-"""Seconds between two times that the progress of a job is passed on."""
+PROGRESS_INTERVAL = 0.1
+"""Seconds between two reports of the progress of a job."""
 
 
 @attrs.define(eq=False, repr=False)
-class Teller:
+class ProgressReporter:
     """Passes the progress of one attempt on: at once, then at most ten times a second, and
-    what was told last in any case. Jobs may tell it from several threads."""
+    what was reported last in any case. Jobs may report it from several threads."""
 
     _pass_on: Callable[[str], None]
-    _untold: Progress | None = None
+    _pending: Progress | None = None
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
-    _turn: threading.Lock = attrs.field(factory=threading.Lock)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def tell(self, progress: Progress) -> None:
-        """Takes a job's word."""
-        with self._turn:
+    def report(self, progress: Progress) -> None:
+        """Passes progress on, now or soon."""
+        with self._lock:
             if self._closed:
                 return  # A thread that the job has left behind.
-            self._untold = progress
-            if self._timer is None:
-                self._tell_soon()
+            self._pending = progress
+            if self._timer is not None:
+                return
+            if (wait := self._quiet_until - time.monotonic()) <= 0:
+                self._flush()
+                return
+            self._timer = threading.Timer(wait, self._flush_late)
+            self._timer.daemon = True
+            self._timer.start()
 
     def close(self) -> None:
         """Passes on what was held back; what comes later is not of this attempt."""
-        with self._turn:
+        with self._lock:
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._pass_it_on()
+            self._flush()
 
-    def _tell_soon(self) -> None:
-        rest = self._quiet_until - time.monotonic()
-        if rest <= 0:
-            self._pass_it_on()
-            return
-        self._timer = threading.Timer(rest, self._tell_late)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _tell_late(self) -> None:
-        with self._turn:
+    def _flush_late(self) -> None:
+        with self._lock:
             self._timer = None
-            self._pass_it_on()
+            self._flush()
 
-    def _pass_it_on(self) -> None:
-        if self._untold is not None:
-            self._pass_on(store_progress(self._untold))
-            self._untold = None
-            self._quiet_until = time.monotonic() + TELL_REST
-
-
-def _bounded(result: str) -> str:
-    if problem := _too_large(result):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return result
+    def _flush(self) -> None:
+        if self._pending is not None:
+            self._pass_on(store_progress(self._pending))
+            self._pending = None
+            self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
@@ -4151,7 +4020,7 @@ def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitS
 
 
 def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
-    """What a report makes of its job's row; *worker* is a process id."""
+    """The changes of a job's row that follow from a report; *worker* is a process id."""
     if report.brief:
         return _completed(claimed, *report[:2])
     failure = None
@@ -4196,19 +4065,19 @@ def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlemen
 # consumer's span, the root of a trace of its own that is linked to the producer's.
 ################################################################################
 
-_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
-    (Retry, "retry"),
-    (Snooze, "snoozed"),
-    (Fail, "failed"),
-    (Cancel, "cancelled"),
-    (BaseException, "error"),
-)
+_OUTCOMES: Mapping[type[BaseException], str] = {
+    Retry: "retry",
+    Snooze: "snoozed",
+    Fail: "failed",
+    Cancel: "cancelled",
+    BaseException: "error",
+}
 
 
 def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
-    """Middleware around enqueue: a span, of which the jobs' headers tell."""
+    """Middleware around enqueue: a span, whose context the jobs' headers carry."""
     from opentelemetry import propagate, trace
 
     about = _about("send", "enqueue", {work.options.queue for work in works})
@@ -4253,7 +4122,12 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         try:
             value = call_next()
         except BaseException as error:
-            _tell_span(span, error)
+            outcome = next(word for kind, word in _OUTCOMES.items() if isinstance(error, kind))
+            span.set_attribute("litejobs.outcome", outcome)
+            if not isinstance(error, Snooze | Cancel):
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.record_exception(error)
+                span.set_status(trace.Status(trace.StatusCode.ERROR, describe(error)[1]))
             raise
         span.set_attribute("litejobs.outcome", "completed")
         return value
@@ -4266,24 +4140,8 @@ def _about(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
     return {"messaging.system": "litejobs", **operation, **destination}
 
 
-def _tell_span(span: Any, error: BaseException) -> None:
-    """What a handler raised; not now, and not any more, are no errors."""
-    from opentelemetry import trace
-
-    outcome = next(word for kind, word in _OUTCOMES if isinstance(error, kind))
-    span.set_attribute("litejobs.outcome", outcome)
-    if not isinstance(error, Snooze | Cancel):
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.record_exception(error)
-        span.set_status(trace.Status(trace.StatusCode.ERROR, describe(error)[1]))
-
-
 def check_tracing() -> None:
-    """Finds out whether OpenTelemetry is there.
-
-    Raises:
-        OptionError: it is not.
-    """
+    """Refuses tracing if OpenTelemetry cannot be imported."""
     try:
         importlib.import_module("opentelemetry.trace")
     except ImportError as error:
@@ -10424,7 +10282,7 @@ class Voice:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
 
     _pipe: Connection
-    tellers: dict[int, Teller] = attrs.field(factory=dict)
+    tellers: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have told something."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
@@ -10437,8 +10295,8 @@ class Voice:
         """Takes a job's word for how far it has come."""
         if (teller := self.tellers.get(claimed.id)) is None:
             pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
-        teller.tell(progress)
+            teller = self.tellers.setdefault(claimed.id, ProgressReporter(pass_on))
+        teller.report(progress)
 
     def told(self, id: int) -> bool:
         """Passes on the last word of a job that has ended, and says whether there was any."""
@@ -11615,7 +11473,7 @@ class Clerk:
     def progressed(self, id: int, claim: int, text: str) -> None:
         """A job has told how far it has come."""
         if not self._progress:
-            self.note_by = time.monotonic() + TELL_REST
+            self.note_by = time.monotonic() + PROGRESS_INTERVAL
         self._progress[id, claim] = text
 
     def note(self, store: Store) -> None:
@@ -13524,8 +13382,10 @@ class Drain:
         pid, node = os.getpid(), self.serves.node
         if self.events.wants("started"):
             self._tell([attempt_started(claimed, self.clock(), pid, node)])
-        teller = Teller(functools.partial(self._keep, claimed))
-        report = self.executor.run(claimed, tell=lambda claimed, progress: teller.tell(progress))
+        teller = ProgressReporter(functools.partial(self._keep, claimed))
+        report = self.executor.run(
+            claimed, report=lambda claimed, progress: teller.report(progress)
+        )
         teller.close()
         self._settlements = [settlement(claimed, report, pid)]
         if report.kind or self.events.wants("completed"):
@@ -13684,7 +13544,7 @@ _QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
     "burst": _count("burst"),
     "weight": _checked_weight,
     "ageing": _span("ageing"),
-    "max_attempts": lambda value: _checked_attempts(value) or 0,
+    "max_attempts": lambda value: OPTIONS["max_attempts"](value, "max_attempts") or 0,
     "timeout": _span("timeout"),
     "backoff": _stored_curve,
 }

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from litejobs import (
     CHOICES,
     OF_DEFINITIONS,
+    OPTIONS,
     Bound,
     Constant,
     Context,
@@ -29,8 +30,10 @@ from litejobs import (
     LiteJobs,
     LitejobsError,
     OptionError,
+    Options,
     PayloadError,
     Retention,
+    Rules,
     Unique,
     define,
 )
@@ -864,6 +867,11 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one(jobs: LiteJobs)
     assert refusal(OptionError, define_any, max_attempt=5) == (
         "max_attempt: no such option; did you mean 'max_attempts'?"
     )
+
+
+def test_every_option_has_a_type_a_check_and_a_default() -> None:
+    assert [*OPTIONS] == [*Rules.__annotations__]
+    assert [field.name for field in attrs.fields(Options)] == [*OPTIONS, "given"]
 
 
 def test_an_unknown_option_that_is_near_to_none_is_refused_with_all(jobs: LiteJobs) -> None:

@@ -24,7 +24,7 @@ from litejobs import (
     LiteJobs,
     OptionError,
     Progress,
-    Teller,
+    ProgressReporter,
     define,
     main,
     store_progress,
@@ -214,16 +214,16 @@ def test_a_claim_that_does_not_hold_any_more_changes_nothing(jobs: LiteJobs) -> 
     assert job.refresh().progress == Progress(2)
 
 
-class TestATeller:
+class TestAProgressReporter:
     def test_passes_on_at_most_ten_a_second_and_the_last(self) -> None:
         passed: list[str] = []
-        teller = Teller(passed.append)
+        reporter = ProgressReporter(passed.append)
         began = time.monotonic()
         done = 0
         while time.monotonic() - began < 0.35:
             done += 1
-            teller.tell(Progress(done))
-        teller.close()
+            reporter.report(Progress(done))
+        reporter.close()
         took = time.monotonic() - began
         assert passed[0] == store_progress(Progress(1))
         assert passed[-1] == store_progress(Progress(done))
@@ -231,29 +231,29 @@ class TestATeller:
 
     def test_passes_on_the_last_although_nothing_follows(self) -> None:
         passed: list[str] = []
-        teller = Teller(passed.append)
-        teller.tell(Progress(1))
-        teller.tell(Progress(2))
+        reporter = ProgressReporter(passed.append)
+        reporter.report(Progress(1))
+        reporter.report(Progress(2))
         eventually(lambda: len(passed) == 2, within=5.0)
-        teller.close()
+        reporter.close()
         assert passed == [store_progress(Progress(1)), store_progress(Progress(2))]
 
     def test_takes_the_word_of_several_threads_and_of_none_after_its_end(self) -> None:
         passed: list[str] = []
-        teller = Teller(passed.append)
+        reporter = ProgressReporter(passed.append)
 
         def tell() -> None:
             for done in range(1000):
-                teller.tell(Progress(done))
+                reporter.report(Progress(done))
 
         threads = [threading.Thread(target=tell) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        teller.close()
+        reporter.close()
         count = len(passed)
-        teller.tell(Progress(7))
+        reporter.report(Progress(7))
         assert passed[-1] == store_progress(Progress(999))
         assert len(passed) == count
 
