@@ -4694,7 +4694,7 @@ def _locate(path: Path, create: bool) -> Path:
     except OSError as error:
         raise FileError(str(path), f"cannot be created: {error.strerror}") from None
     except ValueError as error:
-        raise FileError(str(path), f"is no name of a file: {error}") from None
+        raise FileError(str(path), f"is not a valid file name: {error}") from None
     if stat.S_ISLNK(found.st_mode):
         raise FileError(str(path), "is a symbolic link: name the file that it leads to")
     if stat.S_ISDIR(found.st_mode):
