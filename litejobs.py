@@ -37,7 +37,7 @@ The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, Names, File, Rows, Catalogue, Loans, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
-Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
+Worker, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
 """
 
@@ -10367,8 +10367,7 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     share = Presence.hold(presence)
-    witness = Witness(board, time.process_time_ns)
-    _serve(pipe, board, aside, program.executor, witness)
+    _serve(pipe, board, aside, program.executor, time.process_time_ns)
     share.close()
 
 
@@ -10457,7 +10456,7 @@ def work_in_thread(
     with contextlib.ExitStack() as closing:
         for end in (pipe, *(aside or ())[:1]):
             closing.enter_context(end)
-        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
+        _serve(pipe, board, aside, make, time.thread_time_ns)
 
 
 def _serve(
@@ -10465,30 +10464,32 @@ def _serve(
     board: Board,
     aside: tuple[Connection, Any] | None,
     make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-    witness: Witness,
+    cpu_clock: Callable[[], int],
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
-    voice = Voice(pipe)
+    sender = MessageSender(pipe)
     try:
         executor, closing = make()
     except BaseException as error:
-        voice.say(marshal.dumps(("broken", *describe(error))))
+        sender.send(marshal.dumps(("broken", *describe(error))))
         return
     # Threads have no signal handlers and no folder of their own.
     own_process = threading.current_thread() is threading.main_thread()
     restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
     alone = functools.partial(board.unless_running, to_folder)
-    juggler = None if aside is None else Juggler.start(aside, executor, alone, own_process)
-    voice.say(marshal.dumps(("ready",)))
+    runner = None if aside is None else AsyncRunner.start(aside, executor, alone, own_process)
+    sender.send(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, voice, board, executor, witness, restore)
-        if juggler is not None:
-            juggler.close()
+        _run_jobs(pipe, sender, board, executor, cpu_clock, restore)
+        if runner is not None:
+            runner.close()
     executor.close()
 
 
-RING_AFTER, RING_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
+REPORTS = b"!"
+"""The message that there are reports on the board."""
+NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
+"""Reports, and nanoseconds, after which a worker in the midst of a batch sends it."""
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
@@ -10505,41 +10506,41 @@ SIGNALS = tuple(
 
 def _run_jobs(
     pipe: Connection,
-    voice: Voice,
+    sender: MessageSender,
     board: Board,
     executor: Executor,
-    witness: Witness,
+    cpu_clock: Callable[[], int],
     restore: Callable[[bool], bool],
 ) -> None:
     is_whole = _watched(pipe)
     while (message := _next_message(pipe)) and restore(True):
-        witness.mark()
-        told, told_at = 0, time.monotonic_ns()
+        board.mark_cpu(cpu_clock())
+        unsent, sent_at = 0, time.monotonic_ns()
         report: bytes | tuple[int, ...] | None = None
         for number, fields in marshal.loads(message):
             began = board.step(report, number)
-            told += report is not None
+            unsent += report is not None
             report = None
             if not began:
                 continue
-            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
-                voice.say(b"")
-                told, told_at = 0, began
+            if unsent >= NOTIFY_AFTER or (unsent and began - sent_at > NOTIFY_AFTER_NS):
+                sender.send(REPORTS)
+                unsent, sent_at = 0, began
             asked = functools.partial(board.asked, number)
-            made = executor.run(Claimed._make(fields), asked, voice.tell)
+            made = executor.run(Claimed._make(fields), asked, sender.tell)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = witness.tell(made, number, began)
+                made = _with_usage(made, board, number, began, cpu_clock)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
+            if (sender.tellers and sender.told(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
-                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
+                sender.send(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
             if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
                 board.step(report, 0)
                 return  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
-        voice.say(b"")
+        sender.send(REPORTS)
 
 
 def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
@@ -10759,24 +10760,22 @@ class Board:
                 if locked or dead:
                     self._take()
         taken, self._taken = self._taken, []
-        return [entry for numbers, data in taken for entry in self._entries(numbers, data)]
+        entries: list[tuple[Any, ...]] = []
+        for times, data in taken:
+            numbers = iter(times)
+            entries += zip(numbers, numbers, numbers, numbers, strict=True)
+            place = 0
+            while place < len(data):
+                end = place + 4 + int.from_bytes(data[place : place + 4], "little")
+                entries.append(marshal.loads(data[place + 4 : end]))
+                place = end
+        return entries
 
     def _take(self) -> None:
         words = self._words
         numbers = words[_TIMES : _TIMES + words[_BRIEFS]].tolist()
         self._taken.append((numbers, bytes(self._outbox[: words[_WRITTEN]])))
         words[_WRITTEN] = words[_BRIEFS] = 0
-
-    @staticmethod
-    def _entries(times: list[int], data: bytes) -> list[tuple[Any, ...]]:
-        numbers = iter(times)
-        entries = list[tuple[Any, ...]](zip(numbers, numbers, numbers, numbers, strict=True))
-        place = 0
-        while place < len(data):
-            length = int.from_bytes(data[place : place + 4], "little")
-            entries.append(marshal.loads(data[place + 4 : place + 4 + length]))
-            place += 4 + length
-        return entries
 
     def revoke(self, until: int) -> int | None:
         """Takes back all jobs with lower numbers that have not started; gives the number of
@@ -10807,28 +10806,19 @@ def _move_to_end(memory: Any) -> None:
         os.lseek(arena.fd, 0, os.SEEK_END)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Witness:
-    """Tells what a failed attempt did."""
-
-    _board: Board
-    _cpu_clock: Callable[[], int]
-
-    def mark(self) -> None:
-        """Looks at the CPU clock, before jobs run."""
-        self._board.mark_cpu(self._cpu_clock())
-
-    def tell(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it did, if it
-        failed, or will be said to have."""
-        if report.kind or self._board.asked(number):
-            report = report._replace(
-                cpu=self._board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
-                output=self._board.output_of(number),
-            )
-        self.mark()
-        return report
+def _with_usage(
+    report: Report, board: Board, number: int, began: int, cpu_clock: Callable[[], int]
+) -> Report:
+    """The report of an attempt that was not short, or failed: with what it has used, if it
+    failed, or will be said to have."""
+    if report.kind or board.asked(number):
+        report = report._replace(
+            cpu=board.cpu_since(began, cpu_clock()),
+            memory=peak_memory(),
+            output=board.output_of(number),
+        )
+    board.mark_cpu(cpu_clock())
+    return report
 
 
 def peak_memory() -> int | None:
@@ -10876,12 +10866,8 @@ def keep_output(stream: Any, board: Board) -> None:
         stream.write = write_and_keep
 
 
-SIGN = b"litejobs"
-"""What every message of a worker begins with, since its jobs can write into the pipe, too."""
-
-
 @attrs.define(eq=False, repr=False)
-class Voice:
+class MessageSender:
     """What a worker tells through its pipe; the threads of its jobs tell of progress."""
 
     _pipe: Connection
@@ -10889,10 +10875,10 @@ class Voice:
     """By the job's id, of those that have told something."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def say(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Sends a message, whole."""
         with self._turn:
-            self._pipe.send_bytes(SIGN + message)
+            self._pipe.send_bytes(message)
 
     def tell(self, claimed: Claimed, progress: Progress) -> None:
         """Takes a job's word for how far it has come."""
@@ -10910,16 +10896,16 @@ class Voice:
 
     def _pass_on(self, id: int, claim: int, text: str) -> None:
         with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
-            self.say(marshal.dumps(("progress", id, claim, text)))
+            self.send(marshal.dumps(("progress", id, claim, text)))
 
 
-Cue = tuple[int, float, tuple[Any, ...] | Reason]
-"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
+AsyncMessage = tuple[int, float, tuple[Any, ...] | Reason]
+"""To a AsyncRunner: a job's number, the place of its word, and a Claimed; or the number of one
 that is asked to end, the seconds until it is made to, and why."""
 
 
 @attrs.define(eq=False, repr=False)
-class Juggler:
+class AsyncRunner:
     """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
     also while a handler blocks the event loop, which another one runs.
 
@@ -10930,7 +10916,7 @@ class Juggler:
     _pipe: Connection
     _words: memoryview
     _executor: Executor
-    _voice: Voice
+    _voice: MessageSender
     _alone: Callable[[], None]
     """Called before a coroutine beside which no other one runs."""
     _own_process: bool
@@ -10941,7 +10927,7 @@ class Juggler:
     _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     """Id and claim, by number."""
     _asked: dict[int, Reason] = attrs.field(factory=dict)
-    _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _received: list[tuple[Any, ...]] = attrs.field(factory=list)
     _closed: bool = False
 
     @classmethod
@@ -10951,13 +10937,13 @@ class Juggler:
         executor: Executor,
         alone: Callable[[], None],
         own_process: bool,
-    ) -> Juggler:
+    ) -> AsyncRunner:
         """Begins to read."""
         pipe, words = aside
         words = memoryview(words).cast("B").cast("q")
-        juggler = cls(pipe, words, executor, Voice(pipe), alone, own_process)
-        threading.Thread(target=juggler._read, daemon=True).start()
-        return juggler
+        runner = cls(pipe, words, executor, MessageSender(pipe), alone, own_process)
+        threading.Thread(target=runner._read, daemon=True).start()
+        return runner
 
     def _read(self) -> None:
         while message := _next_message(self._pipe):
@@ -10974,12 +10960,12 @@ class Juggler:
                         os._exit(1)
                     time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
 
-    def _begin(self, cues: list[Cue]) -> None:
+    def _begin(self, messages: list[AsyncMessage]) -> None:
         # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-        self._asked.update({number: why for number, _, why in cues if isinstance(why, str)})
+        self._asked.update({number: why for number, _, why in messages if isinstance(why, str)})
         if self._looping is None:
             self._start_loop()
-        self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+        self._runner.get_loop().call_soon_threadsafe(self._follow, messages)
 
     def _start_loop(self) -> None:
         import asyncio
@@ -11003,9 +10989,9 @@ class Juggler:
             self._looping = None
             raise
 
-    def _follow(self, cues: list[Cue]) -> None:
+    def _follow(self, messages: list[AsyncMessage]) -> None:
         loop = self._runner.get_loop()
-        for number, place, fields in cues:
+        for number, place, fields in messages:
             if not isinstance(fields, str):
                 run = self._run(number, int(place), Claimed._make(fields))
                 self._tasks[number] = task = loop.create_task(run)
@@ -11047,15 +11033,15 @@ class Juggler:
         del self._tasks[number]
         self._begun.pop(number, None)
         self._asked.pop(number, None)
-        if not self._told:
+        if not self._received:
             self._runner.get_loop().call_soon(self._tell)
-        self._told.append((number, *report))
+        self._received.append((number, *report))
 
     def _tell(self) -> None:
         """Reports all that have ended in this turn of the loop."""
-        told, self._told = self._told, []
+        told, self._received = self._received, []
         with contextlib.suppress(OSError):
-            self._voice.say(marshal.dumps(told))
+            self._voice.send(marshal.dumps(told))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -11066,36 +11052,37 @@ class Juggler:
             loop.call_soon_threadsafe(loop.stop)
             looping.join()
             self._runner.close()
-            if self._told:
+            if self._received:
                 self._tell()
 
 
 ################################################################################
-# Staff
+# Supervisor
 #
-# The same workers as their supervisor sees them: how they are started, what each has in
-# hand, what it says and how it ends. Whatever is said to a worker may not block, since
-# a process that is stopped reads nothing.
+# The parent of the workers owns the file and the clock. Its loop is a list of verbs around
+# one blocking wait: spawn, listen, exchange, watch, attend. It never runs a handler, never
+# decodes a payload, and never blocks while it sends, since a process that is stopped reads
+# nothing. Above it: its workers, who gets which job, what came back, and who must end.
 ################################################################################
 
 HAND_OVER_BYTES = 2**15
 """What surely fits a pipe, so that sending it does not block."""
-LOOK_ASIDE = 0.01
+ASYNC_CHECK = 0.01
 """Seconds after which a coroutine that was handed over is looked at: it runs by then."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
-HIRE_REST = 1.0
+RESTART_PAUSE = 1.0
 """Seconds until a worker is tried again that could not start; twice as many each time."""
 FAILED_STARTS = 3
 """How many starts in a row may fail while no worker is ready; twice as many if there was one."""
 
 
 @attrs.define(eq=False, repr=False)
-class Crew:
+class WorkerPool:
     """The workers of a node, as many as there should be; the ear hears them all."""
 
-    _staff: Processes | Threads
-    _ear: Ear
+    _maker: Processes | Threads
+    _selector: Selector
     _size: int
     _concurrency: int
     """How many coroutines each may run at a time: 0, if there are none to run."""
@@ -11108,14 +11095,16 @@ class Crew:
     _failed_starts: int = 0
     _failure: str = ""
     """Why the last start failed."""
-    _hire_at: float = 0.0
+    _start_at: float = 0.0
     """When the next one may be started."""
     _replaces: bool = attrs.field(init=False)
     """Whether workers may be dismissed."""
 
     def __attrs_post_init__(self) -> None:
         self._replaces = self._jobs_each < math.inf
-        in_forks(self, Crew.let_go)  # What is forked here must not hold its workers' lifelines.
+        in_forks(
+            self, WorkerPool.let_go
+        )  # What is forked here must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> None:
         """Starts workers up to the number there should be; they hold the lock on the file
@@ -11134,20 +11123,20 @@ class Crew:
                 if self.workers:
                     return  # Those that are starting now decide.
                 raise WorkerError(f"no worker can be started: {self._failure}")
-            if time.monotonic() < self._hire_at:
+            if time.monotonic() < self._start_at:
                 return
             try:
-                self._add(self._staff.hire(presence, self._concurrency))
+                self._add(self._maker.start(presence, self._concurrency))
             except OSError as error:
-                self.start_failed(str(error), HIRE_REST)
+                self.start_failed(str(error), RESTART_PAUSE)
 
     def start_failed(self, problem: str, pause: float) -> None:
         """The system has not what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
-        if now >= self._hire_at:
+        if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._hire_at = now + pause * 2 ** min(self._failed_starts, 6)
+            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
             self._failed_starts += 1
             self._failure = problem
 
@@ -11155,16 +11144,16 @@ class Crew:
         worker.left = self._jobs_each
         self.workers.append(worker)
         for source in worker.sources:
-            self._ear.add(source, worker)
+            self._selector.add(source, worker)
 
     def remove(self, worker: Worker) -> None:
         """Takes one off the list that has died."""
         self.workers.remove(worker)
         for source in worker.sources:
-            self._ear.remove(source)
+            self._selector.remove(source)
         worker.close()
 
-    def welcome(self, worker: Worker) -> None:
+    def started(self, worker: Worker) -> None:
         """One is ready to run jobs."""
         worker.ready = self.had_any = True
         self._failed_starts = 0
@@ -11180,7 +11169,7 @@ class Crew:
                 continue
             if worker.leaves_by == math.inf:
                 worker.leaves_by = time.monotonic() + self._grace
-                worker.mouth.say(b"", fits=True)
+                worker.writer.send(b"", fits=True)
                 dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.end()
@@ -11220,7 +11209,7 @@ NO_JOB = -1
 its jobs are innocent."""
 
 
-class Asked(NamedTuple):
+class StopRequest(NamedTuple):
     """A running job that was asked to end."""
 
     why: Reason
@@ -11234,14 +11223,14 @@ class Worker:
     """One worker: a process, or a thread."""
 
     process: Any
-    mouth: Mouth
+    writer: PipeWriter
     lifeline: Connection | None
     board: Board
     death: Any
     """What one waits for to learn of its death."""
     kill: Callable[..., None] | None
     """Ends it with all that it started; `None` for a thread, which nothing can end."""
-    crowd: Crowd | None = None
+    async_jobs: AsyncJobs | None = None
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     """What the node ends with if it never gets ready."""
@@ -11252,11 +11241,11 @@ class Worker:
     killed_for: int = 0
     """The number of the job for which it was killed: the others are innocent."""
     handed: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order in which it runs them; the crowd has
+    """What it has in hand, by number, in the order in which it runs them; the async_jobs has
     its coroutines."""
     names: Counter[str] = attrs.field(factory=Counter)
     """Of what definitions those are."""
-    asked: dict[int, Asked] = attrs.field(factory=dict)
+    asked: dict[int, StopRequest] = attrs.field(factory=dict)
     """Which of its jobs were asked to end, by number."""
     moved_at: float = 0.0
     """When it was last given a job, or had ended one."""
@@ -11264,11 +11253,11 @@ class Worker:
     """What it had used in the end, as far as the system said."""
     _unsent: list[Handed] = attrs.field(factory=list)
     _bytes_sent: int = 0
-    _inboxes: list[Inbox] = attrs.field(init=False)
+    _readers: list[PipeReader] = attrs.field(init=False)
 
-    @_inboxes.default
-    def _one_for_each_pipe(self) -> list[Inbox]:
-        return list(map(Inbox, self.pipes))
+    @_readers.default
+    def _one_for_each_pipe(self) -> list[PipeReader]:
+        return list(map(PipeReader, self.pipes))
 
     @property
     def pid(self) -> int:
@@ -11286,7 +11275,11 @@ class Worker:
     @property
     def pipes(self) -> list[Connection]:
         """What it talks through."""
-        return [self.mouth.pipe] if self.crowd is None else [self.mouth.pipe, self.crowd.mouth.pipe]
+        return (
+            [self.writer.pipe]
+            if self.async_jobs is None
+            else [self.writer.pipe, self.async_jobs.writer.pipe]
+        )
 
     @property
     def sources(self) -> list[Any]:
@@ -11296,28 +11289,23 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Whether it has jobs in hand."""
-        return bool(self.handed or (self.crowd and self.crowd.jobs))
+        return bool(self.handed or (self.async_jobs and self.async_jobs.jobs))
 
     def claims(self) -> Iterator[tuple[int, Claimed]]:
         """All that it has in hand, by number."""
         yield from self.handed.items()
-        if self.crowd is not None:
-            yield from self.crowd.jobs.items()
+        if self.async_jobs is not None:
+            yield from self.async_jobs.jobs.items()
 
     def began(self, number: int) -> int:
         """When a job that it has in hand began, in nanoseconds of the monotonic clock; 0 if
         it does not run."""
-        if self.crowd is not None and number in self.crowd.jobs:
-            return self.crowd.began(number)
+        if self.async_jobs is not None and number in self.async_jobs.jobs:
+            return self.async_jobs.began(number)
         running, began = self.board.running
         return began if running == number else 0
 
     # Hand over and take back
-
-    def is_last(self) -> bool:
-        """Counts a job that it is to be given; says whether it may get no more."""
-        self.left -= 1
-        return self.left <= 0
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
@@ -11337,7 +11325,7 @@ class Worker:
         if len(self._unsent) == len(self.handed) or size < HAND_OVER_BYTES:
             self._bytes_sent = size
             self._unsent = []
-            self.mouth.say(message, size < HAND_OVER_BYTES)
+            self.writer.send(message, size < HAND_OVER_BYTES)
 
     def ended(self, number: int) -> Claimed | None:
         """Takes a job out of its hands that it has run."""
@@ -11347,7 +11335,7 @@ class Worker:
             if not self.handed:
                 self._bytes_sent = 0
             return claimed
-        return None if self.crowd is None else self.crowd.take(number)
+        return None if self.async_jobs is None else self.async_jobs.take(number)
 
     def take_back(self, running: int) -> list[Claimed]:
         """Takes all out of its hands that it was told not to begin."""
@@ -11357,17 +11345,17 @@ class Worker:
         self.names.subtract([claimed.name for claimed in claims])
         return claims
 
-    # Hear and end
+    # Receive and end
 
-    def said(self) -> Iterator[tuple[Any, ...]]:
-        """What it has said since: each a word and what belongs to it, or a report, which is a
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        """What it has sent since: each a word and what belongs to it, or a report, which is a
         number and the fields of a Report."""
-        for inbox in self._inboxes:
+        for reader in self._readers:
             try:
-                for message in inbox.take():
-                    if message:
-                        said = marshal.loads(message)
-                        yield from said if isinstance(said, list) else (said,)
+                for data in reader.read():
+                    if data != REPORTS:
+                        message = marshal.loads(data)
+                        yield from message if isinstance(message, list) else (message,)
             except (EOFError, OSError, ValueError, TypeError):
                 self._give_up()
 
@@ -11398,7 +11386,7 @@ class Worker:
         if self.used == (None, None):
             self.used = used_by(self.pid)
 
-    def with_last_deeds(self, report: Report, number: int) -> Report:
+    def with_usage(self, report: Report, number: int) -> Report:
         """The report of a job that was in its hands when it died, with what is known of it."""
         running, began = self.board.running
         cpu, memory = self.used
@@ -11419,11 +11407,11 @@ class Worker:
 
     def close(self) -> None:
         """Gives back what it takes to talk to a worker that is dead."""
-        self.mouth.close()
+        self.writer.close()
         if self.lifeline is not None:
             self.lifeline.close()
-        if self.crowd is not None:
-            self.crowd.mouth.close()
+        if self.async_jobs is not None:
+            self.async_jobs.writer.close()
         if self.death != self.process.sentinel:
             os.close(self.death)
         if self.process.exitcode is None:
@@ -11433,10 +11421,10 @@ class Worker:
 
 
 @attrs.define(eq=False, repr=False)
-class Crowd:
+class AsyncJobs:
     """The supervisor's view of the coroutines that one worker runs."""
 
-    mouth: Mouth
+    writer: PipeWriter
     _words: memoryview
     jobs: dict[int, Claimed] = attrs.field(factory=dict)
     """What it has in hand, by number."""
@@ -11452,12 +11440,12 @@ class Crowd:
         self._free = list(range(1, len(self._words)))
 
     @classmethod
-    def make(cls, context: Any, size: int) -> tuple[Crowd, tuple[Connection, Any]]:
+    def make(cls, context: Any, size: int) -> tuple[AsyncJobs, tuple[Connection, Any]]:
         """Room for so many, and what the worker needs for it."""
         ours, theirs = context.Pipe()
         words = context.RawArray("q", 1 + size)
         _move_to_end(words)
-        return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
+        return cls(PipeWriter(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
 
     @property
     def room(self) -> int:
@@ -11466,7 +11454,7 @@ class Crowd:
 
     def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
         """Gives the worker jobs, which begin as soon as its loop has a turn."""
-        cues: list[Cue] = []
+        messages: list[AsyncMessage] = []
         now = time.monotonic()
         if not self.jobs:
             self.moved_at = now
@@ -11474,11 +11462,11 @@ class Crowd:
             self._places[number] = place = self._free.pop()
             self._words[place] = 0
             self.jobs[number] = claimed
-            cues.append((number, place, tuple(claimed)))
-            self.look_at = min(self.look_at, now + LOOK_ASIDE)
+            messages.append((number, place, tuple(claimed)))
+            self.look_at = min(self.look_at, now + ASYNC_CHECK)
             if claimed.timeout is not None:
                 self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
-        self._say(cues)
+        self._send(messages)
 
     def take(self, number: int) -> Claimed | None:
         """Takes a job out of its hands."""
@@ -11493,72 +11481,63 @@ class Crowd:
 
     def ask(self, number: int, within: float, why: Reason) -> None:
         """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self._say([(number, within, why)])
+        self._send([(number, within, why)])
 
-    def _say(self, cues: list[Cue]) -> None:
-        message = marshal.dumps(cues)
+    def _send(self, messages: list[AsyncMessage]) -> None:
+        message = marshal.dumps(messages)
         unread = self._sent - self._words[0]
         self._sent += len(message)
-        self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
+        self.writer.send(message, unread + len(message) < HAND_OVER_BYTES)
+
+
+MESSAGE_LIMIT = 2**28
+"""Bytes of a message: a longer one is what a job has written into its worker's pipe."""
 
 
 @attrs.define(eq=False, repr=False)
-class Inbox:
-    """What a worker says through a pipe. Nobody waits for the rest of a message, since a
-    process that is stopped says nothing more; and what a job has written into the pipe, as
-    those do that write to all that is open, passes for no message."""
+class PipeReader:
+    """Reads the messages of a worker and never waits for the rest of one, since a process that
+    is stopped sends nothing more."""
 
     _pipe: Connection
     _arrived: bytearray = attrs.field(factory=bytearray)
 
-    def take(self) -> Iterator[bytes]:
-        """The messages that are there, whole.
-
-        Raises:
-            EOFError: there will be no more. An OSError says the same.
-            ValueError: that was not the worker.
-        """
+    def read(self) -> Iterator[bytes]:
+        """The messages that are there, whole. An EOFError or OSError says that there will be
+        no more, a ValueError that something else was written into the pipe."""
         while self._pipe.poll():
             if sys.platform == "win32":  # There the system keeps messages apart.
-                yield _signed(self._pipe.recv_bytes())
+                yield self._pipe.recv_bytes()
                 continue
             if not (data := os.read(self._pipe.fileno(), 2**20)):
                 raise EOFError
             self._arrived += data
-            yield from self._complete()
-
-    def _complete(self) -> Iterator[bytes]:
-        """Takes apart what has arrived: each message comes after its length, in four bytes."""
-        arrived = self._arrived
-        while len(arrived) >= 4 + len(SIGN):
-            end = 4 + int.from_bytes(arrived[:4], "big")
-            message = _signed(bytes(arrived[4:end]))
-            if len(arrived) < end:
-                return
-            del arrived[:end]
-            yield message
-
-
-def _signed(message: bytes) -> bytes:
-    if not message.startswith(SIGN):
-        raise ValueError("somebody else has written into the pipe")
-    return message.removeprefix(SIGN)
+            arrived = self._arrived
+            while len(arrived) >= 4:  # Each comes after its length.
+                end = 4 + int.from_bytes(arrived[:4], "big")
+                if not 4 < end < MESSAGE_LIMIT:
+                    raise ValueError("something else was written into the pipe")
+                if len(arrived) < end:
+                    break
+                message = bytes(arrived[4:end])
+                del arrived[:end]
+                yield message
 
 
 @attrs.define(eq=False, repr=False)
-class Mouth:
-    """Says things through a pipe and never waits: a thread says what may not fit, since a
-    process that is stopped reads nothing."""
+class PipeWriter:
+    """Sends through a pipe and never waits: a thread sends what may not fit, since a process
+    that is stopped reads nothing."""
 
     pipe: Connection
     _thread: threading.Thread | None = None
     _queue: Any = None
-    _given: int = 0
-    _said: int = 0
+    _queued: int = 0
+    _sent: int = 0
 
-    def say(self, message: bytes, fits: bool) -> None:
-        """Says it after all that was said before; at once if it surely *fits*."""
-        if fits and self._given == self._said:
+    def send(self, message: bytes, fits: bool) -> None:
+        """Sends it after all that was sent before; at once if it surely *fits*."""
+        if fits and self._queued == self._sent:
             with contextlib.suppress(OSError):
                 self.pipe.send_bytes(message)
             return
@@ -11566,19 +11545,19 @@ class Mouth:
             from queue import SimpleQueue
 
             self._queue = SimpleQueue()
-            self._thread = threading.Thread(target=self._say_all, daemon=True)
+            self._thread = threading.Thread(target=self._write_all, daemon=True)
             self._thread.start()
-        self._given += 1
+        self._queued += 1
         self._queue.put(message)
 
-    def _say_all(self) -> None:
+    def _write_all(self) -> None:
         with contextlib.suppress(OSError):
             while (message := self._queue.get()) is not None:
                 self.pipe.send_bytes(message)
-                self._said += 1
+                self._sent += 1
 
     def close(self) -> None:
-        """To be called when nobody listens any more: what is not said yet is lost."""
+        """To be called when nobody reads any more: what is not sent yet is lost."""
         if self._thread is not None:
             self._queue.put(None)
             self._interrupt()
@@ -11598,8 +11577,15 @@ class Mouth:
                 line.detach()
 
 
+def wait_for(source: Any, timeout: float | None = None) -> None:
+    """Waits until there is something to read, or a process has ended."""
+    from multiprocessing.connection import wait
+
+    wait([source], timeout)
+
+
 @attrs.define(eq=False, repr=False)
-class Ear:
+class Selector:
     """All that a supervisor waits for, each with the worker that it concerns. The kernel
     keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
 
@@ -11635,22 +11621,10 @@ class Ear:
             events = self._selector.select(0)
         return [key.data for key, _ in events]
 
-    def wait_for(self, source: Any, patience: float) -> None:
-        """Waits for this one alone."""
-        from multiprocessing.connection import wait
-
-        wait([source], patience)
-
     def close(self) -> None:
         """Gives back what the kernel keeps."""
         if self._selector is not None:
             self._selector.close()
-
-
-def _spawning() -> Any:
-    from multiprocessing import get_context
-
-    return get_context("spawn")
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -11658,15 +11632,17 @@ class Processes:
     """Makes workers that are processes."""
 
     program: Program
-    context: Any = attrs.field(factory=_spawning)
 
-    def hire(self, presence: str, concurrency: int) -> Worker:
+    def start(self, presence: str, concurrency: int) -> Worker:
         """Starts a process that runs jobs."""
-        ours, theirs = self.context.Pipe()
-        lifeline, held = self.context.Pipe(duplex=False)
-        board = Board.make(self.context)
-        crowd, aside = Crowd.make(self.context, concurrency) if concurrency else (None, None)
-        process = self.context.Process(
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        lifeline, held = context.Pipe(duplex=False)
+        board = Board.make(context)
+        async_jobs, aside = AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        process = context.Process(
             target=work_in_child,
             args=(theirs, lifeline, board, aside, presence, self.program),
             name="litejobs-worker",
@@ -11675,8 +11651,8 @@ class Processes:
             process.start()
         for end in (theirs, lifeline, *(aside or ())[:1]):
             end.close()
-        kill = functools.partial(kill_group, process.pid)
-        return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
+        kill = functools.partial(kill_group, process.pid or 0)
+        return Worker(process, PipeWriter(ours), held, board, _death_of(process), kill, async_jobs)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -11685,21 +11661,21 @@ class Threads:
 
     make: Callable[[], tuple[Executor, contextlib.ExitStack]]
 
-    def hire(self, presence: str, concurrency: int) -> Worker:
+    def start(self, presence: str, concurrency: int) -> Worker:
         """Starts a thread that runs jobs; the supervisor's own share of the lock on the
         file *presence* is its, too."""
-        context = Plain()
+        context = ThreadContext()
         ours, theirs = context.Pipe()
         board = Board.make(context)
-        crowd, aside = Crowd.make(context, concurrency) if concurrency else (None, None)
-        thread = InThread(*context.Pipe())
-        worker = Worker(thread, Mouth(ours), None, board, thread.sentinel, None, crowd)
+        async_jobs, aside = AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        thread = ThreadAsProcess(*context.Pipe())
+        worker = Worker(thread, PipeWriter(ours), None, board, thread.sentinel, None, async_jobs)
         thread.start(work_in_thread, theirs, board, aside, self.make)
         return worker
 
 
 @attrs.define(eq=False, repr=False)
-class InThread:
+class ThreadAsProcess:
     """A thread that passes for a process of multiprocessing's."""
 
     sentinel: Connection
@@ -11722,9 +11698,7 @@ class InThread:
 
     def join(self) -> None:
         """Waits until it has ended."""
-        from multiprocessing.connection import wait
-
-        wait([self.sentinel])
+        wait_for(self.sentinel)
 
     def close(self) -> None:
         """Gives back the sentinel."""
@@ -11732,7 +11706,7 @@ class InThread:
 
 
 @attrs.frozen(eq=False, repr=False)
-class Plain:
+class ThreadContext:
     """What multiprocessing's contexts make, for threads: it starts no process of its own,
     as theirs do, which in a frozen application is the application."""
 
@@ -11814,13 +11788,8 @@ def _death_of(process: Any) -> int:
         return int(process.sentinel)
 
 
-################################################################################
-# Dealer
-#
-# Whose each ready job is to be. Long jobs are handed over one at a time, short ones many
-# at a time, by how long those of their definition have been taking; coroutines go where
-# fewest run.
-################################################################################
+# Assign: which worker gets each ready job. Long jobs are handed over one at a time, short
+# ones many at a time, by how long those of their definition have been taking.
 
 HAND_OVER = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
@@ -11832,141 +11801,72 @@ NEXT_ONE = 100_000
 OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
 
+Assignment = dict[int, Worker | AsyncJobs]
+"""Who gets a job, by its id."""
 
-@attrs.define(eq=False, repr=False)
-class Dealer:
-    """Says whose each ready job is to be, and knows whether there may be any to deal."""
 
-    _paces: Paces
-    _aside: frozenset[str]
-    """The definitions whose jobs are coroutines, which run many at a time."""
-    _others: frozenset[str]
-    _counts: bool
-    """Whether workers may be given only so many jobs."""
-    stirred: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    full: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
-
-    def stir(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self.stirred, self.full = True, False
-
-    def choose(self, plan: Plan, workers: list[Worker], ready: Ready) -> list[int]:
-        """Picks jobs as long as a worker has room for the next one; *plan* is filled with
-        whose each is to be."""
-        self.stirred = self.full = True
-        table = Table.lay(workers, self._paces)
-        aside, passed_over = self._aside, False
-        while table.workers:
-            if (job := ready.peek()) is None:
-                # There may be more than what was read ahead.
-                self.stirred = passed_over or ready.version is None
+def assign(
+    assigned: Assignment,
+    workers: list[Worker],
+    ready: Ready,
+    durations: Mapping[str, float],
+    async_names: frozenset[str],
+    other_names: frozenset[str],
+) -> bool:
+    """Takes ready jobs as long as a worker has room for the next one: whoever has the least
+    work gets a job, whoever runs the fewest coroutines gets a coroutine. Says whether there may
+    be more jobs that are ready."""
+    loads = [load_of(worker, durations) for worker in workers]
+    counts = [len(worker.handed) for worker in workers]
+    rooms = [worker.async_jobs.room if worker.async_jobs else 0 for worker in workers]
+    job, passed_over = None, False
+    while workers and (job := ready.peek()) is not None:
+        id, name = job
+        is_async = name in async_names
+        if is_async:
+            place = rooms.index(max(rooms))
+            fits = rooms[place] > 0
+        else:
+            more = durations.get(name, NEXT_ONE) + OVERHEAD
+            place = loads.index(min(loads))
+            fits = has_room(counts[place], loads[place], more)
+            if fits and ready.rated:  # It has to start now.
+                fits = not workers[place].handed and loads[place] <= EVEN * 1e6
+        if not fits:
+            if not async_names:
                 break
-            id, name = job
-            alone = name not in aside
-            worker = (
-                table.least_loaded(self._paces.of(name), ready.rated) if alone else table.emptiest()
-            )
-            if worker is None and not aside:
-                break
-            if worker is None:
-                ready.pass_over(self._others if alone else aside)
-                passed_over = True
-                continue
-            plan[id] = worker if alone else worker.crowd or worker
-            next(ready)
-            if self._counts and worker.is_last():
-                table.leave(worker)
-        return ready.taken
-
-    def has_room(self, worker: Worker) -> bool:
-        """Whether a worker should get more, besides coroutines."""
-        return _has_room(len(worker.handed), self._paces.load(worker), HAND_OVER / 2)
-
-    def has_room_aside(self, worker: Worker) -> bool:
-        """Whether it could run one more coroutine."""
-        return bool(self._aside and worker.crowd and worker.crowd.room)
+            ready.pass_over(async_names if is_async else other_names)
+            passed_over = True
+            continue
+        next(ready)
+        worker = workers[place]
+        if is_async:
+            assigned[id] = worker.async_jobs or worker
+            rooms[place] -= 1
+        else:
+            assigned[id] = worker
+            loads[place] += more
+            counts[place] += 1
+        worker.left -= 1
+        if worker.left <= 0:
+            del workers[place], loads[place], counts[place], rooms[place]
+    # There may be more than what was read ahead.
+    return job is not None or not workers or passed_over or ready.version is None
 
 
-Plan = dict[int, Worker | Crowd]
-"""Whose a job is to be, by its id."""
+def load_of(worker: Worker, durations: Mapping[str, float]) -> float:
+    """Microseconds of work in a worker's hands, by estimate. Of what has never run, one is tried
+    at a time; a job that has run for longer than its estimate may run for as long again."""
+    number, started = worker.board.running
+    ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
+    work = 0.0
+    for name, count in worker.names.items():
+        if count:
+            work += (durations.get(name, NEXT_ONE) + OVERHEAD) * count
+    return max(ran, work)
 
 
-@attrs.define(eq=False, repr=False)
-class Table:
-    """Those who are dealt jobs, and what each would then have in hand."""
-
-    workers: list[Worker]
-    _loads: list[float]
-    _counts: list[int]
-    _rooms: dict[Worker, int]
-    """How many more coroutines those may run that run any."""
-
-    @classmethod
-    def lay(cls, workers: list[Worker], paces: Paces) -> Table:
-        """What they have now."""
-        return cls(
-            workers,
-            [paces.load(worker) for worker in workers],
-            [len(worker.handed) for worker in workers],
-            {worker: worker.crowd.room for worker in workers if worker.crowd},
-        )
-
-    def least_loaded(self, more: float, now: bool = False) -> Worker | None:
-        """Whoever has least to do gets so *much* more; nobody, if there is no room, or if it
-        is to start *now* and nobody is idle."""
-        loads = self._loads
-        least = loads.index(min(loads))
-        if not _has_room(self._counts[least], loads[least], more):
-            return None
-        if now and (self.workers[least].handed or loads[least] > EVEN * 1e6):
-            return None
-        loads[least] += more
-        self._counts[least] += 1
-        return self.workers[least]
-
-    def emptiest(self) -> Worker | None:
-        """Whoever runs fewest coroutines gets one more; nobody, if there is no room."""
-        worker = max(self._rooms, key=self._rooms.__getitem__)
-        if not self._rooms[worker]:
-            return None
-        self._rooms[worker] -= 1
-        return worker
-
-    def leave(self, worker: Worker) -> None:
-        """One may get no more."""
-        place = self.workers.index(worker)
-        del self.workers[place], self._loads[place], self._counts[place]
-        self._rooms.pop(worker, None)
-
-
-@attrs.define(eq=False, repr=False)
-class Paces:
-    """How long jobs of each definition have been taking."""
-
-    _micros: dict[str, float] = attrs.field(factory=dict)
-
-    def learn(self, name: str, took: int) -> None:
-        """Another one took so many microseconds."""
-        pace = self._micros.get(name, took)
-        self._micros[name] = pace + 0.2 * (took - pace)
-
-    def of(self, name: str) -> float:
-        """Microseconds that a worker will need for the next one, by estimate."""
-        # Of what has never run, one is tried at a time.
-        return self._micros.get(name, NEXT_ONE) + OVERHEAD
-
-    def load(self, worker: Worker) -> float:
-        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
-        than that may well run for as long again."""
-        number, started = worker.board.running
-        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
-        names = worker.names.items()
-        return max(ran, sum(self.of(name) * count for name, count in names if count))
-
-
-def _has_room(count: int, load: float, more: float) -> bool:
+def has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
     if count < 2:
@@ -11974,13 +11874,7 @@ def _has_room(count: int, load: float, more: float) -> bool:
     return count < HAND_OVER_JOBS and load + more <= HAND_OVER
 
 
-################################################################################
-# Clerk
-#
-# What has come back from the workers and is not in the file yet. Most attempts tell
-# themselves how they ended; an Arbiter says it of those that were asked to end, or whose
-# worker has died.
-################################################################################
+# Settlements: what came back from the workers and is not in the file yet.
 
 ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
@@ -11999,27 +11893,28 @@ class TooMuchMemory(LitejobsError):
 
 
 @attrs.define(eq=False, repr=False)
-class Clerk:
-    """Has in hand what is to be settled, and what jobs have told of their progress."""
+class Settlements:
+    """What the next exchange settles, and the progress that jobs have reported. Most attempts
+    report how they ended; here that is decided for those that were asked to end, and for
+    those whose worker has died."""
 
-    _arbiter: Arbiter
+    _registry: Registry
+    _limits: Mapping[str, int]
+    """Bytes that a worker may use, by the definitions that limit it."""
+    _clock: Clock
+    _rng: random.Random
     _herald: Herald
-    _paces: Paces
-    settlements: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
+    pending: list[Settlement] = attrs.field(factory=list)
     settle_by: float = math.inf
     """When that should be in the file."""
-    waiting: bool = False
+    run_again: bool = False
     """Whether jobs are among them that will run again."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """What jobs have told that is not in the file yet, by id and claim."""
-    note_by: float = math.inf
+    """Progress that is not in the file yet, by id and claim."""
+    keep_by: float = math.inf
     """When it should be."""
-
-    @property
-    def has_enough(self) -> bool:
-        """Whether it is time to settle, even if more results will come along."""
-        return len(self.settlements) >= ENOUGH or time.monotonic() >= self.settle_by
 
     def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
         """An attempt has ended: its number, and the fields of a Report, of which the last
@@ -12027,128 +11922,138 @@ class Clerk:
         number, started_at, finished_at, took = entry[:4]
         if (claimed := worker.ended(number)) is None:
             return
-        self._paces.learn(claimed.name, took)
+        estimate = self.durations.get(claimed.name, took)
+        self.durations[claimed.name] = estimate + 0.2 * (took - estimate)
         asked, herald = worker.asked.pop(number, None), self._herald
         if herald.slow or "started" in herald.wanted:
             herald.has_run(number, claimed, worker.pid, started_at)
         if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
-            self._enter(_completed(claimed, started_at, finished_at))
+            self._append(_completed(claimed, started_at, finished_at))
             return
         report = Report(*entry[1:])
         if asked is not None:
-            report = self._arbiter.overruled(report, claimed, asked)
+            report = self._verdict(report, claimed, asked)
         self._settle(claimed, report, worker)
 
     def give_back(
         self, claims: Iterable[Claimed], worker: Worker, cancelled: frozenset[int]
     ) -> None:
         """Makes jobs ready again that a worker had in hand and has not begun; *cancelled*
-        are the ids of those that nobody wants any more."""
+        are the ids of jobs that were cancelled meanwhile."""
         for claimed in claims:
-            self._settle(claimed, self._arbiter.not_begun(claimed.id in cancelled), worker)
+            self._settle(claimed, not_begun(self._clock(), claimed.id in cancelled), worker)
 
-    def bury(self, worker: Worker, cancelled: frozenset[int]) -> None:
-        """A worker has died: the job that it ran has failed, and so have all its coroutines
-        that had begun, since nobody can know whose fault it was. Unless it was killed for
+    def worker_died(self, worker: Worker, cancelled: frozenset[int]) -> None:
+        """The job that the worker ran has failed, and so have all its coroutines that had
+        begun, since nobody can know which one was to blame. Unless it was killed for
         one of them; then the others are given back, as are those that have not begun."""
         for number, claimed in worker.claims():
             if worker.began(number):
-                report = self._arbiter.died(worker, number, claimed)
+                report = self._of_dead(worker, number, claimed)
                 self._herald.has_run(number, claimed, worker.pid, report.started_at)
                 self._settle(claimed, report, worker)
             else:
                 self.give_back([claimed], worker, cancelled)
 
-    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        self._enter(settlement(claimed, report, worker.pid))
-        self._herald.ended(claimed, report, worker.pid)
-        self.waiting = self.waiting or report.state in WAITING
+    def _of_dead(self, worker: Worker, number: int, claimed: Claimed) -> Report:
+        """The outcome of a job that a worker ran when it died."""
+        took = (time.monotonic_ns() - worker.began(number)) // 1000
+        now = self._clock()
+        report = Report(now - took, now, took, *GIVEN_BACK)
+        report = worker.with_usage(report, number)
+        asked = worker.asked.get(number)
+        if asked and asked.why != "stop":
+            return self._verdict(report, claimed, asked)
+        if worker.killed_for and (asked or worker.killed_for != number):
+            return report
+        error = WorkerCrashed(_exit_description(worker.process.exitcode))
+        return with_failure(report, claimed, error, "crash", self._backoff(claimed), self._rng)
 
-    def _enter(self, settled: Settlement) -> None:
-        if not self.settlements:
+    def _verdict(self, report: Report, claimed: Claimed, asked: StopRequest) -> Report:
+        limit, own = self._limits.get(claimed.name, 0), self._backoff(claimed)
+        return stop_verdict(report, claimed, asked, limit, own, self._rng)
+
+    def _backoff(self, claimed: Claimed) -> Backoff:
+        return self._registry.options(claimed.name).backoff
+
+    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
+        self._append(settlement(claimed, report, worker.pid))
+        self._herald.ended(claimed, report, worker.pid)
+        self.run_again = self.run_again or report.state in WAITING
+
+    def _append(self, settled: Settlement) -> None:
+        if not self.pending:
             self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.settlements.append(settled)
+        self.pending.append(settled)
 
     def clear(self) -> None:
         """All is settled."""
-        self.settlements, self.settle_by, self.waiting = [], math.inf, False
+        self.pending, self.settle_by, self.run_again = [], math.inf, False
 
     def progressed(self, id: int, claim: int, text: str) -> None:
-        """A job has told how far it has come."""
+        """A job has reported its progress."""
         if not self._progress:
-            self.note_by = time.monotonic() + TELL_REST
+            self.keep_by = time.monotonic() + TELL_REST
         self._progress[id, claim] = text
 
-    def note(self, store: Store) -> None:
-        """Keeps what jobs have told: soon, and before they are settled."""
-        if not self._progress or not (self.settlements or time.monotonic() >= self.note_by):
+    def keep_progress(self, store: Store) -> None:
+        """Writes the progress of jobs to the file: soon, and before they are settled."""
+        if not self._progress or not (self.pending or time.monotonic() >= self.keep_by):
             return
-        told, self._progress = self._progress, {}
-        self.note_by = math.inf
+        progress, self._progress = self._progress, {}
+        self.keep_by = math.inf
         try:
-            store.keep_progress(told)
+            store.keep_progress(progress)
         except BusyError:
-            self._progress, self.note_by = told, time.monotonic()
+            self._progress, self.keep_by = progress, time.monotonic()
             raise
         except FileReplacedError:
             raise
         except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
+            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Arbiter:
-    """Says how attempts have ended that cannot say it themselves."""
+def stop_verdict(
+    report: Report,
+    claimed: Claimed,
+    asked: StopRequest,
+    limit: int,
+    own: Backoff,
+    rng: random.Random,
+) -> Report:
+    """The outcome of a job that was asked to end and then did: the request counts, not how
+    the job ended, except when its node stops: then the worker knows."""
+    why = asked.why
+    if why == "cancel":
+        return _cancelled(report, "cancelled while it ran", counted=True)
+    if why == "memory" and report.state != "completed":
+        error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+        return with_failure(report, claimed, error, "memory", own, rng)
+    if why == "timeout":
+        problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+        late = JobTimedOut(f"{problem}, and was granted {asked.grace:g} s more to end")
+        return with_failure(report, claimed, late, "timeout", own, rng)
+    return report
 
-    _registry: Registry
-    _limits: Mapping[str, int]
-    _clock: Clock
-    _rng: random.Random
 
-    def overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
-        """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops: then the worker knows."""
-        why = asked.why
-        if why == "cancel":
-            return _cancelled(report, "cancelled while it ran", counted=True)
-        if why == "memory" and report.state != "completed":
-            limit = self._limits[claimed.name]
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self._failed(error, claimed, "memory", report)
-        if why == "timeout":
-            late = JobTimedOut(_timed_out(claimed, asked.grace))
-            return self._failed(late, claimed, "timeout", report)
+def not_begun(now: int, cancelled: bool = False) -> Report:
+    """The outcome of a job that a worker had in hand and never began."""
+    report = Report(0, now, 0, *GIVEN_BACK)
+    if not cancelled:
         return report
+    return _cancelled(report, "cancelled before it started", counted=False)
 
-    def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
-        """What becomes of a job that a worker ran when it died."""
-        took = (time.monotonic_ns() - worker.began(number)) // 1000
-        now = self._clock()
-        report = Report(now - took, now, took, *GIVEN_BACK)
-        report = worker.with_last_deeds(report, number)
-        asked = worker.asked.get(number)
-        if asked and asked.why != "stop":
-            return self.overruled(report, claimed, asked)
-        if worker.killed_for and (asked or worker.killed_for != number):
-            return report
-        error = WorkerCrashed(_last_words(worker.process.exitcode))
-        return self._failed(error, claimed, "crash", report)
 
-    def not_begun(self, cancelled: bool) -> Report:
-        """What becomes of a job that a worker had in hand and never began."""
-        report = Report(0, self._clock(), 0, *GIVEN_BACK)
-        if not cancelled:
-            return report
-        return _cancelled(report, "cancelled before it started", counted=False)
-
-    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
-        own = self._registry.options(claimed.name).backoff
-        verdict = judge(error, claimed, own, self._rng)
-        name, message, _ = describe(error)
-        return report._replace(
-            state=verdict.state, delay=verdict.delay, counted=True, result=None,
-            kind=kind, type=name, message=message,
-        )  # fmt: skip
+def with_failure(
+    report: Report, claimed: Claimed, error: Exception, kind: str, own: Backoff, rng: random.Random
+) -> Report:
+    """The report of an attempt that failed with an error that its job did not raise."""
+    verdict = judge(error, claimed, own, rng)
+    name, message, _ = describe(error)
+    return report._replace(
+        state=verdict.state, delay=verdict.delay, counted=True, result=None,
+        kind=kind, type=name, message=message,
+    )  # fmt: skip
 
 
 def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
@@ -12158,12 +12063,7 @@ def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
     )  # fmt: skip
 
 
-def _timed_out(claimed: Claimed, grace: float) -> str:
-    problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
-    return f"{problem}, and was granted {grace:g} s more to end"
-
-
-def _last_words(exitcode: int | None) -> str:
+def _exit_description(exitcode: int | None) -> str:
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -12173,32 +12073,28 @@ def _last_words(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-################################################################################
-# Warden
-#
-# What must not go on: jobs that are over their time or memory, or cancelled, or in the
-# way of a node that stops. They are asked to end, and have the grace for it; then their
-# worker is killed, whatever it does.
-################################################################################
+# Watchdog: jobs that exceed their time or memory, that are cancelled, or that run while the
+# node stops, are asked to end. After the grace their worker is killed, whatever it does.
 
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
-idle here, and for whoever else may want them."""
+idle here, and for other nodes that may want them."""
 LAST_PART = 0.25
-"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
-WEIGH = 0.1
-"""Seconds between two looks at the memory of workers whose job may use only so much."""
-AGAIN = 0.05
-"""Seconds until somebody is to be killed who could not be looked at."""
+"""Of the grace: when only so much is left, coroutines that a stopping node asked to end are
+cancelled."""
+MEMORY_CHECK = 0.1
+"""Seconds between two checks of the memory of workers whose job may use only so much."""
+RETRY_KILL = 0.05
+"""Seconds until a kill, or a recall, is tried again that could not be done at once."""
 FROZEN = 1.0
-"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
+"""Seconds: when the supervisor does not run for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-DEAF = 5.0
+UNRESPONSIVE = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
 
 @attrs.define(eq=False, repr=False)
-class Warden:
+class Watchdog:
     """Asks jobs to end that must, and kills those that do not."""
 
     _herald: Herald
@@ -12208,55 +12104,52 @@ class Warden:
     _limits: Mapping[str, int]
     """Bytes that a worker may use, by the definitions that limit it."""
     cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that nobody wants any more."""
+    """The ids of jobs that were cancelled."""
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
-    deaf_after: float = DEAF
+    unresponsive_after: float = UNRESPONSIVE
     _expected_at: float = attrs.field(factory=time.monotonic)
-    """By when the supervisor should have its next turn."""
+    """By when the supervisor should run again."""
     _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
-    """When it got none, from and until, by the monotonic clock."""
-    _weigh_at: float = 0.0
+    """When it did not run, from and until, by the monotonic clock."""
+    _check_memory_at: float = 0.0
 
     def due(self, workers: Iterable[Worker]) -> Iterator[float]:
         """When it must look again, by the monotonic clock."""
         if self._limits:
-            yield self._weigh_at
+            yield self._check_memory_at
         now = time.monotonic()
         for worker in workers:
-            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
-                yield now + SLOW
-            elif worker.handed:
-                yield from self._deadlines(worker)
-            if worker.crowd is not None:
-                yield worker.crowd.look_at
+            if worker.handed:
+                number, started = worker.board.running
+                job = worker.handed.get(number)
+                if len(worker.handed) > 1 or not number:
+                    yield now + SLOW
+                elif asked := worker.asked.get(number):
+                    yield asked.kill_at
+                elif job is not None and job.timeout is not None:
+                    yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
+                elif job is not None and job.id in self.cancelled:
+                    yield 0.0
+            if worker.async_jobs is not None:
+                yield worker.async_jobs.look_at
 
-    def _deadlines(self, worker: Worker) -> Iterator[float]:
-        number, started = worker.board.running
-        job = worker.handed.get(number)
-        if asked := worker.asked.get(number):
-            yield asked.kill_at
-        elif job is not None and job.timeout is not None:
-            yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
-        elif job is not None and job.id in self.cancelled:
-            yield 0.0
-
-    def heed(self, cancelled: Iterable[int], workers: Iterable[Worker]) -> None:
-        """These were cancelled."""
-        self.cancelled = frozenset(cancelled)
+    def cancel(self, ids: Iterable[int], workers: Iterable[Worker]) -> None:
+        """These jobs were cancelled."""
+        self.cancelled = frozenset(ids)
         if self.cancelled:
-            _look_at_crowds(workers)
+            _look_at_async_jobs(workers)
 
     def stop(self, workers: Iterable[Worker]) -> None:
         """All that runs has to end within the grace."""
         self.stop_at = time.monotonic() + self._grace
-        _look_at_crowds(workers)
+        _look_at_async_jobs(workers)
 
-    def notice_freeze(self, workers: Iterable[Worker], patience: float = 0.0) -> None:
-        """Makes up for time in which the supervisor got no turn. To be called in every turn,
-        also before it waits, with the seconds that this may take, and after that."""
+    def notice_freeze(self, workers: Iterable[Worker], timeout: float = 0.0) -> None:
+        """Makes up for time in which the supervisor did not run. To be called before it waits,
+        with the longest time that this may take, and after that."""
         now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now + patience
+        self._expected_at = now + timeout
         if (missed := now - expected_at) < FROZEN:
             return
         self._frozen.append((expected_at, now))
@@ -12271,20 +12164,22 @@ class Warden:
             return 0.0
         return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
 
-    def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills who must end. Gives the workers of which the running job is in the
-        way of others, for that many seconds, or has cancelled ones behind it."""
+    def watch(self, workers: list[Worker], slow: float) -> list[Worker]:
+        """Asks and kills who must end. Gives the workers whose running job has delayed others
+        for more than *slow* seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
         if self._limits:
-            self._weigh(workers)
-        return [worker for worker in workers if self._watch_one(worker, patience)]
+            self._check_memory(workers)
+        return [worker for worker in workers if self._watch_one(worker, slow)]
 
-    def _watch_one(self, worker: Worker, patience: float) -> bool:
-        if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
-            self._watch_crowd(worker, worker.crowd)
+    def _watch_one(self, worker: Worker, slow: float) -> bool:
+        if worker.async_jobs is not None and time.monotonic() >= worker.async_jobs.look_at:
+            now, jobs = time.monotonic(), worker.async_jobs
+            due = [self._watch_async(worker, jobs, *job, now) for job in jobs.jobs.items()]
+            jobs.look_at = min(due, default=math.inf)
         number, started = worker.board.running
         if (claimed := worker.handed.get(number)) is None:
-            self._replace_if_deaf(worker)
+            self._replace_if_unresponsive(worker)
             return False
         took = time.monotonic() - started / 1e9 - self._missed(started / 1e9)
         self._herald.running(number, claimed, worker.pid, took)
@@ -12292,19 +12187,40 @@ class Warden:
             if time.monotonic() >= asked.kill_at:
                 self._kill(worker, number, asked)
         elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
-            worker.asked[number] = self._asking(why, claimed)
+            worker.asked[number] = self._request(why, claimed)
         if len(worker.handed) < 2:
             return False
-        return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
+        return took > slow or any(job.id in self.cancelled for job in worker.handed.values())
 
-    def _replace_if_deaf(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
-        have no time-out before they have begun: a thread that an earlier job has left there may
+    def _watch_async(
+        self, worker: Worker, jobs: AsyncJobs, number: int, claimed: Claimed, now: float
+    ) -> float:
+        """Looks at one coroutine; gives the moment until which nothing can be due with it."""
+        began = jobs.began(number)
+        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
+        if began:
+            self._herald.running(number, claimed, worker.pid, took)
+        if asked := worker.asked.get(number):
+            if now >= asked.kill_at:
+                self._kill(worker, number, asked)
+            return worker.asked[number].kill_at
+        if why := self._reason(claimed, took):
+            worker.asked[number] = asked = self._request(why, claimed)
+            left = asked.kill_at - time.monotonic()
+            jobs.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
+            return asked.kill_at
+        left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
+        # In a second again, to see who has been running for long; sooner, whether it begins.
+        return now + min(1.0 if began else 0.1, left)
+
+    def _replace_if_unresponsive(self, worker: Worker) -> None:
+        """Kills a worker that begins neither its next job nor any of its coroutines, whose
+        timeouts count only once they have begun: a thread that an earlier job has left there may
         hold the interpreter."""
         since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if worker.crowd is not None:
-            since = max(since, worker.crowd.moved_at)
-        if not worker.busy or time.monotonic() < since + self.deaf_after:
+        if worker.async_jobs is not None:
+            since = max(since, worker.async_jobs.moved_at)
+        if not worker.busy or time.monotonic() < since + self.unresponsive_after:
             return
         if worker.killed_for or worker.kill is None:
             return
@@ -12314,32 +12230,6 @@ class Warden:
         if worker.killed_for:
             logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
-    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
-        now = time.monotonic()
-        dues = [self._watch_aside(worker, crowd, *job, now) for job in crowd.jobs.items()]
-        crowd.look_at = min(dues, default=math.inf)
-
-    def _watch_aside(
-        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, now: float
-    ) -> float:
-        """Looks at one coroutine; gives the moment until which nothing can be due with it."""
-        began = crowd.began(number)
-        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
-        if began:
-            self._herald.running(number, claimed, worker.pid, took)
-        if asked := worker.asked.get(number):
-            if now >= asked.kill_at:
-                self._kill_all(worker, number, asked)
-            return worker.asked[number].kill_at
-        if why := self._reason(claimed, took):
-            worker.asked[number] = asked = self._asking(why, claimed)
-            left = asked.kill_at - time.monotonic()
-            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
-            return asked.kill_at
-        left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
-        # In a second again, to see who has been running for long; sooner, whether it begins.
-        return now + min(1.0 if began else 0.1, left)
-
     def _reason(self, claimed: Claimed, took: float) -> Reason | None:
         """Why a job that has run for so many seconds has to end, if it has."""
         if claimed.id in self.cancelled:
@@ -12348,81 +12238,64 @@ class Warden:
             return "timeout"
         return "stop" if self.stop_at < math.inf else None
 
-    def _asking(self, why: Reason, claimed: Claimed) -> Asked:
+    def _request(self, why: Reason, claimed: Claimed) -> StopRequest:
         if why == "stop":
-            return Asked(why, self.stop_at)
+            return StopRequest(why, self.stop_at)
         grace = self._grace
         if claimed.grace is not None:
             grace = claimed.grace / 1e6
         elif (own := self._graces.get(claimed.name)) is not None:
             grace = own.total_seconds()
-        return Asked(why, time.monotonic() + grace, grace)
+        return StopRequest(why, time.monotonic() + grace, grace)
 
-    def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, the
-        job is over, and to kill it then might hit the next one: a moment later that is known."""
+    def _kill(self, worker: Worker, number: int, asked: StopRequest) -> None:
+        """Kills a worker if it still runs that job; for a coroutine, with all others beside it.
+        While the worker holds the board's lock, the job is over, and a kill might hit the
+        next one: a moment later that is known."""
+        if number not in worker.handed:  # A coroutine.
+            worker.asked[number] = asked._replace(kill_at=math.inf)
+            worker.end(number)
+            return
         with worker.board.held() as locked:
-            later = math.inf if locked else time.monotonic() + AGAIN
+            later = math.inf if locked else time.monotonic() + RETRY_KILL
             worker.asked[number] = asked._replace(kill_at=later)
             if locked and worker.board.running[0] == number:
                 worker.end(number)
 
-    def _kill_all(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker for one of its coroutines, and so all of them."""
-        worker.asked[number] = asked._replace(kill_at=math.inf)
-        worker.end(number)
-
-    def weigh_soon(self) -> None:
+    def check_memory_soon(self) -> None:
         """Workers were given jobs: their memory may matter now."""
-        self._weigh_at = 0.0
+        self._check_memory_at = 0.0
 
-    def _weigh(self, workers: list[Worker]) -> None:
+    def _check_memory(self, workers: list[Worker]) -> None:
         """Kills workers that use more memory than a job that they run may."""
         now = time.monotonic()
-        if now < self._weigh_at:
+        if now < self._check_memory_at:
             return
-        self._weigh_at = math.inf
+        self._check_memory_at = math.inf
         for worker in workers:
             limited = [job for job in worker.claims() if job[1].name in self._limits]
-            if limited and worker.kill is not None:
-                self._weigh_at = now + WEIGH
-                self._weigh_one(worker, limited)
-
-    def _weigh_one(self, worker: Worker, limited: list[tuple[int, Claimed]]) -> None:
-        running = [(self._limits[job.name], n) for n, job in limited if worker.began(n)]
-        if not running:
-            return
-        limit, number = min(running)
-        with contextlib.suppress(ProcessLookupError):
-            if memory_of(worker.pid) <= limit:
-                return
-            asked = Asked("memory", math.inf)
-            if number in worker.handed:
-                self._kill(worker, number, asked)
-            else:
-                self._kill_all(worker, number, asked)
+            if not limited or worker.kill is None:
+                continue
+            self._check_memory_at = now + MEMORY_CHECK
+            if running := [(self._limits[job.name], n) for n, job in limited if worker.began(n)]:
+                limit, number = min(running)
+                with contextlib.suppress(ProcessLookupError):
+                    if memory_of(worker.pid) > limit:
+                        self._kill(worker, number, StopRequest("memory", math.inf))
 
 
-def _look_at_crowds(workers: Iterable[Worker]) -> None:
+def _look_at_async_jobs(workers: Iterable[Worker]) -> None:
     for worker in workers:
-        if worker.crowd is not None:
-            worker.crowd.look_at = 0.0
+        if worker.async_jobs is not None:
+            worker.async_jobs.look_at = 0.0
 
-
-################################################################################
-# Supervisor
-#
-# The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
-# handler and never decodes a payload.
-################################################################################
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
 DRAINED = 256
 """How many datagrams are taken from the wake-up port at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
+FALSE_WAKES, WAKE_PAUSE = 8, 0.01
 """After so many datagrams in a row without a commit, the port is left alone for so many seconds."""
 LAST_WAIT = 1.0
 """Seconds for which a node that was told to end at once waits for the write lock."""
@@ -12434,7 +12307,7 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    staff: Processes | Threads
+    maker: Processes | Threads
     serves: Serves
     size: int
     concurrency: int
@@ -12449,22 +12322,26 @@ class Supervisor:
     """After so many a worker is replaced: a spare one stands by then."""
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    _bell: Bell = attrs.field(factory=lambda: Bell.hang())
-    _ear: Ear = attrs.field(factory=Ear)
-    _crew: Crew = attrs.field(init=False)
-    _dealer: Dealer = attrs.field(init=False)
-    _clerk: Clerk = attrs.field(init=False)
-    _warden: Warden = attrs.field(init=False)
+    _wakeup: WakeupSocket = attrs.field(factory=lambda: WakeupSocket.open())
+    _selector: Selector = attrs.field(factory=Selector)
+    _pool: WorkerPool = attrs.field(init=False)
+    _settlements: Settlements = attrs.field(init=False)
+    _watchdog: Watchdog = attrs.field(init=False)
     _herald: Herald = attrs.field(init=False)
     _rota: Rota = attrs.field(init=False)
     _beat: Beat = attrs.field(init=False)
+    _async_names: frozenset[str] = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     _stops: int = 0
-    _seen: int = 0
-    _strays: bool = False
+    _maybe_ready: bool = True
+    """Whether there may be ready jobs that nobody has looked at."""
+    _no_room: bool = False
+    """Whether no worker had room for the next job, and none has got any since."""
+    _seen_changes: int = 0
+    _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
@@ -12477,11 +12354,11 @@ class Supervisor:
     """When they last did, and since when."""
     _locked_since: float = 0.0
     _false_wakes: int = 0
-    _rested_at: float = math.inf
-    """When it listens to the wake-up port again."""
+    _listen_again_at: float = math.inf
+    """When the wake-up port, left alone for a moment, is listened to again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
-    _again_at: float = math.inf
+    _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
@@ -12490,22 +12367,19 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
-        aside, most = self.registry.async_names(), self.jobs_per_worker
-        concurrency = self.concurrency if aside else 0
-        limits = {own.name: own.options.max_memory for own in self.registry}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        paces = Paces()
+        self._async_names = self.registry.async_names()
+        options = {own.name: own.options for own in self.registry}
+        limits = {n: each.max_memory for n, each in options.items() if each.max_memory is not None}
+        graces = {name: each.grace for name, each in options.items() if each.grace is not None}
         self._herald = Herald(self.events, self.clock, self.serves.node)
-        self._crew = Crew(self.staff, self._ear, self.size, concurrency, most, self.grace)
-        self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
-        arbiter = Arbiter(self.registry, given, self.clock, self.rng)
-        self._clerk = Clerk(arbiter, self._herald, paces)
-        graces = {own.name: own.options.grace for own in self.registry}
-        chosen = {name: grace for name, grace in graces.items() if grace is not None}
-        self._warden = Warden(self._herald, self.grace, chosen, given)
-        self._rota = Rota(
-            {**dict.fromkeys((self._look, self._heed, *DUTIES), 0.0), self._refill: math.inf}
-        )
+        self._pool = WorkerPool(
+            self.maker, self._selector, self.size, self.concurrency if self._async_names else 0,
+            self.jobs_per_worker, self.grace,
+        )  # fmt: skip
+        self._settlements = Settlements(self.registry, limits, self.clock, self.rng, self._herald)
+        self._watchdog = Watchdog(self._herald, self.grace, graces, limits)
+        own = self._check_file, self._check_requests
+        self._rota = Rota({**dict.fromkeys((*own, *DUTIES), 0.0), self._refill: math.inf})
 
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do.
@@ -12515,7 +12389,7 @@ class Supervisor:
             FileError: the file is not the one any more that it was.
         """
         with contextlib.ExitStack() as unjoined:
-            for opened in (self._bell, self._ear, self.store):
+            for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + PATIENCE
             self._join()
@@ -12528,7 +12402,7 @@ class Supervisor:
             while not self._done():
                 self._spawn()
                 self._listen()
-                self._unless_locked(self._note, self._exchange)
+                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
                 self._unless_locked(self._attend)
         finally:
@@ -12540,7 +12414,7 @@ class Supervisor:
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
-        self._bell.ring()
+        self._wakeup.notify()
 
     # The write lock, which any program may hold for as long as it likes
 
@@ -12570,21 +12444,22 @@ class Supervisor:
     def _join(self) -> None:
         self.store.timetable.declare(self.declared)
         self._enlist()
-        name = self.serves.node
-        self._ear.add(self._bell.source, None)
+        self._selector.add(self._wakeup.source, None)
         self._paused = self._paused_queues()
         self._herald.look()
-        what = "workers" if isinstance(self.staff, Processes) else "threads"
-        logger.info("node %s started with %d %s", name, self.size, what)
+        what = "workers" if isinstance(self.maker, Processes) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._beat.tell("node_joined")
 
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            name, self._bell.port, self.size, self.serves, known, self.registry.hidden()
+            name, self._wakeup.port, self.size, self.serves, known, self.registry.hidden()
         )
         self._presence_path = self.store.file.presence_path(self._node)
-        self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+        self._beat = Beat(
+            self.store, self._node, self.clock, self._look_for_jobs, self.events, name
+        )
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
@@ -12592,23 +12467,23 @@ class Supervisor:
             "node %s is not in the list any more: it ends its jobs, and joins anew",
             self.serves.node,
         )
-        for worker in self._crew.workers:
+        for worker in self._pool.workers:
             self._take_back(worker)
             if worker.busy:
                 worker.end(NO_JOB)
-        self._crew.replace()
+        self._pool.replace()
         self._presence.close()
         self._enlist()
         self.store.file.joined -= 1
         self._rota.call(rescue_from_unlisted)
 
     def _done(self) -> bool:
-        more = self._clerk.settlements or self._crew.busy
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
-            late = time.monotonic() > self._warden.stop_at + rest
+            rest = self.grace + 1.0 if isinstance(self.maker, Processes) else 0.0
+            late = time.monotonic() > self._watchdog.stop_at + rest
+            more = self._settlements.pending or self._pool.busy
             return self._stops > 1 or late or not more
         if not self._nothing_left():
             return False
@@ -12621,40 +12496,37 @@ class Supervisor:
 
     def _nothing_left(self) -> bool:
         """Whether it may be time to end: then the file is asked."""
-        left = self._clerk.settlements or self._crew.busy or self._dealer.stirred
+        left = self._settlements.pending or self._pool.busy or self._maybe_ready
         return self.until is not None and not left
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        by = min(now, self._watchdog.stop_at) + self.grace if self._stops else now + PATIENCE
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
-        workers = self._crew.workers
+        workers = self._pool.workers
         for worker in workers:
             self._take_back(worker)
-            worker.mouth.say(b"", fits=True)
-        self._end_workers(give_up=time.monotonic() + 2.0)
+            worker.writer.send(b"", fits=True)
+        give_up = time.monotonic() + 2.0
+        for worker in list(workers):
+            busy = worker.busy and worker.ready
+            wait_for(worker.death, 0.0 if busy else max(0.0, give_up - time.monotonic()))
+            if worker.kill is not None or worker.dead:
+                self._reap(worker)
         if workers:
             logger.warning("threads left behind, each with a job: %d", len(workers))
-            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+            threading.Thread(target=self._wait_for_threads, name="litejobs", daemon=True).start()
             self._settle_last()
         else:
             self._close()
 
-    def _end_workers(self, give_up: float) -> None:
-        for worker in list(self._crew.workers):
-            busy = worker.busy and worker.ready
-            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
-            self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.dead:
-                self._reap(worker)
-
-    def _see_out(self) -> None:
+    def _wait_for_threads(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
-            while self._crew.workers:
-                self._hear_all(60.0)
+            while self._pool.workers:
+                self._receive_all(60.0)
                 self._give_up_at = time.monotonic() + PATIENCE
                 self._settle_last()
             self._close()
@@ -12662,8 +12534,8 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        settlements = self._clerk.settlements
-        self._clerk.clear()
+        settlements = self._settlements.pending
+        self._settlements.clear()
         if settlements:
             try:
                 self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
@@ -12674,138 +12546,131 @@ class Supervisor:
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
-            closing.callback(self._say_goodbye)
-            closing.callback(self._bell.close)
-            closing.callback(self._ear.close)
+            closing.callback(self.events.close, max(self.grace, FAREWELL))
+            closing.callback(lambda: self._beat.tell("node_left"))
+            closing.callback(logger.info, "node %s left", self.serves.node)
+            closing.callback(self._wakeup.close)
+            closing.callback(self._selector.close)
             closing.callback(self.store.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._note()
+            self._keep_progress()
             self._settle_last()
             self._herald.tell_ended()
-
-    def _say_goodbye(self) -> None:
-        logger.info("node %s left", self.serves.node)
-        self._beat.tell("node_left")
-        self.events.close(max(self.grace, FAREWELL))
 
     # Spawn
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self._crew.dismiss():
-            self._dealer.stir()
+        if self._pool.dismiss():
+            self._maybe_ready, self._no_room = True, False
         if not self._stops:
-            self._crew.spawn(self._presence_path)
+            self._pool.spawn(self._presence_path)
 
     # Listen
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer says something, a
+        """The one place that blocks: until a worker or a producer sends something, a
         worker dies, or something is due."""
         self._herald.look()
-        if time.monotonic() >= self._rested_at:
-            self._rested_at, self._false_wakes = math.inf, 0
-            self._ear.add(self._bell.source, None)
-        patience = self._patience()
-        self._warden.notice_freeze(self._crew.workers, patience)
-        self._hear_all(patience)
-        self._warden.notice_freeze(self._crew.workers)
+        if time.monotonic() >= self._listen_again_at:
+            self._listen_again_at, self._false_wakes = math.inf, 0
+            self._selector.add(self._wakeup.source, None)
+        timeout = self._until_due()
+        self._watchdog.notice_freeze(self._pool.workers, timeout)
+        self._receive_all(timeout)
+        self._watchdog.notice_freeze(self._pool.workers)
         self._locked = False
 
-    def _patience(self) -> float:
+    def _until_due(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        if self._has_news():
+        if self._may_exchange():
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
-        due += self._warden.due(self._crew.workers)
-        if self._stops and isinstance(self.staff, Threads):
-            due.append(self._warden.stop_at + 0.001)
+        settlements = self._settlements
+        due = [self._rota.soonest, settlements.settle_by, settlements.keep_by]
+        due += [self._listen_again_at, *self._watchdog.due(self._pool.workers)]
+        if self._stops and isinstance(self.maker, Threads):
+            due.append(self._watchdog.stop_at + 0.001)
         return max(0.0, min(due) - now)
 
-    def _hear_all(self, patience: float) -> None:
-        for source in self._ear.wait(patience):
+    def _receive_all(self, timeout: float) -> None:
+        for source in self._selector.wait(timeout):
             if source is None:
-                self._wake()
-            elif source in self._crew.workers:
-                self._hear(source)
-                self._bury(source)
+                self._woken()
+            elif source in self._pool.workers:
+                self._receive(source)
+                self._reap_if_dead(source)
 
-    def _wake(self) -> None:
+    def _woken(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        self._bell.silence()
+        self._wakeup.drain()
         try:
             self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
         except FileReplacedError:
             raise
         except FileError:
-            self._stir()  # Who needs the file next will tell of it.
+            self._look_for_jobs()  # The next one that needs the file reports the error.
         if self._false_wakes >= FALSE_WAKES:
-            self._ear.remove(self._bell.source)
-            self._rested_at = time.monotonic() + WAKE_REST
+            self._selector.remove(self._wakeup.source)
+            self._listen_again_at = time.monotonic() + WAKE_PAUSE
 
-    def _hear(self, worker: Worker, dead: bool = False) -> None:
-        for said in worker.said():
-            self._told(worker, said)
+    def _receive(self, worker: Worker, dead: bool = False) -> None:
+        for message in worker.messages():
+            match message:
+                case ("ready",):
+                    self._pool.started(worker)
+                    self._no_room = False
+                case ("broken", kind, problem, trace):
+                    if not self._stops:
+                        lines = trace.splitlines()
+                        logger.error("a worker could not start:" + "\n%s" * len(lines), *lines)
+                        worker.failure = f"{kind}: {problem}"
+                        if not self._pool.had_any:
+                            raise WorkerError(f"a worker could not start: {worker.failure}")
+                case ("progress", id, claim, text):
+                    self._settlements.progressed(id, claim, text)
+                case _:
+                    self._settlements.reported(worker, message)
         for entry in worker.reports(dead):
-            self._clerk.reported(worker, entry)
+            self._settlements.reported(worker, entry)
         worker.send()
 
-    def _told(self, worker: Worker, said: tuple[Any, ...]) -> None:
-        match said:
-            case ("ready",):
-                self._crew.welcome(worker)
-                self._dealer.full = False
-            case ("broken", kind, message, lines):
-                if not self._stops:
-                    told = lines.splitlines()
-                    logger.error("a worker could not start:" + "\n%s" * len(told), *told)
-                    worker.failure = f"{kind}: {message}"
-                    if not self._crew.had_any:
-                        raise WorkerError(f"a worker could not start: {worker.failure}")
-            case ("progress", id, claim, text):
-                self._clerk.progressed(id, claim, text)
-            case _:
-                self._clerk.reported(worker, said)
-
-    def _bury(self, worker: Worker) -> None:
-        """Takes a worker off the list if it is dead."""
+    def _reap_if_dead(self, worker: Worker) -> None:
         if worker.dead:
             self._reap(worker)
 
     def _reap(self, worker: Worker) -> None:
+        """Settles what a dead worker had in hand, and takes it off the list."""
         worker.join()
-        self._hear(worker, dead=True)
+        self._receive(worker, dead=True)
         if self._stops > 1:
             worker.killed_for = NO_JOB
         if not worker.ready and not self._stops:
-            self._crew.start_failed(worker.failure, HIRE_REST if self._crew.had_any else 0.0)
-        self._clerk.bury(worker, self._warden.cancelled)
-        self._crew.remove(worker)
+            self._pool.start_failed(worker.failure, RESTART_PAUSE if self._pool.had_any else 0.0)
+        self._settlements.worker_died(worker, self._watchdog.cancelled)
+        self._pool.remove(worker)
 
-    def _stir(self) -> None:
+    def _look_for_jobs(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._dealer.stir()
-        self._rota.call(stage, expire, self._heed)
+        self._maybe_ready, self._no_room = True, False
+        self._rota.call(stage, expire, self._check_requests)
         # A little later, since each producer's wake-up comes along here.
         self._rota.call(fire, within=HEED)
 
-    # Note
-
-    def _note(self) -> None:
-        """Keeps what jobs have told of their progress."""
-        self._clerk.note(self.store)
-
     # Exchange
+
+    def _keep_progress(self) -> None:
+        self._settlements.keep_progress(self.store)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
-        if not self._has_news() or time.monotonic() < self._quiet_until:
+        if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
-        plan: Plan = {}
-        workers = [] if self._stops else self._crew.at_work()
+        assigned: Assignment = {}
+        workers = [] if self._stops else self._pool.at_work()
+        others = self.serves.names - self._async_names
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -12815,13 +12680,18 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            if ids := self._dealer.choose(plan, workers, ready):
+            self._maybe_ready = self._no_room = True
+            durations = self._settlements.durations
+            self._maybe_ready = assign(
+                assigned, workers, ready, durations, self._async_names, others
+            )
+            if ids := ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ids
 
         try:
-            self._release_strays()
-            settlements = self._clerk.settlements
+            self._release_orphans()
+            settlements = self._settlements.pending
             done = self.store.exchange(settlements, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
@@ -12829,7 +12699,7 @@ class Supervisor:
             self._put_off(self._settle_each(error))
             return
         self._exchanged(done)
-        self._hand_over(plan, done.claimed)
+        self._hand_over(assigned, done.claimed)
         self._herald.tell_ended()
         if short:
             problem = "the disk is nearly full: no further jobs are started; free some space"
@@ -12837,34 +12707,39 @@ class Supervisor:
         else:
             self._failing_since = math.inf
 
-    def _has_news(self) -> bool:
+    def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        settles = bool(self._clerk.settlements)
-        dealer = self._dealer
-        if not settles and (self._stops or dealer.full or not dealer.stirred):
+        settles = bool(self._settlements.pending)
+        if not settles and (self._stops or self._no_room or not self._maybe_ready):
             return False
-        workers = self._crew.at_work()
-        if self._stops or any(map(dealer.has_room, workers)):
+        if self._stops:
             return True
+        workers, durations = self._pool.at_work(), self._settlements.durations
+        for worker in workers:
+            if has_room(len(worker.handed), load_of(worker, durations), HAND_OVER / 2):
+                return True
         # While all are at work, more results will come along.
-        return self._clerk.has_enough if settles else any(map(dealer.has_room_aside, workers))
+        if settles:
+            enough = len(self._settlements.pending) >= ENOUGH
+            return enough or time.monotonic() >= self._settlements.settle_by
+        return any(worker.async_jobs and worker.async_jobs.room for worker in workers)
 
-    def _release_strays(self) -> None:
-        if self._strays:
-            held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
+    def _release_orphans(self) -> None:
+        if self._orphans:
+            held = [job[:2] for worker in self._pool.workers for _, job in worker.claims()]
             # What has ended is held until that is in the file.
-            held += [settled[:2] for settled in self._clerk.settlements]
+            held += [settled[:2] for settled in self._settlements.pending]
             self.store.nodes.release_strays(self._node, held)
-            self._strays = False
+            self._orphans = False
 
     def _settle_each(self, error: FileError) -> FileError:
         """Settles one at a time what could not be settled together: one that is to blame must not
         keep the others, and a small transaction may fit where a large one does not. Gives the
         last error."""
         alone = isinstance(error.__cause__, (*OF_ONE_ROW, apsw.FullError))
-        if alone and self._clerk.settlements:
+        if alone and self._settlements.pending:
             try:
-                self.store.settle_each(self._clerk.settlements)
+                self.store.settle_each(self._settlements.pending)
                 self._exchanged(Exchanged([], 0, None))
             except BusyError:
                 raise
@@ -12874,18 +12749,15 @@ class Supervisor:
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself.
-
-        Raises:
-            FileError: nothing has moved for `PATIENCE`, and nothing is running.
-        """
+        node is to end by itself: if nothing has moved for `PATIENCE`, and nothing is running,
+        the error is raised."""
         self._failing_since = min(self._failing_since, time.monotonic())
         failing = time.monotonic() - self._failing_since
-        if self.until is not None and not self._crew.busy and failing > PATIENCE:
+        if self.until is not None and not self._pool.busy and failing > PATIENCE:
             raise error
         self._beat.complaints.log("the exchange", error)
-        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
-        self._dealer.stir()
+        self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
+        self._maybe_ready, self._no_room = True, False
         self._quiet_until = time.monotonic() + 0.5
 
     def _exchanged(self, done: Exchanged) -> None:
@@ -12893,34 +12765,34 @@ class Supervisor:
             logger.warning("%d results came too late and were thrown away", done.late)
         if done.again_at is not None:
             left = (done.again_at - self.clock()) / 1e6
-            self._again_at = time.monotonic() + left
+            self._refill_at = time.monotonic() + left
             self._rota.call(self._refill, within=left)
-        if self._clerk.waiting:
+        if self._settlements.run_again:
             self._rota.call(stage)
         if self._recall is not None:
-            self._rota.call(self._heed)
-        self._clerk.clear()
+            self._rota.call(self._check_requests)
+        self._settlements.clear()
         self._maybe_empty = True
 
-    def _hand_over(self, plan: Plan, claimed: list[Claimed]) -> None:
-        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
+    def _hand_over(self, assigned: Assignment, claimed: list[Claimed]) -> None:
+        jobs_of: dict[Worker | AsyncJobs, list[tuple[int, Claimed]]] = {}
         for job in claimed:
-            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for whose, jobs in theirs.items():
-            whose.hand_over(jobs)
-        self._warden.weigh_soon()
+            jobs_of.setdefault(assigned[job.id], []).append((next(self._numbers), job))
+        for receiver, jobs in jobs_of.items():
+            receiver.hand_over(jobs)
+        self._watchdog.check_memory_soon()
 
     # Watch
 
     def _watch(self) -> None:
         """Asks and kills who is over time, and takes back what waits behind slow jobs."""
-        workers = self._crew.workers
-        if self._stops and self._warden.stop_at == math.inf:
-            self._warden.stop(workers)
+        workers = self._pool.workers
+        if self._stops and self._watchdog.stop_at == math.inf:
+            self._watchdog.stop(workers)
             for worker in workers:
                 self._take_back(worker)
-        idle = any(not worker.handed for worker in self._crew.at_work())
-        for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
+        idle = any(not worker.handed for worker in self._pool.at_work())
+        for worker in self._watchdog.watch(workers, SLOW if idle else VERY_SLOW):
             self._take_back(worker)
 
     def _take_back(self, worker: Worker) -> bool:
@@ -12928,8 +12800,8 @@ class Supervisor:
         could be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
-        self._hear(worker)
-        self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+        self._receive(worker)
+        self._settlements.give_back(worker.take_back(running), worker, self._watchdog.cancelled)
         return True
 
     # Attend
@@ -12938,86 +12810,82 @@ class Supervisor:
         """Calls the duties that are due."""
         self._rota.attend(self._beat)
 
-    def _look(self, beat: Beat) -> float:
-        """Sees what was committed without a wake-up, and who died unheard."""
-        for worker in list(self._crew.workers):
-            self._bury(worker)
+    def _check_file(self, beat: Beat) -> float:
+        """Sees what was committed without a wake-up, and who died unnoticed."""
+        for worker in list(self._pool.workers):
+            self._reap_if_dead(worker)
         self._see_changes()
         if self._presence.renew():
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
-            self._crew.replace()
+            self._pool.replace()
         return LOOK
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
-        if (changes := self.store.changes()) == self._seen:
+        if (changes := self.store.changes()) == self._seen_changes:
             return False
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._seen = changes
-        self._stir()
+        self._seen_changes = changes
+        self._look_for_jobs()
         if self._herald.wanted & {"queue_paused", "queue_resumed"}:
-            self._tell_paused()
+            before, self._paused = self._paused, self._paused_queues()
+            for queue in sorted(self._paused - before):
+                self._beat.tell("queue_paused", queue=queue)
+            for queue in sorted(before - self._paused):
+                self._beat.tell("queue_resumed", queue=queue)
         return True
-
-    def _refill(self, beat: Beat) -> float:
-        """The rate of a queue lets the next job start."""
-        if (left := self._again_at - time.monotonic()) > 0:
-            return left
-        self._dealer.stir()
-        return math.inf
-
-    def _heed(self, beat: Beat) -> float:
-        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
-        whether what has not begun is to be claimed anew, under other settings of its queue."""
-        cancelled, recall = self.store.nodes.asked(self._node)
-        self._warden.heed(cancelled, self._crew.workers)
-        if recall not in (None, self._recall):
-            holding = [worker for worker in self._crew.workers if worker.handed]
-            if not all(self._take_back(worker) for worker in holding):
-                return AGAIN
-            self._recall = recall
-        if recall is not None and not self._clerk.settlements:
-            self.store.nodes.recalled(self._node, recall)
-            self._recall = None
-        return math.inf
 
     def _paused_queues(self) -> frozenset[str]:
         return frozenset(terms.name for terms in self.store.queues() if terms.paused)
 
-    def _tell_paused(self) -> None:
-        """Tells which queues were paused or resumed, by whomever."""
-        before, self._paused = self._paused, self._paused_queues()
-        for queue in sorted(self._paused - before):
-            self._beat.tell("queue_paused", queue=queue)
-        for queue in sorted(before - self._paused):
-            self._beat.tell("queue_resumed", queue=queue)
+    def _refill(self, beat: Beat) -> float:
+        """The rate of a queue lets the next job start."""
+        if (left := self._refill_at - time.monotonic()) > 0:
+            return left
+        self._maybe_ready, self._no_room = True, False
+        return math.inf
+
+    def _check_requests(self, beat: Beat) -> float:
+        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
+        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        cancelled, recall = self.store.nodes.asked(self._node)
+        self._watchdog.cancel(cancelled, self._pool.workers)
+        if recall not in (None, self._recall):
+            holding = [worker for worker in self._pool.workers if worker.handed]
+            if not all(self._take_back(worker) for worker in holding):
+                return RETRY_KILL
+            self._recall = recall
+        if recall is not None and not self._settlements.pending:
+            self.store.nodes.recalled(self._node, recall)
+            self._recall = None
+        return math.inf
 
 
 @attrs.define(eq=False, repr=False)
-class Bell:
+class WakeupSocket:
     """Where the datagrams arrive that wake a node; their content is never looked at."""
 
     _socket: socket.socket
     _relay: tuple[Any, Any] | None = None
 
     @classmethod
-    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
-        """A bell on a free port of the loopback interface. Where one cannot wait for
+    def open(cls, relayed: bool = sys.platform == "win32") -> WakeupSocket:
+        """A socket on a free port of the loopback interface. Where one cannot wait for
         datagrams and pipes together, a thread relays them into a pipe."""
-        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        bell._socket.bind(("127.0.0.1", 0))
+        wakeup = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        wakeup._socket.bind(("127.0.0.1", 0))
         if relayed:
             from multiprocessing import Pipe
 
-            bell._relay = Pipe(duplex=False)
-            threading.Thread(target=bell._pass_on, daemon=True).start()
+            wakeup._relay = Pipe(duplex=False)
+            threading.Thread(target=wakeup._pass_on, daemon=True).start()
         else:
-            bell._socket.setblocking(False)
-        return bell
+            wakeup._socket.setblocking(False)
+        return wakeup
 
     @property
     def port(self) -> int:
@@ -13029,22 +12897,21 @@ class Bell:
         """What one waits for."""
         return self._socket if self._relay is None else self._relay[0]
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wakes the node from inside its process: in a signal handler, too."""
         with contextlib.suppress(OSError):
             self._socket.sendto(b"", self._socket.getsockname())
 
-    def silence(self) -> None:
+    def drain(self) -> None:
         """Takes what has arrived, up to DRAINED datagrams."""
-        if self._relay is not None:
-            for _ in range(DRAINED):
-                if not self._relay[0].poll():
-                    return
-                self._relay[0].recv_bytes()
-            return
         with contextlib.suppress(OSError):
             for _ in range(DRAINED):
-                self._socket.recv(16)
+                if self._relay is None:
+                    self._socket.recv(16)
+                elif not self._relay[0].poll():
+                    return
+                else:
+                    self._relay[0].recv_bytes()
 
     def _pass_on(self) -> None:
         assert self._relay is not None

@@ -28,8 +28,8 @@ from litejobs import (
     Context,
     Failure,
     LiteJobs,
-    Plain,
     Pool,
+    ThreadContext,
     last_lines,
     main,
 )
@@ -300,7 +300,7 @@ class TestTheBoard:
     def test_tells_of_what_has_ended_in_the_moment_in_which_the_rest_is_taken_back(self) -> None:
         """A worker that was stopped right after that, with the lock of its board in hand, kept its
         reports from being read: what they were about ran again, although it had returned."""
-        board = Board.make(Plain())
+        board = Board.make(ThreadContext())
         assert board.step(None, 1)
         assert board.step((1, 0, 0, 5), 2)
         assert board.step(marshal.dumps((2, "told at length")), 3)
@@ -316,7 +316,7 @@ class TestTheRing:
     @settings(max_examples=200)
     @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_RING).map(lambda n: "ab\xe9\n" * n)))
     def test_keeps_the_end_of_whatever_is_written(self, texts: list[str]) -> None:
-        board = Board.make(Plain())
+        board = Board.make(ThreadContext())
         board.step(None, 7)
         for text in texts:
             board.keep_output(text)
@@ -325,13 +325,13 @@ class TestTheRing:
         assert board.output_of(8) == ""
 
     def test_shows_lone_surrogates_as_escapes(self) -> None:
-        board = Board.make(Plain())
+        board = Board.make(ThreadContext())
         board.step(None, 7)
         board.keep_output("caf\udce9")
         assert board.output_of(7) == "caf\\udce9"
 
     def test_keeps_nothing_of_what_is_written_between_jobs(self) -> None:
-        board = Board.make(Plain())
+        board = Board.make(ThreadContext())
         board.step(None, 7)
         board.step(None, 0)
         board.keep_output("lost")

@@ -39,17 +39,16 @@ from programs import (
 )
 
 from litejobs import (
-    SIGN,
     Bound,
     Constant,
     Definition,
     Failure,
     FileError,
     FileReplacedError,
-    Inbox,
     Job,
     LiteJobs,
     Moved,
+    PipeReader,
     WorkerError,
     used_by,
 )
@@ -835,7 +834,7 @@ def test_what_a_handler_raises_while_its_node_stops_counts(
         ran = [trouble.end_as.enqueue(str(log), str(flag), *case) for case in cases]
         eventually(written(log, len(cases)))
         pool._supervisor.stop()
-        eventually(lambda: all(worker.asked for worker in pool._supervisor._crew.workers))
+        eventually(lambda: all(worker.asked for worker in pool._supervisor._pool.workers))
         flag.touch()
         assert pool.wait(PATIENT)
     for job, (how, looks) in zip(ran, cases, strict=True):
@@ -854,7 +853,7 @@ def test_a_crash_while_its_node_stops_costs_an_attempt(jobs: LiteJobs, log: Path
         job = trouble.end_as.enqueue(str(log), str(flag), "exit")
         eventually(written(log, 1))
         pool._supervisor.stop()
-        eventually(lambda: pool._supervisor._crew.workers[0].asked)
+        eventually(lambda: pool._supervisor._pool.workers[0].asked)
         flag.touch()
         assert pool.wait(PATIENT)
     assert (job.refresh().state, [error.kind for error in job.errors]) == ("failed", ["crash"])
@@ -1432,8 +1431,8 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
 def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, log: Path) -> None:
     """It fits no pipe, and the worker reads nothing."""
     with jobs.start(workers=2, grace=GRACE) as pool:
-        eventually(lambda: sum(worker.ready for worker in pool._supervisor._crew.workers) == 2)
-        stopped = [worker.process.pid for worker in pool._supervisor._crew.workers]
+        eventually(lambda: sum(worker.ready for worker in pool._supervisor._pool.workers) == 2)
+        stopped = [worker.process.pid for worker in pool._supervisor._pool.workers]
         for pid in stopped[:1]:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -1449,8 +1448,8 @@ def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, lo
 
 def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE) as pool:
-        eventually(lambda: any(worker.ready for worker in pool._supervisor._crew.workers))
-        [worker] = [worker.process.pid for worker in pool._supervisor._crew.workers]
+        eventually(lambda: any(worker.ready for worker in pool._supervisor._pool.workers))
+        [worker] = [worker.process.pid for worker in pool._supervisor._pool.workers]
         os.kill(worker, signal.SIGSTOP)
         large = trouble.innocent.using(max_attempts=1).enqueue("x" * 3_000_000, 1)
         eventually(lambda: large.refresh().state == "running")
@@ -1496,15 +1495,15 @@ def test_what_a_job_writes_to_all_that_is_open_ends_only_its_worker(
 def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     """A worker that is stopped while it sends a large result held its whole node up."""
     theirs, ours = multiprocessing.Pipe()
-    inbox = Inbox(ours)
-    message = len(SIGN + b"hello").to_bytes(4, "big") + SIGN + b"hello"
-    os.write(theirs.fileno(), message + message[:15])
-    assert list(inbox.take()) == [b"hello"]
-    os.write(theirs.fileno(), message[15:] + message)
-    assert list(inbox.take()) == [b"hello"] * 2
+    reader = PipeReader(ours)
+    message = len(b"hello").to_bytes(4, "big") + b"hello"
+    os.write(theirs.fileno(), message + message[:7])
+    assert list(reader.read()) == [b"hello"]
+    os.write(theirs.fileno(), message[7:] + message)
+    assert list(reader.read()) == [b"hello"] * 2
     theirs.close()
     with pytest.raises(EOFError):
-        list(inbox.take())
+        list(reader.read())
     ours.close()
 
 
@@ -1513,7 +1512,7 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
     ever, for the file, and its timeout did not matter, since it had not begun."""
     jobs.register(misdeeds.leave_a_hog)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor._warden.deaf_after = 0.3
+        pool._supervisor._watchdog.unresponsive_after = 0.3
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
         spent = used_by(worker).cpu or 0
@@ -1526,7 +1525,7 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
 def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, log: Path) -> None:
     jobs.register(misdeeds.leave_a_hog, surroundings.look_aside)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor._warden.deaf_after = 1.0
+        pool._supervisor._watchdog.unresponsive_after = 1.0
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
         spent = used_by(worker).cpu or 0
@@ -1557,7 +1556,7 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
     with jobs.start(workers=1, grace=1.0) as pool:
         job = trouble.wait_for.enqueue(str(log), str(flag))
         eventually(written(log, 1))
-        (worker,) = pool._supervisor._crew.workers
+        (worker,) = pool._supervisor._pool.workers
         jobs.cancel(job.id)
         eventually(lambda: worker.asked)
         # As the worker does when it leaves its report, and is not on the processor meanwhile.
@@ -1619,10 +1618,10 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
             while len(replaced) < 4:
                 assert rounds < 100, "none is replaced"
                 rounds += 1
-                pool._supervisor._warden.deaf_after = 0.0
+                pool._supervisor._watchdog.unresponsive_after = 0.0
                 work = jobs.enqueue_many(naps)
                 eventually(lambda: len(replaced) >= 4 or jobs.count(state="pending") == 0)
-                pool._supervisor._warden.deaf_after = FAR
+                pool._supervisor._watchdog.unresponsive_after = FAR
                 jobs.wait_all(work, timeout=PATIENT)
     finally:
         logging.getLogger("litejobs").removeHandler(slow)

@@ -45,7 +45,6 @@ from hypothesis.stateful import (
 
 import litejobs
 from litejobs import (
-    Arbiter,
     Beat,
     Bound,
     Cancel,
@@ -67,14 +66,18 @@ from litejobs import (
     Retry,
     ScheduleNotFoundError,
     Snooze,
+    StopRequest,
     TurnedClock,
     Unique,
     WorkerCrashed,
     define,
+    not_begun,
     settlement,
+    stop_verdict,
     store_backoff,
     store_progress,
     store_retention,
+    with_failure,
 )
 
 from .ordeal import Ordeal, Run, Violation
@@ -1099,7 +1102,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.witness = Witness(self.path)
         registry = self.programs[0].registry
         self.executor = Executor(registry, self.acts, self.clock)
-        self.arbiter = Arbiter(registry, {}, self.clock, random.Random(0))
+        self.rng = random.Random(0)
 
     def _program(self) -> LiteJobs:
         jobs = LiteJobs(self.path, durability="fast", clock=self.clock)
@@ -1193,14 +1196,16 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _attempt(self, claimed: Claimed, act: str) -> Report:
         """Runs a job, or tells how its node made it end."""
         if act == "give back":
-            return self.arbiter.not_begun(False)
+            return not_begun(self.clock())
         self.acts[claimed.id] = act
         report = self.executor.run(claimed)
+        own = self.executor.registry.options(claimed.name).backoff
         if act == "crash":
-            return self.arbiter._failed(WorkerCrashed("of course"), claimed, "crash", report)
+            error = WorkerCrashed("of course")
+            return with_failure(report, claimed, error, "crash", own, self.rng)
         if act in ("timeout", "stop", "asked"):
             why: Any = "cancel" if act == "asked" else act
-            return self.arbiter.overruled(report, claimed, why)
+            return stop_verdict(report, claimed, StopRequest(why, 0.0), 0, own, self.rng)
         return report
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
