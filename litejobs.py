@@ -10346,8 +10346,8 @@ def without_unimportable_main() -> Iterator[None]:
 ################################################################################
 # Worker
 #
-# A child process that runs jobs. It gets them through a private pipe, and tells
-# through a Board, a few words of shared memory under a lock, which one it runs: so
+# A child process that runs jobs. It gets them through a private pipe, and shows
+# on a Board, a few words of shared memory under a lock, which one it runs: so
 # the supervisor knows without asking, can take back what has not started, and finds
 # every result there even when the worker is dead. Coroutines run beside them, many at
 # a time, in a thread with an event loop: they have a pipe and words of their own.
@@ -10358,7 +10358,7 @@ def work_in_child(
     pipe: Connection,
     lifeline: Connection,
     board: Board,
-    aside: tuple[Connection, Any] | None,
+    async_ends: tuple[Connection, Any] | None,
     presence: str,
     program: Program,
 ) -> None:
@@ -10367,7 +10367,7 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     share = Presence.hold(presence)
-    _serve(pipe, board, aside, program.executor, time.process_time_ns)
+    _serve(pipe, board, async_ends, program.executor, time.process_time_ns)
     share.close()
 
 
@@ -10449,24 +10449,24 @@ def kill_group(pid: int, alive: bool = True) -> None:
 def work_in_thread(
     pipe: Connection,
     board: Board,
-    aside: tuple[Connection, Any] | None,
+    async_ends: tuple[Connection, Any] | None,
     make: Callable[[], tuple[Executor, contextlib.ExitStack]],
 ) -> None:
     """The whole life of a worker that is a thread."""
     with contextlib.ExitStack() as closing:
-        for end in (pipe, *(aside or ())[:1]):
+        for end in (pipe, *(async_ends or ())[:1]):
             closing.enter_context(end)
-        _serve(pipe, board, aside, make, time.thread_time_ns)
+        _serve(pipe, board, async_ends, make, time.thread_time_ns)
 
 
 def _serve(
     pipe: Connection,
     board: Board,
-    aside: tuple[Connection, Any] | None,
+    async_ends: tuple[Connection, Any] | None,
     make: Callable[[], tuple[Executor, contextlib.ExitStack]],
     cpu_clock: Callable[[], int],
 ) -> None:
-    """Makes what jobs need, says so, and runs them until no more will come."""
+    """Makes what jobs need, reports that it is ready, and runs them until no more will come."""
     sender = MessageSender(pipe)
     try:
         executor, closing = make()
@@ -10476,8 +10476,12 @@ def _serve(
     # Threads have no signal handlers and no folder of their own.
     own_process = threading.current_thread() is threading.main_thread()
     restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
-    alone = functools.partial(board.unless_running, to_folder)
-    runner = None if aside is None else AsyncRunner.start(aside, executor, alone, own_process)
+    before_first = functools.partial(board.unless_running, to_folder)
+    runner = (
+        None
+        if async_ends is None
+        else AsyncRunner.start(async_ends, executor, before_first, own_process)
+    )
     sender.send(marshal.dumps(("ready",)))
     with closing:
         _run_jobs(pipe, sender, board, executor, cpu_clock, restore)
@@ -10531,13 +10535,13 @@ def _run_jobs(
             if (took := made.took) > SHORT_RUN or made.kind:
                 made = _with_usage(made, board, number, began, cpu_clock)
             report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (sender.tellers and sender.told(fields[0])) or not board.fits(report):
+            if (sender.reporters and sender.flush(fields[0])) or not board.fits(report):
                 # Through the pipe it comes after the last word on the job's progress.
                 sender.send(report if isinstance(report, bytes) else marshal.dumps(report))
                 report = None
             if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
                 board.step(report, 0)
-                return  # Else the next one is blamed, for what cannot be heard, or printed.
+                return  # Else the next one is blamed, since its report or output is lost.
         board.step(report, 0)
         # Whatever came last, a report or jobs that were revoked: the hands are empty.
         sender.send(REPORTS)
@@ -10608,7 +10612,7 @@ Handed = tuple[int, tuple[Any, ...]]
 """A number that says the place in the order of the hand-overs, and a Claimed."""
 
 BRIEF = 1024
-"""Reports of which there is nothing to tell but times, as four numbers each."""
+"""Reports that hold nothing but times, as four numbers each."""
 OUTBOX = 2**18
 """Bytes for the others that wait to be read; larger ones go through the pipe."""
 OUTPUT_RING = OUTPUT_LIMIT + 1
@@ -10620,7 +10624,7 @@ _WRITER, _OUTPUT, _CPU, _CPU_AT, _TIMES = range(6, 11)
 @attrs.define(eq=False, repr=False)
 class Board:
     """What a worker and its supervisor both see. The worker writes what it runs, its
-    reports, and what is told of an attempt that it may not survive; the supervisor writes
+    reports, and what is known of an attempt that it may not survive; the supervisor writes
     what is revoked and who is asked to end."""
 
     _raw_words: Any
@@ -10868,11 +10872,11 @@ def keep_output(stream: Any, board: Board) -> None:
 
 @attrs.define(eq=False, repr=False)
 class MessageSender:
-    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
+    """Sends a worker's messages through its pipe; the threads of its jobs report progress."""
 
     _pipe: Connection
-    tellers: dict[int, Teller] = attrs.field(factory=dict)
-    """By the job's id, of those that have told something."""
+    reporters: dict[int, Teller] = attrs.field(factory=dict)
+    """By the job's id, of those that have reported progress."""
     _turn: threading.Lock = attrs.field(factory=threading.Lock)
 
     def send(self, message: bytes) -> None:
@@ -10882,16 +10886,16 @@ class MessageSender:
 
     def tell(self, claimed: Claimed, progress: Progress) -> None:
         """Takes a job's word for how far it has come."""
-        if (teller := self.tellers.get(claimed.id)) is None:
+        if (reporter := self.reporters.get(claimed.id)) is None:
             pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, Teller(pass_on))
-        teller.tell(progress)
+            reporter = self.reporters.setdefault(claimed.id, Teller(pass_on))
+        reporter.tell(progress)
 
-    def told(self, id: int) -> bool:
-        """Passes on the last word of a job that has ended, and says whether there was any."""
-        if (teller := self.tellers.pop(id, None)) is None:
+    def flush(self, id: int) -> bool:
+        """Sends the last progress of a job that has ended, and says whether there was any."""
+        if (reporter := self.reporters.pop(id, None)) is None:
             return False
-        teller.close()
+        reporter.close()
         return True
 
     def _pass_on(self, id: int, claim: int, text: str) -> None:
@@ -10906,7 +10910,7 @@ that is asked to end, the seconds until it is made to, and why."""
 
 @attrs.define(eq=False, repr=False)
 class AsyncRunner:
-    """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
+    """Runs a worker's coroutines, many at a time. One thread reads the pipe,
     also while a handler blocks the event loop, which another one runs.
 
     Of shared memory, the first word counts the bytes that were read. Each job has one
@@ -10916,32 +10920,32 @@ class AsyncRunner:
     _pipe: Connection
     _words: memoryview
     _executor: Executor
-    _voice: MessageSender
-    _alone: Callable[[], None]
+    _sender: MessageSender
+    _before_first: Callable[[], None]
     """Called before a coroutine beside which no other one runs."""
     _own_process: bool
     _runner: Any = None
     """Made with the first job: few programs need asyncio."""
-    _looping: threading.Thread | None = None
+    _loop_thread: threading.Thread | None = None
     _tasks: dict[int, Any] = attrs.field(factory=dict)
     _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     """Id and claim, by number."""
     _asked: dict[int, Reason] = attrs.field(factory=dict)
-    _received: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _reports: list[tuple[Any, ...]] = attrs.field(factory=list)
     _closed: bool = False
 
     @classmethod
     def start(
         cls,
-        aside: tuple[Connection, Any],
+        async_ends: tuple[Connection, Any],
         executor: Executor,
-        alone: Callable[[], None],
+        before_first: Callable[[], None],
         own_process: bool,
     ) -> AsyncRunner:
         """Begins to read."""
-        pipe, words = aside
+        pipe, words = async_ends
         words = memoryview(words).cast("B").cast("q")
-        runner = cls(pipe, words, executor, MessageSender(pipe), alone, own_process)
+        runner = cls(pipe, words, executor, MessageSender(pipe), before_first, own_process)
         threading.Thread(target=runner._read, daemon=True).start()
         return runner
 
@@ -10963,7 +10967,7 @@ class AsyncRunner:
     def _begin(self, messages: list[AsyncMessage]) -> None:
         # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
         self._asked.update({number: why for number, _, why in messages if isinstance(why, str)})
-        if self._looping is None:
+        if self._loop_thread is None:
             self._start_loop()
         self._runner.get_loop().call_soon_threadsafe(self._follow, messages)
 
@@ -10975,18 +10979,18 @@ class AsyncRunner:
 
         def turn() -> None:
             asyncio.set_event_loop(loop)
-            while self._looping is not None:
+            while self._loop_thread is not None:
                 try:
                     loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
+        self._loop_thread = threading.Thread(target=turn, name="litejobs-async", daemon=True)
         try:
-            self._looping.start()
+            self._loop_thread.start()
         except BaseException:
-            self._looping = None
+            self._loop_thread = None
             raise
 
     def _follow(self, messages: list[AsyncMessage]) -> None:
@@ -11010,14 +11014,14 @@ class AsyncRunner:
             return None
         if not self._begun:
             with contextlib.suppress(OSError):
-                self._alone()
+                self._before_first()
         self._begun[number] = claimed[:2]
         self._words[place] = time.monotonic_ns()
         asked = functools.partial(self._asked.get, number)
         written: list[bytes] = []
         OUTPUT.set(written)
-        report = await self._executor.run_async(claimed, asked, self._voice.tell)
-        self._voice.told(claimed.id)
+        report = await self._executor.run_async(claimed, asked, self._sender.tell)
+        self._sender.flush(claimed.id)
         if report.kind or number in self._asked:
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
@@ -11033,27 +11037,27 @@ class AsyncRunner:
         del self._tasks[number]
         self._begun.pop(number, None)
         self._asked.pop(number, None)
-        if not self._received:
-            self._runner.get_loop().call_soon(self._tell)
-        self._received.append((number, *report))
+        if not self._reports:
+            self._runner.get_loop().call_soon(self._send_reports)
+        self._reports.append((number, *report))
 
-    def _tell(self) -> None:
+    def _send_reports(self) -> None:
         """Reports all that have ended in this turn of the loop."""
-        told, self._received = self._received, []
+        reports, self._reports = self._reports, []
         with contextlib.suppress(OSError):
-            self._voice.send(marshal.dumps(told))
+            self._sender.send(marshal.dumps(reports))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if looping := self._looping:
-            self._looping = None
+        if thread := self._loop_thread:
+            self._loop_thread = None
             loop = self._runner.get_loop()
             loop.call_soon_threadsafe(loop.stop)
-            looping.join()
+            thread.join()
             self._runner.close()
-            if self._received:
-                self._tell()
+            if self._reports:
+                self._send_reports()
 
 
 ################################################################################
@@ -11079,7 +11083,7 @@ FAILED_STARTS = 3
 
 @attrs.define(eq=False, repr=False)
 class WorkerPool:
-    """The workers of a node, as many as there should be; the ear hears them all."""
+    """The workers of a node, as many as there should be."""
 
     _maker: Processes | Threads
     _selector: Selector
@@ -11108,11 +11112,7 @@ class WorkerPool:
 
     def spawn(self, presence: str) -> None:
         """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*.
-
-        Raises:
-            WorkerError: they cannot start.
-        """
+        *presence*."""
         size = self._size + (self._jobs_each < math.inf)
         size += sum(worker.leaves_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
@@ -11205,7 +11205,7 @@ class WorkerPool:
 UNKNOWN = 255
 """Passes for the exit code of a worker that somebody else has waited for."""
 NO_JOB = -1
-"""For which a worker was killed by a node that ends, or that it does not hear any more: all of
+"""For which a worker was killed by a node that ends, or because it was unresponsive: all of
 its jobs are innocent."""
 
 
@@ -11283,7 +11283,7 @@ class Worker:
 
     @property
     def sources(self) -> list[Any]:
-        """All that one waits for to hear of it."""
+        """All that the supervisor waits for, of this worker."""
         return [*self.pipes, self.death]
 
     @property
@@ -11587,7 +11587,7 @@ def wait_for(source: Any, timeout: float | None = None) -> None:
 @attrs.define(eq=False, repr=False)
 class Selector:
     """All that a supervisor waits for, each with the worker that it concerns. The kernel
-    keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
+    keeps the list where it can; on Windows, which cannot wait for pipes so, it is passed anew."""
 
     _sources: dict[Any, Worker | None] = attrs.field(factory=dict)
     _selector: selectors.BaseSelector | None = attrs.field(
@@ -11601,22 +11601,22 @@ class Selector:
             self._selector.register(source, selectors.EVENT_READ, whose)
 
     def remove(self, source: Any) -> None:
-        """Listens to it no longer; to be said before it is closed."""
+        """Waits for it no longer; to be called before it is closed."""
         del self._sources[source]
         if self._selector is not None:
             self._selector.unregister(source)
 
-    def wait(self, patience: float) -> list[Worker | None]:
-        """Waits until there is something to hear, at most so many seconds, and not a
-        millisecond longer, in which selectors count; says whose it is."""
+    def wait(self, timeout: float) -> list[Worker | None]:
+        """Waits until there is something to read, at most so many seconds, and not a
+        millisecond longer, in which selectors count; gives the workers concerned."""
         if self._selector is None:
             from multiprocessing.connection import wait
 
-            heard = wait(list(self._sources), patience)
-            return [self._sources[source] for source in heard]
-        until = time.monotonic() + patience
-        events = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not events and patience:
+            readable = wait(list(self._sources), timeout)
+            return [self._sources[source] for source in readable]
+        until = time.monotonic() + timeout
+        events = self._selector.select(math.floor(timeout * 1000) / 1000)
+        if not events and timeout:
             time.sleep(max(0.0, until - time.monotonic()))
             events = self._selector.select(0)
         return [key.data for key, _ in events]
@@ -11641,15 +11641,17 @@ class Processes:
         ours, theirs = context.Pipe()
         lifeline, held = context.Pipe(duplex=False)
         board = Board.make(context)
-        async_jobs, aside = AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        async_jobs, async_ends = (
+            AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        )
         process = context.Process(
             target=work_in_child,
-            args=(theirs, lifeline, board, aside, presence, self.program),
+            args=(theirs, lifeline, board, async_ends, presence, self.program),
             name="litejobs-worker",
         )
         with signals_blocked(), without_unimportable_main():
             process.start()
-        for end in (theirs, lifeline, *(aside or ())[:1]):
+        for end in (theirs, lifeline, *(async_ends or ())[:1]):
             end.close()
         kill = functools.partial(kill_group, process.pid or 0)
         return Worker(process, PipeWriter(ours), held, board, _death_of(process), kill, async_jobs)
@@ -11667,10 +11669,12 @@ class Threads:
         context = ThreadContext()
         ours, theirs = context.Pipe()
         board = Board.make(context)
-        async_jobs, aside = AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        async_jobs, async_ends = (
+            AsyncJobs.make(context, concurrency) if concurrency else (None, None)
+        )
         thread = ThreadAsProcess(*context.Pipe())
         worker = Worker(thread, PipeWriter(ours), None, board, thread.sentinel, None, async_jobs)
-        thread.start(work_in_thread, theirs, board, aside, self.make)
+        thread.start(work_in_thread, theirs, board, async_ends, self.make)
         return worker
 
 
