@@ -5108,7 +5108,7 @@ class File:
         """
         pages: int = connection.execute("PRAGMA page_count").get
         growth = pages * self._page_size - self._names.file_size
-        wal_growth = WAL_ROOM * (self._page_size + 24) - self._names.wal_size
+        wal_growth = self._wal_room - self._names.wal_size
         try:
             free = _free_space(os.path.dirname(self._names.file))
         except OSError:
@@ -5116,6 +5116,11 @@ class File:
         if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
             return None
         return free
+
+    @property
+    def _wal_room(self) -> int:
+        """Bytes of `WAL_ROOM` pages, each with its header."""
+        return WAL_ROOM * (self._page_size + 24)
 
     def extend_wal(self) -> None:
         """Gives the WAL room for those who settle; for nodes, now and then.
@@ -5125,7 +5130,7 @@ class File:
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._names.wal).st_size >= WAL_ROOM * (self._page_size + 24):
+            if os.stat(self._names.wal).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
