@@ -564,23 +564,6 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-class Settlement(NamedTuple):
-    """The outcome of an attempt. Applied only while *claim* still holds the job."""
-
-    id: int
-    claim: int
-    state: State
-    attempt: int
-    run_at: int
-    started_at: int | None
-    finished_at: int | None
-    result: str | None
-    error: str | None
-    queue: str
-    name: str
-    failure: Failure | None
-
-
 @attrs.frozen
 class Failure:
     """One failed attempt of a job."""
@@ -3496,19 +3479,6 @@ class Cancel(Outcome):
         return self.reason
 
 
-class Verdict(NamedTuple):
-    """The state of a job after an attempt."""
-
-    state: State
-    delay: int = 0
-    """Microseconds until it is due again."""
-    counted: bool = True
-    """Whether the attempt was used up."""
-
-
-COMPLETED = Verdict("completed")
-GIVEN_BACK = Verdict("pending", counted=False)
-
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
     [Sequence[Bound[Any]], Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]],
@@ -3620,22 +3590,28 @@ async def compose_async(
 
 
 class Report(NamedTuple):
-    """An attempt as its worker reports it, in plain values that marshal takes. The defaults
-    are those of an attempt that completed without a result."""
+    """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
+    together with the claimed job. The defaults are those of one that completed without a result."""
 
-    started_at: int
+    started_at: int = 0
     """0 if it never began."""
-    finished_at: int
-    took: int
-    """Microseconds of running, by a clock that nobody sets."""
+    finished_at: int = 0
+    took: int = 0
+    """Microseconds of running, by the monotonic clock."""
     state: State = "completed"
+    """The new state of the job."""
     delay: int = 0
+    """Microseconds until it is due again."""
     counted: bool = True
+    """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
+    """What went wrong, as in `Failure`, or cancelled."""
     type: str = ""
     message: str = ""
     traceback: str = ""
+    worker: int = 0
+    """The worker's process id, added by its supervisor if there is more to report than times."""
     exit_code: int | None = None
     cpu: int | None = None
     """Microseconds."""
@@ -3653,46 +3629,50 @@ class Report(NamedTuple):
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_DEFAULTS = Report(0, 0, 0)[3:]
+_DEFAULTS = Report()[3:]
+GIVEN_BACK = Report(state="pending", counted=False)
+Settlement = tuple[Claimed, Report]
+"""An attempt that has ended. It is settled only while its claim still holds the job."""
 TEXT_LIMIT = 2_000
 TRACEBACK_LIMIT = 16_000
 """Characters that are kept of a message, and of a traceback from its end."""
 
 
-def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
-    """The outcome of an attempt that ended with *error*. In this order: the handler's own
-    outcome, the limit of attempts, the backoff (that of the row, or the definition's *own*)."""
+def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that ended with *error*. In this order: the
+    handler's own outcome, the limit of attempts, the backoff (that of the row, or the definition's
+    *own*)."""
     if isinstance(error, Fail):
-        return Verdict("failed")
+        return Report(state="failed")
     if isinstance(error, Cancel):
-        return Verdict("cancelled")
+        return Report(state="cancelled")
     if isinstance(error, Snooze):
-        return Verdict("scheduled", error.delay // MICROSECOND, counted=False)
+        return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
     if isinstance(error, Retry) and error.delay is not None:
-        return Verdict("retrying", error.delay // MICROSECOND)
+        return Report(state="retrying", delay=error.delay // MICROSECOND)
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
-        return Verdict("failed")
+        return Report(state="failed")
     try:
         wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
     except BaseException:  # Of a worker that crashed it is the supervisor that asks.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
-    return Verdict("retrying", wait // MICROSECOND)
+    return Report(state="retrying", delay=wait // MICROSECOND)
 
 
 def judge_by_rules(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
-) -> Verdict:
+) -> Report:
     """The outcome of an attempt whose handler raised: first by its definition's `fail_on`,
     then by its `retry_on`, of which the first exception that fits counts."""
     own = options.backoff
     if not isinstance(error, Outcome):
         if isinstance(error, options.fail_on):
-            return Verdict("failed")
+            return Report(state="failed")
         if options.retry_on is not None:
             fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
             if not fitting:
-                return Verdict("failed")
+                return Report(state="failed")
             if (policy := options.retry_on[fitting[0]]) is not None:
                 own, claimed = policy, claimed._replace(backoff=CUSTOM)
     return judge(error, claimed, own, rng)
@@ -3795,16 +3775,14 @@ class Executor:
         began: int,
         asked: WhyAsked,
     ) -> Report:
-        verdict, result = COMPLETED, None
-        if self.noticed and self._broke_off(claimed, asked):
-            verdict = GIVEN_BACK
-        elif shape.result is not None:
+        given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+        result = None
+        if not given_back and shape.result is not None:
             result = _stored_result(shape.result, value)
         self._end_copies(claimed)
         took = (time.perf_counter_ns() - began) // 1000
-        if result is None and verdict is COMPLETED:
-            return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *verdict, result)
+        report = Report(started_at, self.clock(), took, result=result)
+        return report._replace(state="pending", counted=False) if given_back else report
 
     def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
@@ -3865,20 +3843,22 @@ class Executor:
         try:
             if shape is None and isinstance(error, LitejobsError):
                 # Another attempt would find the same payload and the same definition.
-                took, verdict = 0, Verdict("failed")
+                took, report = 0, Report(state="failed")
             elif self._broke_off(claimed, asked, error):
-                verdict = GIVEN_BACK
+                report = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
                     logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
             else:
-                verdict = judge_by_rules(error, claimed, options, self.rng)
+                report = judge_by_rules(error, claimed, options, self.rng)
         except BaseException as worse:  # An isinstance() that asks the error's own code.
-            error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
-        if verdict is GIVEN_BACK or isinstance(error, Snooze):
-            return Report(started_at, self.clock(), took, *verdict)
+            error, report = worse, judge(worse, claimed, options.backoff, self.rng)
+        report = report._replace(started_at=started_at, finished_at=self.clock(), took=took)
+        if report.state == "pending" or isinstance(error, Snooze):
+            return report
         kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
+        type, message, traceback = describe(error)
+        return report._replace(kind=kind, type=type, message=message, traceback=traceback)
 
     def _broke_off(
         self,
@@ -4017,44 +3997,6 @@ def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitS
     if isinstance(state, contextlib.AbstractContextManager):
         state = closing.enter_context(state)
     return state, closing
-
-
-def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
-    """The changes of a job's row that follow from a report; *worker* is a process id."""
-    if report.brief:
-        return _completed(claimed, *report[:2])
-    failure = None
-    if report.kind and report.kind != "cancelled":
-        started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
-        failure = Failure(
-            claimed.attempt, report.kind, report.type, report.message, report.traceback, worker,
-            started_at, finished_at, report.exit_code,
-            None if report.cpu is None else report.cpu * MICROSECOND, report.memory, report.output,
-        )  # fmt: skip
-    return Settlement(
-        claimed.id,
-        claimed.claim,
-        report.state,
-        claimed.attempt if report.counted else claimed.attempt - 1,
-        # What is given back keeps its place among those that became due.
-        report.finished_at + report.delay if report.state in LATER else claimed.run_at,
-        report.started_at or None,
-        report.finished_at if report.state in FINISHED else None,
-        report.result,
-        report.error,
-        claimed.queue,
-        claimed.name,
-        failure,
-    )
-
-
-def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlement:
-    """The settlement of most jobs, the short way."""
-    id, claim, name, queue, _, attempt, _, _, _, _, run_at, *_ = claimed
-    return Settlement._make(
-        (id, claim, "completed", attempt, run_at, started_at, finished_at, None, None, queue, name,
-         None)
-    )  # fmt: skip
 
 
 ################################################################################
@@ -5781,6 +5723,7 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
 ################################################################################
 
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
+_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
@@ -6214,13 +6157,6 @@ def _failure(columns: Any) -> Failure:
         "omitted": columns.omitted or 0,
     }
     return Failure(**values)
-
-
-def _failure_columns(failure: Failure) -> tuple[Any, ...]:
-    columns = attrs.asdict(failure)
-    columns |= {when: to_micros(columns[when]) for when in ("started_at", "finished_at")}
-    columns["cpu"] = None if failure.cpu is None else failure.cpu // MICROSECOND
-    return tuple(columns.values())
 
 
 ################################################################################
@@ -8048,18 +7984,18 @@ class Meter:
         for start in range(0, size, step):
             weight = min(step, size - start)
             # At random: every second job may be of another kind.
-            settled = settlements[start + int(self._rng.random() * weight) if weight > 1 else start]
-            started_at, finished_at = settled.started_at, settled.finished_at
-            if started_at is None or settled.state == "cancelled":
+            chosen = start + int(self._rng.random() * weight) if weight > 1 else start
+            claimed, report = settlements[chosen]
+            if not report.started_at or report.state == "cancelled":
                 continue
-            key = minute, settled.queue, settled.name
-            if finished_at is not None:
-                # The due time of a retry is that of its next attempt already.
-                counts[*key, "waiting", bucket_of(started_at - settled.run_at)] += weight
-            elif settled.failure is not None:
-                finished_at = to_micros(settled.failure.finished_at)
-            if finished_at is not None:
-                counts[*key, "running", bucket_of(finished_at - started_at)] += weight
+            key = minute, claimed.queue, claimed.name
+            finished = report.state in FINISHED
+            if finished:
+                waited = bucket_of(report.started_at - claimed.run_at)
+                counts[*key, "waiting", waited] += weight
+            if finished or report.kind:
+                ran = bucket_of(report.finished_at - report.started_at)
+                counts[*key, "running", ran] += weight
 
     def flush(self) -> None:
         """Stores the counts."""
@@ -8828,11 +8764,11 @@ class Store:
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
-                self._fail(settled, str(error.__cause__))
+                self._fail(*settled, str(error.__cause__))
             del settlements[0]
 
-    def _fail(self, settled: Settlement, problem: str) -> None:
-        error = f"job {settled.id} was {settled.state}, but could not be settled: {problem}"
+    def _fail(self, claimed: Claimed, report: Report, problem: str) -> None:
+        error = f"job {claimed.id} was {report.state}, but could not be settled: {problem}"
         logger.error("%s", error)
         failed = f"""
             UPDATE litejobs_job SET
@@ -8842,15 +8778,15 @@ class Store:
         """
         with self.file.writing() as connection:
             self.rows.change(
-                connection, [settled.id], failed, claim=settled.claim, error=storable(error)
+                connection, [claimed.id], failed, claim=claimed.claim, error=storable(error)
             )
 
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
         sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
         with self.file.reading() as connection:
-            held = {*connection.execute(sql, (_carray(settled.id for settled in settlements),))}
-        by_claim = {(settled.id, settled.claim): settled for settled in settlements}
+            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
+        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
         return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
@@ -8860,7 +8796,8 @@ class Store:
         group."""
         if not settlements:
             return False, {}
-        self._keep_failures(connection, [settled for settled in settlements if settled.failure])
+        failed = [settled for settled in settlements if settled[1].kind]
+        self._keep_failures(connection, failed)
         before = connection.total_changes()
         connection.executemany(
             f"""
@@ -8872,11 +8809,11 @@ class Store:
                 prune_at = ?7 + {_kept_for("?3")}
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
-            [settlement[:9] for settlement in settlements],
+            itertools.starmap(_settled_columns, settlements),
         )
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
-        groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
+        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
         self.rows.count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
@@ -8884,24 +8821,26 @@ class Store:
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
-            ids = [settled.id for settled in settlements]
+            ids = [claimed.id for claimed, _ in settlements]
             again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
         return again, groups
 
     def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
         """Stores failed attempts, before the jobs are settled: while their claims hold."""
-        for id, claim, *_, failure in settlements:
-            assert failure is not None
+        for claimed, report in settlements:
+            if report.kind == "cancelled":
+                continue
+            facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
             connection.execute(
                 f"""
                 INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
-                WHERE id = ? AND claim = ? AND state = 'running'
+                SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+                WHERE id = :id AND claim = :claim AND state = 'running'
                 """,
-                (*_failure_columns(failure), id, claim),
+                {**facts, "id": claimed.id, "claim": claimed.claim},
             )
-            if claim > FIRST_FAILURES + LAST_FAILURES:
-                self._thin_out(connection, id)
+            if claimed.claim > FIRST_FAILURES + LAST_FAILURES:
+                self._thin_out(connection, claimed.id)
 
     def _thin_out(self, connection: apsw.Connection, job: int) -> None:
         """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
@@ -9096,6 +9035,22 @@ class Store:
             _forget_statistics(connection)
 
 
+def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
+    state, finished_at = report.state, report.finished_at
+    return (
+        claimed.id,
+        claimed.claim,
+        state,
+        claimed.attempt if report.counted else claimed.attempt - 1,
+        # What is given back keeps its place among those that became due.
+        finished_at + report.delay if state in LATER else claimed.run_at,
+        report.started_at or None,
+        finished_at if state in FINISHED else None,
+        report.result,
+        report.error,
+    )
+
+
 ################################################################################
 # Events
 #
@@ -9177,7 +9132,7 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
     )  # fmt: skip
 
 
-def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> Iterator[Event]:
+def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
     """The events of a report: how the attempt was ended, if it did not end by itself, and the
     new state of the job."""
     ended_by: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
@@ -9185,8 +9140,8 @@ def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> I
         if kind in EVENT_KINDS:
             yield Event(
                 kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
-                claimed.queue, claimed.attempt, worker, timedelta(microseconds=report.took),
-                report.error,
+                claimed.queue, claimed.attempt, report.worker,
+                timedelta(microseconds=report.took), report.error,
             )  # fmt: skip
 
 
@@ -9359,10 +9314,10 @@ class Herald:
         elif "started" in self.wanted:
             self._events.tell(attempt_started(claimed, started_at, worker, self._node))
 
-    def ended(self, claimed: Claimed, report: Report, worker: int) -> None:
+    def ended(self, claimed: Claimed, report: Report) -> None:
         """Keeps the events of an attempt that has ended, until it is settled."""
         if report.kind or report.state in self.wanted:
-            ended = attempt_ended(claimed, report, worker, self._node)
+            ended = attempt_ended(claimed, report, self._node)
             self._ended += [event for event in ended if event.kind in self.wanted]
 
     def tell_ended(self) -> None:
@@ -10445,7 +10400,7 @@ class Juggler:
         report: Report | None = None if task.cancelled() else task.result()
         if report is None:
             now = self._executor.clock()
-            report = Report(now, now, 0, *GIVEN_BACK)
+            report = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
         self._begun.pop(number, None)
         self._asked.pop(number, None)
@@ -11426,17 +11381,17 @@ class Clerk:
     def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
         """An attempt has ended: its number, and the fields of a Report, of which the last
         may be missing."""
-        number, started_at, finished_at, took = entry[:4]
+        number, started_at, _, took = entry[:4]
         if (claimed := worker.ended(number)) is None:
             return
         self._paces.learn(claimed.name, took)
         asked, herald = worker.asked.pop(number, None), self._herald
         if herald.slow or "started" in herald.wanted:
             herald.has_run(number, claimed, worker.pid, started_at)
-        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
-            self._enter(_completed(claimed, started_at, finished_at))
-            return
         report = Report(*entry[1:])
+        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
+            self._enter((claimed, report))
+            return
         if asked is not None:
             report = self._arbiter.overruled(report, claimed, asked)
         self._settle(claimed, report, worker)
@@ -11462,8 +11417,9 @@ class Clerk:
                 self.give_back([claimed], worker, cancelled)
 
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        self._enter(settlement(claimed, report, worker.pid))
-        self._herald.ended(claimed, report, worker.pid)
+        report = report._replace(worker=worker.pid)
+        self._enter((claimed, report))
+        self._herald.ended(claimed, report)
         self.waiting = self.waiting or report.state in WAITING
 
     def _enter(self, settled: Settlement) -> None:
@@ -11526,7 +11482,7 @@ class Arbiter:
         """What becomes of a job that a worker ran when it died."""
         took = (time.monotonic_ns() - worker.began(number)) // 1000
         now = self._clock()
-        report = Report(now - took, now, took, *GIVEN_BACK)
+        report = GIVEN_BACK._replace(started_at=now - took, finished_at=now, took=took)
         report = worker.with_last_deeds(report, number)
         asked = worker.asked.get(number)
         if asked and asked.why != "stop":
@@ -11538,17 +11494,17 @@ class Arbiter:
 
     def not_begun(self, cancelled: bool) -> Report:
         """What becomes of a job that a worker had in hand and never began."""
-        report = Report(0, self._clock(), 0, *GIVEN_BACK)
+        report = GIVEN_BACK._replace(finished_at=self._clock())
         if not cancelled:
             return report
         return _cancelled(report, "cancelled before it started", counted=False)
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         own = self._registry.options(claimed.name).backoff
-        verdict = judge(error, claimed, own, self._rng)
+        judged = judge(error, claimed, own, self._rng)
         name, message, _ = describe(error)
         return report._replace(
-            state=verdict.state, delay=verdict.delay, counted=True, result=None,
+            state=judged.state, delay=judged.delay, counted=True, result=None,
             kind=kind, type=name, message=message,
         )  # fmt: skip
 
@@ -12255,7 +12211,7 @@ class Supervisor:
         if self._strays:
             held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
             # What has ended is held until that is in the file.
-            held += [settled[:2] for settled in self._clerk.settlements]
+            held += [claimed[:2] for claimed, _ in self._clerk.settlements]
             self.store.nodes.release_strays(self._node, held)
             self._strays = False
 
@@ -13392,9 +13348,10 @@ class Drain:
             claimed, report=lambda claimed, progress: teller.report(progress)
         )
         teller.close()
-        self._settlements = [settlement(claimed, report, pid)]
+        report = report._replace(worker=pid)
+        self._settlements = [(claimed, report)]
         if report.kind or self.events.wants("completed"):
-            self._untold = attempt_ended(claimed, report, pid, node)
+            self._untold = attempt_ended(claimed, report, node)
         if report.type == "KeyboardInterrupt":
             self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
             self._tell(self._untold)

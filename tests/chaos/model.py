@@ -72,7 +72,6 @@ from litejobs import (
     Unique,
     WorkerCrashed,
     define,
-    settlement,
     store_backoff,
     store_progress,
     store_retention,
@@ -1243,8 +1242,10 @@ class LifeOfJobs(RuleBasedStateMachine):
         # Best of jobs that run again by now.
         self.ghosts.sort(key=lambda ghost: self._runs(ghost.id))
         late = [*zip(self.ghosts[::-1][:ghosts], itertools.cycle(acts or ["return"]))]
-        reports = [(claimed, self._attempt(claimed, act)) for claimed, act in (*late, *ended)]
-        settlements = [settlement(claimed, report, 1) for claimed, report in reports]
+        settlements = [
+            (claimed, self._attempt(claimed, act)._replace(worker=1))
+            for claimed, act in (*late, *ended)
+        ]
         claimed, too_late = hand.exchange(settlements, limit)
         self.expect(too_late, len(late), "settlements that came too late")
         for job, act in ended:

@@ -230,7 +230,7 @@ class Plant:
         """
         while self.held:
             ends = [
-                settled(job.id, "completed" if job.id % 3 else "failed")._replace(claim=job.claim)
+                settled(job.id, "completed" if job.id % 3 else "failed", job.claim)
                 for job in self.held[:at_once]
             ]
             self._settle(ends)
