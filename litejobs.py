@@ -14355,7 +14355,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        code: int = options.command(options)
+        jobs = [_target(options.target)] if "target" in options else []
+        code: int = options.command(*jobs, options)
         sys.stdout.flush()
         return code
     except FileError as error:
@@ -14365,7 +14366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LitejobsError as error:
         return _complain(error, 2)
     except OSError as error:
-        # Nobody reads it, or the disk is full: nothing is to be tried again at the exit.
+        # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
     except KeyboardInterrupt:
@@ -14376,7 +14377,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
-        # Of --name=-- some versions of argparse make no value, instead of a text.
+        # Some versions of argparse read --name=-- as no value, not as a text.
         if name != "ids" and isinstance(value, list) and (not value or [] in value):
             parser.error(f"argument {name}: expected one argument")
     return options
@@ -14400,89 +14401,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, target: str = "TARGET"
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run)
-        made.add_argument("target", metavar=target, help=_TARGETS[target])
-        if target == "TARGET":
-            made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run_options(command("run", _run, "run jobs until stopped", "PROGRAM"))
-    _add_job_commands(command)
-    _add_queue_commands(command)
-    _add_schedule_commands(command)
-    _add_file_commands(command)
-    _add_new_options(command("new", _new, "write a definition and a test of it", "NAME"))
+    def on_target(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
+        made = command(name, run, about)
+        place = "the queue's file, or a program: module:attribute or file.py:attribute"
+        made.add_argument("target", metavar="TARGET", help=place)
+        made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    _add_run_options(command("run", _run, "run jobs until stopped"))
+    _add_job_commands(on_target)
+    _add_queue_commands(on_target)
+    _add_schedule_commands(on_target)
+    _add_file_commands(on_target)
+    new = command("new", _new, "write a definition and a test of it")
+    new.add_argument("name", metavar="NAME", help="such as reports:generate")
+    new.add_argument("--queue", help="the queue of its jobs")
+    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
     return parser
 
 
-def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    _add_job_options(command("enqueue", _enqueue, "put a job into the file"))
-    listing = command("list", _list, "list jobs, the newest first")
-    _add_filters(listing)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = command("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    command("why", _why, "say why a job is not running").add_argument("id", type=int)
-    _add_bulk_commands(command)
-
-
-def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
-    command("nodes", _nodes_at_work, "list the nodes")
-    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
-
-
-def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("backup", _backup, "copy the file while jobs run").add_argument(
-        "path", help="the copy: nothing may be there yet"
-    )
-    command("compact", _compact, "give free space in the file back")
-    doctor = command("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-
-
-def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("schedules", _schedules, "list schedules with their last and next times")
-    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for name, run, about in (
-        ("pause-schedule", _pause_schedule, "let a schedule, or all, fire nothing until resumed"),
-        ("resume-schedule", _resume_schedule, "let a schedule, or all, fire again"),
-    ):
-        command(name, run, about).add_argument("name", nargs="?", help="default: all")
-
-
-_TARGETS = {
-    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
-    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
-    "NAME": "the definition's name, such as reports:generate",
-}
-
-
-def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    for name, run, about in (
-        ("retry", _retry, "let failed and cancelled jobs start again"),
-        ("cancel", _cancel, "cancel jobs that wait or run"),
-        ("delete", _delete, "delete jobs that do not run"),
-        ("hold", _hold, "keep jobs that wait from running"),
-        ("release", _release, "let held jobs wait for their turn again"),
-        ("change", _change, "give jobs that wait other values"),
-    ):
-        bulk = command(name, run, about)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_filters(bulk, node="--from-node" if name == "change" else "--node")
-    _add_changes(bulk)
-
-
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    place = "where the LiteJobs is: module:attribute or file.py:attribute"
+    parser.add_argument("target", metavar="PROGRAM", help=place)
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
@@ -14504,47 +14449,140 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the definition")
-    parser.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    parser.add_argument("--queue")
-    parser.add_argument("--priority", type=int, help="higher runs first")
-    parser.add_argument("--delay", type=float, help="seconds")
-    parser.add_argument("--at", type=_moment, help="ISO time with an offset")
-    parser.add_argument("--max-attempts", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds; then it is asked to end")
-    parser.add_argument(
-        "--grace", type=float, help="seconds until it is killed then (default: the node's, 5)"
-    )
-    parser.add_argument("--node", help="the only node that may take it")
-    parser.add_argument("--expires", type=float, help="seconds after which it is not started")
-    parser.add_argument("--key", help="of jobs with one key, so many run at a time")
-    parser.add_argument("--key-limit", type=int, metavar="NUMBER", help="(default: 1)")
+def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    enqueue = command("enqueue", _enqueue, "put a job into the file")
+    enqueue.add_argument("name", help="the definition")
+    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
+    _add_options(enqueue, Choices)
+    listing = command("list", _list, "list jobs, the newest first")
+    _add_options(listing, Filters)
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
+    show = command("show", _show, "show one job with its failed attempts")
+    show.add_argument("id", type=int)
+    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
+    command("why", _why, "say why a job is not running").add_argument("id", type=int)
+    for name, run, done, about in (
+        ("retry", LiteJobs.retry, "to start again", "let failed and cancelled jobs start again"),
+        ("cancel", LiteJobs.cancel, "cancelled", "cancel jobs that wait or run"),
+        ("delete", LiteJobs.delete, "deleted", "delete jobs that do not run"),
+        ("hold", LiteJobs.hold, "held", "keep jobs that wait from running"),
+        ("release", LiteJobs.release, "released", "let held jobs wait for their turn again"),
+        ("change", LiteJobs.change, "changed", "give jobs that wait other values"),
+    ):
+        bulk = command(name, functools.partial(_bulk, run, done), about)
+        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
+        # The node is what a change is most often about: so that is what --node gives there.
+        _add_options(bulk, Filters, {"node": "--from-node"} if name == "change" else {})
+    flags = {"queue": "--to-queue", "payload": "--to-payload"}
+    _add_options(bulk, Changes, flags, prefix="to_", removable=True)
 
 
-def _add_queue_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the queue")
-    state = parser.add_mutually_exclusive_group()
+def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    queue = command("queue", _queue, "show, pause, resume and set a queue")
+    queue.add_argument("name", help="the queue")
+    state = queue.add_mutually_exclusive_group()
     state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
     state.add_argument("--resume", action="store_true", help="let its jobs start again")
     state.add_argument("--reset", action="store_true", help="take all its settings away")
-    for name, kind, about in (
-        ("concurrency", int, "how many of its jobs run at a time; 0: any number"),
-        ("rate", str, "how many start in some time, as 10/s or 100/min; 0: any number"),
-        ("burst", int, "how many may start at once after a rest"),
-        ("weight", float, "its share among queues with jobs of the same priority"),
-        ("ageing", float, "seconds in which the priority of what waits rises by one; 0: never"),
-        ("max-attempts", int, "for jobs whose definition does not say; 0: for ever"),
-        ("timeout", float, "seconds, for jobs whose definition does not say; 0: none"),
+    _add_options(queue, QueueChoices, removable=True)
+    command("nodes", _list_nodes, "list the nodes")
+    metrics = command("metrics", _metrics, "what nodes did by minute, hour or day")
+    metrics.add_argument("--span", choices=SPANS, default="minute")
+    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
+    metrics.add_argument("--queue")
+    metrics.add_argument("--name")
+
+
+def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("schedules", _schedules, "list schedules with their last and next times")
+    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for name, run, done, about in (
+        ("pause", Timetable.pause, "paused", "let a schedule, or all, fire nothing until resumed"),
+        ("resume", Timetable.resume, "resumed", "let a schedule, or all, fire again"),
     ):
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
+        made = command(f"{name}-schedule", functools.partial(_switch_schedules, run, done), about)
+        made.add_argument("name", nargs="?", help="default: all")
 
 
-def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--span", choices=SPANS, default="minute")
-    parser.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    parser.add_argument("--queue")
-    parser.add_argument("--name")
+def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("backup", _backup, "copy the file while jobs run").add_argument(
+        "path", help="the copy: nothing may be there yet"
+    )
+    command("compact", _compact, "give free space in the file back")
+    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
+
+
+_OPTION_HELP = {
+    "priority": "higher runs first",
+    "max_attempts": "how many attempts a job has at most",
+    "timeout": "after which a job is asked to end",
+    "grace": "then, until it is killed (default: the node's, 5)",
+    "node": "the only node that may take it",
+    "at": "when it is due",
+    "delay": "until it is due",
+    "expires": "after which it is not started",
+    "key": "of jobs with one key, so many run at a time",
+    "key_limit": "how many (default: 1)",
+    "state": "may be repeated",
+    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
+    "enqueued_after": "from then on",
+    "finished_after": "from then on",
+    "concurrency": "how many of its jobs run at a time",
+    "rate": "how many start in some time, as 10/s or 100/min",
+    "burst": "how many may start at once after a rest",
+    "weight": "its share among queues with jobs of the same priority",
+    "ageing": "in which the priority of a waiting job rises by one",
+}
+
+
+def _add_options(
+    parser: argparse.ArgumentParser,
+    typed: type,
+    flags: Mapping[str, str] = types.MappingProxyType({}),
+    *,
+    prefix: str = "",
+    removable: bool = False,
+) -> None:
+    """Adds an argument for each option of a TypedDict that a text can be read as. Where
+    options are *removable*, a zero or an empty text stands for None."""
+    import argparse
+
+    for name, hint in typing.get_type_hints(typed).items():
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        about = _OPTION_HELP.get(name)
+        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
+        known = (reader[1:] for reader in _READERS if reader[0] in kinds)
+        if name == "state":
+            settings |= {"choices": STATES, "action": "append"}
+        elif name == "payload":
+            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
+        elif name != "id" and (reader := next(known, None)) is not None:
+            read, metavar = reader
+            if removable and type(None) in kinds:
+                # A node may be named 0, and a grace of no seconds is one.
+                zero = "''" if name in ("node", "grace") else "0"
+                read = _or_none(read, zero)
+                about = f"{about}; {zero} takes it away"
+            settings |= {"type": read, "metavar": metavar or name.upper()}
+        else:
+            continue
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
+        parser.add_argument(flag, help=about, **settings)
+
+
+def _or_none(read: Callable[[str], Any], none: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if none == "''":
+            return read(text) if text else None
+        value = read(text)
+        return None if value in (0, none) else value
+
+    return number
 
 
 def _moment(text: str) -> datetime:
@@ -14557,55 +14595,14 @@ def _moment(text: str) -> datetime:
         raise argparse.ArgumentTypeError(problem) from None
 
 
-def _add_new_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", help="the queue of its jobs")
-    parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_filters(parser: argparse.ArgumentParser, node: str = "--node") -> None:
-    parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    parser.add_argument(node, dest="node", metavar="NODE", help="for this node alone")
-    for name in ("queue", "name", "key", "schedule"):
-        parser.add_argument(f"--{name}")
-    for what in ("enqueued", "finished"):
-        parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
-        parser.add_argument(f"--{what}-before", type=_moment, metavar="TIME", help="ISO time")
-    parser.add_argument(
-        "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
-    )
-
-
-def _add_changes(parser: argparse.ArgumentParser) -> None:
-    """What is changed; "to" stands before what could be taken for a filter."""
-    import argparse
-
-    def change(option: str, kind: Callable[[str], Any], about: str, **settings: Any) -> None:
-        name = f"to_{option.removeprefix('--').removeprefix('to-').replace('-', '_')}"
-        settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
-        parser.add_argument(option, **settings)
-
-    change("--priority", int, "higher runs first", metavar="NUMBER")
-    change("--to-queue", str, "another queue", metavar="QUEUE")
-    change("--node", lambda text: text or None, "the only node; '': any", metavar="NODE")
-    change("--delay", float, "seconds from now", metavar="SECONDS")
-    change("--at", _moment, "ISO time with an offset", metavar="TIME")
-    change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
-    change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
-    grace = "seconds until it is killed then; '': as defined"
-    change("--grace", lambda text: float(text) if text else None, grace, metavar="SECONDS")
-    change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
-    change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
-
-
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    # No number says "none": what can be taken away is so by a zero.
-    def number(text: str) -> Any:
-        return kind(text) or None
-
-    return number
-
-
-_FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
+_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+    (timedelta, float, "SECONDS"),
+    (datetime, _moment, "TIME"),
+    (int, int, "NUMBER"),
+    (float, float, "NUMBER"),
+    (str, str, ""),
+)
+"""How a value of a type is read from a command line, and what it is called in the help."""
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -14618,27 +14615,27 @@ def _field(text: str) -> tuple[str, Any]:
             return name, load_json(value)
     except ValueError:
         pass
-    problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
+    problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
     raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
 
 
-def _filters(options: argparse.Namespace) -> Filters:
-    names = Filters.__annotations__.keys() - {"id"}
-    given = {name: getattr(options, name) for name in names}
-    given["payload"] = given["payload"] and dict(given["payload"])
-    return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
+def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
+    """The options of a TypedDict that the command line gives."""
+    names = [name for name in typed.__annotations__ if prefix + name in options]
+    given = {name: getattr(options, prefix + name) for name in names}
+    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
 
-def _target(text: str) -> tuple[LiteJobs, bool]:
-    """The queue that a target names, and whether its program was loaded with it."""
+def _target(text: str) -> LiteJobs:
+    """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
     if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute), True
+        return _program_at(place, attribute)
     if not os.path.exists(text):
         raise FileError(text, "no such file; a program is named module:attribute")
     jobs = LiteJobs(text)
     jobs.store.file.create = False
-    return jobs, False
+    return jobs
 
 
 def _program_at(place: str, attribute: str) -> LiteJobs:
@@ -14669,9 +14666,8 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
     return found
 
 
-def _run(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    if not loaded:
+def _run(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    if jobs.target is None:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
     jobs.log_level = options.log_level
     log_to_stderr(options.log_level)
@@ -14688,17 +14684,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _enqueue(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    names = (
-        "queue", "priority", "delay", "at", "max_attempts", "timeout", "grace", "node", "expires",
-        "key", "key_limit",
-    )  # fmt: skip
-    given = {name: getattr(options, name) for name in names}
-    choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
-    if loaded:
-        bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
-        job = jobs.enqueue(bound)
+def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    choices: Choices = _given(options, Choices)
+    if jobs.target is not None:
+        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
     else:
         try:
             payload = json_of_any.encode(json_of_any.decode(options.payload))
@@ -14706,38 +14695,38 @@ def _enqueue(options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
     return 0
 
 
-def _list(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.find(limit=options.limit, before=options.before, **_filters(options))
-    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at (UTC)", "error")]
-    lines += [
-        (
-            str(job.id), job.name, job.queue, job.state, str(job.priority),
-            f"{job.attempt}/{job.max_attempts or '∞'}", _second(job.run_at),
-            (job.error or "")[:80],
-        )
-        for job in found
-    ]  # fmt: skip
+_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
+"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
+of all of them."""
+
+
+def _list(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
     hidden = _hidden(jobs)
-    _print(options, [_plain(job, hidden) for job in found], _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        **{name: name for name in ("id", "name", "queue", "state", "priority")},
+        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+        "run at (UTC)": "run_at",
+        "error": lambda job: (job["error"] or "")[:80],
+    }
+    return _print_rows(options, [_job_values(job, hidden) for job in found], columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _plain(job, _hidden(jobs))
+    plain = _job_values(job, _hidden(jobs))
+    shown = {key: _json_value(value) for key, value in plain.items()}
     if isinstance(job.row.payload, bytes):
-        plain["payload"] = f"<{len(job.row.payload)} bytes>"
-    shown = {**plain, "progress": _how_far(job)}
+        shown["payload"] = f"<{len(job.row.payload)} bytes>"
+    shown["progress"] = _progress_text(job)
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
@@ -14747,23 +14736,12 @@ def _show(options: argparse.Namespace) -> int:
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
     for failure in errors[first:]:
-        if failure.omitted:
-            lines += ["", f"{failure.omitted} failed attempts are not kept"]
-        when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
-        lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
-        told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-        # Indented: a line of what an exception says must not look like one of ours.
-        lines += [f"    {line}" for line in told.split("\n")]
-        lines += _deeds(failure)
-    history = [
-        {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
-        for failure in errors
-    ]
-    _print(options, {**_plain(job, _hidden(jobs)), "errors": history}, "\n".join(lines))
+        lines += _failure_lines(failure)
+    _print(options, {**plain, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines))
     return 0
 
 
-def _how_far(job: Job[Any]) -> str | None:
+def _progress_text(job: Job[Any]) -> str | None:
     """Its progress in words; what is wrong with it, if somebody else has written it."""
     try:
         return None if job.progress is None else str(job.progress)
@@ -14771,201 +14749,150 @@ def _how_far(job: Job[Any]) -> str | None:
         return f"({error})"
 
 
-def _deeds(failure: Failure) -> Iterator[str]:
-    """What is known of what a failed attempt did."""
-    told = {
+def _failure_lines(failure: Failure) -> Iterator[str]:
+    yield ""
+    if failure.omitted:
+        yield from (f"{failure.omitted} failed attempts are not kept", "")
+    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+    yield printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    # Indented: a line of what an exception says must not look like one of ours.
+    yield from (f"    {line}" for line in message.split("\n"))
+    measured = {
         "exit code": failure.exit_code,
         "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
         "peak memory": None if failure.memory is None else _bytes(failure.memory),
     }
-    if known := [f"{what}: {value}" for what, value in told.items() if value is not None]:
+    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
         yield ", ".join(known)
     if failure.output:
         yield "output:"
         yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
 
 
-def _retry(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.retry, "to start again")
-
-
-def _cancel(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.cancel, "cancelled")
-
-
-def _delete(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.delete, "deleted")
-
-
-def _hold(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.hold, "held")
-
-
-def _release(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.release, "released")
-
-
-def _change(options: argparse.Namespace) -> int:
-    given = {name[3:]: value for name, value in vars(options).items() if name.startswith("to_")}
-    if "payload" in given:
-        given["payload"] = dict(given["payload"])
-    change = functools.partial(LiteJobs.change, to=typing.cast(Changes, given))
-    return _bulk(options, change, "changed")
-
-
-def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
-    jobs, _ = _target(options.target)
-    moved = change(jobs, *options.ids, **_filters(options))
+def _bulk(
+    change: Callable[..., Moved], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    filters = _given(options, Filters)
+    to = {"to": _given(options, Changes, "to_")} if change is LiteJobs.change else {}
+    moved = change(jobs, *options.ids, **filters, **to)
     missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
     text = f"{moved.moved} {done}, {moved.left} left as they are"
-    if missing > 0 and not _filters(options):
+    if missing > 0 and not filters:
         text += f", {missing} not found"
     _print(options, {"moved": moved.moved, "left": moved.left}, text)
     return 0 if moved.moved and not moved.left and missing <= 0 else 1
 
 
-def _stats(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    counts = jobs.stats()
-    states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [("queue", *states)]
-    lines += [
-        (queue, *(str(counts[queue].get(state, 0)) for state in states)) for queue in sorted(counts)
-    ]
-    _print(options, counts, _table(lines))
-    return 0
-
-
-_SETTINGS = ("concurrency", "rate", "burst", "weight", "ageing", "max_attempts", "timeout")
-
-
-def _queue(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queue = jobs.queue(options.name)
-    if options.reset:
-        queue.reset()
-    given = {name: getattr(options, name) for name in _SETTINGS}
-    # No number says "none": what can be switched off is so by a zero.
-    given = {k: None if v in (0, "0") else v for k, v in given.items() if v is not None}
-    if given:
-        queue.set(**typing.cast(QueueChoices, given))
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    settings = queue.settings
-    _print(options, _plain_queue(settings), _queue_table([settings]))
-    return 0
-
-
-def _queues(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queues = jobs.queues()
-    _print(options, [_plain_queue(settings) for settings in queues], _queue_table(queues))
-    return 0
-
-
-def _plain_queue(settings: QueueSettings) -> dict[str, Any]:
-    plain = {**attrs.asdict(settings), **settings.defaults}
-    del plain["defaults"]
-    return {key: _json_value(value) for key, value in plain.items() if key != "backoff"}
-
-
-def _queue_table(queues: Sequence[QueueSettings]) -> str:
-    lines = [("queue", "state", *(name.replace("_", " ") for name in _SETTINGS))]
-    for settings in queues:
-        plain = _plain_queue(settings)
-        if plain.get("max_attempts", 1) is None:
-            plain["max_attempts"] = math.inf
-        given = [plain.get(name) for name in _SETTINGS]
-        shown = [f"{v:g}" if isinstance(v, int | float) and v else v or "" for v in given]
-        lines.append((settings.name, "paused" if settings.paused else "open", *shown))
-    return _table(lines)
-
-
-def _schedules(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.schedules()
-    lines = [("name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state")]
-    lines += [
-        (
-            schedule.name, schedule.expression, _words(schedule), schedule.timezone,
-            _second(schedule.last_at), _second(schedule.next_at), schedule.state,
-        )
-        for schedule in found
-    ]  # fmt: skip
-    hidden = _hidden(jobs)
-    _print(options, [_plain_schedule(schedule, hidden) for schedule in found], _table(lines))
-    return 0 if found else 1
-
-
-def _second(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
-
-
-def _words(schedule: Schedule) -> str:
-    """The expression in words; what is wrong with it, if this machine cannot tell."""
-    try:
-        return schedule.entry.rule.timetable.words
-    except OptionError as error:
-        return f"({error})"
-
-
-def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A schedule as JSON values, without what is hidden."""
-    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin", "problem")
-    plain = _plain_values(schedule, names + more)
-    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
-    return {**plain, "words": _words(schedule), "payload": payload}
-
-
-def _fire(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    job = jobs.schedule(options.name).fire()
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
-    return 0
-
-
-def _pause_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.pause, "paused")
-
-
-def _resume_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.resume, "resumed")
-
-
-def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -> int:
-    jobs, _ = _target(options.target)
-    changed = change(jobs.store.timetable, options.name)
-    _print(options, {done: changed}, f"{changed} {done}")
-    return 0 if changed else 1
-
-
-def _why(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _why(jobs: LiteJobs, options: argparse.Namespace) -> int:
     why = jobs.why(options.id)
     _print(options, {"id": options.id, "why": why}, why)
     return 0
 
 
-def _nodes_at_work(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.nodes()
-    lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
-    lines += [
-        (
-            node.name, str(node.pid), _second(node.started_at), str(node.workers),
-            "all" if node.queues is None else ", ".join(node.queues), str(node.running),
-        )
-        for node in found
-    ]  # fmt: skip
+def _stats(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    counts = jobs.stats()
+    states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    lines = [[queue, *(str(counts[queue].get(s, 0)) for s in states)] for queue in sorted(counts)]
+    _print(options, counts, _table([["queue", *states], *lines]))
+    return 0
+
+
+def _queues(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    rows = list(map(_queue_values, jobs.queues()))
+    _print_rows(options, rows, _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    queue = jobs.queue(options.name)
+    if options.reset:
+        queue.reset()
+    if given := _given(options, QueueChoices):
+        queue.set(**given)
+    if options.pause or options.resume:
+        (queue.pause if options.pause else queue.resume)()
+    row = _queue_values(queue.settings)
+    if options.json:
+        _print(options, row, "")
+    else:
+        _print_rows(options, [row], _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue_values(settings: QueueSettings) -> dict[str, Any]:
+    values = {**attrs.asdict(settings), **settings.defaults}
+    del values["defaults"]
+    return {key: _json_value(value) for key, value in values.items() if key != "backoff"}
+
+
+def _attempts_of_queue(queue: Mapping[str, Any]) -> Any:
+    attempts = queue.get("max_attempts", "")
+    return "inf" if attempts is None else attempts
+
+
+_QUEUE_COLUMNS_SHOWN: _Columns = {
+    "queue": "name",
+    "state": lambda queue: "paused" if queue["paused"] else "open",
+    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
+    "max attempts": _attempts_of_queue,
+}
+
+
+def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    hidden = _hidden(jobs)
+    rows = [_schedule_values(schedule, hidden) for schedule in jobs.schedules()]
+    columns: _Columns = {
+        "name": "name",
+        "expression": "expression",
+        "in words": "words",
+        "zone": "timezone",
+        "last (UTC)": "last_at",
+        "next (UTC)": "next_at",
+        "state": "state",
+    }
+    return _print_rows(options, rows, columns)
+
+
+def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    try:
+        words = schedule.entry.rule.timetable.words
+    except OptionError as error:  # This machine does not know the time zone, say.
+        words = f"({error})"
+    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
+    more = ("last_job", "misfire", "overlap", "origin", "problem")
+    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
+    return {**_values(schedule, names + more), "words": words, "payload": payload}
+
+
+def _fire(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    job = jobs.schedule(options.name).fire()
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
+    return 0
+
+
+def _switch_schedules(
+    switch: Callable[..., int], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    changed = switch(jobs.store.timetable, options.name)
+    _print(options, {done: changed}, f"{changed} {done}")
+    return 0 if changed else 1
+
+
+def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> int:
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    plain = [_plain_values(node, names) for node in found]
-    _print(options, plain, _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        "name": "name",
+        "pid": "pid",
+        "since (UTC)": "started_at",
+        "workers": "workers",
+        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+        "running jobs": "running",
+    }
+    return _print_rows(options, [_values(node, names) for node in jobs.nodes()], columns)
 
 
-def _backup(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _backup(jobs: LiteJobs, options: argparse.Namespace) -> int:
     place = jobs.backup(options.path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
@@ -14973,11 +14900,9 @@ def _backup(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compact(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _compact(jobs: LiteJobs, options: argparse.Namespace) -> int:
     done = jobs.compact()
-    text = f"{_bytes(done.before)} before, {_bytes(done.after)} now"
-    _print(options, attrs.asdict(done), text)
+    _print(options, attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now")
     return 0
 
 
@@ -14985,8 +14910,7 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> int:
     if options.repair:
         jobs.repair()
     found = jobs.doctor()
@@ -14995,28 +14919,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _metrics(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> int:
     found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric)]
-    lines = [tuple(name.replace("start", "start (UTC)").replace("_", " ") for name in names)]
-    lines += [tuple(map(_cell, attrs.astuple(metric))) for metric in found]
-    plain = [{n: _json_value(v) for n, v in attrs.asdict(metric).items()} for metric in found]
-    _print(options, plain, _table(lines))
-    return 0
-
-
-def _cell(value: datetime | timedelta | int | None) -> str:
-    """A value in a table; a length of time with three digits."""
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    if not isinstance(value, timedelta):
-        return "" if value is None else str(value)
-    micros = value // MICROSECOND
-    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
-        if micros >= length:
-            return f"{micros / length:.3g} {unit}"
-    return f"{micros} µs"
+    rows = list(map(attrs.asdict, found))
+    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
+    columns: _Columns = {
+        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+        **{name.replace("_", " "): name for name in names},
+    }
+    return _print_rows(options, rows, columns)
 
 
 _DEFINITION = '''\
@@ -15063,7 +14974,7 @@ Try it: {python} -m pytest {test}"""
 
 
 def _new(options: argparse.Namespace) -> int:
-    name, folder = options.target, Path(options.dir)
+    name, folder = options.name, Path(options.dir)
     function = _function_name(name)
     chosen = {} if name == function else {"name": name}
     if options.queue is not None:
@@ -15126,25 +15037,46 @@ def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> An
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-def _plain(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A job as JSON values, without what is hidden."""
+def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """What is shown of a job, without what is hidden."""
     mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    plain = _plain_values(job, names + times)
-    read = {
-        key: _veiled(text, mine, key)
-        for key, text in (
-            ("payload", job.row.payload),
-            ("progress", job.row.progress),
-            ("result", job.row.result),
-        )
-    }
-    return {**plain, **read, "error": job.error}
+    texts = _values(job.row, ("payload", "progress", "result"))
+    read = {key: _veiled(text, mine, key) for key, text in texts.items()}
+    return {**_values(job, names + times), **read, "error": job.error}
 
 
-def _plain_values(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: _json_value(getattr(thing, name)) for name in names}
+def _values(thing: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
+
+
+def _print_rows(
+    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: _Columns
+) -> int:
+    """Prints all values of rows as JSON, or these columns as a table; the exit code says
+    whether there are any rows."""
+    lines = [list(columns)]
+    for row in rows:
+        values = [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
+        lines.append(list(map(_cell, values)))
+    _print(options, rows, _table(lines))
+    return 0 if rows else 1
+
+
+def _cell(value: object) -> str:
+    """A value in a table; a length of time with three digits."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, timedelta):
+        return "" if value is None else str(value)
+    micros = value // MICROSECOND
+    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        if micros >= length:
+            return f"{micros / length:.3g} {unit}"
+    return f"{micros} µs"
 
 
 def _json_value(value: Any) -> Any:
@@ -15166,7 +15098,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
     if options.json:
         # The only one of the characters below 160 that JSON leaves as it is.
-        text = json.dumps(plain, indent=2).replace("\x7f", "\\u007f")
+        text = json.dumps(plain, indent=2, default=_json_value).replace("\x7f", "\\u007f")
     print(printable(text, also="\n\t"))
 
 
