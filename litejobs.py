@@ -12471,7 +12471,7 @@ PAGE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
-MOST = 10_000
+MOST_WORKERS = 10_000
 """Workers of a node, and coroutines that a worker may run at a time."""
 
 
@@ -12497,7 +12497,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     events: Events = attrs.field(factory=Events, init=False)
-    """Who listens to what happens: `@jobs.on("failed")`."""
+    """The listeners to events: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
@@ -12541,12 +12541,12 @@ class LiteJobs:
         `@jobs.on("failed", "crashed")`.
 
         It is called in the process where the event is seen: that of the node, or the one
-        that enqueues; in one thread, in order; in `drain`, at once. If it fails that is
-        logged; if it is slow events wait, 10,000 at most, and then are dropped.
+        that enqueues; in one thread, in order; in `drain`, at once. If it fails, that is
+        logged; while it is slow, up to 10,000 events wait, and further ones are dropped.
 
-        "timed_out" and "crashed" tell of an attempt; what becomes of the job, "retrying"
-        or "failed", is told after them. "cancelled" tells of jobs that a node had in hand:
-        those that still wait are cancelled in bulk.
+        "timed_out" and "crashed" are about an attempt; an event about the outcome for the
+        job, "retrying" or "failed", follows. "cancelled" is only reported for jobs that a
+        node had in hand: waiting jobs are cancelled in bulk.
 
         Raises:
             OptionError: there is no such kind.
@@ -12607,7 +12607,7 @@ class LiteJobs:
         (id,) = self.store.intake.enqueue(batches)
         job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued([job])
+            self._emit_enqueued([job])
         return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
@@ -12645,10 +12645,10 @@ class LiteJobs:
         batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
         jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
-    def _tell_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
+    def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
             if not job.duplicate:
                 self.events.tell(
@@ -12664,13 +12664,13 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            placed = self.store.intake.enqueue_each(batches)
+            rows = self.store.intake.enqueue_each(batches)
         else:
-            placed = self.store.intake.enqueue_through(connection, batches)
-        jobs = [Job(row, self, duplicate) for row, duplicate in placed]
-        # When somebody else commits, if ever, is theirs to know.
+            rows = self.store.intake.enqueue_through(connection, batches)
+        jobs = [Job(row, self, duplicate) for row, duplicate in rows]
+        # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
@@ -12681,7 +12681,7 @@ class LiteJobs:
         """
         bound = self.bind(work, **choices)
         for node, _, _ in self.store.nodes.others(0):
-            self.store.nodes.rescue(node)  # It may be dead, and nobody else has looked.
+            self.store.nodes.rescue(node)  # If it has died and no other node has noticed.
         names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
@@ -12763,7 +12763,7 @@ class LiteJobs:
         end. Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
-            OptionError: there is no such span, or the limit is no number of them.
+            OptionError: there is no such span, or the limit is not from 1 to 10,000.
         """
         check_one_of(span, SPANS, "span")
         number: object = limit
@@ -12797,7 +12797,7 @@ class LiteJobs:
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
         """Gives jobs as they end, however they do, each once. With *bar*, a line on a
-        terminal shows meanwhile how far all of them have come, by what they tell of it.
+        terminal shows meanwhile how far all of them have come, by the progress they report.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
@@ -12851,7 +12851,7 @@ class LiteJobs:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
-        """In one sentence, why a job is not running, or what became of it.
+        """In one sentence, why a job is not running, or how it ended.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -12871,7 +12871,7 @@ class LiteJobs:
 
     def repair(self) -> int:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
-        jobs that wait for a key which nobody holds. Says how many those were."""
+        jobs that wait for a key which no job holds. Returns how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
         self.store.notifier.notify_all()
         return repaired
@@ -12887,8 +12887,8 @@ class LiteJobs:
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back, while nodes are at work: whoever writes has to
-        wait until it is done.
+        """Gives all free space in the file back, while nodes are at work. Other writers wait
+        until it is done.
 
         Raises:
             BusyError: others kept the file's write lock for too long.
@@ -12902,7 +12902,7 @@ class LiteJobs:
         exist yet.
 
         Raises:
-            OptionError: it is no name.
+            OptionError: it is not a valid name.
         """
         return Queue(check_name(name, "queue"), self.store)
 
@@ -12970,7 +12970,7 @@ class LiteJobs:
         written now: when a node starts, what its program declares comes into the file, and
         what its program no longer declares goes.
 
-        *misfire* says what becomes of ticks that are late by more than *grace*: "once"
+        *misfire* says what to do about ticks that are late by more than *grace*: "once"
         (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
         while the last job has not finished. *jitter* delays each job by up to so much at
         random. There is no tick before *start* or after *end*.
@@ -13036,12 +13036,7 @@ class LiteJobs:
         return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> Declared:
-        """What the program declares, as rows.
-
-        Raises:
-            DefinitionError: a definition is not registered here.
-            PayloadError: a definition has parameters that nobody has given.
-        """
+        """What the program declares, as rows."""
         program = program_of(self.target, self._made_in)
         entries = tuple(
             self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
@@ -13089,7 +13084,13 @@ class LiteJobs:
             PayloadError: a job's payload does not fit any more. It stays as it is, but
                 others may have been changed before it.
         """
-        columns = _new_columns(to, self.clock())
+        check_known(to, Changes.__annotations__, "cannot be changed")
+        if not to:
+            raise OptionError("to", "say what to change, such as to={'priority': 10}")
+        if "at" in to:
+            aware(to["at"], "at")
+        options: Any = {name: value for name, value in to.items() if name != "payload"}
+        columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
         return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
@@ -13104,7 +13105,7 @@ class LiteJobs:
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
-                raise PayloadError(name, ("it is no JSON object, so that no field can change",))
+                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
             text = json_of_any.encode({**old, **fields})
             definition = self.registry.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
@@ -13193,7 +13194,7 @@ class LiteJobs:
         workers: int | None,
         threads: int | None,
         concurrency: int,
-        most: int | None,
+        jobs_per_worker: int | None,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
@@ -13202,45 +13203,41 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
-        lasting = math.inf
-        if most is not None:
-            lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
+        if jobs_per_worker is not None:
+            at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
         try:
+            staff, size = self._staff(workers, threads)
             return Supervisor(
                 store,
                 self.registry,
-                self._staff(threads),
+                staff,
                 self._serves(queues, node),
-                self._size(workers, threads),
-                at_least_one(concurrency, "concurrency", most=MOST),
+                size,
+                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
                 until,
                 duration(grace, "grace").total_seconds(),
                 self.clock,
                 declared=self._declarations(),
                 events=self.events,
-                jobs_per_worker=lasting,
+                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _size(self, workers: int | None, threads: int | None) -> int:
-        if threads is None:
-            workers = (os.cpu_count() or 1) if workers is None else workers
-            return at_least_one(workers, "workers", most=MOST)
-        if workers is not None:
-            raise OptionError("threads", "given together with workers: jobs run in one or other")
-        return at_least_one(threads, "threads", most=MOST)
-
-    def _staff(self, threads: int | None) -> Processes | Threads:
+    def _staff(self, workers: int | None, threads: int | None) -> tuple[Processes | Threads, int]:
         if threads is not None:
-            return Threads(self._executor)
+            if workers is not None:
+                problem = "given together with workers: jobs run in one or other"
+                raise OptionError("threads", problem)
+            return Threads(self._executor), at_least_one(threads, "threads", most=MOST_WORKERS)
         if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Says at once if that cannot be known here.
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        return Processes(self._program())
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        return Processes(self._program()), at_least_one(workers, "workers", most=MOST_WORKERS)
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
@@ -13301,7 +13298,7 @@ class LiteJobs:
 
 
 def _looks_within(timeout: Duration | None) -> Iterator[None]:
-    """Comes by for each look at what somebody waits for, and once more when time is up."""
+    """Yields before each poll, and once more when the time is over."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
     for pause in poll_intervals():
@@ -13320,10 +13317,10 @@ class Bar:
     _width: int = 0
 
     def show(self, jobs: Sequence[Job[Any]]) -> None:
-        """Counts those that have ended, and a part of those that tell of their progress."""
+        """Counts those that have ended, and those that report progress in part."""
         self._ended += sum(job.finished for job in jobs)
-        told = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
-        share = (self._ended + sum(told)) / max(1, self.total)
+        shares = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
+        share = (self._ended + sum(shares)) / max(1, self.total)
         line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
         self._width = max(self._width, len(line))
         end = "\n" if self._ended == self.total else ""
@@ -13343,7 +13340,7 @@ class Drain:
     clock: Clock
     prunes: bool = True
     _settlements: list[Settlement] = attrs.field(factory=list)
-    _untold: Iterable[Event] = ()
+    _pending_events: Iterable[Event] = ()
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
@@ -13354,7 +13351,7 @@ class Drain:
         while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
-            self._attend(beat)
+            self._run_duties(beat)
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -13364,7 +13361,7 @@ class Drain:
                 self.store.nodes.refuse_unlisted(self.node)
                 return attempts
 
-    def _attend(self, beat: Beat) -> None:
+    def _run_duties(self, beat: Beat) -> None:
         """The duties that jobs wait for."""
         self.presence.renew()
         now = self.clock()
@@ -13379,39 +13376,38 @@ class Drain:
 
         done = self.store.exchange(self._settlements, self.node, choose, self.serves)
         self._settlements = []
-        self._tell(self._untold)
-        self._untold = ()
+        self._emit(self._pending_events)
+        self._pending_events = ()
         return done.claimed[0] if done.claimed else None
 
     def _attempt(self, claimed: Claimed) -> None:
         pid, node = os.getpid(), self.serves.node
         if self.events.wants("started"):
-            self._tell([attempt_started(claimed, self.clock(), pid, node)])
-        teller = ProgressReporter(functools.partial(self._keep, claimed))
+            self._emit([attempt_started(claimed, self.clock(), pid, node)])
+        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
         report = self.executor.run(
-            claimed, report=lambda claimed, progress: teller.report(progress)
+            claimed, report=lambda claimed, progress: reporter.report(progress)
         )
-        teller.close()
+        reporter.close()
         self._settlements = [settlement(claimed, report, pid)]
         if report.kind or self.events.wants("completed"):
-            self._untold = attempt_ended(claimed, report, pid, node)
+            self._pending_events = attempt_ended(claimed, report, pid, node)
         if report.type == "KeyboardInterrupt":
             self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._tell(self._untold)
+            self._emit(self._pending_events)
             raise KeyboardInterrupt
 
-    def _keep(self, claimed: Claimed, text: str) -> None:
+    def _store_progress(self, claimed: Claimed, text: str) -> None:
         try:
             self.store.keep_progress({claimed[:2]: text})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def _tell(self, events: Iterable[Event]) -> None:
-        """A log that nobody has set up, which would print warnings, is spared what the
-        program itself is about to look at."""
-        tell = self.events.tell if logger.hasHandlers() else self.events.pass_on
+    def _emit(self, events: Iterable[Event]) -> None:
+        # Without a handler, logging would print warnings to stderr: events are not logged then.
+        emit = self.events.tell if logger.hasHandlers() else self.events.pass_on
         for event in events:
-            tell(event)
+            emit(event)
 
 
 class QueueChoices(TypedDict, total=False):
@@ -13430,7 +13426,7 @@ class QueueChoices(TypedDict, total=False):
 @attrs.frozen
 class Queue:
     """A queue, by its name. Its settings are in the file: all nodes share them, and running
-    nodes heed a change at once."""
+    nodes follow a change at once."""
 
     name: str
     _store: Store = attrs.field(eq=False, repr=False)
@@ -13451,8 +13447,14 @@ class Queue:
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
-        check_known(choices, _QUEUE_COLUMNS, "no such setting")
-        columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
+        check_known(choices, _SETTING_CHECKS, "no such setting")
+        given: dict[str, Any] = {**choices}
+        columns = {
+            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
+            for setting, value in given.items()
+        }
+        if columns.get("max_attempts", 0) is None:
+            columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
         self._store.set_queue(self.name, columns)
@@ -13504,56 +13506,52 @@ def _settings_of(terms: Terms) -> QueueSettings:
         defaults["timeout"] = timedelta(microseconds=terms.timeout)
     if terms.backoff is not None:
         defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
-    ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
     return QueueSettings(
-        terms.name, bool(terms.paused), terms.concurrency, terms.rate_text, terms.burst,
-        terms.weight, ageing, defaults,
-    )  # fmt: skip
+        name=terms.name,
+        paused=bool(terms.paused),
+        concurrency=terms.concurrency,
+        rate=terms.rate_text,
+        burst=terms.burst,
+        weight=terms.weight,
+        ageing=None if terms.ageing is None else timedelta(microseconds=terms.ageing),
+        defaults=defaults,
+    )
 
 
-def _count(what: str) -> Callable[[object], int | None]:
-    return lambda value: None if value is None else at_least_one(value, what, ", or None")
+def _checked_count(value: object, what: str) -> int:
+    return at_least_one(value, what, ", or None")
 
 
-def _checked_weight(value: object) -> float | None:
-    if value is None:
-        return None
+def _checked_weight(value: Any, what: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.001 <= typing.cast(float, value) <= 1000:
-        raise OptionError("weight", f"expected a number from 0.001 to 1000, got {value!r}")
-    return float(typing.cast(float, value))
+    if not number or not 0.001 <= value <= 1000:
+        raise OptionError(what, f"expected a number from 0.001 to 1000, got {value!r}")
+    return float(value)
 
 
-def _span(what: str) -> Callable[[Any], int | None]:
-    def check(value: Any) -> int | None:
-        if value is None:
-            return None
-        if not (length := duration(value, what)):
-            raise OptionError(what, "expected more than zero, or None")
-        return length // MICROSECOND
-
-    return check
+def _checked_length(value: Any, what: str) -> int:
+    if not (length := duration(value, what)):
+        raise OptionError(what, "expected more than zero, or None")
+    return length // MICROSECOND
 
 
-def _stored_curve(value: Any) -> str | None:
-    if value is None:
-        return None
+def _checked_curve(value: Any, what: str) -> str:
     if not isinstance(value, Curve):
-        raise OptionError("backoff", f"the file keeps {', '.join(CURVES)} only, got {value!r}")
+        raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
     return store_curve(value)
 
 
-_QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
-    "concurrency": _count("concurrency"),
-    "rate": lambda value: None if value is None else parse_rate(value),
-    "burst": _count("burst"),
+_SETTING_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "concurrency": _checked_count,
+    "rate": lambda value, _: parse_rate(value),
+    "burst": _checked_count,
     "weight": _checked_weight,
-    "ageing": _span("ageing"),
-    "max_attempts": lambda value: OPTIONS["max_attempts"](value, "max_attempts") or 0,
-    "timeout": _span("timeout"),
-    "backoff": _stored_curve,
+    "ageing": _checked_length,
+    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
+    "timeout": _checked_length,
+    "backoff": _checked_curve,
 }
-"""How each setting is checked, and made what is stored."""
+"""Checks each setting of a queue and gives what is stored."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -13612,7 +13610,7 @@ class Recur:
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
     """A schedule by its name, whether it exists or not. What it changes is in the file at
-    once, and running nodes heed it at once."""
+    once, and running nodes follow it at once."""
 
     name: str
     _jobs: LiteJobs
@@ -13640,7 +13638,7 @@ class ScheduleHandle:
 
         Raises:
             OptionError: a value cannot be used.
-            PayloadError: the work has parameters that nobody has given.
+            PayloadError: the work has required parameters without a value.
         """
         _refuse_while_importing()
         if not isinstance(expression, str):
@@ -13694,8 +13692,8 @@ def module_name(name: str) -> str:
 
 
 def program_of(target: str | None, made_in: str | None) -> str:
-    """What tells a program from others that use the same file: its main file or package, and
-    where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    """What distinguishes a program from others that use the same file: its main file or package,
+    and where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
     if getattr(sys, "frozen", False):
         return str(Path(sys.executable).resolve())
     main = target or getattr(sys.modules["__main__"], "__file__", None)
@@ -13762,17 +13760,6 @@ class Changes(TypedDict, total=False):
 json_of_any: Final = Codec[Any](Any)
 
 
-def _new_columns(to: Changes, now: int) -> dict[str, Any]:
-    """What is written to a row instead of what is there."""
-    check_known(to, Changes.__annotations__, "cannot be changed")
-    if not to:
-        raise OptionError("to", "say what to change, such as to={'priority': 10}")
-    if "at" in to:
-        aware(to["at"], "at")
-    plain: Any = {k: v for k, v in to.items() if k != "payload"}
-    return columns_of(plain, now)
-
-
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().changed(choices)
@@ -13792,27 +13779,26 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 
 def _match(filters: Filters) -> Match:
-    check_known(filters, Filters.__annotations__, "no such filter")
-    ids, states = _several(filters.get("id")), _several(filters.get("state"))
-    for state in states or ():
-        check_one_of(state, STATES, "state")
-    texts = {name: _text(filters.get(name), name) for name in ("queue", "node", "key")}
-    names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
-    moments = {name: _micros(filters.get(name), name) for name in names}
-    chosen: dict[str, Any] = {**texts, **moments}
-    return Match(
-        None if ids is None else tuple(map(_id_of, ids)),
-        _name_of(filters.get("name")),
-        states=states,
-        schedule=_name_of(filters.get("schedule"), "schedule"),
-        payload=_wanted(filters.get("payload")),
-        **chosen,
-    )
+    check_known(filters, _FILTER_CHECKS, "no such filter")
+    given = {
+        name: _FILTER_CHECKS[name](value, name)
+        for name, value in filters.items()
+        if value is not None
+    }
+    ids, states = given.pop("id", None), given.pop("state", None)
+    return Match(ids, states=states, **given)
 
 
-def _several(given: Any) -> tuple[Any, ...] | None:
+def _several(given: Any) -> tuple[Any, ...]:
     one = isinstance(given, str) or not isinstance(given, Iterable)
-    return None if given is None else (given,) if one else tuple(given)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    states = _several(given)
+    for state in states:
+        check_one_of(state, STATES, what)
+    return states
 
 
 def _id_of(job: object, what: str = "id") -> int:
@@ -13831,31 +13817,28 @@ def _name_of(value: object, what: str = "name") -> str | None:
     raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
 
 
-def _text(value: object, filter: str) -> str | None:
+def _text(value: object, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise OptionError(filter, f"expected a text, got {value!r}")
+    raise OptionError(what, f"expected a text, got {value!r}")
 
 
-def _micros(value: object, filter: str) -> int | None:
-    return None if value is None else to_micros(aware(value, filter))
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
 
 
-def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
     """The names on the way to each field, and the JSON that should be there."""
-    if wanted is None:
-        return ()
     if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
-    return tuple((_names(field), _scalar(field, value)) for field, value in wanted.items())
-
-
-def _names(field: object) -> tuple[str, ...]:
-    if not isinstance(field, str):
-        raise OptionError("payload", f"expected the name of a field, got {field!r}")
-    if "\0" in field:  # On a path, SQLite takes it for the end of a name.
-        raise OptionError("payload", f"a field's name in a filter has no NUL, got {field!r}")
-    return tuple(field.split("."))
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    for field in wanted:
+        if not isinstance(field, str):
+            raise OptionError(what, f"expected the name of a field, got {field!r}")
+        if "\0" in field:  # On a path, SQLite takes it for the end of a name.
+            raise OptionError(what, f"a field's name in a filter has no NUL, got {field!r}")
+    return tuple(
+        (tuple(field.split(".")), _scalar(field, value)) for field, value in wanted.items()
+    )
 
 
 def _scalar(field: str, value: object) -> str:
@@ -13864,6 +13847,23 @@ def _scalar(field: str, value: object) -> str:
             return json.dumps(value, allow_nan=False)
     problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
     raise OptionError("payload", problem)
+
+
+_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "id": lambda given, _: tuple(map(_id_of, _several(given))),
+    "name": _name_of,
+    "queue": _text,
+    "state": _states,
+    "node": _text,
+    "key": _text,
+    "schedule": _name_of,
+    "enqueued_after": _micros,
+    "enqueued_before": _micros,
+    "finished_after": _micros,
+    "finished_before": _micros,
+    "payload": _payload_filter,
+}
+"""Checks each filter and gives what the query needs."""
 
 
 def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -13920,7 +13920,7 @@ def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
 
 @attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is looked at: most never are."""
+    """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
     _ids: range
     _batches: Sequence[Batch]
@@ -13953,7 +13953,7 @@ class Enqueued(Sequence[Job[Any]]):
 
 
 def _read_json(text: object) -> Any:
-    """What a row holds; as it is, if somebody has written what is no JSON."""
+    """A value of a row; its text, if that is not JSON."""
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
@@ -14071,8 +14071,8 @@ class Pool:
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-TURNS = 1_000
-"""How often `drain_all` turns the clock before it calls it endless."""
+MOST_TURNS = 1_000
+"""How often `drain_all` turns the clock before it gives up."""
 
 
 def _aware(value: object) -> datetime:
@@ -14104,8 +14104,8 @@ OnErrors = Literal["raise", "keep"]
 
 @attrs.define(eq=False, repr=False)
 class Recorder:
-    """What a LiteJobs was asked to do while a test has it in hand. What is *enqueued* is
-    read from the file: whoever enqueued it, and as it is now."""
+    """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
+    as it is now, whichever process enqueued it."""
 
     jobs: LiteJobs
     clock: TurnedClock
@@ -14161,7 +14161,7 @@ class Recorder:
             return found
         wanted = "a job" if times is None else f"{times} times a job"
         call = _call(self._named(definition, fields), fields)
-        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._told()}")
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._summary()}")
 
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
@@ -14174,7 +14174,7 @@ class Recorder:
         __tracebackhide__ = True
         if found := self.enqueued(definition, **fields):
             call = _call(found[0].name, fields)
-            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs what is due now in this process, one job after the other, until nothing is
@@ -14208,14 +14208,16 @@ class Recorder:
         """
         __tracebackhide__ = True
         attempts = 0
-        for _ in range(TURNS):
+        for _ in range(MOST_TURNS):
             attempts += self.drain(errors=errors)
             _, due = self.jobs.store.stage(self.clock())
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = f"there is no end to it, after {TURNS:,} turns of the clock to {self.clock.now}"
-        raise AssertionError(f"{problem}; {self._told()}")
+        problem = (
+            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        )
+        raise AssertionError(f"{problem}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store.file is not self._file:
@@ -14235,7 +14237,7 @@ class Recorder:
         return made.name
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
-        """A payload by name, as the handler gets it; nothing, if nobody can read it."""
+        """A payload by name, as the handler gets it; empty, if it cannot be read."""
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
@@ -14246,8 +14248,7 @@ class Recorder:
         given = self._arguments(job) if fields else {}
         return all(name in given and given[name] == value for name, value in fields.items())
 
-    def _told(self) -> str:
-        """All that was enqueued, in words."""
+    def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
@@ -14268,7 +14269,7 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("durability", "clock", "registry", "middleware", "tested")
+_REPLACED = ("durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -14281,7 +14282,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
     clock = TurnedClock() if clock is None else clock
     before: list[tuple[Any, str, Any]]
-    before = [(jobs, name, getattr(jobs, name)) for name in _BORROWED]
+    before = [(jobs, name, getattr(jobs, name)) for name in _REPLACED]
     # Not another store: queues and others may hold on to this one.
     before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
@@ -14591,7 +14592,7 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
+        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
         raise argparse.ArgumentTypeError(problem) from None
 
 
@@ -14742,7 +14743,7 @@ def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
 
 
 def _progress_text(job: Job[Any]) -> str | None:
-    """Its progress in words; what is wrong with it, if somebody else has written it."""
+    """Its progress in words; what is wrong with it, if another program has written it."""
     try:
         return None if job.progress is None else str(job.progress)
     except OptionError as error:
@@ -14861,7 +14862,7 @@ def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -
         words = f"({error})"
     names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
     more = ("last_job", "misfire", "overlap", "origin", "problem")
-    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
+    payload = _redacted(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
     return {**_values(schedule, names + more), "words": words, "payload": payload}
 
 
@@ -15027,8 +15028,8 @@ def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
     return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
 
 
-def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload or a result as JSON values, without what is hidden in it."""
+def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
+    """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
     if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
         return plain
@@ -15043,7 +15044,7 @@ def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
     texts = _values(job.row, ("payload", "progress", "result"))
-    read = {key: _veiled(text, mine, key) for key, text in texts.items()}
+    read = {key: _redacted(text, mine, key) for key, text in texts.items()}
     return {**_values(job, names + times), **read, "error": job.error}
 
 
