@@ -4152,9 +4152,9 @@ def check_tracing() -> None:
 ################################################################################
 # Schema
 #
-# The tables, indexes and triggers in the file, as steps from nothing to today; what is kept
-# in them is for the sections below. Who opens a file takes the steps that it lacks,
-# and refuses one in which something else goes by our names.
+# The tables, indexes and triggers in the file; the sections below say what is kept in them.
+# Opening a file creates them or brings them up to date, and refuses a file in which
+# something else has one of their names.
 ################################################################################
 
 _COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
@@ -4172,12 +4172,11 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "filled_at": _MOMENT,
     },
 }  # fmt: skip
-"""What a number may be that somebody else writes, so that nobody calculates with it in vain: part
-of a step of the schema, and never changed."""
+"""The ranges of numbers that other programs may write: part of the schema, and never changed."""
 
 
 def _bounds_triggers() -> str:
-    """Triggers that refuse what is out of bounds, whoever writes it."""
+    """Triggers that refuse numbers out of bounds."""
     refused = {
         table: "\n".join(
             f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -4194,9 +4193,9 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA: tuple[str, ...] = (
-    "",  # Of before the first release.
-    """
+SCHEMA = """
+    CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+
     CREATE TABLE litejobs_job (
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
         name         TEXT    NOT NULL,
@@ -4223,20 +4222,40 @@ SCHEMA: tuple[str, ...] = (
         finished_at  INTEGER,
         prune_at     INTEGER,
         result       TEXT,                               -- JSON
-        error        TEXT
+        error        TEXT,
+        headers      TEXT,                               -- JSON: what middleware sends along
+        key          TEXT,                               -- so many jobs with one key may run
+        key_limit    INTEGER,                            -- at a time; the others are blocked
+        unique_key   TEXT,
+        unique_scope TEXT,                               -- queued, active or exists
+        unique_until INTEGER,
+        expires_at   INTEGER,                            -- cancelled, if not started by then
+        progress     TEXT,                               -- JSON: done, total, note
+        schedule     TEXT,                               -- the schedule that enqueued it
+        grace        INTEGER                             -- microseconds; NULL: as defined
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
         WHERE state = 'pending';
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
-    CREATE INDEX litejobs_held ON litejobs_job (holder) WHERE state = 'running';
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
     CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
         WHERE state <> 'pending' AND state <> 'running';
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
+    -- A key is held by the state of its job, so that nothing is left to release.
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
+        WHERE unique_key IS NOT NULL AND (
+            unique_scope = 'exists'
+            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+                AND (unique_scope = 'active' OR claim = 0)
+        );
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
+        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
-    CREATE TABLE litejobs_count (                        -- the jobs that are on the shelf
+    CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
         state        TEXT NOT NULL,
         queue        TEXT NOT NULL,
         name         TEXT NOT NULL,
@@ -4254,11 +4273,16 @@ SCHEMA: tuple[str, ...] = (
         traceback    TEXT    NOT NULL,
         worker       INTEGER NOT NULL,                   -- a process id
         started_at   INTEGER NOT NULL,
-        finished_at  INTEGER NOT NULL
+        finished_at  INTEGER NOT NULL,
+        exit_code    INTEGER,
+        cpu          INTEGER,                            -- microseconds
+        memory       INTEGER,                            -- bytes, at the peak
+        output       TEXT,                               -- the last lines
+        omitted      INTEGER                             -- earlier ones that are not kept
     ) STRICT;
     CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
 
-    CREATE TABLE litejobs_definition (                   -- what nodes last said of theirs
+    CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         queue        TEXT NOT NULL,
         node         TEXT NOT NULL,
@@ -4266,7 +4290,8 @@ SCHEMA: tuple[str, ...] = (
         max_attempts INTEGER,
         timeout      INTEGER,
         backoff      TEXT,
-        retention    TEXT
+        retention    TEXT,
+        expires      INTEGER
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -4276,41 +4301,64 @@ SCHEMA: tuple[str, ...] = (
         port         INTEGER NOT NULL,                   -- a datagram there wakes it
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
-        started_at   INTEGER NOT NULL
+        started_at   INTEGER NOT NULL,
+        names        TEXT,                               -- JSON: the definitions that it has
+        recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
-    -- For hands other than ours, in any language (our own connection fires no triggers, which
-    -- is faster, and counts a whole transaction at once): an INSERT is completed, and whatever
-    -- changes is counted.
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
-    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
-    BEGIN
-        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
-            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
-        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
-            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
-        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
-            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
-        UPDATE litejobs_job SET
-            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
-            run_at       = coalesce(NEW.run_at, time.now),
-            state        = CASE WHEN NEW.state = 'pending' AND NEW.run_at > time.now
-                                THEN 'scheduled' ELSE NEW.state END,
-            queue        = coalesce(NEW.queue, known.queue, 'default'),
-            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
-            priority     = coalesce(NEW.priority, known.priority, 0),
-            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
-                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention)
-        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
-            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
-        WHERE id = NEW.id;
-    END;
+    CREATE TABLE litejobs_queue (                             -- only of queues with settings
+        name         TEXT PRIMARY KEY,
+        paused       INTEGER NOT NULL DEFAULT 0,
+        concurrency  INTEGER,                                 -- how many run at a time
+        rate         REAL,                                    -- how many start in a second
+        burst        INTEGER,                                 -- and how many at once after a rest
+        weight       REAL,                                    -- the share among equal priorities
+        ageing       INTEGER,                                 -- microseconds to priority + 1
+        max_attempts INTEGER,                                 -- defaults; 0: for ever
+        timeout      INTEGER,
+        backoff      TEXT,
+        tokens       REAL,                                    -- how many may start,
+        filled_at    INTEGER,                                 -- as counted then
+        rate_given   TEXT                                     -- the rate in words, as 10/min
+    ) STRICT, WITHOUT ROWID;
 
+    CREATE TABLE litejobs_schedule (
+        name         TEXT PRIMARY KEY,
+        definition   TEXT    NOT NULL,
+        payload      ANY     NOT NULL,
+        options      TEXT    NOT NULL,                        -- JSON: as of a job
+        expression   TEXT    NOT NULL,
+        timezone     TEXT    NOT NULL,
+        misfire      TEXT    NOT NULL,
+        grace        INTEGER NOT NULL,
+        overlap      TEXT    NOT NULL,
+        jitter       INTEGER NOT NULL,
+        start_at     INTEGER,
+        end_at       INTEGER,
+        origin       TEXT,                                    -- the module; NULL: made at run time
+        paused       INTEGER NOT NULL DEFAULT 0,
+        next_at      INTEGER,                                 -- NULL: never again
+        last_at      INTEGER,
+        last_job     INTEGER,
+        -- JSON: the periods whose ticks have been handled
+        covered      TEXT NOT NULL DEFAULT '[]'
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
+        WHERE next_at IS NOT NULL AND NOT paused;
+
+    CREATE TABLE litejobs_metric (
+        span         INTEGER NOT NULL,                        -- seconds
+        time         INTEGER NOT NULL,                        -- when they began
+        queue        TEXT    NOT NULL,
+        name         TEXT    NOT NULL,
+        measure      TEXT    NOT NULL,                        -- a state; waiting or running
+        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        number       INTEGER NOT NULL,
+        PRIMARY KEY (span, time, queue, name, measure, bucket)
+    ) STRICT, WITHOUT ROWID;
+
+    -- For other programs, in any language: an INSERT is completed, and every change is counted.
+    -- (litejobs' own connection fires no triggers, but counts a whole transaction at once.)
     CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
     WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
     BEGIN
@@ -4335,40 +4383,7 @@ SCHEMA: tuple[str, ...] = (
             WHERE OLD.state NOT IN ('pending', 'running')
             ON CONFLICT DO UPDATE SET number = number - 1;
     END;
-    """,
-    """
-    ALTER TABLE litejobs_job ADD COLUMN headers TEXT;         -- JSON: what middleware sends along
-    ALTER TABLE litejobs_job ADD COLUMN key TEXT;             -- so many jobs with one key may run
-    ALTER TABLE litejobs_job ADD COLUMN key_limit INTEGER;    -- at a time; the others are blocked
-    ALTER TABLE litejobs_job ADD COLUMN unique_key TEXT;
-    ALTER TABLE litejobs_job ADD COLUMN unique_scope TEXT;    -- queued, active or exists
-    ALTER TABLE litejobs_job ADD COLUMN unique_until INTEGER;
-    ALTER TABLE litejobs_job ADD COLUMN expires_at INTEGER;   -- cancelled, if not started by then
-    ALTER TABLE litejobs_job ADD COLUMN progress TEXT;        -- JSON: done, total, note
-    ALTER TABLE litejobs_job ADD COLUMN schedule TEXT;        -- whose tick it is
 
-    -- A key is held by the state of its job, so that nothing is left to release.
-    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
-        WHERE unique_key IS NOT NULL AND (
-            unique_scope = 'exists'
-            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-                AND (unique_scope = 'active' OR claim = 0)
-        );
-    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
-        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
-    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
-    DROP INDEX litejobs_held;
-    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
-
-    ALTER TABLE litejobs_attempt ADD COLUMN exit_code INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN cpu INTEGER;      -- microseconds
-    ALTER TABLE litejobs_attempt ADD COLUMN memory INTEGER;   -- bytes, at the peak
-    ALTER TABLE litejobs_attempt ADD COLUMN output TEXT;      -- the last lines
-
-    ALTER TABLE litejobs_definition ADD COLUMN expires INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN names TEXT;          -- JSON: the definitions that it has
-
-    DROP TRIGGER litejobs_enqueue;
     CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
     WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
     BEGIN
@@ -4406,94 +4421,35 @@ SCHEMA: tuple[str, ...] = (
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-
-    CREATE TABLE litejobs_queue (                             -- only of queues with settings
-        name         TEXT PRIMARY KEY,
-        paused       INTEGER NOT NULL DEFAULT 0,
-        concurrency  INTEGER,                                 -- how many run at a time
-        rate         REAL,                                    -- how many start in a second
-        burst        INTEGER,                                 -- and how many at once after a rest
-        weight       REAL,                                    -- the share among equal priorities
-        ageing       INTEGER,                                 -- microseconds to priority + 1
-        max_attempts INTEGER,                                 -- defaults; 0: for ever
-        timeout      INTEGER,
-        backoff      TEXT,
-        tokens       REAL,                                    -- how many may start,
-        filled_at    INTEGER                                  -- as counted then
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE litejobs_schedule (
-        name         TEXT PRIMARY KEY,
-        definition   TEXT    NOT NULL,
-        payload      ANY     NOT NULL,
-        options      TEXT    NOT NULL,                        -- JSON: as of a job
-        expression   TEXT    NOT NULL,
-        timezone     TEXT    NOT NULL,
-        misfire      TEXT    NOT NULL,
-        grace        INTEGER NOT NULL,
-        overlap      TEXT    NOT NULL,
-        jitter       INTEGER NOT NULL,
-        start_at     INTEGER,
-        end_at       INTEGER,
-        origin       TEXT,                                    -- the module; NULL: made at run time
-        paused       INTEGER NOT NULL DEFAULT 0,
-        next_at      INTEGER,                                 -- NULL: never again
-        last_at      INTEGER,
-        last_job     INTEGER
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
-        WHERE next_at IS NOT NULL AND NOT paused;
-
-    CREATE TABLE litejobs_metric (
-        span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
-        queue        TEXT    NOT NULL,
-        name         TEXT    NOT NULL,
-        measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
-        number       INTEGER NOT NULL,
-        PRIMARY KEY (span, time, queue, name, measure, bucket)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    _bounds_triggers()
-    + """
-    -- JSON: the periods whose ticks have had their turn
+    """ + _bounds_triggers()
+SCHEMA_VERSION = 4
+_FROM_VERSION_3 = """
+    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
+    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
+    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
+    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;        -- microseconds; NULL: as defined
-    """,
-)
-"""The steps from nothing to today's schema. Files out there have taken the first ones:
-steps are only ever appended."""
-
-
-META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+    """ + _bounds_triggers()
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
     if _is_outdated(connection, path):
         connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Somebody may have taken them meanwhile, and more.
-            _take_steps(connection)
+        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
+            _update_schema(connection)
         connection.execute("COMMIT")
 
 
 def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether steps are to be taken to today's schema.
-
-    Raises:
-        FileError: there is no way from this file's.
-    """
+    """Whether the schema is missing or older; a file that cannot be updated is refused."""
     version = _schema_version(connection)
-    if version == 1:
+    if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
-    if version > len(SCHEMA):
-        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
+    if version > SCHEMA_VERSION:
+        problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < len(SCHEMA)
+    return version < SCHEMA_VERSION
 
 
 def _schema_version(connection: Any) -> int:
@@ -4504,34 +4460,38 @@ def _schema_version(connection: Any) -> int:
     return row[0] if row and isinstance(row[0], int) else 0
 
 
-def _take_steps(connection: Any) -> None:
-    """Brings the schema up to date, in a transaction, statement by statement: the standard
-    sqlite3 commits before it runs a script."""
-    version = _schema_version(connection)
-    for statement in itertools.chain(
-        [] if version else [META], *map(_statements, SCHEMA[version:])
-    ):
+def _update_schema(connection: Any) -> None:
+    """Creates the schema or brings it up to date, within a transaction, statement by statement:
+    the standard sqlite3 commits before it runs a script."""
+    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
         connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
+    connection.execute(
+        "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (SCHEMA_VERSION,)
+    )
 
 
-def _statements(step: str) -> Iterator[str]:
+def _statements(script: str) -> Iterator[str]:
     statement = ""
-    for line in step.splitlines(keepends=True):
+    for line in script.splitlines(keepends=True):
         statement += line
         if apsw.complete(statement):
             yield statement
             statement = ""
 
 
-def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
-    """Refuses a file in which something else goes by one of our names: a view could run for ever,
-    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
-    known = _texts_of_schema()
-    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
-    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
-    for name, text in connection.execute(sql):
-        if _without_spaces(str(text)) not in known.get(name, ()):
+def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
+    """Refuses a file in which something else has one of our names: a view could run for ever, and
+    a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
+    expected = _expected_schema()
+    objects = connection.execute("""
+        SELECT type, name, sql FROM sqlite_schema
+        WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
+        ORDER BY name <> 'litejobs_meta'
+    """)
+    for kind, name, sql in objects:
+        required, parts = expected.get((kind, name)), _parts_of(str(sql))
+        # Columns that users add are fine, unless they compute something.
+        if required is None or required - parts or any("(" in part for part in parts - required):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
@@ -4539,29 +4499,37 @@ def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
 
 
 @functools.cache
-def _texts_of_schema() -> Mapping[str, Sequence[str]]:
-    """By name, how SQLite keeps each table, index and trigger after one step or another."""
-    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
-    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
-        text = _without_spaces(statement).removesuffix(";")
-        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
-            texts.setdefault(made[1], []).append(text)
-        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
-            columns, _, end = texts[altered[1]][-1].rpartition(")")
-            column = text.removeprefix(_without_spaces(altered[0]))
-            texts[altered[1]].append(f"{columns},{column}){end}")
-    return texts
+def _expected_schema() -> Mapping[tuple[str, str], frozenset[str]]:
+    """What each table, index and trigger must consist of, by its kind and name."""
+    expected = {
+        (made[1].lower(), made[2]): _parts_of(statement.removesuffix(";\n"))
+        for statement in _statements(SCHEMA)
+        if (made := re.search(r"CREATE (?:UNIQUE )?([A-Z]+) (\w+)", statement))
+    }
+    for added in re.finditer(r"ALTER TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3):
+        expected["table", added[1]] -= _parts_of(added[2])  # A file of version 3 lacks them.
+    return expected
 
 
-def _without_spaces(sql: str) -> str:
-    """Without comments either: another version of SQLite may lay it out otherwise."""
-    return re.sub(r"--.*|\s", "", sql)
+def _parts_of(sql: str) -> frozenset[str]:
+    """The columns of a CREATE TABLE, each with its rules, and its head and end; any other
+    statement as a whole. Spaces and comments are left out: SQLite may lay them out otherwise."""
+    parts, depth, is_table = [""], 0, re.match(r"\s*(--.*\s+)*CREATE TABLE", sql)
+    for token in re.findall(r"""'[^']*'|"[^"]*"|--.*|/\*[\s\S]*?\*/|\s+|[^-'"/\s(),]+|.""", sql):
+        if token.isspace() or token.startswith(("--", "/*")):
+            continue
+        depth += (token == "(") - (token == ")")
+        if is_table and (token, depth) in (("(", 1), (",", 1), (")", 0)):
+            parts.append("")
+        else:
+            parts[-1] += token
+    return frozenset(parts)
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
-    may hold millions now: SQLite would read all of it instead of using an index. Without
-    statistics it takes every table for a large one, which is right here."""
+    """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
+    millions of jobs now, and SQLite would read all of them instead of using an index. Without
+    statistics it assumes that every table is large, which is right here."""
     for table in ("sqlite_stat1", "sqlite_stat4"):
         exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
         if connection.execute(exists, (table,)).get:
@@ -5336,7 +5304,7 @@ def _connect(
         ):
             connection.config(setting, value)
         _replace_a_lost_wal(connection, place)
-        _refuse_strangers(connection, str(place))
+        _refuse_foreign_schema(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
         if connection.pragma("page_count") == 0:
@@ -6253,7 +6221,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
-                    _take_steps(connection)
+                    _update_schema(connection)
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield

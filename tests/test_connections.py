@@ -14,11 +14,11 @@ from typing import Any
 import apsw
 import pytest
 from chaos.disk import Disk, Touch, nobody
+from chaos.older import older_file
 from programs import Programs, trouble
 
 import litejobs
 from litejobs import (
-    SCHEMA,
     BusyError,
     Definition,
     DuplicateError,
@@ -223,12 +223,7 @@ def test_instances_of_a_class_go_the_same_way(noting: Note, connection: Any) -> 
 def test_an_older_file_is_brought_up_to_date_in_the_same_transaction(
     noting: Note, path: Path
 ) -> None:
-    old = apsw.Connection(str(path))
-    old.execute(litejobs.META)
-    old.execute(SCHEMA[1])
-    old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
-    old.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")
-    old.close()
+    older_file(path, "INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")
     connection = sqlite3.connect(path)
     noting.using(connection=connection).enqueue(2)
     connection.commit()

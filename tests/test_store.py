@@ -28,7 +28,7 @@ import apsw
 import attrs
 import pytest
 from chaos.disk import Disk, Touch, nobody
-from chaos.races import older_file
+from chaos.older import older_file
 from conftest import NEW_YEAR, TurnedClock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -40,7 +40,7 @@ from litejobs import (
     BATCH,
     LOST_LIMIT,
     MEBIBYTE,
-    SCHEMA,
+    SCHEMA_VERSION,
     Batch,
     Beat,
     BusyError,
@@ -734,9 +734,8 @@ class TestAFileThatIsOpenedWhile:
         taken its steps again."""
 
         def upgrade() -> None:
-            for step in SCHEMA[2:]:
-                busy.execute(step)
-            busy.execute("UPDATE litejobs_meta SET value = ?", (len(SCHEMA) + 1,))
+            busy.execute("ALTER TABLE litejobs_job ADD COLUMN newest TEXT")
+            busy.execute("UPDATE litejobs_meta SET value = ?", (SCHEMA_VERSION + 1,))
             busy.execute("COMMIT")
 
         with (
@@ -745,7 +744,7 @@ class TestAFileThatIsOpenedWhile:
             pytest.raises(FileError, match="newer litejobs"),
         ):
             store.intake.enqueue([new()])
-        assert busy.execute("SELECT value FROM litejobs_meta").get == len(SCHEMA) + 1
+        assert busy.execute("SELECT value FROM litejobs_meta").get == SCHEMA_VERSION + 1
 
     def test_a_signal_handler_opens_another_one_is_opened_all_the_same(
         self, path: Path, busy: apsw.Connection, tmp_path: Path
