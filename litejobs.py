@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, Names, File, Rows, Catalogue, Loans, Intake,
+Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
@@ -4540,54 +4540,46 @@ def _forget_statistics(connection: apsw.Connection) -> None:
 
 
 ################################################################################
-# Names
+# File
 #
-# What the file, its WAL and the memory that it shares are called. SQLite looks at the names
-# once, when it opens them; people and programs move, remove and replace files at any time.
+# The database file and one connection, which the threads of a process take turns with. What
+# was committed is in the file of that name, or an error says so: SQLite looks at the names of
+# the file, its WAL and its shared memory once, when it opens them, but people and programs
+# move, remove and replace files at any time. From here to the Store all is SQL of SQLite.
 ################################################################################
 
 Mark = tuple[int, int]
-"""Device and inode: what tells a file from others that bear its name."""
+"""Device and inode, which tell a file from others of the same name."""
 TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-TRUSTED = 0.01
-"""Seconds for which who only reads trusts the last look at the names."""
+CHECK_INTERVAL = 0.01
+"""Seconds between two checks of the paths while a process only reads."""
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
 NOT_THERE = FileNotFoundError, NotADirectoryError
-"""Other errors do not say that something is gone: nobody could look."""
+"""Other errors only say that the path could not be checked."""
 
 
 @attrs.define(eq=False, repr=False)
-class Names:
-    """Those of a file that is open, and what they led to when it was opened."""
+class Paths:
+    """The paths of an open file, its WAL and its shared memory, with their ids at opening."""
 
     file: str = ""
     wal: str = ""
     shm: str = ""
-    """Of the memory that those share who have the file open."""
     _marks: tuple[Mark, ...] = ()
-    _seen_at: float = 0.0
+    _checked_at: float = 0.0
     file_size: int = 0
     wal_size: int = 0
-    """Bytes, when a transaction that writes began."""
+    """Bytes, at the last check."""
 
     @classmethod
-    def of(cls, place: Path, mark: Mark) -> Names:
-        """The names of what was just opened there, when the file's led to *mark*: it may be
-        another one by now.
-
-        Raises:
-            OSError: one of them cannot be seen.
-        """
+    def of(cls, place: Path, mark: Mark) -> Paths:
+        """The paths of a file that was just opened, when its own had the id *mark*."""
         wal, shm = f"{place}-wal", f"{place}-shm"
         return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
 
     def links(self) -> int:
-        """How many names the file has: none, if a name leads to another one than is open.
-
-        Raises:
-            OSError: it cannot be seen.
-        """
-        looked_at = time.monotonic()
+        """How many names the file has; 0 if a path leads to something else than is open."""
+        now = time.monotonic()
         try:
             file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
         except NOT_THERE:
@@ -4596,21 +4588,20 @@ class Names:
             return 0
         if file.st_nlink > 1:
             return file.st_nlink
-        self._seen_at = looked_at
+        self._checked_at = now
         self.file_size, self.wal_size = file.st_size, wal.st_size
         return 1
 
-    def were_seen_just_now(self) -> bool:
-        """Whether the last look was a moment ago, and all was as it should be."""
-        return time.monotonic() - self._seen_at <= TRUSTED
+    def checked_recently(self) -> bool:
+        """Whether all paths were in order a moment ago."""
+        return time.monotonic() - self._checked_at <= CHECK_INTERVAL
 
     def lead_to(self, mark: Mark) -> bool:
         """Whether SQLite has locks on that file."""
         return mark in self._marks[::2]
 
     def file_is_there(self) -> bool:
-        """Whether the file still has its name, and has not been emptied, which SQLite never
-        does. Its WAL may have lost its own."""
+        """Whether the file has its name still, and is not empty, which SQLite never makes it."""
         try:
             found = os.stat(self.file)
         except NOT_THERE:
@@ -4624,32 +4615,21 @@ class Names:
         except NOT_THERE:
             return False
 
-    def only_the_wal_is_lost(self) -> bool:
-        """Whether what was in the WAL can still go into the file: nobody has written to a new
-        one."""
-        if not os.path.exists(self.wal):
-            return self.file_is_there()
-        return (
-            not os.path.getsize(self.wal)
-            and _mark(self.shm) == self._marks[2]
-            and self.file_is_there()
-        )
-
     def put_wal_aside(self) -> None:
-        """Renames the WAL: it is of no use to a file that has come to this name meanwhile."""
+        """Renames the WAL: SQLite would apply it to whatever file has the name now."""
         _rename_wal(self.wal, self.shm, self._marks[1:])
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real place of the file, which then exists, private to its user.
+    """The real path of the file, which then exists, private to its user.
 
-    It is made with O_EXCL, and never opened here once it exists: closing any
+    It is created with O_EXCL, and never opened here once it exists: closing any
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
         place = _whole(path)
         if create:
-            _put_aside(place)
+            _put_stale_wal_aside(place)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4675,22 +4655,17 @@ def _locate(path: Path, create: bool) -> Path:
 
 
 def _whole(path: Path) -> Path:
-    """The path without links in it, as SQLite shall know the file.
-
-    Raises:
-        OSError: the folder is not there.
-        ValueError: SQLite takes no such name.
-    """
-    # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
+    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     whole = Path(os.path.realpath(path.parent, strict=True), path.name)
     str(whole).encode()
     return whole
 
 
-def _put_aside(place: Path) -> None:
-    """Renames a WAL that was left by a file which had this name, and removes the memory that
-    went with it: SQLite would delete the one, and share the other with those who still have
-    that file open. Before there is a first page, SQLite makes neither."""
+def _put_stale_wal_aside(place: Path) -> None:
+    """Renames a WAL that was left by an earlier file of this name, and removes its shared memory:
+    SQLite would delete the one, and share the other with processes that still have that file
+    open. SQLite creates neither before there is a first page."""
     wal, shm = f"{place}-wal", f"{place}-shm"
     left = _mark(wal), _mark(shm)
     with contextlib.suppress(OSError):
@@ -4699,8 +4674,7 @@ def _put_aside(place: Path) -> None:
 
 
 def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
-    """Keeps a WAL apart from whatever file has the name now; if it is still the one that was
-    seen."""
+    """Renames a WAL, and removes its shared memory, unless others have replaced them meanwhile."""
     with _alone_in(os.path.dirname(wal)):
         if any(left[1]) and _mark(shm) == left[1]:
             os.unlink(shm)
@@ -4708,14 +4682,14 @@ def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
             aside = f"{wal}-{left[0][1]}"
             os.rename(wal, aside)
             logger.warning(
-                "%s was of a file that is not there any more: it is kept in %s", wal, aside
+                "%s belongs to a file that is not there any more: it is kept as %s", wal, aside
             )
 
 
 @contextlib.contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
-    """Keeps others who do the same from renaming what somebody has just made anew. Not for
-    ever: people lock folders, too."""
+    """Locks a folder, so that of two processes none renames the new file of the other. Not for
+    ever, since people lock folders, too."""
     if sys.platform == "win32":  # Where nothing that is open is renamed.
         yield
         return
@@ -4751,52 +4725,41 @@ def _mark(path: str) -> Mark:
         return 0, 0
 
 
-################################################################################
-# File
-#
-# The file, and one connection that the threads of a process take turns with. Everything that
-# is written here and in the next sections is SQL of SQLite; nothing below the Store speaks
-# any. What is committed is in the file of that name, or an error says so.
-################################################################################
-
 Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
 WAL_ROOM = 1_250
-"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
-its content into the file and begins it anew, and a quarter more."""
+"""Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
 _OPENING = threading.RLock()
-"""Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
+"""Held while this process opens a file; a signal handler may open another one meanwhile."""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
-"""Who has files open in this process: it has one set of locks on a file, whoever in it has that
-open."""
+"""What has files open in this process, all parts of which share one set of locks on a file."""
 
 
 class HasOpen(Protocol):
-    """Has a file open that nothing else in this process may open: when that closes it, the
-    system drops the locks."""
+    """Has a file open that nothing else in this process may open: closing it would drop the
+    locks."""
 
     def is_open_as(self, mark: Mark) -> bool:
         """Whether it is that file."""
 
 
 class Damaged(Exception):
-    """What was read is none of what we write, as after a page was overwritten: a value of another
-    type. `_translated` says which file it is."""
+    """A value in the file that litejobs does not write, as after a page was overwritten."""
 
 
 FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What comes of reading from a file; the last one, if a text in it is none."""
+"""What reading from a file may raise; the last one for a text that is not UTF-8."""
 
 
 def _translated(error: FailedReading | OSError, path: str) -> FileError:
-    """An error of SQLite's, or of the system's, as ours, with what to do about it."""
+    """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
             return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
@@ -4821,14 +4784,14 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
 
 
 def _code(error: Exception) -> int:
-    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
     code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
     return code
 
 
 @contextlib.contextmanager
 def _as_ours(path: str | Path) -> Iterator[None]:
-    """Raises what SQLite or the system say against a file as an error of ours."""
+    """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
@@ -4841,7 +4804,7 @@ def _within_patience(waited: float) -> bool:
 
 @attrs.define(eq=False, repr=False)
 class File:
-    """The file, through one connection that the threads of a process take turns with."""
+    """The file, and the connection that the threads of a process take turns with."""
 
     given: Path = attrs.field(converter=Path)
     """The path as the program wrote it; `path` does not follow a change of the folder."""
@@ -4851,21 +4814,23 @@ class File:
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     joined: int = 0
-    """How many nodes have joined through it: to them another file of this name means nothing."""
+    """How many nodes run on it: another file of this name is of no use to them."""
     may_wait: Callable[[float], bool] = _within_patience
     """Whether to go on waiting for the write lock after so many seconds."""
     _connection: apsw.Connection | None = None
-    _names: Names = attrs.field(factory=Names)
+    _paths: Paths = attrs.field(factory=Paths)
+    _lost: bool = False
+    """Whether the connection was closed because its paths led elsewhere."""
     _page_size: int = 0
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    lent: list[Any] = attrs.field(factory=list)
+    standard_connections: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
     warned: bool = False
-    """Whether the log has it that their SQLite is too old."""
+    """Whether the log says already that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4883,25 +4848,22 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
-    def lend(self, connection: Any) -> None:
-        """Keeps in mind a connection of the standard sqlite3 to the file."""
-        if not any(connection is lent for lent in self._still_lent()):
-            self.lent.append(connection)
+    def note_standard_connection(self, connection: Any) -> None:
+        """Keeps in mind that the standard sqlite3 has the file open."""
+        if not any(connection is known for known in self._open_standard_connections()):
+            self.standard_connections.append(connection)
 
-    def refuse_while_lent(self) -> None:
-        """Finds out whether the standard sqlite3 has the file open.
-
-        Raises:
-            FileError: it has; both at once would break each other's locks.
-        """
-        if self._still_lent():
+    def refuse_beside_standard(self) -> None:
+        """Refuses to open the file while the standard sqlite3 has it open: each library would
+        break the locks of the other."""
+        if self._open_standard_connections():
             problem = "jobs were enqueued through a connection of sqlite3, which is still open"
             raise FileError(str(self.path), f"{problem}: close it, or work in another process")
 
-    def _still_lent(self) -> list[Any]:
-        """The connections that are open; those that were closed are forgotten."""
-        self.lent[:] = [connection for connection in self.lent if not _is_closed(connection)]
-        return self.lent
+    def _open_standard_connections(self) -> list[Any]:
+        known = self.standard_connections
+        known[:] = [connection for connection in known if not _is_closed(connection)]
+        return known
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -4915,14 +4877,14 @@ class File:
             with _as_ours(self.path):
                 fill_standard_streams()
             with _OPENING:
-                self.refuse_while_lent()
+                self.refuse_beside_standard()
                 self._open()
         assert self._connection is not None
         return self._connection
 
     def _open(self) -> None:
         with _as_ours(self.path):
-            if self.joined and not self._names.file_is_there():
+            if self.joined and (self._lost or not self._paths.file_is_there()):
                 raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         with _as_ours(place):
@@ -4934,9 +4896,7 @@ class File:
             try:
                 self._connection = _connect(place, synchronous, self.create, self.may_wait)
                 break
-            except (apsw.BusyError, FileReplacedError):
-                # The switch to WAL fails at once when others do the same; and who has found
-                # out that the WAL was removed is just saving what was in it.
+            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
                 if not self.may_wait(time.monotonic() - began):
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
@@ -4944,40 +4904,37 @@ class File:
         self._opened += 2**32
         self._page_size = self._connection.pragma("page_size")
         try:
-            self._names = Names.of(place, mark)
+            self._paths = Paths.of(place, mark)
         except OSError as error:
             self._connection.close()
             self._connection = None
             raise _translated(error, str(place)) from error
-        self.path = place
+        self.path, self._lost = place, False
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
             connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
-                with contextlib.suppress(apsw.Error, OSError):
-                    if not self._names.links():
-                        self._let_go(connection)
-                connection.close()
+            if connection is None or self._pid != os.getpid():
+                return
+            with contextlib.suppress(apsw.Error, OSError):
+                if not self._paths.links():
+                    self._lost = True
+                    self._leave_without_checkpoint(connection)
+            connection.close()
 
     def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose locks of ours if it closed that file."""
-        return self._connection is not None and self._names.lead_to(mark)
+        """Whether this process would lose locks of ours by closing that file."""
+        return self._connection is not None and self._paths.lead_to(mark)
 
     def check(self) -> None:
-        """Finds out whether what is open is what its name leads to. Who writes does so with the
-        write lock in hand: whoever has a file open that lost its WAL saves that under the same
-        lock before it is opened anew, and what came later would destroy what others write.
-
-        Raises:
-            FileReplacedError: it is not; the next use takes the file that is there by then.
-            FileError: the file has a second name, or it cannot be seen.
-        """
+        """Refuses to go on with a file that its name does not lead to any more; the next use opens
+        the one that is there by then. Transactions that write check it once they have the write
+        lock."""
         if self._connection is None:
             return
         try:
-            links = self._names.links()
+            links = self._paths.links()
         except OSError as error:
             raise _translated(error, str(self.path)) from error
         if links > 1:
@@ -4987,58 +4944,34 @@ class File:
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
     def check_now_and_then(self) -> None:
-        """The same for who only reads: not each time."""
-        if not self._names.were_seen_just_now():
+        """The same for transactions that only read: not each time."""
+        if not self._paths.checked_recently():
             self.check()
 
-    def _let_go(self, connection: apsw.Connection) -> None:
-        """Saves what there is to save before a connection is closed that has lost its names."""
-        # Now others may have made a WAL of the same name, which is not ours to remove.
+    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
+        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
+        overwrite what others have written since, and a WAL of that name may be theirs."""
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
             if not connection.in_transaction:
-                # Who writes now may have looked before this happened: until that has ended,
-                # nobody shall open the file anew, and write to the same places.
+                # A process that is writing may have made its check before this happened: until it
+                # has ended, the file must not be opened again and written in the same places.
                 connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        if not self._names.file_is_there():
-            # SQLite would take the WAL of this file for that of whichever has the name now.
-            self._names.put_wal_aside()
-            return
-        give_up = time.monotonic() + PATIENCE
-        with _alone_in(os.path.dirname(self._names.file)):
-            while self._is_to_be_saved(connection) and time.monotonic() < give_up:
-                try:
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-                except apsw.BusyError:  # Somebody reads, or this is one of SQLite's own.
-                    time.sleep(random.uniform(0.001, 0.005))
-
-    def _is_to_be_saved(self, connection: apsw.Connection) -> bool:
-        """Whether only this connection, and others that were opened before the WAL lost its
-        name, have what was in it."""
-        # In this order: where all of it has been saved, the next frames are those of a new WAL,
-        # which is not empty any more.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        return frames != saved and self._names.only_the_wal_is_lost()
+        if not self._paths.file_is_there():
+            self._paths.put_wal_aside()
 
     def reading(self) -> Turn:
         """The connection in a `with` statement, for statements that only read."""
         return Turn(self, writes=False)
 
     def writing(self) -> Turn:
-        """A transaction that has the write lock from its start: all of the block, or none.
-
-        Raises:
-            BusyError: others kept the lock for too long.
-            OutcomeUnknownError: the commit failed half-way.
-            FileReplacedError: the file, or its WAL, has lost its name.
-        """
+        """A transaction that has the write lock from its start: all of the block, or none."""
         return Turn(self, writes=True)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[apsw.Connection]:
-        """A second connection for what takes long, so that no thread has to wait for its turn
-        with the first one."""
+        """A second connection, for long operations that other threads should not wait for."""
         with _as_ours(self.path):
             with self.turn:
                 self.connection()
@@ -5046,23 +4979,22 @@ class File:
                 yield connection
 
     def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction. A commit of our own adds one to it,
-        and one by others at least as much before the next transaction of ours."""
+        """A number for the content, in a transaction: it rises by one with a commit of our own,
+        and by at least one with those of others."""
         return self._opened + connection.data_version()
 
     def changes(self, connection: apsw.Connection) -> int:
-        """A number that is another one after others have committed, or a fork or an error has
-        had the file opened anew."""
+        """A number that changes when others have committed, or the file was opened again."""
         version: int = connection.execute("PRAGMA data_version").get
         return self._opened + version
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
-    # are refused while there is still room for those who settle. Only SQLite ever writes to the
-    # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
+    # are refused while there is still room for settling. Only SQLite writes to the file and its
+    # WAL: other writing would damage what processes with other locks write meanwhile.
 
     def require_space(self, connection: apsw.Connection) -> None:
         """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
-        left for those who settle."""
+        left for settling."""
         if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
             problem = "the disk is nearly full: nothing was written; free some space"
             left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
@@ -5075,10 +5007,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        growth = pages * self._page_size - self._names.file_size
-        wal_growth = self._wal_room - self._names.wal_size
+        growth = pages * self._page_size - self._paths.file_size
+        wal_growth = self._wal_room - self._paths.wal_size
         try:
-            free = _free_space(os.path.dirname(self._names.file))
+            free = _free_space(os.path.dirname(self._paths.file))
         except OSError:
             return None  # The commit says what is wrong with it.
         if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
@@ -5091,14 +5023,14 @@ class File:
         return WAL_ROOM * (self._page_size + 24)
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for those who settle; for nodes, now and then.
+        """Gives the WAL room for settling; nodes call it now and then.
 
-        SQLite writes the pages of a transaction that is undone, behind the last valid frame and
-        under the write lock, and the WAL keeps its size.
+        SQLite writes the pages of a transaction that is then rolled back behind the last valid
+        frame, under the write lock, and the WAL keeps its size.
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._names.wal).st_size >= self._wal_room:
+            if os.stat(self._paths.wal).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
@@ -5112,14 +5044,14 @@ class File:
                 self.roll_back()
 
     def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as nobody reads it, so that the next
+        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
         transaction finds room there."""
         with self.turn, contextlib.suppress(apsw.Error):
             if self._connection is not None:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
-        """Ends the transaction, if there is one still: with the connection, if need be."""
+        """Ends the transaction, if there still is one; closes the connection if that fails."""
         try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -5128,12 +5060,7 @@ class File:
                 self.close()
 
     def expect(self, progress: object) -> None:
-        """Refuses to go on where nothing changes, which only happens if an index and its table
-        do not agree: one would try again for ever.
-
-        Raises:
-            FileError: there was no progress.
-        """
+        """Refuses to repeat what changes nothing, since an index does not agree with its table."""
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
@@ -5150,11 +5077,11 @@ class File:
                 self.close()
             raise _unknown_outcome(self, error) from error
         try:
-            taken_away = not self._names.wal_is_there()
+            lost = not self._paths.wal_is_there()
         except OSError as error:
             problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
             raise OutcomeUnknownError(str(self.path), problem) from error
-        if taken_away:
+        if lost:
             self.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(self.path), problem)
@@ -5170,8 +5097,8 @@ def relative_paths() -> dict[Path, Path]:
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Has relative paths lead there: also those of files that the import of the main program
-    has made already, in whatever folder the worker was started."""
+    """Makes relative paths lead there, also those of files that the import of the main program
+    has created already, in whatever folder the worker was started."""
     _FROM_NODE.update(paths)
     for file in _files_here():
         if file.given in paths:
@@ -5191,30 +5118,26 @@ def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
 
 
 def _close_before_fork() -> None:
-    """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connections are closed before, and opened when needed."""
-    # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
-    _FORKING.held.append(held := contextlib.ExitStack())
+    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
+    fork, and a child that only closes one can undo the parent's commits."""
+    # Python forks even if Ctrl-C raises an error here: what is held by then is given back. And a
+    # signal handler may fork in the middle of this.
+    held = contextlib.ExitStack()
+    _FORKING.__dict__.setdefault("held", []).append(held)
     held.enter_context(_FORKS)
     for file in _files_here():
         held.enter_context(file.turn)
         with contextlib.suppress(apsw.Error):
             file.close()
-    held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
+    held.enter_context(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _go_on_after_fork() -> None:
     _FORKING.held.pop().close()
 
 
-class _Forking(threading.local):
-    """What a thread holds while it forks; a signal handler may fork in the midst of that."""
-
-    def __init__(self) -> None:
-        self.held: list[contextlib.ExitStack] = []
-
-
-_FORKING = _Forking()
+_FORKING = threading.local()
+"""What each thread holds while it forks."""
 _FORKS = threading.RLock()
 """Held by the thread that forks."""
 if hasattr(os, "register_at_fork"):
@@ -5245,8 +5168,8 @@ class Turn:
                 self._file.check_now_and_then()
         except BaseException as error:
             if self._writes and not isinstance(error, apsw.SQLError):
-                # It may have begun all the same. (In a signal handler the one that has begun
-                # is another's.)
+                # It may have begun all the same. (In a signal handler, after an SQLError, the
+                # transaction is that of the interrupted code.)
                 self._file.roll_back()
             self._file.turn.release()
             self._raise_as_ours(error)
@@ -5274,7 +5197,7 @@ class Turn:
         if isinstance(error, FailedReading):
             try:
                 self._file.check()
-            except FileError as reason:  # SQLite took for pages of the file what was none.
+            except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
             raise _translated(error, str(self._file.path)) from error
 
@@ -5285,8 +5208,8 @@ def _connect(
     create: bool,
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> apsw.Connection:
-    """A connection with everything set, on a file that is known to be in WAL mode. The
-    file of an application is only made a queue where one may *create* it."""
+    """A connection with all settings, in WAL mode. Without *create* a file in which there is no
+    queue is refused."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
@@ -5303,7 +5226,7 @@ def _connect(
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
-        _replace_a_lost_wal(connection, place)
+        _refuse_lost_wal(connection, place)
         _refuse_foreign_schema(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
@@ -5324,35 +5247,29 @@ def _connect(
     return connection
 
 
-def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Begins a new WAL where somebody has removed the one that others have open: the memory
-    that is shared with them still tells of frames which are in theirs.
-
-    Raises:
-        FileReplacedError: some of those are in no other place yet.
-    """
-    try:
-        connection.pragma("schema_version")  # Only who reads has SQLite open the WAL.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-    except apsw.IOError as error:
-        if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
-            raise
-        frames, saved = 1, 0  # It was to read one that is not there.
-    if frames <= 0 or os.path.getsize(f"{place}-wal"):
-        return
-    if frames != saved:
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        problem = "its WAL was removed, and who has it open has not saved what was in that"
-        raise FileReplacedError(str(place), f"{problem}: use it there, or end that program")
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Refuses a file whose WAL was removed while others have it open: the shared memory still
+    refers to frames which only they have."""
+    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+        try:
+            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
+            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.IOError as error:
+            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+                raise
+            frames = 1  # SQLite tried to read one that is not there.
+        if frames <= 0 or os.path.getsize(f"{place}-wal"):
+            return
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    problem = "its WAL was removed while programs had it open, which still have"
+    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def _patient(
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> Callable[[int], bool]:
-    """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (*may_wait* bounds
-    the whole wait)."""
+    """A busy handler for one connection, with short waits of random length: SQLite's own waits
+    longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5366,16 +5283,15 @@ def _patient(
 
 
 def _check_sqlite() -> None:
-    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
-    which lost commits, and those that do not say how much of a WAL is in the file."""
+    """Refuses versions of SQLite that can lose commits (or that lack SQLITE_CHECKPOINT_NOOP)."""
     version = apsw.sqlite_lib_version()
     if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
 def fill_standard_streams() -> None:
-    """Puts the descriptors 0 to 2 on the null device, as far as they are closed: else what is
-    opened next gets their numbers, and what is printed in it."""
+    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
+    file gets their number, and is written to by what is printed."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -5388,22 +5304,18 @@ def _keep_others_out() -> None:
 
 
 def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
-    """Lets nothing else in this process open a file that is open here, neither the standard
-    sqlite3 nor `open`: when they close it, the system drops the locks of our SQLite as well,
-    and others would delete the WAL that it is writing. (ATTACH is not heard of.)
-
-    Raises:
-        FileError: the file is open.
-    """
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open: when they
+    close it, the system drops the locks of our SQLite as well, and other processes would delete
+    the WAL that it is writing. (Python does not report ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
     if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
-        return  # It is open already; or it is new.
+        return  # It is open already, or new.
     try:
         mark = _mark(_plain_path(os.fsdecode(path)))
     except (TypeError, ValueError):
-        return  # It is no path: they will say so.
+        return  # It is not a path, which they will report.
     if any(mark) and _litejobs_has(mark):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
@@ -5435,14 +5347,11 @@ def _plain_path(name: str) -> str:
 
 
 def _refuse_beside_others(place: Path, mark: Mark) -> None:
-    """Finds out whether something in this process has the file open that is not our SQLite.
-
-    Raises:
-        FileError: it has; when it closes the file, the locks of our SQLite would be gone.
-    """
+    """Refuses a file that something else than our SQLite has open in this process: when that
+    closes it, the locks of our SQLite would be gone."""
     give_up = time.monotonic() + 0.5
-    # What other threads just open or close with our SQLite is there without being listed.
-    while _has_descriptors_of(mark) and not _our_sqlite_has(place, mark):
+    # Connections that other threads are just opening or closing are not listed.
+    while _has_descriptors_of(mark) and not (_litejobs_has(mark) or _apsw_may_have(place)):
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
@@ -5460,33 +5369,25 @@ def _has_descriptors_of(mark: Mark) -> bool:
     return False
 
 
-def _our_sqlite_has(place: Path, mark: Mark) -> bool:
-    try:
-        return _litejobs_has(mark) or _apsw_has(place)
-    except OptionError:
-        return True  # Or one of its connections is too busy to say what it has.
-
-
-def _apsw_has(place: Path) -> bool:
-    """Whether our SQLite has a file open in this process, for whomever."""
-    paths = map(_filename, apsw.connections())
-    return any(p and os.path.exists(p) and os.path.samefile(p, place) for p in paths)
-
-
-def _filename(connection: apsw.Connection) -> str:
-    """The file of a connection, which another thread may be using this moment."""
-    for _ in range(200):
+def _apsw_may_have(place: Path, if_busy: bool = True) -> bool:
+    """Whether a connection of apsw in this process is to that file; one that another thread is
+    using this moment does not tell."""
+    for connection in apsw.connections():
         try:
-            return connection.filename
+            path = connection.filename
         except apsw.ThreadingViolationError:
-            time.sleep(0.005)
+            if if_busy:
+                return True
         except apsw.ConnectionClosedError:
-            return ""
-    raise OptionError("connection", "another one of apsw's is busy all the time: try again")
+            continue
+        else:
+            if path and os.path.exists(path) and os.path.samefile(path, place):
+                return True
+    return False
 
 
 def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
+    """Whether a connection of the standard sqlite3 is closed, in whatever thread it is used."""
     try:
         _ = connection.total_changes
     except Exception:  # Its own error for a connection that was closed.
@@ -6192,22 +6093,15 @@ def _failure_columns(failure: Failure) -> tuple[Any, ...]:
 
 
 ################################################################################
-# Loans
+# Caller's connection
 #
-# Connections of an application's own, in whose transactions it enqueues.
+# Enqueuing in a transaction of the application, on its own connection.
 ################################################################################
 
 
 @contextlib.contextmanager
-def _borrowed(connection: Any, file: File) -> Iterator[None]:
-    """A part of a transaction on somebody else's connection, all of it or none.
-
-    Raises:
-        OptionError: the connection is none to this file, or cannot be used safely.
-        BusyError: others held the write lock for longer than the connection waits.
-        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
-        FileError: SQLite refused.
-    """
+def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
+    """A part of the transaction on the caller's connection, all of it or none."""
     standard = not isinstance(connection, apsw.Connection)
     try:
         if standard:
@@ -6217,7 +6111,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             if standard:
                 with _OPENING:
                     _check_no_other(file)
-                    file.lend(connection)
+                    file.note_standard_connection(connection)
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
@@ -6241,7 +6135,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
-    """Meanwhile rows are tuples, and texts are texts, whatever the application makes of its own."""
+    """Makes rows tuples and texts str meanwhile, whatever factories the application has set."""
     plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
     if standard:
         plain = {"row_factory": None, "text_factory": str}
@@ -6256,7 +6150,6 @@ def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
 
 
 def _busy(file: File, error: Exception) -> BusyError:
-    """How long it has waited is for the connection to say, which is not ours."""
     if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
         problem = "others have committed since this transaction began to read"
         advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
@@ -6267,10 +6160,16 @@ def _busy(file: File, error: Exception) -> BusyError:
 
 
 def _begin_part(connection: Any) -> bool:
-    """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
-    a transaction that has only read fails at once if it writes after others have committed."""
+    """Begins our part; returns whether that is a transaction of our own. It takes the write lock
+    first: a transaction that has only read fails at once if it writes after others have
+    committed."""
     if connection.in_transaction:
-        _take_lock(connection)
+        # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
+        try:
+            connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
+        except Exception as error:
+            if _code(error) != apsw.SQLITE_ERROR:
+                raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
         if _commits_by_itself(connection):
@@ -6279,19 +6178,9 @@ def _begin_part(connection: Any) -> bool:
     return False
 
 
-def _take_lock(connection: Any) -> None:
-    """Takes the write lock for a transaction that may only have been begun: sqlite3 with
-    autocommit=False does that ahead of time."""
-    try:
-        connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
-    except Exception as error:
-        if _code(error) != apsw.SQLITE_ERROR:
-            raise  # This is only that there is no such table yet.
-
-
 def _commits_by_itself(connection: Any) -> bool:
-    """Whether a change without a transaction is there at once: sqlite3 would begin one, for
-    the application to commit."""
+    """Whether a change outside a transaction is committed at once; in its default mode sqlite3
+    begins one, which the application commits."""
     if isinstance(connection, apsw.Connection):
         return True
     autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
@@ -6300,7 +6189,7 @@ def _commits_by_itself(connection: Any) -> bool:
 
 def _undo_part(connection: Any, ours: bool) -> None:
     if not connection.in_transaction:
-        return  # The error has undone all of it.
+        return  # The error has rolled back all of it.
     if ours:
         connection.execute("ROLLBACK")
         return
@@ -6319,14 +6208,14 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
-            raise  # What completes a commit is written last, and by who has all locks.
+            raise  # Then the commit has not happened: its end is written last, with all locks.
         raise _unknown_outcome(file, error) from error
 
 
 def _check_standard(connection: Any) -> None:
-    """Refuses what is no connection of the standard sqlite3 either."""
+    """Refuses anything but a connection of the standard sqlite3."""
     standard: Any = sys.modules.get("sqlite3")
-    # Another thread may have only begun to import it: then it has made no connection either.
+    # Another thread may be importing it, and then has no connection yet.
     if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
@@ -6337,7 +6226,7 @@ def _check_standard(connection: Any) -> None:
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
-    """Tells once that the standard sqlite3 may lose commits, and keeps it for `doctor`."""
+    """Logs once that the standard sqlite3 may lose commits, and stores it for `doctor`."""
     version: str = sys.modules["sqlite3"].sqlite_version
     if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
         return
@@ -6348,7 +6237,7 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 
 
 def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than ours."""
+    """Refuses a connection to another file than the queue's."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
     with _as_ours(file.path):
@@ -6358,11 +6247,10 @@ def _check_path(connection: Any, file: File) -> None:
 
 
 def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
-    are two SQLite libraries then, and when one of them closes the file, the locks of the
-    other are gone."""
+    """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
+    the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _apsw_has(file.path)
+        taken = _litejobs_has(_mark(str(file.path))) or _apsw_may_have(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -6535,7 +6423,7 @@ class Intake:
     def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
-        with _borrowed(connection, self.file):
+        with _on_callers_connection(connection, self.file):
             return self.insert_each(batches, connection)
 
     def _together(self, write: Write) -> Any:
@@ -13175,7 +13063,7 @@ class LiteJobs:
             lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
-        store.file.lent = self.store.file.lent
+        store.file.standard_connections = self.store.file.standard_connections
         try:
             return Supervisor(
                 store,

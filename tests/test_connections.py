@@ -507,15 +507,15 @@ def test_a_file_that_another_thread_is_just_opening_is_in_nobodys_way(
 def test_connections_are_kept_in_mind_once_and_only_while_they_are_open(
     noting: Note, path: Path
 ) -> None:
-    lent = home(noting).store.file.lent
+    known = home(noting).store.file.standard_connections
     for _ in range(3):
         with contextlib.closing(sqlite3.connect(path)) as connection:
             for _ in range(3):
                 noting.using(connection=connection).enqueue()
             connection.commit()
-            assert lent == [connection]
+            assert known == [connection]
     assert home(noting).count() == 9
-    assert lent == []
+    assert known == []
 
 
 # What is no connection to the file
