@@ -4766,6 +4766,7 @@ class File:
     """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
+    clock: Clock = system_clock
     path: Path = attrs.field(init=False)
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
@@ -4782,6 +4783,10 @@ class File:
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
+    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
+    """What `Transaction.cached` has read, each with the version of the file."""
+    _socket: socket.socket | None = None
+    _close_socket: Callable[[], object] | None = None
     standard_connections: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
@@ -4870,6 +4875,9 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
+            if self._close_socket is not None:
+                self._close_socket()
+                self._socket = self._close_socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
@@ -4899,6 +4907,18 @@ class File:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
+    def check_commit(self) -> None:
+        """Makes sure that a commit went to the file of that name."""
+        try:
+            lost = not self._paths.wal_is_there()
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(self.path), problem) from error
+        if lost:
+            self.close()
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            raise FileReplacedError(str(self.path), problem)
+
     def check_now_and_then(self) -> None:
         """The same for transactions that only read: not each time."""
         if not self._paths.checked_recently():
@@ -4917,13 +4937,43 @@ class File:
         if not self._paths.file_is_there():
             self._paths.put_wal_aside()
 
-    def reading(self) -> Turn:
-        """The connection in a `with` statement, for statements that only read."""
-        return Turn(self, writes=False)
+    def transaction(
+        self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
+    ) -> Transaction:
+        """A transaction, in a `with` statement, that has the write lock from its start: all of
+        the block is committed, or none. *notify* wakes the nodes after that; *enqueues*, too, and
+        refuses to commit while the disk is nearly full. *read_only* is for statements that only
+        read, each by itself."""
+        return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
-    def writing(self) -> Turn:
-        """A transaction that has the write lock from its start: all of the block, or none."""
-        return Turn(self, writes=True)
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """The connection of a read-only transaction."""
+        with self.transaction(read_only=True) as tx:
+            yield tx.connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[apsw.Connection]:
+        """The connection of a transaction."""
+        with self.transaction() as tx:
+            yield tx.connection
+
+    def notify_nodes(self) -> None:
+        """Wakes all nodes, as after a commit."""
+        with self.transaction(read_only=True) as tx:
+            ports = _ports(tx)
+        self.notify(ports)
+
+    def notify(self, ports: Iterable[int]) -> None:
+        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+        for port in ports:
+            with contextlib.suppress(OSError, OverflowError):
+                if (sender := self._socket) is None:
+                    self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    sender.setblocking(False)
+                    # If nobody calls close().
+                    self._close_socket = weakref.finalize(self, sender.close)
+                sender.sendto(b"", ("127.0.0.1", port))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[apsw.Connection]:
@@ -5021,27 +5071,6 @@ class File:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
 
-    def commit(self, connection: apsw.Connection) -> None:
-        """Commits, and only returns if what was committed is in the file of that name."""
-        try:
-            connection.execute("COMMIT")
-        except apsw.FullError:
-            raise  # What completes a commit is written last.
-        except apsw.Error as error:
-            # The frames may be in the WAL although the commit failed.
-            with contextlib.suppress(apsw.Error):
-                self.close()
-            raise _unknown_outcome(self, error) from error
-        try:
-            lost = not self._paths.wal_is_there()
-        except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(self.path), problem) from error
-        if lost:
-            self.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
-            raise FileReplacedError(str(self.path), problem)
-
 
 _FROM_NODE: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
@@ -5105,57 +5134,122 @@ if hasattr(os, "register_at_fork"):
 
 
 @attrs.define(eq=False, repr=False)
-class Turn:
-    """One thread's turn with the connection. (Generators as context managers took longer
-    than the transaction that they were for.)"""
+class Transaction:
+    """Statements that are committed together, or not at all. (As a generator with
+    `contextmanager` it took longer than SQLite does.)
 
-    _file: File
-    _writes: bool
-    _connection: apsw.Connection = attrs.field(init=False)
+    It is on the connection of the file, which threads take turns with; or on the caller's, who
+    has begun it and commits it.
+    """
 
-    def __enter__(self) -> apsw.Connection:
-        self._file.turn.acquire()
+    file: File
+    connection: Any
+    own: bool
+    """Whether it is on the file's own connection, which fires no triggers."""
+    _read_only: bool = False
+    _notify: bool = False
+    _enqueues: bool = False
+    execute: Callable[..., Any] = attrs.field(init=False)
+    now: int = attrs.field(init=False)
+    """The time at its beginning."""
+    _version: int = -1
+    _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.connection is not None:
+            self.execute, self.now = self.connection.execute, self.file.clock()
+
+    def __enter__(self) -> Transaction:
+        file = self.file
+        file.turn.acquire()
         try:
-            self._connection = self._file.connection()
-            if self._writes:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._file.check()
+            self.connection = file.connection()
+            self.execute = self.connection.execute
+            if self._read_only:
+                file.check_now_and_then()
             else:
-                self._file.check_now_and_then()
+                self.execute("BEGIN IMMEDIATE")
+                file.check()
+            self.now = file.clock()
         except BaseException as error:
-            if self._writes and not isinstance(error, apsw.SQLError):
+            if not (self._read_only or isinstance(error, apsw.SQLError)):
                 # It may have begun all the same. (In a signal handler, after an SQLError, the
                 # transaction is that of the interrupted code.)
-                self._file.roll_back()
-            self._file.turn.release()
+                file.roll_back()
+            file.turn.release()
             self._raise_as_ours(error)
             raise
-        return self._connection
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        ports: Sequence[int] = ()
         try:
-            if self._writes and error is None:
-                self._file.commit(self._connection)
-            elif self._writes:
-                self._file.roll_back()
+            if error is None and not self._read_only:
+                ports = self.cached(_ports) if self._notify else ()
+                if self._enqueues:
+                    self.file.require_space(self.connection)
+                self._commit()
+            elif not self._read_only:
+                self.file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self._file.roll_back()
+            self.file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self._file.turn.release()
+            self.file.turn.release()
         self._raise_as_ours(error)
+        if ports:
+            self.file.notify(ports)
+
+    @property
+    def version(self) -> int:
+        """A number for the file's content at the beginning: it rises by one with a commit of our
+        own, and by at least one with those of others."""
+        if self._version < 0:
+            self._version = self.file.version(self.connection)
+        return self._version
+
+    def cached(self, read: Callable[[Transaction], T]) -> T:
+        """What *read* gives, which is called only if others have committed since it last was. The
+        transaction must not change what it has read by this."""
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
+        self._used[read] = value
+        return typing.cast(T, value)
+
+    def _commit(self) -> None:
+        """Commits, and only returns if what was committed is in the file of that name."""
+        file = self.file
+        try:
+            self.execute("COMMIT")
+        except apsw.FullError:
+            raise  # What completes a commit is written last.
+        except apsw.Error as error:
+            # The frames may be in the WAL although the commit failed.
+            with contextlib.suppress(apsw.Error):
+                file.close()
+            raise _unknown_outcome(file, error) from error
+        for read, value in self._used.items():
+            file.cache[read] = self._version + 1, value
+        file.check_commit()
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
-            self._file.empty_wal()
+            self.file.empty_wal()
         if isinstance(error, FailedReading):
             try:
-                self._file.check()
+                self.file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self._file.path)) from error
+            raise _translated(error, str(self.file.path)) from error
+
+
+def _ports(tx: Transaction) -> Sequence[int]:
+    """Where the nodes listen."""
+    ports = tx.execute("SELECT port FROM litejobs_node")
+    return [port for (port,) in ports if isinstance(port, int)]
 
 
 def _connect(
@@ -5752,50 +5846,6 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-@attrs.define(eq=False, repr=False)
-class Notifier:
-    """Wakes the nodes when something was committed for them."""
-
-    file: File
-    _socket: socket.socket | None = None
-
-    def close(self) -> None:
-        """Closes the socket; the next use opens another one."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-
-    def notify_all(self) -> None:
-        """Wakes all nodes."""
-        with self.file.reading() as connection:
-            ports = self.ports(connection)
-        self.notify(ports)
-
-    def ports(self, connection: apsw.Connection) -> Sequence[int]:
-        """Where the nodes listen."""
-        return _column(connection, "SELECT port FROM litejobs_node")
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each node. It has no content, and losing it is harmless."""
-        for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
-                if self._socket is None:
-                    self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    self._socket.setblocking(False)
-                    weakref.finalize(self, self._socket.close)  # If nobody calls close().
-                self._socket.sendto(b"", ("127.0.0.1", port))
-
-    @contextlib.contextmanager
-    def enqueuing(self) -> Iterator[apsw.Connection]:
-        """A transaction that enqueues, which is refused if the disk is nearly full; then all
-        nodes are woken."""
-        with self.file.writing() as connection:
-            ports = self.ports(connection)
-            yield connection
-            self.file.require_space(connection)
-        self.notify(ports)
-
-
 Change = Callable[[apsw.Connection, Sequence[int]], int]
 """Changes the jobs of these ids; says how many."""
 Rework = Callable[[str, object], str | bytes]
@@ -5809,7 +5859,6 @@ class Catalogue:
     file: File
     clock: Clock
     rows: Rows
-    notifier: Notifier
 
     def get(self, id: int) -> Row:
         """One job."""
@@ -5974,7 +6023,7 @@ class Catalogue:
         for states, how in steps:
             change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
             moved += self._in_batches(match, states, change)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return Moved(moved, max(0, matching - moved))
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
@@ -6274,7 +6323,7 @@ _COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = 
 triggers: others may have put theirs into the file."""
 
 
-Write = Callable[[apsw.Connection], Any]
+Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
 
 
@@ -6324,19 +6373,10 @@ class GroupCommit:
                 self.waiting[0].wake()
 
 
-@attrs.define(eq=False, repr=False)
-class Cache:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
     """By queue: its defaults for options."""
-
-
-def _defaults(connection: Any) -> dict[str, dict[str, Any]]:
     options = ("max_attempts", "timeout", "backoff")
-    rows = connection.execute(f"""
+    rows = tx.execute(f"""
         SELECT name, {", ".join(options)} FROM litejobs_queue
         WHERE coalesce({", ".join(options)}) IS NOT NULL
     """)
@@ -6360,9 +6400,7 @@ class Intake:
 
     file: File
     rows: Rows
-    notifier: Notifier
     _group: GroupCommit = attrs.field(factory=GroupCommit)
-    _cache: Cache = attrs.field(factory=Cache)
 
     def enqueue(self, batches: list[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
@@ -6380,7 +6418,7 @@ class Intake:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
         with _on_callers_connection(connection, self.file):
-            return self.insert_each(batches, connection)
+            return self.insert_each(batches, Transaction(self.file, connection, own=False))
 
     def _together(self, write: Write) -> Any:
         """Commits a write. Threads that do so at once share a commit: the one that has the lead
@@ -6444,20 +6482,12 @@ class Intake:
 
     def _commit(self, writes: Sequence[Write]) -> list[Any]:
         """Commits all in one transaction, and notifies the nodes."""
-        with self.file.writing() as connection:
-            version = self.file.version(connection)
-            if (cache := self._cache).version != version:
-                cache = Cache(version, self.notifier.ports(connection), _defaults(connection))
-                self._cache = cache
-            results = [write(connection) for write in writes]
-            self.file.require_space(connection)
-        cache.version = version + 1
-        if cache.ports:
-            self.notifier.notify(cache.ports)
-        return results
+        with self.file.transaction(enqueues=True) as tx:
+            return [write(tx) for write in writes]
 
-    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._cache.defaults:
+    def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
+        connection = tx.connection
+        if defaults := tx.cached(_defaults):
             batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
@@ -6476,9 +6506,9 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def insert_each(self, batches: Sequence[Batch], connection: Any) -> list[tuple[Row, bool]]:
+    def insert_each(self, batches: Sequence[Batch], tx: Transaction) -> list[tuple[Row, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate."""
-        defaults = _defaults(connection)
+        connection, defaults = tx.connection, _defaults(tx)
         inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
         for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
@@ -6560,7 +6590,8 @@ class Intake:
         """Inserts one job with the given columns; the file fills in the others from
         what nodes have written down of the definition."""
         columns = {"name": name, "payload": payload, **given}
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             names = connection.execute("SELECT name FROM litejobs_definition")
             known = [str(name) for (name,) in names]
             if known and name not in known:
@@ -6687,7 +6718,6 @@ class Timetable:
     file: File
     clock: Clock
     intake: Intake
-    notifier: Notifier
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6743,7 +6773,8 @@ class Timetable:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; returns how many."""
         entry, ticks, batches, next_at, covered = made
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
@@ -6753,7 +6784,7 @@ class Timetable:
             enqueued = []
             for tick, batch in zip(ticks, batches, strict=False):
                 try:
-                    [(row, _)] = self.intake.insert_each([batch], connection)
+                    [(row, _)] = self.intake.insert_each([batch], tx)
                     enqueued.append((tick, row.id))
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
@@ -6774,9 +6805,10 @@ class Timetable:
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             batch = batch_of(self._found(connection, name), now, now)
-            id = self.intake.insert_each([batch], connection)[0][0].id
+            id = self.intake.insert_each([batch], tx)[0][0].id
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
@@ -6824,7 +6856,7 @@ class Timetable:
         """Makes a schedule, or changes the one of this name."""
         with self.file.writing() as connection:
             self._put(connection, entry, self._entry(connection, entry.name))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
@@ -6854,7 +6886,7 @@ class Timetable:
                 (name,),
             )
             paused = connection.changes()
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return paused
 
     def resume(self, name: str | None = None) -> int:
@@ -6868,7 +6900,7 @@ class Timetable:
             paused = [entry for entry in entries if entry.paused]
             for entry in paused:
                 self._write(connection, entry.resumed(now))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return len(paused)
 
     def remove(self, name: str) -> None:
@@ -6976,8 +7008,8 @@ class Terms(NamedTuple):
         return f"{self.rate:g}/s"
 
 
-def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
-    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
+def _terms_of(tx: Transaction | apsw.Connection) -> dict[str, Terms]:
+    rows: Any = tx.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
     return {row[0]: _usable(sound(Terms, row)) for row in rows}
 
 
@@ -8513,35 +8545,31 @@ class Store:
     file: File
     clock: Clock = system_clock
     rows: Rows = attrs.field(init=False)
-    notifier: Notifier = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
-    _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
-    """The version of the file, and the settings of queues in it."""
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows, self.notifier = Rows(file, clock), Notifier(file)
-        self.intake = Intake(file, self.rows, self.notifier)
-        self.timetable = Timetable(file, clock, self.intake, self.notifier)
+        self.rows = Rows(file, clock)
+        self.intake = Intake(file, self.rows)
+        self.timetable = Timetable(file, clock, self.intake)
         self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows, self.notifier)
+        self.catalogue = Catalogue(file, clock, self.rows)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
         """A store in the file at *path*, which is opened when first used."""
-        return cls(File(path, durability), clock)
+        return cls(File(path, durability, clock=clock), clock)
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        self.notifier.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -8565,7 +8593,7 @@ class Store:
                 # A drain has no port, and cannot answer.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         if recalls:
             self.nodes.await_recall()
 
@@ -8573,7 +8601,7 @@ class Store:
         """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def exchange(
         self,
@@ -8606,21 +8634,18 @@ class Store:
         choose: Callable[[Ready], list[int]],
         ready: Ready,
     ) -> list[Claimed]:
-        file = self.file
-        with file.writing() as connection:
+        with self.file.transaction() as tx:
+            connection = tx.connection
             again, groups = self._settle(connection, settlements)
             if again:
                 ready.version = None
-            version = file.version(connection)
-            if self._terms[0] != version:
-                self._terms = version, _terms_of(connection)
-            limits = Limits(terms, connection, self.clock()) if (terms := self._terms[1]) else None
+            version, terms = tx.version, tx.cached(_terms_of)
+            limits = Limits(terms, connection, tx.now) if terms else None
             ready.refresh(connection, version, limits)
             ids = choose(ready)
             claimed = self._claim(connection, ids, node) if ids else []
             if limits is not None:
                 limits.settle(claimed)
-        self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
         if groups:
             self.meter.note(settlements, groups)
@@ -12685,7 +12710,7 @@ class LiteJobs:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which no job holds. Returns how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.notifier.notify_all()
+        self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:

@@ -61,6 +61,7 @@ from litejobs import (
     Settlement,
     State,
     Store,
+    Transaction,
     _carray,
     rescue_from_unlisted,
     store_retention,
@@ -1160,8 +1161,8 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         store.intake.enqueue([new()])
         with monkeypatch.context() as patched:
 
-            def enqueue_and_go_blind(connection: apsw.Connection) -> None:
-                store.intake._insert_all([new()], connection)
+            def enqueue_and_go_blind(tx: Transaction) -> None:
+                store.intake._insert_all([new()], tx)
                 patched.setattr(os, "stat", out_of_order)
 
             with pytest.raises(OutcomeUnknownError, match=r"jobs\.db: whether a commit went to"):
@@ -1174,10 +1175,10 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
 
 class TestATransaction:
     def test_ends_though_there_is_no_memory_to_roll_it_back(self, store: Store) -> None:
-        def starve(connection: apsw.Connection) -> None:
-            connection.execute("DELETE FROM litejobs_job")
+        def starve(tx: Transaction) -> None:
+            tx.execute("DELETE FROM litejobs_job")
             apsw.hard_heap_limit(apsw.memory_used())
-            connection.execute("SELECT zeroblob(100000)").fetchall()
+            tx.execute("SELECT zeroblob(100000)").fetchall()
 
         store.intake.enqueue([new()])
         limit = apsw.hard_heap_limit(-1)
@@ -2488,16 +2489,16 @@ class TestThreadsThatEnqueueAtOnce:
     ) -> None:
         store = Store.at(path, "full")
         store.catalogue.count(Match())
-        commit, commits = File.commit, itertools.count(1)
+        commit, commits = Transaction._commit, itertools.count(1)
 
-        def slow(file: File, connection: apsw.Connection) -> None:
+        def slow(tx: Transaction) -> None:
             number = next(commits)
             time.sleep(0.3 if number == 1 else 0)
             if number == 2:
                 raise KeyboardInterrupt
-            commit(file, connection)
+            commit(tx)
 
-        monkeypatch.setattr(File, "commit", slow)
+        monkeypatch.setattr(Transaction, "_commit", slow)
         said: list[str] = []
 
         def produce() -> None:
