@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, Names, File, Rows, Catalogue, Loans, Intake,
+Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
@@ -1861,13 +1861,13 @@ class Codec(Generic[T]):
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
+        if isinstance(text, bytes):
+            problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
+            raise Unfit((problem,))
         try:
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
-            if isinstance(text, bytes):
-                problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
-                raise Unfit((problem,)) from None
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
@@ -1885,59 +1885,31 @@ def unencodable(kind: Any) -> str | None:
     return None
 
 
-_TO_JSON: Final = json.JSONEncoder(
+_ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
-
-
-def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
-    """The encoder that `JSONEncoder.encode` makes anew for each value, which takes half of its
-    time. It is not public: without it, `_to_json` uses `encode`."""
-    try:
-        text = json.encoder.encode_basestring
-        options = None, ":", ",", False, False, False
-        made: Any = json.encoder.c_make_encoder(None, _TO_JSON.default, text, *options)  # type: ignore[attr-defined]
-        return made if "".join(made(["é"], 0)) == '["é"]' else None
-    except Exception:
-        return None
-
-
-_CHUNKS = _chunks_in_c()
+_CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
+# What `iterencode` makes anew for each value, which takes half of its time, is not public.
+with contextlib.suppress(AttributeError, TypeError):
+    _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+    )
 _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-def _from_json(text: str | bytes) -> Any:
+def _to_json(raw: Any) -> str:
+    text = "".join(_CHUNKS(raw, True))
+    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    return text if text.isascii() else storable(text)
+
+
+def _from_json(text: str) -> Any:
     # Text written by `_to_json` has no surrounding white space to skip.
     try:
         raw, end = _SCAN(text, 0)
     except StopIteration:
         end = -1
-    raw = raw if end == len(text) else json.loads(text)
-    if isinstance(text, str) and not text.isascii() and _HALF.search(text):
-        _to_json(raw)  # Or the error that says why it cannot be written.
-    return raw
-
-
-def _to_json(raw: Any) -> str:
-    text = "".join(_CHUNKS(raw, 0)) if _CHUNKS else _TO_JSON.encode(raw)
-    if text.isascii():
-        return text
-    if _HALVES.search(text):
-        raise ValueError("two halves of a character, which JSON would join")
-    # A lone surrogate, as in names of files, survives as the escape \udc80.
-    return text.encode(errors="backslashreplace").decode()
-
-
-_HALF = re.compile("[\ud800-\udfff]")
-_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-
-
-def _problems(error: Exception) -> tuple[str, ...]:
-    try:
-        problems = cattrs.transform_error(error, format_exception=_problem)
-        return tuple(map(_cut, problems[:MOST_PROBLEMS]))
-    except Exception:  # too deep for cattrs, or an error that fails to show itself
-        return ("not of the type, in a way that cannot be described @ $",)
+    return raw if end == len(text) else json.loads(text)
 
 
 MOST_PROBLEMS = 20
@@ -1945,10 +1917,13 @@ PROBLEM_LIMIT = 500
 """How many problems of one value are reported, and how many characters of each."""
 
 
-def _cut(problem: str) -> str:
-    """Without its middle, if it is too long, as field names may be."""
+def _problems(error: Exception) -> tuple[str, ...]:
     half = PROBLEM_LIMIT // 2
-    return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
+    try:
+        problems = cattrs.transform_error(error, format_exception=_problem)[:MOST_PROBLEMS]
+    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        return ("not of the type, in a way that cannot be described @ $",)
+    return tuple(p if len(p) <= PROBLEM_LIMIT else f"{p[:half]} … {p[-half:]}" for p in problems)
 
 
 def _problem(error: BaseException, kind: Any) -> str:
@@ -1958,13 +1933,16 @@ def _problem(error: BaseException, kind: Any) -> str:
         case KeyError() if kind is not None:
             return "missing"
         case ForbiddenExtraKeysError():
-            return f"unknown field {', '.join(sorted(map(_shown, error.extra_fields)))}"
+            return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
         case json.JSONDecodeError():
             return f"no JSON: {error}"
     # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
+
+
+HIDDEN = "hidden"
 
 
 @functools.cache
@@ -1976,7 +1954,7 @@ def hides(kind: Any) -> bool:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
-        if any(field.repr is not True for field in _fields_of(cls)):
+        if hidden_fields(cls):
             return True
         try:
             left += [*typing.get_args(kind), *_hints_of(cls).values()]
@@ -1985,15 +1963,20 @@ def hides(kind: Any) -> bool:
     return False
 
 
-def _fields_of(cls: Any) -> tuple[Any, ...]:
-    if isinstance(cls, type) and attrs.has(cls):
-        return tuple(attrs.fields(cls))
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def hidden_fields(cls: Any) -> set[str]:
+    """The names of the fields that a class does not show."""
+    fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
+    values = fields.values() if isinstance(fields, dict) else fields
+    return {field.name for field in values if field.repr is not True}
 
 
 def _hints_of(cls: Any) -> dict[str, Any]:
     holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
     return typing.get_type_hints(cls, include_extras=True) if holds else {}
+
+
+def _is_class(cls: Any) -> bool:
+    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 def _name(kind: Any) -> str:
@@ -2006,13 +1989,23 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def _shown(value: Any) -> str:
-    short = reprlib.Repr()  # never fails, unlike some a repr()
+def shown(value: Any) -> str:
+    """A short `repr`, which never fails."""
+    short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
+def got(kind: Any, value: Any) -> str:
+    """The wrong value, unless *kind* hides it."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else shown(value)
+
+
 # One form for each type.
+
+_Hook = Callable[..., Any]
+_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
+"""What makes a form: its classes, json_classes, dump and parse."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2020,28 +2013,27 @@ class _Form:
     """How values of the type *kind* are written and read."""
 
     kind: Any
-    owns: tuple[type, ...] = ()
-    """The exact classes of its values: a subclass would be read back as its base."""
-    raws: tuple[type, ...] = (dict,)
-    """The classes of their JSON values; known from the start, for recursive classes."""
-    dump: Callable[[Any], Any] = lambda value: value
-    parse: Callable[[Any], Any] = lambda raw: raw
+    classes: tuple[type, ...] = ()
+    """The exact ones of its values: a subclass would be read back as its base."""
+    json_classes: tuple[type, ...] = (dict,)
+    """Those of their JSON values; known from the start, for recursive classes."""
+    dump: _Hook = lambda value: value
+    parse: _Hook = lambda raw: raw
     plain: bool = False
     """Whether every written value is read back unchanged, so that no check is needed."""
 
     def write(self, value: Any) -> Any:
         try:
-            return self.dump(value) if type(value) in self.owns else _Misfit(value)
+            return self.dump(value) if type(value) in self.classes else _Misfit(value)
         except (ValueError, ArithmeticError, LookupError):
             return _Misfit(value)
 
     def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
-        if type(raw) not in self.raws:
-            raise self._unfit(raw)
         try:
-            return self.parse(raw)
+            if type(raw) in self.json_classes:
+                return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
-            raise self._unfit(raw) from None
+            pass
         except ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
@@ -2049,25 +2041,15 @@ class _Form:
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
                 raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
+        raise Unfit((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
 
-    def read_quietly(self, raw: Any) -> Any:
-        """Like `read`, for a hidden field: the error shows nothing of the value."""
+    def read_hidden(self, raw: Any, _: Any = None) -> Any:
+        """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
             problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
             raise Unfit((problem,)) from None
-
-    def _unfit(self, raw: Any) -> Unfit:
-        return Unfit((f"expected {_name(self.kind)}, got {_got(self.kind, raw)}",))
-
-
-def _got(kind: Any, value: object) -> str:
-    """The wrong value, unless *kind* hides it."""
-    return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
-
-
-HIDDEN = "hidden"
 
 
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
@@ -2080,39 +2062,11 @@ class _Misfit:
     value: Any
 
     def __repr__(self) -> str:
-        return _shown(self.value)
-
-
-@functools.cache
-def _form_of(kind: Any) -> _Form:
-    # A converter for each: a type that fails leaves nothing half made behind.
-    return _Wire().form(kind)
-
-
-def _without_defaults(form: _Form) -> _Form:
-    fields = [f for f in attrs.fields(form.kind) if f.init and f.default is not attrs.NOTHING]
-    defaults = [(f.alias, _form_of(f.type).write(f.default)) for f in fields]
-
-    def dump(value: Any) -> Any:
-        raw = form.dump(value)
-        for key, default in defaults:
-            # Equal is not enough: 1 == True, and 0.0 == -0.0.
-            if raw[key] == default and repr(raw[key]) == repr(default):
-                del raw[key]
-        return raw
-
-    plain = all(_is_plain(f.type) for f in attrs.fields(form.kind))
-    return attrs.evolve(form, dump=dump, plain=plain)
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+        return shown(self.value)
 
 
 class _Wire(cattrs.Converter):
-    """Generates code for classes with cattrs, and has a form for each type.
+    """Has a form for each type; and cattrs generates code for classes.
 
     (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
     """
@@ -2127,7 +2081,7 @@ class _Wire(cattrs.Converter):
         if kind not in self._forms:
             # Stored before it is complete, for recursive classes.
             form = self._forms[kind] = _Form(kind)
-            form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
+            form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
         return self._forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
@@ -2137,9 +2091,30 @@ class _Wire(cattrs.Converter):
         return self.form(type).write
 
 
-_Hook = Callable[..., Any]
-_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
-"""The owns, raws, dump and parse of a form."""
+@functools.cache
+def _form_of(kind: Any) -> _Form:
+    # A converter for each: a type that fails leaves nothing half made behind.
+    return _Wire().form(kind)
+
+
+def _without_defaults(form: _Form) -> _Form:
+    fields = attrs.fields(form.kind)
+    defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
+
+    def dump(value: Any) -> Any:
+        raw = form.dump(value)
+        for key, default in defaults.items():
+            if repr(raw[key]) == default:  # As 1 == True, and 0.0 == -0.0.
+                del raw[key]
+        return raw
+
+    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return all(map(_is_plain, typing.get_args(kind)))
+    return kind in (str, int, bool, None, types.NoneType)
 
 
 def _bare(kind: Any) -> Any:
@@ -2152,11 +2127,12 @@ def _parts(kind: Any, wire: _Wire) -> _Parts:
     origin = typing.get_origin(kind) or kind
     if kind in _SCALARS:
         return _SCALARS[kind]
-    if kind is Any:
-        return _any(wire)
+    if kind is Any or {*typing.get_args(kind)} == {Any, types.NoneType}:
+        inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+        classes = (str, int, float, bool, types.NoneType, list, dict)
+        return classes, classes, _same, lambda raw: inner.get(type(raw), _same)(raw)
     if origin in _UNIONS:
-        optional = {*typing.get_args(kind)} == {Any, types.NoneType}
-        return _any(wire) if optional else _union(kind, wire)
+        return _union(kind, wire)
     if origin is Literal:
         return _choice(kind, typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -2172,22 +2148,18 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     # By class too: 1 == True, but they are two choices.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
-    jsons = tuple({type(raw) for raw in raws.values()})
-    if len(members) < len(raws) or not {*jsons} <= {str, int, float, bool, types.NoneType}:
+    classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
+    if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
         raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
-    owns = tuple({type(value) for value in values})
-    return owns, jsons, lambda v: raws[type(v), v], lambda raw: members[type(raw), raw]
-
-
-# Objects and containers.
+    both = tuple(classes), tuple(json_classes)
+    return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
 
 def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
     for argument in typing.get_args(kind):
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
-        hints = typing.get_type_hints(cls)
-        writers = {key: wire.form(hint).write for key, hint in hints.items()}
+        writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
         read = typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
@@ -2204,17 +2176,13 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
             attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
             if any(field.type is None for field in attrs.fields(cls)):
                 raise TypeError(f"{_name(kind)} has a field without a type")
-        quiet = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_quietly(raw))
-        quietly: Any = {field.name: quiet for field in _fields_of(cls) if field.repr is not True}
+        hook = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_hidden(raw))
+        hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
         dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **quietly)
+        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **hooks)
     else:
         raise TypeError(f"{_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
-
-
-def _is_class(cls: Any) -> bool:
-    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
@@ -2228,7 +2196,7 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
 
 
 def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
-    owns, items = _ARRAYS[origin], typing.get_args(kind)
+    classes, items = _ARRAYS[origin], typing.get_args(kind)
     fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
     forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
     if fixed:
@@ -2243,18 +2211,18 @@ def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
         return raw
 
     def parse(raw: Any) -> Any:
-        items = enumerate(zip(raw, forms, strict=fixed))
-        return owns[0](_each((i, item, form.read) for i, (item, form) in items))
+        pairs = enumerate(zip(raw, forms, strict=fixed))
+        return classes[0](_each((i, item, form.read) for i, (item, form) in pairs))
 
-    return owns, (list,), dump, parse
+    return classes, (list,), dump, parse
 
 
 def _mapping(kind: Any, wire: _Wire) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
     key, form = wire.form(key_kind), wire.form(value_kind)
-    if key.raws not in ((str,), (int,)):
+    if key.json_classes not in ((str,), (int,)):
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
-    digits = key.raws == (int,)
+    digits = key.json_classes == (int,)
 
     def dump(value: Any) -> Any:
         raw = {key.write(k): form.write(v) for k, v in value.items()}
@@ -2266,10 +2234,12 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
             raw = int(raw)  # "007" stays a text, and is refused
         return key.read(raw), form.read(item[1])
 
-    def parse(raw: Any) -> Any:
-        return dict(_each((item[0], item, read_item) for item in raw.items()))
-
-    return (dict,), (dict,), dump, parse
+    return (
+        (dict,),
+        (dict,),
+        dump,
+        lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
+    )
 
 
 def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
@@ -2290,21 +2260,18 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
     return values
 
 
-# Unions.
-
-
 _UNIONS: Final = (typing.Union, types.UnionType)
 
 
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
-    raws = {raw for form in forms.values() for raw in form.raws}
+    json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers = {}
-    for raw in raws:
-        members = [member for member, form in forms.items() if raw in form.raws]
-        if raw is int and len(members) > 1:
+    for cls in json_classes:
+        members = [member for member, form in forms.items() if cls in form.json_classes]
+        if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[raw] = _chooser(kind, members, wire)
+        choosers[cls] = _chooser(kind, members, wire)
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -2317,8 +2284,8 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
                 return raw
         return _Misfit(value)
 
-    owns = tuple({own for form in forms.values() for own in form.owns})
-    return owns, tuple(raws), dump, lambda raw: choose(raw).read(raw)
+    classes = tuple({cls for form in forms.values() for cls in form.classes})
+    return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
 def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
@@ -2333,12 +2300,6 @@ def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]
 
 
 # Scalars.
-
-
-def _any(wire: _Wire) -> _Parts:
-    inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
-    owns = (str, int, float, bool, types.NoneType, list, dict)
-    return owns, owns, _same, lambda raw: inner.get(type(raw), _same)(raw)
 
 
 def _same(value: Any) -> Any:
@@ -2590,12 +2551,7 @@ def _check_headers(value: object, what: str) -> Mapping[str, str]:
     )
     if not texts:
         raise OptionError(what, f"expected texts by their names, got {value!r}")
-    headers = dict(typing.cast(Mapping[str, str], value))
-    try:
-        _to_json(headers)
-    except ValueError as error:
-        raise OptionError(what, f"{error}, in {headers!r}") from None
-    return headers
+    return dict(typing.cast(Mapping[str, str], value))
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2783,7 +2739,7 @@ class OwnCodec:
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
-            raise self._unfit(f"encode gave {_got(self.json.kind, made)}, which is not bytes")
+            raise self._unfit(f"encode gave {got(self.json.kind, made)}, which is not bytes")
         return made
 
     def decode(self, stored: str | bytes) -> Any:
@@ -2796,7 +2752,7 @@ class OwnCodec:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
+            raise self._unfit(f"decode gave {got(self.json.kind, made)}, not {expected}")
         if not self.by_name:
             return made
         try:
@@ -2866,9 +2822,9 @@ class Body:
                 return frozenset(
                     found | {f"payload.{name}" for name in given if hides(given[name])}
                 )
-            kinds = _hints_of(self.code)
+            kinds, own = _hints_of(self.code), hidden_fields(self.code)
             for field in attrs.fields(typing.cast(Any, self.code)):
-                if field.repr is not True or hides(kinds.get(field.name, Any)):
+                if field.name in own or hides(kinds.get(field.name, Any)):
                     found.add(f"payload.{field.alias}")
         except (NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
@@ -4097,9 +4053,9 @@ def check_tracing() -> None:
 ################################################################################
 # Schema
 #
-# The tables, indexes and triggers in the file, as steps from nothing to today; what is kept
-# in them is for the sections below. Who opens a file takes the steps that it lacks,
-# and refuses one in which something else goes by our names.
+# The tables, indexes and triggers in the file; the sections below say what is kept in them.
+# Opening a file creates them or brings them up to date, and refuses a file in which
+# something else has one of their names.
 ################################################################################
 
 _COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
@@ -4117,12 +4073,11 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "filled_at": _MOMENT,
     },
 }  # fmt: skip
-"""What a number may be that somebody else writes, so that nobody calculates with it in vain: part
-of a step of the schema, and never changed."""
+"""The ranges of numbers that other programs may write: part of the schema, and never changed."""
 
 
 def _bounds_triggers() -> str:
-    """Triggers that refuse what is out of bounds, whoever writes it."""
+    """Triggers that refuse numbers out of bounds."""
     refused = {
         table: "\n".join(
             f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -4139,9 +4094,9 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA: tuple[str, ...] = (
-    "",  # Of before the first release.
-    """
+SCHEMA = """
+    CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+
     CREATE TABLE litejobs_job (
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
         name         TEXT    NOT NULL,
@@ -4168,20 +4123,40 @@ SCHEMA: tuple[str, ...] = (
         finished_at  INTEGER,
         prune_at     INTEGER,
         result       TEXT,                               -- JSON
-        error        TEXT
+        error        TEXT,
+        headers      TEXT,                               -- JSON: what middleware sends along
+        key          TEXT,                               -- so many jobs with one key may run
+        key_limit    INTEGER,                            -- at a time; the others are blocked
+        unique_key   TEXT,
+        unique_scope TEXT,                               -- queued, active or exists
+        unique_until INTEGER,
+        expires_at   INTEGER,                            -- cancelled, if not started by then
+        progress     TEXT,                               -- JSON: done, total, note
+        schedule     TEXT,                               -- the schedule that enqueued it
+        grace        INTEGER                             -- microseconds; NULL: as defined
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
         WHERE state = 'pending';
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
-    CREATE INDEX litejobs_held ON litejobs_job (holder) WHERE state = 'running';
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
     CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
         WHERE state <> 'pending' AND state <> 'running';
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
+    -- A key is held by the state of its job, so that nothing is left to release.
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
+        WHERE unique_key IS NOT NULL AND (
+            unique_scope = 'exists'
+            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+                AND (unique_scope = 'active' OR claim = 0)
+        );
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
+        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
-    CREATE TABLE litejobs_count (                        -- the jobs that are on the shelf
+    CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
         state        TEXT NOT NULL,
         queue        TEXT NOT NULL,
         name         TEXT NOT NULL,
@@ -4199,11 +4174,16 @@ SCHEMA: tuple[str, ...] = (
         traceback    TEXT    NOT NULL,
         worker       INTEGER NOT NULL,                   -- a process id
         started_at   INTEGER NOT NULL,
-        finished_at  INTEGER NOT NULL
+        finished_at  INTEGER NOT NULL,
+        exit_code    INTEGER,
+        cpu          INTEGER,                            -- microseconds
+        memory       INTEGER,                            -- bytes, at the peak
+        output       TEXT,                               -- the last lines
+        omitted      INTEGER                             -- earlier ones that are not kept
     ) STRICT;
     CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
 
-    CREATE TABLE litejobs_definition (                   -- what nodes last said of theirs
+    CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         queue        TEXT NOT NULL,
         node         TEXT NOT NULL,
@@ -4211,7 +4191,8 @@ SCHEMA: tuple[str, ...] = (
         max_attempts INTEGER,
         timeout      INTEGER,
         backoff      TEXT,
-        retention    TEXT
+        retention    TEXT,
+        expires      INTEGER
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -4221,41 +4202,64 @@ SCHEMA: tuple[str, ...] = (
         port         INTEGER NOT NULL,                   -- a datagram there wakes it
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
-        started_at   INTEGER NOT NULL
+        started_at   INTEGER NOT NULL,
+        names        TEXT,                               -- JSON: the definitions that it has
+        recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
-    -- For hands other than ours, in any language (our own connection fires no triggers, which
-    -- is faster, and counts a whole transaction at once): an INSERT is completed, and whatever
-    -- changes is counted.
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
-    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
-    BEGIN
-        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
-            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
-        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
-            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
-        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
-            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
-        UPDATE litejobs_job SET
-            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
-            run_at       = coalesce(NEW.run_at, time.now),
-            state        = CASE WHEN NEW.state = 'pending' AND NEW.run_at > time.now
-                                THEN 'scheduled' ELSE NEW.state END,
-            queue        = coalesce(NEW.queue, known.queue, 'default'),
-            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
-            priority     = coalesce(NEW.priority, known.priority, 0),
-            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
-                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention)
-        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
-            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
-        WHERE id = NEW.id;
-    END;
+    CREATE TABLE litejobs_queue (                             -- only of queues with settings
+        name         TEXT PRIMARY KEY,
+        paused       INTEGER NOT NULL DEFAULT 0,
+        concurrency  INTEGER,                                 -- how many run at a time
+        rate         REAL,                                    -- how many start in a second
+        burst        INTEGER,                                 -- and how many at once after a rest
+        weight       REAL,                                    -- the share among equal priorities
+        ageing       INTEGER,                                 -- microseconds to priority + 1
+        max_attempts INTEGER,                                 -- defaults; 0: for ever
+        timeout      INTEGER,
+        backoff      TEXT,
+        tokens       REAL,                                    -- how many may start,
+        filled_at    INTEGER,                                 -- as counted then
+        rate_given   TEXT                                     -- the rate in words, as 10/min
+    ) STRICT, WITHOUT ROWID;
 
+    CREATE TABLE litejobs_schedule (
+        name         TEXT PRIMARY KEY,
+        definition   TEXT    NOT NULL,
+        payload      ANY     NOT NULL,
+        options      TEXT    NOT NULL,                        -- JSON: as of a job
+        expression   TEXT    NOT NULL,
+        timezone     TEXT    NOT NULL,
+        misfire      TEXT    NOT NULL,
+        grace        INTEGER NOT NULL,
+        overlap      TEXT    NOT NULL,
+        jitter       INTEGER NOT NULL,
+        start_at     INTEGER,
+        end_at       INTEGER,
+        origin       TEXT,                                    -- the module; NULL: made at run time
+        paused       INTEGER NOT NULL DEFAULT 0,
+        next_at      INTEGER,                                 -- NULL: never again
+        last_at      INTEGER,
+        last_job     INTEGER,
+        -- JSON: the periods whose ticks have been handled
+        covered      TEXT NOT NULL DEFAULT '[]'
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
+        WHERE next_at IS NOT NULL AND NOT paused;
+
+    CREATE TABLE litejobs_metric (
+        span         INTEGER NOT NULL,                        -- seconds
+        time         INTEGER NOT NULL,                        -- when they began
+        queue        TEXT    NOT NULL,
+        name         TEXT    NOT NULL,
+        measure      TEXT    NOT NULL,                        -- a state; waiting or running
+        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        number       INTEGER NOT NULL,
+        PRIMARY KEY (span, time, queue, name, measure, bucket)
+    ) STRICT, WITHOUT ROWID;
+
+    -- For other programs, in any language: an INSERT is completed, and every change is counted.
+    -- (litejobs' own connection fires no triggers, but counts a whole transaction at once.)
     CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
     WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
     BEGIN
@@ -4280,40 +4284,7 @@ SCHEMA: tuple[str, ...] = (
             WHERE OLD.state NOT IN ('pending', 'running')
             ON CONFLICT DO UPDATE SET number = number - 1;
     END;
-    """,
-    """
-    ALTER TABLE litejobs_job ADD COLUMN headers TEXT;         -- JSON: what middleware sends along
-    ALTER TABLE litejobs_job ADD COLUMN key TEXT;             -- so many jobs with one key may run
-    ALTER TABLE litejobs_job ADD COLUMN key_limit INTEGER;    -- at a time; the others are blocked
-    ALTER TABLE litejobs_job ADD COLUMN unique_key TEXT;
-    ALTER TABLE litejobs_job ADD COLUMN unique_scope TEXT;    -- queued, active or exists
-    ALTER TABLE litejobs_job ADD COLUMN unique_until INTEGER;
-    ALTER TABLE litejobs_job ADD COLUMN expires_at INTEGER;   -- cancelled, if not started by then
-    ALTER TABLE litejobs_job ADD COLUMN progress TEXT;        -- JSON: done, total, note
-    ALTER TABLE litejobs_job ADD COLUMN schedule TEXT;        -- whose tick it is
 
-    -- A key is held by the state of its job, so that nothing is left to release.
-    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
-        WHERE unique_key IS NOT NULL AND (
-            unique_scope = 'exists'
-            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-                AND (unique_scope = 'active' OR claim = 0)
-        );
-    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
-        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
-    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
-    DROP INDEX litejobs_held;
-    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
-
-    ALTER TABLE litejobs_attempt ADD COLUMN exit_code INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN cpu INTEGER;      -- microseconds
-    ALTER TABLE litejobs_attempt ADD COLUMN memory INTEGER;   -- bytes, at the peak
-    ALTER TABLE litejobs_attempt ADD COLUMN output TEXT;      -- the last lines
-
-    ALTER TABLE litejobs_definition ADD COLUMN expires INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN names TEXT;          -- JSON: the definitions that it has
-
-    DROP TRIGGER litejobs_enqueue;
     CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
     WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
     BEGIN
@@ -4351,94 +4322,35 @@ SCHEMA: tuple[str, ...] = (
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-
-    CREATE TABLE litejobs_queue (                             -- only of queues with settings
-        name         TEXT PRIMARY KEY,
-        paused       INTEGER NOT NULL DEFAULT 0,
-        concurrency  INTEGER,                                 -- how many run at a time
-        rate         REAL,                                    -- how many start in a second
-        burst        INTEGER,                                 -- and how many at once after a rest
-        weight       REAL,                                    -- the share among equal priorities
-        ageing       INTEGER,                                 -- microseconds to priority + 1
-        max_attempts INTEGER,                                 -- defaults; 0: for ever
-        timeout      INTEGER,
-        backoff      TEXT,
-        tokens       REAL,                                    -- how many may start,
-        filled_at    INTEGER                                  -- as counted then
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE litejobs_schedule (
-        name         TEXT PRIMARY KEY,
-        definition   TEXT    NOT NULL,
-        payload      ANY     NOT NULL,
-        options      TEXT    NOT NULL,                        -- JSON: as of a job
-        expression   TEXT    NOT NULL,
-        timezone     TEXT    NOT NULL,
-        misfire      TEXT    NOT NULL,
-        grace        INTEGER NOT NULL,
-        overlap      TEXT    NOT NULL,
-        jitter       INTEGER NOT NULL,
-        start_at     INTEGER,
-        end_at       INTEGER,
-        origin       TEXT,                                    -- the module; NULL: made at run time
-        paused       INTEGER NOT NULL DEFAULT 0,
-        next_at      INTEGER,                                 -- NULL: never again
-        last_at      INTEGER,
-        last_job     INTEGER
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
-        WHERE next_at IS NOT NULL AND NOT paused;
-
-    CREATE TABLE litejobs_metric (
-        span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
-        queue        TEXT    NOT NULL,
-        name         TEXT    NOT NULL,
-        measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
-        number       INTEGER NOT NULL,
-        PRIMARY KEY (span, time, queue, name, measure, bucket)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    _bounds_triggers()
-    + """
-    -- JSON: the periods whose ticks have had their turn
+    """ + _bounds_triggers()
+SCHEMA_VERSION = 4
+_FROM_VERSION_3 = """
+    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
+    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
+    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
+    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;        -- microseconds; NULL: as defined
-    """,
-)
-"""The steps from nothing to today's schema. Files out there have taken the first ones:
-steps are only ever appended."""
-
-
-META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+    """ + _bounds_triggers()
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
     if _is_outdated(connection, path):
         connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Somebody may have taken them meanwhile, and more.
-            _take_steps(connection)
+        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
+            _update_schema(connection)
         connection.execute("COMMIT")
 
 
 def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether steps are to be taken to today's schema.
-
-    Raises:
-        FileError: there is no way from this file's.
-    """
+    """Whether the schema is missing or older; a file that cannot be updated is refused."""
     version = _schema_version(connection)
-    if version == 1:
+    if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
-    if version > len(SCHEMA):
-        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
+    if version > SCHEMA_VERSION:
+        problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < len(SCHEMA)
+    return version < SCHEMA_VERSION
 
 
 def _schema_version(connection: Any) -> int:
@@ -4449,34 +4361,38 @@ def _schema_version(connection: Any) -> int:
     return row[0] if row and isinstance(row[0], int) else 0
 
 
-def _take_steps(connection: Any) -> None:
-    """Brings the schema up to date, in a transaction, statement by statement: the standard
-    sqlite3 commits before it runs a script."""
-    version = _schema_version(connection)
-    for statement in itertools.chain(
-        [] if version else [META], *map(_statements, SCHEMA[version:])
-    ):
+def _update_schema(connection: Any) -> None:
+    """Creates the schema or brings it up to date, within a transaction, statement by statement:
+    the standard sqlite3 commits before it runs a script."""
+    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
         connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
+    connection.execute(
+        "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (SCHEMA_VERSION,)
+    )
 
 
-def _statements(step: str) -> Iterator[str]:
+def _statements(script: str) -> Iterator[str]:
     statement = ""
-    for line in step.splitlines(keepends=True):
+    for line in script.splitlines(keepends=True):
         statement += line
         if apsw.complete(statement):
             yield statement
             statement = ""
 
 
-def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
-    """Refuses a file in which something else goes by one of our names: a view could run for ever,
-    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
-    known = _texts_of_schema()
-    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
-    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
-    for name, text in connection.execute(sql):
-        if _without_spaces(str(text)) not in known.get(name, ()):
+def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
+    """Refuses a file in which something else has one of our names: a view could run for ever, and
+    a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
+    expected = _expected_schema()
+    objects = connection.execute("""
+        SELECT type, name, sql FROM sqlite_schema
+        WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
+        ORDER BY name <> 'litejobs_meta'
+    """)
+    for kind, name, sql in objects:
+        required, parts = expected.get((kind, name)), _parts_of(str(sql))
+        # Columns that users add are fine, unless they compute something.
+        if required is None or required - parts or any("(" in part for part in parts - required):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
@@ -4484,29 +4400,37 @@ def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
 
 
 @functools.cache
-def _texts_of_schema() -> Mapping[str, Sequence[str]]:
-    """By name, how SQLite keeps each table, index and trigger after one step or another."""
-    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
-    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
-        text = _without_spaces(statement).removesuffix(";")
-        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
-            texts.setdefault(made[1], []).append(text)
-        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
-            columns, _, end = texts[altered[1]][-1].rpartition(")")
-            column = text.removeprefix(_without_spaces(altered[0]))
-            texts[altered[1]].append(f"{columns},{column}){end}")
-    return texts
+def _expected_schema() -> Mapping[tuple[str, str], frozenset[str]]:
+    """What each table, index and trigger must consist of, by its kind and name."""
+    expected = {
+        (made[1].lower(), made[2]): _parts_of(statement.removesuffix(";\n"))
+        for statement in _statements(SCHEMA)
+        if (made := re.search(r"CREATE (?:UNIQUE )?([A-Z]+) (\w+)", statement))
+    }
+    for added in re.finditer(r"ALTER TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3):
+        expected["table", added[1]] -= _parts_of(added[2])  # A file of version 3 lacks them.
+    return expected
 
 
-def _without_spaces(sql: str) -> str:
-    """Without comments either: another version of SQLite may lay it out otherwise."""
-    return re.sub(r"--.*|\s", "", sql)
+def _parts_of(sql: str) -> frozenset[str]:
+    """The columns of a CREATE TABLE, each with its rules, and its head and end; any other
+    statement as a whole. Spaces and comments are left out: SQLite may lay them out otherwise."""
+    parts, depth, is_table = [""], 0, re.match(r"\s*(--.*\s+)*CREATE TABLE", sql)
+    for token in re.findall(r"""'[^']*'|"[^"]*"|--.*|/\*[\s\S]*?\*/|\s+|[^-'"/\s(),]+|.""", sql):
+        if token.isspace() or token.startswith(("--", "/*")):
+            continue
+        depth += (token == "(") - (token == ")")
+        if is_table and (token, depth) in (("(", 1), (",", 1), (")", 0)):
+            parts.append("")
+        else:
+            parts[-1] += token
+    return frozenset(parts)
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
-    may hold millions now: SQLite would read all of it instead of using an index. Without
-    statistics it takes every table for a large one, which is right here."""
+    """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
+    millions of jobs now, and SQLite would read all of them instead of using an index. Without
+    statistics it assumes that every table is large, which is right here."""
     for table in ("sqlite_stat1", "sqlite_stat4"):
         exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
         if connection.execute(exists, (table,)).get:
@@ -4517,54 +4441,46 @@ def _forget_statistics(connection: apsw.Connection) -> None:
 
 
 ################################################################################
-# Names
+# File
 #
-# What the file, its WAL and the memory that it shares are called. SQLite looks at the names
-# once, when it opens them; people and programs move, remove and replace files at any time.
+# The database file and one connection, which the threads of a process take turns with. What
+# was committed is in the file of that name, or an error says so: SQLite looks at the names of
+# the file, its WAL and its shared memory once, when it opens them, but people and programs
+# move, remove and replace files at any time. From here to the Store all is SQL of SQLite.
 ################################################################################
 
 Mark = tuple[int, int]
-"""Device and inode: what tells a file from others that bear its name."""
+"""Device and inode, which tell a file from others of the same name."""
 TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-TRUSTED = 0.01
-"""Seconds for which who only reads trusts the last look at the names."""
+CHECK_INTERVAL = 0.01
+"""Seconds between two checks of the paths while a process only reads."""
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
 NOT_THERE = FileNotFoundError, NotADirectoryError
-"""Other errors do not say that something is gone: nobody could look."""
+"""Other errors only say that the path could not be checked."""
 
 
 @attrs.define(eq=False, repr=False)
-class Names:
-    """Those of a file that is open, and what they led to when it was opened."""
+class Paths:
+    """The paths of an open file, its WAL and its shared memory, with their ids at opening."""
 
     file: str = ""
     wal: str = ""
     shm: str = ""
-    """Of the memory that those share who have the file open."""
     _marks: tuple[Mark, ...] = ()
-    _seen_at: float = 0.0
+    _checked_at: float = 0.0
     file_size: int = 0
     wal_size: int = 0
-    """Bytes, when a transaction that writes began."""
+    """Bytes, at the last check."""
 
     @classmethod
-    def of(cls, place: Path, mark: Mark) -> Names:
-        """The names of what was just opened there, when the file's led to *mark*: it may be
-        another one by now.
-
-        Raises:
-            OSError: one of them cannot be seen.
-        """
+    def of(cls, place: Path, mark: Mark) -> Paths:
+        """The paths of a file that was just opened, when its own had the id *mark*."""
         wal, shm = f"{place}-wal", f"{place}-shm"
         return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
 
     def links(self) -> int:
-        """How many names the file has: none, if a name leads to another one than is open.
-
-        Raises:
-            OSError: it cannot be seen.
-        """
-        looked_at = time.monotonic()
+        """How many names the file has; 0 if a path leads to something else than is open."""
+        now = time.monotonic()
         try:
             file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
         except NOT_THERE:
@@ -4573,21 +4489,20 @@ class Names:
             return 0
         if file.st_nlink > 1:
             return file.st_nlink
-        self._seen_at = looked_at
+        self._checked_at = now
         self.file_size, self.wal_size = file.st_size, wal.st_size
         return 1
 
-    def were_seen_just_now(self) -> bool:
-        """Whether the last look was a moment ago, and all was as it should be."""
-        return time.monotonic() - self._seen_at <= TRUSTED
+    def checked_recently(self) -> bool:
+        """Whether all paths were in order a moment ago."""
+        return time.monotonic() - self._checked_at <= CHECK_INTERVAL
 
     def lead_to(self, mark: Mark) -> bool:
         """Whether SQLite has locks on that file."""
         return mark in self._marks[::2]
 
     def file_is_there(self) -> bool:
-        """Whether the file still has its name, and has not been emptied, which SQLite never
-        does. Its WAL may have lost its own."""
+        """Whether the file has its name still, and is not empty, which SQLite never makes it."""
         try:
             found = os.stat(self.file)
         except NOT_THERE:
@@ -4601,32 +4516,21 @@ class Names:
         except NOT_THERE:
             return False
 
-    def only_the_wal_is_lost(self) -> bool:
-        """Whether what was in the WAL can still go into the file: nobody has written to a new
-        one."""
-        if not os.path.exists(self.wal):
-            return self.file_is_there()
-        return (
-            not os.path.getsize(self.wal)
-            and _mark(self.shm) == self._marks[2]
-            and self.file_is_there()
-        )
-
     def put_wal_aside(self) -> None:
-        """Renames the WAL: it is of no use to a file that has come to this name meanwhile."""
+        """Renames the WAL: SQLite would apply it to whatever file has the name now."""
         _rename_wal(self.wal, self.shm, self._marks[1:])
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real place of the file, which then exists, private to its user.
+    """The real path of the file, which then exists, private to its user.
 
-    It is made with O_EXCL, and never opened here once it exists: closing any
+    It is created with O_EXCL, and never opened here once it exists: closing any
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
         place = _whole(path)
         if create:
-            _put_aside(place)
+            _put_stale_wal_aside(place)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4652,22 +4556,17 @@ def _locate(path: Path, create: bool) -> Path:
 
 
 def _whole(path: Path) -> Path:
-    """The path without links in it, as SQLite shall know the file.
-
-    Raises:
-        OSError: the folder is not there.
-        ValueError: SQLite takes no such name.
-    """
-    # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
+    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     whole = Path(os.path.realpath(path.parent, strict=True), path.name)
     str(whole).encode()
     return whole
 
 
-def _put_aside(place: Path) -> None:
-    """Renames a WAL that was left by a file which had this name, and removes the memory that
-    went with it: SQLite would delete the one, and share the other with those who still have
-    that file open. Before there is a first page, SQLite makes neither."""
+def _put_stale_wal_aside(place: Path) -> None:
+    """Renames a WAL that was left by an earlier file of this name, and removes its shared memory:
+    SQLite would delete the one, and share the other with processes that still have that file
+    open. SQLite creates neither before there is a first page."""
     wal, shm = f"{place}-wal", f"{place}-shm"
     left = _mark(wal), _mark(shm)
     with contextlib.suppress(OSError):
@@ -4676,8 +4575,7 @@ def _put_aside(place: Path) -> None:
 
 
 def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
-    """Keeps a WAL apart from whatever file has the name now; if it is still the one that was
-    seen."""
+    """Renames a WAL, and removes its shared memory, unless others have replaced them meanwhile."""
     with _alone_in(os.path.dirname(wal)):
         if any(left[1]) and _mark(shm) == left[1]:
             os.unlink(shm)
@@ -4685,14 +4583,14 @@ def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
             aside = f"{wal}-{left[0][1]}"
             os.rename(wal, aside)
             logger.warning(
-                "%s was of a file that is not there any more: it is kept in %s", wal, aside
+                "%s belongs to a file that is not there any more: it is kept as %s", wal, aside
             )
 
 
 @contextlib.contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
-    """Keeps others who do the same from renaming what somebody has just made anew. Not for
-    ever: people lock folders, too."""
+    """Locks a folder, so that of two processes none renames the new file of the other. Not for
+    ever, since people lock folders, too."""
     if sys.platform == "win32":  # Where nothing that is open is renamed.
         yield
         return
@@ -4728,52 +4626,41 @@ def _mark(path: str) -> Mark:
         return 0, 0
 
 
-################################################################################
-# File
-#
-# The file, and one connection that the threads of a process take turns with. Everything that
-# is written here and in the next sections is SQL of SQLite; nothing below the Store speaks
-# any. What is committed is in the file of that name, or an error says so.
-################################################################################
-
 Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
 WAL_ROOM = 1_250
-"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
-its content into the file and begins it anew, and a quarter more."""
+"""Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
 _OPENING = threading.RLock()
-"""Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
+"""Held while this process opens a file; a signal handler may open another one meanwhile."""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
-"""Who has files open in this process: it has one set of locks on a file, whoever in it has that
-open."""
+"""What has files open in this process, all parts of which share one set of locks on a file."""
 
 
 class HasOpen(Protocol):
-    """Has a file open that nothing else in this process may open: when that closes it, the
-    system drops the locks."""
+    """Has a file open that nothing else in this process may open: closing it would drop the
+    locks."""
 
     def is_open_as(self, mark: Mark) -> bool:
         """Whether it is that file."""
 
 
 class Damaged(Exception):
-    """What was read is none of what we write, as after a page was overwritten: a value of another
-    type. `_translated` says which file it is."""
+    """A value in the file that litejobs does not write, as after a page was overwritten."""
 
 
 FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What comes of reading from a file; the last one, if a text in it is none."""
+"""What reading from a file may raise; the last one for a text that is not UTF-8."""
 
 
 def _translated(error: FailedReading | OSError, path: str) -> FileError:
-    """An error of SQLite's, or of the system's, as ours, with what to do about it."""
+    """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
             return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
@@ -4798,14 +4685,14 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
 
 
 def _code(error: Exception) -> int:
-    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
     code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
     return code
 
 
 @contextlib.contextmanager
 def _as_ours(path: str | Path) -> Iterator[None]:
-    """Raises what SQLite or the system say against a file as an error of ours."""
+    """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
@@ -4818,31 +4705,38 @@ def _within_patience(waited: float) -> bool:
 
 @attrs.define(eq=False, repr=False)
 class File:
-    """The file, through one connection that the threads of a process take turns with."""
+    """The file, and the connection that the threads of a process take turns with."""
 
     given: Path = attrs.field(converter=Path)
     """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
+    clock: Clock = system_clock
     path: Path = attrs.field(init=False)
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     joined: int = 0
-    """How many nodes have joined through it: to them another file of this name means nothing."""
+    """How many nodes run on it: another file of this name is of no use to them."""
     may_wait: Callable[[float], bool] = _within_patience
     """Whether to go on waiting for the write lock after so many seconds."""
     _connection: apsw.Connection | None = None
-    _names: Names = attrs.field(factory=Names)
+    _paths: Paths = attrs.field(factory=Paths)
+    _lost: bool = False
+    """Whether the connection was closed because its paths led elsewhere."""
     _page_size: int = 0
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    lent: list[Any] = attrs.field(factory=list)
+    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
+    """What `Transaction.cached` has read, each with the version of the file."""
+    _socket: socket.socket | None = None
+    _close_socket: Callable[[], object] | None = None
+    standard_connections: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
     warned: bool = False
-    """Whether the log has it that their SQLite is too old."""
+    """Whether the log says already that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4860,25 +4754,22 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
-    def lend(self, connection: Any) -> None:
-        """Keeps in mind a connection of the standard sqlite3 to the file."""
-        if not any(connection is lent for lent in self._still_lent()):
-            self.lent.append(connection)
+    def note_standard_connection(self, connection: Any) -> None:
+        """Keeps in mind that the standard sqlite3 has the file open."""
+        if not any(connection is known for known in self._open_standard_connections()):
+            self.standard_connections.append(connection)
 
-    def refuse_while_lent(self) -> None:
-        """Finds out whether the standard sqlite3 has the file open.
-
-        Raises:
-            FileError: it has; both at once would break each other's locks.
-        """
-        if self._still_lent():
+    def refuse_beside_standard(self) -> None:
+        """Refuses to open the file while the standard sqlite3 has it open: each library would
+        break the locks of the other."""
+        if self._open_standard_connections():
             problem = "jobs were enqueued through a connection of sqlite3, which is still open"
             raise FileError(str(self.path), f"{problem}: close it, or work in another process")
 
-    def _still_lent(self) -> list[Any]:
-        """The connections that are open; those that were closed are forgotten."""
-        self.lent[:] = [connection for connection in self.lent if not _is_closed(connection)]
-        return self.lent
+    def _open_standard_connections(self) -> list[Any]:
+        known = self.standard_connections
+        known[:] = [connection for connection in known if not _is_closed(connection)]
+        return known
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -4892,14 +4783,14 @@ class File:
             with _as_ours(self.path):
                 fill_standard_streams()
             with _OPENING:
-                self.refuse_while_lent()
+                self.refuse_beside_standard()
                 self._open()
         assert self._connection is not None
         return self._connection
 
     def _open(self) -> None:
         with _as_ours(self.path):
-            if self.joined and not self._names.file_is_there():
+            if self.joined and (self._lost or not self._paths.file_is_there()):
                 raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         with _as_ours(place):
@@ -4911,9 +4802,7 @@ class File:
             try:
                 self._connection = _connect(place, synchronous, self.create, self.may_wait)
                 break
-            except (apsw.BusyError, FileReplacedError):
-                # The switch to WAL fails at once when others do the same; and who has found
-                # out that the WAL was removed is just saving what was in it.
+            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
                 if not self.may_wait(time.monotonic() - began):
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
@@ -4921,40 +4810,40 @@ class File:
         self._opened += 2**32
         self._page_size = self._connection.pragma("page_size")
         try:
-            self._names = Names.of(place, mark)
+            self._paths = Paths.of(place, mark)
         except OSError as error:
             self._connection.close()
             self._connection = None
             raise _translated(error, str(place)) from error
-        self.path = place
+        self.path, self._lost = place, False
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
+            if self._close_socket is not None:
+                self._close_socket()
+                self._socket = self._close_socket = None
             connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
-                with contextlib.suppress(apsw.Error, OSError):
-                    if not self._names.links():
-                        self._let_go(connection)
-                connection.close()
+            if connection is None or self._pid != os.getpid():
+                return
+            with contextlib.suppress(apsw.Error, OSError):
+                if not self._paths.links():
+                    self._lost = True
+                    self._leave_without_checkpoint(connection)
+            connection.close()
 
     def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose locks of ours if it closed that file."""
-        return self._connection is not None and self._names.lead_to(mark)
+        """Whether this process would lose locks of ours by closing that file."""
+        return self._connection is not None and self._paths.lead_to(mark)
 
     def check(self) -> None:
-        """Finds out whether what is open is what its name leads to. Who writes does so with the
-        write lock in hand: whoever has a file open that lost its WAL saves that under the same
-        lock before it is opened anew, and what came later would destroy what others write.
-
-        Raises:
-            FileReplacedError: it is not; the next use takes the file that is there by then.
-            FileError: the file has a second name, or it cannot be seen.
-        """
+        """Refuses to go on with a file that its name does not lead to any more; the next use opens
+        the one that is there by then. Transactions that write check it once they have the write
+        lock."""
         if self._connection is None:
             return
         try:
-            links = self._names.links()
+            links = self._paths.links()
         except OSError as error:
             raise _translated(error, str(self.path)) from error
         if links > 1:
@@ -4963,59 +4852,77 @@ class File:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
+    def check_commit(self) -> None:
+        """Makes sure that a commit went to the file of that name."""
+        try:
+            lost = not self._paths.wal_is_there()
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(self.path), problem) from error
+        if lost:
+            self.close()
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            raise FileReplacedError(str(self.path), problem)
+
     def check_now_and_then(self) -> None:
-        """The same for who only reads: not each time."""
-        if not self._names.were_seen_just_now():
+        """The same for transactions that only read: not each time."""
+        if not self._paths.checked_recently():
             self.check()
 
-    def _let_go(self, connection: apsw.Connection) -> None:
-        """Saves what there is to save before a connection is closed that has lost its names."""
-        # Now others may have made a WAL of the same name, which is not ours to remove.
+    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
+        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
+        overwrite what others have written since, and a WAL of that name may be theirs."""
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
             if not connection.in_transaction:
-                # Who writes now may have looked before this happened: until that has ended,
-                # nobody shall open the file anew, and write to the same places.
+                # A process that is writing may have made its check before this happened: until it
+                # has ended, the file must not be opened again and written in the same places.
                 connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        if not self._names.file_is_there():
-            # SQLite would take the WAL of this file for that of whichever has the name now.
-            self._names.put_wal_aside()
-            return
-        give_up = time.monotonic() + PATIENCE
-        with _alone_in(os.path.dirname(self._names.file)):
-            while self._is_to_be_saved(connection) and time.monotonic() < give_up:
-                try:
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-                except apsw.BusyError:  # Somebody reads, or this is one of SQLite's own.
-                    time.sleep(random.uniform(0.001, 0.005))
+        if not self._paths.file_is_there():
+            self._paths.put_wal_aside()
 
-    def _is_to_be_saved(self, connection: apsw.Connection) -> bool:
-        """Whether only this connection, and others that were opened before the WAL lost its
-        name, have what was in it."""
-        # In this order: where all of it has been saved, the next frames are those of a new WAL,
-        # which is not empty any more.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        return frames != saved and self._names.only_the_wal_is_lost()
+    def transaction(
+        self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
+    ) -> Transaction:
+        """A transaction, in a `with` statement, that has the write lock from its start: all of
+        the block is committed, or none. *notify* wakes the nodes after that; *enqueues*, too, and
+        refuses to commit while the disk is nearly full. *read_only* is for statements that only
+        read, each by itself."""
+        return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
-    def reading(self) -> Turn:
-        """The connection in a `with` statement, for statements that only read."""
-        return Turn(self, writes=False)
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """The connection of a read-only transaction."""
+        with self.transaction(read_only=True) as tx:
+            yield tx.connection
 
-    def writing(self) -> Turn:
-        """A transaction that has the write lock from its start: all of the block, or none.
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[apsw.Connection]:
+        """The connection of a transaction."""
+        with self.transaction() as tx:
+            yield tx.connection
 
-        Raises:
-            BusyError: others kept the lock for too long.
-            OutcomeUnknownError: the commit failed half-way.
-            FileReplacedError: the file, or its WAL, has lost its name.
-        """
-        return Turn(self, writes=True)
+    def notify_nodes(self) -> None:
+        """Wakes all nodes, as after a commit."""
+        with self.transaction(read_only=True) as tx:
+            ports = _ports(tx)
+        self.notify(ports)
+
+    def notify(self, ports: Iterable[int]) -> None:
+        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+        for port in ports:
+            with contextlib.suppress(OSError, OverflowError):
+                if (sender := self._socket) is None:
+                    self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    sender.setblocking(False)
+                    # If nobody calls close().
+                    self._close_socket = weakref.finalize(self, sender.close)
+                sender.sendto(b"", ("127.0.0.1", port))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[apsw.Connection]:
-        """A second connection for what takes long, so that no thread has to wait for its turn
-        with the first one."""
+        """A second connection, for long operations that other threads should not wait for."""
         with _as_ours(self.path):
             with self.turn:
                 self.connection()
@@ -5023,23 +4930,22 @@ class File:
                 yield connection
 
     def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction. A commit of our own adds one to it,
-        and one by others at least as much before the next transaction of ours."""
+        """A number for the content, in a transaction: it rises by one with a commit of our own,
+        and by at least one with those of others."""
         return self._opened + connection.data_version()
 
     def changes(self, connection: apsw.Connection) -> int:
-        """A number that is another one after others have committed, or a fork or an error has
-        had the file opened anew."""
+        """A number that changes when others have committed, or the file was opened again."""
         version: int = connection.execute("PRAGMA data_version").get
         return self._opened + version
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
-    # are refused while there is still room for those who settle. Only SQLite ever writes to the
-    # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
+    # are refused while there is still room for settling. Only SQLite writes to the file and its
+    # WAL: other writing would damage what processes with other locks write meanwhile.
 
     def require_space(self, connection: apsw.Connection) -> None:
         """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
-        left for those who settle."""
+        left for settling."""
         if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
             problem = "the disk is nearly full: nothing was written; free some space"
             left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
@@ -5052,10 +4958,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        growth = pages * self._page_size - self._names.file_size
-        wal_growth = self._wal_room - self._names.wal_size
+        growth = pages * self._page_size - self._paths.file_size
+        wal_growth = self._wal_room - self._paths.wal_size
         try:
-            free = _free_space(os.path.dirname(self._names.file))
+            free = _free_space(os.path.dirname(self._paths.file))
         except OSError:
             return None  # The commit says what is wrong with it.
         if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
@@ -5068,14 +4974,14 @@ class File:
         return WAL_ROOM * (self._page_size + 24)
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for those who settle; for nodes, now and then.
+        """Gives the WAL room for settling; nodes call it now and then.
 
-        SQLite writes the pages of a transaction that is undone, behind the last valid frame and
-        under the write lock, and the WAL keeps its size.
+        SQLite writes the pages of a transaction that is then rolled back behind the last valid
+        frame, under the write lock, and the WAL keeps its size.
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._names.wal).st_size >= self._wal_room:
+            if os.stat(self._paths.wal).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
@@ -5089,14 +4995,14 @@ class File:
                 self.roll_back()
 
     def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as nobody reads it, so that the next
+        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
         transaction finds room there."""
         with self.turn, contextlib.suppress(apsw.Error):
             if self._connection is not None:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
-        """Ends the transaction, if there is one still: with the connection, if need be."""
+        """Ends the transaction, if there still is one; closes the connection if that fails."""
         try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -5105,36 +5011,10 @@ class File:
                 self.close()
 
     def expect(self, progress: object) -> None:
-        """Refuses to go on where nothing changes, which only happens if an index and its table
-        do not agree: one would try again for ever.
-
-        Raises:
-            FileError: there was no progress.
-        """
+        """Refuses to repeat what changes nothing, since an index does not agree with its table."""
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
-
-    def commit(self, connection: apsw.Connection) -> None:
-        """Commits, and only returns if what was committed is in the file of that name."""
-        try:
-            connection.execute("COMMIT")
-        except apsw.FullError:
-            raise  # What completes a commit is written last.
-        except apsw.Error as error:
-            # The frames may be in the WAL although the commit failed.
-            with contextlib.suppress(apsw.Error):
-                self.close()
-            raise _unknown_outcome(self, error) from error
-        try:
-            taken_away = not self._names.wal_is_there()
-        except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(self.path), problem) from error
-        if taken_away:
-            self.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
-            raise FileReplacedError(str(self.path), problem)
 
 
 _FROM_NODE: dict[Path, Path] = {}
@@ -5147,8 +5027,8 @@ def relative_paths() -> dict[Path, Path]:
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Has relative paths lead there: also those of files that the import of the main program
-    has made already, in whatever folder the worker was started."""
+    """Makes relative paths lead there, also those of files that the import of the main program
+    has created already, in whatever folder the worker was started."""
     _FROM_NODE.update(paths)
     for file in _files_here():
         if file.given in paths:
@@ -5168,30 +5048,26 @@ def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
 
 
 def _close_before_fork() -> None:
-    """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connections are closed before, and opened when needed."""
-    # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
-    _FORKING.held.append(held := contextlib.ExitStack())
+    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
+    fork, and a child that only closes one can undo the parent's commits."""
+    # Python forks even if Ctrl-C raises an error here: what is held by then is given back. And a
+    # signal handler may fork in the middle of this.
+    held = contextlib.ExitStack()
+    _FORKING.__dict__.setdefault("held", []).append(held)
     held.enter_context(_FORKS)
     for file in _files_here():
         held.enter_context(file.turn)
         with contextlib.suppress(apsw.Error):
             file.close()
-    held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
+    held.enter_context(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _go_on_after_fork() -> None:
     _FORKING.held.pop().close()
 
 
-class _Forking(threading.local):
-    """What a thread holds while it forks; a signal handler may fork in the midst of that."""
-
-    def __init__(self) -> None:
-        self.held: list[contextlib.ExitStack] = []
-
-
-_FORKING = _Forking()
+_FORKING = threading.local()
+"""What each thread holds while it forks."""
 _FORKS = threading.RLock()
 """Held by the thread that forks."""
 if hasattr(os, "register_at_fork"):
@@ -5203,57 +5079,122 @@ if hasattr(os, "register_at_fork"):
 
 
 @attrs.define(eq=False, repr=False)
-class Turn:
-    """One thread's turn with the connection. (Generators as context managers took longer
-    than the transaction that they were for.)"""
+class Transaction:
+    """Statements that are committed together, or not at all. (As a generator with
+    `contextmanager` it took longer than SQLite does.)
 
-    _file: File
-    _writes: bool
-    _connection: apsw.Connection = attrs.field(init=False)
+    It is on the connection of the file, which threads take turns with; or on the caller's, who
+    has begun it and commits it.
+    """
 
-    def __enter__(self) -> apsw.Connection:
-        self._file.turn.acquire()
+    file: File
+    connection: Any
+    own: bool
+    """Whether it is on the file's own connection, which fires no triggers."""
+    _read_only: bool = False
+    _notify: bool = False
+    _enqueues: bool = False
+    execute: Callable[..., Any] = attrs.field(init=False)
+    now: int = attrs.field(init=False)
+    """The time at its beginning."""
+    _version: int = -1
+    _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.connection is not None:
+            self.execute, self.now = self.connection.execute, self.file.clock()
+
+    def __enter__(self) -> Transaction:
+        file = self.file
+        file.turn.acquire()
         try:
-            self._connection = self._file.connection()
-            if self._writes:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._file.check()
+            self.connection = file.connection()
+            self.execute = self.connection.execute
+            if self._read_only:
+                file.check_now_and_then()
             else:
-                self._file.check_now_and_then()
+                self.execute("BEGIN IMMEDIATE")
+                file.check()
+            self.now = file.clock()
         except BaseException as error:
-            if self._writes and not isinstance(error, apsw.SQLError):
-                # It may have begun all the same. (In a signal handler the one that has begun
-                # is another's.)
-                self._file.roll_back()
-            self._file.turn.release()
+            if not (self._read_only or isinstance(error, apsw.SQLError)):
+                # It may have begun all the same. (In a signal handler, after an SQLError, the
+                # transaction is that of the interrupted code.)
+                file.roll_back()
+            file.turn.release()
             self._raise_as_ours(error)
             raise
-        return self._connection
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        ports: Sequence[int] = ()
         try:
-            if self._writes and error is None:
-                self._file.commit(self._connection)
-            elif self._writes:
-                self._file.roll_back()
+            if error is None and not self._read_only:
+                ports = self.cached(_ports) if self._notify else ()
+                if self._enqueues:
+                    self.file.require_space(self.connection)
+                self._commit()
+            elif not self._read_only:
+                self.file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self._file.roll_back()
+            self.file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self._file.turn.release()
+            self.file.turn.release()
         self._raise_as_ours(error)
+        if ports:
+            self.file.notify(ports)
+
+    @property
+    def version(self) -> int:
+        """A number for the file's content at the beginning: it rises by one with a commit of our
+        own, and by at least one with those of others."""
+        if self._version < 0:
+            self._version = self.file.version(self.connection)
+        return self._version
+
+    def cached(self, read: Callable[[Transaction], T]) -> T:
+        """What *read* gives, which is called only if others have committed since it last was. The
+        transaction must not change what it has read by this."""
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
+        self._used[read] = value
+        return typing.cast(T, value)
+
+    def _commit(self) -> None:
+        """Commits, and only returns if what was committed is in the file of that name."""
+        file = self.file
+        try:
+            self.execute("COMMIT")
+        except apsw.FullError:
+            raise  # What completes a commit is written last.
+        except apsw.Error as error:
+            # The frames may be in the WAL although the commit failed.
+            with contextlib.suppress(apsw.Error):
+                file.close()
+            raise _unknown_outcome(file, error) from error
+        for read, value in self._used.items():
+            file.cache[read] = self._version + 1, value
+        file.check_commit()
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
-            self._file.empty_wal()
+            self.file.empty_wal()
         if isinstance(error, FailedReading):
             try:
-                self._file.check()
-            except FileError as reason:  # SQLite took for pages of the file what was none.
+                self.file.check()
+            except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self._file.path)) from error
+            raise _translated(error, str(self.file.path)) from error
+
+
+def _ports(tx: Transaction) -> Sequence[int]:
+    """Where the nodes listen."""
+    ports = tx.execute("SELECT port FROM litejobs_node")
+    return [port for (port,) in ports if isinstance(port, int)]
 
 
 def _connect(
@@ -5262,8 +5203,8 @@ def _connect(
     create: bool,
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> apsw.Connection:
-    """A connection with everything set, on a file that is known to be in WAL mode. The
-    file of an application is only made a queue where one may *create* it."""
+    """A connection with all settings, in WAL mode. Without *create* a file in which there is no
+    queue is refused."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
@@ -5280,8 +5221,8 @@ def _connect(
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
-        _replace_a_lost_wal(connection, place)
-        _refuse_strangers(connection, str(place))
+        _refuse_lost_wal(connection, place)
+        _refuse_foreign_schema(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
         if connection.pragma("page_count") == 0:
@@ -5301,35 +5242,29 @@ def _connect(
     return connection
 
 
-def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Begins a new WAL where somebody has removed the one that others have open: the memory
-    that is shared with them still tells of frames which are in theirs.
-
-    Raises:
-        FileReplacedError: some of those are in no other place yet.
-    """
-    try:
-        connection.pragma("schema_version")  # Only who reads has SQLite open the WAL.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-    except apsw.IOError as error:
-        if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
-            raise
-        frames, saved = 1, 0  # It was to read one that is not there.
-    if frames <= 0 or os.path.getsize(f"{place}-wal"):
-        return
-    if frames != saved:
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        problem = "its WAL was removed, and who has it open has not saved what was in that"
-        raise FileReplacedError(str(place), f"{problem}: use it there, or end that program")
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Refuses a file whose WAL was removed while others have it open: the shared memory still
+    refers to frames which only they have."""
+    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+        try:
+            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
+            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.IOError as error:
+            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+                raise
+            frames = 1  # SQLite tried to read one that is not there.
+        if frames <= 0 or os.path.getsize(f"{place}-wal"):
+            return
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    problem = "its WAL was removed while programs had it open, which still have"
+    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def _patient(
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> Callable[[int], bool]:
-    """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (*may_wait* bounds
-    the whole wait)."""
+    """A busy handler for one connection, with short waits of random length: SQLite's own waits
+    longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5343,16 +5278,15 @@ def _patient(
 
 
 def _check_sqlite() -> None:
-    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
-    which lost commits, and those that do not say how much of a WAL is in the file."""
+    """Refuses versions of SQLite that can lose commits (or that lack SQLITE_CHECKPOINT_NOOP)."""
     version = apsw.sqlite_lib_version()
     if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
 def fill_standard_streams() -> None:
-    """Puts the descriptors 0 to 2 on the null device, as far as they are closed: else what is
-    opened next gets their numbers, and what is printed in it."""
+    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
+    file gets their number, and is written to by what is printed."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -5365,22 +5299,18 @@ def _keep_others_out() -> None:
 
 
 def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
-    """Lets nothing else in this process open a file that is open here, neither the standard
-    sqlite3 nor `open`: when they close it, the system drops the locks of our SQLite as well,
-    and others would delete the WAL that it is writing. (ATTACH is not heard of.)
-
-    Raises:
-        FileError: the file is open.
-    """
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open: when they
+    close it, the system drops the locks of our SQLite as well, and other processes would delete
+    the WAL that it is writing. (Python does not report ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
     if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
-        return  # It is open already; or it is new.
+        return  # It is open already, or new.
     try:
         mark = _mark(_plain_path(os.fsdecode(path)))
     except (TypeError, ValueError):
-        return  # It is no path: they will say so.
+        return  # It is not a path, which they will report.
     if any(mark) and _litejobs_has(mark):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
@@ -5412,14 +5342,11 @@ def _plain_path(name: str) -> str:
 
 
 def _refuse_beside_others(place: Path, mark: Mark) -> None:
-    """Finds out whether something in this process has the file open that is not our SQLite.
-
-    Raises:
-        FileError: it has; when it closes the file, the locks of our SQLite would be gone.
-    """
+    """Refuses a file that something else than our SQLite has open in this process: when that
+    closes it, the locks of our SQLite would be gone."""
     give_up = time.monotonic() + 0.5
-    # What other threads just open or close with our SQLite is there without being listed.
-    while _has_descriptors_of(mark) and not _our_sqlite_has(place, mark):
+    # Connections that other threads are just opening or closing are not listed.
+    while _has_descriptors_of(mark) and not (_litejobs_has(mark) or _apsw_may_have(place)):
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
@@ -5437,33 +5364,25 @@ def _has_descriptors_of(mark: Mark) -> bool:
     return False
 
 
-def _our_sqlite_has(place: Path, mark: Mark) -> bool:
-    try:
-        return _litejobs_has(mark) or _apsw_has(place)
-    except OptionError:
-        return True  # Or one of its connections is too busy to say what it has.
-
-
-def _apsw_has(place: Path) -> bool:
-    """Whether our SQLite has a file open in this process, for whomever."""
-    paths = map(_filename, apsw.connections())
-    return any(p and os.path.exists(p) and os.path.samefile(p, place) for p in paths)
-
-
-def _filename(connection: apsw.Connection) -> str:
-    """The file of a connection, which another thread may be using this moment."""
-    for _ in range(200):
+def _apsw_may_have(place: Path, if_busy: bool = True) -> bool:
+    """Whether a connection of apsw in this process is to that file; one that another thread is
+    using this moment does not tell."""
+    for connection in apsw.connections():
         try:
-            return connection.filename
+            path = connection.filename
         except apsw.ThreadingViolationError:
-            time.sleep(0.005)
+            if if_busy:
+                return True
         except apsw.ConnectionClosedError:
-            return ""
-    raise OptionError("connection", "another one of apsw's is busy all the time: try again")
+            continue
+        else:
+            if path and os.path.exists(path) and os.path.samefile(path, place):
+                return True
+    return False
 
 
 def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
+    """Whether a connection of the standard sqlite3 is closed, in whatever thread it is used."""
     try:
         _ = connection.total_changes
     except Exception:  # Its own error for a connection that was closed.
@@ -5677,7 +5596,7 @@ class Rows:
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
-        of = "" if row is None else f" of {_shown(row[0])}"
+        of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
@@ -5685,7 +5604,7 @@ def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {_shown(value)}")
+        raise Damaged(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -5859,50 +5778,6 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-@attrs.define(eq=False, repr=False)
-class Notifier:
-    """Wakes the nodes when something was committed for them."""
-
-    file: File
-    _socket: socket.socket | None = None
-
-    def close(self) -> None:
-        """Closes the socket; the next use opens another one."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-
-    def notify_all(self) -> None:
-        """Wakes all nodes."""
-        with self.file.reading() as connection:
-            ports = self.ports(connection)
-        self.notify(ports)
-
-    def ports(self, connection: apsw.Connection) -> Sequence[int]:
-        """Where the nodes listen."""
-        return _column(connection, "SELECT port FROM litejobs_node")
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each node. It has no content, and losing it is harmless."""
-        for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
-                if self._socket is None:
-                    self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    self._socket.setblocking(False)
-                    weakref.finalize(self, self._socket.close)  # If nobody calls close().
-                self._socket.sendto(b"", ("127.0.0.1", port))
-
-    @contextlib.contextmanager
-    def enqueuing(self) -> Iterator[apsw.Connection]:
-        """A transaction that enqueues, which is refused if the disk is nearly full; then all
-        nodes are woken."""
-        with self.file.writing() as connection:
-            ports = self.ports(connection)
-            yield connection
-            self.file.require_space(connection)
-        self.notify(ports)
-
-
 Change = Callable[[apsw.Connection, Sequence[int]], int]
 """Changes the jobs of these ids; says how many."""
 Rework = Callable[[str, object], str | bytes]
@@ -5916,7 +5791,6 @@ class Catalogue:
     file: File
     clock: Clock
     rows: Rows
-    notifier: Notifier
 
     def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
         """One job."""
@@ -6082,7 +5956,7 @@ class Catalogue:
         for states, how in steps:
             change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
             moved += self._in_batches(match, states, change)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return Moved(moved, max(0, matching - moved))
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
@@ -6157,22 +6031,15 @@ def _failure_columns(failure: Failure) -> tuple[Any, ...]:
 
 
 ################################################################################
-# Loans
+# Caller's connection
 #
-# Connections of an application's own, in whose transactions it enqueues.
+# Enqueuing in a transaction of the application, on its own connection.
 ################################################################################
 
 
 @contextlib.contextmanager
-def _borrowed(connection: Any, file: File) -> Iterator[None]:
-    """A part of a transaction on somebody else's connection, all of it or none.
-
-    Raises:
-        OptionError: the connection is none to this file, or cannot be used safely.
-        BusyError: others held the write lock for longer than the connection waits.
-        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
-        FileError: SQLite refused.
-    """
+def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
+    """A part of the transaction on the caller's connection, all of it or none."""
     standard = not isinstance(connection, apsw.Connection)
     try:
         if standard:
@@ -6182,11 +6049,11 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             if standard:
                 with _OPENING:
                     _check_no_other(file)
-                    file.lend(connection)
+                    file.note_standard_connection(connection)
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
-                    _take_steps(connection)
+                    _update_schema(connection)
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield
@@ -6206,7 +6073,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
-    """Meanwhile rows are tuples, and texts are texts, whatever the application makes of its own."""
+    """Makes rows tuples and texts str meanwhile, whatever factories the application has set."""
     plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
     if standard:
         plain = {"row_factory": None, "text_factory": str}
@@ -6221,7 +6088,6 @@ def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
 
 
 def _busy(file: File, error: Exception) -> BusyError:
-    """How long it has waited is for the connection to say, which is not ours."""
     if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
         problem = "others have committed since this transaction began to read"
         advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
@@ -6232,10 +6098,16 @@ def _busy(file: File, error: Exception) -> BusyError:
 
 
 def _begin_part(connection: Any) -> bool:
-    """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
-    a transaction that has only read fails at once if it writes after others have committed."""
+    """Begins our part; returns whether that is a transaction of our own. It takes the write lock
+    first: a transaction that has only read fails at once if it writes after others have
+    committed."""
     if connection.in_transaction:
-        _take_lock(connection)
+        # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
+        try:
+            connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
+        except Exception as error:
+            if _code(error) != apsw.SQLITE_ERROR:
+                raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
         if _commits_by_itself(connection):
@@ -6244,19 +6116,9 @@ def _begin_part(connection: Any) -> bool:
     return False
 
 
-def _take_lock(connection: Any) -> None:
-    """Takes the write lock for a transaction that may only have been begun: sqlite3 with
-    autocommit=False does that ahead of time."""
-    try:
-        connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
-    except Exception as error:
-        if _code(error) != apsw.SQLITE_ERROR:
-            raise  # This is only that there is no such table yet.
-
-
 def _commits_by_itself(connection: Any) -> bool:
-    """Whether a change without a transaction is there at once: sqlite3 would begin one, for
-    the application to commit."""
+    """Whether a change outside a transaction is committed at once; in its default mode sqlite3
+    begins one, which the application commits."""
     if isinstance(connection, apsw.Connection):
         return True
     autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
@@ -6265,7 +6127,7 @@ def _commits_by_itself(connection: Any) -> bool:
 
 def _undo_part(connection: Any, ours: bool) -> None:
     if not connection.in_transaction:
-        return  # The error has undone all of it.
+        return  # The error has rolled back all of it.
     if ours:
         connection.execute("ROLLBACK")
         return
@@ -6284,14 +6146,14 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
-            raise  # What completes a commit is written last, and by who has all locks.
+            raise  # Then the commit has not happened: its end is written last, with all locks.
         raise _unknown_outcome(file, error) from error
 
 
 def _check_standard(connection: Any) -> None:
-    """Refuses what is no connection of the standard sqlite3 either."""
+    """Refuses anything but a connection of the standard sqlite3."""
     standard: Any = sys.modules.get("sqlite3")
-    # Another thread may have only begun to import it: then it has made no connection either.
+    # Another thread may be importing it, and then has no connection yet.
     if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
@@ -6302,7 +6164,7 @@ def _check_standard(connection: Any) -> None:
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
-    """Tells once that the standard sqlite3 may lose commits, and keeps it for `doctor`."""
+    """Logs once that the standard sqlite3 may lose commits, and stores it for `doctor`."""
     version: str = sys.modules["sqlite3"].sqlite_version
     if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
         return
@@ -6313,7 +6175,7 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 
 
 def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than ours."""
+    """Refuses a connection to another file than the queue's."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
     with _as_ours(file.path):
@@ -6323,11 +6185,10 @@ def _check_path(connection: Any, file: File) -> None:
 
 
 def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
-    are two SQLite libraries then, and when one of them closes the file, the locks of the
-    other are gone."""
+    """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
+    the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _apsw_has(file.path)
+        taken = _litejobs_has(_mark(str(file.path))) or _apsw_may_have(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -6395,7 +6256,7 @@ _COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = 
 triggers: others may have put theirs into the file."""
 
 
-Write = Callable[[apsw.Connection], Any]
+Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
 
 
@@ -6445,19 +6306,10 @@ class GroupCommit:
                 self.waiting[0].wake()
 
 
-@attrs.define(eq=False, repr=False)
-class Cache:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
     """By queue: its defaults for options."""
-
-
-def _defaults(connection: Any) -> dict[str, dict[str, Any]]:
     options = ("max_attempts", "timeout", "backoff")
-    rows = connection.execute(f"""
+    rows = tx.execute(f"""
         SELECT name, {", ".join(options)} FROM litejobs_queue
         WHERE coalesce({", ".join(options)}) IS NOT NULL
     """)
@@ -6481,9 +6333,7 @@ class Intake:
 
     file: File
     rows: Rows
-    notifier: Notifier
     _group: GroupCommit = attrs.field(factory=GroupCommit)
-    _cache: Cache = attrs.field(factory=Cache)
 
     def enqueue(self, batches: list[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
@@ -6503,14 +6353,15 @@ class Intake:
     ) -> list[Job[Any]]:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
-        with _borrowed(connection, self.file):
-            return self._read(connection, self.insert_each(connection, batches), source)
+        with _on_callers_connection(connection, self.file):
+            tx = Transaction(self.file, connection, own=False)
+            return self._read(tx, self.insert_each(tx, batches), source)
 
     def _read(
-        self, connection: Any, inserted: Iterable[tuple[int, bool]], source: _Source
+        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
     ) -> list[Job[Any]]:
         sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
-        rows = [(connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
+        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
         return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
 
     def _together(self, write: Write) -> Any:
@@ -6575,20 +6426,12 @@ class Intake:
 
     def _commit(self, writes: Sequence[Write]) -> list[Any]:
         """Commits all in one transaction, and notifies the nodes."""
-        with self.file.writing() as connection:
-            version = self.file.version(connection)
-            if (cache := self._cache).version != version:
-                cache = Cache(version, self.notifier.ports(connection), _defaults(connection))
-                self._cache = cache
-            results = [write(connection) for write in writes]
-            self.file.require_space(connection)
-        cache.version = version + 1
-        if cache.ports:
-            self.notifier.notify(cache.ports)
-        return results
+        with self.file.transaction(enqueues=True) as tx:
+            return [write(tx) for write in writes]
 
-    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._cache.defaults:
+    def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
+        connection = tx.connection
+        if defaults := tx.cached(_defaults):
             batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
@@ -6607,10 +6450,10 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def insert_each(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
+    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        defaults = _defaults(connection)
+        connection, defaults = tx.connection, _defaults(tx)
         inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
         for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
@@ -6688,7 +6531,8 @@ class Intake:
         """Inserts one job with the given columns; the file fills in the others from
         what nodes have written down of the definition."""
         columns = {"name": name, "payload": payload, **given}
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             names = connection.execute("SELECT name FROM litejobs_definition")
             known = [str(name) for (name,) in names]
             if known and name not in known:
@@ -6815,7 +6659,6 @@ class Timetable:
     file: File
     clock: Clock
     intake: Intake
-    notifier: Notifier
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6871,7 +6714,8 @@ class Timetable:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; returns how many."""
         entry, ticks, batches, next_at, covered = made
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
@@ -6881,7 +6725,7 @@ class Timetable:
             enqueued = []
             for tick, batch in zip(ticks, batches, strict=False):
                 try:
-                    [(id, _)] = self.intake.insert_each(connection, [batch])
+                    [(id, _)] = self.intake.insert_each(tx, [batch])
                     enqueued.append((tick, id))
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
@@ -6902,9 +6746,10 @@ class Timetable:
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             batch = batch_of(self._found(connection, name), now, now)
-            [(id, _)] = self.intake.insert_each(connection, [batch])
+            [(id, _)] = self.intake.insert_each(tx, [batch])
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
@@ -6952,7 +6797,7 @@ class Timetable:
         """Makes a schedule, or changes the one of this name."""
         with self.file.writing() as connection:
             self._put(connection, entry, self._entry(connection, entry.name))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
@@ -6982,7 +6827,7 @@ class Timetable:
                 (name,),
             )
             paused = connection.changes()
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return paused
 
     def resume(self, name: str | None = None) -> int:
@@ -6996,7 +6841,7 @@ class Timetable:
             paused = [entry for entry in entries if entry.paused]
             for entry in paused:
                 self._write(connection, entry.resumed(now))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return len(paused)
 
     def remove(self, name: str) -> None:
@@ -7104,8 +6949,8 @@ class Terms(NamedTuple):
         return f"{self.rate:g}/s"
 
 
-def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
-    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
+def _terms_of(tx: Transaction | apsw.Connection) -> dict[str, Terms]:
+    rows: Any = tx.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
     return {row[0]: _usable(sound(Terms, row)) for row in rows}
 
 
@@ -7238,7 +7083,7 @@ class LaneReader:
 
 def _sound_place(row: Any) -> Place:
     if not (type(row[0]) is int and type(row[1]) is int):
-        raise Damaged(f"a job that is ready is nowhere: {_shown(row)}")
+        raise Damaged(f"a job that is ready is nowhere: {shown(row)}")
     return typing.cast(Place, row)
 
 
@@ -7544,7 +7389,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {_shown(text)}")
+    raise Damaged(f"a node does not list names: {shown(text)}")
 
 
 _UNLISTED = """
@@ -8069,7 +7914,7 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start not in spans:
-                    raise Damaged(f"a span begins at {_shown(start)}")
+                    raise Damaged(f"a span begins at {shown(start)}")
                 spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
         return [*spans.items()]
 
@@ -8646,35 +8491,31 @@ class Store:
     file: File
     clock: Clock = system_clock
     rows: Rows = attrs.field(init=False)
-    notifier: Notifier = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
-    _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
-    """The version of the file, and the settings of queues in it."""
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows, self.notifier = Rows(file, clock), Notifier(file)
-        self.intake = Intake(file, self.rows, self.notifier)
-        self.timetable = Timetable(file, clock, self.intake, self.notifier)
+        self.rows = Rows(file, clock)
+        self.intake = Intake(file, self.rows)
+        self.timetable = Timetable(file, clock, self.intake)
         self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows, self.notifier)
+        self.catalogue = Catalogue(file, clock, self.rows)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
         """A store in the file at *path*, which is opened when first used."""
-        return cls(File(path, durability), clock)
+        return cls(File(path, durability, clock=clock), clock)
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        self.notifier.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -8698,7 +8539,7 @@ class Store:
                 # A drain has no port, and cannot answer.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         if recalls:
             self.nodes.await_recall()
 
@@ -8706,7 +8547,7 @@ class Store:
         """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def exchange(
         self,
@@ -8739,21 +8580,18 @@ class Store:
         choose: Callable[[Ready], list[int]],
         ready: Ready,
     ) -> list[Claimed]:
-        file = self.file
-        with file.writing() as connection:
+        with self.file.transaction() as tx:
+            connection = tx.connection
             again, groups = self._settle(connection, settlements)
             if again:
                 ready.version = None
-            version = file.version(connection)
-            if self._terms[0] != version:
-                self._terms = version, _terms_of(connection)
-            limits = Limits(terms, connection, self.clock()) if (terms := self._terms[1]) else None
+            version, terms = tx.version, tx.cached(_terms_of)
+            limits = Limits(terms, connection, tx.now) if terms else None
             ready.refresh(connection, version, limits)
             ids = choose(ready)
             claimed = self._claim(connection, ids, node) if ids else []
             if limits is not None:
                 limits.settle(claimed)
-        self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
         if groups:
             self.meter.note(settlements, groups)
@@ -12416,7 +12254,7 @@ PAGE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
-MOST = 10_000
+MOST_WORKERS = 10_000
 """Workers of a node, and coroutines that a worker may run at a time."""
 
 
@@ -12442,7 +12280,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     events: Events = attrs.field(factory=Events, init=False)
-    """Who listens to what happens: `@jobs.on("failed")`."""
+    """The listeners to events: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
@@ -12486,12 +12324,12 @@ class LiteJobs:
         `@jobs.on("failed", "crashed")`.
 
         It is called in the process where the event is seen: that of the node, or the one
-        that enqueues; in one thread, in order; in `drain`, at once. If it fails that is
-        logged; if it is slow events wait, 10,000 at most, and then are dropped.
+        that enqueues; in one thread, in order; in `drain`, at once. If it fails, that is
+        logged; while it is slow, up to 10,000 events wait, and further ones are dropped.
 
-        "timed_out" and "crashed" tell of an attempt; what becomes of the job, "retrying"
-        or "failed", is told after them. "cancelled" tells of jobs that a node had in hand:
-        those that still wait are cancelled in bulk.
+        "timed_out" and "crashed" are about an attempt; an event about the outcome for the
+        job, "retrying" or "failed", follows. "cancelled" is only reported for jobs that a
+        node had in hand: waiting jobs are cancelled in bulk.
 
         Raises:
             OptionError: there is no such kind.
@@ -12552,7 +12390,7 @@ class LiteJobs:
         (id,) = self.store.intake.enqueue(batches)
         job: Job[R] = _job_of(id, batches[0], bound.payload, self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued([job])
+            self._emit_enqueued([job])
         return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
@@ -12590,10 +12428,10 @@ class LiteJobs:
         batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
         jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
-    def _tell_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
+    def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
             if not job.duplicate:
                 self.events.tell(
@@ -12612,9 +12450,9 @@ class LiteJobs:
             jobs = self.store.intake.enqueue_each(batches, self)
         else:
             jobs = self.store.intake.enqueue_through(connection, batches, self)
-        # When somebody else commits, if ever, is theirs to know.
+        # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
@@ -12625,7 +12463,7 @@ class LiteJobs:
         """
         bound = self.bind(work, **choices)
         for node, _, _ in self.store.nodes.others(0):
-            self.store.nodes.rescue(node)  # It may be dead, and nobody else has looked.
+            self.store.nodes.rescue(node)  # If it has died and no other node has noticed.
         names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
@@ -12707,7 +12545,7 @@ class LiteJobs:
         end. Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
-            OptionError: there is no such span, or the limit is no number of them.
+            OptionError: there is no such span, or the limit is not from 1 to 10,000.
         """
         check_one_of(span, SPANS, "span")
         number: object = limit
@@ -12741,7 +12579,7 @@ class LiteJobs:
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
         """Gives jobs as they end, however they do, each once. With *bar*, a line on a
-        terminal shows meanwhile how far all of them have come, by what they tell of it.
+        terminal shows meanwhile how far all of them have come, by the progress they report.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
@@ -12795,7 +12633,7 @@ class LiteJobs:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
-        """In one sentence, why a job is not running, or what became of it.
+        """In one sentence, why a job is not running, or how it ended.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -12815,9 +12653,9 @@ class LiteJobs:
 
     def repair(self) -> int:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
-        jobs that wait for a key which nobody holds. Says how many those were."""
+        jobs that wait for a key which no job holds. Returns how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.notifier.notify_all()
+        self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
@@ -12831,8 +12669,8 @@ class LiteJobs:
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back, while nodes are at work: whoever writes has to
-        wait until it is done.
+        """Gives all free space in the file back, while nodes are at work. Other writers wait
+        until it is done.
 
         Raises:
             BusyError: others kept the file's write lock for too long.
@@ -12846,7 +12684,7 @@ class LiteJobs:
         exist yet.
 
         Raises:
-            OptionError: it is no name.
+            OptionError: it is not a valid name.
         """
         return Queue(check_name(name, "queue"), self.store)
 
@@ -12914,7 +12752,7 @@ class LiteJobs:
         written now: when a node starts, what its program declares comes into the file, and
         what its program no longer declares goes.
 
-        *misfire* says what becomes of ticks that are late by more than *grace*: "once"
+        *misfire* says what to do about ticks that are late by more than *grace*: "once"
         (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
         while the last job has not finished. *jitter* delays each job by up to so much at
         random. There is no tick before *start* or after *end*.
@@ -12980,12 +12818,7 @@ class LiteJobs:
         return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> Declared:
-        """What the program declares, as rows.
-
-        Raises:
-            DefinitionError: a definition is not registered here.
-            PayloadError: a definition has parameters that nobody has given.
-        """
+        """What the program declares, as rows."""
         program = program_of(self.target, self._made_in)
         entries = tuple(
             self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
@@ -13033,7 +12866,13 @@ class LiteJobs:
             PayloadError: a job's payload does not fit any more. It stays as it is, but
                 others may have been changed before it.
         """
-        columns = _new_columns(to, self.clock())
+        check_known(to, Changes.__annotations__, "cannot be changed")
+        if not to:
+            raise OptionError("to", "say what to change, such as to={'priority': 10}")
+        if "at" in to:
+            aware(to["at"], "at")
+        options: Any = {name: value for name, value in to.items() if name != "payload"}
+        columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
         return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
@@ -13048,7 +12887,7 @@ class LiteJobs:
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
-                raise PayloadError(name, ("it is no JSON object, so that no field can change",))
+                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
             text = json_of_any.encode({**old, **fields})
             definition = self.registry.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
@@ -13137,7 +12976,7 @@ class LiteJobs:
         workers: int | None,
         threads: int | None,
         concurrency: int,
-        most: int | None,
+        jobs_per_worker: int | None,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
@@ -13146,45 +12985,41 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
-        lasting = math.inf
-        if most is not None:
-            lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
+        if jobs_per_worker is not None:
+            at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
-        store.file.lent = self.store.file.lent
+        store.file.standard_connections = self.store.file.standard_connections
         try:
+            staff, size = self._staff(workers, threads)
             return Supervisor(
                 store,
                 self.registry,
-                self._staff(threads),
+                staff,
                 self._serves(queues, node),
-                self._size(workers, threads),
-                at_least_one(concurrency, "concurrency", most=MOST),
+                size,
+                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
                 until,
                 duration(grace, "grace").total_seconds(),
                 self.clock,
                 declared=self._declarations(),
                 events=self.events,
-                jobs_per_worker=lasting,
+                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _size(self, workers: int | None, threads: int | None) -> int:
-        if threads is None:
-            workers = (os.cpu_count() or 1) if workers is None else workers
-            return at_least_one(workers, "workers", most=MOST)
-        if workers is not None:
-            raise OptionError("threads", "given together with workers: jobs run in one or other")
-        return at_least_one(threads, "threads", most=MOST)
-
-    def _staff(self, threads: int | None) -> Processes | Threads:
+    def _staff(self, workers: int | None, threads: int | None) -> tuple[Processes | Threads, int]:
         if threads is not None:
-            return Threads(self._executor)
+            if workers is not None:
+                problem = "given together with workers: jobs run in one or other"
+                raise OptionError("threads", problem)
+            return Threads(self._executor), at_least_one(threads, "threads", most=MOST_WORKERS)
         if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Says at once if that cannot be known here.
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        return Processes(self._program())
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        return Processes(self._program()), at_least_one(workers, "workers", most=MOST_WORKERS)
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
@@ -13245,7 +13080,7 @@ class LiteJobs:
 
 
 def _looks_within(timeout: Duration | None) -> Iterator[None]:
-    """Comes by for each look at what somebody waits for, and once more when time is up."""
+    """Yields before each poll, and once more when the time is over."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
     for pause in poll_intervals():
@@ -13264,10 +13099,10 @@ class Bar:
     _width: int = 0
 
     def show(self, jobs: Sequence[Job[Any]]) -> None:
-        """Counts those that have ended, and a part of those that tell of their progress."""
+        """Counts those that have ended, and those that report progress in part."""
         self._ended += sum(job.finished for job in jobs)
-        told = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
-        share = (self._ended + sum(told)) / max(1, self.total)
+        shares = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
+        share = (self._ended + sum(shares)) / max(1, self.total)
         line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
         self._width = max(self._width, len(line))
         end = "\n" if self._ended == self.total else ""
@@ -13287,7 +13122,7 @@ class Drain:
     clock: Clock
     prunes: bool = True
     _settlements: list[Settlement] = attrs.field(factory=list)
-    _untold: Iterable[Event] = ()
+    _pending_events: Iterable[Event] = ()
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
@@ -13298,7 +13133,7 @@ class Drain:
         while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
-            self._attend(beat)
+            self._run_duties(beat)
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -13308,7 +13143,7 @@ class Drain:
                 self.store.nodes.refuse_unlisted(self.node)
                 return attempts
 
-    def _attend(self, beat: Beat) -> None:
+    def _run_duties(self, beat: Beat) -> None:
         """The duties that jobs wait for."""
         self.presence.renew()
         now = self.clock()
@@ -13323,39 +13158,38 @@ class Drain:
 
         done = self.store.exchange(self._settlements, self.node, choose, self.serves)
         self._settlements = []
-        self._tell(self._untold)
-        self._untold = ()
+        self._emit(self._pending_events)
+        self._pending_events = ()
         return done.claimed[0] if done.claimed else None
 
     def _attempt(self, claimed: Claimed) -> None:
         pid, node = os.getpid(), self.serves.node
         if self.events.wants("started"):
-            self._tell([attempt_started(claimed, self.clock(), pid, node)])
-        teller = ProgressReporter(functools.partial(self._keep, claimed))
+            self._emit([attempt_started(claimed, self.clock(), pid, node)])
+        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
         report = self.executor.run(
-            claimed, report=lambda claimed, progress: teller.report(progress)
+            claimed, report=lambda claimed, progress: reporter.report(progress)
         )
-        teller.close()
+        reporter.close()
         self._settlements = [settlement(claimed, report, pid)]
         if report.kind or self.events.wants("completed"):
-            self._untold = attempt_ended(claimed, report, pid, node)
+            self._pending_events = attempt_ended(claimed, report, pid, node)
         if report.type == "KeyboardInterrupt":
             self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._tell(self._untold)
+            self._emit(self._pending_events)
             raise KeyboardInterrupt
 
-    def _keep(self, claimed: Claimed, text: str) -> None:
+    def _store_progress(self, claimed: Claimed, text: str) -> None:
         try:
             self.store.keep_progress({claimed[:2]: text})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def _tell(self, events: Iterable[Event]) -> None:
-        """A log that nobody has set up, which would print warnings, is spared what the
-        program itself is about to look at."""
-        tell = self.events.tell if logger.hasHandlers() else self.events.pass_on
+    def _emit(self, events: Iterable[Event]) -> None:
+        # Without a handler, logging would print warnings to stderr: events are not logged then.
+        emit = self.events.tell if logger.hasHandlers() else self.events.pass_on
         for event in events:
-            tell(event)
+            emit(event)
 
 
 class QueueChoices(TypedDict, total=False):
@@ -13374,7 +13208,7 @@ class QueueChoices(TypedDict, total=False):
 @attrs.frozen
 class Queue:
     """A queue, by its name. Its settings are in the file: all nodes share them, and running
-    nodes heed a change at once."""
+    nodes follow a change at once."""
 
     name: str
     _store: Store = attrs.field(eq=False, repr=False)
@@ -13395,8 +13229,14 @@ class Queue:
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
-        check_known(choices, _QUEUE_COLUMNS, "no such setting")
-        columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
+        check_known(choices, _SETTING_CHECKS, "no such setting")
+        given: dict[str, Any] = {**choices}
+        columns = {
+            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
+            for setting, value in given.items()
+        }
+        if columns.get("max_attempts", 0) is None:
+            columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
         self._store.set_queue(self.name, columns)
@@ -13448,56 +13288,52 @@ def _settings_of(terms: Terms) -> QueueSettings:
         defaults["timeout"] = timedelta(microseconds=terms.timeout)
     if terms.backoff is not None:
         defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
-    ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
     return QueueSettings(
-        terms.name, bool(terms.paused), terms.concurrency, terms.rate_text, terms.burst,
-        terms.weight, ageing, defaults,
-    )  # fmt: skip
+        name=terms.name,
+        paused=bool(terms.paused),
+        concurrency=terms.concurrency,
+        rate=terms.rate_text,
+        burst=terms.burst,
+        weight=terms.weight,
+        ageing=None if terms.ageing is None else timedelta(microseconds=terms.ageing),
+        defaults=defaults,
+    )
 
 
-def _count(what: str) -> Callable[[object], int | None]:
-    return lambda value: None if value is None else at_least_one(value, what, ", or None")
+def _checked_count(value: object, what: str) -> int:
+    return at_least_one(value, what, ", or None")
 
 
-def _checked_weight(value: object) -> float | None:
-    if value is None:
-        return None
+def _checked_weight(value: Any, what: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.001 <= typing.cast(float, value) <= 1000:
-        raise OptionError("weight", f"expected a number from 0.001 to 1000, got {value!r}")
-    return float(typing.cast(float, value))
+    if not number or not 0.001 <= value <= 1000:
+        raise OptionError(what, f"expected a number from 0.001 to 1000, got {value!r}")
+    return float(value)
 
 
-def _span(what: str) -> Callable[[Any], int | None]:
-    def check(value: Any) -> int | None:
-        if value is None:
-            return None
-        if not (length := duration(value, what)):
-            raise OptionError(what, "expected more than zero, or None")
-        return length // MICROSECOND
-
-    return check
+def _checked_length(value: Any, what: str) -> int:
+    if not (length := duration(value, what)):
+        raise OptionError(what, "expected more than zero, or None")
+    return length // MICROSECOND
 
 
-def _stored_curve(value: Any) -> str | None:
-    if value is None:
-        return None
+def _checked_curve(value: Any, what: str) -> str:
     if not isinstance(value, Curve):
-        raise OptionError("backoff", f"the file keeps {', '.join(CURVES)} only, got {value!r}")
+        raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
     return store_curve(value)
 
 
-_QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
-    "concurrency": _count("concurrency"),
-    "rate": lambda value: None if value is None else parse_rate(value),
-    "burst": _count("burst"),
+_SETTING_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "concurrency": _checked_count,
+    "rate": lambda value, _: parse_rate(value),
+    "burst": _checked_count,
     "weight": _checked_weight,
-    "ageing": _span("ageing"),
-    "max_attempts": lambda value: OPTIONS["max_attempts"](value, "max_attempts") or 0,
-    "timeout": _span("timeout"),
-    "backoff": _stored_curve,
+    "ageing": _checked_length,
+    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
+    "timeout": _checked_length,
+    "backoff": _checked_curve,
 }
-"""How each setting is checked, and made what is stored."""
+"""Checks each setting of a queue and gives what is stored."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -13556,7 +13392,7 @@ class Recur:
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
     """A schedule by its name, whether it exists or not. What it changes is in the file at
-    once, and running nodes heed it at once."""
+    once, and running nodes follow it at once."""
 
     name: str
     _jobs: LiteJobs
@@ -13584,7 +13420,7 @@ class ScheduleHandle:
 
         Raises:
             OptionError: a value cannot be used.
-            PayloadError: the work has parameters that nobody has given.
+            PayloadError: the work has required parameters without a value.
         """
         _refuse_while_importing()
         if not isinstance(expression, str):
@@ -13638,8 +13474,8 @@ def module_name(name: str) -> str:
 
 
 def program_of(target: str | None, made_in: str | None) -> str:
-    """What tells a program from others that use the same file: its main file or package, and
-    where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    """What distinguishes a program from others that use the same file: its main file or package,
+    and where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
     if getattr(sys, "frozen", False):
         return str(Path(sys.executable).resolve())
     main = target or getattr(sys.modules["__main__"], "__file__", None)
@@ -13706,17 +13542,6 @@ class Changes(TypedDict, total=False):
 json_of_any: Final = Codec[Any](Any)
 
 
-def _new_columns(to: Changes, now: int) -> dict[str, Any]:
-    """What is written to a row instead of what is there."""
-    check_known(to, Changes.__annotations__, "cannot be changed")
-    if not to:
-        raise OptionError("to", "say what to change, such as to={'priority': 10}")
-    if "at" in to:
-        aware(to["at"], "at")
-    plain: Any = {k: v for k, v in to.items() if k != "payload"}
-    return columns_of(plain, now)
-
-
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().changed(choices)
@@ -13736,27 +13561,26 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 
 def _match(filters: Filters) -> Match:
-    check_known(filters, Filters.__annotations__, "no such filter")
-    ids, states = _several(filters.get("id")), _several(filters.get("state"))
-    for state in states or ():
-        check_one_of(state, STATES, "state")
-    texts = {name: _text(filters.get(name), name) for name in ("queue", "node", "key")}
-    names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
-    moments = {name: _micros(filters.get(name), name) for name in names}
-    chosen: dict[str, Any] = {**texts, **moments}
-    return Match(
-        None if ids is None else tuple(map(_id_of, ids)),
-        _name_of(filters.get("name")),
-        states=states,
-        schedule=_name_of(filters.get("schedule"), "schedule"),
-        payload=_wanted(filters.get("payload")),
-        **chosen,
-    )
+    check_known(filters, _FILTER_CHECKS, "no such filter")
+    given = {
+        name: _FILTER_CHECKS[name](value, name)
+        for name, value in filters.items()
+        if value is not None
+    }
+    ids, states = given.pop("id", None), given.pop("state", None)
+    return Match(ids, states=states, **given)
 
 
-def _several(given: Any) -> tuple[Any, ...] | None:
+def _several(given: Any) -> tuple[Any, ...]:
     one = isinstance(given, str) or not isinstance(given, Iterable)
-    return None if given is None else (given,) if one else tuple(given)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    states = _several(given)
+    for state in states:
+        check_one_of(state, STATES, what)
+    return states
 
 
 def _id_of(job: object, what: str = "id") -> int:
@@ -13775,31 +13599,28 @@ def _name_of(value: object, what: str = "name") -> str | None:
     raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
 
 
-def _text(value: object, filter: str) -> str | None:
+def _text(value: object, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise OptionError(filter, f"expected a text, got {value!r}")
+    raise OptionError(what, f"expected a text, got {value!r}")
 
 
-def _micros(value: object, filter: str) -> int | None:
-    return None if value is None else to_micros(aware(value, filter))
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
 
 
-def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
     """The names on the way to each field, and the JSON that should be there."""
-    if wanted is None:
-        return ()
     if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
-    return tuple((_names(field), _scalar(field, value)) for field, value in wanted.items())
-
-
-def _names(field: object) -> tuple[str, ...]:
-    if not isinstance(field, str):
-        raise OptionError("payload", f"expected the name of a field, got {field!r}")
-    if "\0" in field:  # On a path, SQLite takes it for the end of a name.
-        raise OptionError("payload", f"a field's name in a filter has no NUL, got {field!r}")
-    return tuple(field.split("."))
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    for field in wanted:
+        if not isinstance(field, str):
+            raise OptionError(what, f"expected the name of a field, got {field!r}")
+        if "\0" in field:  # On a path, SQLite takes it for the end of a name.
+            raise OptionError(what, f"a field's name in a filter has no NUL, got {field!r}")
+    return tuple(
+        (tuple(field.split(".")), _scalar(field, value)) for field, value in wanted.items()
+    )
 
 
 def _scalar(field: str, value: object) -> str:
@@ -13808,6 +13629,23 @@ def _scalar(field: str, value: object) -> str:
             return json.dumps(value, allow_nan=False)
     problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
     raise OptionError("payload", problem)
+
+
+_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "id": lambda given, _: tuple(map(_id_of, _several(given))),
+    "name": _name_of,
+    "queue": _text,
+    "state": _states,
+    "node": _text,
+    "key": _text,
+    "schedule": _name_of,
+    "enqueued_after": _micros,
+    "enqueued_before": _micros,
+    "finished_after": _micros,
+    "finished_before": _micros,
+    "payload": _payload_filter,
+}
+"""Checks each filter and gives what the query needs."""
 
 
 def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -13864,7 +13702,7 @@ def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job
 
 @attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is looked at: most never are."""
+    """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
     _ids: range
     _batches: Sequence[Batch]
@@ -13897,7 +13735,7 @@ class Enqueued(Sequence[Job[Any]]):
 
 
 def _read_json(text: object) -> Any:
-    """What a row holds; as it is, if somebody has written what is no JSON."""
+    """A value of a row; its text, if that is not JSON."""
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
@@ -14015,8 +13853,8 @@ class Pool:
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-TURNS = 1_000
-"""How often `drain_all` turns the clock before it calls it endless."""
+MOST_TURNS = 1_000
+"""How often `drain_all` turns the clock before it gives up."""
 
 
 def _aware(value: object) -> datetime:
@@ -14048,8 +13886,8 @@ OnErrors = Literal["raise", "keep"]
 
 @attrs.define(eq=False, repr=False)
 class Recorder:
-    """What a LiteJobs was asked to do while a test has it in hand. What is *enqueued* is
-    read from the file: whoever enqueued it, and as it is now."""
+    """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
+    as it is now, whichever process enqueued it."""
 
     jobs: LiteJobs
     clock: TurnedClock
@@ -14105,7 +13943,7 @@ class Recorder:
             return found
         wanted = "a job" if times is None else f"{times} times a job"
         call = _call(self._named(definition, fields), fields)
-        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._told()}")
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._summary()}")
 
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
@@ -14118,7 +13956,7 @@ class Recorder:
         __tracebackhide__ = True
         if found := self.enqueued(definition, **fields):
             call = _call(found[0].name, fields)
-            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs what is due now in this process, one job after the other, until nothing is
@@ -14152,14 +13990,16 @@ class Recorder:
         """
         __tracebackhide__ = True
         attempts = 0
-        for _ in range(TURNS):
+        for _ in range(MOST_TURNS):
             attempts += self.drain(errors=errors)
             _, due = self.jobs.store.stage(self.clock())
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = f"there is no end to it, after {TURNS:,} turns of the clock to {self.clock.now}"
-        raise AssertionError(f"{problem}; {self._told()}")
+        problem = (
+            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        )
+        raise AssertionError(f"{problem}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store.file is not self._file:
@@ -14179,7 +14019,7 @@ class Recorder:
         return made.name
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
-        """A payload by name, as the handler gets it; nothing, if nobody can read it."""
+        """A payload by name, as the handler gets it; empty, if it cannot be read."""
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
@@ -14190,8 +14030,7 @@ class Recorder:
         given = self._arguments(job) if fields else {}
         return all(name in given and given[name] == value for name, value in fields.items())
 
-    def _told(self) -> str:
-        """All that was enqueued, in words."""
+    def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
@@ -14209,10 +14048,10 @@ RecordJobs = Callable[[LiteJobs], Recorder]
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
-    return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+    return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("durability", "clock", "registry", "middleware", "tested")
+_REPLACED = ("durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -14225,7 +14064,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
     clock = TurnedClock() if clock is None else clock
     before: list[tuple[Any, str, Any]]
-    before = [(jobs, name, getattr(jobs, name)) for name in _BORROWED]
+    before = [(jobs, name, getattr(jobs, name)) for name in _REPLACED]
     # Not another store: queues and others may hold on to this one.
     before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
@@ -14299,7 +14138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        code: int = options.command(options)
+        jobs = [_target(options.target)] if "target" in options else []
+        code: int = options.command(*jobs, options)
         sys.stdout.flush()
         return code
     except FileError as error:
@@ -14309,7 +14149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LitejobsError as error:
         return _complain(error, 2)
     except OSError as error:
-        # Nobody reads it, or the disk is full: nothing is to be tried again at the exit.
+        # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
     except KeyboardInterrupt:
@@ -14320,7 +14160,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
-        # Of --name=-- some versions of argparse make no value, instead of a text.
+        # Some versions of argparse read --name=-- as no value, not as a text.
         if name != "ids" and isinstance(value, list) and (not value or [] in value):
             parser.error(f"argument {name}: expected one argument")
     return options
@@ -14344,89 +14184,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, target: str = "TARGET"
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run)
-        made.add_argument("target", metavar=target, help=_TARGETS[target])
-        if target == "TARGET":
-            made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run_options(command("run", _run, "run jobs until stopped", "PROGRAM"))
-    _add_job_commands(command)
-    _add_queue_commands(command)
-    _add_schedule_commands(command)
-    _add_file_commands(command)
-    _add_new_options(command("new", _new, "write a definition and a test of it", "NAME"))
+    def on_target(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
+        made = command(name, run, about)
+        place = "the queue's file, or a program: module:attribute or file.py:attribute"
+        made.add_argument("target", metavar="TARGET", help=place)
+        made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    _add_run_options(command("run", _run, "run jobs until stopped"))
+    _add_job_commands(on_target)
+    _add_queue_commands(on_target)
+    _add_schedule_commands(on_target)
+    _add_file_commands(on_target)
+    new = command("new", _new, "write a definition and a test of it")
+    new.add_argument("name", metavar="NAME", help="such as reports:generate")
+    new.add_argument("--queue", help="the queue of its jobs")
+    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
     return parser
 
 
-def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    _add_job_options(command("enqueue", _enqueue, "put a job into the file"))
-    listing = command("list", _list, "list jobs, the newest first")
-    _add_filters(listing)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = command("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    command("why", _why, "say why a job is not running").add_argument("id", type=int)
-    _add_bulk_commands(command)
-
-
-def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
-    command("nodes", _nodes_at_work, "list the nodes")
-    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
-
-
-def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("backup", _backup, "copy the file while jobs run").add_argument(
-        "path", help="the copy: nothing may be there yet"
-    )
-    command("compact", _compact, "give free space in the file back")
-    doctor = command("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-
-
-def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("schedules", _schedules, "list schedules with their last and next times")
-    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for name, run, about in (
-        ("pause-schedule", _pause_schedule, "let a schedule, or all, fire nothing until resumed"),
-        ("resume-schedule", _resume_schedule, "let a schedule, or all, fire again"),
-    ):
-        command(name, run, about).add_argument("name", nargs="?", help="default: all")
-
-
-_TARGETS = {
-    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
-    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
-    "NAME": "the definition's name, such as reports:generate",
-}
-
-
-def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    for name, run, about in (
-        ("retry", _retry, "let failed and cancelled jobs start again"),
-        ("cancel", _cancel, "cancel jobs that wait or run"),
-        ("delete", _delete, "delete jobs that do not run"),
-        ("hold", _hold, "keep jobs that wait from running"),
-        ("release", _release, "let held jobs wait for their turn again"),
-        ("change", _change, "give jobs that wait other values"),
-    ):
-        bulk = command(name, run, about)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_filters(bulk, node="--from-node" if name == "change" else "--node")
-    _add_changes(bulk)
-
-
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    place = "where the LiteJobs is: module:attribute or file.py:attribute"
+    parser.add_argument("target", metavar="PROGRAM", help=place)
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
@@ -14448,47 +14232,140 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the definition")
-    parser.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    parser.add_argument("--queue")
-    parser.add_argument("--priority", type=int, help="higher runs first")
-    parser.add_argument("--delay", type=float, help="seconds")
-    parser.add_argument("--at", type=_moment, help="ISO time with an offset")
-    parser.add_argument("--max-attempts", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds; then it is asked to end")
-    parser.add_argument(
-        "--grace", type=float, help="seconds until it is killed then (default: the node's, 5)"
-    )
-    parser.add_argument("--node", help="the only node that may take it")
-    parser.add_argument("--expires", type=float, help="seconds after which it is not started")
-    parser.add_argument("--key", help="of jobs with one key, so many run at a time")
-    parser.add_argument("--key-limit", type=int, metavar="NUMBER", help="(default: 1)")
+def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    enqueue = command("enqueue", _enqueue, "put a job into the file")
+    enqueue.add_argument("name", help="the definition")
+    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
+    _add_options(enqueue, Choices)
+    listing = command("list", _list, "list jobs, the newest first")
+    _add_options(listing, Filters)
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
+    show = command("show", _show, "show one job with its failed attempts")
+    show.add_argument("id", type=int)
+    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
+    command("why", _why, "say why a job is not running").add_argument("id", type=int)
+    for name, run, done, about in (
+        ("retry", LiteJobs.retry, "to start again", "let failed and cancelled jobs start again"),
+        ("cancel", LiteJobs.cancel, "cancelled", "cancel jobs that wait or run"),
+        ("delete", LiteJobs.delete, "deleted", "delete jobs that do not run"),
+        ("hold", LiteJobs.hold, "held", "keep jobs that wait from running"),
+        ("release", LiteJobs.release, "released", "let held jobs wait for their turn again"),
+        ("change", LiteJobs.change, "changed", "give jobs that wait other values"),
+    ):
+        bulk = command(name, functools.partial(_bulk, run, done), about)
+        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
+        # The node is what a change is most often about: so that is what --node gives there.
+        _add_options(bulk, Filters, {"node": "--from-node"} if name == "change" else {})
+    flags = {"queue": "--to-queue", "payload": "--to-payload"}
+    _add_options(bulk, Changes, flags, prefix="to_", removable=True)
 
 
-def _add_queue_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the queue")
-    state = parser.add_mutually_exclusive_group()
+def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    queue = command("queue", _queue, "show, pause, resume and set a queue")
+    queue.add_argument("name", help="the queue")
+    state = queue.add_mutually_exclusive_group()
     state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
     state.add_argument("--resume", action="store_true", help="let its jobs start again")
     state.add_argument("--reset", action="store_true", help="take all its settings away")
-    for name, kind, about in (
-        ("concurrency", int, "how many of its jobs run at a time; 0: any number"),
-        ("rate", str, "how many start in some time, as 10/s or 100/min; 0: any number"),
-        ("burst", int, "how many may start at once after a rest"),
-        ("weight", float, "its share among queues with jobs of the same priority"),
-        ("ageing", float, "seconds in which the priority of what waits rises by one; 0: never"),
-        ("max-attempts", int, "for jobs whose definition does not say; 0: for ever"),
-        ("timeout", float, "seconds, for jobs whose definition does not say; 0: none"),
+    _add_options(queue, QueueChoices, removable=True)
+    command("nodes", _list_nodes, "list the nodes")
+    metrics = command("metrics", _metrics, "what nodes did by minute, hour or day")
+    metrics.add_argument("--span", choices=SPANS, default="minute")
+    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
+    metrics.add_argument("--queue")
+    metrics.add_argument("--name")
+
+
+def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("schedules", _schedules, "list schedules with their last and next times")
+    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for name, run, done, about in (
+        ("pause", Timetable.pause, "paused", "let a schedule, or all, fire nothing until resumed"),
+        ("resume", Timetable.resume, "resumed", "let a schedule, or all, fire again"),
     ):
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
+        made = command(f"{name}-schedule", functools.partial(_switch_schedules, run, done), about)
+        made.add_argument("name", nargs="?", help="default: all")
 
 
-def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--span", choices=SPANS, default="minute")
-    parser.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    parser.add_argument("--queue")
-    parser.add_argument("--name")
+def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("backup", _backup, "copy the file while jobs run").add_argument(
+        "path", help="the copy: nothing may be there yet"
+    )
+    command("compact", _compact, "give free space in the file back")
+    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
+
+
+_OPTION_HELP = {
+    "priority": "higher runs first",
+    "max_attempts": "how many attempts a job has at most",
+    "timeout": "after which a job is asked to end",
+    "grace": "then, until it is killed (default: the node's, 5)",
+    "node": "the only node that may take it",
+    "at": "when it is due",
+    "delay": "until it is due",
+    "expires": "after which it is not started",
+    "key": "of jobs with one key, so many run at a time",
+    "key_limit": "how many (default: 1)",
+    "state": "may be repeated",
+    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
+    "enqueued_after": "from then on",
+    "finished_after": "from then on",
+    "concurrency": "how many of its jobs run at a time",
+    "rate": "how many start in some time, as 10/s or 100/min",
+    "burst": "how many may start at once after a rest",
+    "weight": "its share among queues with jobs of the same priority",
+    "ageing": "in which the priority of a waiting job rises by one",
+}
+
+
+def _add_options(
+    parser: argparse.ArgumentParser,
+    typed: type,
+    flags: Mapping[str, str] = types.MappingProxyType({}),
+    *,
+    prefix: str = "",
+    removable: bool = False,
+) -> None:
+    """Adds an argument for each option of a TypedDict that a text can be read as. Where
+    options are *removable*, a zero or an empty text stands for None."""
+    import argparse
+
+    for name, hint in typing.get_type_hints(typed).items():
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        about = _OPTION_HELP.get(name)
+        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
+        known = (reader[1:] for reader in _READERS if reader[0] in kinds)
+        if name == "state":
+            settings |= {"choices": STATES, "action": "append"}
+        elif name == "payload":
+            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
+        elif name != "id" and (reader := next(known, None)) is not None:
+            read, metavar = reader
+            if removable and type(None) in kinds:
+                # A node may be named 0, and a grace of no seconds is one.
+                zero = "''" if name in ("node", "grace") else "0"
+                read = _or_none(read, zero)
+                about = f"{about}; {zero} takes it away"
+            settings |= {"type": read, "metavar": metavar or name.upper()}
+        else:
+            continue
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
+        parser.add_argument(flag, help=about, **settings)
+
+
+def _or_none(read: Callable[[str], Any], none: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if none == "''":
+            return read(text) if text else None
+        value = read(text)
+        return None if value in (0, none) else value
+
+    return number
 
 
 def _moment(text: str) -> datetime:
@@ -14497,59 +14374,18 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
+        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
         raise argparse.ArgumentTypeError(problem) from None
 
 
-def _add_new_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", help="the queue of its jobs")
-    parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_filters(parser: argparse.ArgumentParser, node: str = "--node") -> None:
-    parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    parser.add_argument(node, dest="node", metavar="NODE", help="for this node alone")
-    for name in ("queue", "name", "key", "schedule"):
-        parser.add_argument(f"--{name}")
-    for what in ("enqueued", "finished"):
-        parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
-        parser.add_argument(f"--{what}-before", type=_moment, metavar="TIME", help="ISO time")
-    parser.add_argument(
-        "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
-    )
-
-
-def _add_changes(parser: argparse.ArgumentParser) -> None:
-    """What is changed; "to" stands before what could be taken for a filter."""
-    import argparse
-
-    def change(option: str, kind: Callable[[str], Any], about: str, **settings: Any) -> None:
-        name = f"to_{option.removeprefix('--').removeprefix('to-').replace('-', '_')}"
-        settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
-        parser.add_argument(option, **settings)
-
-    change("--priority", int, "higher runs first", metavar="NUMBER")
-    change("--to-queue", str, "another queue", metavar="QUEUE")
-    change("--node", lambda text: text or None, "the only node; '': any", metavar="NODE")
-    change("--delay", float, "seconds from now", metavar="SECONDS")
-    change("--at", _moment, "ISO time with an offset", metavar="TIME")
-    change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
-    change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
-    grace = "seconds until it is killed then; '': as defined"
-    change("--grace", lambda text: float(text) if text else None, grace, metavar="SECONDS")
-    change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
-    change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
-
-
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    # No number says "none": what can be taken away is so by a zero.
-    def number(text: str) -> Any:
-        return kind(text) or None
-
-    return number
-
-
-_FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
+_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+    (timedelta, float, "SECONDS"),
+    (datetime, _moment, "TIME"),
+    (int, int, "NUMBER"),
+    (float, float, "NUMBER"),
+    (str, str, ""),
+)
+"""How a value of a type is read from a command line, and what it is called in the help."""
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -14562,27 +14398,27 @@ def _field(text: str) -> tuple[str, Any]:
             return name, load_json(value)
     except ValueError:
         pass
-    problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
+    problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
     raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
 
 
-def _filters(options: argparse.Namespace) -> Filters:
-    names = Filters.__annotations__.keys() - {"id"}
-    given = {name: getattr(options, name) for name in names}
-    given["payload"] = given["payload"] and dict(given["payload"])
-    return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
+def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
+    """The options of a TypedDict that the command line gives."""
+    names = [name for name in typed.__annotations__ if prefix + name in options]
+    given = {name: getattr(options, prefix + name) for name in names}
+    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
 
-def _target(text: str) -> tuple[LiteJobs, bool]:
-    """The queue that a target names, and whether its program was loaded with it."""
+def _target(text: str) -> LiteJobs:
+    """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
     if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute), True
+        return _program_at(place, attribute)
     if not os.path.exists(text):
         raise FileError(text, "no such file; a program is named module:attribute")
     jobs = LiteJobs(text)
     jobs.store.file.create = False
-    return jobs, False
+    return jobs
 
 
 def _program_at(place: str, attribute: str) -> LiteJobs:
@@ -14613,9 +14449,8 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
     return found
 
 
-def _run(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    if not loaded:
+def _run(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    if jobs.target is None:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
     jobs.log_level = options.log_level
     log_to_stderr(options.log_level)
@@ -14632,17 +14467,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _enqueue(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    names = (
-        "queue", "priority", "delay", "at", "max_attempts", "timeout", "grace", "node", "expires",
-        "key", "key_limit",
-    )  # fmt: skip
-    given = {name: getattr(options, name) for name in names}
-    choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
-    if loaded:
-        bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
-        job = jobs.enqueue(bound)
+def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    choices: Choices = _given(options, Choices)
+    if jobs.target is not None:
+        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
     else:
         try:
             payload = json_of_any.encode(json_of_any.decode(options.payload))
@@ -14650,38 +14478,38 @@ def _enqueue(options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
     return 0
 
 
-def _list(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.find(limit=options.limit, before=options.before, **_filters(options))
-    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at (UTC)", "error")]
-    lines += [
-        (
-            str(job.id), job.name, job.queue, job.state, str(job.priority),
-            f"{job.attempt}/{job.max_attempts or '∞'}", _second(job.run_at),
-            (job.error or "")[:80],
-        )
-        for job in found
-    ]  # fmt: skip
+_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
+"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
+of all of them."""
+
+
+def _list(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
     hidden = _hidden(jobs)
-    _print(options, [_plain(job, hidden) for job in found], _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        **{name: name for name in ("id", "name", "queue", "state", "priority")},
+        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+        "run at (UTC)": "run_at",
+        "error": lambda job: (job["error"] or "")[:80],
+    }
+    return _print_rows(options, [_job_values(job, hidden) for job in found], columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _plain(job, _hidden(jobs))
+    plain = _job_values(job, _hidden(jobs))
+    shown = {key: _json_value(value) for key, value in plain.items()}
     if isinstance(job.stored_payload, bytes):
-        plain["payload"] = f"<{len(job.stored_payload)} bytes>"
-    shown = {**plain, "progress": _how_far(job)}
+        shown["payload"] = f"<{len(job.stored_payload)} bytes>"
+    shown["progress"] = _progress_text(job)
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
@@ -14691,225 +14519,163 @@ def _show(options: argparse.Namespace) -> int:
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
     for failure in errors[first:]:
-        if failure.omitted:
-            lines += ["", f"{failure.omitted} failed attempts are not kept"]
-        when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
-        lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
-        told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-        # Indented: a line of what an exception says must not look like one of ours.
-        lines += [f"    {line}" for line in told.split("\n")]
-        lines += _deeds(failure)
-    history = [
-        {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
-        for failure in errors
-    ]
-    _print(options, {**_plain(job, _hidden(jobs)), "errors": history}, "\n".join(lines))
+        lines += _failure_lines(failure)
+    _print(options, {**plain, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines))
     return 0
 
 
-def _how_far(job: Job[Any]) -> str | None:
-    """Its progress in words; what is wrong with it, if somebody else has written it."""
+def _progress_text(job: Job[Any]) -> str | None:
+    """Its progress in words; what is wrong with it, if another program has written it."""
     try:
         return None if job.progress is None else str(job.progress)
     except OptionError as error:
         return f"({error})"
 
 
-def _deeds(failure: Failure) -> Iterator[str]:
-    """What is known of what a failed attempt did."""
-    told = {
+def _failure_lines(failure: Failure) -> Iterator[str]:
+    yield ""
+    if failure.omitted:
+        yield from (f"{failure.omitted} failed attempts are not kept", "")
+    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+    yield printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    # Indented: a line of what an exception says must not look like one of ours.
+    yield from (f"    {line}" for line in message.split("\n"))
+    measured = {
         "exit code": failure.exit_code,
         "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
         "peak memory": None if failure.memory is None else _bytes(failure.memory),
     }
-    if known := [f"{what}: {value}" for what, value in told.items() if value is not None]:
+    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
         yield ", ".join(known)
     if failure.output:
         yield "output:"
         yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
 
 
-def _retry(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.retry, "to start again")
-
-
-def _cancel(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.cancel, "cancelled")
-
-
-def _delete(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.delete, "deleted")
-
-
-def _hold(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.hold, "held")
-
-
-def _release(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.release, "released")
-
-
-def _change(options: argparse.Namespace) -> int:
-    given = {name[3:]: value for name, value in vars(options).items() if name.startswith("to_")}
-    if "payload" in given:
-        given["payload"] = dict(given["payload"])
-    change = functools.partial(LiteJobs.change, to=typing.cast(Changes, given))
-    return _bulk(options, change, "changed")
-
-
-def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
-    jobs, _ = _target(options.target)
-    moved = change(jobs, *options.ids, **_filters(options))
+def _bulk(
+    change: Callable[..., Moved], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    filters = _given(options, Filters)
+    to = {"to": _given(options, Changes, "to_")} if change is LiteJobs.change else {}
+    moved = change(jobs, *options.ids, **filters, **to)
     missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
     text = f"{moved.moved} {done}, {moved.left} left as they are"
-    if missing > 0 and not _filters(options):
+    if missing > 0 and not filters:
         text += f", {missing} not found"
     _print(options, {"moved": moved.moved, "left": moved.left}, text)
     return 0 if moved.moved and not moved.left and missing <= 0 else 1
 
 
-def _stats(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    counts = jobs.stats()
-    states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [("queue", *states)]
-    lines += [
-        (queue, *(str(counts[queue].get(state, 0)) for state in states)) for queue in sorted(counts)
-    ]
-    _print(options, counts, _table(lines))
-    return 0
-
-
-_SETTINGS = ("concurrency", "rate", "burst", "weight", "ageing", "max_attempts", "timeout")
-
-
-def _queue(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queue = jobs.queue(options.name)
-    if options.reset:
-        queue.reset()
-    given = {name: getattr(options, name) for name in _SETTINGS}
-    # No number says "none": what can be switched off is so by a zero.
-    given = {k: None if v in (0, "0") else v for k, v in given.items() if v is not None}
-    if given:
-        queue.set(**typing.cast(QueueChoices, given))
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    settings = queue.settings
-    _print(options, _plain_queue(settings), _queue_table([settings]))
-    return 0
-
-
-def _queues(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queues = jobs.queues()
-    _print(options, [_plain_queue(settings) for settings in queues], _queue_table(queues))
-    return 0
-
-
-def _plain_queue(settings: QueueSettings) -> dict[str, Any]:
-    plain = {**attrs.asdict(settings), **settings.defaults}
-    del plain["defaults"]
-    return {key: _json_value(value) for key, value in plain.items() if key != "backoff"}
-
-
-def _queue_table(queues: Sequence[QueueSettings]) -> str:
-    lines = [("queue", "state", *(name.replace("_", " ") for name in _SETTINGS))]
-    for settings in queues:
-        plain = _plain_queue(settings)
-        if plain.get("max_attempts", 1) is None:
-            plain["max_attempts"] = math.inf
-        given = [plain.get(name) for name in _SETTINGS]
-        shown = [f"{v:g}" if isinstance(v, int | float) and v else v or "" for v in given]
-        lines.append((settings.name, "paused" if settings.paused else "open", *shown))
-    return _table(lines)
-
-
-def _schedules(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.schedules()
-    lines = [("name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state")]
-    lines += [
-        (
-            schedule.name, schedule.expression, _words(schedule), schedule.timezone,
-            _second(schedule.last_at), _second(schedule.next_at), schedule.state,
-        )
-        for schedule in found
-    ]  # fmt: skip
-    hidden = _hidden(jobs)
-    _print(options, [_plain_schedule(schedule, hidden) for schedule in found], _table(lines))
-    return 0 if found else 1
-
-
-def _second(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
-
-
-def _words(schedule: Schedule) -> str:
-    """The expression in words; what is wrong with it, if this machine cannot tell."""
-    try:
-        return schedule.entry.rule.timetable.words
-    except OptionError as error:
-        return f"({error})"
-
-
-def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A schedule as JSON values, without what is hidden."""
-    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin", "problem")
-    plain = _plain_values(schedule, names + more)
-    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
-    return {**plain, "words": _words(schedule), "payload": payload}
-
-
-def _fire(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    job = jobs.schedule(options.name).fire()
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
-    return 0
-
-
-def _pause_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.pause, "paused")
-
-
-def _resume_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.resume, "resumed")
-
-
-def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -> int:
-    jobs, _ = _target(options.target)
-    changed = change(jobs.store.timetable, options.name)
-    _print(options, {done: changed}, f"{changed} {done}")
-    return 0 if changed else 1
-
-
-def _why(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _why(jobs: LiteJobs, options: argparse.Namespace) -> int:
     why = jobs.why(options.id)
     _print(options, {"id": options.id, "why": why}, why)
     return 0
 
 
-def _nodes_at_work(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.nodes()
-    lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
-    lines += [
-        (
-            node.name, str(node.pid), _second(node.started_at), str(node.workers),
-            "all" if node.queues is None else ", ".join(node.queues), str(node.running),
-        )
-        for node in found
-    ]  # fmt: skip
+def _stats(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    counts = jobs.stats()
+    states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    lines = [[queue, *(str(counts[queue].get(s, 0)) for s in states)] for queue in sorted(counts)]
+    _print(options, counts, _table([["queue", *states], *lines]))
+    return 0
+
+
+def _queues(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    rows = list(map(_queue_values, jobs.queues()))
+    _print_rows(options, rows, _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    queue = jobs.queue(options.name)
+    if options.reset:
+        queue.reset()
+    if given := _given(options, QueueChoices):
+        queue.set(**given)
+    if options.pause or options.resume:
+        (queue.pause if options.pause else queue.resume)()
+    row = _queue_values(queue.settings)
+    if options.json:
+        _print(options, row, "")
+    else:
+        _print_rows(options, [row], _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue_values(settings: QueueSettings) -> dict[str, Any]:
+    values = {**attrs.asdict(settings), **settings.defaults}
+    del values["defaults"]
+    return {key: _json_value(value) for key, value in values.items() if key != "backoff"}
+
+
+def _attempts_of_queue(queue: Mapping[str, Any]) -> Any:
+    attempts = queue.get("max_attempts", "")
+    return "inf" if attempts is None else attempts
+
+
+_QUEUE_COLUMNS_SHOWN: _Columns = {
+    "queue": "name",
+    "state": lambda queue: "paused" if queue["paused"] else "open",
+    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
+    "max attempts": _attempts_of_queue,
+}
+
+
+def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    hidden = _hidden(jobs)
+    rows = [_schedule_values(schedule, hidden) for schedule in jobs.schedules()]
+    columns: _Columns = {
+        "name": "name",
+        "expression": "expression",
+        "in words": "words",
+        "zone": "timezone",
+        "last (UTC)": "last_at",
+        "next (UTC)": "next_at",
+        "state": "state",
+    }
+    return _print_rows(options, rows, columns)
+
+
+def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    try:
+        words = schedule.entry.rule.timetable.words
+    except OptionError as error:  # This machine does not know the time zone, say.
+        words = f"({error})"
+    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
+    more = ("last_job", "misfire", "overlap", "origin", "problem")
+    payload = _redacted(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
+    return {**_values(schedule, names + more), "words": words, "payload": payload}
+
+
+def _fire(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    job = jobs.schedule(options.name).fire()
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
+    return 0
+
+
+def _switch_schedules(
+    switch: Callable[..., int], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    changed = switch(jobs.store.timetable, options.name)
+    _print(options, {done: changed}, f"{changed} {done}")
+    return 0 if changed else 1
+
+
+def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> int:
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    plain = [_plain_values(node, names) for node in found]
-    _print(options, plain, _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        "name": "name",
+        "pid": "pid",
+        "since (UTC)": "started_at",
+        "workers": "workers",
+        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+        "running jobs": "running",
+    }
+    return _print_rows(options, [_values(node, names) for node in jobs.nodes()], columns)
 
 
-def _backup(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _backup(jobs: LiteJobs, options: argparse.Namespace) -> int:
     place = jobs.backup(options.path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
@@ -14917,11 +14683,9 @@ def _backup(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compact(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _compact(jobs: LiteJobs, options: argparse.Namespace) -> int:
     done = jobs.compact()
-    text = f"{_bytes(done.before)} before, {_bytes(done.after)} now"
-    _print(options, attrs.asdict(done), text)
+    _print(options, attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now")
     return 0
 
 
@@ -14929,8 +14693,7 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> int:
     if options.repair:
         jobs.repair()
     found = jobs.doctor()
@@ -14939,28 +14702,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _metrics(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> int:
     found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric)]
-    lines = [tuple(name.replace("start", "start (UTC)").replace("_", " ") for name in names)]
-    lines += [tuple(map(_cell, attrs.astuple(metric))) for metric in found]
-    plain = [{n: _json_value(v) for n, v in attrs.asdict(metric).items()} for metric in found]
-    _print(options, plain, _table(lines))
-    return 0
-
-
-def _cell(value: datetime | timedelta | int | None) -> str:
-    """A value in a table; a length of time with three digits."""
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    if not isinstance(value, timedelta):
-        return "" if value is None else str(value)
-    micros = value // MICROSECOND
-    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
-        if micros >= length:
-            return f"{micros / length:.3g} {unit}"
-    return f"{micros} µs"
+    rows = list(map(attrs.asdict, found))
+    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
+    columns: _Columns = {
+        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+        **{name.replace("_", " "): name for name in names},
+    }
+    return _print_rows(options, rows, columns)
 
 
 _DEFINITION = '''\
@@ -15007,7 +14757,7 @@ Try it: {python} -m pytest {test}"""
 
 
 def _new(options: argparse.Namespace) -> int:
-    name, folder = options.target, Path(options.dir)
+    name, folder = options.name, Path(options.dir)
     function = _function_name(name)
     chosen = {} if name == function else {"name": name}
     if options.queue is not None:
@@ -15060,8 +14810,8 @@ def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
     return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
 
 
-def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload or a result as JSON values, without what is hidden in it."""
+def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
+    """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
     if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
         return plain
@@ -15070,25 +14820,47 @@ def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> An
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-def _plain(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A job as JSON values, without what is hidden."""
+def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """What is shown of a job, without what is hidden."""
     mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    plain = _plain_values(job, names + times)
-    read = {
-        key: _veiled(text, mine, key)
-        for key, text in (
-            ("payload", job.stored_payload),
-            ("progress", job.stored_progress),
-            ("result", job.stored_result),
-        )
-    }
-    return {**plain, **read, "error": job.error}
+    stored = (("payload", job.stored_payload), ("progress", job.stored_progress))
+    texts = {**dict(stored), "result": job.stored_result}
+    read = {key: _redacted(text, mine, key) for key, text in texts.items()}
+    return {**_values(job, names + times), **read, "error": job.error}
 
 
-def _plain_values(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: _json_value(getattr(thing, name)) for name in names}
+def _values(thing: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
+
+
+def _print_rows(
+    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: _Columns
+) -> int:
+    """Prints all values of rows as JSON, or these columns as a table; the exit code says
+    whether there are any rows."""
+    lines = [list(columns)]
+    for row in rows:
+        values = [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
+        lines.append(list(map(_cell, values)))
+    _print(options, rows, _table(lines))
+    return 0 if rows else 1
+
+
+def _cell(value: object) -> str:
+    """A value in a table; a length of time with three digits."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, timedelta):
+        return "" if value is None else str(value)
+    micros = value // MICROSECOND
+    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        if micros >= length:
+            return f"{micros / length:.3g} {unit}"
+    return f"{micros} µs"
 
 
 def _json_value(value: Any) -> Any:
@@ -15110,7 +14882,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
     if options.json:
         # The only one of the characters below 160 that JSON leaves as it is.
-        text = json.dumps(plain, indent=2).replace("\x7f", "\\u007f")
+        text = json.dumps(plain, indent=2, default=_json_value).replace("\x7f", "\\u007f")
     print(printable(text, also="\n\t"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from programs import Programs
 from litejobs import NEW_YEAR, LiteJobs, Store, TurnedClock
 
 __all__ = ["NEW_YEAR", "TurnedClock", "row_of", "rows_of", "write_by_hand"]
+
+# Else each of the many programs that tests start would compile litejobs.py anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A machine that has other things to do is not a failure.
 settings.register_profile("litejobs", deadline=None)
