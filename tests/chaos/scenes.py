@@ -145,7 +145,7 @@ BEGINNINGS: tuple[Callable[[Path], None], ...] = (
 
 
 def settled(id: int, state: State, claim: int = 1) -> Settlement:
-    """What a worker could tell of the first attempt of a job."""
+    """What a worker could report of the first attempt of a job."""
     claimed = Claimed(id, claim, "note", "default", 0, 1, None, None, None, "{}", NOW, NOW)
     report = Report(NOW, NOW, 0, state)
     if state in ("failed", "retrying"):
