@@ -1911,13 +1911,13 @@ class Codec(Generic[T]):
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
+        if isinstance(text, bytes):
+            problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
+            raise Unfit((problem,))
         try:
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
-            if isinstance(text, bytes):
-                problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
-                raise Unfit((problem,)) from None
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
@@ -1935,59 +1935,31 @@ def unencodable(kind: Any) -> str | None:
     return None
 
 
-_TO_JSON: Final = json.JSONEncoder(
+_ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
-
-
-def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
-    """The encoder that `JSONEncoder.encode` makes anew for each value, which takes half of its
-    time. It is not public: without it, `_to_json` uses `encode`."""
-    try:
-        text = json.encoder.encode_basestring
-        options = None, ":", ",", False, False, False
-        made: Any = json.encoder.c_make_encoder(None, _TO_JSON.default, text, *options)  # type: ignore[attr-defined]
-        return made if "".join(made(["é"], 0)) == '["é"]' else None
-    except Exception:
-        return None
-
-
-_CHUNKS = _chunks_in_c()
+_CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
+# What `iterencode` makes anew for each value, which takes half of its time, is not public.
+with contextlib.suppress(AttributeError, TypeError):
+    _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+    )
 _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-def _from_json(text: str | bytes) -> Any:
+def _to_json(raw: Any) -> str:
+    text = "".join(_CHUNKS(raw, True))
+    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    return text if text.isascii() else storable(text)
+
+
+def _from_json(text: str) -> Any:
     # Text written by `_to_json` has no surrounding white space to skip.
     try:
         raw, end = _SCAN(text, 0)
     except StopIteration:
         end = -1
-    raw = raw if end == len(text) else json.loads(text)
-    if isinstance(text, str) and not text.isascii() and _HALF.search(text):
-        _to_json(raw)  # Or the error that says why it cannot be written.
-    return raw
-
-
-def _to_json(raw: Any) -> str:
-    text = "".join(_CHUNKS(raw, 0)) if _CHUNKS else _TO_JSON.encode(raw)
-    if text.isascii():
-        return text
-    if _HALVES.search(text):
-        raise ValueError("two halves of a character, which JSON would join")
-    # A lone surrogate, as in names of files, survives as the escape \udc80.
-    return text.encode(errors="backslashreplace").decode()
-
-
-_HALF = re.compile("[\ud800-\udfff]")
-_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-
-
-def _problems(error: Exception) -> tuple[str, ...]:
-    try:
-        problems = cattrs.transform_error(error, format_exception=_problem)
-        return tuple(map(_cut, problems[:MOST_PROBLEMS]))
-    except Exception:  # too deep for cattrs, or an error that fails to show itself
-        return ("not of the type, in a way that cannot be described @ $",)
+    return raw if end == len(text) else json.loads(text)
 
 
 MOST_PROBLEMS = 20
@@ -1995,10 +1967,13 @@ PROBLEM_LIMIT = 500
 """How many problems of one value are reported, and how many characters of each."""
 
 
-def _cut(problem: str) -> str:
-    """Without its middle, if it is too long, as field names may be."""
+def _problems(error: Exception) -> tuple[str, ...]:
     half = PROBLEM_LIMIT // 2
-    return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
+    try:
+        problems = cattrs.transform_error(error, format_exception=_problem)[:MOST_PROBLEMS]
+    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        return ("not of the type, in a way that cannot be described @ $",)
+    return tuple(p if len(p) <= PROBLEM_LIMIT else f"{p[:half]} … {p[-half:]}" for p in problems)
 
 
 def _problem(error: BaseException, kind: Any) -> str:
@@ -2008,13 +1983,16 @@ def _problem(error: BaseException, kind: Any) -> str:
         case KeyError() if kind is not None:
             return "missing"
         case ForbiddenExtraKeysError():
-            return f"unknown field {', '.join(sorted(map(_shown, error.extra_fields)))}"
+            return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
         case json.JSONDecodeError():
             return f"no JSON: {error}"
     # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
+
+
+HIDDEN = "hidden"
 
 
 @functools.cache
@@ -2026,7 +2004,7 @@ def hides(kind: Any) -> bool:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
-        if any(field.repr is not True for field in _fields_of(cls)):
+        if hidden_fields(cls):
             return True
         try:
             left += [*typing.get_args(kind), *_hints_of(cls).values()]
@@ -2035,15 +2013,20 @@ def hides(kind: Any) -> bool:
     return False
 
 
-def _fields_of(cls: Any) -> tuple[Any, ...]:
-    if isinstance(cls, type) and attrs.has(cls):
-        return tuple(attrs.fields(cls))
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def hidden_fields(cls: Any) -> set[str]:
+    """The names of the fields that a class does not show."""
+    fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
+    values = fields.values() if isinstance(fields, dict) else fields
+    return {field.name for field in values if field.repr is not True}
 
 
 def _hints_of(cls: Any) -> dict[str, Any]:
     holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
     return typing.get_type_hints(cls, include_extras=True) if holds else {}
+
+
+def _is_class(cls: Any) -> bool:
+    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 def _name(kind: Any) -> str:
@@ -2056,13 +2039,23 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def _shown(value: Any) -> str:
-    short = reprlib.Repr()  # never fails, unlike some a repr()
+def shown(value: Any) -> str:
+    """A short `repr`, which never fails."""
+    short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
+def got(kind: Any, value: Any) -> str:
+    """The wrong value, unless *kind* hides it."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else shown(value)
+
+
 # One form for each type.
+
+_Hook = Callable[..., Any]
+_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
+"""What makes a form: its classes, json_classes, dump and parse."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2070,28 +2063,27 @@ class _Form:
     """How values of the type *kind* are written and read."""
 
     kind: Any
-    owns: tuple[type, ...] = ()
-    """The exact classes of its values: a subclass would be read back as its base."""
-    raws: tuple[type, ...] = (dict,)
-    """The classes of their JSON values; known from the start, for recursive classes."""
-    dump: Callable[[Any], Any] = lambda value: value
-    parse: Callable[[Any], Any] = lambda raw: raw
+    classes: tuple[type, ...] = ()
+    """The exact ones of its values: a subclass would be read back as its base."""
+    json_classes: tuple[type, ...] = (dict,)
+    """Those of their JSON values; known from the start, for recursive classes."""
+    dump: _Hook = lambda value: value
+    parse: _Hook = lambda raw: raw
     plain: bool = False
     """Whether every written value is read back unchanged, so that no check is needed."""
 
     def write(self, value: Any) -> Any:
         try:
-            return self.dump(value) if type(value) in self.owns else _Misfit(value)
+            return self.dump(value) if type(value) in self.classes else _Misfit(value)
         except (ValueError, ArithmeticError, LookupError):
             return _Misfit(value)
 
     def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
-        if type(raw) not in self.raws:
-            raise self._unfit(raw)
         try:
-            return self.parse(raw)
+            if type(raw) in self.json_classes:
+                return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
-            raise self._unfit(raw) from None
+            pass
         except ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
@@ -2099,25 +2091,15 @@ class _Form:
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
                 raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
+        raise Unfit((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
 
-    def read_quietly(self, raw: Any) -> Any:
-        """Like `read`, for a hidden field: the error shows nothing of the value."""
+    def read_hidden(self, raw: Any, _: Any = None) -> Any:
+        """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
             problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
             raise Unfit((problem,)) from None
-
-    def _unfit(self, raw: Any) -> Unfit:
-        return Unfit((f"expected {_name(self.kind)}, got {_got(self.kind, raw)}",))
-
-
-def _got(kind: Any, value: object) -> str:
-    """The wrong value, unless *kind* hides it."""
-    return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
-
-
-HIDDEN = "hidden"
 
 
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
@@ -2130,39 +2112,11 @@ class _Misfit:
     value: Any
 
     def __repr__(self) -> str:
-        return _shown(self.value)
-
-
-@functools.cache
-def _form_of(kind: Any) -> _Form:
-    # A converter for each: a type that fails leaves nothing half made behind.
-    return _Wire().form(kind)
-
-
-def _without_defaults(form: _Form) -> _Form:
-    fields = [f for f in attrs.fields(form.kind) if f.init and f.default is not attrs.NOTHING]
-    defaults = [(f.alias, _form_of(f.type).write(f.default)) for f in fields]
-
-    def dump(value: Any) -> Any:
-        raw = form.dump(value)
-        for key, default in defaults:
-            # Equal is not enough: 1 == True, and 0.0 == -0.0.
-            if raw[key] == default and repr(raw[key]) == repr(default):
-                del raw[key]
-        return raw
-
-    plain = all(_is_plain(f.type) for f in attrs.fields(form.kind))
-    return attrs.evolve(form, dump=dump, plain=plain)
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+        return shown(self.value)
 
 
 class _Wire(cattrs.Converter):
-    """Generates code for classes with cattrs, and has a form for each type.
+    """Has a form for each type; and cattrs generates code for classes.
 
     (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
     """
@@ -2177,7 +2131,7 @@ class _Wire(cattrs.Converter):
         if kind not in self._forms:
             # Stored before it is complete, for recursive classes.
             form = self._forms[kind] = _Form(kind)
-            form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
+            form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
         return self._forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
@@ -2187,9 +2141,30 @@ class _Wire(cattrs.Converter):
         return self.form(type).write
 
 
-_Hook = Callable[..., Any]
-_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
-"""The owns, raws, dump and parse of a form."""
+@functools.cache
+def _form_of(kind: Any) -> _Form:
+    # A converter for each: a type that fails leaves nothing half made behind.
+    return _Wire().form(kind)
+
+
+def _without_defaults(form: _Form) -> _Form:
+    fields = attrs.fields(form.kind)
+    defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
+
+    def dump(value: Any) -> Any:
+        raw = form.dump(value)
+        for key, default in defaults.items():
+            if repr(raw[key]) == default:  # As 1 == True, and 0.0 == -0.0.
+                del raw[key]
+        return raw
+
+    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return all(map(_is_plain, typing.get_args(kind)))
+    return kind in (str, int, bool, None, types.NoneType)
 
 
 def _bare(kind: Any) -> Any:
@@ -2202,11 +2177,12 @@ def _parts(kind: Any, wire: _Wire) -> _Parts:
     origin = typing.get_origin(kind) or kind
     if kind in _SCALARS:
         return _SCALARS[kind]
-    if kind is Any:
-        return _any(wire)
+    if kind is Any or {*typing.get_args(kind)} == {Any, types.NoneType}:
+        inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+        classes = (str, int, float, bool, types.NoneType, list, dict)
+        return classes, classes, _same, lambda raw: inner.get(type(raw), _same)(raw)
     if origin in _UNIONS:
-        optional = {*typing.get_args(kind)} == {Any, types.NoneType}
-        return _any(wire) if optional else _union(kind, wire)
+        return _union(kind, wire)
     if origin is Literal:
         return _choice(kind, typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -2222,22 +2198,18 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     # By class too: 1 == True, but they are two choices.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
-    jsons = tuple({type(raw) for raw in raws.values()})
-    if len(members) < len(raws) or not {*jsons} <= {str, int, float, bool, types.NoneType}:
+    classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
+    if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
         raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
-    owns = tuple({type(value) for value in values})
-    return owns, jsons, lambda v: raws[type(v), v], lambda raw: members[type(raw), raw]
-
-
-# Objects and containers.
+    both = tuple(classes), tuple(json_classes)
+    return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
 
 def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
     for argument in typing.get_args(kind):
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
-        hints = typing.get_type_hints(cls)
-        writers = {key: wire.form(hint).write for key, hint in hints.items()}
+        writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
         read = typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
@@ -2254,17 +2226,13 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
             attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
             if any(field.type is None for field in attrs.fields(cls)):
                 raise TypeError(f"{_name(kind)} has a field without a type")
-        quiet = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_quietly(raw))
-        quietly: Any = {field.name: quiet for field in _fields_of(cls) if field.repr is not True}
+        hook = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_hidden(raw))
+        hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
         dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **quietly)
+        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **hooks)
     else:
         raise TypeError(f"{_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
-
-
-def _is_class(cls: Any) -> bool:
-    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
@@ -2278,7 +2246,7 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
 
 
 def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
-    owns, items = _ARRAYS[origin], typing.get_args(kind)
+    classes, items = _ARRAYS[origin], typing.get_args(kind)
     fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
     forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
     if fixed:
@@ -2293,18 +2261,18 @@ def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
         return raw
 
     def parse(raw: Any) -> Any:
-        items = enumerate(zip(raw, forms, strict=fixed))
-        return owns[0](_each((i, item, form.read) for i, (item, form) in items))
+        pairs = enumerate(zip(raw, forms, strict=fixed))
+        return classes[0](_each((i, item, form.read) for i, (item, form) in pairs))
 
-    return owns, (list,), dump, parse
+    return classes, (list,), dump, parse
 
 
 def _mapping(kind: Any, wire: _Wire) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
     key, form = wire.form(key_kind), wire.form(value_kind)
-    if key.raws not in ((str,), (int,)):
+    if key.json_classes not in ((str,), (int,)):
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
-    digits = key.raws == (int,)
+    digits = key.json_classes == (int,)
 
     def dump(value: Any) -> Any:
         raw = {key.write(k): form.write(v) for k, v in value.items()}
@@ -2316,10 +2284,12 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
             raw = int(raw)  # "007" stays a text, and is refused
         return key.read(raw), form.read(item[1])
 
-    def parse(raw: Any) -> Any:
-        return dict(_each((item[0], item, read_item) for item in raw.items()))
-
-    return (dict,), (dict,), dump, parse
+    return (
+        (dict,),
+        (dict,),
+        dump,
+        lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
+    )
 
 
 def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
@@ -2340,21 +2310,18 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
     return values
 
 
-# Unions.
-
-
 _UNIONS: Final = (typing.Union, types.UnionType)
 
 
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
-    raws = {raw for form in forms.values() for raw in form.raws}
+    json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers = {}
-    for raw in raws:
-        members = [member for member, form in forms.items() if raw in form.raws]
-        if raw is int and len(members) > 1:
+    for cls in json_classes:
+        members = [member for member, form in forms.items() if cls in form.json_classes]
+        if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[raw] = _chooser(kind, members, wire)
+        choosers[cls] = _chooser(kind, members, wire)
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -2367,8 +2334,8 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
                 return raw
         return _Misfit(value)
 
-    owns = tuple({own for form in forms.values() for own in form.owns})
-    return owns, tuple(raws), dump, lambda raw: choose(raw).read(raw)
+    classes = tuple({cls for form in forms.values() for cls in form.classes})
+    return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
 def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
@@ -2383,12 +2350,6 @@ def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]
 
 
 # Scalars.
-
-
-def _any(wire: _Wire) -> _Parts:
-    inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
-    owns = (str, int, float, bool, types.NoneType, list, dict)
-    return owns, owns, _same, lambda raw: inner.get(type(raw), _same)(raw)
 
 
 def _same(value: Any) -> Any:
@@ -2640,12 +2601,7 @@ def _check_headers(value: object, what: str) -> Mapping[str, str]:
     )
     if not texts:
         raise OptionError(what, f"expected texts by their names, got {value!r}")
-    headers = dict(typing.cast(Mapping[str, str], value))
-    try:
-        _to_json(headers)
-    except ValueError as error:
-        raise OptionError(what, f"{error}, in {headers!r}") from None
-    return headers
+    return dict(typing.cast(Mapping[str, str], value))
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2833,7 +2789,7 @@ class OwnCodec:
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
-            raise self._unfit(f"encode gave {_got(self.json.kind, made)}, which is not bytes")
+            raise self._unfit(f"encode gave {got(self.json.kind, made)}, which is not bytes")
         return made
 
     def decode(self, stored: str | bytes) -> Any:
@@ -2846,7 +2802,7 @@ class OwnCodec:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
+            raise self._unfit(f"decode gave {got(self.json.kind, made)}, not {expected}")
         if not self.by_name:
             return made
         try:
@@ -2916,9 +2872,9 @@ class Body:
                 return frozenset(
                     found | {f"payload.{name}" for name in given if hides(given[name])}
                 )
-            kinds = _hints_of(self.code)
+            kinds, own = _hints_of(self.code), hidden_fields(self.code)
             for field in attrs.fields(typing.cast(Any, self.code)):
-                if field.repr is not True or hides(kinds.get(field.name, Any)):
+                if field.name in own or hides(kinds.get(field.name, Any)):
                     found.add(f"payload.{field.alias}")
         except (NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
@@ -5746,7 +5702,7 @@ N = TypeVar("N", bound=tuple[Any, ...])
 def sound(kind: type[N], row: Any) -> N:
     """A row as *kind*, a named tuple, if its values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
-        of = "" if row is None else f" of {_shown(row[0])}"
+        of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {kind.__name__}")
     return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
 
@@ -5754,7 +5710,7 @@ def sound(kind: type[N], row: Any) -> N:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {_shown(value)}")
+        raise Damaged(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -7309,7 +7265,7 @@ class LaneReader:
 
 def _sound_place(row: Any) -> Place:
     if not (type(row[0]) is int and type(row[1]) is int):
-        raise Damaged(f"a job that is ready is nowhere: {_shown(row)}")
+        raise Damaged(f"a job that is ready is nowhere: {shown(row)}")
     return typing.cast(Place, row)
 
 
@@ -7615,7 +7571,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {_shown(text)}")
+    raise Damaged(f"a node does not list names: {shown(text)}")
 
 
 _UNLISTED = """
@@ -8140,7 +8096,7 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start not in spans:
-                    raise Damaged(f"a span begins at {_shown(start)}")
+                    raise Damaged(f"a span begins at {shown(start)}")
                 spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
         return [*spans.items()]
 
@@ -14123,7 +14079,7 @@ RecordJobs = Callable[[LiteJobs], Recorder]
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
-    return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+    return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
 
 
 @contextlib.contextmanager
