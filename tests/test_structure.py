@@ -51,7 +51,7 @@ SECTIONS = [
 ]
 OF_SQL = SECTIONS[SECTIONS.index("Schema") : SECTIONS.index("Store") + 1]
 RULER = "#" * 80
-LONGEST_FUNCTION = 45
+LONGEST_FUNCTION = 60
 
 # What begins or joins a statement of SQL. Words alone would be found in plain sentences.
 SQL = re.compile(
