@@ -8542,54 +8542,43 @@ class Store:
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
-
-        def stage_some(connection: apsw.Connection) -> int:
-            find = f"""
-                SELECT id FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
-            """
-            ready = f"""
-                UPDATE litejobs_job SET state = {_READY}
-                WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
-            """
-            return self.rows.change(connection, _column(connection, find, (now,)), ready)
-
-        next_due = """
+        later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
+        return self._change_due(
+            now,
+            f"""
             SELECT min(run_at) FROM (
-                SELECT min(run_at) AS run_at FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-                UNION ALL
-                SELECT min(run_at) FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
+                SELECT min(run_at) AS run_at {later} AND state = 'scheduled'
+                UNION ALL SELECT min(run_at) {later} AND state = 'retrying'
             )
-        """
-        return self._in_batches(next_due, now, stage_some)
+            """,
+            f"SELECT id {later} AND run_at <= ?",
+            f"""
+            UPDATE litejobs_job SET state = {_READY}
+            WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+            """,
+        )
 
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; says how many, and when the next one
         expires."""
-
-        def expire_some(connection: apsw.Connection) -> int:
-            due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
-            find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(connection, find, (now,))
-            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+        expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
+        expired, due = self._change_due(
+            now,
+            f"SELECT min(expires_at) {expiring}",
+            f"SELECT id {expiring} AND expires_at <= ? ORDER BY expires_at",
+            _expiry(":now", "IN carray(:ids)"),
             # The expiry of jobs that were started in time has no further use.
-            started = """
-                UPDATE litejobs_job SET expires_at = NULL
-                WHERE id IN carray(?) AND +expires_at IS NOT NULL
             """
-            connection.execute(started, (_carray(ids),))
-            return expired
-
-        next_due = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
-        expired, due = self._in_batches(next_due, now, expire_some)
+            UPDATE litejobs_job SET expires_at = NULL
+            WHERE id IN carray(?) AND +expires_at IS NOT NULL
+            """,
+        )
         if expired:
             logger.info("cancelled %d jobs that were not started in time", expired)
         return expired, due
 
-    def _in_batches(
-        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+    def _change_due(
+        self, now: int, next_due: str, find: str, change: str, then: str = ""
     ) -> tuple[int, int | None]:
         """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
         time up to *now*; returns how many were changed, and that time."""
@@ -8601,7 +8590,10 @@ class Store:
                 return changed, due
             with self.file.writing() as connection:
                 before = connection.total_changes()
-                changed += change(connection)
+                ids = _column(connection, f"{find} LIMIT {BATCH}", (now,))
+                changed += self.rows.change(connection, ids, change)
+                if then:
+                    connection.execute(then, (_carray(ids),))
                 progress = connection.total_changes() > before
                 left = _one_number(connection, next_due)
                 self.file.expect(progress or left is None or left > now)
@@ -9260,16 +9252,8 @@ class Program:
     log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """The executor of the program's jobs in this process, with a state of its own, and what
-        closes that."""
-        registry = self.load()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
-
-    def load(self) -> Registry:
-        """Imports the modules and gathers the definitions."""
+        """Imports the modules, and makes the executor of the program's jobs in this process, with
+        a state of its own, and what closes that."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -9280,7 +9264,10 @@ class Program:
         gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
-        return registry
+        if self.log_level is not None:
+            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
+        state, closing = make_state(self.state)
+        return Executor(registry, state, self.clock, around=self.around), closing
 
 
 def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
