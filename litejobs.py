@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
+Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
@@ -550,6 +550,29 @@ class Settlement(NamedTuple):
     failure: Failure | None
 
 
+# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
+
+
+def _as_moment(value: int | datetime) -> datetime:
+    return value if isinstance(value, datetime) else from_micros(value)
+
+
+def _maybe_moment(value: int | datetime | None) -> datetime | None:
+    return None if value is None else _as_moment(value)
+
+
+def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+    return value * MICROSECOND if isinstance(value, int) else value
+
+
+def _or_empty(value: str | None) -> str:
+    return value or ""
+
+
+def _or_zero(value: int | None) -> int:
+    return value or 0
+
+
 @attrs.frozen
 class Failure:
     """One failed attempt of a job."""
@@ -562,21 +585,21 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime
-    finished_at: datetime
+    started_at: datetime = attrs.field(converter=_as_moment)
+    finished_at: datetime = attrs.field(converter=_as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = None
+    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
     """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
     unknown: on Windows, and after a crash."""
-    output: str = ""
+    output: str = attrs.field(default="", converter=_or_empty)
     """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
     in a worker process. For a coroutine only if its worker is alive."""
-    omitted: int = 0
+    omitted: int = attrs.field(default=0, converter=_or_zero)
     """How many failed attempts before this one were not kept: the first 10 and the last 40
     of each job are."""
 
@@ -745,14 +768,6 @@ class _Source(Protocol):
     def why(self, id: int) -> str: ...
 
 
-def _maybe_moment(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
-
-
-def _maybe_duration(micros: int | None) -> timedelta | None:
-    return None if micros is None else micros * MICROSECOND
-
-
 def _node_name(stored: str) -> str | None:
     return stored or None
 
@@ -781,9 +796,9 @@ class Job(Generic[R]):
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=from_micros)
+    run_at: datetime = attrs.field(converter=_as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=from_micros)
+    enqueued_at: datetime = attrs.field(converter=_as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -3926,11 +3941,10 @@ def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
         return _completed(claimed, *report[:2])
     failure = None
     if report.kind and report.kind != "cancelled":
-        started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
         failure = Failure(
             claimed.attempt, report.kind, report.type, report.message, report.traceback, worker,
-            started_at, finished_at, report.exit_code,
-            None if report.cpu is None else report.cpu * MICROSECOND, report.memory, report.output,
+            report.started_at, report.finished_at, report.exit_code, report.cpu, report.memory,
+            report.output,
         )  # fmt: skip
     return Settlement(
         claimed.id,
@@ -5391,16 +5405,17 @@ def _is_closed(connection: Any) -> bool:
 
 
 ################################################################################
-# Rows
+# Jobs in SQL
 #
-# Changing jobs, and keeping count of them. Ready jobs are in one partial index, by lane.
-# Jobs that are neither pending nor running are in another one, by state, queue and name,
+# Reading, changing and finding jobs, in a transaction. Ready jobs are in one partial index, by
+# lane. Jobs that are neither pending nor running are in another one, by state, queue and name,
 # and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
+_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
@@ -5440,157 +5455,16 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
-def _expiry(now: str, ids: str) -> str:
-    """Cancels those of some jobs that have not been started; *now* and *ids* are SQL."""
+def _expiry(ids: str) -> str:
+    """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = {now}, expires_at = NULL,
+            state = 'cancelled', finished_at = :now, expires_at = NULL,
             error = 'Expired: not started by '
                 || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = {now} + {_kept_for("'cancelled'")}
+            prune_at = :now + {_kept_for("'cancelled'")}
         WHERE {_UNSTARTED} AND id {ids}
     """
-
-
-def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
-    rows: Any = connection.execute(sql, bindings)
-    return [number for (value,) in rows if (number := sound_number(value)) is not None]
-
-
-def _one_number(connection: apsw.Connection, sql: str, bindings: Any = ()) -> int | None:
-    """The number that a query gives, if it gives one."""
-    return sound_number(connection.execute(sql, bindings).get)
-
-
-def _carray(ids: Iterable[int]) -> Any:
-    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
-    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
-
-
-@attrs.define(eq=False, repr=False)
-class Rows:
-    """Changes rows of jobs, keeps the numbers of the counted states right, and admits jobs
-    whose key has room; all in a transaction of the caller's."""
-
-    file: File
-    clock: Clock
-
-    def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs in the counted states. On a caller's connection the
-        triggers do it."""
-        if changes and self.file.owns(connection):
-            connection.executemany(
-                f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
-                [(*group, change) for group, change in changes.items() if change],
-            )
-
-    def counted(self, connection: Any, ids: Iterable[int]) -> Counter[Group]:
-        """How many of these jobs are counted, by group."""
-        rows = connection.execute(
-            f"""
-            SELECT state, queue, name, count(*)
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE {_COUNTED} GROUP BY state, queue, name
-            """,
-            (json.dumps([*ids]),),
-        )
-        return Counter({(state, queue, name): number for state, queue, name, number in rows})
-
-    def change(self, connection: Any, ids: Sequence[int], sql: str, **bindings: Any) -> int:
-        """Changes some jobs, counts them anew, and admits others with their keys; returns how
-        many it has changed. On a caller's connection there is no carray."""
-        if not ids:
-            return 0
-        if self.file.owns(connection):
-            bindings["ids"] = _carray(ids)
-        keys = self.keys(connection, ids)
-        before = self.counted(connection, ids)
-        connection.execute(sql, {"now": self.clock(), **bindings})
-        changed: int = connection.execute("SELECT changes()").fetchone()[0]
-        changes = self.counted(connection, ids)
-        changes.subtract(before)
-        self.count(connection, changes)
-        self.admit(connection, keys)
-        return changed
-
-    def expire(self, connection: Any, id: int, now: int) -> None:
-        """Cancels one job that was not started in time, on any connection."""
-        self.file.expect(self.change(connection, [id], _expiry(":now", "= :id"), id=id, now=now))
-
-    def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
-        """Deletes some jobs with their history; says how many."""
-        if not ids:
-            return 0
-        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
-        connection.execute(history, (_carray(ids),))
-        return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
-
-    def cancel_returned(self, connection: apsw.Connection) -> None:
-        """Cancels jobs that were asked to end while they ran, and that came back to be tried
-        again before the request reached them."""
-        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-        self.change(
-            connection,
-            _column(connection, returned),
-            f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-            """,
-        )
-
-    # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no
-    # index that a claim reads, until there is a slot. Then it is pending, and holds the slot
-    # until it has run.
-
-    def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
-        """The keys of these jobs."""
-        sql = """
-            SELECT DISTINCT job.key
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE job.key IS NOT NULL
-        """
-        return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
-
-    def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot, in their order; returns how many."""
-        admitted = 0
-        for key in keys:
-            while key is not None and (following := self.admissible(connection, key)):
-                id, group = following
-                connection.execute(
-                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'",
-                    (id,),
-                )
-                self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
-                self.count(connection, {group: -1})
-                admitted += 1
-        return admitted
-
-    def admissible(self, connection: Any, key: str) -> tuple[int, Group] | None:
-        """The next blocked job with this key and where it is counted, if there is a slot
-        for it."""
-        first = connection.execute(
-            f"""
-            SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'blocked' AND key = ?
-            ORDER BY priority DESC, run_at, id LIMIT 1
-            """,
-            (key,),
-        ).fetchone()
-        if first is None:
-            return None
-        taken = connection.execute(
-            f"""
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
-            """,
-            (key,),
-        ).fetchone()
-        id, limit, queue, name = first
-        return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
@@ -5625,20 +5499,150 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
     return (*found, int) if float in found else found
 
 
-################################################################################
-# Catalogue
-#
-# Finding and controlling jobs by filters, a page or a batch at a time.
-################################################################################
+def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
+    """The numbers that a query for one column gives."""
+    rows: Any = connection.execute(sql, bindings)
+    return [number for (value,) in rows if (number := sound_number(value)) is not None]
 
-_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
+
+def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
+    """The number that a query gives, if it gives one."""
+    row = connection.execute(sql, bindings).fetchone()
+    return None if row is None else sound_number(row[0])
+
+
+def _carray(ids: Iterable[int]) -> Any:
+    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
+
+
+# Changing
+
+
+def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **bindings: Any) -> int:
+    """Executes statements on these jobs, counts them anew, and admits others with their keys;
+    returns how many the last one has changed. On the caller's connection there is no carray."""
+    if not ids:
+        return 0
+    if tx.own:
+        bindings["ids"] = _carray(ids)
+    bindings |= {"now": tx.now, "id": ids[0]}
+    keys, before = keys_of(tx, ids), counted(tx, ids)
+    for sql in statements:
+        tx.execute(sql, bindings)
+    changed: int = tx.execute("SELECT changes()").fetchone()[0]
+    changes = counted(tx, ids)
+    changes.subtract(before)
+    add_to_counts(tx, changes)
+    admit_blocked(tx, keys)
+    return changed
+
+
+def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
+    """How many of these jobs are in the counted states, by group."""
+    rows = tx.execute(
+        f"""
+        SELECT state, queue, name, count(*)
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE {_COUNTED} GROUP BY state, queue, name
+        """,
+        (json.dumps(ids),),
+    )
+    return Counter({(state, queue, name): number for state, queue, name, number in rows})
+
+
+def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
+    """Adds to the numbers of jobs in the counted states. On the caller's connection the triggers
+    do it."""
+    if changes and tx.own:
+        tx.connection.executemany(
+            f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+            [(*group, change) for group, change in changes.items() if change],
+        )
+
+
+def expire_job(tx: Transaction, id: int) -> None:
+    """Cancels one job that was not started in time."""
+    tx.file.expect(change_jobs(tx, [id], _expiry("= :id")))
+
+
+def cancel_returned(tx: Transaction) -> None:
+    """Cancels jobs that were asked to end while they ran, and that came back to be tried again
+    before the request reached them."""
+    returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
+    change_jobs(
+        tx,
+        _column(tx, returned),
+        f"""
+        UPDATE litejobs_job SET
+            state = 'cancelled', cancel_at = NULL, finished_at = :now,
+            prune_at = :now + {_kept_for("'cancelled'")}
+        WHERE id IN carray(:ids)
+        """,
+    )
+
+
+# Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
+# that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
+# run.
+
+
+def keys_of(tx: Transaction, ids: Sequence[int]) -> set[str]:
+    """The keys of these jobs."""
+    sql = """
+        SELECT DISTINCT job.key
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE job.key IS NOT NULL
+    """
+    return {key for (key,) in tx.execute(sql, (json.dumps(ids),))}
+
+
+def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
+    """Makes blocked jobs with these keys ready for which there is a slot, in their order; returns
+    how many."""
+    admitted = 0
+    for key in keys:
+        while following := admissible(tx, key):
+            id, group = following
+            ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+            tx.execute(ready, (id,))
+            tx.file.expect(tx.execute("SELECT changes()").fetchone()[0])
+            add_to_counts(tx, {group: -1})
+            admitted += 1
+    return admitted
+
+
+def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
+    """The next blocked job with this key and where it is counted, if there is a slot for it."""
+    first = tx.execute(
+        f"""
+        SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state = 'blocked' AND key = ?
+        ORDER BY priority DESC, run_at, id LIMIT 1
+        """,
+        (key,),
+    ).fetchone()
+    if first is None:
+        return None
+    taken = tx.execute(
+        f"""
+        SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+        """,
+        (key,),
+    ).fetchone()
+    id, limit, queue, name = first
+    return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
+
+
+# Finding
+
+
 _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-
-
 _FILTERS: Mapping[str, str] = {
     "node": "node = :node",
     "key": "key = :key",
@@ -5778,211 +5782,42 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-Change = Callable[[apsw.Connection, Sequence[int]], int]
-"""Changes the jobs of these ids; says how many."""
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+    """Several jobs, in the order of their ids."""
+    ids = sorted(ids)
+    if absent := next((id for id in ids if not 0 < id < 2**63), None):
+        raise JobNotFoundError(absent)
+    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+    rows = tx.execute(sql, (_carray(ids),))
+    jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+    if len(jobs) < len(ids):
+        raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+    return jobs
 
 
-@attrs.define(eq=False, repr=False)
-class Catalogue:
-    """Finds jobs, and controls them."""
+def find_jobs(
+    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+) -> list[Job[Any]]:
+    """The jobs that match, the newest first."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+        raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
+    # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+    sql = f"""
+        WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
+        ORDER BY id DESC LIMIT :limit
+    """
+    rows = tx.execute(sql, {**match.bindings, "limit": limit})
+    return [sound(Job, row, source=source) for row in rows]
 
-    file: File
-    clock: Clock
-    rows: Rows
 
-    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
-        """One job."""
-        if not 0 < id < 2**63:
-            raise JobNotFoundError(id)
-        return self.get_all([id], source)[0]
-
-    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
-        """Several jobs, in the order of their ids."""
-        ids = sorted(ids)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = connection.execute(sql, (_carray(ids),))
-            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
-        if len(jobs) < len(ids):
-            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
-        return jobs
-
-    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
-        """The jobs that match, the newest first."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
-            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
-        sql = f"""
-            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-            ORDER BY id DESC LIMIT :limit
-        """
-        with self.file.reading() as connection:
-            rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Job, row, source=source) for row in rows]
-
-    def count(self, match: Match) -> int:
-        """How many jobs match."""
-        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.unindexed:
-            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-        with self.file.reading() as connection:
-            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
-        return counted
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """How many jobs there are, by queue and state."""
-        counts: dict[str, dict[str, int]] = {}
-        sql = f"""
-            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
-            GROUP BY queue, state HAVING sum(number) > 0
-        """
-        with self.file.reading() as connection:
-            for row in connection.execute(sql):
-                queue, state, number = sound(Counted, row)
-                counts.setdefault(queue, {})[state] = number
-        return counts
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
-        with self.file.reading() as connection:
-            rows = connection.execute(
-                f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id", (id,)
-            )
-            return tuple(map(_failure, rows))
-
-    def last_failed(self) -> int:
-        """The number of the failed attempt that was kept last; 0, if there is none."""
-        with self.file.reading() as connection:
-            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
-
-    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
-        """The failed attempts that were kept after that of this number, in that order,
-        each with the id of its job."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(
-                f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id", (number,)
-            )
-            return [(job, _failure(row)) for job, *row in rows]
-
-    def cancel(self, match: Match) -> Moved:
-        """Cancels waiting jobs, and asks running ones to end."""
-        end = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now, error = 'cancelled',
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-        """
-        ask = """
-            UPDATE litejobs_job SET cancel_at = :now
-            WHERE id IN carray(:ids) AND cancel_at IS NULL
-        """
-        return self._move(match, (WAITING, end), (("running",), ask))
-
-    def retry(self, match: Match) -> Moved:
-        """Starts dead letters and cancelled jobs again with all their attempts, and makes
-        jobs that wait for their backoff due now. Their history stays."""
-        # Or ignore: the unique key may be another job's by now.
-        again = f"""
-            UPDATE OR IGNORE litejobs_job SET
-                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                finished_at = NULL, prune_at = NULL, error = NULL,
-                unique_key = iif(unique_until <= :now, NULL, unique_key)
-            WHERE id IN carray(:ids)
-        """
-        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
-
-        # The unique keys of these jobs are taken from others that have held them for long enough,
-        # or have expired.
-        let_go = f"""
-            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
-        """
-
-        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            connection.execute(let_go, {"now": self.clock(), "ids": _carray(ids)})
-            return self.rows.change(connection, ids, again)
-
-        return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
-
-    def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history, except running ones."""
-        return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
-
-    def hold(self, match: Match) -> Moved:
-        """Keeps waiting jobs from running until they are released."""
-        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        states = tuple(state for state in WAITING if state != "paused")
-        return self._move(match, (states, held))
-
-    def release(self, match: Match) -> Moved:
-        """Releases held jobs."""
-        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._move(match, (("paused",), released))
-
-    def change(
-        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
-    ) -> Moved:
-        """Gives waiting jobs other values. *rework* makes their new payloads. If it raises, the
-        batch that it was called for stays as it was."""
-        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
-        if "run_at" in columns:
-            sets.append(f"""state = CASE
-                WHEN state IN ('retrying', 'paused') THEN state
-                WHEN state = 'blocked' AND key IS NULL THEN state
-                WHEN state = 'pending' AND :run_at <= :now THEN state
-                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-
-        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            if rework is not None:
-                find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                rows: list[Any] = connection.execute(find, (_carray(ids),)).fetchall()
-                connection.executemany(
-                    "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                    [(rework(name, payload), id) for name, payload, id in rows],
-                )
-            return self.rows.change(connection, ids, sql, **columns)
-
-        return self._move(match, (WAITING, alter))
-
-    def _move(self, match: Match, *steps: tuple[tuple[State, ...], str | Change]) -> Moved:
-        """Changes the jobs that match, those in the states of each step by its statement, and
-        wakes the nodes."""
-        matching, moved = self.count(match), 0
-        for states, how in steps:
-            change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
-            moved += self._in_batches(match, states, change)
-        self.file.notify_nodes()
-        return Moved(moved, max(0, matching - moved))
-
-    def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
-        """Changes the jobs that match and are in one of *states*, some at a time: a million
-        rows in one transaction would keep the nodes waiting."""
-        if match.states is not None:
-            states = tuple(state for state in states if state in match.states)
-        page, total = attrs.evolve(match, states=states), 0
-        if match.unindexed and match.ids is None:
-            # To look through all jobs takes long: that is done once, and before anybody waits
-            # for the write lock.
-            with self.file.reading() as connection:
-                rows: Any = connection.execute(_ids_of(page), {**page.bindings, "limit": -1})
-                chosen = array.array("q", (id for (id,) in rows))
-            for start in range(0, len(chosen), BATCH):
-                some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
-                total += self._in_batches(some, states, change)
-            return total
-        while True:
-            with self.file.writing() as connection:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
-                total += change(connection, ids) if ids else 0
-            if len(ids) < BATCH:
-                return total
-            page = attrs.evolve(page, before=ids[-1])
+def count_jobs(tx: Transaction, match: Match) -> int:
+    """How many jobs match."""
+    sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+    if match.ids is not None or match.unindexed:
+        sql = f"SELECT count(*) FROM ({_ids_of(match)})"
+    number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
+    return number
 
 
 class Counted(NamedTuple):
@@ -5993,34 +5828,172 @@ class Counted(NamedTuple):
     number: int
 
 
-class Attempted(NamedTuple):
-    """The columns of a failed attempt."""
-
-    attempt: int
-    kind: str
-    type: str
-    message: str
-    traceback: str
-    worker: int
-    started_at: int
-    finished_at: int
-    exit_code: int | None
-    cpu: int | None
-    memory: int | None
-    output: str | None
-    omitted: int | None
+def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
+    """How many jobs there are, by queue and state."""
+    counts: dict[str, dict[str, int]] = {}
+    sql = f"""
+        SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
+        GROUP BY queue, state HAVING sum(number) > 0
+    """
+    for row in tx.execute(sql):
+        queue, state, number = sound(Counted, row)
+        counts.setdefault(queue, {})[state] = number
+    return counts
 
 
-def _failure(columns: Any) -> Failure:
-    columns = sound(Attempted, tuple(columns))
-    values = columns._asdict() | {
-        "started_at": from_micros(columns.started_at),
-        "finished_at": from_micros(columns.finished_at),
-        "cpu": None if columns.cpu is None else columns.cpu * MICROSECOND,
-        "output": columns.output or "",
-        "omitted": columns.omitted or 0,
-    }
-    return Failure(**values)
+def failures_of(tx: Transaction, id: int) -> tuple[Failure, ...]:
+    """The failed attempts of a job, the oldest first."""
+    sql = f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id"
+    return tuple(sound(Failure, row) for row in tx.execute(sql, (id,)))
+
+
+def last_failure(tx: Transaction) -> int:
+    """The number of the failed attempt that was kept last; 0, if there is none."""
+    return _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
+
+
+def failures_after(tx: Transaction, number: int) -> list[tuple[int, Failure]]:
+    """The failed attempts that were kept after that of this number, in that order, each with the
+    id of its job."""
+    sql = f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id"
+    return [(job, sound(Failure, row)) for job, *row in tx.execute(sql, (number,))]
+
+
+# In bulk
+
+DELETION = (
+    "DELETE FROM litejobs_attempt WHERE job IN carray(:ids)",
+    "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
+)
+"""Deletes jobs with their history."""
+Step = tuple[tuple[State, ...], tuple[str, ...]]
+"""States, and the statements for jobs that are in one of them."""
+VERBS: Mapping[str, tuple[Step, ...]] = {
+    "cancel": (
+        (
+            WAITING,
+            (
+                f"""
+                UPDATE litejobs_job SET
+                    state = 'cancelled', finished_at = :now, error = 'cancelled',
+                    prune_at = :now + {_kept_for("'cancelled'")}
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("running",),
+            (
+                """
+                UPDATE litejobs_job SET cancel_at = :now
+                WHERE id IN carray(:ids) AND cancel_at IS NULL
+                """,
+            ),
+        ),
+    ),
+    "retry": (
+        (
+            ("failed", "cancelled"),
+            (
+                # Their unique keys are taken from others that have held them for long enough, or
+                # have expired.
+                f"""
+                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+                WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                    AND unique_key IN (
+                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
+                    )
+                """,
+                # Or ignore: the unique key may be another job's by now.
+                f"""
+                UPDATE OR IGNORE litejobs_job SET
+                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                    finished_at = NULL, prune_at = NULL, error = NULL,
+                    unique_key = iif(unique_until <= :now, NULL, unique_key)
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("retrying",),
+            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "delete": (((*WAITING, *FINISHED), DELETION),),
+    "hold": (
+        (
+            tuple(state for state in WAITING if state != "paused"),
+            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "release": (
+        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
+    ),
+}
+
+
+def bulk(
+    file: File,
+    match: Match,
+    steps: Iterable[Step],
+    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
+    **bindings: Any,
+) -> Moved:
+    """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
+    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
+    jobs that it was called with stay as they were."""
+    with file.transaction(read_only=True) as tx:
+        matching = count_jobs(tx, match)
+    moved = 0
+    for states, statements in steps:
+        chosen = tuple(state for state in states if match.states is None or state in match.states)
+        pages = [attrs.evolve(match, states=chosen)]
+        if match.unindexed and match.ids is None:
+            # Looking through all jobs takes long: it is done once, and before anybody waits for
+            # the write lock.
+            with file.transaction(read_only=True) as tx:
+                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
+            starts = range(0, len(ids), BATCH)
+            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
+        while pages:
+            page = pages.pop(0)
+            with file.transaction() as tx:
+                find = f"{_ids_of(page)} {_NEWEST}"
+                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
+                prepare(tx, ids)
+                moved += change_jobs(tx, ids, *statements, **bindings)
+            if len(ids) == BATCH:
+                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    file.notify_nodes()
+    return Moved(moved, max(0, matching - moved))
+
+
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
+
+
+def change_options(
+    file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
+) -> Moved:
+    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    if "run_at" in columns:
+        sets.append(f"""state = CASE
+            WHEN state IN ('retrying', 'paused') THEN state
+            WHEN state = 'blocked' AND key IS NULL THEN state
+            WHEN state = 'pending' AND :run_at <= :now THEN state
+            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+
+    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
+        if rework is not None:
+            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+            tx.connection.executemany(
+                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
+            )
+
+    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
 
 
 def _failure_columns(failure: Failure) -> tuple[Any, ...]:
@@ -6332,7 +6305,6 @@ class Intake:
     """Puts new jobs into the file."""
 
     file: File
-    rows: Rows
     _group: GroupCommit = attrs.field(factory=GroupCommit)
 
     def enqueue(self, batches: list[Batch]) -> range:
@@ -6445,7 +6417,7 @@ class Intake:
                 group = batch.state, batch.queue, batch.name
                 counts[group] = counts.get(group, 0) + len(batch.payloads)
         if counts:
-            self.rows.count(connection, counts)
+            add_to_counts(tx, counts)
         # AUTOINCREMENT under the write lock counts without gaps.
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
@@ -6453,29 +6425,29 @@ class Intake:
     def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        connection, defaults = tx.connection, _defaults(tx)
-        inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
-        for key in {batch.key for batch in batches}:
-            self._free_slots(connection, key, batches[0].enqueued_at)
-            self.rows.admit(connection, [key])
+        defaults = _defaults(tx)
+        inserted = [self._insert(tx, _with_defaults(batch, defaults)) for batch in batches]
+        for key in {batch.key for batch in batches if batch.key is not None}:
+            self._free_slots(tx, key)
+            admit_blocked(tx, [key])
         return inserted
 
-    def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+    def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
         whether it was there before."""
         bindings = {**batch._asdict(), "payload": batch.payloads[0]}
-        if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
-            connection.execute(_INSERT_WITH_OWN, bindings)
-            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+        if (held := self._holder(tx, batch.unique_key)) is None:
+            tx.execute(_INSERT_WITH_OWN, bindings)
+            id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
             if batch.state != "pending":
-                self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
+                add_to_counts(tx, {(batch.state, batch.queue, batch.name): 1})
             return id, False
         id, payload, fixed = held
         if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
         if batch.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (batch.merge(payload), id))
+            tx.execute(sql, (batch.merge(payload), id))
         elif batch.on_conflict == "replace":
             replace = """
                 UPDATE litejobs_job SET
@@ -6487,17 +6459,15 @@ class Intake:
                     unique_until = :unique_until, expires_at = :expires_at, payload = :payload
                 WHERE id = :id
             """
-            self.rows.change(connection, [id], replace, **bindings, id=id)
+            change_jobs(tx, [id], replace, **bindings)
         return id, True
 
-    def _holder(
-        self, connection: Any, key: str | None, now: int
-    ) -> tuple[int, str | bytes, bool] | None:
+    def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
         """Id and payload of the job that holds a unique key, and whether it has started or
         ended, so that nobody may change it."""
         if key is None:
             return None
-        held = connection.execute(
+        held = tx.execute(
             f"""
             SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
                 CASE WHEN {_UNSTARTED} THEN expires_at END
@@ -6509,23 +6479,23 @@ class Intake:
         if held is None:
             return None
         id, payload, fixed, until, expires_at = held
-        if (expires_at := sound_number(expires_at)) is not None and expires_at <= now:
-            self.rows.expire(connection, id, now)
-            return self._holder(connection, key, now)  # Scope "exists" also means ended jobs.
-        if (until := sound_number(until)) is not None and until <= now:
-            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+        if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+            expire_job(tx, id)
+            return self._holder(tx, key)  # Scope "exists" also means ended jobs.
+        if (until := sound_number(until)) is not None and until <= tx.now:
+            tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
 
-    def _free_slots(self, connection: Any, key: str | None, now: int) -> None:
+    def _free_slots(self, tx: Transaction, key: str) -> None:
         """Cancels jobs that hold a slot of this key and have expired; no node may be at work
         that does. Those that are let in instead may have expired, too."""
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
             WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
         """
-        while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
-            self.rows.expire(connection, row[0], now)
+        while row := tx.execute(sql, (key, tx.now)).fetchone():
+            expire_job(tx, row[0])
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -6545,7 +6515,7 @@ class Intake:
             )
             id: int = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            self.rows.count(connection, self.rows.counted(connection, [id]))
+            add_to_counts(tx, counted(tx, [id]))
         return id
 
 
@@ -7404,7 +7374,6 @@ class Nodes:
 
     file: File
     clock: Clock
-    rows: Rows
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
     of which at most a second counts between two checks: this process may have been stopped."""
@@ -7569,9 +7538,9 @@ class Nodes:
         return rows
 
     def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock(), "problem": LOST}
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            values = {"node": node, "now": tx.now, "problem": LOST}
+            tx.execute(
                 """
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
@@ -7584,9 +7553,9 @@ class Nodes:
                 values,
             )
             held = "SELECT id FROM litejobs_job WHERE state = 'running' AND ifnull(holder, 0) = ?"
-            rescued = self.rows.change(
-                connection,
-                _column(connection, held, (node,)),
+            rescued = change_jobs(
+                tx,
+                _column(tx, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
                     lost        = min(lost, :limit) + 1,
@@ -7603,15 +7572,15 @@ class Nodes:
                 limit=LOST_LIMIT,
                 problem=LOST,
             )
-            self.rows.cancel_returned(connection)
-            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
+            cancel_returned(tx)
+            tx.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
 
     def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
         """Makes the jobs of a node ready again of which it does not know, because a commit with
         unknown outcome claimed them: all but those *held*, by id and claim."""
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            tx.execute(
                 """
                 UPDATE litejobs_job SET
                     state = 'pending', attempt = attempt - 1, holder = NULL, started_at = NULL
@@ -7620,7 +7589,7 @@ class Nodes:
                 """,
                 (node, json.dumps([*held])),
             )
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
 
     def asked(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
@@ -8490,22 +8459,18 @@ class Store:
 
     file: File
     clock: Clock = system_clock
-    rows: Rows = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
-    catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows = Rows(file, clock)
-        self.intake = Intake(file, self.rows)
+        self.intake = Intake(file)
         self.timetable = Timetable(file, clock, self.intake)
-        self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows)
+        self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
@@ -8582,7 +8547,7 @@ class Store:
     ) -> list[Claimed]:
         with self.file.transaction() as tx:
             connection = tx.connection
-            again, groups = self._settle(connection, settlements)
+            again, groups = self._settle(tx, settlements)
             if again:
                 ready.version = None
             version, terms = tx.version, tx.cached(_terms_of)
@@ -8603,8 +8568,8 @@ class Store:
         while settlements:
             settled = settlements[0]
             try:
-                with self.file.writing() as connection:
-                    _, groups = self._settle(connection, [settled])
+                with self.file.transaction() as tx:
+                    _, groups = self._settle(tx, [settled])
                 self.meter.note([settled], groups)
             except _ClaimLost:
                 pass
@@ -8623,10 +8588,8 @@ class Store:
                 prune_at = :now + {_kept_for("'failed'")}
             WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
         """
-        with self.file.writing() as connection:
-            self.rows.change(
-                connection, [settled.id], failed, claim=settled.claim, error=storable(error)
-            )
+        with self.file.transaction() as tx:
+            change_jobs(tx, [settled.id], failed, claim=settled.claim, error=storable(error))
 
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
@@ -8637,12 +8600,13 @@ class Store:
         return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
-        self, connection: apsw.Connection, settlements: Sequence[Settlement]
+        self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
         """Settles jobs; says whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
+        connection = tx.connection
         self._keep_failures(connection, [settled for settled in settlements if settled.failure])
         before = connection.total_changes()
         connection.executemany(
@@ -8661,14 +8625,14 @@ class Store:
             raise _ClaimLost
         groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        self.rows.count(connection, shelved)
+        add_to_counts(tx, shelved)
         if any(state != "completed" for state, _, _ in groups):
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [settled.id for settled in settlements]
-            again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
+            again = bool(admit_blocked(tx, keys_of(tx, ids))) or again
         return again, groups
 
     def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
@@ -8738,8 +8702,8 @@ class Store:
         says how many."""
         admitted, key = 0, ""
         while True:
-            with self.file.reading() as connection:
-                following = connection.execute(
+            with self.file.transaction(read_only=True) as tx:
+                following = tx.execute(
                     f"""
                     SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
                     WHERE {_KEYED} AND state = 'blocked' AND key > ?
@@ -8749,26 +8713,26 @@ class Store:
                 if following is None:
                     return admitted
                 key = following
-                free = self.rows.admissible(connection, key) is not None
+                free = admissible(tx, key) is not None
             if free:
-                with self.file.writing() as connection:
-                    admitted += self.rows.admit(connection, [key])
+                with self.file.transaction() as tx:
+                    admitted += admit_blocked(tx, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; says how many, and when the next one
         expires."""
 
-        def expire_some(connection: apsw.Connection) -> int:
+        def expire_some(tx: Transaction) -> int:
             due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
             find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(connection, find, (now,))
-            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+            ids = _column(tx, find, (now,))
+            expired = change_jobs(tx, ids, _expiry("IN carray(:ids)"))
             # The expiry of jobs that were started in time has no further use.
             started = """
                 UPDATE litejobs_job SET expires_at = NULL
                 WHERE id IN carray(?) AND +expires_at IS NOT NULL
             """
-            connection.execute(started, (_carray(ids),))
+            tx.execute(started, (_carray(ids),))
             return expired
 
         return self._in_batches(_NEXT_EXPIRY, now, expire_some)
@@ -8776,7 +8740,7 @@ class Store:
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
 
-        def stage_some(connection: apsw.Connection) -> int:
+        def stage_some(tx: Transaction) -> int:
             find = f"""
                 SELECT id FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
@@ -8785,26 +8749,26 @@ class Store:
                 UPDATE litejobs_job SET state = {_READY}
                 WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
             """
-            return self.rows.change(connection, _column(connection, find, (now,)), ready)
+            return change_jobs(tx, _column(tx, find, (now,)), ready)
 
         return self._in_batches(_NEXT_DUE, now, stage_some)
 
     def _in_batches(
-        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+        self, next_due: str, now: int, change: Callable[[Transaction], int]
     ) -> tuple[int, int | None]:
         """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
-            with self.file.reading() as connection:
-                due = _one_number(connection, next_due)
+            with self.file.transaction(read_only=True) as tx:
+                due = _one_number(tx, next_due)
             if due is None or due > now:
                 return changed, due
-            with self.file.writing() as connection:
-                before = connection.total_changes()
-                changed += change(connection)
-                progress = connection.total_changes() > before
-                left = _one_number(connection, next_due)
+            with self.file.transaction() as tx:
+                before = tx.connection.total_changes()
+                changed += change(tx)
+                progress = tx.connection.total_changes() > before
+                left = _one_number(tx, next_due)
                 self.file.expect(progress or left is None or left > now)
 
     def leave(self, node: int, presence: Presence) -> None:
@@ -8859,9 +8823,9 @@ class Store:
                 f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
             ).get:
                 return 0
-        with self.file.writing() as connection:
+        with self.file.transaction() as tx:
             sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
-            return self.rows.delete(connection, _column(connection, sql, (now,)))
+            return change_jobs(tx, _column(tx, sql, (now,)), *DELETION)
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; says how many."""
@@ -12490,7 +12454,8 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.catalogue.get(_id_of(id), self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return get_jobs(tx, [_id_of(id)], self)[0]
 
     def find(
         self,
@@ -12507,7 +12472,8 @@ class LiteJobs:
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return self.store.catalogue.find(match, limit, self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return find_jobs(tx, match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, the newest first, read page by page: nothing is held open,
@@ -12518,17 +12484,24 @@ class LiteJobs:
         return self._pages(_match(filters))
 
     def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.catalogue.find(match, PAGE, self):
+        page: list[Job[Any]] = []
+        while True:
+            with self.store.file.transaction(read_only=True) as tx:
+                page = find_jobs(tx, match, PAGE, self)
             yield from page
+            if len(page) < PAGE:
+                return
             match = attrs.evolve(match, before=page[-1].id)
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
-        return self.store.catalogue.count(_match(filters))
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_jobs(tx, _match(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
-        return self.store.catalogue.stats()
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_by_queue(tx)
 
     def metrics(
         self,
@@ -12560,7 +12533,8 @@ class LiteJobs:
 
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.catalogue.errors(_id_of(id))
+        with self.store.file.transaction(read_only=True) as tx:
+            return failures_of(tx, _id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -12588,7 +12562,8 @@ class LiteJobs:
         left = {*map(_id_of, jobs)}
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
         for _ in _looks_within(timeout):
-            found = self.store.catalogue.get_all(left, self)
+            with self.store.file.transaction(read_only=True) as tx:
+                found = get_jobs(tx, left, self)
             if shown is not None:
                 shown.show(found)
             for job in found:
@@ -12699,16 +12674,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return self.store.catalogue.cancel(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets failed and cancelled jobs start again, with all their attempts (their
         history stays), and makes jobs that wait for their backoff due now."""
-        return self.store.catalogue.retry(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return self.store.catalogue.delete(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -12875,7 +12850,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -12898,11 +12873,11 @@ class LiteJobs:
         """Keeps jobs that wait from running: they are paused until they are released. What a
         worker was given already, begun or not, counts as running and is left: to hold that too,
         pause its queue meanwhile."""
-        return self.store.catalogue.hold(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time or their turn again."""
-        return self.store.catalogue.release(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -13970,11 +13945,13 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        last = self.jobs.store.catalogue.last_failed()
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            last = last_failure(tx)
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        failed = self.jobs.store.catalogue.failed_after(last)
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            failed = failures_after(tx, last)
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
