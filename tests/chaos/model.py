@@ -45,15 +45,16 @@ from hypothesis.stateful import (
 
 import litejobs
 from litejobs import (
+    DUTIES,
     Arbiter,
     Asked,
-    Beat,
     Bound,
     Cancel,
     Claimed,
     Constant,
     Context,
     DuplicateError,
+    Duties,
     Executor,
     Exponential,
     Fail,
@@ -72,7 +73,6 @@ from litejobs import (
     Unique,
     WorkerCrashed,
     define,
-    settlement,
     store_backoff,
     store_progress,
     store_retention,
@@ -651,7 +651,7 @@ class Model:
         self.admit()
         return held
 
-    def stray(self, node: int, kept: Iterable[int]) -> None:
+    def release_orphaned(self, node: int, kept: Iterable[int]) -> None:
         """What a node holds without knowing of it is ready again."""
         for twin in self.jobs.values():
             if twin.holder == node and twin.id not in kept:
@@ -893,7 +893,7 @@ def difference(part: str, found: Sequence[Any], wanted: Sequence[Any]) -> str:
 
 
 @attrs.define(eq=False)
-class Witness:
+class Comparison:
     """Looks into the file from outside."""
 
     path: Path
@@ -959,9 +959,10 @@ class Hand:
         done = store.exchange(settlements, self.node, choose, self.serves)
         return done.claimed, done.late
 
-    def beat(self) -> Beat:
-        """What its duties work with."""
-        return Beat(self.jobs.store, self.node, self.jobs.clock, lambda: None)
+    @property
+    def duties(self) -> Duties:
+        """What it does besides running jobs."""
+        return Duties(self.jobs.store, self.node)
 
 
 Story = list[tuple[str, dict[str, Any]]]
@@ -1011,7 +1012,7 @@ Happen = Callable[..., None]
 
 
 def step(group: str, weight: int = 1, **drawn: Any) -> Callable[[Happen], Happen]:
-    """Something that may happen; it is told in the story, and all is compared after it."""
+    """Something that may happen; it is written into the story, and all is compared after it."""
 
     def decorate(happen: Happen) -> Happen:
         KINDS[happen.__name__] = Kind(group, weight, st.fixed_dictionaries(drawn))
@@ -1021,7 +1022,7 @@ def step(group: str, weight: int = 1, **drawn: Any) -> Callable[[Happen], Happen
             self.story.append((happen.__name__, values))
             try:
                 happen(self, **values)
-                self.witness.compare(self.model)
+                self.comparison.compare(self.model)
             except Exception as error:
                 self.bench.wrong = [*self.story], error
                 raise
@@ -1129,7 +1130,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _open(self) -> None:
         """Two programs start."""
         self.programs = [self._program(), self._program()]
-        self.witness = Witness(self.path)
+        self.comparison = Comparison(self.path)
         registry = self.programs[0].registry
         self.executor = Executor(registry, self.acts, self.clock)
         self.arbiter = Arbiter(registry, {}, self.clock, random.Random(0))
@@ -1164,7 +1165,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             hand.presence.close()
         for jobs in self.programs:
             jobs.close()
-        self.witness.close()
+        self.comparison.close()
 
     def expect(self, found: object, wanted: object, what: str) -> None:
         """Sees whether something is what the model says."""
@@ -1224,7 +1225,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     # Run
 
     def _attempt(self, claimed: Claimed, act: str) -> Report:
-        """Runs a job, or tells how its node made it end."""
+        """Runs a job, or says how its node made it end."""
         if act == "give back":
             return self.arbiter.not_begun(False)
         self.acts[claimed.id] = act
@@ -1243,8 +1244,10 @@ class LifeOfJobs(RuleBasedStateMachine):
         # Best of jobs that run again by now.
         self.ghosts.sort(key=lambda ghost: self._runs(ghost.id))
         late = [*zip(self.ghosts[::-1][:ghosts], itertools.cycle(acts or ["return"]))]
-        reports = [(claimed, self._attempt(claimed, act)) for claimed, act in (*late, *ended)]
-        settlements = [settlement(claimed, report, 1) for claimed, report in reports]
+        settlements = [
+            (claimed, self._attempt(claimed, act)._replace(worker=1))
+            for claimed, act in (*late, *ended)
+        ]
         claimed, too_late = hand.exchange(settlements, limit)
         self.expect(too_late, len(late), "settlements that came too late")
         for job, act in ended:
@@ -1343,7 +1346,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _all_rescue(self) -> None:
         for hand in self.hands.values():
-            litejobs.rescue(hand.beat())
+            hand.duties.do("rescue")
         self._rescued()
 
     @step("nodes", node=NODES, known=st.integers(0, 3))
@@ -1353,7 +1356,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         kept = [*hand.held][:known]
         claims = [hand.held[id][:2] for id in kept]
         hand.jobs.store.nodes.release_strays(hand.node, claims)
-        self.model.stray(hand.node, kept)
+        self.model.release_orphaned(hand.node, kept)
         self.ghosts += [hand.held.pop(id) for id in [*hand.held] if id not in kept]
 
     # Steer
@@ -1481,8 +1484,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         self._sees_the_clock_set_back(hand)
         self.expect(hand.jobs.store.admit(), 0, "jobs that waited for a key in vain")
         self._all_rescue()
-        for duty in litejobs.DUTIES:
-            duty(hand.beat())
+        hand.duties.do(*DUTIES)
         self.model.fire()
         self.model.stage()
         self.model.expire()
@@ -1606,7 +1608,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         for jobs in self.programs if which == "all" else self.programs[which == "one" :][:1]:
             jobs.close()
         if which == "all":
-            self.witness.close()
+            self.comparison.close()
 
     @step("trouble")
     def kill_everything(self) -> None:
@@ -1711,7 +1713,7 @@ def shortened(bench: Bench, story: Story, error: Exception) -> tuple[Story, Exce
     return story, error
 
 
-def told(story: Story, error: Exception) -> str:
+def describe(story: Story, error: Exception) -> str:
     """What happened, step by step, and what came of it."""
     steps = [
         f"    {name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
@@ -1727,7 +1729,7 @@ def live(bench: Bench, number: int, examples: int) -> None:
     """Lets Hypothesis make up some lives.
 
     Raises:
-        Violation: one went wrong; it is told without the steps that it does not need.
+        Violation: one went wrong; it is shown without the steps that it does not need.
     """
 
     def life() -> LifeOfJobs:
@@ -1750,7 +1752,7 @@ def live(bench: Bench, number: int, examples: int) -> None:
         if bench.wrong is None:
             raise
         story, error = shortened(bench, *bench.wrong)
-        bench.run.violated(f"{told(story, error)}\n  (batch with seed {number})")
+        bench.run.violated(f"{describe(story, error)}\n  (batch with seed {number})")
 
 
 def model(run: Run) -> None:
