@@ -2626,7 +2626,7 @@ def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
 def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
     given = value if isinstance(value, Mapping) else {}
     return {
-        error: given[error] and OPTIONS["backoff"](given[error], "backoff") if given else None
+        error: given[error] and _check_backoff(given[error], "backoff") if given else None
         for error in _check_errors(value, what)
     }
 
@@ -2635,13 +2635,18 @@ def _store_length(length: timedelta | None) -> int | None:
     return None if length is None else length // MICROSECOND
 
 
-_check_function = _optional(_accept(callable, "a function"))
-_BACKOFFS = f"{', '.join(CURVES)} or a function from attempt to delay"
+_check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
+_check_priority = _accept(_is_priority, "an integer of 32 bits")
+_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
+_check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_function = _accept(callable, "a function")
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default, and how it is checked; and, if each row has a column for it, what
-    is stored there."""
+    """An option: its default, how it is checked, and, if each row has a column for it, what is
+    stored there. One whose default is None may be None."""
+    check = _optional(check) if default is None else check
     return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
@@ -2650,33 +2655,23 @@ class Options:
     """How a job is enqueued, every value checked."""
 
     queue: str = _option("default", check_name, str)
-    priority: int = _option(0, _accept(_is_priority, "an integer of 32 bits"), int)
-    max_attempts: int | None = _option(
-        5, _optional(functools.partial(at_least_one, also=", or None for ever")), lambda n: n
-    )
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _accept(_is_backoff, _BACKOFFS), store_backoff)
-    timeout: timedelta | None = _option(None, _optional(_check_timeout), _store_length)
-    grace: timedelta | None = _option(None, _optional(duration))
-    retention: Retention = _option(
-        DEFAULT_RETENTION,
-        _accept(lambda value: isinstance(value, Retention), "a Retention"),
-        store_retention,
-    )
-    node: str | None = _option(None, _optional(check_name), lambda name: name or "")
+    priority: int = _option(0, _check_priority, int)
+    max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    timeout: timedelta | None = _option(None, _check_timeout, _store_length)
+    grace: timedelta | None = _option(None, duration)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
+    node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
-    at: datetime | None = _option(None, _optional(aware))
-    expires: timedelta | datetime | None = _option(None, _optional(_check_expires))
-    unique: Unique | None = _option(
-        None, _optional(_accept(lambda value: isinstance(value, Unique), "Unique(…) or None"))
-    )
-    key: str | Callable[..., Any] | None = _option(None, _optional(_check_key))
+    at: datetime | None = _option(None, aware)
+    expires: timedelta | datetime | None = _option(None, _check_expires)
+    unique: Unique | None = _option(None, _check_unique)
+    key: str | Callable[..., Any] | None = _option(None, _check_key)
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
-    max_memory: int | None = _option(None, _optional(_check_memory))
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(
-        None, _optional(_check_retry_on)
-    )
+    max_memory: int | None = _option(None, _check_memory)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
     fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
@@ -2969,9 +2964,7 @@ class Bound(Generic[R]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        options = self.options.changed(choices)
-        _check_backoff(self.body, options)
-        return attrs.evolve(self, options=options)
+        return _bound(self.body, self.options.changed(choices), self.payload)
 
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
@@ -3017,7 +3010,7 @@ class Definition(Generic[P, R, C]):
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
             raise PayloadError(self.name, (str(error),)) from None
-        return _bound(self.body, self.options, payload)
+        return _bound(self.body, self.options, self.body.encode(payload))
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9`
@@ -3036,15 +3029,12 @@ class Definition(Generic[P, R, C]):
         return printable(f"<Definition {self.name} at {self.body.place}>")
 
 
-def _check_backoff(body: Body, options: Options) -> None:
+def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
+    """A job of a definition, whose options one row can keep."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
-
-
-def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
-    _check_backoff(body, options)
-    return Bound(body, options, body.encode(payload))
+    return Bound(body, options, payload)
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
@@ -3058,13 +3048,14 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
         unique = definition.options.unique or Unique()
         own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
     options = definition.options.changed({**own, **choices})
-    return _bound(definition.body, options, instance)
+    return _bound(definition.body, options, definition.body.encode(instance))
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
     """A job made of a payload that is JSON already, checked."""
     options = definition.options.changed(choices)
-    return _bound(definition.body, options, definition.body.decode(text))
+    body = definition.body
+    return _bound(body, options, body.encode(body.decode(text)))
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
