@@ -2525,6 +2525,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
+def _is_priority(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
 def _is_backoff(value: object) -> bool:
     return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
 
@@ -2543,13 +2547,11 @@ def _check_key(value: object, what: str) -> str | Callable[..., Any]:
     return value if callable(value) else check_name(value, what)
 
 
-def _check_headers(value: object, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and all(
-        type(k) is str and type(v) is str for k, v in value.items()
-    )
-    if not texts:
+def _check_headers(value: Any, what: str) -> Mapping[str, str]:
+    texts = isinstance(value, Mapping) and [*value, *value.values()]
+    if texts is False or any(type(text) is not str for text in texts):
         raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(typing.cast(Mapping[str, str], value))
+    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2570,76 +2572,58 @@ def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
 
 
 def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
-    backoffs = value if isinstance(value, Mapping) else {}
-    chosen = {error: backoffs.get(error) for error in _check_errors(value, what)}
+    given = value if isinstance(value, Mapping) else {}
     return {
-        error: backoff and OPTIONS["backoff"](backoff, "backoff")
-        for error, backoff in chosen.items()
+        error: given[error] and _check_backoff(given[error], "backoff") if given else None
+        for error in _check_errors(value, what)
     }
 
 
-OPTIONS: Mapping[str, Check] = {
-    "queue": check_name,
-    "priority": _accept(
-        lambda value: (
-            isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-        ),
-        "an integer of 32 bits",
-    ),
-    "max_attempts": _optional(functools.partial(at_least_one, also=", or None for ever")),
-    "backoff": _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay"),
-    "timeout": _optional(_check_timeout),
-    "grace": _optional(duration),
-    "retention": _accept(lambda value: isinstance(value, Retention), "a Retention"),
-    "node": _optional(check_name),
-    "delay": duration,
-    "at": _optional(aware),
-    "expires": _optional(_check_expires),
-    "unique": _optional(_accept(lambda value: isinstance(value, Unique), "Unique(…) or None")),
-    "key": _optional(_check_key),
-    "key_limit": at_least_one,
-    "headers": _check_headers,
-    "connection": lambda value, what: value,
-    "max_memory": _optional(_check_memory),
-    "retry_on": _optional(_check_retry_on),
-    "fail_on": _check_errors,
-    "on_failure": _optional(_accept(callable, "a function")),
-    "encode": _optional(_accept(callable, "a function")),
-    "decode": _optional(_accept(callable, "a function")),
-}
-"""How each option is checked."""
-CHOICES = tuple(Choices.__annotations__)
-OF_DEFINITIONS = tuple(option for option in OPTIONS if option not in CHOICES)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
+def _store_length(length: timedelta | None) -> int | None:
+    return None if length is None else length // MICROSECOND
+
+
+_check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
+_check_priority = _accept(_is_priority, "an integer of 32 bits")
+_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
+_check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_function = _accept(callable, "a function")
+
+
+def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
+    """An option: its default, how it is checked, and, if each row has a column for it, what is
+    stored there. One whose default is None may be None."""
+    check = _optional(check) if default is None else check
+    return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = "default"
-    priority: int = 0
-    max_attempts: int | None = 5
-    backoff: Backoff = DEFAULT_BACKOFF
-    timeout: timedelta | None = None
-    grace: timedelta | None = None
-    retention: Retention = DEFAULT_RETENTION
-    node: str | None = None
-    delay: timedelta = timedelta(0)
-    at: datetime | None = None
-    expires: timedelta | datetime | None = None
-    unique: Unique | None = None
-    key: str | Callable[..., Any] | None = None
-    key_limit: int = 1
-    headers: Mapping[str, str] = attrs.field(factory=dict)
-    connection: Any = None
-    max_memory: int | None = None
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = None
-    fail_on: tuple[type[BaseException], ...] = ()
-    on_failure: Callable[[Context[Any], BaseException], Any] | None = None
-    encode: Callable[[Any], bytes] | None = None
-    decode: Callable[[bytes], Any] | None = None
+    queue: str = _option("default", check_name, str)
+    priority: int = _option(0, _check_priority, int)
+    max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    timeout: timedelta | None = _option(None, _check_timeout, _store_length)
+    grace: timedelta | None = _option(None, duration)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
+    node: str | None = _option(None, check_name, lambda name: name or "")
+    delay: timedelta = _option(timedelta(0), duration)
+    at: datetime | None = _option(None, aware)
+    expires: timedelta | datetime | None = _option(None, _check_expires)
+    unique: Unique | None = _option(None, _check_unique)
+    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key_limit: int = _option(1, at_least_one)
+    headers: Mapping[str, str] = _option({}, _check_headers)
+    connection: Any = _option(None, lambda value, what: value)
+    max_memory: int | None = _option(None, _check_memory)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
+    fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    encode: Callable[[Any], bytes] | None = _option(None, _check_function)
+    decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
 
@@ -2648,9 +2632,7 @@ class Options:
         check_known(rules, OPTIONS, "no such option")
         for option, other in ("encode", "decode"), ("decode", "encode"):
             if rules.get(option) is None and rules.get(other) is not None:
-                raise OptionError(
-                    option, "missing: what one of encode and decode writes, both read"
-                )
+                raise OptionError(option, "missing: give encode and decode, or neither")
         made = self._with(rules)
         # Nodes look a definition's grace up by its name: only a single job's is stored with it.
         return attrs.evolve(made, given=made.given - {"grace"})
@@ -2658,7 +2640,7 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option in (*OF_DEFINITIONS, "name"):
+            if option == "name" or (option in OPTIONS and option not in CHOICES):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
         check_known(choices, CHOICES, "no such option")
@@ -2696,86 +2678,38 @@ class Options:
     @property
     def own_grace(self) -> int | None:
         """Microseconds that were chosen for a single job, not for its definition."""
-        chosen = self.grace if "grace" in self.given else None
-        return None if chosen is None else chosen // MICROSECOND
+        return _store_length(self.grace) if "grace" in self.given else None
 
     @functools.cached_property
-    def columns(self) -> tuple[Any, ...]:
-        """What is stored with each job: queue, node, priority, max_attempts, timeout,
-        backoff, retention."""
-        limit = None if self.timeout is None else self.timeout // MICROSECOND
-        rules = store_backoff(self.backoff), store_retention(self.retention)
-        return (self.queue, self.node or "", self.priority, self.max_attempts, limit, *rules)
+    def columns(self) -> Mapping[str, Any]:
+        """What is stored with each job, by column."""
+        return {name: store(getattr(self, name)) for name, store in STORED.items()}
 
 
+OPTIONS: Mapping[str, Check] = {
+    option.name: option.metadata["check"] for option in attrs.fields(Options) if option.metadata
+}
+"""How each option is checked."""
+STORED: Mapping[str, Callable[[Any], Any]] = {
+    option: store
+    for option in OPTIONS
+    if (store := getattr(attrs.fields(Options), option).metadata["store"])
+}
+"""The options for which each row has a column, and so has what nodes store of each definition;
+with what makes the column's value."""
+CHOICES = tuple(Choices.__annotations__)
+OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
+"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
-
-
-class Home(Protocol):
-    """Where definitions are registered and what they enqueue to."""
-
-    def enqueue(self, work: Bound[R], /) -> Job[R]:
-        """Puts a job into the file."""
-
-
-@attrs.frozen(eq=False, repr=False)
-class OwnCodec:
-    """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
-    the same: from the command line, and from before the definition had an encoding."""
-
-    name: str
-    _encode: Callable[[Any], bytes]
-    _decode: Callable[[bytes], Any]
-    json: Codec[Any]
-    by_name: bool
-    """Whether the encoding takes and gives arguments by name, and not an instance."""
-
-    def encode(self, value: Any) -> bytes:
-        """The bytes that the encoding makes of a payload object."""
-        try:
-            made = self._encode(_fields(value) if self.by_name else value)
-        except Exception as error:
-            raise self._unfit(f"encode raised {_raised(error)}") from error
-        if type(made) is not bytes:
-            raise self._unfit(f"encode gave {got(self.json.kind, made)}, which is not bytes")
-        return made
-
-    def decode(self, stored: str | bytes) -> Any:
-        """The payload object that bytes, or JSON text, stand for."""
-        if isinstance(stored, str):
-            return self.json.decode(stored)
-        try:
-            made = self._decode(stored)
-        except (Exception, SystemExit) as error:
-            raise self._unfit(f"decode raised {_raised(error)}") from error
-        if type(made) is not (dict if self.by_name else self.json.kind):
-            expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {got(self.json.kind, made)}, not {expected}")
-        if not self.by_name:
-            return made
-        try:
-            return self.json.kind(**made)
-        except TypeError as error:
-            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
-
-    def _unfit(self, problem: str) -> PayloadError:
-        return PayloadError(self.name, (problem,))
-
-
-def _raised(error: BaseException) -> str:
-    told = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
-    return told.partition("\n")[0][:200]  # The whole is in the traceback.
 
 
 @attrs.frozen(eq=False, repr=False)
 class Shape:
     """How a payload becomes a call, and a return value a result."""
 
-    payload: Codec[Any] | OwnCodec
+    payload: Codec[Any]
     result: Codec[Any] | None
     """`None` where the code says that it returns nothing."""
-    make: Callable[..., Any]
-    """From the arguments to the payload object."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """From the payload object, and a context made on demand, to the return value."""
 
@@ -2790,55 +2724,8 @@ class Body:
     module: str
     options: Options
     """The definition's own, whose backoff may be a function: rows keep only curves."""
-    home: Home | None = None
-
-    @functools.cached_property
-    def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later."""
-        try:
-            shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
-        except (NameError, TypeError) as error:
-            raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        encode, decode = self.options.encode, self.options.decode
-        if encode and decode and isinstance(shape.payload, Codec):
-            own = OwnCodec(self.name, encode, decode, shape.payload, not self.is_class)
-            shape = attrs.evolve(shape, payload=own)
-        for codec in (shape.payload, shape.result):
-            if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
-                raise DefinitionError(self.name, problem)
-        return shape
-
-    @functools.cached_property
-    def hidden(self) -> frozenset[str]:
-        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
-        its results, in which a class hides something."""
-        try:
-            hints = typing.get_type_hints(self._function, include_extras=True)
-            found = {"result"} if hides(hints.pop("return", None)) else set()
-            if not self.is_class:
-                given = {name: kind for name, kind in hints.items() if not _is_context(kind)}
-                return frozenset(
-                    found | {f"payload.{name}" for name in given if hides(given[name])}
-                )
-            kinds, own = _hints_of(self.code), hidden_fields(self.code)
-            for field in attrs.fields(typing.cast(Any, self.code)):
-                if field.name in own or hides(kinds.get(field.name, Any)):
-                    found.add(f"payload.{field.alias}")
-        except (NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nothing is known about them.
-        return frozenset(found)
-
-    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make."""
-        try:
-            return self.shape.make(*args, **kwargs)
-        except TypeError as error:
-            said = str(error).replace(".__init__()", "()")
-            if said.endswith("given"):
-                # It counts the object that is made, too.
-                most = len(inspect.signature(self.shape.make).parameters)
-                said = f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-            raise TypeError(said) from None
+    home: Any = None
+    """The LiteJobs that it is registered with."""
 
     @property
     def is_class(self) -> bool:
@@ -2848,12 +2735,109 @@ class Body:
     @property
     def is_async(self) -> bool:
         """Whether its jobs run many at a time, in the event loop of a worker."""
-        return inspect.iscoroutinefunction(self._function)
-
-    @property
-    def _function(self) -> Any:
         code: Any = self.code
-        return code.run if self.is_class else code
+        return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """Compiled when first used, so that annotations may name what comes later."""
+        try:
+            shape = _shape(self.code)
+        except (NameError, TypeError) as error:
+            raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
+        for codec in (None if self.options.encode else shape.payload, shape.result):
+            if codec and (problem := unencodable(codec.kind)):
+                raise DefinitionError(self.name, problem)
+        return shape
+
+    @functools.cached_property
+    def hidden(self) -> frozenset[str]:
+        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
+        its results, in which a class hides something."""
+        try:
+            shape = self.shape
+            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+        except (DefinitionError, NameError, TypeError):
+            return frozenset({"payload", "result"})  # Nothing is known about them.
+        found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
+        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The payload object that arguments make."""
+        make = self.shape.payload.kind
+        try:
+            return make(*args, **kwargs)
+        except TypeError as error:
+            problem = str(error).replace(".__init__()", "()")
+            if problem.endswith("given"):  # It counts the object that is made, too.
+                most = len(inspect.signature(make).parameters)
+                problem = (
+                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
+                )
+            raise TypeError(problem) from None
+
+    def encode(self, payload: Any) -> str | bytes:
+        """JSON for a payload object; bytes, if the definition has an encoding of its own."""
+        codec = self.shape.payload
+        if self.options.encode is None:
+            try:
+                made: str | bytes = codec.encode(payload)
+            except Unfit as unfit:
+                raise PayloadError(self.name, unfit.problems) from None
+        else:
+            try:
+                made = self.options.encode(payload if self.is_class else fields_of(payload))
+            except Exception as error:
+                raise self._unfit(f"encode raised {_shown_error(error)}") from error
+            if type(made) is not bytes:
+                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        if excess := excess_of(made):
+            raise self._unfit(f"{excess}; put the data into a file and pass its path")
+        return made
+
+    def decode(self, stored: str | bytes) -> Any:
+        """The payload object that is stored. JSON is read whatever the encoding: from the
+        command line, and from before the definition had one."""
+        codec, decode = self.shape.payload, self.options.decode
+        if decode is None or isinstance(stored, str):
+            try:
+                return codec.decode(stored)
+            except Unfit as unfit:
+                raise PayloadError(self.name, unfit.problems) from None
+        try:
+            made = decode(stored)
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"decode raised {_shown_error(error)}") from error
+        if type(made) is not (codec.kind if self.is_class else dict):
+            expected = codec.kind.__name__ if self.is_class else "a dict of arguments by name"
+            raise self._unfit(f"decode gave {got(codec.kind, made)}, not {expected}")
+        try:
+            return made if self.is_class else codec.kind(**made)
+        except TypeError as error:
+            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
+
+    def _unfit(self, problem: str) -> PayloadError:
+        return PayloadError(self.name, (problem,))
+
+
+def _shown_error(error: BaseException) -> str:
+    text = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
+    return text.partition("\n")[0][:200]  # The whole is in the traceback.
+
+
+def excess_of(text: str | bytes) -> str | None:
+    """How large a payload or result is, if it is too large."""
+    size = len(text)
+    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
+        size = len(text.encode())
+    if size <= PAYLOAD_LIMIT:
+        return None
+    return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
+
+
+def fields_of(payload: Any) -> dict[str, Any]:
+    """The fields of a payload object by the names of its arguments."""
+    return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
 
 
 def _is_context(hint: object) -> bool:
@@ -2862,55 +2846,50 @@ def _is_context(hint: object) -> bool:
     return hint is Context or typing.get_origin(hint) is Context
 
 
-def _returned(hints: Mapping[str, Any]) -> Codec[Any] | None:
-    kind = hints.get("return", Any)
-    return None if kind in (type(None), NoReturn) else Codec(kind)
-
-
-def _function_shape(code: Callable[..., Any]) -> Shape:
-    hints = typing.get_type_hints(code, include_extras=True)
-    fields: dict[str, Any] = {}
-    positional: list[str] = []
-    keywords: list[str] = []
-    for name, parameter in inspect.signature(code).parameters.items():
-        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
-        (keywords if by_keyword else positional).append(name)
-        if not _is_context(hints.get(name)):
-            default = attrs.NOTHING if parameter.default is parameter.empty else parameter.default
-            kind = hints.get(name, Any)
-            fields[name] = attrs.field(default=default, type=kind, alias=name, kw_only=by_keyword)
-    title = code.__name__ if code.__name__.isidentifier() else "handler"
-    payload = attrs.make_class(title, fields, slots=True)
+def _shape(code: Any) -> Shape:
+    """What is called is a function, or the `run` of an attrs class, whose instances are the
+    payloads; for a function, an attrs class is made of its parameters."""
+    is_class = isinstance(code, type)
+    function: Any = code.run if is_class else code
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = [*inspect.signature(function).parameters.values()][is_class:]
+    contexts = {p.name for p in parameters if _is_context(hints.get(p.name))}
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = [p.name for p in parameters if p.name not in keywords]
+    if is_class:
+        for name in (p.name for p in parameters if p.name not in contexts):
+            raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+        payload: Any = code
+    else:
+        fields: dict[str, Any] = {
+            p.name: attrs.field(
+                default=attrs.NOTHING if p.default is p.empty else p.default,
+                type=hints.get(p.name, Any),
+                alias=p.name,
+                kw_only=p.name in keywords,
+            )
+            for p in parameters
+            if p.name not in contexts
+        }
+        title = code.__name__ if code.__name__.isidentifier() else "handler"
+        payload = attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
-            return getattr(values, name) if name in fields else context()
+            return context() if name in contexts else getattr(values, name)
 
-        return code(*map(argument, positional), **{name: argument(name) for name in keywords})
+        given = [*([values] if is_class else []), *map(argument, positional)]
+        return function(*given, **{name: argument(name) for name in keywords})
 
     def call_plainly(values: Any, context: Callable[[], Context[Any]]) -> Any:
         return code(*[getattr(values, name) for name in positional])
 
-    if not keywords and fields.keys() >= {*positional}:
-        call = call_plainly
-    return Shape(Codec(payload, omit_defaults=True), _returned(hints), payload, call)
-
-
-def _class_shape(code: Any) -> Shape:
-    run = code.run
-    hints = typing.get_type_hints(run, include_extras=True)
-    wanted = list(inspect.signature(run).parameters.values())[1:]
-    for parameter in wanted:
-        if not _is_context(hints.get(parameter.name)):
-            raise TypeError(f"run() takes at most a context; {parameter.name!r} should be a field")
-    by_keyword = bool(wanted) and wanted[0].kind is inspect.Parameter.KEYWORD_ONLY
-
-    def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
-        if by_keyword:
-            return run(values, **{wanted[0].name: context()})
-        return run(values, context()) if wanted else run(values)
-
-    return Shape(Codec(code), _returned(hints), code, call)
+    returned = hints.get("return", Any)
+    result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
+    plain = not (is_class or contexts or keywords)
+    return Shape(
+        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
+    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -2933,9 +2912,7 @@ class Bound(Generic[R]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        options = self.options.changed(choices)
-        _check_backoff(self.body, options)
-        return attrs.evolve(self, options=options)
+        return _bound(self.body, self.options.changed(choices), self.payload)
 
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
@@ -2981,7 +2958,7 @@ class Definition(Generic[P, R, C]):
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
             raise PayloadError(self.name, (str(error),)) from None
-        return _bound(self.body, self.options, payload)
+        return _bound(self.body, self.options, self.body.encode(payload))
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9`
@@ -2993,37 +2970,19 @@ class Definition(Generic[P, R, C]):
         """
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        return self.body.home.enqueue(self.bind(*args, **kwargs))
+        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
+        return job
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
 
 
-def _check_backoff(body: Body, options: Options) -> None:
+def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
+    """A job of a definition, whose options one row can keep."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
-
-
-def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
-    _check_backoff(body, options)
-    try:
-        text = body.shape.payload.encode(payload)
-    except Unfit as unfit:
-        raise PayloadError(body.name, unfit.problems) from None
-    if excess := _too_large(text):
-        advice = "put the data into a file and pass its path"
-        raise PayloadError(body.name, (f"{excess}; {advice}",))
-    return Bound(body, options, text)
-
-
-def _too_large(text: str | bytes) -> str | None:
-    size = len(text)
-    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
-        size = len(text.encode())
-    if size <= PAYLOAD_LIMIT:
-        return None
-    return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
+    return Bound(body, options, payload)
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
@@ -3037,52 +2996,44 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
         unique = definition.options.unique or Unique()
         own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
     options = definition.options.changed({**own, **choices})
-    return _bound(definition.body, options, instance)
+    return _bound(definition.body, options, definition.body.encode(instance))
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
     """A job made of a payload that is JSON already, checked."""
-    try:
-        payload = definition.body.shape.payload.decode(text)
-    except Unfit as unfit:
-        raise PayloadError(definition.name, unfit.problems) from None
-    return _bound(definition.body, definition.options.changed(choices), payload)
+    options = definition.options.changed(choices)
+    body = definition.body
+    return _bound(body, options, body.encode(body.decode(text)))
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
     """What is unique about a job: a hash, so that it is short and shows no payload, tagged
     with the name of its definition. `None` if nothing is."""
-    if (unique := bound.options.unique) is None:
+    body, unique = bound.body, bound.options.unique
+    if unique is None:
         return None
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
-    content = (
-        _unique_content(bound, unique)
-        if unique.key is None
-        else _key_text(bound, unique.key, "unique")
-    )
-    digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
-    return f"{bound.body.name}:{digest.hexdigest()}"
-
-
-def _unique_content(bound: Bound[Any], unique: Unique) -> str:
-    """The payload, or some of its fields, as the same text for the same values."""
-    codec = bound.body.shape.payload
-    if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
+    if unique.key is not None:
+        content = _key_text(bound, unique.key, "unique")
+    elif body.options.encode or isinstance(bound.payload, bytes):
         if unique.fields is not None:
-            problem = f"{bound.body.name!r} has an encoding of its own: give a key=, not fields="
+            problem = f"{body.name!r} has an encoding of its own: give a key=, not fields="
             raise OptionError("unique", problem)
-        return repr(bound.payload)
-    raw = _from_json(bound.payload)
-    if unique.fields is not None:
-        known = [field.alias for field in attrs.fields(codec.kind)]
-        for field in unique.fields:
-            if field not in known:
-                problem = f"{bound.body.name!r} has no field {field!r}{did_you_mean(field, known)}"
-                raise OptionError("unique", problem)
-        # A field that holds its default may be left out of the text.
-        raw = {field: raw[field] for field in unique.fields if field in raw}
-    return json.dumps(raw, sort_keys=True)
+        content = repr(bound.payload)
+    else:
+        raw = _from_json(bound.payload)
+        if unique.fields is not None:
+            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            for field in unique.fields:
+                if field not in known:
+                    problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
+                    raise OptionError("unique", problem)
+            # A field that holds its default may be left out of the text.
+            raw = {field: raw[field] for field in unique.fields if field in raw}
+        content = json.dumps(raw, sort_keys=True)
+    digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
+    return f"{body.name}:{digest.hexdigest()}"
 
 
 def limited_key(bound: Bound[Any]) -> str | None:
@@ -3096,27 +3047,26 @@ def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> st
     if isinstance(key, str):
         return key
     try:
-        payload = bound.body.shape.payload.decode(bound.payload)
-        return str(key(payload) if bound.body.is_class else key(**_fields(payload)))
+        payload = bound.body.decode(bound.payload)
+        return str(key(payload) if bound.body.is_class else key(**fields_of(payload)))
     except Exception as error:
         problem = f"the function for it failed on a job of {bound.body.name!r}: {error!r}"
         raise OptionError(what, problem) from error
 
 
-def _fields(payload: Any) -> dict[str, Any]:
-    return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
-
-
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
     """The payload that a function makes of a *waiting* job's and a new one's."""
     body = bound.body
+    old, new = map(body.decode, (waiting, bound.payload))
     try:
-        old, new = map(body.shape.payload.decode, (waiting, bound.payload))
         if body.is_class:
-            return body.shape.payload.encode(merge(old, new))
-        return body.shape.payload.encode(body.shape.make(**merge(_fields(old), _fields(new))))
-    except (Unfit, TypeError) as error:
+            return body.encode(merge(old, new))
+        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+    except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
+    except PayloadError as error:
+        problems = tuple(f"merged: {problem}" for problem in error.problems)
+        raise PayloadError(body.name, problems) from error
 
 
 AnyDefinition = Definition[..., Any, Any]
@@ -3138,13 +3088,10 @@ def _no_job() -> Context[Any]:
 class _Nowhere:
     """The source of jobs that are in no file, or that cannot be looked up."""
 
-    def get(self, id: int, timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id)
+    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
-    wait = why = get
-
-    def result(self, job: Job[Any]) -> Any:
-        raise JobNotFoundError(job.id)
+    wait = why = result = get
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         return ()
@@ -3155,80 +3102,57 @@ NOWHERE: Final = _Nowhere()
 
 @attrs.define(eq=False, repr=False)
 class Registry:
-    """The definitions of one program, by name and by class. Frozen once work starts."""
+    """The definitions of one program. Frozen once work starts: workers that run would not know
+    what is added then."""
 
-    _by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    _by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
+    by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
+    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
-    """Whether work has started: workers that run would not know what is added now."""
 
     def add(self, definition: AnyDefinition) -> None:
         """Registers a definition under its name."""
         body = definition.body
         if self.frozen:
             raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self._by_name.get(body.name):
+        if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self._by_name[body.name] = definition
-        self._by_class[body.code] = definition
-
-    def freeze(self) -> None:
-        """Refuses further definitions."""
-        self.frozen = True
-
-    def get(self, name: str) -> AnyDefinition | None:
-        """The definition of this name, if there is one."""
-        return self._by_name.get(name)
-
-    def options(self, name: str) -> Options:
-        """The definition's own; the defaults, if there is no such definition."""
-        definition = self.get(name)
-        return definition.options if definition else Options()
-
-    def listing(self) -> list[tuple[Any, ...]]:
-        """What is stored of each definition: the columns of its options, after what time
-        its jobs expire, and its name."""
-        return [
-            (
-                *definition.options.columns,
-                expires // MICROSECOND
-                if isinstance(expires := definition.options.expires, timedelta)
-                else None,
-                definition.name,
-            )
-            for definition in self
-        ]
-
-    def hidden(self) -> dict[str, frozenset[str]]:
-        """By name, what of the payloads and results of each is not to be shown."""
-        return {definition.name: definition.body.hidden for definition in self}
+        self.by_name[body.name] = self.by_class[body.code] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
-        if definition := self._by_name.get(name):
+        if definition := self.by_name.get(name):
             return definition
-        raise DefinitionError(
-            name, f"not defined in this program{did_you_mean(name, self._by_name)}"
-        )
-
-    def async_names(self) -> frozenset[str]:
-        """The definitions whose jobs run many at a time."""
-        return frozenset(definition.name for definition in self if definition.body.is_async)
+        problem = f"not defined in this program{did_you_mean(name, self.by_name)}"
+        raise DefinitionError(name, problem)
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self._by_class.get(type(instance)):
+        if definition := self.by_class.get(type(instance)):
             return definition
-        raise DefinitionError(
-            type(instance).__name__, "no definition: decorate its class with @jobs.define"
-        )
+        problem = "no definition: decorate its class with @jobs.define"
+        raise DefinitionError(type(instance).__name__, problem)
+
+    def options(self, name: str) -> Options:
+        """The definition's own; the defaults, if there is no such definition."""
+        return self.by_name[name].options if name in self.by_name else Options()
+
+    def listing(self) -> list[dict[str, Any]]:
+        """What nodes store of each definition: its name, the columns of its options, after what
+        time its jobs expire, and what of them is hidden."""
+        rows = []
+        for definition in self:
+            expires = definition.options.expires
+            row = {
+                "name": definition.name,
+                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
+                "hidden": definition.body.hidden,
+            }
+            rows.append({**definition.options.columns, **row})
+        return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
-        return iter(self._by_name.values())
-
-    def __len__(self) -> int:
-        return len(self._by_name)
+        return iter(self.by_name.values())
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -3714,11 +3638,8 @@ class _Attempt:
     def call(self, compose: Callable[..., Any]) -> Any:
         """Calls the handler, inside the middleware if there is any."""
         claimed, executor = self.claimed, self.executor
-        shape = executor.registry.named(claimed.name).body.shape
-        try:
-            payload = shape.payload.decode(claimed.payload)
-        except Unfit as unfit:
-            raise PayloadError(claimed.name, unfit.problems) from None
+        body = executor.registry.named(claimed.name).body
+        payload, shape = body.decode(claimed.payload), body.shape
         self.shape = shape
         if not executor.around:
             return shape.call(payload, self.context)
@@ -3748,7 +3669,7 @@ class _Attempt:
                 result = codec.encode(value)
             except Unfit as unfit:
                 raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := _too_large(result):
+            if problem := excess_of(result):
                 raise Fail(f"its result has {problem}; return a path instead")
         if executor.forked:
             self._end_copy()
@@ -7285,11 +7206,10 @@ class Nodes:
         port: int,
         workers: int,
         serves: Serves,
-        known: Iterable[tuple[Any, ...]],
-        hidden: Mapping[str, frozenset[str]] = types.MappingProxyType({}),
+        known: Iterable[Mapping[str, Any]],
     ) -> tuple[int, Presence]:
         """Lists a node and takes the first share of its lock, before others can see it. Stores
-        the options of its *known* definitions, for jobs inserted by hand, and the *hidden* fields
+        the options of its *known* definitions, for jobs inserted by hand, and the hidden fields
         of their payloads, for programs that open the file without them."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
@@ -7305,7 +7225,7 @@ class Nodes:
                         (*columns, self.clock()),
                     )
                     node = connection.last_insert_rowid()
-                    self._store_definitions(connection, known, hidden)
+                    _store_definitions(connection, known)
                     presence = Presence.create(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
@@ -7323,25 +7243,6 @@ class Nodes:
         sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
         rows: list[Any] = connection.execute(sql, (name,)).fetchall()
         return next((pid for id, pid in rows if self.is_alive(id)), None)
-
-    def _store_definitions(
-        self,
-        connection: apsw.Connection,
-        known: Iterable[tuple[Any, ...]],
-        hidden: Mapping[str, frozenset[str]],
-    ) -> None:
-        connection.executemany(
-            "INSERT OR REPLACE INTO litejobs_definition"
-            " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            known,
-        )
-        for name, paths in hidden.items():
-            key = f"hidden:{name}"
-            connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
-            if paths:
-                value = json.dumps(sorted(paths))
-                connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
 
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
@@ -7521,6 +7422,21 @@ class Nodes:
                 text = "no answer from node %s: its workers may start the jobs that they have"
                 logger.warning(text, ", ".join(late))
                 return
+
+
+def _store_definitions(connection: apsw.Connection, known: Iterable[Mapping[str, Any]]) -> None:
+    columns = (*STORED, "expires", "name")
+    for definition in known:
+        connection.execute(
+            f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
+            f" VALUES ({', '.join(f':{column}' for column in columns)})",
+            definition,
+        )
+        key, hidden = f"hidden:{definition['name']}", definition["hidden"]
+        connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+        if hidden:
+            value = json.dumps(sorted(hidden))
+            connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
 
 
 @attrs.define(eq=False, repr=False)
@@ -9228,7 +9144,7 @@ class Program:
     places: dict[str, tuple[str, str]]
     """By name of the definition: its module, and its path in there."""
     state: Callable[[], Any] | None
-    home: Callable[[], Home]
+    home: Callable[[], Any]
     """Makes the queue for definitions that no import has registered."""
     clock: Clock
     around: tuple[AroundRun, ...] = ()
@@ -9254,7 +9170,7 @@ class Program:
         for name, (module, path) in self.places.items():
             registry.add(_definition_at(importlib.import_module(module), path, name))
         IMPORTING.reset(token)
-        registry.freeze()
+        registry.frozen = True
         gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
@@ -9282,7 +9198,7 @@ def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
     if definition is not None and definition.name == name:
         return definition
     registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.get(name)):
+    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
         return definition
     raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
@@ -11512,7 +11428,10 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
-        aside, most = self.registry.async_names(), self.jobs_per_worker
+        aside, most = (
+            frozenset(d.name for d in self.registry if d.body.is_async),
+            self.jobs_per_worker,
+        )
         concurrency = self.concurrency if aside else 0
         limits = {own.name: own.options.max_memory for own in self.registry}
         given = {name: limit for name, limit in limits.items() if limit is not None}
@@ -11608,7 +11527,7 @@ class Supervisor:
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            name, self._bell.port, self.size, self.serves, known, self.registry.hidden()
+            name, self._bell.port, self.size, self.serves, known
         )
         self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
@@ -12468,7 +12387,7 @@ class LiteJobs:
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if (text := job.stored_result) is None:
             return None
-        definition = self.registry.get(job.name)
+        definition = self.registry.by_name.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
@@ -12695,7 +12614,7 @@ class LiteJobs:
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
             text = json_of_any.encode({**old, **fields})
-            definition = self.registry.get(name)
+            definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
         return rework
@@ -12818,8 +12737,8 @@ class LiteJobs:
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
-        self.registry.freeze()
-        if not len(self.registry):
+        self.registry.frozen = True
+        if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
             raise OptionError("queues", f"expected several names, got the text {queues!r}")
@@ -12841,8 +12760,7 @@ class LiteJobs:
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.timetable.declare(self._declarations())
-            hidden = self.registry.hidden()
-            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
+            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
             # What a test has enqueued stays to be looked at.
@@ -13252,10 +13170,7 @@ json_of_any: Final = Codec[Any](Any)
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().changed(choices)
-    names = ("queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention")
-    columns = {
-        name: value for name, value in zip(names, options.columns, strict=True) if name in choices
-    }
+    columns = {name: value for name, value in options.columns.items() if name in choices}
     if choices.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
     if "expires" in choices:
@@ -13360,11 +13275,15 @@ def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    queue, node, priority, max_attempts, timeout, backoff, retention = options.columns
     return Batch(
-        queue, node, priority, max_attempts, timeout, backoff, retention, body.name, state, run_at,
-        now, payloads, options.open,
-    )  # fmt: skip
+        **options.columns,
+        name=body.name,
+        state=state,
+        run_at=run_at,
+        enqueued_at=now,
+        payloads=payloads,
+        open=options.open,
+    )
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -13708,16 +13627,16 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.make
+        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
         """A payload by name, as the handler gets it; empty, if it cannot be read."""
-        if definition := self.jobs.registry.get(job.name):
-            with contextlib.suppress(Unfit, PayloadError):
-                return _fields(definition.body.shape.payload.decode(job.stored_payload))
+        if definition := self.jobs.registry.by_name.get(job.name):
+            with contextlib.suppress(PayloadError):
+                return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
@@ -14383,7 +14302,7 @@ def _new(options: argparse.Namespace) -> Output:
 
 def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
     """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
+    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
 
 
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:

@@ -572,7 +572,8 @@ class TestHiddenFields:
         join = jobs.store.nodes.join
         serves = litejobs.Serves(frozenset({"send"}), None, "here")
         for hidden in ({"payload.to"}, set()):
-            _, presence = join("here", 0, 1, serves, [], {"send": frozenset(hidden)})
+            known = {**litejobs.Options().columns, "name": "send", "expires": None}
+            _, presence = join("here", 0, 1, serves, [{**known, "hidden": hidden}])
             assert jobs.store.nodes.hidden() == ({"send": hidden} if hidden else {})
             presence.close()
 
