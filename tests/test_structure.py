@@ -32,7 +32,7 @@ SECTIONS = [
     "Catalogue",
     "Loans",
     "Intake",
-    "Timetable",
+    "Schedules in SQL",
     "Ready",
     "Nodes",
     "Health",
