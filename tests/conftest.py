@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from programs import Programs
 from litejobs import NEW_YEAR, LiteJobs, TurnedClock
 
 __all__ = ["NEW_YEAR", "TurnedClock", "write_by_hand"]
+
+# Else each of the many programs that tests start would compile litejobs.py anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A machine that has other things to do is not a failure.
 settings.register_profile("litejobs", deadline=None)

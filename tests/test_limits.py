@@ -844,7 +844,11 @@ class TestBusyWorkers:
         assert since[::2] == [-n for n in since[1::2]]
 
     def test_get_a_job_of_a_queue_with_a_rate_only_when_it_can_start(
-        self, jobs: LiteJobs, steps: Definition[[int], None, Any], gate: threading.Event
+        self,
+        jobs: LiteJobs,
+        steps: Definition[[int], None, Any],
+        begun: list[int],
+        gate: threading.Event,
     ) -> None:
         """Else it would start when the slow job ends, right before the next of its queue."""
         jobs.queue("rated").set(rate="1/s")
@@ -853,6 +857,7 @@ class TestBusyWorkers:
             jobs.wait_all(jobs.enqueue_many(steps.bind(n) for n in range(1, 41)), PATIENT)
             gate.clear()
             steps.enqueue(101)
+            eventually(lambda: 101 in begun)
             rated = jobs.registry.named("note").using(queue="rated").enqueue(1)
             never(lambda: rated.refresh().state != "pending", during=0.2)
             gate.set()
