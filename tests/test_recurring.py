@@ -1034,7 +1034,7 @@ class Clocked:
         new = self.programs.folder / "clock.new"
         new.write_text(str(self.clock()))
         os.replace(new, self.programs.folder / "clock.txt")
-        self.jobs.store.notifier.notify_all()
+        self.jobs.store.file.notify_nodes()
 
     def start(self) -> Any:
         known = {node.id for node in self.jobs.nodes()}
