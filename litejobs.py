@@ -520,37 +520,6 @@ def plain_payload(stored: Any, name: str) -> Any:
         raise PayloadError(name, (f"it is no JSON: {error}",)) from None
 
 
-class Row(NamedTuple):
-    """One row of the table of jobs, as it is stored."""
-
-    id: int
-    name: str
-    queue: str
-    node: str
-    priority: int
-    state: State
-    payload: Any
-    """JSON text, or bytes if the definition has its own encoding; anything if inserted by
-    other programs."""
-    run_at: int
-    attempt: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    claim: int
-    lost: int
-    enqueued_at: int
-    started_at: int | None
-    finished_at: int | None
-    result: str | None
-    error: str | None
-    headers: str | None = None
-    key: str | None = None
-    expires_at: int | None = None
-    progress: str | None = None
-    schedule: str | None = None
-
-
 class Claimed(NamedTuple):
     """A claimed job: what is needed to run and settle it."""
 
@@ -783,105 +752,89 @@ class _Source(Protocol):
     def why(self, id: int) -> str: ...
 
 
+def _maybe_moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def _maybe_duration(micros: int | None) -> timedelta | None:
+    return None if micros is None else micros * MICROSECOND
+
+
+def _node_name(stored: str) -> str | None:
+    return stored or None
+
+
 @attrs.frozen(repr=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row."""
+    """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
+    this order, of which the first ones are those of `Claimed`."""
 
-    row: Row
-    _source: _Source = attrs.field(eq=False)
-    duplicate: bool = False
+    id: int
+    """Unique in the file, and never used again."""
+    _claim: int
+    name: str
+    """The definition's name."""
+    queue: str
+    """The queue that the job waits in."""
+    priority: int
+    """Higher runs first."""
+    attempt: int
+    """How many attempts were started, the present one included."""
+    max_attempts: int | None
+    """How many attempts there may be; `None` for any number."""
+    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    """How long an attempt may take."""
+    _backoff: str | None
+    stored_payload: Any = attrs.field(alias="payload")
+    """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
+    programs."""
+    run_at: datetime = attrs.field(converter=from_micros)
+    """When the job became due or will become due."""
+    enqueued_at: datetime = attrs.field(converter=from_micros)
+    """When the job was enqueued."""
+    _headers: str | None = None
+    key: str | None = None
+    """Of the jobs with the same key, only a limited number run at a time."""
+    _grace: int | None = None
+    state: State = "pending"
+    """One of the words of the state diagram."""
+    node: str | None = attrs.field(default="", converter=_node_name)
+    """The only node that may take the job, by name; `None` for any."""
+    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the last attempt began."""
+    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job completed, failed or was cancelled."""
+    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job will be cancelled, unless it has started by then."""
+    schedule: str | None = None
+    """The name of the schedule that enqueued it, if one did."""
+    error: str | None = None
+    """Why the last attempt failed, in one line."""
+    stored_result: str | None = attrs.field(default=None, alias="result")
+    """JSON text."""
+    stored_progress: str | None = attrs.field(default=None, alias="progress")
+    """JSON text."""
+    _source: _Source = attrs.field(kw_only=True, eq=False)
+    duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
-
-    @property
-    def id(self) -> int:
-        """Unique in the file, and never used again."""
-        return self.row.id
-
-    @property
-    def name(self) -> str:
-        """The definition's name."""
-        return self.row.name
-
-    @property
-    def queue(self) -> str:
-        """The queue that the job waits in."""
-        return self.row.queue or ""
-
-    @property
-    def node(self) -> str | None:
-        """The only node that may take the job, by name; `None` for any."""
-        return self.row.node or None
-
-    @property
-    def priority(self) -> int:
-        """Higher runs first."""
-        return self.row.priority
-
-    @property
-    def state(self) -> State:
-        """One of the words of the state diagram."""
-        return self.row.state
-
-    @property
-    def attempt(self) -> int:
-        """How many attempts were started, the present one included."""
-        return self.row.attempt
-
-    @property
-    def max_attempts(self) -> int | None:
-        """How many attempts there may be; `None` for any number."""
-        return self.row.max_attempts
-
-    @property
-    def run_at(self) -> datetime:
-        """When the job became due or will become due."""
-        return from_micros(self.row.run_at or 0)
-
-    @property
-    def enqueued_at(self) -> datetime:
-        """When the job was enqueued."""
-        return from_micros(self.row.enqueued_at or 0)
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When the last attempt began."""
-        return None if self.row.started_at is None else from_micros(self.row.started_at)
-
-    @property
-    def finished_at(self) -> datetime | None:
-        """When the job completed, failed or was cancelled."""
-        return None if self.row.finished_at is None else from_micros(self.row.finished_at)
 
     @property
     def payload(self) -> Any:
         """The payload as plain JSON values; bytes, if its definition has an encoding of
         its own."""
-        return plain_payload(self.row.payload, self.name)
-
-    @property
-    def key(self) -> str | None:
-        """Of the jobs with the same key, only a limited number run at a time."""
-        return self.row.key
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When the job will be cancelled, unless it has started by then."""
-        return None if self.row.expires_at is None else from_micros(self.row.expires_at)
+        return plain_payload(self.stored_payload, self.name)
 
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return stored(self.row.headers or "{}", "headers", _text_values)
+        return stored(self._headers or "{}", "headers", _text_values)
 
     @property
-    def schedule(self) -> str | None:
-        """The name of the schedule that enqueued it, if one did."""
-        return self.row.schedule
-
-    @property
-    def error(self) -> str | None:
-        """Why the last attempt failed, in one line."""
-        return self.row.error
+    def progress(self) -> Progress | None:
+        """What `context.progress` last reported, in this attempt or an earlier one."""
+        if self.stored_progress is None:
+            return None
+        return stored(self.stored_progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def errors(self) -> tuple[Failure, ...]:
@@ -890,16 +843,9 @@ class Job(Generic[R]):
         return self._source.errors(self.id)
 
     @property
-    def progress(self) -> Progress | None:
-        """What `context.progress` last reported, in this attempt or an earlier one."""
-        if self.row.progress is None:
-            return None
-        return stored(self.row.progress, "progress", lambda fields: Progress(**fields))
-
-    @property
     def finished(self) -> bool:
         """Whether the job completed, failed or was cancelled."""
-        return self.row.state in FINISHED
+        return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
         """The job as it is now.
@@ -954,6 +900,10 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
+
+
+JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field.kw_only)
+"""In the order of the fields."""
 
 
 ################################################################################
@@ -1442,6 +1392,10 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
+def _flag(value: int) -> bool:
+    return value != 0
+
+
 @attrs.frozen(repr=False)
 class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
@@ -1466,7 +1420,7 @@ class Schedule:
     start_at: int | None = None
     end_at: int | None = None
     stored_origin: str | None = attrs.field(default=None, alias="origin")
-    paused: bool = attrs.field(default=False, converter=bool)
+    paused: bool = attrs.field(default=False, converter=_flag)
     """Whether it fires nothing until it is resumed."""
     next_tick: int | None = attrs.field(default=None, alias="next_at")
     last_tick: int | None = attrs.field(default=None, alias="last_at")
@@ -2992,12 +2946,9 @@ def definition_of(value: object) -> AnyDefinition | None:
 
 
 def _no_job() -> Context[Any]:
-    row = Row(
-        id=0, name="", queue="", node="", priority=0, state="running", payload="{}", run_at=0,
-        attempt=1, max_attempts=1, timeout=None, backoff=None, claim=0, lost=0, enqueued_at=0,
-        started_at=0, finished_at=None, result=None, error=None,
-    )  # fmt: skip
-    return Context(Job(row, _Nowhere()), None)
+    claimed = Claimed(0, 0, "", "", 0, 1, 1, None, None, "{}", 0, 0)
+    job: Job[Any] = Job(*claimed, state="running", started_at=0, source=NOWHERE)
+    return Context(job, None)
 
 
 class _Nowhere:
@@ -3013,6 +2964,9 @@ class _Nowhere:
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         return ()
+
+
+NOWHERE: Final = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3475,7 +3429,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = attrs.field(factory=_Nowhere)
+    source: _Source = attrs.field(default=NOWHERE)
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3599,12 +3553,6 @@ class Executor:
     def _context(
         self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
     ) -> Context[Any]:
-        row = Row(
-            claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
-            claimed.payload, claimed.run_at, claimed.attempt, claimed.max_attempts,
-            claimed.timeout, claimed.backoff, claimed.claim, 0, claimed.enqueued_at, now,
-            None, None, None, claimed.headers, claimed.key,
-        )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
 
         def notice() -> Reason | None:
@@ -3613,7 +3561,8 @@ class Executor:
             return reason
 
         report_own = functools.partial(report, claimed)
-        return Context(Job(row, self.source), self.state, deadline, notice, report_own)
+        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+        return Context(job, self.state, deadline, notice, report_own)
 
     def _raised(
         self,
@@ -5265,7 +5214,7 @@ def _is_closed(connection: Any) -> bool:
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
-_ROW = ", ".join(Row._fields)
+_JOB = ", ".join(JOB_COLUMNS)
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
@@ -5458,12 +5407,12 @@ class Rows:
         return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
-def sound(kind: type[T], row: Any) -> T:
-    """A row as *kind*, a named tuple or a class, if its values have the annotated types."""
-    if row is None or not _fits(typing.cast(Any, kind), tuple(map(type, row))):
+def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
+    """What a class makes of a row of its columns, if the values have the annotated types."""
+    if row is None or not _fits(kind, tuple(map(type, row))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {kind.__name__}")
-    return kind(*row)
+        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+    return kind(*row, **more)
 
 
 def sound_number(value: Any) -> int | None:
@@ -5474,21 +5423,11 @@ def sound_number(value: Any) -> int | None:
 
 
 @functools.lru_cache
-def _fits(kind: type, there: tuple[type, ...]) -> bool:
-    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
-
-
-@functools.cache
-def _columns_of(kind: type) -> list[tuple[Any, ...]]:
-    """Which types each column may have."""
-    hints = typing.get_type_hints(kind)
-    unset = (types.NoneType,) if kind is Row else ()
-    fields: Any = [f.name for f in attrs.fields(kind)] if attrs.has(kind) else kind._fields  # type: ignore[attr-defined]
-    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in fields]
-
-
-_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+def _fits(kind: Any, there: tuple[type, ...]) -> bool:
+    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
+    hints = typing.get_type_hints(made_by, globals())
+    hints.pop("return", None)
+    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
 
 
 def _types_in(hint: Any) -> tuple[Any, ...]:
@@ -5667,35 +5606,36 @@ class Catalogue:
     clock: Clock
     rows: Rows
 
-    def get(self, id: int) -> Row:
+    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
         """One job."""
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        return self.get_all([id])[0]
+        return self.get_all([id], source)[0]
 
-    def get_all(self, ids: Iterable[int]) -> list[Row]:
+    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
         """Several jobs, in the order of their ids."""
         ids = sorted(ids)
         with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = [sound(Row, row) for row in connection.execute(sql, (_carray(ids),))]
-        if len(rows) < len(ids):
-            raise JobNotFoundError(min({*ids} - {row.id for row in rows}))
-        return rows
+            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+            rows = connection.execute(sql, (_carray(ids),))
+            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+        if len(jobs) < len(ids):
+            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+        return jobs
 
-    def find(self, match: Match, limit: object) -> list[Row]:
+    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
         # CROSS, here and there: with statistics SQLite would go through all jobs instead.
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
+            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
             ORDER BY id DESC LIMIT :limit
         """
         with self.file.reading() as connection:
             rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Row, row) for row in rows]
+            return [sound(Job, row, source=source) for row in rows]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
@@ -6215,17 +6155,28 @@ class Intake:
         ids: range = self._together(functools.partial(self._insert_all, batches))
         return ids
 
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked; gives
-        for each the row, and whether it was there before."""
-        rows: list[tuple[Row, bool]] = self._together(functools.partial(self.insert_each, batches))
-        return rows
+    def enqueue_each(self, batches: Sequence[Batch], source: _Source) -> list[Job[Any]]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
+        jobs: list[Job[Any]] = self._together(
+            lambda connection: self._read(connection, self.insert_each(connection, batches), source)
+        )
+        return jobs
 
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+    def enqueue_through(
+        self, connection: Any, batches: Sequence[Batch], source: _Source
+    ) -> list[Job[Any]]:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
         with _on_callers_connection(connection, self.file):
-            return self.insert_each(batches, Transaction(self.file, connection, own=False))
+            tx = Transaction(self.file, connection, own=False)
+            return self._read(tx, self.insert_each(tx, batches), source)
+
+    def _read(
+        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
+    ) -> list[Job[Any]]:
+        sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
+        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
+        return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
 
     def _together(self, write: Write) -> Any:
         """Commits a write. Threads that do so at once share a commit: the one that has the lead
@@ -6313,18 +6264,15 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def insert_each(self, batches: Sequence[Batch], tx: Transaction) -> list[tuple[Row, bool]]:
-        """Inserts jobs in a transaction, each unless it is a duplicate."""
+    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
+        """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
+        whether it was there before."""
         connection, defaults = tx.connection, _defaults(tx)
         inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
         for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
             self.rows.admit(connection, [key])
-        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        return [
-            (sound(Row, connection.execute(sql, (id,)).fetchone()), duplicate)
-            for id, duplicate in inserted
-        ]
+        return inserted
 
     def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
@@ -6524,9 +6472,9 @@ class Schedules:
                 run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
                     batch = batch_of(schedule, run_at, now)
-                    [(row, _)] = self.intake.insert_each([batch], tx)
-                    ids.append(row.id)
-                    after = attrs.evolve(after, last_at=tick, last_job=row.id)
+                    [(id, _)] = self.intake.insert_each(tx, [batch])
+                    ids.append(id)
+                    after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
             _write_schedule(tx.connection, after)
@@ -6538,9 +6486,9 @@ class Schedules:
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
             schedule = self._found(tx.connection, name)
-            [(row, _)] = self.intake.insert_each([batch_of(schedule, now, now)], tx)
-            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=row.id))
-        return row.id
+            [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
+            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
+        return id
 
     def _plan(self, connection: apsw.Connection, now: int) -> None:
         """Computes each next tick anew, by the present rules and the clock."""
@@ -7890,67 +7838,67 @@ class Health:
                     f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
 
-    def why(self, row: Row) -> str:
+    def why(self, job: Job[Any]) -> str:
         """Why a job is not running, or how it ended, in one sentence, on one line."""
         with self._file.reading() as connection:
-            return printable(self._why(connection, row))
+            return printable(self._why(connection, job))
 
-    def _why(self, connection: apsw.Connection, row: Row) -> str:
-        match row.state:
+    def _why(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        match job.state:
             case "running":
-                return self._why_running(connection, row)
+                return self._why_running(connection, job)
             case "pending":
-                return self._why_pending(connection, row)
+                return self._why_pending(connection, job)
             case "blocked":
-                return _why_blocked(connection, row)
+                return _why_blocked(connection, job)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self._live(
-                connection
-            ):
-                return f"it has been due since {_when(row.run_at)}, and no node is at work"
+            case "scheduled" | "retrying" if to_micros(
+                job.run_at
+            ) <= self._clock() and not self._live(connection):
+                return f"it has been due since {_when(job.run_at)}, and no node is at work"
             case "scheduled":
-                return f"it is due at {_when(row.run_at)}"
+                return f"it is due at {_when(job.run_at)}"
             case "retrying":
                 return (
-                    f"attempt {row.attempt} failed ({row.error}), "
-                    f"and the next one is due at {_when(row.run_at)}"
+                    f"attempt {job.attempt} failed ({job.error}), "
+                    f"and the next one is due at {_when(job.run_at)}"
                 )
             case "failed":
-                tried = _many(row.attempt, "attempt")
-                return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
+                tried = _many(job.attempt, "attempt")
+                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
             case "cancelled":
                 # The error of an earlier attempt is not the reason.
-                known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {row.error}" if known else ""
-                return f"it was cancelled at {_when(row.finished_at)}{why}"
-        return f"it completed at {_when(row.finished_at)}"
+                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {job.error}" if known else ""
+                return f"it was cancelled at {_when(job.finished_at)}{why}"
+        return f"it completed at {_when(job.finished_at)}"
 
-    def _why_running(self, connection: apsw.Connection, row: Row) -> str:
+    def _why_running(self, connection: apsw.Connection, job: Job[Any]) -> str:
         sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+        holder, cancel_at = connection.execute(sql, (job.id,)).fetchone() or (None, None)
         node = next((node for node in self._live(connection) if node.id == holder), None)
         if node is None:
             return "the node that ran it has died, and the next one at work takes it over"
         asked = "" if cancel_at is None else ", and was asked to end"
         return (
-            f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
-            f" since {_when(row.started_at)}{asked}"
+            f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+            f" since {_when(job.started_at)}{asked}"
         )
 
-    def _why_pending(self, connection: apsw.Connection, row: Row) -> str:
-        if limited := _limited(connection, row.queue, self._clock()):
-            return f"its queue {row.queue!r} {limited}"
+    def _why_pending(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        if limited := _limited(connection, job.queue, self._clock()):
+            return f"its queue {job.queue!r} {limited}"
         live = self._live(connection)
         if not live:
             return "no node is at work"
-        live = [node for node in live if row.node in ("", node.name)]
+        live = [node for node in live if job.node in (None, node.name)]
         if not live:
-            return f"its node {row.node!r} is not at work"
-        if not any(node.knows(row.name) for node in live):
-            return f"no node at work has its definition {row.name!r}"
-        if not any(node.takes(row.name, row.queue) for node in live):
-            return f"no node at work serves its queue {row.queue!r}"
+            return f"its node {job.node!r} is not at work"
+        if not any(node.knows(job.name) for node in live):
+            return f"no node at work has its definition {job.name!r}"
+        if not any(node.takes(job.name, job.queue) for node in live):
+            return f"no node at work serves its queue {job.queue!r}"
         sql = """
             SELECT count(*) FROM (
                 SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -7958,28 +7906,29 @@ class Health:
                     AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
             )
         """
-        position = row.queue, row.priority, row.run_at, row.id
+        position = job.queue, job.priority, to_micros(job.run_at), job.id
         if ahead := _one_number(connection, sql, position):
             return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
         return "it is ready, and next in its queue"
 
 
-def _why_blocked(connection: apsw.Connection, row: Row) -> str:
-    if row.key is None:
+def _why_blocked(connection: apsw.Connection, job: Job[Any]) -> str:
+    if job.key is None:
         return "it waits for another job"
     sql = """
         SELECT id FROM litejobs_job
         WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
     """
-    holders = _column(connection, sql, (row.key,))
+    holders = _column(connection, sql, (job.key,))
     if not holders:
-        return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
     jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-    return f"its key {row.key!r} is held by {jobs}"
+    return f"its key {job.key!r} is held by {jobs}"
 
 
-def _when(micros: int | None) -> str:
-    return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+def _when(moment: datetime | int | None) -> str:
+    moment = moment if isinstance(moment, datetime) else from_micros(moment or 0)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _many(number: int, noun: str) -> str:
@@ -8065,6 +8014,10 @@ def _is_json(text: str) -> bool:
     return True
 
 
+_COMPLETED = ("queue", "priority", "run_at", "enqueued_at")
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+
+
 def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
     """Finds rows from before there were bounds, or written without the triggers that keep them."""
     for table, id, thing, advice in (
@@ -8074,7 +8027,7 @@ def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
         bounds = BOUNDS[table].items()
         cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
         if thing == "job":
-            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _FILLED_IN]
+            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
         cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
         for name, wrong in connection.execute(
             f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
@@ -12195,7 +12148,7 @@ class LiteJobs:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
         (id,) = self.store.intake.enqueue(batches)
-        job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
+        job: Job[R] = _job_of(id, batches[0], bound.payload, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued([job])
         return job
@@ -12254,10 +12207,9 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            rows = self.store.intake.enqueue_each(batches)
+            jobs = self.store.intake.enqueue_each(batches, self)
         else:
-            rows = self.store.intake.enqueue_through(connection, batches)
-        jobs = [Job(row, self, duplicate) for row, duplicate in rows]
+            jobs = self.store.intake.enqueue_through(connection, batches, self)
         # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
@@ -12298,7 +12250,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.catalogue.get(_id_of(id)), self)
+        return self.store.catalogue.get(_id_of(id), self)
 
     def find(
         self,
@@ -12315,7 +12267,7 @@ class LiteJobs:
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
+        return self.store.catalogue.find(match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, the newest first, read page by page: nothing is held open,
@@ -12326,8 +12278,8 @@ class LiteJobs:
         return self._pages(_match(filters))
 
     def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.catalogue.find(match, PAGE):
-            yield from (Job(row, self) for row in page)
+        while page := self.store.catalogue.find(match, PAGE, self):
+            yield from page
             match = attrs.evolve(match, before=page[-1].id)
 
     def count(self, **filters: Unpack[Filters]) -> int:
@@ -12396,7 +12348,7 @@ class LiteJobs:
         left = {*map(_id_of, jobs)}
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
         for _ in _looks_within(timeout):
-            found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
+            found = self.store.catalogue.get_all(left, self)
             if shown is not None:
                 shown.show(found)
             for job in found:
@@ -12431,12 +12383,12 @@ class LiteJobs:
             job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
-        if job.row.result is None:
+        if (text := job.stored_result) is None:
             return None
         definition = self.registry.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
-            return load_json(job.row.result) if codec is None else codec.decode(job.row.result)
+            return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
@@ -12446,7 +12398,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.catalogue.get(_id_of(id)))
+        return self.store.health.why(self.get(id))
 
     # Keep
 
@@ -13490,11 +13442,11 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
 
 
-def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
+def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
     queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
-    return Row(
-        id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
-        backoff, 0, 0, now, None, None, None, None,
+    return Job(
+        id, 0, name, queue, priority, 0, max_attempts, timeout, backoff, payload, run_at, now,
+        None, None, None, state, node, source=source,
     )  # fmt: skip
 
 
@@ -13521,7 +13473,7 @@ class Enqueued(Sequence[Job[Any]]):
         left = ids - self._ids.start
         for batch in self._batches:
             if left < len(batch.payloads):
-                return Job(_row_of(ids, batch, batch.payloads[left]), self._source)
+                return _job_of(ids, batch, batch.payloads[left], self._source)
             left -= len(batch.payloads)
         raise IndexError(place)
 
@@ -13529,7 +13481,7 @@ class Enqueued(Sequence[Job[Any]]):
         ids = iter(self._ids)
         for batch in self._batches:
             for payload in batch.payloads:
-                yield Job(_row_of(next(ids), batch, payload), self._source)
+                yield _job_of(next(ids), batch, payload, self._source)
 
 
 def _read_json(text: object) -> Any:
@@ -13821,7 +13773,7 @@ class Recorder:
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
-            return _fields(definition.body.shape.payload.decode(job.row.payload))
+            return _fields(definition.body.shape.payload.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
@@ -14305,8 +14257,8 @@ def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
     errors = job.errors
     plain = _job_values(job, _hidden(jobs))
     shown = {key: _json_value(value) for key, value in plain.items()}
-    if isinstance(job.row.payload, bytes):
-        shown["payload"] = f"<{len(job.row.payload)} bytes>"
+    if isinstance(job.stored_payload, bytes):
+        shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     shown["progress"] = _progress_text(job)
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
@@ -14623,7 +14575,8 @@ def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str
     mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    texts = _values(job.row, ("payload", "progress", "result"))
+    stored = (("payload", job.stored_payload), ("progress", job.stored_progress))
+    texts = {**dict(stored), "result": job.stored_result}
     read = {key: _redacted(text, mine, key) for key, text in texts.items()}
     return {**_values(job, names + times), **read, "error": job.error}
 
