@@ -12871,12 +12871,9 @@ class LiteJobs:
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
+            duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            prunes = not self.tested
-            drain = Drain(
-                self.store, executor, serves, node, presence, self.events, self.clock, prunes
-            )
-            return drain.run()
+            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
 
 
 def _polls_within(timeout: Duration | None) -> Iterator[None]:
@@ -12904,75 +12901,71 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
 class Drain:
     """Runs what is due in this process, one job after the other."""
 
-    store: Store
+    duties: Duties
     executor: Executor
     serves: Serves
-    node: int
     presence: Presence
-    events: Events
-    clock: Clock
-    prunes: bool = True
-    _settlements: list[Settlement] = attrs.field(factory=list)
-    _pending_events: Iterable[Event] = ()
+    _ended: Sequence[tuple[Claimed, Report]] = ()
+    """The attempt that is to be settled."""
 
-    def run(self) -> int:
-        """Runs jobs until nothing is due any more; says how many attempts that took."""
-        duties = Duties(self.store, self.node, self.events, self.serves.node)
-        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        attempts = 0
-        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+    def run(self, prunes: bool) -> int:
+        """Runs jobs until none is due; gives the number of attempts."""
+        store, attempts = self.duties.store, 0
+        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+        while prunes and (store.prune(store.clock()) or store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
             self.presence.renew()
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            duties.do("expire", "fire", "stage")
-            settled = bool(self._settlements)
+            self.duties.do("expire", "fire", "stage")
+            settled = bool(self._ended)
             if claimed := self._exchange():
-                self._attempt(claimed)
+                self._attempt(claimed[0])
                 attempts += 1
             elif not settled:
                 # Otherwise a retry may be due at once.
-                self.store.nodes.refuse_unlisted(self.node)
+                store.nodes.refuse_unlisted(self.duties.node)
                 return attempts
 
-    def _exchange(self) -> Claimed | None:
-        def choose(ready: Ready) -> list[int]:
-            listed = self.store.nodes.is_listed(self.node)
-            return [id for id, _ in itertools.islice(ready, 1)] if listed else []
+    def _exchange(self, limit: int = 1) -> Sequence[Claimed]:
+        """Settles the attempt that has ended, and claims at most so many jobs."""
+        store, node, events = self.duties.store, self.duties.node, self.duties.events
 
-        done = self.store.exchange(self._settlements, self.node, choose, self.serves)
-        self._settlements = []
-        self._emit(self._pending_events)
-        self._pending_events = ()
-        return done.claimed[0] if done.claimed else None
+        def choose(ready: Ready) -> list[int]:
+            room = limit if store.nodes.is_listed(node) else 0
+            return [id for id, _ in itertools.islice(ready, room)]
+
+        done = store.exchange(self._ended, node, choose, self.serves)
+        ended, self._ended = self._ended, ()
+        for claimed, report in ended:
+            if report.kind or events.wants("completed"):
+                self._emit(*attempt_ended(claimed, report, self.serves.node))
+        return done.claimed
 
     def _attempt(self, claimed: Claimed) -> None:
-        pid, node = os.getpid(), self.serves.node
-        if self.events.wants("started"):
-            self._emit([attempt_started(claimed, self.clock(), pid, node)])
-        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
+        store, pid = self.duties.store, os.getpid()
+        if self.duties.events.wants("started"):
+            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
+
+        def keep(text: str) -> None:
+            try:
+                store.keep_progress({claimed[:2]: text})
+            except FileError as error:
+                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+        reporter = ProgressReporter(keep)
         report = self.executor.run(
             claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
-        report = report._replace(worker=pid)
-        self._settlements = [(claimed, report)]
-        if report.kind or self.events.wants("completed"):
-            self._pending_events = attempt_ended(claimed, report, node)
+        self._ended = [(claimed, report._replace(worker=pid))]
         if report.type == "KeyboardInterrupt":
-            self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._emit(self._pending_events)
+            self._exchange(0)
             raise KeyboardInterrupt
 
-    def _store_progress(self, claimed: Claimed, text: str) -> None:
-        try:
-            self.store.keep_progress({claimed[:2]: text})
-        except FileError as error:
-            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-    def _emit(self, events: Iterable[Event]) -> None:
+    def _emit(self, *events: Event) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
+        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
         for event in events:
             emit(event)
 
