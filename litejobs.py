@@ -13792,11 +13792,12 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_commands(add)
+    _add_job_commands(add)
+    _add_other_commands(add)
     return parser
 
 
-def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     run = add("run", _run, "run jobs until stopped")
     run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     _add_options(run, NodeOptions, queues="--queue")
@@ -13833,6 +13834,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
     changes = {"queue": "--to-queue", "payload": "--to-payload"}
     _add_options(bulk, Changes, "to_", removable=True, **changes)
+
+
+def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("stats", _stats, "count jobs by queue and state")
     add("queues", _queues, "list the queues that have settings")
     queue = add("queue", _queue, "show, pause, resume and set a queue")
