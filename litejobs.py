@@ -86,6 +86,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import (
+    Annotated,
     Any,
     Concatenate,
     Final,
@@ -2280,25 +2281,25 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Choices(TypedDict, total=False):
-    """The options that a definition sets and an enqueue may override."""
+    """The options that a definition sets and an enqueue may override. (The text beside a type is
+    the help of the command line.)"""
 
     queue: str
-    priority: int
-    max_attempts: int | None
+    priority: Annotated[int, "higher runs first"]
+    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     backoff: Backoff
-    timeout: Duration | None
-    """After so long the job is asked to end; when its grace is over, its worker is killed."""
-    grace: Duration | None
-    """How long it may go on then, and when it was cancelled. `None`: as long as its definition
-    says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
+    timeout: Annotated[Duration | None, "after which a job is asked to end"]
+    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    """Also when it was cancelled. `None`: as long as its definition says, else its node,
+    `work(grace=5)`, whose own grace counts alone when the node stops."""
     retention: Retention
-    node: str | None
-    delay: Duration
-    at: datetime
-    expires: Duration | datetime | None
+    node: Annotated[str | None, "the only node that may take it"]
+    delay: Annotated[Duration, "until it is due"]
+    at: Annotated[datetime, "when it is due"]
+    expires: Annotated[Duration | datetime | None, "after which it is not started"]
     unique: Unique | None
-    key: str | Callable[..., Any] | None
-    key_limit: int
+    key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
+    key_limit: Annotated[int, "how many (default: 1)"]
     headers: Mapping[str, str]
     connection: Any
 
@@ -12526,12 +12527,9 @@ class LiteJobs:
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
+            duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            prunes = not self.tested
-            drain = Drain(
-                self.store, executor, serves, node, presence, self.events, self.clock, prunes
-            )
-            return drain.run()
+            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
 
 
 def _polls_within(timeout: Duration | None) -> Iterator[None]:
@@ -12559,75 +12557,71 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
 class Drain:
     """Runs what is due in this process, one job after the other."""
 
-    store: Store
+    duties: Duties
     executor: Executor
     serves: Serves
-    node: int
     presence: Presence
-    events: Events
-    clock: Clock
-    prunes: bool = True
-    _settlements: list[Settlement] = attrs.field(factory=list)
-    _pending_events: Iterable[Event] = ()
+    _ended: Sequence[tuple[Claimed, Report]] = ()
+    """The attempt that is to be settled."""
 
-    def run(self) -> int:
-        """Runs jobs until nothing is due any more; says how many attempts that took."""
-        duties = Duties(self.store, self.node, self.events, self.serves.node)
-        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        attempts = 0
-        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+    def run(self, prunes: bool) -> int:
+        """Runs jobs until none is due; gives the number of attempts."""
+        store, attempts = self.duties.store, 0
+        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+        while prunes and (store.prune(store.clock()) or store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
             self.presence.renew()
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            duties.do("expire", "fire", "stage")
-            settled = bool(self._settlements)
+            self.duties.do("expire", "fire", "stage")
+            settled = bool(self._ended)
             if claimed := self._exchange():
-                self._attempt(claimed)
+                self._attempt(claimed[0])
                 attempts += 1
             elif not settled:
                 # Otherwise a retry may be due at once.
-                self.store.nodes.refuse_unlisted(self.node)
+                store.nodes.refuse_unlisted(self.duties.node)
                 return attempts
 
-    def _exchange(self) -> Claimed | None:
-        def choose(ready: Ready) -> list[int]:
-            listed = self.store.nodes.is_listed(self.node)
-            return [id for id, _ in itertools.islice(ready, 1)] if listed else []
+    def _exchange(self, limit: int = 1) -> Sequence[Claimed]:
+        """Settles the attempt that has ended, and claims at most so many jobs."""
+        store, node, events = self.duties.store, self.duties.node, self.duties.events
 
-        done = self.store.exchange(self._settlements, self.node, choose, self.serves)
-        self._settlements = []
-        self._emit(self._pending_events)
-        self._pending_events = ()
-        return done.claimed[0] if done.claimed else None
+        def choose(ready: Ready) -> list[int]:
+            room = limit if store.nodes.is_listed(node) else 0
+            return [id for id, _ in itertools.islice(ready, room)]
+
+        done = store.exchange(self._ended, node, choose, self.serves)
+        ended, self._ended = self._ended, ()
+        for claimed, report in ended:
+            if report.kind or events.wants("completed"):
+                self._emit(*attempt_ended(claimed, report, self.serves.node))
+        return done.claimed
 
     def _attempt(self, claimed: Claimed) -> None:
-        pid, node = os.getpid(), self.serves.node
-        if self.events.wants("started"):
-            self._emit([attempt_started(claimed, self.clock(), pid, node)])
-        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
+        store, pid = self.duties.store, os.getpid()
+        if self.duties.events.wants("started"):
+            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
+
+        def keep(text: str) -> None:
+            try:
+                store.keep_progress({claimed[:2]: text})
+            except FileError as error:
+                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+        reporter = ProgressReporter(keep)
         report = self.executor.run(
             claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
-        report = report._replace(worker=pid)
-        self._settlements = [(claimed, report)]
-        if report.kind or self.events.wants("completed"):
-            self._pending_events = attempt_ended(claimed, report, node)
+        self._ended = [(claimed, report._replace(worker=pid))]
         if report.type == "KeyboardInterrupt":
-            self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._emit(self._pending_events)
+            self._exchange(0)
             raise KeyboardInterrupt
 
-    def _store_progress(self, claimed: Claimed, text: str) -> None:
-        try:
-            self.store.keep_progress({claimed[:2]: text})
-        except FileError as error:
-            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-    def _emit(self, events: Iterable[Event]) -> None:
+    def _emit(self, *events: Event) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
+        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
         for event in events:
             emit(event)
 
@@ -12635,23 +12629,23 @@ class Drain:
 class NodeOptions(TypedDict, total=False):
     """How a node works; see `LiteJobs.work`."""
 
-    threads: int | None
-    concurrency: int
-    jobs_per_worker: int | None
-    queues: Iterable[str] | None
-    node: str | None
-    until: Until | None
-    grace: Duration
+    threads: Annotated[int | None, "threads of this process instead"]
+    concurrency: Annotated[int, "async jobs at a time in each (default: 100)"]
+    jobs_per_worker: Annotated[int | None, "jobs until a worker is replaced"]
+    queues: Annotated[Iterable[str] | None, "only this queue; may be repeated"]
+    node: Annotated[str | None, "a name, for jobs that only this node may take"]
+    until: Annotated[Until | None, "end when nothing is left to do"]
+    grace: Annotated[Duration, "for jobs to end in (default: 5)"]
 
 
 class QueueChoices(TypedDict, total=False):
     """The settings that a queue may have."""
 
-    concurrency: int | None
-    rate: str | None
-    burst: int | None
-    weight: float | None
-    ageing: Duration | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time"]
+    rate: Annotated[str | None, "how many start in some time, as 10/s or 100/min"]
+    burst: Annotated[int | None, "how many may start at once after a rest"]
+    weight: Annotated[float | None, "its share among queues with jobs of the same priority"]
+    ageing: Annotated[Duration | None, "in which the priority of a waiting job rises by one"]
     max_attempts: int | None
     timeout: Duration | None
     backoff: Backoff | None
@@ -12879,6 +12873,9 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
+
+
 class Filters(TypedDict, total=False):
     """What jobs can be found by. Moments are aware: from *after* on, and earlier than
     *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
@@ -12887,15 +12884,15 @@ class Filters(TypedDict, total=False):
     id: int | Job[Any] | Iterable[int | Job[Any]]
     name: str | AnyDefinition | type
     queue: str
-    state: State | Sequence[State]
+    state: Annotated[State | Sequence[State], "may be repeated"]
     node: str
     key: str
     schedule: str | AnyDefinition | type
-    enqueued_after: datetime
+    enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
-    finished_after: datetime
+    finished_after: Annotated[datetime, "from then on"]
     finished_before: datetime
-    payload: Mapping[str, str | int | float | bool | None]
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 class Changes(TypedDict, total=False):
@@ -12911,7 +12908,7 @@ class Changes(TypedDict, total=False):
     delay: Duration
     at: datetime
     expires: Duration | datetime | None
-    payload: Mapping[str, Any]
+    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
 json_of_any: Final = Codec[Any](Any)
@@ -13536,45 +13533,31 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run, **more)
-        if run not in (_run, _new):
-            place = "the queue's file, or a program: module:attribute or file.py:attribute"
-            made.add_argument("target", metavar="TARGET", help=place)
+        place = "module:attribute or file.py:attribute"
+        if run is _run:
+            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
+        elif run is not _new:
+            about = f"the queue's file, or a program: {place}"
+            made.add_argument("target", metavar="TARGET", help=about)
             made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run(add("run", _run, "run jobs until stopped"))
-    _add_commands(add)
+    _add_job_commands(add)
+    _add_other_commands(add)
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    import argparse
-
-    parser.argument_default = argparse.SUPPRESS
-    place = "where the LiteJobs is: module:attribute or file.py:attribute"
-    parser.add_argument("target", metavar="PROGRAM", help=place)
-    parser.add_argument(
-        "--workers", type=int, default=None, help="number of processes (default: one per core)"
-    )
-    parser.add_argument("--threads", type=int, help="threads of this process instead")
-    about = "async jobs at a time in each (default: 100)"
-    parser.add_argument("--concurrency", type=int, help=about)
-    parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
-    about = "only this queue; may be repeated"
-    parser.add_argument("--queue", action="append", dest="queues", metavar="QUEUE", help=about)
-    parser.add_argument("--node", help="a name, for jobs that only this node may take")
-    parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
-    parser.add_argument("--grace", type=float, help="seconds for jobs to end in")
-    parser.set_defaults(log_level=logging.INFO)
-    level = parser.add_mutually_exclusive_group()
+def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run = add("run", _run, "run jobs until stopped")
+    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    _add_options(run, NodeOptions, queues="--queue")
+    level = run.add_mutually_exclusive_group()
     for flag, least, about in (
         ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
         ("--quiet", logging.WARNING, "log only warnings and errors"),
     ):
         level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-
-
-def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run.set_defaults(log_level=logging.INFO)
     enqueue = add("enqueue", _enqueue, "put a job into the file")
     enqueue.add_argument("name", help="the definition")
     enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
@@ -13601,6 +13584,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
     changes = {"queue": "--to-queue", "payload": "--to-payload"}
     _add_options(bulk, Changes, "to_", removable=True, **changes)
+
+
+def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("stats", _stats, "count jobs by queue and state")
     add("queues", _queues, "list the queues that have settings")
     queue = add("queue", _queue, "show, pause, resume and set a queue")
@@ -13635,29 +13621,6 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
-_OPTION_HELP = {
-    "priority": "higher runs first",
-    "max_attempts": "how many attempts a job has at most",
-    "timeout": "after which a job is asked to end",
-    "grace": "then, until it is killed (default: the node's, 5)",
-    "node": "the only node that may take it",
-    "at": "when it is due",
-    "delay": "until it is due",
-    "expires": "after which it is not started",
-    "key": "of jobs with one key, so many run at a time",
-    "key_limit": "how many (default: 1)",
-    "state": "may be repeated",
-    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
-    "enqueued_after": "from then on",
-    "finished_after": "from then on",
-    "concurrency": "how many of its jobs run at a time",
-    "rate": "how many start in some time, as 10/s or 100/min",
-    "burst": "how many may start at once after a rest",
-    "weight": "its share among queues with jobs of the same priority",
-    "ageing": "in which the priority of a waiting job rises by one",
-}
-
-
 def _add_options(
     parser: argparse.ArgumentParser,
     typed: type,
@@ -13670,26 +13633,33 @@ def _add_options(
     options are *removable*, a zero or an empty text stands for None."""
     import argparse
 
+    texts = {
+        name: hint.__metadata__[0]
+        for kind in (Choices, typed)
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if typing.get_origin(hint) is Annotated
+    }
     for name, hint in typing.get_type_hints(typed).items():
         kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
-        about = _OPTION_HELP.get(name)
+        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
         settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        if name == "state":
-            settings |= {"choices": STATES, "action": "append"}
+        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
+        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
+            settings |= {"choices": typing.get_args(literals[0])}
         elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
-        elif name != "id" and (known := [reader for kind, *reader in _READERS if kind in kinds]):
-            read: Any = known[0][0]
-            metavar = known[0][1]
+            settings |= {"type": _field, "metavar": "FIELD=JSON"}
+        elif readers and name != "id":
+            read, metavar = readers[0]
             if removable and type(None) in kinds:
                 # A node may be named 0, and a grace of no seconds is one.
                 zero = "" if name in ("node", "grace") else "0"
                 read = functools.partial(_read_unless, (zero, ""), read)
                 about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or name.upper()}
+            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
         else:
             continue
+        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
+            settings["action"] = "append"
         parser.add_argument(flag, help=about, **settings)
 
 
@@ -13726,12 +13696,13 @@ def _field(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
 
 
-_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
     (timedelta, float, "SECONDS"),
     (datetime, _moment, "TIME"),
     (int, int, "NUMBER"),
     (float, float, "NUMBER"),
     (str, str, ""),
+    (Iterable[str], str, ""),
 )
 """How a value of a type is read from a command line, and what it is called in the help."""
 
