@@ -2449,12 +2449,12 @@ class Choices(TypedDict, total=False):
     queue: str
     priority: int
     max_attempts: int | None
-    backoff: Backoff
     timeout: Duration | None
     """After so long the job is asked to end; when its grace is over, its worker is killed."""
     grace: Duration | None
     """How long it may go on then, and when it was cancelled. `None`: as long as its definition
     says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
+    backoff: Backoff
     retention: Retention
     node: str | None
     delay: Duration
@@ -2590,9 +2590,9 @@ class Options:
     queue: str = _option("default", check_name, str)
     priority: int = _option(0, _check_priority, int)
     max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
@@ -3921,7 +3921,8 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA = """
+SCHEMA = (
+    """
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_job (
@@ -4141,15 +4142,21 @@ SCHEMA = """
             priority     = coalesce(NEW.priority, known.priority, 0),
             max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
                                 THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention),
+            """
+    + "".join(
+        f"{option} = coalesce(NEW.{option}, known.{option}),"
+        for option in STORED
+        if option not in ("queue", "node", "priority", "max_attempts")
+    )
+    + """
             expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
         FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-    """ + _bounds_triggers()
+    """
+    + _bounds_triggers()
+)
 SCHEMA_VERSION = 4
 _FROM_VERSION_3 = """
     ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
@@ -6031,13 +6038,8 @@ class Batch(NamedTuple):
     """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
     rule for duplicates, is of one job."""
 
-    queue: str
-    node: str
-    priority: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    retention: str | None
+    options: Mapping[str, Any]
+    """The columns of STORED, in that order."""
     name: str
     state: State
     run_at: int
@@ -6058,8 +6060,13 @@ class Batch(NamedTuple):
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """Makes the new payload of the job that holds the unique key from its old one."""
 
+    @property
+    def queue(self) -> str:
+        """The queue that the jobs go to."""
+        return str(self.options["queue"])
 
-_SHARED = Batch._fields[: Batch._fields.index("payloads")]
+
+_SHARED = (*STORED, "name", "state", "run_at", "enqueued_at")
 _OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
 _INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
 _INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
@@ -6067,6 +6074,17 @@ _INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
 _INSERT_WITH_OWN = f"""
     INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
     VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
+"""
+_REPLACED_COLUMNS = {*STORED, *_OWN, "run_at", "payload"} - {
+    "unique_key",
+    "unique_scope",
+    "schedule",
+}
+_REPLACE = f"""
+    UPDATE litejobs_job SET
+        state = CASE WHEN state = 'paused' THEN state ELSE :state END,
+        {", ".join(f"{column} = :{column}" for column in sorted(_REPLACED_COLUMNS))}
+    WHERE id = :id
 """
 
 _BY_TRIGGER = re.findall(
@@ -6145,7 +6163,8 @@ def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> B
     """The batch, with its queue's defaults for the options that were not given."""
     if not (given := defaults.get(batch.queue)):
         return batch
-    return batch._replace(**{k: v for k, v in given.items() if k in batch.open})
+    chosen = {option: value for option, value in given.items() if option in batch.open}
+    return batch._replace(options={**batch.options, **chosen})
 
 
 @attrs.define(eq=False, repr=False)
@@ -6256,7 +6275,9 @@ class Intake:
             batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
-            shared = batch[: len(_SHARED)]
+            shared = (
+                *batch.options.values(), batch.name, batch.state, batch.run_at, batch.enqueued_at,
+            )  # fmt: skip
             if len(batch.payloads) == 1:
                 connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
             else:
@@ -6284,7 +6305,7 @@ class Intake:
     def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
         whether it was there before."""
-        bindings = {**batch._asdict(), "payload": batch.payloads[0]}
+        bindings = {**batch.options, **batch._asdict(), "payload": batch.payloads[0]}
         if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
             connection.execute(_INSERT_WITH_OWN, bindings)
             id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
@@ -6298,17 +6319,7 @@ class Intake:
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
             connection.execute(sql, (batch.merge(payload), id))
         elif batch.on_conflict == "replace":
-            replace = """
-                UPDATE litejobs_job SET
-                    queue = :queue, node = :node, priority = :priority,
-                    max_attempts = :max_attempts, timeout = :timeout, backoff = :backoff,
-                    retention = :retention, run_at = :run_at,
-                    state = CASE WHEN state = 'paused' THEN state ELSE :state END,
-                    headers = :headers, key = :key, key_limit = :key_limit, grace = :grace,
-                    unique_until = :unique_until, expires_at = :expires_at, payload = :payload
-                WHERE id = :id
-            """
-            self.rows.change(connection, [id], replace, **bindings, id=id)
+            self.rows.change(connection, [id], _REPLACE, **bindings, id=id)
         return id, True
 
     def _holder(
@@ -6432,7 +6443,7 @@ def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
         lasts, expires = options.pop("lasts"), options.pop("expires")
         own = options.pop("extra")
         return Batch(
-            **options,
+            {option: options[option] for option in STORED},
             **own,
             name=entry.definition,
             state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
@@ -6464,7 +6475,7 @@ def options_of(batch: Batch) -> str:
     names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
     return json.dumps(
         {
-            **dict(zip(Batch._fields[:7], batch, strict=False)),
+            **batch.options,
             "open": sorted(batch.open),
             "lasts": batch.unique_until,
             "expires": batch.expires_at,
@@ -13300,15 +13311,7 @@ def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    return Batch(
-        **options.columns,
-        name=body.name,
-        state=state,
-        run_at=run_at,
-        enqueued_at=now,
-        payloads=payloads,
-        open=options.open,
-    )
+    return Batch(options.columns, body.name, state, run_at, now, payloads, options.open)
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -13336,11 +13339,14 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
 
 
 def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
-    queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
+    options: dict[str, Any] = {option: batch.options[option] for option in _SHOWN_OPTIONS}
     return Job(
-        id, 0, name, queue, priority, 0, max_attempts, timeout, backoff, payload, run_at, now,
-        None, None, None, state, node, source=source,
+        id=id, claim=0, name=batch.name, attempt=0, payload=payload, run_at=batch.run_at,
+        enqueued_at=batch.enqueued_at, state=batch.state, source=source, **options,
     )  # fmt: skip
+
+
+_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -14338,10 +14344,11 @@ def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> 
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-_JOB_VALUES = (
-    "id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts", "run_at",
-    "enqueued_at", "started_at", "finished_at", "payload", "progress", "result", "error",
-)  # fmt: skip
+_JOB_VALUES = tuple(
+    str(field.alias)
+    for field in attrs.fields(Job)
+    if not (field.kw_only or field.name.startswith("_"))
+)
 
 
 def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
