@@ -35,8 +35,8 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
-Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
+Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
+Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
 """
@@ -86,6 +86,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import (
+    Annotated,
     Any,
     Concatenate,
     Final,
@@ -438,6 +439,13 @@ def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1
     return value
 
 
+def check_name(value: object, what: str) -> str:
+    """A name that is safe to store, show and type: 1 to 200 printable characters."""
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
+        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
@@ -533,6 +541,29 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
+# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
+
+
+def _as_moment(value: int | datetime) -> datetime:
+    return value if isinstance(value, datetime) else from_micros(value)
+
+
+def _maybe_moment(value: int | datetime | None) -> datetime | None:
+    return None if value is None else _as_moment(value)
+
+
+def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+    return value * MICROSECOND if isinstance(value, int) else value
+
+
+def _or_empty(value: str | None) -> str:
+    return value or ""
+
+
+def _or_zero(value: int | None) -> int:
+    return value or 0
+
+
 @attrs.frozen
 class Failure:
     """One failed attempt of a job."""
@@ -545,21 +576,21 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime
-    finished_at: datetime
+    started_at: datetime = attrs.field(converter=_as_moment)
+    finished_at: datetime = attrs.field(converter=_as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = None
+    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
     """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
     unknown: on Windows, and after a crash."""
-    output: str = ""
+    output: str = attrs.field(default="", converter=_or_empty)
     """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
     in a worker process. For a coroutine only if its worker is alive."""
-    omitted: int = 0
+    omitted: int = attrs.field(default=0, converter=_or_zero)
     """How many failed attempts before this one were not kept: the first 10 and the last 40
     of each job are."""
 
@@ -707,7 +738,7 @@ def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
     """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
     try:
         return read(load_json(text))
-    except (TypeError, ValueError, LookupError, AttributeError):
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
         problem = f"{reprlib.repr(text)} in a row was not written by litejobs"
         raise OptionError(what, problem) from None
 
@@ -726,14 +757,6 @@ class _Source(Protocol):
     def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
     def result(self, job: Job[Any]) -> Any: ...
     def why(self, id: int) -> str: ...
-
-
-def _maybe_moment(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
-
-
-def _maybe_duration(micros: int | None) -> timedelta | None:
-    return None if micros is None else micros * MICROSECOND
 
 
 def _node_name(stored: str) -> str | None:
@@ -764,9 +787,9 @@ class Job(Generic[R]):
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=from_micros)
+    run_at: datetime = attrs.field(converter=_as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=from_micros)
+    enqueued_at: datetime = attrs.field(converter=_as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -1100,18 +1123,19 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and the handling of missed
-# ticks. All of it is arithmetic on a given moment. A *tick* is a moment at which a
-# schedule is due. Cron fields are read by cronsim, but as plain local times: changes of
-# the clock are handled here (see Cron).
+# When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
+# moment at which a schedule is due. All of it is arithmetic on a given moment, in
+# microseconds. Cron fields are read by cronsim, but as plain local times: changes of the
+# clock are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["allow", "skip"]
+Period = tuple[int, int]
+"""From and until when, both included."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """How many missed ticks fire at a time."""
 PERIODS_KEPT = 4
@@ -1125,14 +1149,13 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, timedelta] = {
-    "d": timedelta(days=1),
-    "h": HOUR,
-    "m": timedelta(minutes=1),
-    "s": timedelta(seconds=1),
-    "ms": timedelta(milliseconds=1),
+UNITS: Mapping[str, tuple[str, timedelta]] = {
+    "d": ("day", timedelta(days=1)),
+    "h": ("hour", timedelta(hours=1)),
+    "m": ("minute", timedelta(minutes=1)),
+    "s": ("second", timedelta(seconds=1)),
+    "ms": ("millisecond", timedelta(milliseconds=1)),
 }
-_NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1149,14 +1172,20 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        left, parts = self.interval, []
-        for unit, size in UNITS.items():
-            count, left = divmod(left, size)
-            if count:
-                parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
-        if len(parts) == 1 and parts[0].startswith("1 "):
-            return f"Every {parts[0][2:]}"
-        return f"Every {_joined(parts)}"
+        parts = [
+            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+            for count, unit in _in_units(self.interval)
+        ]
+        if len(parts) == 1:
+            return f"Every {parts[0].removeprefix('1 ')}"
+        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
+    for unit, (_, size) in UNITS.items():
+        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+        if count:
+            yield count, unit
 
 
 @attrs.frozen
@@ -1172,9 +1201,7 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its words
-    contradict its ticks where a field lists all values without a star, so the words are
-    made here.
+    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
     """
 
     fields: str
@@ -1190,7 +1217,7 @@ class Cron:
         """Whether the fields are of the first kind."""
         return any(field.startswith("*") for field in self.fields.split()[:-3])
 
-    def next_after(self, moment: int) -> int | None:
+    def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
         try:
             if self.by_real_time:
@@ -1245,145 +1272,15 @@ class Cron:
                 after = middle
         return after
 
-    @functools.cached_property
+    @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
         cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
-        times = _times_in_words(cron.seconds, cron.minutes, cron.hours)
-        days = _days_in_words(cron)
-        if times.startswith("at") and "every hour" not in times and not days.startswith(" on"):
-            days = f" every day{days}"
-        return f"{times[0].upper()}{times[1:]}{days}"
-
-
-_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTH_NAMES = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = match.groups()
-    names = [*_DAY_NAMES, *_MONTH_NAMES]
-    numbers = {
-        name[:3].upper(): str((at + 1) % 7 if at < 7 else at - 6) for at, name in enumerate(names)
-    }
-    same = len({int(numbers.get(text.upper(), text)) for text in (first, last)}) == 1
-    return first if same else match[0]
-
-
-def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> str:
-    if len(seconds) * len(minutes) * len(hours) <= 4:
-        form = "{:02}:{:02}" if seconds == {0} else "{:02}:{:02}:{:02}"
-        times = itertools.product(sorted(hours), sorted(minutes), sorted(seconds))
-        return f"at {_joined([form.format(*time) for time in times])}"
-    first, last = min(hours), max(hours)
-    unbroken = len(hours) == last - first + 1
-    if seconds == minutes == {0}:
-        if even := _evenly(hours, "hour", 24):
-            return even
-        if unbroken:
-            return f"every hour from {first:02}:00 through {last:02}:00"
-    text = even = _evenly(minutes, "minute", 60)
-    if seconds != {0}:
-        text = _evenly(seconds, "second", 60)
-        even = text if len(minutes) == 60 else ""
-        if not even:
-            text = text or _places(seconds, "second", 60)
-            text = f"{text} of {_places(minutes, 'minute', 60)}"
-    text = text or _places(minutes, "minute", 60)
-    if not unbroken or not (even or len(minutes) == 60):
-        text = f"{text} of {_places(hours, 'hour', 24)}"
-    elif len(hours) < 24:
-        text = f"{text} from {first:02}:00 through {last:02}:59"
-    return text if text.startswith("every") else f"at {text}"
-
-
-def _evenly(values: set[int], unit: str, size: int) -> str:
-    """Such as "every 15 minutes"; empty if they are not evenly spaced around the clock."""
-    step = size // len(values)
-    if values != {*range(0, size, step)} or len(values) == 1:
-        return ""
-    return f"every {unit}" if step == 1 else f"every {step} {unit}s"
-
-
-def _places(values: set[int], unit: str, size: int) -> str:
-    """Which minutes of an hour, and the like."""
-    if len(values) == size:
-        return f"every {unit}"
-    if step := _step(values):
-        return f"every {_ordinal(step)} {unit} from {min(values)} through {max(values)}"
-    return f"{unit}{'s' * (len(values) > 1)} {_listed(values, str)}"
-
-
-def _days_in_words(cron: Any) -> str:
-    """Begins with a space; empty if every day is meant."""
-    week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
-    all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
-    only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
-    month = "" if len(cron.months) == 12 else _listed(cron.months, lambda m: _MONTH_NAMES[m - 1])
-    parts = []
-    if not (all_days or only_all):
-        of = month if month and all_week else "the month"
-        parts.append(f"on {_days_of_month(cron)} of {of}")
-        month = "" if of == month else month
-    if not (all_week or only_all):
-        names = [_listed(week, _DAY_NAMES.__getitem__)] if week else []
-        tuples = {(d[1] < 0, d[1], (d[0] - 1) % 7) for d in cron.weekdays if isinstance(d, tuple)}
-        for _, which, day in sorted(tuples):
-            nth = "last" if which == cron.LAST else _ordinal(which)
-            names.append(f"the {nth} {_DAY_NAMES[day]} of the month")
-        before = "on" if not parts else "if it is" if cron.day_and else "and on"
-        parts.append(f"{before} {_joined(names)}")
-    if month:
-        parts.append(f"in {month}")
-    return "".join(f" {part}" for part in parts)
-
-
-def _days_of_month(cron: Any) -> str:
-    numbers = {day for day in cron.days if day > 0}
-    if (step := _step(numbers)) and len(numbers) == len(cron.days):
-        ends = f"the {_ordinal(min(numbers))} through the {_ordinal(max(numbers))}"
-        return f"every {_ordinal(step)} day from {ends}"
-    names = [_listed(numbers, _ordinal)] if numbers else []
-    if cron.LAST in cron.days:
-        names.append("last")
-    days = [f"the {_joined(names)} day"] if names else []
-    return _joined([*days, *["the last weekday"] * (cron.LAST_WEEKDAY in cron.days)])
-
-
-def _step(values: set[int]) -> int:
-    """The distance between neighbors, if it is more than one; 0 if they are few or uneven."""
-    steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
-    return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
-
-
-def _listed(values: Iterable[int], name: Callable[[int], str]) -> str:
-    """Such as "1, 3 and 5 through 9"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    parts = []
-    for run in runs:
-        names = [name(value) for value in run]
-        parts += [f"{names[0]} through {names[-1]}"] if len(run) > 2 else names
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _ordinal(number: int) -> str:
-    last = "th" if number // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{last}"
+        week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
+        if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
+            # Every day, since one of two fields of which either may match names all of them.
+            cron.parts[3] = cron.parts[5] = "*"
+        return str(cron.explain())
 
 
 def _cronsim() -> ModuleType:
@@ -1419,6 +1316,20 @@ def time_zone(name: str) -> tzinfo:
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
+_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
+_NAMED = {
+    name: f"{number}"
+    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
+    for number, name in enumerate(re.findall("...", names), first)
+}
+
+
+def _single_value(match: re.Match[str]) -> str:
+    """A range with a step, such as `9-9/2`; its value, if it has but one."""
+    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
+    return match[1] if first == last else match[0]
+
+
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     """Parses cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
@@ -1451,10 +1362,11 @@ def _interval(text: str, expression: str) -> timedelta:
     example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
     try:
         counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        length = sum(map(operator.mul, UNITS.values(), counts), timedelta())
+        sizes = (size for _, size in UNITS.values())
+        length = sum(map(operator.mul, sizes, counts), timedelta())
     except (ValueError, OverflowError):
         raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not SHORTEST <= length <= LONGEST:
+    if not timedelta(milliseconds=100) <= length <= LONGEST:
         problem = "not from a tenth of a second to a hundred years"
         raise OptionError("cron", f"{expression!r}: {problem}; {example}")
     return length
@@ -1462,14 +1374,10 @@ def _interval(text: str, expression: str) -> timedelta:
 
 def every_expression(interval: Duration) -> str:
     """The expression of an interval, such as `@every 1h30m`."""
-    left, parts = duration(interval, "every"), []
-    if left < SHORTEST:
+    length = duration(interval, "every")
+    if length < timedelta(milliseconds=100):
         raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
-    for unit, size in UNITS.items():
-        count, left = divmod(left, size) if unit != "ms" else (left / size, timedelta())
-        if count:
-            parts.append(f"{count:g}{unit}")
-    return f"@every {''.join(parts)}"
+    return f"@every {''.join(f'{count:g}{unit}' for count, unit in _in_units(length))}"
 
 
 class Recurring(TypedDict, total=False):
@@ -1483,69 +1391,192 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
-Period = tuple[int, int]
-"""From and until when, both included."""
+def _flag(value: int) -> bool:
+    return value != 0
 
 
-@attrs.frozen
-class Rule:
-    """When a schedule is due. Made by `make_rule`, which checks the values."""
+@attrs.frozen(repr=False)
+class Schedule:
+    """A schedule as it was when it was read: a frozen snapshot of its row."""
 
-    expression: str
+    # As the columns: by order and alias. Times are in microseconds.
+    name: str = ""
+    """Unique in the file."""
+    definition: str = ""
+    """The name of the definition that it enqueues."""
+    stored_payload: Any = attrs.field(default="{}", alias="payload")
+    stored_options: str = attrs.field(default="{}", alias="options")
+    expression: str = ""
+    """As it was written: cron fields, an alias, or `@every 30s`."""
     timezone: str = "UTC"
+    """The time zone of the fields."""
     misfire: Misfire = "once"
-    grace: timedelta = timedelta(minutes=1)
+    """How missed ticks are handled: once, skip or all."""
+    grace: int = 60 * SECOND
     overlap: Overlap = "allow"
-    jitter: timedelta = timedelta(0)
-    start: datetime | None = None
-    end: datetime | None = None
+    """What happens to a tick while the last job has not finished: allow or skip."""
+    jitter: int = 0
+    start_at: int | None = None
+    end_at: int | None = None
+    stored_origin: str | None = attrs.field(default=None, alias="origin")
+    paused: bool = attrs.field(default=False, converter=_flag)
+    """Whether it fires nothing until it is resumed."""
+    next_tick: int | None = attrs.field(default=None, alias="next_at")
+    last_tick: int | None = attrs.field(default=None, alias="last_at")
+    last_job: int | None = None
+    """The id of the last job that it has enqueued, which may be pruned by now."""
+    covered: str = "[]"
 
-    def __attrs_post_init__(self) -> None:
-        _ = self.timetable
-        if self.start is not None and self.end is not None and self.end < self.start:
-            raise OptionError("end", f"{self.end} is before the start, {self.start}")
-        if self.misfire == "skip" and self.grace < timedelta(seconds=1):
-            problem = "every tick is a little late: with misfire='skip' give a second at least"
-            raise OptionError("grace", problem)
+    @property
+    def payload(self) -> Any:
+        """The payload of its jobs as plain JSON values; bytes, if its definition has an
+        encoding of its own."""
+        return plain_payload(self.stored_payload, self.definition)
+
+    @property
+    def words(self) -> str:
+        """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
+        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
+        return f"{self.timetable.words}{zone}"
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """The programs that declared it when they last started, each with the module; empty if
+        it was made at run time."""
+        try:
+            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+        except (ValueError, TypeError):
+            return {"": str(self.stored_origin)}
+
+    @property
+    def origin(self) -> str | None:
+        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
+        comma after each but the last if several do; `None` if it was made at run time."""
+        return ", ".join(f"{program}:{module}" for program, module in self.programs.items()) or None
+
+    @property
+    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
+        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
+        if self.paused:
+            return "paused"
+        if self.problem is not None:
+            return "unusable"
+        return "ended" if self.next_tick is None else "active"
+
+    @functools.cached_property
+    def problem(self) -> str | None:
+        """Why this machine cannot fire it, such as a time zone that is unknown here."""
+        try:
+            _ = self.timetable, self.periods, self.job_options
+        except (OptionError, PayloadError) as error:
+            return str(error)
+        return None
+
+    @property
+    def next_at(self) -> datetime | None:
+        """Its next tick; `None` while it is paused and when it has ended."""
+        return None if self.paused or self.next_tick is None else from_micros(self.next_tick)
+
+    @property
+    def last_at(self) -> datetime | None:
+        """The last tick for which it has enqueued a job."""
+        return None if self.last_tick is None else from_micros(self.last_tick)
+
+    def upcoming(self, n: int = 5) -> list[datetime]:
+        """Its next *n* ticks, or as many as there are, in its time zone."""
+        zone = time_zone(self.timezone)
+        ticks: list[datetime] = []
+        at = None if self.paused else self.next_tick
+        while at is not None and len(ticks) < n:
+            ticks.append(from_micros(at).astimezone(zone))
+            at = self.next_after(at, at)
+        return ticks
 
     @functools.cached_property
     def timetable(self) -> Cron | Every:
-        """The expression, understood."""
+        """The expression, understood, if all that says when it is due can be used."""
+        check_one_of(self.misfire, typing.get_args(Misfire), "misfire")
+        check_one_of(self.overlap, typing.get_args(Overlap), "overlap")
+        for option in ("grace", "jitter"):
+            duration(getattr(self, option) / SECOND, option)
+        if self.misfire == "skip" and self.grace < SECOND:
+            problem = "every tick is a little late: with misfire='skip' give a second at least"
+            raise OptionError("grace", problem)
+        if self.start_at is not None and self.end_at is not None and self.end_at < self.start_at:
+            start, end = from_micros(self.start_at), from_micros(self.end_at)
+            raise OptionError("end", f"{end} is before the start, {start}")
         return parse_expression(self.expression, self.timezone)
+
+    @property
+    def periods(self) -> list[Period]:
+        """The periods whose ticks have been handled, the last one extended at the end."""
+        return stored(self.covered, "covered", _periods)
+
+    @property
+    def job_options(self) -> dict[str, Any]:
+        """The options of its jobs, as stored, if jobs can be made at all."""
+        check_name(self.definition, "definition")
+        _ = self.payload
+        return stored(self.stored_options, "options", _job_options)
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
         start or else from *anchor*: when it was made, or any of its ticks."""
-        if self.start is not None:
-            anchor = to_micros(self.start)
+        if self.start_at is not None:
+            anchor = self.start_at
             moment = max(moment, anchor - 1)
-        if isinstance(self.timetable, Every):
-            tick: int | None = self.timetable.next_after(moment, anchor)
-        else:
-            tick = self.timetable.next_after(moment)
-        last = _LAST if self.end is None else to_micros(self.end)
+        tick = self.timetable.next_after(moment, anchor)
+        last = _LAST if self.end_at is None else min(self.end_at, _LAST)
         return None if tick is None or tick > last else tick
 
-    def due(self, next_at: int, now: int) -> tuple[tuple[int, ...], int | None]:
-        """The ticks that fire *now*, oldest first, if the next one was to be at *next_at*, and
-        the next one after them, if there is one.
+    def planned(self, now: int) -> Schedule:
+        """This schedule with its next tick, computed by the present rules at this time. It is
+        the stored one, unless that was computed by another clock or with other time zone data.
+        No tick fires twice, however the clock was set in between."""
+        periods = self.periods
+        if ends := [end for start, end in periods if start <= now]:
+            after = max(ends)
+        elif not periods and self.next_tick is not None and self.next_tick <= now:
+            after = self.next_tick - 1
+        else:
+            # It is new, or the clock was set back to before everything that is recorded.
+            after, periods = now, [*periods, (now, now)]
+        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
+        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+
+    def due(self, now: int) -> tuple[list[int], Schedule]:
+        """The ticks that fire *now*, oldest first, and the schedule once they have fired.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
         and "all" each (TICKS at a time); "once" fires one job for all late ticks.
         """
-        first: int | None = next_at
-        if now - next_at > self.grace // MICROSECOND:
+        plan = self.planned(now)
+        if (first := plan.next_tick) is None or first > now:
+            return [], plan
+        tick: int | None = first
+        if now - first > self.grace:
             if self.misfire == "once":
-                first = self._last_until(now, next_at)
+                tick = self._last_until(now, first)
             elif self.misfire == "skip":
-                first = self.next_after(now - self.grace // MICROSECOND - 1, next_at)
+                tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
-        while first is not None and first <= now and len(ticks) < TICKS:
-            ticks.append(first)
-            first = self.next_after(first, next_at)
-        return tuple(ticks), first
+        while tick is not None and tick <= now and len(ticks) < TICKS:
+            ticks.append(tick)
+            tick = self.next_after(tick, first)
+        last = now if tick is None or tick > now else ticks[-1]
+        periods = plan.periods
+        current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
+        if current and ticks[:1] == [first]:
+            periods.remove(current)
+            periods.append((current[0], last))
+        else:  # Should the clock have been ahead, those that were missed are still to come.
+            periods.append((ticks[0] if ticks else now, last))
+        if tick is not None:
+            tick = self._first_uncovered(periods, tick - 1, first)
+        covered = json.dumps(periods[-PERIODS_KEPT:])
+        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
 
-    def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
+    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
         """The first tick after a moment that is in none of these periods."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
@@ -1567,232 +1598,38 @@ class Rule:
                 low = later
         return low
 
-    def run_at(self, tick: int, rng: random.Random) -> int:
-        """When the job of a tick becomes due: then, or up to the jitter later."""
-        return tick + int(rng.random() * (self.jitter // MICROSECOND + 1))
-
-    @property
-    def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
-        """As stored: from the expression to the end."""
-        start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
-        grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
-        text = self.expression.strip()
-        return text, self.timezone, self.misfire, grace, self.overlap, jitter, start, end
-
-    @property
-    def words(self) -> str:
-        """In words, with the zone: "At 03:00 on Monday through Friday (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
-
-
-def _utc(value: datetime | None, option: str) -> datetime | None:
-    return None if value is None else aware(value, option).astimezone(UTC)
-
-
-_RECURRING: Mapping[str, Callable[[Any, str], Any]] = {
-    "misfire": lambda value, option: check_one_of(value, typing.get_args(Misfire), option),
-    "grace": duration,
-    "overlap": lambda value, option: check_one_of(value, typing.get_args(Overlap), option),
-    "jitter": duration,
-    "start": _utc,
-    "end": _utc,
-}
-"""How each option is checked and converted."""
-
-
-def make_rule(expression: str, timezone: str = "UTC", /, **how: Unpack[Recurring]) -> Rule:
-    """A rule with these options."""
-    check_known(how, _RECURRING, "no such option")
-    checked = {option: _RECURRING[option](value, option) for option, value in how.items()}
-    return Rule(expression, timezone, **checked)
-
-
-class Entry(NamedTuple):
-    """One row of the table of schedules, as it is stored."""
-
-    name: str
-    definition: str
-    payload: Any
-    options: str
-    expression: str
-    timezone: str
-    misfire: Misfire
-    grace: int
-    overlap: Overlap
-    jitter: int
-    start_at: int | None
-    end_at: int | None
-    origin: str | None
-    paused: int = 0
-    next_at: int | None = None
-    last_at: int | None = None
-    last_job: int | None = None
-    covered: str = "[]"
-
-    @property
-    def periods(self) -> list[Period]:
-        """The periods whose ticks have been handled, the last one extended at the end."""
-        try:
-            found = [(int(start), int(end)) for start, end in load_json(self.covered)]
-            if all(-_LAST < start <= end < _LAST for start, end in found):
-                return found
-            raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
-            raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """The programs that declared it when they last started, each with the module; empty if
-        it was made at run time."""
-        try:
-            found = {} if self.origin is None else load_json(self.origin)
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {"": str(self.origin)}
-
-    def planned(self, now: int) -> Entry:
-        """This schedule with its next tick, computed by the present rules at this time. It is
-        the stored one, unless that was computed by another clock or with other time zone data.
-        No tick fires twice, however the clock was set in between."""
-        periods, rule = self.periods, self.rule
-        if ends := [end for start, end in periods if start <= now]:
-            after = max(ends)
-        elif not periods and self.next_at is not None and self.next_at <= now:
-            after = self.next_at - 1
-        else:
-            # It is new, or the clock was set back to before everything that is recorded.
-            after, periods = now, [*periods, (now, now)]
-        next_at = rule.first_uncovered(periods, after, self.next_at or now)
-        return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
-
-    def resumed(self, now: int) -> Entry:
-        """This schedule, no longer paused; the missed ticks are skipped."""
-        periods = json.dumps([*self.periods, (now, now)])
-        return self._replace(paused=0, covered=periods).planned(now)
-
-    @property
-    def rule(self) -> Rule:
-        """Its rule; an `OptionError` if a zone or cronsim is missing here, or the row is bad."""
-        start, end = (
-            None if at is None else from_micros(at) for at in (self.start_at, self.end_at)
-        )
-        return make_rule(
-            self.expression,
-            self.timezone,
-            misfire=self.misfire,
-            grace=self.grace / SECOND,
-            overlap=self.overlap,
-            jitter=self.jitter / SECOND,
-            start=start,
-            end=end,
-        )
-
-    def keeps_time_of(self, other: Entry) -> bool:
-        """Whether it has the same ticks, so that the next one stays."""
-        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
-        return bool(times(self) == times(other))
-
-
-@attrs.frozen(repr=False)
-class Schedule:
-    """A schedule as it was when it was read: a frozen snapshot of its row."""
-
-    entry: Entry
-    problem: str | None = None
-    """Why this machine cannot fire it, such as a time zone that is unknown here."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the file."""
-        return self.entry.name
-
-    @property
-    def definition(self) -> str:
-        """The name of the definition that it enqueues."""
-        return self.entry.definition
-
-    @property
-    def payload(self) -> Any:
-        """The payload of its jobs as plain JSON values; bytes, if its definition has an
-        encoding of its own."""
-        return plain_payload(self.entry.payload, self.definition)
-
-    @property
-    def expression(self) -> str:
-        """As it was written: cron fields, an alias, or `@every 30s`."""
-        return self.entry.expression
-
-    @property
-    def timezone(self) -> str:
-        """The time zone of the fields."""
-        return self.entry.timezone
-
-    @property
-    def words(self) -> str:
-        """The expression in words."""
-        return self.entry.rule.words
-
-    @property
-    def misfire(self) -> str:
-        """How missed ticks are handled: once, skip or all."""
-        return self.entry.misfire
-
-    @property
-    def overlap(self) -> str:
-        """What happens to a tick while the last job has not finished: allow or skip."""
-        return self.entry.overlap
-
-    @property
-    def origin(self) -> str | None:
-        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
-        comma after each but the last if several do; `None` if it was made at run time."""
-        modules = self.entry.modules
-        return ", ".join(f"{program}:{modules[program]}" for program in modules) or None
-
-    @property
-    def paused(self) -> bool:
-        """Whether it fires nothing until it is resumed."""
-        return bool(self.entry.paused)
-
-    @property
-    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
-        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
-        if self.paused:
-            return "paused"
-        if self.problem is not None:
-            return "unusable"
-        return "ended" if self.entry.next_at is None else "active"
-
-    @property
-    def next_at(self) -> datetime | None:
-        """Its next tick; `None` while it is paused and when it has ended."""
-        at = None if self.paused else self.entry.next_at
-        return None if at is None else from_micros(at)
-
-    @property
-    def last_at(self) -> datetime | None:
-        """The last tick for which it has enqueued a job."""
-        return None if self.entry.last_at is None else from_micros(self.entry.last_at)
-
-    @property
-    def last_job(self) -> int | None:
-        """The id of that job, which may be pruned by now."""
-        return self.entry.last_job
-
-    def upcoming(self, n: int = 5) -> list[datetime]:
-        """Its next *n* ticks, or as many as there are, in its time zone."""
-        rule, zone = self.entry.rule, time_zone(self.timezone)
-        ticks: list[datetime] = []
-        at = None if self.paused else self.entry.next_at
-        while at is not None and len(ticks) < n:
-            ticks.append(from_micros(at).astimezone(zone))
-            at = rule.next_after(at, at)
-        return ticks
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
+
+
+def _job_options(found: Any) -> dict[str, Any]:
+    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
+
+
+def _periods(found: Any) -> list[Period]:
+    periods = [(int(start), int(end)) for start, end in found]
+    if not all(-_LAST < start <= end < _LAST for start, end in periods):
+        raise ValueError
+    return periods
+
+
+def make_schedule(
+    expression: object, timezone: str = "UTC", /, **how: Unpack[Recurring]
+) -> Schedule:
+    """A schedule that is due at these times, of no definition yet."""
+    check_known(how, Recurring.__annotations__, "no such option")
+    columns: dict[str, Any] = {}
+    for option, value in how.items():
+        if option in ("grace", "jitter"):
+            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
+        elif option in ("start", "end"):
+            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
+        else:
+            columns[option] = value
+    text: Any = expression.strip() if isinstance(expression, str) else expression
+    schedule = Schedule(expression=text, timezone=timezone, **columns)
+    _ = schedule.timetable  # Or the error that says what cannot be used.
+    return schedule
 
 
 ################################################################################
@@ -2444,25 +2281,25 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Choices(TypedDict, total=False):
-    """The options that a definition sets and an enqueue may override."""
+    """The options that a definition sets and an enqueue may override. (The text beside a type is
+    the help of the command line.)"""
 
     queue: str
-    priority: int
-    max_attempts: int | None
-    timeout: Duration | None
-    """After so long the job is asked to end; when its grace is over, its worker is killed."""
-    grace: Duration | None
-    """How long it may go on then, and when it was cancelled. `None`: as long as its definition
-    says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
+    priority: Annotated[int, "higher runs first"]
+    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
+    timeout: Annotated[Duration | None, "after which a job is asked to end"]
+    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    """Also when it was cancelled. `None`: as long as its definition says, else its node,
+    `work(grace=5)`, whose own grace counts alone when the node stops."""
     backoff: Backoff
     retention: Retention
-    node: str | None
-    delay: Duration
-    at: datetime
-    expires: Duration | datetime | None
+    node: Annotated[str | None, "the only node that may take it"]
+    delay: Annotated[Duration, "until it is due"]
+    at: Annotated[datetime, "when it is due"]
+    expires: Annotated[Duration | datetime | None, "after which it is not started"]
     unique: Unique | None
-    key: str | Callable[..., Any] | None
-    key_limit: int
+    key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
+    key_limit: Annotated[int, "how many (default: 1)"]
     headers: Mapping[str, str]
     connection: Any
 
@@ -2484,13 +2321,6 @@ class Rules(Choices, total=False):
     """From a payload (an instance, or a function's arguments by name, with its defaults) to
     bytes that are stored instead of JSON, and into which nobody else looks."""
     decode: Callable[[bytes], Any] | None
-
-
-def check_name(value: object, what: str) -> str:
-    """A name that is safe to store, show and type: 1 to 200 printable characters."""
-    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
-        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
-    return value
 
 
 Check = Callable[[Any, str], Any]
@@ -5225,16 +5055,18 @@ def _is_closed(connection: Any) -> bool:
 
 
 ################################################################################
-# Rows
+# Jobs in SQL
 #
-# Changing jobs, and keeping count of them. Ready jobs are in one partial index, by lane.
-# Jobs that are neither pending nor running are in another one, by state, queue and name,
+# Reading, changing and finding jobs, in a transaction. Ready jobs are in one partial index, by
+# lane. Jobs that are neither pending nor running are in another one, by state, queue and name,
 # and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
+_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
+_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
@@ -5274,157 +5106,16 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
-def _expiry(now: str, ids: str) -> str:
-    """Cancels those of some jobs that have not been started; *now* and *ids* are SQL."""
+def _expiry(ids: str) -> str:
+    """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = {now}, expires_at = NULL,
+            state = 'cancelled', finished_at = :now, expires_at = NULL,
             error = 'Expired: not started by '
                 || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = {now} + {_kept_for("'cancelled'")}
+            prune_at = :now + {_kept_for("'cancelled'")}
         WHERE {_UNSTARTED} AND id {ids}
     """
-
-
-def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
-    rows: Any = connection.execute(sql, bindings)
-    return [number for (value,) in rows if (number := sound_number(value)) is not None]
-
-
-def _one_number(connection: apsw.Connection, sql: str, bindings: Any = ()) -> int | None:
-    """The number that a query gives, if it gives one."""
-    return sound_number(connection.execute(sql, bindings).get)
-
-
-def _carray(ids: Iterable[int]) -> Any:
-    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
-    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
-
-
-@attrs.define(eq=False, repr=False)
-class Rows:
-    """Changes rows of jobs, keeps the numbers of the counted states right, and admits jobs
-    whose key has room; all in a transaction of the caller's."""
-
-    file: File
-    clock: Clock
-
-    def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs in the counted states. On a caller's connection the
-        triggers do it."""
-        if changes and self.file.owns(connection):
-            connection.executemany(
-                f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
-                [(*group, change) for group, change in changes.items() if change],
-            )
-
-    def counted(self, connection: Any, ids: Iterable[int]) -> Counter[Group]:
-        """How many of these jobs are counted, by group."""
-        rows = connection.execute(
-            f"""
-            SELECT state, queue, name, count(*)
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE {_COUNTED} GROUP BY state, queue, name
-            """,
-            (json.dumps([*ids]),),
-        )
-        return Counter({(state, queue, name): number for state, queue, name, number in rows})
-
-    def change(self, connection: Any, ids: Sequence[int], sql: str, **bindings: Any) -> int:
-        """Changes some jobs, counts them anew, and admits others with their keys; returns how
-        many it has changed. On a caller's connection there is no carray."""
-        if not ids:
-            return 0
-        if self.file.owns(connection):
-            bindings["ids"] = _carray(ids)
-        keys = self.keys(connection, ids)
-        before = self.counted(connection, ids)
-        connection.execute(sql, {"now": self.clock(), **bindings})
-        changed: int = connection.execute("SELECT changes()").fetchone()[0]
-        changes = self.counted(connection, ids)
-        changes.subtract(before)
-        self.count(connection, changes)
-        self.admit(connection, keys)
-        return changed
-
-    def expire(self, connection: Any, id: int, now: int) -> None:
-        """Cancels one job that was not started in time, on any connection."""
-        self.file.expect(self.change(connection, [id], _expiry(":now", "= :id"), id=id, now=now))
-
-    def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
-        """Deletes some jobs with their history; says how many."""
-        if not ids:
-            return 0
-        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
-        connection.execute(history, (_carray(ids),))
-        return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
-
-    def cancel_returned(self, connection: apsw.Connection) -> None:
-        """Cancels jobs that were asked to end while they ran, and that came back to be tried
-        again before the request reached them."""
-        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-        self.change(
-            connection,
-            _column(connection, returned),
-            f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-            """,
-        )
-
-    # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no
-    # index that a claim reads, until there is a slot. Then it is pending, and holds the slot
-    # until it has run.
-
-    def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
-        """The keys of these jobs."""
-        sql = """
-            SELECT DISTINCT job.key
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE job.key IS NOT NULL
-        """
-        return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
-
-    def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot, in their order; returns how many."""
-        admitted = 0
-        for key in keys:
-            while key is not None and (following := self.admissible(connection, key)):
-                id, group = following
-                connection.execute(
-                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'",
-                    (id,),
-                )
-                self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
-                self.count(connection, {group: -1})
-                admitted += 1
-        return admitted
-
-    def admissible(self, connection: Any, key: str) -> tuple[int, Group] | None:
-        """The next blocked job with this key and where it is counted, if there is a slot
-        for it."""
-        first = connection.execute(
-            f"""
-            SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'blocked' AND key = ?
-            ORDER BY priority DESC, run_at, id LIMIT 1
-            """,
-            (key,),
-        ).fetchone()
-        if first is None:
-            return None
-        taken = connection.execute(
-            f"""
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
-            """,
-            (key,),
-        ).fetchone()
-        id, limit, queue, name = first
-        return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
@@ -5456,24 +5147,153 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Literal:
         return (str,)
     found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found else found
+    return (*found, int) if float in found or bool in found else found
 
 
-################################################################################
-# Catalogue
-#
-# Finding and controlling jobs by filters, a page or a batch at a time.
-################################################################################
+def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
+    """The numbers that a query for one column gives."""
+    rows: Any = connection.execute(sql, bindings)
+    return [number for (value,) in rows if (number := sound_number(value)) is not None]
 
-_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
+
+def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
+    """The number that a query gives, if it gives one."""
+    row = connection.execute(sql, bindings).fetchone()
+    return None if row is None else sound_number(row[0])
+
+
+def _carray(ids: Iterable[int]) -> Any:
+    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
+
+
+# Changing
+
+
+def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **bindings: Any) -> int:
+    """Executes statements on these jobs, counts them anew, and admits others with their keys;
+    returns how many the last one has changed. On the caller's connection there is no carray."""
+    if not ids:
+        return 0
+    if tx.own:
+        bindings["ids"] = _carray(ids)
+    bindings |= {"now": tx.now, "id": ids[0]}
+    keys, before = keys_of(tx, ids), counted(tx, ids)
+    for sql in statements:
+        tx.execute(sql, bindings)
+    changed: int = tx.execute("SELECT changes()").fetchone()[0]
+    changes = counted(tx, ids)
+    changes.subtract(before)
+    add_to_counts(tx, changes)
+    admit_blocked(tx, keys)
+    return changed
+
+
+def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
+    """How many of these jobs are in the counted states, by group."""
+    rows = tx.execute(
+        f"""
+        SELECT state, queue, name, count(*)
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE {_COUNTED} GROUP BY state, queue, name
+        """,
+        (json.dumps(ids),),
+    )
+    return Counter({(state, queue, name): number for state, queue, name, number in rows})
+
+
+def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
+    """Adds to the numbers of jobs in the counted states. On the caller's connection the triggers
+    do it."""
+    if changes and tx.own:
+        tx.connection.executemany(
+            f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+            [(*group, change) for group, change in changes.items() if change],
+        )
+
+
+def expire_job(tx: Transaction, id: int) -> None:
+    """Cancels one job that was not started in time."""
+    tx.file.expect(change_jobs(tx, [id], _expiry("= :id")))
+
+
+def cancel_returned(tx: Transaction) -> None:
+    """Cancels jobs that were asked to end while they ran, and that came back to be tried again
+    before the request reached them."""
+    returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
+    change_jobs(
+        tx,
+        _column(tx, returned),
+        f"""
+        UPDATE litejobs_job SET
+            state = 'cancelled', cancel_at = NULL, finished_at = :now,
+            prune_at = :now + {_kept_for("'cancelled'")}
+        WHERE id IN carray(:ids)
+        """,
+    )
+
+
+# Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
+# that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
+# run.
+
+
+def keys_of(tx: Transaction, ids: Sequence[int]) -> set[str]:
+    """The keys of these jobs."""
+    sql = """
+        SELECT DISTINCT job.key
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE job.key IS NOT NULL
+    """
+    return {key for (key,) in tx.execute(sql, (json.dumps(ids),))}
+
+
+def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
+    """Makes blocked jobs with these keys ready for which there is a slot, in their order; returns
+    how many."""
+    admitted = 0
+    for key in keys:
+        while following := admissible(tx, key):
+            id, group = following
+            ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+            tx.execute(ready, (id,))
+            tx.file.expect(tx.execute("SELECT changes()").fetchone()[0])
+            add_to_counts(tx, {group: -1})
+            admitted += 1
+    return admitted
+
+
+def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
+    """The next blocked job with this key and where it is counted, if there is a slot for it."""
+    first = tx.execute(
+        f"""
+        SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state = 'blocked' AND key = ?
+        ORDER BY priority DESC, run_at, id LIMIT 1
+        """,
+        (key,),
+    ).fetchone()
+    if first is None:
+        return None
+    taken = tx.execute(
+        f"""
+        SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+        """,
+        (key,),
+    ).fetchone()
+    id, limit, queue, name = first
+    return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
+
+
+# Finding
+
+
 _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-
-
 _FILTERS: Mapping[str, str] = {
     "node": "node = :node",
     "key": "key = :key",
@@ -5613,211 +5433,42 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-Change = Callable[[apsw.Connection, Sequence[int]], int]
-"""Changes the jobs of these ids; says how many."""
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+    """Several jobs, in the order of their ids."""
+    ids = sorted(ids)
+    if absent := next((id for id in ids if not 0 < id < 2**63), None):
+        raise JobNotFoundError(absent)
+    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+    rows = tx.execute(sql, (_carray(ids),))
+    jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+    if len(jobs) < len(ids):
+        raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+    return jobs
 
 
-@attrs.define(eq=False, repr=False)
-class Catalogue:
-    """Finds jobs, and controls them."""
+def find_jobs(
+    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+) -> list[Job[Any]]:
+    """The jobs that match, the newest first."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+        raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
+    # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+    sql = f"""
+        WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
+        ORDER BY id DESC LIMIT :limit
+    """
+    rows = tx.execute(sql, {**match.bindings, "limit": limit})
+    return [sound(Job, row, source=source) for row in rows]
 
-    file: File
-    clock: Clock
-    rows: Rows
 
-    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
-        """One job."""
-        if not 0 < id < 2**63:
-            raise JobNotFoundError(id)
-        return self.get_all([id], source)[0]
-
-    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
-        """Several jobs, in the order of their ids."""
-        ids = sorted(ids)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = connection.execute(sql, (_carray(ids),))
-            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
-        if len(jobs) < len(ids):
-            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
-        return jobs
-
-    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
-        """The jobs that match, the newest first."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
-            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
-        sql = f"""
-            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-            ORDER BY id DESC LIMIT :limit
-        """
-        with self.file.reading() as connection:
-            rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Job, row, source=source) for row in rows]
-
-    def count(self, match: Match) -> int:
-        """How many jobs match."""
-        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.unindexed:
-            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-        with self.file.reading() as connection:
-            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
-        return counted
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """How many jobs there are, by queue and state."""
-        counts: dict[str, dict[str, int]] = {}
-        sql = f"""
-            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
-            GROUP BY queue, state HAVING sum(number) > 0
-        """
-        with self.file.reading() as connection:
-            for row in connection.execute(sql):
-                queue, state, number = sound(Counted, row)
-                counts.setdefault(queue, {})[state] = number
-        return counts
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
-        with self.file.reading() as connection:
-            rows = connection.execute(
-                f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id", (id,)
-            )
-            return tuple(map(_failure, rows))
-
-    def last_failed(self) -> int:
-        """The number of the failed attempt that was kept last; 0, if there is none."""
-        with self.file.reading() as connection:
-            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
-
-    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
-        """The failed attempts that were kept after that of this number, in that order,
-        each with the id of its job."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(
-                f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id", (number,)
-            )
-            return [(job, _failure(row)) for job, *row in rows]
-
-    def cancel(self, match: Match) -> Moved:
-        """Cancels waiting jobs, and asks running ones to end."""
-        end = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now, error = 'cancelled',
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-        """
-        ask = """
-            UPDATE litejobs_job SET cancel_at = :now
-            WHERE id IN carray(:ids) AND cancel_at IS NULL
-        """
-        return self._move(match, (WAITING, end), (("running",), ask))
-
-    def retry(self, match: Match) -> Moved:
-        """Starts dead letters and cancelled jobs again with all their attempts, and makes
-        jobs that wait for their backoff due now. Their history stays."""
-        # Or ignore: the unique key may be another job's by now.
-        again = f"""
-            UPDATE OR IGNORE litejobs_job SET
-                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                finished_at = NULL, prune_at = NULL, error = NULL,
-                unique_key = iif(unique_until <= :now, NULL, unique_key)
-            WHERE id IN carray(:ids)
-        """
-        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
-
-        # The unique keys of these jobs are taken from others that have held them for long enough,
-        # or have expired.
-        let_go = f"""
-            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
-        """
-
-        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            connection.execute(let_go, {"now": self.clock(), "ids": _carray(ids)})
-            return self.rows.change(connection, ids, again)
-
-        return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
-
-    def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history, except running ones."""
-        return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
-
-    def hold(self, match: Match) -> Moved:
-        """Keeps waiting jobs from running until they are released."""
-        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        states = tuple(state for state in WAITING if state != "paused")
-        return self._move(match, (states, held))
-
-    def release(self, match: Match) -> Moved:
-        """Releases held jobs."""
-        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._move(match, (("paused",), released))
-
-    def change(
-        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
-    ) -> Moved:
-        """Gives waiting jobs other values. *rework* makes their new payloads. If it raises, the
-        batch that it was called for stays as it was."""
-        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
-        if "run_at" in columns:
-            sets.append(f"""state = CASE
-                WHEN state IN ('retrying', 'paused') THEN state
-                WHEN state = 'blocked' AND key IS NULL THEN state
-                WHEN state = 'pending' AND :run_at <= :now THEN state
-                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-
-        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            if rework is not None:
-                find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                rows: list[Any] = connection.execute(find, (_carray(ids),)).fetchall()
-                connection.executemany(
-                    "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                    [(rework(name, payload), id) for name, payload, id in rows],
-                )
-            return self.rows.change(connection, ids, sql, **columns)
-
-        return self._move(match, (WAITING, alter))
-
-    def _move(self, match: Match, *steps: tuple[tuple[State, ...], str | Change]) -> Moved:
-        """Changes the jobs that match, those in the states of each step by its statement, and
-        wakes the nodes."""
-        matching, moved = self.count(match), 0
-        for states, how in steps:
-            change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
-            moved += self._in_batches(match, states, change)
-        self.file.notify_nodes()
-        return Moved(moved, max(0, matching - moved))
-
-    def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
-        """Changes the jobs that match and are in one of *states*, some at a time: a million
-        rows in one transaction would keep the nodes waiting."""
-        if match.states is not None:
-            states = tuple(state for state in states if state in match.states)
-        page, total = attrs.evolve(match, states=states), 0
-        if match.unindexed and match.ids is None:
-            # To look through all jobs takes long: that is done once, and before anybody waits
-            # for the write lock.
-            with self.file.reading() as connection:
-                rows: Any = connection.execute(_ids_of(page), {**page.bindings, "limit": -1})
-                chosen = array.array("q", (id for (id,) in rows))
-            for start in range(0, len(chosen), BATCH):
-                some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
-                total += self._in_batches(some, states, change)
-            return total
-        while True:
-            with self.file.writing() as connection:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
-                total += change(connection, ids) if ids else 0
-            if len(ids) < BATCH:
-                return total
-            page = attrs.evolve(page, before=ids[-1])
+def count_jobs(tx: Transaction, match: Match) -> int:
+    """How many jobs match."""
+    sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+    if match.ids is not None or match.unindexed:
+        sql = f"SELECT count(*) FROM ({_ids_of(match)})"
+    number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
+    return number
 
 
 class Counted(NamedTuple):
@@ -5828,34 +5479,172 @@ class Counted(NamedTuple):
     number: int
 
 
-class Attempted(NamedTuple):
-    """The columns of a failed attempt."""
-
-    attempt: int
-    kind: str
-    type: str
-    message: str
-    traceback: str
-    worker: int
-    started_at: int
-    finished_at: int
-    exit_code: int | None
-    cpu: int | None
-    memory: int | None
-    output: str | None
-    omitted: int | None
+def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
+    """How many jobs there are, by queue and state."""
+    counts: dict[str, dict[str, int]] = {}
+    sql = f"""
+        SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
+        GROUP BY queue, state HAVING sum(number) > 0
+    """
+    for row in tx.execute(sql):
+        queue, state, number = sound(Counted, row)
+        counts.setdefault(queue, {})[state] = number
+    return counts
 
 
-def _failure(columns: Any) -> Failure:
-    columns = sound(Attempted, tuple(columns))
-    values = columns._asdict() | {
-        "started_at": from_micros(columns.started_at),
-        "finished_at": from_micros(columns.finished_at),
-        "cpu": None if columns.cpu is None else columns.cpu * MICROSECOND,
-        "output": columns.output or "",
-        "omitted": columns.omitted or 0,
-    }
-    return Failure(**values)
+def failures_of(tx: Transaction, id: int) -> tuple[Failure, ...]:
+    """The failed attempts of a job, the oldest first."""
+    sql = f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id"
+    return tuple(sound(Failure, row) for row in tx.execute(sql, (id,)))
+
+
+def last_failure(tx: Transaction) -> int:
+    """The number of the failed attempt that was kept last; 0, if there is none."""
+    return _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
+
+
+def failures_after(tx: Transaction, number: int) -> list[tuple[int, Failure]]:
+    """The failed attempts that were kept after that of this number, in that order, each with the
+    id of its job."""
+    sql = f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id"
+    return [(job, sound(Failure, row)) for job, *row in tx.execute(sql, (number,))]
+
+
+# In bulk
+
+DELETION = (
+    "DELETE FROM litejobs_attempt WHERE job IN carray(:ids)",
+    "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
+)
+"""Deletes jobs with their history."""
+Step = tuple[tuple[State, ...], tuple[str, ...]]
+"""States, and the statements for jobs that are in one of them."""
+VERBS: Mapping[str, tuple[Step, ...]] = {
+    "cancel": (
+        (
+            WAITING,
+            (
+                f"""
+                UPDATE litejobs_job SET
+                    state = 'cancelled', finished_at = :now, error = 'cancelled',
+                    prune_at = :now + {_kept_for("'cancelled'")}
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("running",),
+            (
+                """
+                UPDATE litejobs_job SET cancel_at = :now
+                WHERE id IN carray(:ids) AND cancel_at IS NULL
+                """,
+            ),
+        ),
+    ),
+    "retry": (
+        (
+            ("failed", "cancelled"),
+            (
+                # Their unique keys are taken from others that have held them for long enough, or
+                # have expired.
+                f"""
+                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+                WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                    AND unique_key IN (
+                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
+                    )
+                """,
+                # Or ignore: the unique key may be another job's by now.
+                f"""
+                UPDATE OR IGNORE litejobs_job SET
+                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                    finished_at = NULL, prune_at = NULL, error = NULL,
+                    unique_key = iif(unique_until <= :now, NULL, unique_key)
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("retrying",),
+            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "delete": (((*WAITING, *FINISHED), DELETION),),
+    "hold": (
+        (
+            tuple(state for state in WAITING if state != "paused"),
+            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "release": (
+        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
+    ),
+}
+
+
+def bulk(
+    file: File,
+    match: Match,
+    steps: Iterable[Step],
+    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
+    **bindings: Any,
+) -> Moved:
+    """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
+    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
+    jobs that it was called with stay as they were."""
+    with file.transaction(read_only=True) as tx:
+        matching = count_jobs(tx, match)
+    moved = 0
+    for states, statements in steps:
+        chosen = tuple(state for state in states if match.states is None or state in match.states)
+        pages = [attrs.evolve(match, states=chosen)]
+        if match.unindexed and match.ids is None:
+            # Looking through all jobs takes long: it is done once, and before anybody waits for
+            # the write lock.
+            with file.transaction(read_only=True) as tx:
+                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
+            starts = range(0, len(ids), BATCH)
+            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
+        while pages:
+            page = pages.pop(0)
+            with file.transaction() as tx:
+                find = f"{_ids_of(page)} {_NEWEST}"
+                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
+                prepare(tx, ids)
+                moved += change_jobs(tx, ids, *statements, **bindings)
+            if len(ids) == BATCH:
+                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    file.notify_nodes()
+    return Moved(moved, max(0, matching - moved))
+
+
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
+
+
+def change_options(
+    file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
+) -> Moved:
+    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    if "run_at" in columns:
+        sets.append(f"""state = CASE
+            WHEN state IN ('retrying', 'paused') THEN state
+            WHEN state = 'blocked' AND key IS NULL THEN state
+            WHEN state = 'pending' AND :run_at <= :now THEN state
+            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+
+    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
+        if rework is not None:
+            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+            tx.connection.executemany(
+                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
+            )
+
+    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
 
 
 ################################################################################
@@ -6172,7 +5961,6 @@ class Intake:
     """Puts new jobs into the file."""
 
     file: File
-    rows: Rows
     _group: GroupCommit = attrs.field(factory=GroupCommit)
 
     def enqueue(self, batches: list[Batch]) -> range:
@@ -6287,7 +6075,7 @@ class Intake:
                 group = batch.state, batch.queue, batch.name
                 counts[group] = counts.get(group, 0) + len(batch.payloads)
         if counts:
-            self.rows.count(connection, counts)
+            add_to_counts(tx, counts)
         # AUTOINCREMENT under the write lock counts without gaps.
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
@@ -6295,41 +6083,39 @@ class Intake:
     def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        connection, defaults = tx.connection, _defaults(tx)
-        inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
-        for key in {batch.key for batch in batches}:
-            self._free_slots(connection, key, batches[0].enqueued_at)
-            self.rows.admit(connection, [key])
+        defaults = _defaults(tx)
+        inserted = [self._insert(tx, _with_defaults(batch, defaults)) for batch in batches]
+        for key in {batch.key for batch in batches if batch.key is not None}:
+            self._free_slots(tx, key)
+            admit_blocked(tx, [key])
         return inserted
 
-    def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+    def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
         whether it was there before."""
         bindings = {**batch.options, **batch._asdict(), "payload": batch.payloads[0]}
-        if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
-            connection.execute(_INSERT_WITH_OWN, bindings)
-            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+        if (held := self._holder(tx, batch.unique_key)) is None:
+            tx.execute(_INSERT_WITH_OWN, bindings)
+            id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
             if batch.state != "pending":
-                self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
+                add_to_counts(tx, {(batch.state, batch.queue, batch.name): 1})
             return id, False
         id, payload, fixed = held
         if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
         if batch.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (batch.merge(payload), id))
+            tx.execute(sql, (batch.merge(payload), id))
         elif batch.on_conflict == "replace":
-            self.rows.change(connection, [id], _REPLACE, **bindings, id=id)
+            change_jobs(tx, [id], _REPLACE, **bindings)
         return id, True
 
-    def _holder(
-        self, connection: Any, key: str | None, now: int
-    ) -> tuple[int, str | bytes, bool] | None:
+    def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
         """Id and payload of the job that holds a unique key, and whether it has started or
         ended, so that nobody may change it."""
         if key is None:
             return None
-        held = connection.execute(
+        held = tx.execute(
             f"""
             SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
                 CASE WHEN {_UNSTARTED} THEN expires_at END
@@ -6341,23 +6127,23 @@ class Intake:
         if held is None:
             return None
         id, payload, fixed, until, expires_at = held
-        if (expires_at := sound_number(expires_at)) is not None and expires_at <= now:
-            self.rows.expire(connection, id, now)
-            return self._holder(connection, key, now)  # Scope "exists" also means ended jobs.
-        if (until := sound_number(until)) is not None and until <= now:
-            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+        if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+            expire_job(tx, id)
+            return self._holder(tx, key)  # Scope "exists" also means ended jobs.
+        if (until := sound_number(until)) is not None and until <= tx.now:
+            tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
 
-    def _free_slots(self, connection: Any, key: str | None, now: int) -> None:
+    def _free_slots(self, tx: Transaction, key: str) -> None:
         """Cancels jobs that hold a slot of this key and have expired; no node may be at work
         that does. Those that are let in instead may have expired, too."""
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
             WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
         """
-        while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
-            self.rows.expire(connection, row[0], now)
+        while row := tx.execute(sql, (key, tx.now)).fetchone():
+            expire_job(tx, row[0])
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -6377,115 +6163,55 @@ class Intake:
             )
             id: int = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            self.rows.count(connection, self.rows.counted(connection, [id]))
+            add_to_counts(tx, counted(tx, [id]))
         return id
 
 
 ################################################################################
-# Timetable
+# Schedules in SQL
 #
 # The schedules in the file. Any node may fire a tick, in one transaction with its jobs.
 ################################################################################
 
-_ENTRY = ", ".join(Entry._fields)
+_SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-
-
-@attrs.frozen
-class Declared:
-    """The schedules that a program declares. Others that it declared before, by the file, have
-    left its code."""
-
-    entries: tuple[Entry, ...] = ()
-    program: str = ""
-
-
-class Firing(NamedTuple):
-    """The jobs of a schedule's due ticks, and what to store of it once they are enqueued."""
-
-    entry: Entry
-    ticks: tuple[int, ...]
-    batches: list[Batch]
-    next_at: int | None
-    covered: str
-
-
-def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """The firing of a schedule of which a tick is due."""
-    rule, plan = entry.rule, entry.planned(now)
-    if (first := plan.next_at) is None or first > now:
-        return Firing(entry, (), [], first, plan.covered)
-    ticks, next_at = rule.due(first, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
-    periods = plan.periods
-    last = now if next_at is None or next_at > now else ticks[-1]
-    current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-    if current and ticks[:1] == (first,):
-        periods.remove(current)
-        periods.append((current[0], last))
-    else:  # Should the clock have been ahead, those that were missed are still to come.
-        periods.append((ticks[0] if ticks else now, last))
-    if next_at is not None:
-        next_at = rule.first_uncovered(periods, next_at - 1, first)
-    return Firing(entry, ticks, batches, next_at, json.dumps(periods[-PERIODS_KEPT:]))
-
-
-def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
-    """One job of a schedule."""
-    check_name(entry.definition, "definition")
-    try:
-        plain_payload(entry.payload, entry.definition)
-    except PayloadError as error:
-        raise OptionError("payload", str(error)) from None
-    try:
-        options = load_json(entry.options)
-        chosen = frozenset(options.pop("open"))
-        lasts, expires = options.pop("lasts"), options.pop("expires")
-        own = options.pop("extra")
-        return Batch(
-            {option: options[option] for option in STORED},
-            **own,
-            name=entry.definition,
-            state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
-            run_at=run_at,
-            enqueued_at=now,
-            payloads=(entry.payload,),
-            open=chosen,
-            schedule=entry.name,
-            unique_until=None if lasts is None else now + lasts,
-            expires_at=None if expires is None else run_at + expires,
-        )
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
-        raise OptionError("options", problem) from error
-
-
-def problem_of(entry: Entry) -> str | None:
-    """Why this machine cannot fire a schedule."""
-    try:
-        _ = entry.rule, entry.periods, batch_of(entry, 0, 0)
-    except OptionError as error:
-        return str(error)
-    return None
+_KEPT_OWN = (
+    "headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
+)  # fmt: skip
+"""What is kept of a schedule's jobs beside the columns of their options."""
 
 
 def options_of(batch: Batch) -> str:
-    """What is kept of the options of a job of a schedule: those of a *batch* that was made
-    for the moment 0, so that lengths of time are what they are."""
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
-    return json.dumps(
-        {
-            **batch.options,
-            "open": sorted(batch.open),
-            "lasts": batch.unique_until,
-            "expires": batch.expires_at,
-            "extra": {name: getattr(batch, name) for name in names},
-        }
+    """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
+    lengths of time are what they are."""
+    kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
+    lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
+    return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
+
+
+def batch_of(schedule: Schedule, run_at: int, now: int) -> Batch:
+    """One job of a schedule."""
+    options = schedule.job_options
+    options |= options.pop("extra", {})
+    lasts, expires = options.get("lasts"), options.get("expires")
+    own: Any = {name: options.get(name) for name in _KEPT_OWN}
+    return Batch(
+        {option: options.get(option) for option in STORED},
+        **own,
+        name=schedule.definition,
+        state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
+        run_at=run_at,
+        enqueued_at=now,
+        payloads=(schedule.stored_payload,),
+        open=options["open"],
+        schedule=schedule.name,
+        unique_until=None if lasts is None else now + lasts,
+        expires_at=None if expires is None else run_at + expires,
     )
 
 
 @attrs.define(eq=False, repr=False)
-class Timetable:
+class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
     file: File
@@ -6498,7 +6224,7 @@ class Timetable:
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
-        self, now: int, on_fired: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+        self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
@@ -6507,204 +6233,209 @@ class Timetable:
             with self.file.writing() as connection:
                 self._plan(connection, now)
         self._latest = now
-        if (due := self._next_tick(-1)) is None or due > now:
-            return 0, due
+        if (next_at := self._next_at(-1)) is None or next_at > now:
+            return 0, next_at
         with self.file.reading() as connection:
-            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
-        fired = sum(self._fire(made, on_fired) for made in firings)
-        if any(made.next_at is not None and made.next_at <= now for made in firings):
-            return fired, now
-        return fired, self._next_tick(now)
+            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        fired, more = 0, False
+        for schedule in filter(self._usable, found):
+            ticks, after = schedule.due(now)
+            ids = self._fire(schedule, ticks, after, now)
+            if ids is not None:
+                on_fired(schedule, ids)
+                fired += len(ids)
+            more |= after.next_tick is not None and after.next_tick <= now
+        return fired, now if more else self._next_at(now)
 
-    def _next_tick(self, after: int) -> int | None:
+    def _next_at(self, after: int) -> int | None:
         with self.file.reading() as connection:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
             return _one_number(connection, sql, (after,))
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
-        """Works out anew each next tick that the present rules and the clock do not give."""
-        for entry in self._entries(connection, "NOT paused"):
-            plan = self._try(Entry.planned, entry, now)
-            if plan is not None and plan != entry:
-                self._write(connection, plan)
-                if plan.next_at != entry.next_at:
-                    at = [tick and from_micros(tick) for tick in (entry.next_at, plan.next_at)]
-                    logger.warning("schedule %s: next tick set from %s to %s", entry.name, *at)
+    def _usable(self, schedule: Schedule) -> bool:
+        """Whether this machine can fire a schedule; if not, another one may."""
+        if schedule.problem is not None and schedule.name not in self._unusable:
+            logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
+            self._unusable.add(schedule.name)
+        return schedule.problem is None
 
-    def _try(self, make: Callable[..., T], entry: Entry, *arguments: object) -> T | None:
-        """`None` for a schedule that this machine cannot fire; another one may."""
-        try:
-            return make(entry, *arguments)
-        except OptionError as error:
-            if entry.name not in self._unusable:
-                logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._unusable.add(entry.name)
-            return None
-
-    def _fire(self, made: Firing, on_fired: Callable[[Entry, list[int]], None]) -> int:
-        """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; returns how many."""
-        entry, ticks, batches, next_at, covered = made
+    def _fire(
+        self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
+    ) -> list[int] | None:
+        """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
+        if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            if self._entry(connection, entry.name) != entry:
-                return 0
-            if entry.overlap == "skip":
+            if self._find(tx.connection, schedule.name) != schedule:
+                return None
+            if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = connection.execute(sql, (entry.last_job,)).get
-                batches = batches[:1] if last is None or last in FINISHED else []
-            enqueued = []
-            for tick, batch in zip(ticks, batches, strict=False):
+                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                ticks = ticks[:1] if last is None or last in FINISHED else []
+            ids = []
+            for tick in ticks:
+                run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
+                    batch = batch_of(schedule, run_at, now)
                     [(id, _)] = self.intake.insert_each(tx, [batch])
-                    enqueued.append((tick, id))
+                    ids.append(id)
+                    after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            last_at, last_job = enqueued[-1] if enqueued else (None, None)
-            connection.execute(
-                """
-                UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job),
-                    covered = ?
-                WHERE name = ?
-                """,
-                (next_at, last_at, last_job, covered, entry.name),
-            )
-        logger.info("schedule %s fired %d jobs", entry.name, len(enqueued))
-        on_fired(entry, [id for _, id in enqueued])
-        return len(enqueued)
+            _write_schedule(tx.connection, after)
+        logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
+        return ids
 
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            batch = batch_of(self._found(connection, name), now, now)
-            [(id, _)] = self.intake.insert_each(tx, [batch])
-            connection.execute(
-                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
-                (now, id, name),
-            )
+            schedule = self._found(tx.connection, name)
+            [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
+            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def declare(self, declared: Declared) -> None:
+    def _plan(self, connection: apsw.Connection, now: int) -> None:
+        """Computes each next tick anew, by the present rules and the clock."""
+        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+            plan = schedule.planned(now)
+            if plan != schedule:
+                _write_schedule(connection, plan)
+            if plan.next_tick != schedule.next_tick:
+                at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
+                logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
+
+    def declare(self, declared: Iterable[Schedule], program: str) -> None:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
+        declared = list(declared)
         with self.file.reading() as connection:
-            if not declared.entries and not self._entries(connection):
+            if not declared and not read_schedules(connection):
                 return
         with self.file.writing() as connection:
-            known = {entry.name: entry for entry in self._entries(connection)}
-            for entry in declared.entries:
-                self._declare(connection, entry, known.pop(entry.name, None), declared.program)
-            gone: list[tuple[str]] = []
-            for entry in known.values():
-                if (modules := entry.modules).pop(declared.program, None) is not None:
-                    if modules:
-                        self._write(connection, entry._replace(origin=json.dumps(modules)))
-                    else:
-                        gone.append((entry.name,))
-            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+            for schedule in declared:
+                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+            for schedule in known.values():
+                if (programs := schedule.programs).pop(program, None) is None:
+                    continue
+                if programs:
+                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                else:
+                    _delete_schedule(connection, schedule.name)
+                    logger.info("schedule %s has left the code and was removed", schedule.name)
             self._plan(connection, self.clock())
-        for (name,) in gone:
-            logger.info("schedule %s has left the code and was removed", name)
 
     def _declare(
-        self, connection: apsw.Connection, entry: Entry, known: Entry | None, program: str
+        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
-        others = {} if known is None else {**known.modules}
+        others = {} if known is None else known.programs
         others.pop("", None)  # Of before programs were told apart.
         ours = others.pop(program, None) is not None
-        if known is not None and (known.origin is None or known[:12] != entry[:12]):
+        if known is not None and (
+            known.stored_origin is None
+            or known != attrs.evolve(_with_state(new, known), origin=known.stored_origin)
+        ):
             if not ours:
-                by = "made at run time" if known.origin is None else f"of {', '.join(others)}"
-                logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+                by = f"of {', '.join(others)}" if known.stored_origin else "made at run time"
+                logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
-        last = dict([*others.items()][-7:])
-        self._put(connection, entry._replace(origin=json.dumps({**last, **entry.modules})), known)
+        programs = {**dict([*others.items()][-7:]), **new.programs}
+        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
 
-    def put(self, entry: Entry) -> None:
-        """Makes a schedule, or changes the one of this name."""
+    def put(self, schedule: Schedule) -> Schedule:
+        """Makes a schedule, or changes the one of this name; gives it as it is then."""
         with self.file.writing() as connection:
-            self._put(connection, entry, self._entry(connection, entry.name))
+            put = self._put(connection, schedule, self._find(connection, schedule.name))
         self.file.notify_nodes()
+        return put
 
-    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
+    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
+        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
         if known is not None:
-            entry = Entry(*entry[:13], *known[13:])
-        if known is None or not known.keeps_time_of(entry):
-            entry = entry._replace(next_at=None, covered="[]").planned(self.clock())
-        if entry != known:
-            self._write(connection, entry)
-
-    def _write(self, connection: apsw.Connection, entry: Entry) -> None:
-        connection.execute(
-            f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-            f" VALUES ({', '.join('?' * len(entry))})",
-            entry,
-        )
+            new = _with_state(new, known)
+        if known is None or times(new) != times(known):
+            new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
+        if new != known:
+            _write_schedule(connection, new)
+        return new
 
     def pause(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
-        with self.file.writing() as connection:
-            if name is not None:
-                self._found(connection, name)
-            connection.execute(
-                "UPDATE litejobs_schedule SET paused = 1"
-                " WHERE NOT paused AND name = coalesce(?, name)",
-                (name,),
-            )
-            paused = connection.changes()
-        self.file.notify_nodes()
-        return paused
+        return self._each(name, False, lambda schedule: attrs.evolve(schedule, paused=True))
 
     def resume(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire again from the next tick on; says how many that
         changed. What was missed meanwhile is not made up."""
         now = self.clock()
+
+        def resumed(schedule: Schedule) -> Schedule:
+            covered = json.dumps([*schedule.periods, (now, now)])
+            return attrs.evolve(schedule, paused=False, covered=covered).planned(now)
+
+        return self._each(name, True, resumed)
+
+    def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
         with self.file.writing() as connection:
-            entries = self._entries(connection)
-            if name is not None:
-                entries = [self._found(connection, name)]
-            paused = [entry for entry in entries if entry.paused]
-            for entry in paused:
-                self._write(connection, entry.resumed(now))
+            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+            found = [schedule for schedule in found if schedule.paused is paused]
+            for schedule in found:
+                _write_schedule(connection, change(schedule))
         self.file.notify_nodes()
-        return len(paused)
+        return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.writing() as connection:
-            self._found(connection, name)
-            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+            _delete_schedule(connection, self._found(connection, name).name)
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> Schedule:
         """One schedule."""
         with self.file.reading() as connection:
             return self._found(connection, name)
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[Schedule]:
         """All schedules, by name."""
         with self.file.reading() as connection:
-            return self._entries(connection)
+            return read_schedules(connection)
 
-    @staticmethod
-    def _entries(connection: apsw.Connection, term: str = "TRUE", **bindings: Any) -> list[Entry]:
-        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
-        return [sound(Entry, row) for row in connection.execute(sql, bindings)]
+    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
+        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
 
-    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
-        return next(iter(self._entries(connection, "name = :name", name=name)), None)
-
-    def _found(self, connection: apsw.Connection, name: str) -> Entry:
-        if entry := self._entry(connection, name):
-            return entry
-        known = [entry.name for entry in self._entries(connection)]
+    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
+        if schedule := self._find(connection, name):
+            return schedule
+        known = [schedule.name for schedule in read_schedules(connection)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+def read_schedules(
+    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+) -> list[Schedule]:
+    """Schedules by name, for which an SQL *term* holds."""
+    sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
+    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+
+
+def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+    row = attrs.astuple(schedule, recurse=False)
+    places = ", ".join("?" * len(row))
+    connection.execute(
+        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
+    )
+
+
+def _delete_schedule(connection: apsw.Connection, name: str) -> None:
+    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+
+
+def _with_state(new: Schedule, known: Schedule) -> Schedule:
+    return attrs.evolve(
+        new, paused=known.paused, next_at=known.next_tick, last_at=known.last_tick,
+        last_job=known.last_job, covered=known.covered,
+    )  # fmt: skip
 
 
 ################################################################################
@@ -7236,7 +6967,6 @@ class Nodes:
 
     file: File
     clock: Clock
-    rows: Rows
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
     of which at most a second counts between two checks: this process may have been stopped."""
@@ -7381,9 +7111,9 @@ class Nodes:
         return rows
 
     def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock(), "problem": LOST}
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            values = {"node": node, "now": tx.now, "problem": LOST}
+            tx.execute(
                 """
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
@@ -7396,9 +7126,9 @@ class Nodes:
                 values,
             )
             held = "SELECT id FROM litejobs_job WHERE state = 'running' AND ifnull(holder, 0) = ?"
-            rescued = self.rows.change(
-                connection,
-                _column(connection, held, (node,)),
+            rescued = change_jobs(
+                tx,
+                _column(tx, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
                     lost        = min(lost, :limit) + 1,
@@ -7415,15 +7145,15 @@ class Nodes:
                 limit=LOST_LIMIT,
                 problem=LOST,
             )
-            self.rows.cancel_returned(connection)
-            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
+            cancel_returned(tx)
+            tx.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
 
     def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
         """Makes the jobs of a node ready again of which it does not know, because a commit with
         unknown outcome claimed them: all but those *held*, by id and claim."""
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            tx.execute(
                 """
                 UPDATE litejobs_job SET
                     state = 'pending', attempt = attempt - 1, holder = NULL, started_at = NULL
@@ -7432,7 +7162,7 @@ class Nodes:
                 """,
                 (node, json.dumps([*held])),
             )
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
 
     def asked(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
@@ -8176,15 +7906,15 @@ def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> I
 
 
 def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    for entry in Timetable._entries(connection, "NOT paused"):
-        what = f"schedule {entry.name!r}"
-        if problem := problem_of(entry):
+    for schedule in read_schedules(connection, "NOT paused"):
+        what = f"schedule {schedule.name!r}"
+        if problem := schedule.problem:
             yield Finding(
                 "error", what, f"cannot be fired by this machine: {problem}",
                 "put that right, or `jobs.schedule(name).remove()`",
             )  # fmt: skip
-        elif (right := entry.planned(now).next_at) != entry.next_at:
-            stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
+        elif (right := schedule.planned(now).next_tick) != schedule.next_tick:
+            stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
             yield Finding(
                 "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
                 "the clock or the time zones have changed: a node that starts corrects it",
@@ -8317,22 +8047,18 @@ class Store:
 
     file: File
     clock: Clock = system_clock
-    rows: Rows = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
-    timetable: Timetable = attrs.field(init=False)
+    schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
-    catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows = Rows(file, clock)
-        self.intake = Intake(file, self.rows)
-        self.timetable = Timetable(file, clock, self.intake)
-        self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows)
+        self.intake = Intake(file)
+        self.schedules = Schedules(file, clock, self.intake)
+        self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
@@ -8409,7 +8135,7 @@ class Store:
     ) -> list[Claimed]:
         with self.file.transaction() as tx:
             connection = tx.connection
-            again, groups = self._settle(connection, settlements)
+            again, groups = self._settle(tx, settlements)
             if again:
                 ready.version = None
             version, terms = tx.version, tx.cached(_terms_of)
@@ -8430,8 +8156,8 @@ class Store:
         while settlements:
             settled = settlements[0]
             try:
-                with self.file.writing() as connection:
-                    _, groups = self._settle(connection, [settled])
+                with self.file.transaction() as tx:
+                    _, groups = self._settle(tx, [settled])
                 self.meter.note([settled], groups)
             except _ClaimLost:
                 pass
@@ -8450,10 +8176,8 @@ class Store:
                 prune_at = :now + {_kept_for("'failed'")}
             WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
         """
-        with self.file.writing() as connection:
-            self.rows.change(
-                connection, [claimed.id], failed, claim=claimed.claim, error=storable(error)
-            )
+        with self.file.transaction() as tx:
+            change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=storable(error))
 
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
@@ -8464,12 +8188,13 @@ class Store:
         return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
-        self, connection: apsw.Connection, settlements: Sequence[Settlement]
+        self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
         """Settles jobs; says whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
+        connection = tx.connection
         failed = [settled for settled in settlements if settled[1].kind]
         self._keep_failures(connection, failed)
         before = connection.total_changes()
@@ -8489,14 +8214,14 @@ class Store:
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        self.rows.count(connection, shelved)
+        add_to_counts(tx, shelved)
         if any(state != "completed" for state, _, _ in groups):
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [claimed.id for claimed, _ in settlements]
-            again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
+            again = bool(admit_blocked(tx, keys_of(tx, ids))) or again
         return again, groups
 
     def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
@@ -8568,8 +8293,8 @@ class Store:
         says how many."""
         admitted, key = 0, ""
         while True:
-            with self.file.reading() as connection:
-                following = connection.execute(
+            with self.file.transaction(read_only=True) as tx:
+                following = tx.execute(
                     f"""
                     SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
                     WHERE {_KEYED} AND state = 'blocked' AND key > ?
@@ -8579,26 +8304,26 @@ class Store:
                 if following is None:
                     return admitted
                 key = following
-                free = self.rows.admissible(connection, key) is not None
+                free = admissible(tx, key) is not None
             if free:
-                with self.file.writing() as connection:
-                    admitted += self.rows.admit(connection, [key])
+                with self.file.transaction() as tx:
+                    admitted += admit_blocked(tx, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; says how many, and when the next one
         expires."""
 
-        def expire_some(connection: apsw.Connection) -> int:
+        def expire_some(tx: Transaction) -> int:
             due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
             find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(connection, find, (now,))
-            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+            ids = _column(tx, find, (now,))
+            expired = change_jobs(tx, ids, _expiry("IN carray(:ids)"))
             # The expiry of jobs that were started in time has no further use.
             started = """
                 UPDATE litejobs_job SET expires_at = NULL
                 WHERE id IN carray(?) AND +expires_at IS NOT NULL
             """
-            connection.execute(started, (_carray(ids),))
+            tx.execute(started, (_carray(ids),))
             return expired
 
         expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
@@ -8609,7 +8334,7 @@ class Store:
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
 
-        def stage_some(connection: apsw.Connection) -> int:
+        def stage_some(tx: Transaction) -> int:
             find = f"""
                 SELECT id FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
@@ -8618,26 +8343,26 @@ class Store:
                 UPDATE litejobs_job SET state = {_READY}
                 WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
             """
-            return self.rows.change(connection, _column(connection, find, (now,)), ready)
+            return change_jobs(tx, _column(tx, find, (now,)), ready)
 
         return self._in_batches(_NEXT_DUE, now, stage_some)
 
     def _in_batches(
-        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+        self, next_due: str, now: int, change: Callable[[Transaction], int]
     ) -> tuple[int, int | None]:
         """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
-            with self.file.reading() as connection:
-                due = _one_number(connection, next_due)
+            with self.file.transaction(read_only=True) as tx:
+                due = _one_number(tx, next_due)
             if due is None or due > now:
                 return changed, due
-            with self.file.writing() as connection:
-                before = connection.total_changes()
-                changed += change(connection)
-                progress = connection.total_changes() > before
-                left = _one_number(connection, next_due)
+            with self.file.transaction() as tx:
+                before = tx.connection.total_changes()
+                changed += change(tx)
+                progress = tx.connection.total_changes() > before
+                left = _one_number(tx, next_due)
                 self.file.expect(progress or left is None or left > now)
 
     def leave(self, node: int, presence: Presence) -> None:
@@ -8692,9 +8417,9 @@ class Store:
                 f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
             ).get:
                 return 0
-        with self.file.writing() as connection:
+        with self.file.transaction() as tx:
             sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
-            return self.rows.delete(connection, _column(connection, sql, (now,)))
+            return change_jobs(tx, _column(tx, sql, (now,)), *DELETION)
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; says how many."""
@@ -9045,11 +8770,11 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
 def fire(duties: Duties) -> float | None:
     """Enqueues the jobs of schedules that are due."""
 
-    def emit(entry: Entry, jobs: list[int]) -> None:
+    def emit(schedule: Schedule, jobs: list[int]) -> None:
         for job in jobs:
-            duties.emit("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
-    return duties.do_due(lambda now: duties.store.timetable.fire(now, emit))
+    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
 
 
 def admit(duties: Duties) -> None:
@@ -11427,7 +11152,8 @@ class Supervisor:
     until: Until | None
     grace: float
     clock: Clock = system_clock
-    declared: Declared = Declared()
+    declared: tuple[Sequence[Schedule], str] = ((), "")
+    """The schedules of the program, and the program."""
     rng: random.Random = attrs.field(factory=random.Random)
     events: Events = attrs.field(factory=Events)
     jobs_per_worker: float = math.inf
@@ -11560,7 +11286,7 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.timetable.declare(self.declared)
+        self.store.schedules.declare(*self.declared)
         self._enlist()
         name = self.serves.node
         self._ear.add(self._bell.source, None)
@@ -12084,7 +11810,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that the command line was given."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -12290,7 +12016,8 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.catalogue.get(_id_of(id), self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return get_jobs(tx, [_id_of(id)], self)[0]
 
     def find(
         self,
@@ -12307,7 +12034,8 @@ class LiteJobs:
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return self.store.catalogue.find(match, limit, self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return find_jobs(tx, match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page: nothing is held open, and jobs
@@ -12317,19 +12045,25 @@ class LiteJobs:
         """
 
         def pages(match: Match) -> Iterator[Job[Any]]:
-            while page := self.store.catalogue.find(match, PAGE, self):
+            while True:
+                with self.store.file.transaction(read_only=True) as tx:
+                    page = find_jobs(tx, match, PAGE, self)
                 yield from page
+                if len(page) < PAGE:
+                    return
                 match = attrs.evolve(match, before=page[-1].id)
 
         return pages(_match(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
-        return self.store.catalogue.count(_match(filters))
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_jobs(tx, _match(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
-        return self.store.catalogue.stats()
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_by_queue(tx)
 
     def metrics(
         self,
@@ -12359,7 +12093,8 @@ class LiteJobs:
 
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.catalogue.errors(_id_of(id))
+        with self.store.file.transaction(read_only=True) as tx:
+            return failures_of(tx, _id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -12387,7 +12122,8 @@ class LiteJobs:
         left = {*map(_id_of, jobs)}
         total = len(left)
         for _ in _polls_within(timeout):
-            found = self.store.catalogue.get_all(left, self)
+            with self.store.file.transaction(read_only=True) as tx:
+                found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
                 _show_bar(found, total)
             for job in found:
@@ -12494,16 +12230,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return self.store.catalogue.cancel(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return self.store.catalogue.retry(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return self.store.catalogue.delete(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -12552,13 +12288,13 @@ class LiteJobs:
         self,
         expression: str,
         work: object,
-        origin: str,
+        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
-        rule = make_rule(expression, timezone, **how)
+        schedule = make_schedule(expression, timezone, **how)
 
         def declare(work: object) -> ScheduleHandle:
             title = self._name_of(work) if name is None else check_name(name, "name")
@@ -12566,9 +12302,9 @@ class LiteJobs:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
             if taken := self._declared.get(title):
-                problem = f"schedule {title!r} declared twice, in {taken.origin} and in {origin}"
+                problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = Declaration(title, rule, work, origin)
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -12578,25 +12314,28 @@ class LiteJobs:
             return work.body.name
         return (definition_of(work) or self.registry.of(work)).name
 
-    def _declarations(self) -> Declared:
-        """What the program declares, as rows."""
+    def _declarations(self) -> tuple[Sequence[Schedule], str]:
+        """The schedules that the program declares, and the program."""
         program = program_of(self.target, self._made_in)
-        entries = tuple(
-            self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
-            for d in self._declared.values()
-        )
-        for entry in entries:
-            self.registry.named(entry.definition)
-        return Declared(entries, program)
+        schedules = [
+            self._bound(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
+            for schedule, work, module in self._declared.values()
+        ]
+        for schedule in schedules:
+            self.registry.named(schedule.definition)
+        return schedules, program
 
-    def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
+    def _bound(self, schedule: Schedule, work: object) -> Schedule:
+        """The schedule with what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         _refuse_for_schedules(bound.options)
         # Made for the moment 0, so that times stay lengths.
         options = options_of(_make_special(bound, 0))
-        return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
+        return attrs.evolve(
+            schedule, definition=bound.body.name, payload=bound.payload, options=options
+        )
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -12606,16 +12345,16 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
+        return self.store.schedules.all()
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; gives how many that paused."""
-        return self.store.timetable.pause()
+        return self.store.schedules.pause()
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; gives how many were paused.
         Missed ticks are not made up."""
-        return self.store.timetable.resume()
+        return self.store.schedules.resume()
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
@@ -12636,7 +12375,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -12658,11 +12397,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return self.store.catalogue.hold(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return self.store.catalogue.release(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -12795,16 +12534,13 @@ class LiteJobs:
         with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
-            self.store.timetable.declare(self._declarations())
+            self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
+            duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            prunes = not self.tested
-            drain = Drain(
-                self.store, executor, serves, node, presence, self.events, self.clock, prunes
-            )
-            return drain.run()
+            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
 
 
 def _polls_within(timeout: Duration | None) -> Iterator[None]:
@@ -12832,75 +12568,71 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
 class Drain:
     """Runs what is due in this process, one job after the other."""
 
-    store: Store
+    duties: Duties
     executor: Executor
     serves: Serves
-    node: int
     presence: Presence
-    events: Events
-    clock: Clock
-    prunes: bool = True
-    _settlements: list[Settlement] = attrs.field(factory=list)
-    _pending_events: Iterable[Event] = ()
+    _ended: Sequence[tuple[Claimed, Report]] = ()
+    """The attempt that is to be settled."""
 
-    def run(self) -> int:
-        """Runs jobs until nothing is due any more; says how many attempts that took."""
-        duties = Duties(self.store, self.node, self.events, self.serves.node)
-        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        attempts = 0
-        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+    def run(self, prunes: bool) -> int:
+        """Runs jobs until none is due; gives the number of attempts."""
+        store, attempts = self.duties.store, 0
+        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+        while prunes and (store.prune(store.clock()) or store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
             self.presence.renew()
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            duties.do("expire", "fire", "stage")
-            settled = bool(self._settlements)
+            self.duties.do("expire", "fire", "stage")
+            settled = bool(self._ended)
             if claimed := self._exchange():
-                self._attempt(claimed)
+                self._attempt(claimed[0])
                 attempts += 1
             elif not settled:
                 # Otherwise a retry may be due at once.
-                self.store.nodes.refuse_unlisted(self.node)
+                store.nodes.refuse_unlisted(self.duties.node)
                 return attempts
 
-    def _exchange(self) -> Claimed | None:
-        def choose(ready: Ready) -> list[int]:
-            listed = self.store.nodes.is_listed(self.node)
-            return [id for id, _ in itertools.islice(ready, 1)] if listed else []
+    def _exchange(self, limit: int = 1) -> Sequence[Claimed]:
+        """Settles the attempt that has ended, and claims at most so many jobs."""
+        store, node, events = self.duties.store, self.duties.node, self.duties.events
 
-        done = self.store.exchange(self._settlements, self.node, choose, self.serves)
-        self._settlements = []
-        self._emit(self._pending_events)
-        self._pending_events = ()
-        return done.claimed[0] if done.claimed else None
+        def choose(ready: Ready) -> list[int]:
+            room = limit if store.nodes.is_listed(node) else 0
+            return [id for id, _ in itertools.islice(ready, room)]
+
+        done = store.exchange(self._ended, node, choose, self.serves)
+        ended, self._ended = self._ended, ()
+        for claimed, report in ended:
+            if report.kind or events.wants("completed"):
+                self._emit(*attempt_ended(claimed, report, self.serves.node))
+        return done.claimed
 
     def _attempt(self, claimed: Claimed) -> None:
-        pid, node = os.getpid(), self.serves.node
-        if self.events.wants("started"):
-            self._emit([attempt_started(claimed, self.clock(), pid, node)])
-        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
+        store, pid = self.duties.store, os.getpid()
+        if self.duties.events.wants("started"):
+            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
+
+        def keep(text: str) -> None:
+            try:
+                store.keep_progress({claimed[:2]: text})
+            except FileError as error:
+                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+        reporter = ProgressReporter(keep)
         report = self.executor.run(
             claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
-        report = report._replace(worker=pid)
-        self._settlements = [(claimed, report)]
-        if report.kind or self.events.wants("completed"):
-            self._pending_events = attempt_ended(claimed, report, node)
+        self._ended = [(claimed, report._replace(worker=pid))]
         if report.type == "KeyboardInterrupt":
-            self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._emit(self._pending_events)
+            self._exchange(0)
             raise KeyboardInterrupt
 
-    def _store_progress(self, claimed: Claimed, text: str) -> None:
-        try:
-            self.store.keep_progress({claimed[:2]: text})
-        except FileError as error:
-            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-    def _emit(self, events: Iterable[Event]) -> None:
+    def _emit(self, *events: Event) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
+        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
         for event in events:
             emit(event)
 
@@ -12908,23 +12640,23 @@ class Drain:
 class NodeOptions(TypedDict, total=False):
     """How a node works; see `LiteJobs.work`."""
 
-    threads: int | None
-    concurrency: int
-    jobs_per_worker: int | None
-    queues: Iterable[str] | None
-    node: str | None
-    until: Until | None
-    grace: Duration
+    threads: Annotated[int | None, "threads of this process instead"]
+    concurrency: Annotated[int, "async jobs at a time in each (default: 100)"]
+    jobs_per_worker: Annotated[int | None, "jobs until a worker is replaced"]
+    queues: Annotated[Iterable[str] | None, "only this queue; may be repeated"]
+    node: Annotated[str | None, "a name, for jobs that only this node may take"]
+    until: Annotated[Until | None, "end when nothing is left to do"]
+    grace: Annotated[Duration, "for jobs to end in (default: 5)"]
 
 
 class QueueChoices(TypedDict, total=False):
     """The settings that a queue may have."""
 
-    concurrency: int | None
-    rate: str | None
-    burst: int | None
-    weight: float | None
-    ageing: Duration | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time"]
+    rate: Annotated[str | None, "how many start in some time, as 10/s or 100/min"]
+    burst: Annotated[int | None, "how many may start at once after a rest"]
+    weight: Annotated[float | None, "its share among queues with jobs of the same priority"]
+    ageing: Annotated[Duration | None, "in which the priority of a waiting job rises by one"]
     max_attempts: int | None
     timeout: Duration | None
     backoff: Backoff | None
@@ -13048,17 +12780,6 @@ _SETTING_CHECKS: Mapping[str, Check] = {
 """Checks each setting of a queue and gives what is stored."""
 
 
-@attrs.frozen(eq=False, repr=False)
-class Declaration:
-    """A schedule as the program declares it. Its work is bound when a node starts, so that
-    annotations may name what comes later."""
-
-    name: str
-    rule: Rule
-    work: object
-    origin: str
-
-
 class Declaring(Recurring, total=False):
     """How a program declares a schedule: its name (else that of the definition), and the time
     zone of its fields."""
@@ -13081,8 +12802,7 @@ class ScheduleHandle:
 
     def get(self) -> Schedule:
         """The schedule as it is now."""
-        entry = self._jobs.store.timetable.get(self.name)
-        return Schedule(entry, problem_of(entry))
+        return self._jobs.store.schedules.get(self.name)
 
     def set(
         self,
@@ -13102,26 +12822,25 @@ class ScheduleHandle:
         """
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
-        rule = make_rule(text, timezone, **how)
-        self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
-        return self.get()
+        schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
+        return self._jobs.store.schedules.put(self._jobs._bound(schedule, work))
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
-        self._jobs.store.timetable.pause(self.name)
+        self._jobs.store.schedules.pause(self.name)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on."""
-        self._jobs.store.timetable.resume(self.name)
+        self._jobs.store.schedules.resume(self.name)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays."""
         _refuse_while_importing()
-        return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
+        return self._jobs.get(self._jobs.store.schedules.fire_now(self.name))
 
     def remove(self) -> None:
         """Deletes it. (One that a program declares comes back when its next node starts.)"""
-        self._jobs.store.timetable.remove(self.name)
+        self._jobs.store.schedules.remove(self.name)
 
 
 def module_name(name: str) -> str:
@@ -13165,6 +12884,9 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
+
+
 class Filters(TypedDict, total=False):
     """What jobs can be found by. Moments are aware: from *after* on, and earlier than
     *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
@@ -13173,15 +12895,15 @@ class Filters(TypedDict, total=False):
     id: int | Job[Any] | Iterable[int | Job[Any]]
     name: str | AnyDefinition | type
     queue: str
-    state: State | Sequence[State]
+    state: Annotated[State | Sequence[State], "may be repeated"]
     node: str
     key: str
     schedule: str | AnyDefinition | type
-    enqueued_after: datetime
+    enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
-    finished_after: datetime
+    finished_after: Annotated[datetime, "from then on"]
     finished_before: datetime
-    payload: Mapping[str, str | int | float | bool | None]
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 class Changes(TypedDict, total=False):
@@ -13197,7 +12919,7 @@ class Changes(TypedDict, total=False):
     delay: Duration
     at: datetime
     expires: Duration | datetime | None
-    payload: Mapping[str, Any]
+    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
 json_of_any: Final = Codec[Any](Any)
@@ -13616,11 +13338,13 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        last = self.jobs.store.catalogue.last_failed()
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            last = last_failure(tx)
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        failed = self.jobs.store.catalogue.failed_after(last)
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            failed = failures_after(tx, last)
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
@@ -13815,45 +13539,31 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run, **more)
-        if run not in (_run, _new):
-            place = "the queue's file, or a program: module:attribute or file.py:attribute"
-            made.add_argument("target", metavar="TARGET", help=place)
+        place = "module:attribute or file.py:attribute"
+        if run is _run:
+            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
+        elif run is not _new:
+            about = f"the queue's file, or a program: {place}"
+            made.add_argument("target", metavar="TARGET", help=about)
             made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run(add("run", _run, "run jobs until stopped"))
-    _add_commands(add)
+    _add_job_commands(add)
+    _add_other_commands(add)
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    import argparse
-
-    parser.argument_default = argparse.SUPPRESS
-    place = "where the LiteJobs is: module:attribute or file.py:attribute"
-    parser.add_argument("target", metavar="PROGRAM", help=place)
-    parser.add_argument(
-        "--workers", type=int, default=None, help="number of processes (default: one per core)"
-    )
-    parser.add_argument("--threads", type=int, help="threads of this process instead")
-    about = "async jobs at a time in each (default: 100)"
-    parser.add_argument("--concurrency", type=int, help=about)
-    parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
-    about = "only this queue; may be repeated"
-    parser.add_argument("--queue", action="append", dest="queues", metavar="QUEUE", help=about)
-    parser.add_argument("--node", help="a name, for jobs that only this node may take")
-    parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
-    parser.add_argument("--grace", type=float, help="seconds for jobs to end in")
-    parser.set_defaults(log_level=logging.INFO)
-    level = parser.add_mutually_exclusive_group()
+def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run = add("run", _run, "run jobs until stopped")
+    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    _add_options(run, NodeOptions, queues="--queue")
+    level = run.add_mutually_exclusive_group()
     for flag, least, about in (
         ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
         ("--quiet", logging.WARNING, "log only warnings and errors"),
     ):
         level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-
-
-def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run.set_defaults(log_level=logging.INFO)
     enqueue = add("enqueue", _enqueue, "put a job into the file")
     enqueue.add_argument("name", help="the definition")
     enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
@@ -13880,6 +13590,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
     changes = {"queue": "--to-queue", "payload": "--to-payload"}
     _add_options(bulk, Changes, "to_", removable=True, **changes)
+
+
+def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("stats", _stats, "count jobs by queue and state")
     add("queues", _queues, "list the queues that have settings")
     queue = add("queue", _queue, "show, pause, resume and set a queue")
@@ -13914,29 +13627,6 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
-_OPTION_HELP = {
-    "priority": "higher runs first",
-    "max_attempts": "how many attempts a job has at most",
-    "timeout": "after which a job is asked to end",
-    "grace": "then, until it is killed (default: the node's, 5)",
-    "node": "the only node that may take it",
-    "at": "when it is due",
-    "delay": "until it is due",
-    "expires": "after which it is not started",
-    "key": "of jobs with one key, so many run at a time",
-    "key_limit": "how many (default: 1)",
-    "state": "may be repeated",
-    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
-    "enqueued_after": "from then on",
-    "finished_after": "from then on",
-    "concurrency": "how many of its jobs run at a time",
-    "rate": "how many start in some time, as 10/s or 100/min",
-    "burst": "how many may start at once after a rest",
-    "weight": "its share among queues with jobs of the same priority",
-    "ageing": "in which the priority of a waiting job rises by one",
-}
-
-
 def _add_options(
     parser: argparse.ArgumentParser,
     typed: type,
@@ -13949,26 +13639,33 @@ def _add_options(
     options are *removable*, a zero or an empty text stands for None."""
     import argparse
 
+    texts = {
+        name: hint.__metadata__[0]
+        for kind in (Choices, typed)
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if typing.get_origin(hint) is Annotated
+    }
     for name, hint in typing.get_type_hints(typed).items():
         kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
-        about = _OPTION_HELP.get(name)
+        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
         settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        if name == "state":
-            settings |= {"choices": STATES, "action": "append"}
+        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
+        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
+            settings |= {"choices": typing.get_args(literals[0])}
         elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
-        elif name != "id" and (known := [reader for kind, *reader in _READERS if kind in kinds]):
-            read: Any = known[0][0]
-            metavar = known[0][1]
+            settings |= {"type": _field, "metavar": "FIELD=JSON"}
+        elif readers and name != "id":
+            read, metavar = readers[0]
             if removable and type(None) in kinds:
                 # A node may be named 0, and a grace of no seconds is one.
                 zero = "" if name in ("node", "grace") else "0"
                 read = functools.partial(_read_unless, (zero, ""), read)
                 about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or name.upper()}
+            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
         else:
             continue
+        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
+            settings["action"] = "append"
         parser.add_argument(flag, help=about, **settings)
 
 
@@ -14005,12 +13702,13 @@ def _field(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
 
 
-_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
     (timedelta, float, "SECONDS"),
     (datetime, _moment, "TIME"),
     (int, int, "NUMBER"),
     (float, float, "NUMBER"),
     (str, str, ""),
+    (Iterable[str], str, ""),
 )
 """How a value of a type is read from a command line, and what it is called in the help."""
 
@@ -14182,11 +13880,11 @@ def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     def values_of(schedule: Schedule) -> dict[str, Any]:
         values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
         try:
-            values["words"] = schedule.entry.rule.timetable.words
+            values["words"] = schedule.timetable.words
         except OptionError as error:  # This machine does not know the time zone, say.
             values["words"] = f"({error})"
         not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.entry.payload, not_shown)}
+        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
 
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
@@ -14207,7 +13905,7 @@ def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.timetable, options.verb)(options.name)
+    changed = getattr(jobs.store.schedules, options.verb)(options.name)
     return {options.done: changed}, f"{changed} {options.done}", int(not changed)
 
 
