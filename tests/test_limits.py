@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from programs import Programs, eventually, lines, never, trouble
 
 import litejobs
 from litejobs import (
-    Arbiter,
     Claimed,
     Constant,
     Definition,
@@ -37,6 +35,7 @@ from litejobs import (
     Retry,
     Serves,
     Snooze,
+    not_begun,
     parse_rate,
 )
 
@@ -641,8 +640,7 @@ class TestExpiry:
         self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
     ) -> None:
         job = jobs.registry.named("note").using(expires=10).enqueue(1)
-        arbiter = Arbiter(jobs.registry, {}, clock, random.Random(0))
-        given_back = [(c, arbiter.not_begun(False)) for c in hands.claim()]
+        given_back = [(c, not_begun(clock(), cancelled=False)) for c in hands.claim()]
         jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.serves)
         assert (job.refresh().state, job.refresh().started_at) == ("pending", None)
         clock.turn(10)
