@@ -10148,10 +10148,9 @@ class JobRunner:
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
                 made = self._with_usage(made, number, began)
-            if self._reporters:
-                self.end_progress(fields[0])
             report = write_report(number, made)
-            if not board.fits(report):
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
+                # Through the channel it comes after the last progress of the job.
                 channel.send(marshal.dumps(("report", report)))
                 report = b""
             if took > HARMLESS and not restore(took > SHORT_RUN):
@@ -10183,10 +10182,12 @@ class JobRunner:
     def _send_progress(self, id: int, claim: int, text: str) -> None:
         self.channel.send(marshal.dumps(("progress", id, claim, text)))
 
-    def end_progress(self, id: int) -> None:
-        """Sends the last progress of a job that has ended."""
-        if reporter := self._reporters.pop(id, None):
-            reporter.close()
+    def end_progress(self, id: int) -> bool:
+        """Sends the last progress of a job that has ended; says whether there was any."""
+        if (reporter := self._reporters.pop(id, None)) is None:
+            return False
+        reporter.close()
+        return True
 
 
 SIGNALS = tuple(
@@ -10345,7 +10346,6 @@ class AsyncRunner:
         OUTPUT.set(written)
         asked = functools.partial(self._asked.get, number)
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
-        jobs.end_progress(claimed.id)
         if report.kind or number in self._asked:
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
@@ -10359,10 +10359,10 @@ class AsyncRunner:
             now = self._jobs.executor.clock()
             made = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
-        self._begun.pop(number, None)
+        id, _ = self._begun.pop(number, (0, 0))
         self._asked.pop(number, None)
         report = write_report(number, made)
-        if not self._jobs.board.leave(report):
+        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
             self._jobs.channel.send(marshal.dumps(("report", report)))
         elif not self._notifies:
             self._notifies = True
@@ -10526,22 +10526,28 @@ class Worker:
             kill_group(self.pid)
 
     def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived. One that cannot be understood is killed."""
+        """The messages and reports that have arrived."""
         messages: list[Any] = []
         reports: list[tuple[int, Report]] = []
-        try:
-            # The reports first: what a job has sent of its progress is there by then.
-            reports += self.board.collect(dead)
+        with self._killed_if_garbled():
             self.channel.flush()
             for message in filter(None, self.channel.receive()):
                 messages.append(marshal.loads(message))
                 if messages[-1][0] == "report":
                     reports.append(read_report(messages.pop()[1], 0)[:2])
+        with self._killed_if_garbled():
+            reports += self.board.collect(dead)  # Later: the message that it has some is read.
+        return messages, reports
+
+    @contextlib.contextmanager
+    def _killed_if_garbled(self) -> Iterator[None]:
+        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
+        try:
+            yield
         except (EOFError, OSError, ValueError, TypeError, LookupError, struct.error):
             self.broken = True
             if not self.dead:
                 self.kill()
-        return messages, reports
 
     def wait(self, patience: float) -> None:
         """Waits until it has ended, at most so many seconds."""
