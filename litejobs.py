@@ -1894,13 +1894,13 @@ class Codec(Generic[T]):
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
+        if isinstance(text, bytes):
+            problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
+            raise Unfit((problem,))
         try:
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
-            if isinstance(text, bytes):
-                problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
-                raise Unfit((problem,)) from None
             raise Unfit(_problems(error)) from error
 
     @functools.cached_property
@@ -1918,59 +1918,31 @@ def unencodable(kind: Any) -> str | None:
     return None
 
 
-_TO_JSON: Final = json.JSONEncoder(
+_ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
-
-
-def _chunks_in_c() -> Callable[[Any, int], Iterable[str]] | None:
-    """The encoder that `JSONEncoder.encode` makes anew for each value, which takes half of its
-    time. It is not public: without it, `_to_json` uses `encode`."""
-    try:
-        text = json.encoder.encode_basestring
-        options = None, ":", ",", False, False, False
-        made: Any = json.encoder.c_make_encoder(None, _TO_JSON.default, text, *options)  # type: ignore[attr-defined]
-        return made if "".join(made(["é"], 0)) == '["é"]' else None
-    except Exception:
-        return None
-
-
-_CHUNKS = _chunks_in_c()
+_CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
+# What `iterencode` makes anew for each value, which takes half of its time, is not public.
+with contextlib.suppress(AttributeError, TypeError):
+    _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+        None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+    )
 _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-def _from_json(text: str | bytes) -> Any:
+def _to_json(raw: Any) -> str:
+    text = "".join(_CHUNKS(raw, True))
+    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    return text if text.isascii() else storable(text)
+
+
+def _from_json(text: str) -> Any:
     # Text written by `_to_json` has no surrounding white space to skip.
     try:
         raw, end = _SCAN(text, 0)
     except StopIteration:
         end = -1
-    raw = raw if end == len(text) else json.loads(text)
-    if isinstance(text, str) and not text.isascii() and _HALF.search(text):
-        _to_json(raw)  # Or the error that says why it cannot be written.
-    return raw
-
-
-def _to_json(raw: Any) -> str:
-    text = "".join(_CHUNKS(raw, 0)) if _CHUNKS else _TO_JSON.encode(raw)
-    if text.isascii():
-        return text
-    if _HALVES.search(text):
-        raise ValueError("two halves of a character, which JSON would join")
-    # A lone surrogate, as in names of files, survives as the escape \udc80.
-    return text.encode(errors="backslashreplace").decode()
-
-
-_HALF = re.compile("[\ud800-\udfff]")
-_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-
-
-def _problems(error: Exception) -> tuple[str, ...]:
-    try:
-        problems = cattrs.transform_error(error, format_exception=_problem)
-        return tuple(map(_cut, problems[:MOST_PROBLEMS]))
-    except Exception:  # too deep for cattrs, or an error that fails to show itself
-        return ("not of the type, in a way that cannot be described @ $",)
+    return raw if end == len(text) else json.loads(text)
 
 
 MOST_PROBLEMS = 20
@@ -1978,10 +1950,13 @@ PROBLEM_LIMIT = 500
 """How many problems of one value are reported, and how many characters of each."""
 
 
-def _cut(problem: str) -> str:
-    """Without its middle, if it is too long, as field names may be."""
+def _problems(error: Exception) -> tuple[str, ...]:
     half = PROBLEM_LIMIT // 2
-    return problem if len(problem) <= PROBLEM_LIMIT else f"{problem[:half]} … {problem[-half:]}"
+    try:
+        problems = cattrs.transform_error(error, format_exception=_problem)[:MOST_PROBLEMS]
+    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        return ("not of the type, in a way that cannot be described @ $",)
+    return tuple(p if len(p) <= PROBLEM_LIMIT else f"{p[:half]} … {p[-half:]}" for p in problems)
 
 
 def _problem(error: BaseException, kind: Any) -> str:
@@ -1991,13 +1966,16 @@ def _problem(error: BaseException, kind: Any) -> str:
         case KeyError() if kind is not None:
             return "missing"
         case ForbiddenExtraKeysError():
-            return f"unknown field {', '.join(sorted(map(_shown, error.extra_fields)))}"
+            return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
         case json.JSONDecodeError():
             return f"no JSON: {error}"
     # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
+
+
+HIDDEN = "hidden"
 
 
 @functools.cache
@@ -2009,7 +1987,7 @@ def hides(kind: Any) -> bool:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
-        if any(field.repr is not True for field in _fields_of(cls)):
+        if hidden_fields(cls):
             return True
         try:
             left += [*typing.get_args(kind), *_hints_of(cls).values()]
@@ -2018,15 +1996,20 @@ def hides(kind: Any) -> bool:
     return False
 
 
-def _fields_of(cls: Any) -> tuple[Any, ...]:
-    if isinstance(cls, type) and attrs.has(cls):
-        return tuple(attrs.fields(cls))
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+def hidden_fields(cls: Any) -> set[str]:
+    """The names of the fields that a class does not show."""
+    fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
+    values = fields.values() if isinstance(fields, dict) else fields
+    return {field.name for field in values if field.repr is not True}
 
 
 def _hints_of(cls: Any) -> dict[str, Any]:
     holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
     return typing.get_type_hints(cls, include_extras=True) if holds else {}
+
+
+def _is_class(cls: Any) -> bool:
+    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 def _name(kind: Any) -> str:
@@ -2039,13 +2022,23 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def _shown(value: Any) -> str:
-    short = reprlib.Repr()  # never fails, unlike some a repr()
+def shown(value: Any) -> str:
+    """A short `repr`, which never fails."""
+    short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
+def got(kind: Any, value: Any) -> str:
+    """The wrong value, unless *kind* hides it."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else shown(value)
+
+
 # One form for each type.
+
+_Hook = Callable[..., Any]
+_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
+"""What makes a form: its classes, json_classes, dump and parse."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2053,28 +2046,27 @@ class _Form:
     """How values of the type *kind* are written and read."""
 
     kind: Any
-    owns: tuple[type, ...] = ()
-    """The exact classes of its values: a subclass would be read back as its base."""
-    raws: tuple[type, ...] = (dict,)
-    """The classes of their JSON values; known from the start, for recursive classes."""
-    dump: Callable[[Any], Any] = lambda value: value
-    parse: Callable[[Any], Any] = lambda raw: raw
+    classes: tuple[type, ...] = ()
+    """The exact ones of its values: a subclass would be read back as its base."""
+    json_classes: tuple[type, ...] = (dict,)
+    """Those of their JSON values; known from the start, for recursive classes."""
+    dump: _Hook = lambda value: value
+    parse: _Hook = lambda raw: raw
     plain: bool = False
     """Whether every written value is read back unchanged, so that no check is needed."""
 
     def write(self, value: Any) -> Any:
         try:
-            return self.dump(value) if type(value) in self.owns else _Misfit(value)
+            return self.dump(value) if type(value) in self.classes else _Misfit(value)
         except (ValueError, ArithmeticError, LookupError):
             return _Misfit(value)
 
     def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
-        if type(raw) not in self.raws:
-            raise self._unfit(raw)
         try:
-            return self.parse(raw)
+            if type(raw) in self.json_classes:
+                return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
-            raise self._unfit(raw) from None
+            pass
         except ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
@@ -2082,25 +2074,15 @@ class _Form:
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
                 raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
+        raise Unfit((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
 
-    def read_quietly(self, raw: Any) -> Any:
-        """Like `read`, for a hidden field: the error shows nothing of the value."""
+    def read_hidden(self, raw: Any, _: Any = None) -> Any:
+        """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
             problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
             raise Unfit((problem,)) from None
-
-    def _unfit(self, raw: Any) -> Unfit:
-        return Unfit((f"expected {_name(self.kind)}, got {_got(self.kind, raw)}",))
-
-
-def _got(kind: Any, value: object) -> str:
-    """The wrong value, unless *kind* hides it."""
-    return f"something else, which is {HIDDEN}" if hides(kind) else _shown(value)
-
-
-HIDDEN = "hidden"
 
 
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
@@ -2113,39 +2095,11 @@ class _Misfit:
     value: Any
 
     def __repr__(self) -> str:
-        return _shown(self.value)
-
-
-@functools.cache
-def _form_of(kind: Any) -> _Form:
-    # A converter for each: a type that fails leaves nothing half made behind.
-    return _Wire().form(kind)
-
-
-def _without_defaults(form: _Form) -> _Form:
-    fields = [f for f in attrs.fields(form.kind) if f.init and f.default is not attrs.NOTHING]
-    defaults = [(f.alias, _form_of(f.type).write(f.default)) for f in fields]
-
-    def dump(value: Any) -> Any:
-        raw = form.dump(value)
-        for key, default in defaults:
-            # Equal is not enough: 1 == True, and 0.0 == -0.0.
-            if raw[key] == default and repr(raw[key]) == repr(default):
-                del raw[key]
-        return raw
-
-    plain = all(_is_plain(f.type) for f in attrs.fields(form.kind))
-    return attrs.evolve(form, dump=dump, plain=plain)
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+        return shown(self.value)
 
 
 class _Wire(cattrs.Converter):
-    """Generates code for classes with cattrs, and has a form for each type.
+    """Has a form for each type; and cattrs generates code for classes.
 
     (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
     """
@@ -2160,7 +2114,7 @@ class _Wire(cattrs.Converter):
         if kind not in self._forms:
             # Stored before it is complete, for recursive classes.
             form = self._forms[kind] = _Form(kind)
-            form.owns, form.raws, form.dump, form.parse = _parts(kind, self)
+            form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
         return self._forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
@@ -2170,9 +2124,30 @@ class _Wire(cattrs.Converter):
         return self.form(type).write
 
 
-_Hook = Callable[..., Any]
-_Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
-"""The owns, raws, dump and parse of a form."""
+@functools.cache
+def _form_of(kind: Any) -> _Form:
+    # A converter for each: a type that fails leaves nothing half made behind.
+    return _Wire().form(kind)
+
+
+def _without_defaults(form: _Form) -> _Form:
+    fields = attrs.fields(form.kind)
+    defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
+
+    def dump(value: Any) -> Any:
+        raw = form.dump(value)
+        for key, default in defaults.items():
+            if repr(raw[key]) == default:  # As 1 == True, and 0.0 == -0.0.
+                del raw[key]
+        return raw
+
+    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
+
+
+def _is_plain(kind: Any) -> bool:
+    if typing.get_origin(kind) is list:
+        return all(map(_is_plain, typing.get_args(kind)))
+    return kind in (str, int, bool, None, types.NoneType)
 
 
 def _bare(kind: Any) -> Any:
@@ -2185,11 +2160,12 @@ def _parts(kind: Any, wire: _Wire) -> _Parts:
     origin = typing.get_origin(kind) or kind
     if kind in _SCALARS:
         return _SCALARS[kind]
-    if kind is Any:
-        return _any(wire)
+    if kind is Any or {*typing.get_args(kind)} == {Any, types.NoneType}:
+        inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+        classes = (str, int, float, bool, types.NoneType, list, dict)
+        return classes, classes, _same, lambda raw: inner.get(type(raw), _same)(raw)
     if origin in _UNIONS:
-        optional = {*typing.get_args(kind)} == {Any, types.NoneType}
-        return _any(wire) if optional else _union(kind, wire)
+        return _union(kind, wire)
     if origin is Literal:
         return _choice(kind, typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -2205,22 +2181,18 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     # By class too: 1 == True, but they are two choices.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
-    jsons = tuple({type(raw) for raw in raws.values()})
-    if len(members) < len(raws) or not {*jsons} <= {str, int, float, bool, types.NoneType}:
+    classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
+    if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
         raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
-    owns = tuple({type(value) for value in values})
-    return owns, jsons, lambda v: raws[type(v), v], lambda raw: members[type(raw), raw]
-
-
-# Objects and containers.
+    both = tuple(classes), tuple(json_classes)
+    return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
 
 def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
     for argument in typing.get_args(kind):
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
-        hints = typing.get_type_hints(cls)
-        writers = {key: wire.form(hint).write for key, hint in hints.items()}
+        writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
         read = typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
@@ -2237,17 +2209,13 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
             attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
             if any(field.type is None for field in attrs.fields(cls)):
                 raise TypeError(f"{_name(kind)} has a field without a type")
-        quiet = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_quietly(raw))
-        quietly: Any = {field.name: quiet for field in _fields_of(cls) if field.repr is not True}
+        hook = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_hidden(raw))
+        hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
         dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **quietly)
+        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **hooks)
     else:
         raise TypeError(f"{_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
-
-
-def _is_class(cls: Any) -> bool:
-    return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
 _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
@@ -2261,7 +2229,7 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
 
 
 def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
-    owns, items = _ARRAYS[origin], typing.get_args(kind)
+    classes, items = _ARRAYS[origin], typing.get_args(kind)
     fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
     forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
     if fixed:
@@ -2276,18 +2244,18 @@ def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
         return raw
 
     def parse(raw: Any) -> Any:
-        items = enumerate(zip(raw, forms, strict=fixed))
-        return owns[0](_each((i, item, form.read) for i, (item, form) in items))
+        pairs = enumerate(zip(raw, forms, strict=fixed))
+        return classes[0](_each((i, item, form.read) for i, (item, form) in pairs))
 
-    return owns, (list,), dump, parse
+    return classes, (list,), dump, parse
 
 
 def _mapping(kind: Any, wire: _Wire) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
     key, form = wire.form(key_kind), wire.form(value_kind)
-    if key.raws not in ((str,), (int,)):
+    if key.json_classes not in ((str,), (int,)):
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
-    digits = key.raws == (int,)
+    digits = key.json_classes == (int,)
 
     def dump(value: Any) -> Any:
         raw = {key.write(k): form.write(v) for k, v in value.items()}
@@ -2299,10 +2267,12 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
             raw = int(raw)  # "007" stays a text, and is refused
         return key.read(raw), form.read(item[1])
 
-    def parse(raw: Any) -> Any:
-        return dict(_each((item[0], item, read_item) for item in raw.items()))
-
-    return (dict,), (dict,), dump, parse
+    return (
+        (dict,),
+        (dict,),
+        dump,
+        lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
+    )
 
 
 def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
@@ -2323,21 +2293,18 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
     return values
 
 
-# Unions.
-
-
 _UNIONS: Final = (typing.Union, types.UnionType)
 
 
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
-    raws = {raw for form in forms.values() for raw in form.raws}
+    json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers = {}
-    for raw in raws:
-        members = [member for member, form in forms.items() if raw in form.raws]
-        if raw is int and len(members) > 1:
+    for cls in json_classes:
+        members = [member for member, form in forms.items() if cls in form.json_classes]
+        if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[raw] = _chooser(kind, members, wire)
+        choosers[cls] = _chooser(kind, members, wire)
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -2350,8 +2317,8 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
                 return raw
         return _Misfit(value)
 
-    owns = tuple({own for form in forms.values() for own in form.owns})
-    return owns, tuple(raws), dump, lambda raw: choose(raw).read(raw)
+    classes = tuple({cls for form in forms.values() for cls in form.classes})
+    return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
 def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
@@ -2366,12 +2333,6 @@ def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]
 
 
 # Scalars.
-
-
-def _any(wire: _Wire) -> _Parts:
-    inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
-    owns = (str, int, float, bool, types.NoneType, list, dict)
-    return owns, owns, _same, lambda raw: inner.get(type(raw), _same)(raw)
 
 
 def _same(value: Any) -> Any:
@@ -2623,12 +2584,7 @@ def _check_headers(value: object, what: str) -> Mapping[str, str]:
     )
     if not texts:
         raise OptionError(what, f"expected texts by their names, got {value!r}")
-    headers = dict(typing.cast(Mapping[str, str], value))
-    try:
-        _to_json(headers)
-    except ValueError as error:
-        raise OptionError(what, f"{error}, in {headers!r}") from None
-    return headers
+    return dict(typing.cast(Mapping[str, str], value))
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2816,7 +2772,7 @@ class OwnCodec:
         except Exception as error:
             raise self._unfit(f"encode raised {_raised(error)}") from error
         if type(made) is not bytes:
-            raise self._unfit(f"encode gave {_got(self.json.kind, made)}, which is not bytes")
+            raise self._unfit(f"encode gave {got(self.json.kind, made)}, which is not bytes")
         return made
 
     def decode(self, stored: str | bytes) -> Any:
@@ -2829,7 +2785,7 @@ class OwnCodec:
             raise self._unfit(f"decode raised {_raised(error)}") from error
         if type(made) is not (dict if self.by_name else self.json.kind):
             expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {_got(self.json.kind, made)}, not {expected}")
+            raise self._unfit(f"decode gave {got(self.json.kind, made)}, not {expected}")
         if not self.by_name:
             return made
         try:
@@ -2899,9 +2855,9 @@ class Body:
                 return frozenset(
                     found | {f"payload.{name}" for name in given if hides(given[name])}
                 )
-            kinds = _hints_of(self.code)
+            kinds, own = _hints_of(self.code), hidden_fields(self.code)
             for field in attrs.fields(typing.cast(Any, self.code)):
-                if field.repr is not True or hides(kinds.get(field.name, Any)):
+                if field.name in own or hides(kinds.get(field.name, Any)):
                     found.add(f"payload.{field.alias}")
         except (NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
@@ -5677,7 +5633,7 @@ N = TypeVar("N", bound=tuple[Any, ...])
 def sound(kind: type[N], row: Any) -> N:
     """A row as *kind*, a named tuple, if its values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
-        of = "" if row is None else f" of {_shown(row[0])}"
+        of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {kind.__name__}")
     return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
 
@@ -5685,7 +5641,7 @@ def sound(kind: type[N], row: Any) -> N:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {_shown(value)}")
+        raise Damaged(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -7234,7 +7190,7 @@ class LaneReader:
 
 def _sound_place(row: Any) -> Place:
     if not (type(row[0]) is int and type(row[1]) is int):
-        raise Damaged(f"a job that is ready is nowhere: {_shown(row)}")
+        raise Damaged(f"a job that is ready is nowhere: {shown(row)}")
     return typing.cast(Place, row)
 
 
@@ -7540,7 +7496,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {_shown(text)}")
+    raise Damaged(f"a node does not list names: {shown(text)}")
 
 
 _UNLISTED = """
@@ -8065,7 +8021,7 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start not in spans:
-                    raise Damaged(f"a span begins at {_shown(start)}")
+                    raise Damaged(f"a span begins at {shown(start)}")
                 spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
         return [*spans.items()]
 
@@ -11840,7 +11796,7 @@ PAGE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
-MOST = 10_000
+MOST_WORKERS = 10_000
 """Workers of a node, and coroutines that a worker may run at a time."""
 
 
@@ -11866,7 +11822,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     events: Events = attrs.field(factory=Events, init=False)
-    """Who listens to what happens: `@jobs.on("failed")`."""
+    """The listeners to events: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
@@ -11910,12 +11866,12 @@ class LiteJobs:
         `@jobs.on("failed", "crashed")`.
 
         It is called in the process where the event is seen: that of the node, or the one
-        that enqueues; in one thread, in order; in `drain`, at once. If it fails that is
-        logged; if it is slow events wait, 10,000 at most, and then are dropped.
+        that enqueues; in one thread, in order; in `drain`, at once. If it fails, that is
+        logged; while it is slow, up to 10,000 events wait, and further ones are dropped.
 
-        "timed_out" and "crashed" tell of an attempt; what becomes of the job, "retrying"
-        or "failed", is told after them. "cancelled" tells of jobs that a node had in hand:
-        those that still wait are cancelled in bulk.
+        "timed_out" and "crashed" are about an attempt; an event about the outcome for the
+        job, "retrying" or "failed", follows. "cancelled" is only reported for jobs that a
+        node had in hand: waiting jobs are cancelled in bulk.
 
         Raises:
             OptionError: there is no such kind.
@@ -11976,7 +11932,7 @@ class LiteJobs:
         (id,) = self.store.intake.enqueue(batches)
         job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued([job])
+            self._emit_enqueued([job])
         return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
@@ -12014,10 +11970,10 @@ class LiteJobs:
         batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
         jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
         if self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
-    def _tell_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
+    def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
             if not job.duplicate:
                 self.events.tell(
@@ -12033,13 +11989,13 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            placed = self.store.intake.enqueue_each(batches)
+            rows = self.store.intake.enqueue_each(batches)
         else:
-            placed = self.store.intake.enqueue_through(connection, batches)
-        jobs = [Job(row, self, duplicate) for row, duplicate in placed]
-        # When somebody else commits, if ever, is theirs to know.
+            rows = self.store.intake.enqueue_through(connection, batches)
+        jobs = [Job(row, self, duplicate) for row, duplicate in rows]
+        # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
-            self._tell_enqueued(jobs)
+            self._emit_enqueued(jobs)
         return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
@@ -12050,7 +12006,7 @@ class LiteJobs:
         """
         bound = self.bind(work, **choices)
         for node, _, _ in self.store.nodes.others(0):
-            self.store.nodes.rescue(node)  # It may be dead, and nobody else has looked.
+            self.store.nodes.rescue(node)  # If it has died and no other node has noticed.
         names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
@@ -12132,7 +12088,7 @@ class LiteJobs:
         end. Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
-            OptionError: there is no such span, or the limit is no number of them.
+            OptionError: there is no such span, or the limit is not from 1 to 10,000.
         """
         check_one_of(span, SPANS, "span")
         number: object = limit
@@ -12166,7 +12122,7 @@ class LiteJobs:
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
         """Gives jobs as they end, however they do, each once. With *bar*, a line on a
-        terminal shows meanwhile how far all of them have come, by what they tell of it.
+        terminal shows meanwhile how far all of them have come, by the progress they report.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
@@ -12220,7 +12176,7 @@ class LiteJobs:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
-        """In one sentence, why a job is not running, or what became of it.
+        """In one sentence, why a job is not running, or how it ended.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -12240,7 +12196,7 @@ class LiteJobs:
 
     def repair(self) -> int:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
-        jobs that wait for a key which nobody holds. Says how many those were."""
+        jobs that wait for a key which no job holds. Returns how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
         self.store.notifier.notify_all()
         return repaired
@@ -12256,8 +12212,8 @@ class LiteJobs:
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back, while nodes are at work: whoever writes has to
-        wait until it is done.
+        """Gives all free space in the file back, while nodes are at work. Other writers wait
+        until it is done.
 
         Raises:
             BusyError: others kept the file's write lock for too long.
@@ -12271,7 +12227,7 @@ class LiteJobs:
         exist yet.
 
         Raises:
-            OptionError: it is no name.
+            OptionError: it is not a valid name.
         """
         return Queue(check_name(name, "queue"), self.store)
 
@@ -12339,7 +12295,7 @@ class LiteJobs:
         written now: when a node starts, what its program declares comes into the file, and
         what its program no longer declares goes.
 
-        *misfire* says what becomes of ticks that are late by more than *grace*: "once"
+        *misfire* says what to do about ticks that are late by more than *grace*: "once"
         (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
         while the last job has not finished. *jitter* delays each job by up to so much at
         random. There is no tick before *start* or after *end*.
@@ -12405,12 +12361,7 @@ class LiteJobs:
         return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> Declared:
-        """What the program declares, as rows.
-
-        Raises:
-            DefinitionError: a definition is not registered here.
-            PayloadError: a definition has parameters that nobody has given.
-        """
+        """What the program declares, as rows."""
         program = program_of(self.target, self._made_in)
         entries = tuple(
             self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
@@ -12458,7 +12409,13 @@ class LiteJobs:
             PayloadError: a job's payload does not fit any more. It stays as it is, but
                 others may have been changed before it.
         """
-        columns = _new_columns(to, self.clock())
+        check_known(to, Changes.__annotations__, "cannot be changed")
+        if not to:
+            raise OptionError("to", "say what to change, such as to={'priority': 10}")
+        if "at" in to:
+            aware(to["at"], "at")
+        options: Any = {name: value for name, value in to.items() if name != "payload"}
+        columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
         return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
@@ -12473,7 +12430,7 @@ class LiteJobs:
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
-                raise PayloadError(name, ("it is no JSON object, so that no field can change",))
+                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
             text = json_of_any.encode({**old, **fields})
             definition = self.registry.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
@@ -12562,7 +12519,7 @@ class LiteJobs:
         workers: int | None,
         threads: int | None,
         concurrency: int,
-        most: int | None,
+        jobs_per_worker: int | None,
         queues: Iterable[str] | None,
         node: str | None,
         until: Until | None,
@@ -12571,46 +12528,44 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
-        lasting = math.inf
-        if most is not None:
-            lasting = at_least_one(most, "jobs_per_worker", most=sys.maxsize)
+        if jobs_per_worker is not None:
+            at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         store.file.lent = self.store.file.lent
         try:
+            code, size = self._code_and_size(workers, threads)
             return Supervisor(
                 store,
                 self.registry,
-                self._code(threads),
+                code,
                 self._serves(queues, node),
-                self._size(workers, threads),
-                at_least_one(concurrency, "concurrency", most=MOST),
+                size,
+                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
                 until,
                 duration(grace, "grace").total_seconds(),
                 self.clock,
                 declared=self._declarations(),
                 events=self.events,
-                jobs_per_worker=lasting,
+                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _size(self, workers: int | None, threads: int | None) -> int:
-        if threads is None:
-            workers = (os.cpu_count() or 1) if workers is None else workers
-            return at_least_one(workers, "workers", most=MOST)
-        if workers is not None:
-            raise OptionError("threads", "given together with workers: jobs run in one or other")
-        return at_least_one(threads, "threads", most=MOST)
-
-    def _code(self, threads: int | None) -> Program | MakeExecutor:
-        """What workers run."""
+    def _code_and_size(
+        self, workers: int | None, threads: int | None
+    ) -> tuple[Program | MakeExecutor, int]:
+        """What workers run, and how many there are."""
         if threads is not None:
-            return self._executor
+            if workers is not None:
+                problem = "given together with workers: jobs run in one or other"
+                raise OptionError("threads", problem)
+            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
         if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Says at once if that cannot be known here.
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        return self._program()
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
@@ -12671,7 +12626,7 @@ class LiteJobs:
 
 
 def _looks_within(timeout: Duration | None) -> Iterator[None]:
-    """Comes by for each look at what somebody waits for, and once more when time is up."""
+    """Yields before each poll, and once more when the time is over."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
     for pause in poll_intervals():
@@ -12690,10 +12645,10 @@ class Bar:
     _width: int = 0
 
     def show(self, jobs: Sequence[Job[Any]]) -> None:
-        """Counts those that have ended, and a part of those that tell of their progress."""
+        """Counts those that have ended, and those that report progress in part."""
         self._ended += sum(job.finished for job in jobs)
-        told = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
-        share = (self._ended + sum(told)) / max(1, self.total)
+        shares = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
+        share = (self._ended + sum(shares)) / max(1, self.total)
         line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
         self._width = max(self._width, len(line))
         end = "\n" if self._ended == self.total else ""
@@ -12713,7 +12668,7 @@ class Drain:
     clock: Clock
     prunes: bool = True
     _settlements: list[Settlement] = attrs.field(factory=list)
-    _untold: Iterable[Event] = ()
+    _pending_events: Iterable[Event] = ()
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
@@ -12724,7 +12679,7 @@ class Drain:
         while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
-            self._attend(beat)
+            self._run_duties(beat)
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -12734,7 +12689,7 @@ class Drain:
                 self.store.nodes.refuse_unlisted(self.node)
                 return attempts
 
-    def _attend(self, beat: Beat) -> None:
+    def _run_duties(self, beat: Beat) -> None:
         """The duties that jobs wait for."""
         self.presence.renew()
         now = self.clock()
@@ -12749,40 +12704,39 @@ class Drain:
 
         done = self.store.exchange(self._settlements, self.node, choose, self.serves)
         self._settlements = []
-        self._tell(self._untold)
-        self._untold = ()
+        self._emit(self._pending_events)
+        self._pending_events = ()
         return done.claimed[0] if done.claimed else None
 
     def _attempt(self, claimed: Claimed) -> None:
         pid, node = os.getpid(), self.serves.node
         if self.events.wants("started"):
-            self._tell([attempt_started(claimed, self.clock(), pid, node)])
-        teller = ProgressReporter(functools.partial(self._keep, claimed))
+            self._emit([attempt_started(claimed, self.clock(), pid, node)])
+        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
         report = self.executor.run(
-            claimed, report=lambda claimed, progress: teller.report(progress)
+            claimed, report=lambda claimed, progress: reporter.report(progress)
         )
-        teller.close()
+        reporter.close()
         report = report._replace(worker=pid)
         self._settlements = [(claimed, report)]
         if report.kind or self.events.wants("completed"):
-            self._untold = attempt_ended(claimed, report, node)
+            self._pending_events = attempt_ended(claimed, report, node)
         if report.type == "KeyboardInterrupt":
             self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._tell(self._untold)
+            self._emit(self._pending_events)
             raise KeyboardInterrupt
 
-    def _keep(self, claimed: Claimed, text: str) -> None:
+    def _store_progress(self, claimed: Claimed, text: str) -> None:
         try:
             self.store.keep_progress({claimed[:2]: text})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def _tell(self, events: Iterable[Event]) -> None:
-        """A log that nobody has set up, which would print warnings, is spared what the
-        program itself is about to look at."""
-        tell = self.events.tell if logger.hasHandlers() else self.events.pass_on
+    def _emit(self, events: Iterable[Event]) -> None:
+        # Without a handler, logging would print warnings to stderr: events are not logged then.
+        emit = self.events.tell if logger.hasHandlers() else self.events.pass_on
         for event in events:
-            tell(event)
+            emit(event)
 
 
 class QueueChoices(TypedDict, total=False):
@@ -12801,7 +12755,7 @@ class QueueChoices(TypedDict, total=False):
 @attrs.frozen
 class Queue:
     """A queue, by its name. Its settings are in the file: all nodes share them, and running
-    nodes heed a change at once."""
+    nodes follow a change at once."""
 
     name: str
     _store: Store = attrs.field(eq=False, repr=False)
@@ -12822,8 +12776,14 @@ class Queue:
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
-        check_known(choices, _QUEUE_COLUMNS, "no such setting")
-        columns = {setting: _QUEUE_COLUMNS[setting](value) for setting, value in choices.items()}
+        check_known(choices, _SETTING_CHECKS, "no such setting")
+        given: dict[str, Any] = {**choices}
+        columns = {
+            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
+            for setting, value in given.items()
+        }
+        if columns.get("max_attempts", 0) is None:
+            columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
         self._store.set_queue(self.name, columns)
@@ -12875,56 +12835,52 @@ def _settings_of(terms: Terms) -> QueueSettings:
         defaults["timeout"] = timedelta(microseconds=terms.timeout)
     if terms.backoff is not None:
         defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
-    ageing = None if terms.ageing is None else timedelta(microseconds=terms.ageing)
     return QueueSettings(
-        terms.name, bool(terms.paused), terms.concurrency, terms.rate_text, terms.burst,
-        terms.weight, ageing, defaults,
-    )  # fmt: skip
+        name=terms.name,
+        paused=bool(terms.paused),
+        concurrency=terms.concurrency,
+        rate=terms.rate_text,
+        burst=terms.burst,
+        weight=terms.weight,
+        ageing=None if terms.ageing is None else timedelta(microseconds=terms.ageing),
+        defaults=defaults,
+    )
 
 
-def _count(what: str) -> Callable[[object], int | None]:
-    return lambda value: None if value is None else at_least_one(value, what, ", or None")
+def _checked_count(value: object, what: str) -> int:
+    return at_least_one(value, what, ", or None")
 
 
-def _checked_weight(value: object) -> float | None:
-    if value is None:
-        return None
+def _checked_weight(value: Any, what: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.001 <= typing.cast(float, value) <= 1000:
-        raise OptionError("weight", f"expected a number from 0.001 to 1000, got {value!r}")
-    return float(typing.cast(float, value))
+    if not number or not 0.001 <= value <= 1000:
+        raise OptionError(what, f"expected a number from 0.001 to 1000, got {value!r}")
+    return float(value)
 
 
-def _span(what: str) -> Callable[[Any], int | None]:
-    def check(value: Any) -> int | None:
-        if value is None:
-            return None
-        if not (length := duration(value, what)):
-            raise OptionError(what, "expected more than zero, or None")
-        return length // MICROSECOND
-
-    return check
+def _checked_length(value: Any, what: str) -> int:
+    if not (length := duration(value, what)):
+        raise OptionError(what, "expected more than zero, or None")
+    return length // MICROSECOND
 
 
-def _stored_curve(value: Any) -> str | None:
-    if value is None:
-        return None
+def _checked_curve(value: Any, what: str) -> str:
     if not isinstance(value, Curve):
-        raise OptionError("backoff", f"the file keeps {', '.join(CURVES)} only, got {value!r}")
+        raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
     return store_curve(value)
 
 
-_QUEUE_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
-    "concurrency": _count("concurrency"),
-    "rate": lambda value: None if value is None else parse_rate(value),
-    "burst": _count("burst"),
+_SETTING_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "concurrency": _checked_count,
+    "rate": lambda value, _: parse_rate(value),
+    "burst": _checked_count,
     "weight": _checked_weight,
-    "ageing": _span("ageing"),
-    "max_attempts": lambda value: OPTIONS["max_attempts"](value, "max_attempts") or 0,
-    "timeout": _span("timeout"),
-    "backoff": _stored_curve,
+    "ageing": _checked_length,
+    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
+    "timeout": _checked_length,
+    "backoff": _checked_curve,
 }
-"""How each setting is checked, and made what is stored."""
+"""Checks each setting of a queue and gives what is stored."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -12983,7 +12939,7 @@ class Recur:
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
     """A schedule by its name, whether it exists or not. What it changes is in the file at
-    once, and running nodes heed it at once."""
+    once, and running nodes follow it at once."""
 
     name: str
     _jobs: LiteJobs
@@ -13011,7 +12967,7 @@ class ScheduleHandle:
 
         Raises:
             OptionError: a value cannot be used.
-            PayloadError: the work has parameters that nobody has given.
+            PayloadError: the work has required parameters without a value.
         """
         _refuse_while_importing()
         if not isinstance(expression, str):
@@ -13065,8 +13021,8 @@ def module_name(name: str) -> str:
 
 
 def program_of(target: str | None, made_in: str | None) -> str:
-    """What tells a program from others that use the same file: its main file or package, and
-    where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    """What distinguishes a program from others that use the same file: its main file or package,
+    and where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
     if getattr(sys, "frozen", False):
         return str(Path(sys.executable).resolve())
     main = target or getattr(sys.modules["__main__"], "__file__", None)
@@ -13133,17 +13089,6 @@ class Changes(TypedDict, total=False):
 json_of_any: Final = Codec[Any](Any)
 
 
-def _new_columns(to: Changes, now: int) -> dict[str, Any]:
-    """What is written to a row instead of what is there."""
-    check_known(to, Changes.__annotations__, "cannot be changed")
-    if not to:
-        raise OptionError("to", "say what to change, such as to={'priority': 10}")
-    if "at" in to:
-        aware(to["at"], "at")
-    plain: Any = {k: v for k, v in to.items() if k != "payload"}
-    return columns_of(plain, now)
-
-
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().changed(choices)
@@ -13163,27 +13108,26 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 
 def _match(filters: Filters) -> Match:
-    check_known(filters, Filters.__annotations__, "no such filter")
-    ids, states = _several(filters.get("id")), _several(filters.get("state"))
-    for state in states or ():
-        check_one_of(state, STATES, "state")
-    texts = {name: _text(filters.get(name), name) for name in ("queue", "node", "key")}
-    names = ("enqueued_after", "enqueued_before", "finished_after", "finished_before")
-    moments = {name: _micros(filters.get(name), name) for name in names}
-    chosen: dict[str, Any] = {**texts, **moments}
-    return Match(
-        None if ids is None else tuple(map(_id_of, ids)),
-        _name_of(filters.get("name")),
-        states=states,
-        schedule=_name_of(filters.get("schedule"), "schedule"),
-        payload=_wanted(filters.get("payload")),
-        **chosen,
-    )
+    check_known(filters, _FILTER_CHECKS, "no such filter")
+    given = {
+        name: _FILTER_CHECKS[name](value, name)
+        for name, value in filters.items()
+        if value is not None
+    }
+    ids, states = given.pop("id", None), given.pop("state", None)
+    return Match(ids, states=states, **given)
 
 
-def _several(given: Any) -> tuple[Any, ...] | None:
+def _several(given: Any) -> tuple[Any, ...]:
     one = isinstance(given, str) or not isinstance(given, Iterable)
-    return None if given is None else (given,) if one else tuple(given)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    states = _several(given)
+    for state in states:
+        check_one_of(state, STATES, what)
+    return states
 
 
 def _id_of(job: object, what: str = "id") -> int:
@@ -13202,31 +13146,28 @@ def _name_of(value: object, what: str = "name") -> str | None:
     raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
 
 
-def _text(value: object, filter: str) -> str | None:
+def _text(value: object, what: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise OptionError(filter, f"expected a text, got {value!r}")
+    raise OptionError(what, f"expected a text, got {value!r}")
 
 
-def _micros(value: object, filter: str) -> int | None:
-    return None if value is None else to_micros(aware(value, filter))
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
 
 
-def _wanted(wanted: object) -> tuple[tuple[tuple[str, ...], str], ...]:
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
     """The names on the way to each field, and the JSON that should be there."""
-    if wanted is None:
-        return ()
     if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError("payload", f"expected fields with their values, got {wanted!r}")
-    return tuple((_names(field), _scalar(field, value)) for field, value in wanted.items())
-
-
-def _names(field: object) -> tuple[str, ...]:
-    if not isinstance(field, str):
-        raise OptionError("payload", f"expected the name of a field, got {field!r}")
-    if "\0" in field:  # On a path, SQLite takes it for the end of a name.
-        raise OptionError("payload", f"a field's name in a filter has no NUL, got {field!r}")
-    return tuple(field.split("."))
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    for field in wanted:
+        if not isinstance(field, str):
+            raise OptionError(what, f"expected the name of a field, got {field!r}")
+        if "\0" in field:  # On a path, SQLite takes it for the end of a name.
+            raise OptionError(what, f"a field's name in a filter has no NUL, got {field!r}")
+    return tuple(
+        (tuple(field.split(".")), _scalar(field, value)) for field, value in wanted.items()
+    )
 
 
 def _scalar(field: str, value: object) -> str:
@@ -13235,6 +13176,23 @@ def _scalar(field: str, value: object) -> str:
             return json.dumps(value, allow_nan=False)
     problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
     raise OptionError("payload", problem)
+
+
+_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "id": lambda given, _: tuple(map(_id_of, _several(given))),
+    "name": _name_of,
+    "queue": _text,
+    "state": _states,
+    "node": _text,
+    "key": _text,
+    "schedule": _name_of,
+    "enqueued_after": _micros,
+    "enqueued_before": _micros,
+    "finished_after": _micros,
+    "finished_before": _micros,
+    "payload": _payload_filter,
+}
+"""Checks each filter and gives what the query needs."""
 
 
 def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -13291,7 +13249,7 @@ def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
 
 @attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is looked at: most never are."""
+    """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
     _ids: range
     _batches: Sequence[Batch]
@@ -13324,7 +13282,7 @@ class Enqueued(Sequence[Job[Any]]):
 
 
 def _read_json(text: object) -> Any:
-    """What a row holds; as it is, if somebody has written what is no JSON."""
+    """A value of a row; its text, if that is not JSON."""
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
@@ -13442,8 +13400,8 @@ class Pool:
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-TURNS = 1_000
-"""How often `drain_all` turns the clock before it calls it endless."""
+MOST_TURNS = 1_000
+"""How often `drain_all` turns the clock before it gives up."""
 
 
 def _aware(value: object) -> datetime:
@@ -13475,8 +13433,8 @@ OnErrors = Literal["raise", "keep"]
 
 @attrs.define(eq=False, repr=False)
 class Recorder:
-    """What a LiteJobs was asked to do while a test has it in hand. What is *enqueued* is
-    read from the file: whoever enqueued it, and as it is now."""
+    """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
+    as it is now, whichever process enqueued it."""
 
     jobs: LiteJobs
     clock: TurnedClock
@@ -13532,7 +13490,7 @@ class Recorder:
             return found
         wanted = "a job" if times is None else f"{times} times a job"
         call = _call(self._named(definition, fields), fields)
-        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._told()}")
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._summary()}")
 
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
@@ -13545,7 +13503,7 @@ class Recorder:
         __tracebackhide__ = True
         if found := self.enqueued(definition, **fields):
             call = _call(found[0].name, fields)
-            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._told()}")
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs what is due now in this process, one job after the other, until nothing is
@@ -13579,14 +13537,16 @@ class Recorder:
         """
         __tracebackhide__ = True
         attempts = 0
-        for _ in range(TURNS):
+        for _ in range(MOST_TURNS):
             attempts += self.drain(errors=errors)
             _, due = self.jobs.store.stage(self.clock())
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = f"there is no end to it, after {TURNS:,} turns of the clock to {self.clock.now}"
-        raise AssertionError(f"{problem}; {self._told()}")
+        problem = (
+            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        )
+        raise AssertionError(f"{problem}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store.file is not self._file:
@@ -13606,7 +13566,7 @@ class Recorder:
         return made.name
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
-        """A payload by name, as the handler gets it; nothing, if nobody can read it."""
+        """A payload by name, as the handler gets it; empty, if it cannot be read."""
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
@@ -13617,8 +13577,7 @@ class Recorder:
         given = self._arguments(job) if fields else {}
         return all(name in given and given[name] == value for name, value in fields.items())
 
-    def _told(self) -> str:
-        """All that was enqueued, in words."""
+    def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
@@ -13636,10 +13595,10 @@ RecordJobs = Callable[[LiteJobs], Recorder]
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
-    return f"{name}({', '.join(f'{field}={_shown(value)}' for field, value in fields.items())})"
+    return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
 
 
-_BORROWED = ("durability", "clock", "registry", "middleware", "tested")
+_REPLACED = ("durability", "clock", "registry", "middleware", "tested")
 _IN_STORE = tuple(field.name for field in attrs.fields(Store))
 
 
@@ -13652,7 +13611,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
     clock = TurnedClock() if clock is None else clock
     before: list[tuple[Any, str, Any]]
-    before = [(jobs, name, getattr(jobs, name)) for name in _BORROWED]
+    before = [(jobs, name, getattr(jobs, name)) for name in _REPLACED]
     # Not another store: queues and others may hold on to this one.
     before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
     homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
@@ -13726,7 +13685,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        code: int = options.command(options)
+        jobs = [_target(options.target)] if "target" in options else []
+        code: int = options.command(*jobs, options)
         sys.stdout.flush()
         return code
     except FileError as error:
@@ -13736,7 +13696,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LitejobsError as error:
         return _complain(error, 2)
     except OSError as error:
-        # Nobody reads it, or the disk is full: nothing is to be tried again at the exit.
+        # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
     except KeyboardInterrupt:
@@ -13747,7 +13707,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
-        # Of --name=-- some versions of argparse make no value, instead of a text.
+        # Some versions of argparse read --name=-- as no value, not as a text.
         if name != "ids" and isinstance(value, list) and (not value or [] in value):
             parser.error(f"argument {name}: expected one argument")
     return options
@@ -13771,89 +13731,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, target: str = "TARGET"
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run)
-        made.add_argument("target", metavar=target, help=_TARGETS[target])
-        if target == "TARGET":
-            made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run_options(command("run", _run, "run jobs until stopped", "PROGRAM"))
-    _add_job_commands(command)
-    _add_queue_commands(command)
-    _add_schedule_commands(command)
-    _add_file_commands(command)
-    _add_new_options(command("new", _new, "write a definition and a test of it", "NAME"))
+    def on_target(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
+        made = command(name, run, about)
+        place = "the queue's file, or a program: module:attribute or file.py:attribute"
+        made.add_argument("target", metavar="TARGET", help=place)
+        made.add_argument("--json", action="store_true", help="print JSON")
+        return made
+
+    _add_run_options(command("run", _run, "run jobs until stopped"))
+    _add_job_commands(on_target)
+    _add_queue_commands(on_target)
+    _add_schedule_commands(on_target)
+    _add_file_commands(on_target)
+    new = command("new", _new, "write a definition and a test of it")
+    new.add_argument("name", metavar="NAME", help="such as reports:generate")
+    new.add_argument("--queue", help="the queue of its jobs")
+    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
     return parser
 
 
-def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    _add_job_options(command("enqueue", _enqueue, "put a job into the file"))
-    listing = command("list", _list, "list jobs, the newest first")
-    _add_filters(listing)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = command("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    command("why", _why, "say why a job is not running").add_argument("id", type=int)
-    _add_bulk_commands(command)
-
-
-def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    _add_queue_options(command("queue", _queue, "show, pause, resume and set a queue"))
-    command("nodes", _nodes_at_work, "list the nodes")
-    _add_metrics_options(command("metrics", _metrics, "what nodes did by minute, hour or day"))
-
-
-def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("backup", _backup, "copy the file while jobs run").add_argument(
-        "path", help="the copy: nothing may be there yet"
-    )
-    command("compact", _compact, "give free space in the file back")
-    doctor = command("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-
-
-def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("schedules", _schedules, "list schedules with their last and next times")
-    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for name, run, about in (
-        ("pause-schedule", _pause_schedule, "let a schedule, or all, fire nothing until resumed"),
-        ("resume-schedule", _resume_schedule, "let a schedule, or all, fire again"),
-    ):
-        command(name, run, about).add_argument("name", nargs="?", help="default: all")
-
-
-_TARGETS = {
-    "PROGRAM": "where the LiteJobs is: module:attribute or file.py:attribute",
-    "TARGET": "the queue's file, or a program: module:attribute or file.py:attribute",
-    "NAME": "the definition's name, such as reports:generate",
-}
-
-
-def _add_bulk_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    for name, run, about in (
-        ("retry", _retry, "let failed and cancelled jobs start again"),
-        ("cancel", _cancel, "cancel jobs that wait or run"),
-        ("delete", _delete, "delete jobs that do not run"),
-        ("hold", _hold, "keep jobs that wait from running"),
-        ("release", _release, "let held jobs wait for their turn again"),
-        ("change", _change, "give jobs that wait other values"),
-    ):
-        bulk = command(name, run, about)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_filters(bulk, node="--from-node" if name == "change" else "--node")
-    _add_changes(bulk)
-
-
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    place = "where the LiteJobs is: module:attribute or file.py:attribute"
+    parser.add_argument("target", metavar="PROGRAM", help=place)
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
@@ -13875,47 +13779,140 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the definition")
-    parser.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    parser.add_argument("--queue")
-    parser.add_argument("--priority", type=int, help="higher runs first")
-    parser.add_argument("--delay", type=float, help="seconds")
-    parser.add_argument("--at", type=_moment, help="ISO time with an offset")
-    parser.add_argument("--max-attempts", type=int)
-    parser.add_argument("--timeout", type=float, help="seconds; then it is asked to end")
-    parser.add_argument(
-        "--grace", type=float, help="seconds until it is killed then (default: the node's, 5)"
-    )
-    parser.add_argument("--node", help="the only node that may take it")
-    parser.add_argument("--expires", type=float, help="seconds after which it is not started")
-    parser.add_argument("--key", help="of jobs with one key, so many run at a time")
-    parser.add_argument("--key-limit", type=int, metavar="NUMBER", help="(default: 1)")
+def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    enqueue = command("enqueue", _enqueue, "put a job into the file")
+    enqueue.add_argument("name", help="the definition")
+    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
+    _add_options(enqueue, Choices)
+    listing = command("list", _list, "list jobs, the newest first")
+    _add_options(listing, Filters)
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
+    show = command("show", _show, "show one job with its failed attempts")
+    show.add_argument("id", type=int)
+    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
+    command("why", _why, "say why a job is not running").add_argument("id", type=int)
+    for name, run, done, about in (
+        ("retry", LiteJobs.retry, "to start again", "let failed and cancelled jobs start again"),
+        ("cancel", LiteJobs.cancel, "cancelled", "cancel jobs that wait or run"),
+        ("delete", LiteJobs.delete, "deleted", "delete jobs that do not run"),
+        ("hold", LiteJobs.hold, "held", "keep jobs that wait from running"),
+        ("release", LiteJobs.release, "released", "let held jobs wait for their turn again"),
+        ("change", LiteJobs.change, "changed", "give jobs that wait other values"),
+    ):
+        bulk = command(name, functools.partial(_bulk, run, done), about)
+        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
+        # The node is what a change is most often about: so that is what --node gives there.
+        _add_options(bulk, Filters, {"node": "--from-node"} if name == "change" else {})
+    flags = {"queue": "--to-queue", "payload": "--to-payload"}
+    _add_options(bulk, Changes, flags, prefix="to_", removable=True)
 
 
-def _add_queue_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="the queue")
-    state = parser.add_mutually_exclusive_group()
+def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("stats", _stats, "count jobs by queue and state")
+    command("queues", _queues, "list the queues that have settings")
+    queue = command("queue", _queue, "show, pause, resume and set a queue")
+    queue.add_argument("name", help="the queue")
+    state = queue.add_mutually_exclusive_group()
     state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
     state.add_argument("--resume", action="store_true", help="let its jobs start again")
     state.add_argument("--reset", action="store_true", help="take all its settings away")
-    for name, kind, about in (
-        ("concurrency", int, "how many of its jobs run at a time; 0: any number"),
-        ("rate", str, "how many start in some time, as 10/s or 100/min; 0: any number"),
-        ("burst", int, "how many may start at once after a rest"),
-        ("weight", float, "its share among queues with jobs of the same priority"),
-        ("ageing", float, "seconds in which the priority of what waits rises by one; 0: never"),
-        ("max-attempts", int, "for jobs whose definition does not say; 0: for ever"),
-        ("timeout", float, "seconds, for jobs whose definition does not say; 0: none"),
+    _add_options(queue, QueueChoices, removable=True)
+    command("nodes", _list_nodes, "list the nodes")
+    metrics = command("metrics", _metrics, "what nodes did by minute, hour or day")
+    metrics.add_argument("--span", choices=SPANS, default="minute")
+    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
+    metrics.add_argument("--queue")
+    metrics.add_argument("--name")
+
+
+def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("schedules", _schedules, "list schedules with their last and next times")
+    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for name, run, done, about in (
+        ("pause", Timetable.pause, "paused", "let a schedule, or all, fire nothing until resumed"),
+        ("resume", Timetable.resume, "resumed", "let a schedule, or all, fire again"),
     ):
-        parser.add_argument(f"--{name}", type=kind, metavar="N", help=about)
+        made = command(f"{name}-schedule", functools.partial(_switch_schedules, run, done), about)
+        made.add_argument("name", nargs="?", help="default: all")
 
 
-def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--span", choices=SPANS, default="minute")
-    parser.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    parser.add_argument("--queue")
-    parser.add_argument("--name")
+def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("backup", _backup, "copy the file while jobs run").add_argument(
+        "path", help="the copy: nothing may be there yet"
+    )
+    command("compact", _compact, "give free space in the file back")
+    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
+
+
+_OPTION_HELP = {
+    "priority": "higher runs first",
+    "max_attempts": "how many attempts a job has at most",
+    "timeout": "after which a job is asked to end",
+    "grace": "then, until it is killed (default: the node's, 5)",
+    "node": "the only node that may take it",
+    "at": "when it is due",
+    "delay": "until it is due",
+    "expires": "after which it is not started",
+    "key": "of jobs with one key, so many run at a time",
+    "key_limit": "how many (default: 1)",
+    "state": "may be repeated",
+    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
+    "enqueued_after": "from then on",
+    "finished_after": "from then on",
+    "concurrency": "how many of its jobs run at a time",
+    "rate": "how many start in some time, as 10/s or 100/min",
+    "burst": "how many may start at once after a rest",
+    "weight": "its share among queues with jobs of the same priority",
+    "ageing": "in which the priority of a waiting job rises by one",
+}
+
+
+def _add_options(
+    parser: argparse.ArgumentParser,
+    typed: type,
+    flags: Mapping[str, str] = types.MappingProxyType({}),
+    *,
+    prefix: str = "",
+    removable: bool = False,
+) -> None:
+    """Adds an argument for each option of a TypedDict that a text can be read as. Where
+    options are *removable*, a zero or an empty text stands for None."""
+    import argparse
+
+    for name, hint in typing.get_type_hints(typed).items():
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        about = _OPTION_HELP.get(name)
+        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
+        known = (reader[1:] for reader in _READERS if reader[0] in kinds)
+        if name == "state":
+            settings |= {"choices": STATES, "action": "append"}
+        elif name == "payload":
+            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
+        elif name != "id" and (reader := next(known, None)) is not None:
+            read, metavar = reader
+            if removable and type(None) in kinds:
+                # A node may be named 0, and a grace of no seconds is one.
+                zero = "''" if name in ("node", "grace") else "0"
+                read = _or_none(read, zero)
+                about = f"{about}; {zero} takes it away"
+            settings |= {"type": read, "metavar": metavar or name.upper()}
+        else:
+            continue
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
+        parser.add_argument(flag, help=about, **settings)
+
+
+def _or_none(read: Callable[[str], Any], none: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if none == "''":
+            return read(text) if text else None
+        value = read(text)
+        return None if value in (0, none) else value
+
+    return number
 
 
 def _moment(text: str) -> datetime:
@@ -13924,59 +13921,18 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        problem = f"{text!r} is no ISO time such as 2026-12-24T18:00+01:00"
+        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
         raise argparse.ArgumentTypeError(problem) from None
 
 
-def _add_new_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", help="the queue of its jobs")
-    parser.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_filters(parser: argparse.ArgumentParser, node: str = "--node") -> None:
-    parser.add_argument("--state", action="append", choices=STATES, help="may be repeated")
-    parser.add_argument(node, dest="node", metavar="NODE", help="for this node alone")
-    for name in ("queue", "name", "key", "schedule"):
-        parser.add_argument(f"--{name}")
-    for what in ("enqueued", "finished"):
-        parser.add_argument(f"--{what}-after", type=_moment, metavar="TIME", help="from then on")
-        parser.add_argument(f"--{what}-before", type=_moment, metavar="TIME", help="ISO time")
-    parser.add_argument(
-        "--payload", type=_field, action="append", metavar="FIELD=JSON", help=_FIELD_HELP
-    )
-
-
-def _add_changes(parser: argparse.ArgumentParser) -> None:
-    """What is changed; "to" stands before what could be taken for a filter."""
-    import argparse
-
-    def change(option: str, kind: Callable[[str], Any], about: str, **settings: Any) -> None:
-        name = f"to_{option.removeprefix('--').removeprefix('to-').replace('-', '_')}"
-        settings |= {"default": argparse.SUPPRESS, "help": about, "dest": name, "type": kind}
-        parser.add_argument(option, **settings)
-
-    change("--priority", int, "higher runs first", metavar="NUMBER")
-    change("--to-queue", str, "another queue", metavar="QUEUE")
-    change("--node", lambda text: text or None, "the only node; '': any", metavar="NODE")
-    change("--delay", float, "seconds from now", metavar="SECONDS")
-    change("--at", _moment, "ISO time with an offset", metavar="TIME")
-    change("--max-attempts", _or_none(int), "0: for ever", metavar="NUMBER")
-    change("--timeout", _or_none(float), "seconds; 0: no limit", metavar="SECONDS")
-    grace = "seconds until it is killed then; '': as defined"
-    change("--grace", lambda text: float(text) if text else None, grace, metavar="SECONDS")
-    change("--expires", _or_none(float), "seconds from now; 0: never", metavar="SECONDS")
-    change("--to-payload", _field, "a new value", metavar="FIELD=JSON", action="append")
-
-
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    # No number says "none": what can be taken away is so by a zero.
-    def number(text: str) -> Any:
-        return kind(text) or None
-
-    return number
-
-
-_FIELD_HELP = "such as to='\"ada\"' or customer.id=12; may be repeated"
+_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+    (timedelta, float, "SECONDS"),
+    (datetime, _moment, "TIME"),
+    (int, int, "NUMBER"),
+    (float, float, "NUMBER"),
+    (str, str, ""),
+)
+"""How a value of a type is read from a command line, and what it is called in the help."""
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -13989,27 +13945,27 @@ def _field(text: str) -> tuple[str, Any]:
             return name, load_json(value)
     except ValueError:
         pass
-    problem = f"expected a field and JSON, such as {_FIELD_HELP.partition(';')[0][8:]}"
+    problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
     raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
 
 
-def _filters(options: argparse.Namespace) -> Filters:
-    names = Filters.__annotations__.keys() - {"id"}
-    given = {name: getattr(options, name) for name in names}
-    given["payload"] = given["payload"] and dict(given["payload"])
-    return typing.cast(Filters, {k: value for k, value in given.items() if value is not None})
+def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
+    """The options of a TypedDict that the command line gives."""
+    names = [name for name in typed.__annotations__ if prefix + name in options]
+    given = {name: getattr(options, prefix + name) for name in names}
+    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
 
-def _target(text: str) -> tuple[LiteJobs, bool]:
-    """The queue that a target names, and whether its program was loaded with it."""
+def _target(text: str) -> LiteJobs:
+    """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
     if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute), True
+        return _program_at(place, attribute)
     if not os.path.exists(text):
         raise FileError(text, "no such file; a program is named module:attribute")
     jobs = LiteJobs(text)
     jobs.store.file.create = False
-    return jobs, False
+    return jobs
 
 
 def _program_at(place: str, attribute: str) -> LiteJobs:
@@ -14040,9 +13996,8 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
     return found
 
 
-def _run(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    if not loaded:
+def _run(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    if jobs.target is None:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
     jobs.log_level = options.log_level
     log_to_stderr(options.log_level)
@@ -14059,17 +14014,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _enqueue(options: argparse.Namespace) -> int:
-    jobs, loaded = _target(options.target)
-    names = (
-        "queue", "priority", "delay", "at", "max_attempts", "timeout", "grace", "node", "expires",
-        "key", "key_limit",
-    )  # fmt: skip
-    given = {name: getattr(options, name) for name in names}
-    choices = typing.cast(Choices, {k: v for k, v in given.items() if v is not None})
-    if loaded:
-        bound = bind_json(jobs.registry.named(options.name), options.payload, choices)
-        job = jobs.enqueue(bound)
+def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    choices: Choices = _given(options, Choices)
+    if jobs.target is not None:
+        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
     else:
         try:
             payload = json_of_any.encode(json_of_any.decode(options.payload))
@@ -14077,38 +14025,38 @@ def _enqueue(options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
     return 0
 
 
-def _list(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.find(limit=options.limit, before=options.before, **_filters(options))
-    lines = [("id", "name", "queue", "state", "priority", "attempt", "run at (UTC)", "error")]
-    lines += [
-        (
-            str(job.id), job.name, job.queue, job.state, str(job.priority),
-            f"{job.attempt}/{job.max_attempts or '∞'}", _second(job.run_at),
-            (job.error or "")[:80],
-        )
-        for job in found
-    ]  # fmt: skip
+_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
+"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
+of all of them."""
+
+
+def _list(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
     hidden = _hidden(jobs)
-    _print(options, [_plain(job, hidden) for job in found], _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        **{name: name for name in ("id", "name", "queue", "state", "priority")},
+        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+        "run at (UTC)": "run_at",
+        "error": lambda job: (job["error"] or "")[:80],
+    }
+    return _print_rows(options, [_job_values(job, hidden) for job in found], columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _plain(job, _hidden(jobs))
+    plain = _job_values(job, _hidden(jobs))
+    shown = {key: _json_value(value) for key, value in plain.items()}
     if isinstance(job.row.payload, bytes):
-        plain["payload"] = f"<{len(job.row.payload)} bytes>"
-    shown = {**plain, "progress": _how_far(job)}
+        shown["payload"] = f"<{len(job.row.payload)} bytes>"
+    shown["progress"] = _progress_text(job)
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
@@ -14118,225 +14066,163 @@ def _show(options: argparse.Namespace) -> int:
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
     for failure in errors[first:]:
-        if failure.omitted:
-            lines += ["", f"{failure.omitted} failed attempts are not kept"]
-        when = f"{_second(failure.started_at)} UTC, worker {failure.worker}"
-        lines += ["", printable(f"attempt {failure.attempt}: {failure.kind} ({when})")]
-        told = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-        # Indented: a line of what an exception says must not look like one of ours.
-        lines += [f"    {line}" for line in told.split("\n")]
-        lines += _deeds(failure)
-    history = [
-        {key: _json_value(value) for key, value in attrs.asdict(failure).items()}
-        for failure in errors
-    ]
-    _print(options, {**_plain(job, _hidden(jobs)), "errors": history}, "\n".join(lines))
+        lines += _failure_lines(failure)
+    _print(options, {**plain, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines))
     return 0
 
 
-def _how_far(job: Job[Any]) -> str | None:
-    """Its progress in words; what is wrong with it, if somebody else has written it."""
+def _progress_text(job: Job[Any]) -> str | None:
+    """Its progress in words; what is wrong with it, if another program has written it."""
     try:
         return None if job.progress is None else str(job.progress)
     except OptionError as error:
         return f"({error})"
 
 
-def _deeds(failure: Failure) -> Iterator[str]:
-    """What is known of what a failed attempt did."""
-    told = {
+def _failure_lines(failure: Failure) -> Iterator[str]:
+    yield ""
+    if failure.omitted:
+        yield from (f"{failure.omitted} failed attempts are not kept", "")
+    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+    yield printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    # Indented: a line of what an exception says must not look like one of ours.
+    yield from (f"    {line}" for line in message.split("\n"))
+    measured = {
         "exit code": failure.exit_code,
         "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
         "peak memory": None if failure.memory is None else _bytes(failure.memory),
     }
-    if known := [f"{what}: {value}" for what, value in told.items() if value is not None]:
+    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
         yield ", ".join(known)
     if failure.output:
         yield "output:"
         yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
 
 
-def _retry(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.retry, "to start again")
-
-
-def _cancel(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.cancel, "cancelled")
-
-
-def _delete(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.delete, "deleted")
-
-
-def _hold(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.hold, "held")
-
-
-def _release(options: argparse.Namespace) -> int:
-    return _bulk(options, LiteJobs.release, "released")
-
-
-def _change(options: argparse.Namespace) -> int:
-    given = {name[3:]: value for name, value in vars(options).items() if name.startswith("to_")}
-    if "payload" in given:
-        given["payload"] = dict(given["payload"])
-    change = functools.partial(LiteJobs.change, to=typing.cast(Changes, given))
-    return _bulk(options, change, "changed")
-
-
-def _bulk(options: argparse.Namespace, change: Callable[..., Moved], done: str) -> int:
-    jobs, _ = _target(options.target)
-    moved = change(jobs, *options.ids, **_filters(options))
+def _bulk(
+    change: Callable[..., Moved], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    filters = _given(options, Filters)
+    to = {"to": _given(options, Changes, "to_")} if change is LiteJobs.change else {}
+    moved = change(jobs, *options.ids, **filters, **to)
     missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
     text = f"{moved.moved} {done}, {moved.left} left as they are"
-    if missing > 0 and not _filters(options):
+    if missing > 0 and not filters:
         text += f", {missing} not found"
     _print(options, {"moved": moved.moved, "left": moved.left}, text)
     return 0 if moved.moved and not moved.left and missing <= 0 else 1
 
 
-def _stats(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    counts = jobs.stats()
-    states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [("queue", *states)]
-    lines += [
-        (queue, *(str(counts[queue].get(state, 0)) for state in states)) for queue in sorted(counts)
-    ]
-    _print(options, counts, _table(lines))
-    return 0
-
-
-_SETTINGS = ("concurrency", "rate", "burst", "weight", "ageing", "max_attempts", "timeout")
-
-
-def _queue(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queue = jobs.queue(options.name)
-    if options.reset:
-        queue.reset()
-    given = {name: getattr(options, name) for name in _SETTINGS}
-    # No number says "none": what can be switched off is so by a zero.
-    given = {k: None if v in (0, "0") else v for k, v in given.items() if v is not None}
-    if given:
-        queue.set(**typing.cast(QueueChoices, given))
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    settings = queue.settings
-    _print(options, _plain_queue(settings), _queue_table([settings]))
-    return 0
-
-
-def _queues(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    queues = jobs.queues()
-    _print(options, [_plain_queue(settings) for settings in queues], _queue_table(queues))
-    return 0
-
-
-def _plain_queue(settings: QueueSettings) -> dict[str, Any]:
-    plain = {**attrs.asdict(settings), **settings.defaults}
-    del plain["defaults"]
-    return {key: _json_value(value) for key, value in plain.items() if key != "backoff"}
-
-
-def _queue_table(queues: Sequence[QueueSettings]) -> str:
-    lines = [("queue", "state", *(name.replace("_", " ") for name in _SETTINGS))]
-    for settings in queues:
-        plain = _plain_queue(settings)
-        if plain.get("max_attempts", 1) is None:
-            plain["max_attempts"] = math.inf
-        given = [plain.get(name) for name in _SETTINGS]
-        shown = [f"{v:g}" if isinstance(v, int | float) and v else v or "" for v in given]
-        lines.append((settings.name, "paused" if settings.paused else "open", *shown))
-    return _table(lines)
-
-
-def _schedules(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.schedules()
-    lines = [("name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state")]
-    lines += [
-        (
-            schedule.name, schedule.expression, _words(schedule), schedule.timezone,
-            _second(schedule.last_at), _second(schedule.next_at), schedule.state,
-        )
-        for schedule in found
-    ]  # fmt: skip
-    hidden = _hidden(jobs)
-    _print(options, [_plain_schedule(schedule, hidden) for schedule in found], _table(lines))
-    return 0 if found else 1
-
-
-def _second(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
-
-
-def _words(schedule: Schedule) -> str:
-    """The expression in words; what is wrong with it, if this machine cannot tell."""
-    try:
-        return schedule.entry.rule.timetable.words
-    except OptionError as error:
-        return f"({error})"
-
-
-def _plain_schedule(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A schedule as JSON values, without what is hidden."""
-    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin", "problem")
-    plain = _plain_values(schedule, names + more)
-    payload = _veiled(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
-    return {**plain, "words": _words(schedule), "payload": payload}
-
-
-def _fire(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    job = jobs.schedule(options.name).fire()
-    _print(options, _plain(job, _hidden(jobs)), f"{job.id}")
-    return 0
-
-
-def _pause_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.pause, "paused")
-
-
-def _resume_schedule(options: argparse.Namespace) -> int:
-    return _steer(options, Timetable.resume, "resumed")
-
-
-def _steer(options: argparse.Namespace, change: Callable[..., int], done: str) -> int:
-    jobs, _ = _target(options.target)
-    changed = change(jobs.store.timetable, options.name)
-    _print(options, {done: changed}, f"{changed} {done}")
-    return 0 if changed else 1
-
-
-def _why(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _why(jobs: LiteJobs, options: argparse.Namespace) -> int:
     why = jobs.why(options.id)
     _print(options, {"id": options.id, "why": why}, why)
     return 0
 
 
-def _nodes_at_work(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
-    found = jobs.nodes()
-    lines = [("name", "pid", "since (UTC)", "workers", "queues", "running jobs")]
-    lines += [
-        (
-            node.name, str(node.pid), _second(node.started_at), str(node.workers),
-            "all" if node.queues is None else ", ".join(node.queues), str(node.running),
-        )
-        for node in found
-    ]  # fmt: skip
+def _stats(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    counts = jobs.stats()
+    states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    lines = [[queue, *(str(counts[queue].get(s, 0)) for s in states)] for queue in sorted(counts)]
+    _print(options, counts, _table([["queue", *states], *lines]))
+    return 0
+
+
+def _queues(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    rows = list(map(_queue_values, jobs.queues()))
+    _print_rows(options, rows, _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    queue = jobs.queue(options.name)
+    if options.reset:
+        queue.reset()
+    if given := _given(options, QueueChoices):
+        queue.set(**given)
+    if options.pause or options.resume:
+        (queue.pause if options.pause else queue.resume)()
+    row = _queue_values(queue.settings)
+    if options.json:
+        _print(options, row, "")
+    else:
+        _print_rows(options, [row], _QUEUE_COLUMNS_SHOWN)
+    return 0
+
+
+def _queue_values(settings: QueueSettings) -> dict[str, Any]:
+    values = {**attrs.asdict(settings), **settings.defaults}
+    del values["defaults"]
+    return {key: _json_value(value) for key, value in values.items() if key != "backoff"}
+
+
+def _attempts_of_queue(queue: Mapping[str, Any]) -> Any:
+    attempts = queue.get("max_attempts", "")
+    return "inf" if attempts is None else attempts
+
+
+_QUEUE_COLUMNS_SHOWN: _Columns = {
+    "queue": "name",
+    "state": lambda queue: "paused" if queue["paused"] else "open",
+    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
+    "max attempts": _attempts_of_queue,
+}
+
+
+def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    hidden = _hidden(jobs)
+    rows = [_schedule_values(schedule, hidden) for schedule in jobs.schedules()]
+    columns: _Columns = {
+        "name": "name",
+        "expression": "expression",
+        "in words": "words",
+        "zone": "timezone",
+        "last (UTC)": "last_at",
+        "next (UTC)": "next_at",
+        "state": "state",
+    }
+    return _print_rows(options, rows, columns)
+
+
+def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    try:
+        words = schedule.entry.rule.timetable.words
+    except OptionError as error:  # This machine does not know the time zone, say.
+        words = f"({error})"
+    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
+    more = ("last_job", "misfire", "overlap", "origin", "problem")
+    payload = _redacted(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
+    return {**_values(schedule, names + more), "words": words, "payload": payload}
+
+
+def _fire(jobs: LiteJobs, options: argparse.Namespace) -> int:
+    job = jobs.schedule(options.name).fire()
+    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
+    return 0
+
+
+def _switch_schedules(
+    switch: Callable[..., int], done: str, jobs: LiteJobs, options: argparse.Namespace
+) -> int:
+    changed = switch(jobs.store.timetable, options.name)
+    _print(options, {done: changed}, f"{changed} {done}")
+    return 0 if changed else 1
+
+
+def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> int:
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    plain = [_plain_values(node, names) for node in found]
-    _print(options, plain, _table(lines))
-    return 0 if found else 1
+    columns: _Columns = {
+        "name": "name",
+        "pid": "pid",
+        "since (UTC)": "started_at",
+        "workers": "workers",
+        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+        "running jobs": "running",
+    }
+    return _print_rows(options, [_values(node, names) for node in jobs.nodes()], columns)
 
 
-def _backup(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _backup(jobs: LiteJobs, options: argparse.Namespace) -> int:
     place = jobs.backup(options.path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
@@ -14344,11 +14230,9 @@ def _backup(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compact(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _compact(jobs: LiteJobs, options: argparse.Namespace) -> int:
     done = jobs.compact()
-    text = f"{_bytes(done.before)} before, {_bytes(done.after)} now"
-    _print(options, attrs.asdict(done), text)
+    _print(options, attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now")
     return 0
 
 
@@ -14356,8 +14240,7 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> int:
     if options.repair:
         jobs.repair()
     found = jobs.doctor()
@@ -14366,28 +14249,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _metrics(options: argparse.Namespace) -> int:
-    jobs, _ = _target(options.target)
+def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> int:
     found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric)]
-    lines = [tuple(name.replace("start", "start (UTC)").replace("_", " ") for name in names)]
-    lines += [tuple(map(_cell, attrs.astuple(metric))) for metric in found]
-    plain = [{n: _json_value(v) for n, v in attrs.asdict(metric).items()} for metric in found]
-    _print(options, plain, _table(lines))
-    return 0
-
-
-def _cell(value: datetime | timedelta | int | None) -> str:
-    """A value in a table; a length of time with three digits."""
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    if not isinstance(value, timedelta):
-        return "" if value is None else str(value)
-    micros = value // MICROSECOND
-    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
-        if micros >= length:
-            return f"{micros / length:.3g} {unit}"
-    return f"{micros} µs"
+    rows = list(map(attrs.asdict, found))
+    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
+    columns: _Columns = {
+        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+        **{name.replace("_", " "): name for name in names},
+    }
+    return _print_rows(options, rows, columns)
 
 
 _DEFINITION = '''\
@@ -14434,7 +14304,7 @@ Try it: {python} -m pytest {test}"""
 
 
 def _new(options: argparse.Namespace) -> int:
-    name, folder = options.target, Path(options.dir)
+    name, folder = options.name, Path(options.dir)
     function = _function_name(name)
     chosen = {} if name == function else {"name": name}
     if options.queue is not None:
@@ -14487,8 +14357,8 @@ def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
     return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
 
 
-def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload or a result as JSON values, without what is hidden in it."""
+def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
+    """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
     if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
         return plain
@@ -14497,25 +14367,46 @@ def _veiled(stored: object, hidden: frozenset[str], what: str = "payload") -> An
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-def _plain(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """A job as JSON values, without what is hidden."""
+def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """What is shown of a job, without what is hidden."""
     mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    plain = _plain_values(job, names + times)
-    read = {
-        key: _veiled(text, mine, key)
-        for key, text in (
-            ("payload", job.row.payload),
-            ("progress", job.row.progress),
-            ("result", job.row.result),
-        )
-    }
-    return {**plain, **read, "error": job.error}
+    texts = _values(job.row, ("payload", "progress", "result"))
+    read = {key: _redacted(text, mine, key) for key, text in texts.items()}
+    return {**_values(job, names + times), **read, "error": job.error}
 
 
-def _plain_values(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: _json_value(getattr(thing, name)) for name in names}
+def _values(thing: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
+
+
+def _print_rows(
+    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: _Columns
+) -> int:
+    """Prints all values of rows as JSON, or these columns as a table; the exit code says
+    whether there are any rows."""
+    lines = [list(columns)]
+    for row in rows:
+        values = [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
+        lines.append(list(map(_cell, values)))
+    _print(options, rows, _table(lines))
+    return 0 if rows else 1
+
+
+def _cell(value: object) -> str:
+    """A value in a table; a length of time with three digits."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, timedelta):
+        return "" if value is None else str(value)
+    micros = value // MICROSECOND
+    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        if micros >= length:
+            return f"{micros / length:.3g} {unit}"
+    return f"{micros} µs"
 
 
 def _json_value(value: Any) -> Any:
@@ -14537,7 +14428,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
     if options.json:
         # The only one of the characters below 160 that JSON leaves as it is.
-        text = json.dumps(plain, indent=2).replace("\x7f", "\\u007f")
+        text = json.dumps(plain, indent=2, default=_json_value).replace("\x7f", "\\u007f")
     print(printable(text, also="\n\t"))
 
 

@@ -302,7 +302,7 @@ class TestEnqueue:
             (["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00"], "at: .* has no time zone"),
             (
                 ["send", '{"to": "x"}', "--at", "tomorrow"],
-                "argument --at: 'tomorrow' is no ISO time",
+                "argument --at: 'tomorrow' is not an ISO time",
             ),
             (
                 ["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00Z", "--delay", "1"],

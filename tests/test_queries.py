@@ -404,7 +404,7 @@ class TestChanging:
         assert jobs.change(1, to={"payload": {"b": [None]}}) == Moved(1)
         assert jobs.get(1).payload == {"a": 1, "b": [None]}
         for id in (2, 3, 4):
-            with pytest.raises(PayloadError, match="no JSON object"):
+            with pytest.raises(PayloadError, match="not a JSON object"):
                 jobs.change(id, to={"payload": {"b": 1}})
 
     @pytest.mark.parametrize(
