@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, Names, File, Rows, Catalogue, Loans, Intake,
+Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
@@ -513,37 +513,6 @@ def plain_payload(stored: Any, name: str) -> Any:
         raise PayloadError(name, (f"it is no JSON: {error}",)) from None
 
 
-class Row(NamedTuple):
-    """One row of the table of jobs, as it is stored."""
-
-    id: int
-    name: str
-    queue: str
-    node: str
-    priority: int
-    state: State
-    payload: Any
-    """JSON text, or bytes if the definition has its own encoding; anything if inserted by
-    other programs."""
-    run_at: int
-    attempt: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    claim: int
-    lost: int
-    enqueued_at: int
-    started_at: int | None
-    finished_at: int | None
-    result: str | None
-    error: str | None
-    headers: str | None = None
-    key: str | None = None
-    expires_at: int | None = None
-    progress: str | None = None
-    schedule: str | None = None
-
-
 class Claimed(NamedTuple):
     """A claimed job: what is needed to run and settle it."""
 
@@ -759,105 +728,89 @@ class _Source(Protocol):
     def why(self, id: int) -> str: ...
 
 
+def _maybe_moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def _maybe_duration(micros: int | None) -> timedelta | None:
+    return None if micros is None else micros * MICROSECOND
+
+
+def _node_name(stored: str) -> str | None:
+    return stored or None
+
+
 @attrs.frozen(repr=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row."""
+    """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
+    this order, of which the first ones are those of `Claimed`."""
 
-    row: Row
-    _source: _Source = attrs.field(eq=False)
-    duplicate: bool = False
+    id: int
+    """Unique in the file, and never used again."""
+    _claim: int
+    name: str
+    """The definition's name."""
+    queue: str
+    """The queue that the job waits in."""
+    priority: int
+    """Higher runs first."""
+    attempt: int
+    """How many attempts were started, the present one included."""
+    max_attempts: int | None
+    """How many attempts there may be; `None` for any number."""
+    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    """How long an attempt may take."""
+    _backoff: str | None
+    stored_payload: Any = attrs.field(alias="payload")
+    """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
+    programs."""
+    run_at: datetime = attrs.field(converter=from_micros)
+    """When the job became due or will become due."""
+    enqueued_at: datetime = attrs.field(converter=from_micros)
+    """When the job was enqueued."""
+    _headers: str | None = None
+    key: str | None = None
+    """Of the jobs with the same key, only a limited number run at a time."""
+    _grace: int | None = None
+    state: State = "pending"
+    """One of the words of the state diagram."""
+    node: str | None = attrs.field(default="", converter=_node_name)
+    """The only node that may take the job, by name; `None` for any."""
+    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the last attempt began."""
+    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job completed, failed or was cancelled."""
+    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job will be cancelled, unless it has started by then."""
+    schedule: str | None = None
+    """The name of the schedule that enqueued it, if one did."""
+    error: str | None = None
+    """Why the last attempt failed, in one line."""
+    stored_result: str | None = attrs.field(default=None, alias="result")
+    """JSON text."""
+    stored_progress: str | None = attrs.field(default=None, alias="progress")
+    """JSON text."""
+    _source: _Source = attrs.field(kw_only=True, eq=False)
+    duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
-
-    @property
-    def id(self) -> int:
-        """Unique in the file, and never used again."""
-        return self.row.id
-
-    @property
-    def name(self) -> str:
-        """The definition's name."""
-        return self.row.name
-
-    @property
-    def queue(self) -> str:
-        """The queue that the job waits in."""
-        return self.row.queue or ""
-
-    @property
-    def node(self) -> str | None:
-        """The only node that may take the job, by name; `None` for any."""
-        return self.row.node or None
-
-    @property
-    def priority(self) -> int:
-        """Higher runs first."""
-        return self.row.priority
-
-    @property
-    def state(self) -> State:
-        """One of the words of the state diagram."""
-        return self.row.state
-
-    @property
-    def attempt(self) -> int:
-        """How many attempts were started, the present one included."""
-        return self.row.attempt
-
-    @property
-    def max_attempts(self) -> int | None:
-        """How many attempts there may be; `None` for any number."""
-        return self.row.max_attempts
-
-    @property
-    def run_at(self) -> datetime:
-        """When the job became due or will become due."""
-        return from_micros(self.row.run_at or 0)
-
-    @property
-    def enqueued_at(self) -> datetime:
-        """When the job was enqueued."""
-        return from_micros(self.row.enqueued_at or 0)
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When the last attempt began."""
-        return None if self.row.started_at is None else from_micros(self.row.started_at)
-
-    @property
-    def finished_at(self) -> datetime | None:
-        """When the job completed, failed or was cancelled."""
-        return None if self.row.finished_at is None else from_micros(self.row.finished_at)
 
     @property
     def payload(self) -> Any:
         """The payload as plain JSON values; bytes, if its definition has an encoding of
         its own."""
-        return plain_payload(self.row.payload, self.name)
-
-    @property
-    def key(self) -> str | None:
-        """Of the jobs with the same key, only a limited number run at a time."""
-        return self.row.key
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When the job will be cancelled, unless it has started by then."""
-        return None if self.row.expires_at is None else from_micros(self.row.expires_at)
+        return plain_payload(self.stored_payload, self.name)
 
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return stored(self.row.headers or "{}", "headers", _text_values)
+        return stored(self._headers or "{}", "headers", _text_values)
 
     @property
-    def schedule(self) -> str | None:
-        """The name of the schedule that enqueued it, if one did."""
-        return self.row.schedule
-
-    @property
-    def error(self) -> str | None:
-        """Why the last attempt failed, in one line."""
-        return self.row.error
+    def progress(self) -> Progress | None:
+        """What `context.progress` last reported, in this attempt or an earlier one."""
+        if self.stored_progress is None:
+            return None
+        return stored(self.stored_progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def errors(self) -> tuple[Failure, ...]:
@@ -866,16 +819,9 @@ class Job(Generic[R]):
         return self._source.errors(self.id)
 
     @property
-    def progress(self) -> Progress | None:
-        """What `context.progress` last reported, in this attempt or an earlier one."""
-        if self.row.progress is None:
-            return None
-        return stored(self.row.progress, "progress", lambda fields: Progress(**fields))
-
-    @property
     def finished(self) -> bool:
         """Whether the job completed, failed or was cancelled."""
-        return self.row.state in FINISHED
+        return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
         """The job as it is now.
@@ -930,6 +876,10 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
+
+
+JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field.kw_only)
+"""In the order of the fields."""
 
 
 ################################################################################
@@ -3165,12 +3115,9 @@ def definition_of(value: object) -> AnyDefinition | None:
 
 
 def _no_job() -> Context[Any]:
-    row = Row(
-        id=0, name="", queue="", node="", priority=0, state="running", payload="{}", run_at=0,
-        attempt=1, max_attempts=1, timeout=None, backoff=None, claim=0, lost=0, enqueued_at=0,
-        started_at=0, finished_at=None, result=None, error=None,
-    )  # fmt: skip
-    return Context(Job(row, _Nowhere()), None)
+    claimed = Claimed(0, 0, "", "", 0, 1, 1, None, None, "{}", 0, 0)
+    job: Job[Any] = Job(*claimed, state="running", started_at=0, source=NOWHERE)
+    return Context(job, None)
 
 
 class _Nowhere:
@@ -3186,6 +3133,9 @@ class _Nowhere:
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         return ()
+
+
+NOWHERE: Final = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3645,7 +3595,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = attrs.field(factory=_Nowhere)
+    source: _Source = attrs.field(default=NOWHERE)
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3767,12 +3717,6 @@ class Executor:
     def _context(
         self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
     ) -> Context[Any]:
-        row = Row(
-            claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
-            claimed.payload, claimed.run_at, claimed.attempt, claimed.max_attempts,
-            claimed.timeout, claimed.backoff, claimed.claim, 0, claimed.enqueued_at, now,
-            None, None, None, claimed.headers, claimed.key,
-        )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
 
         def notice() -> Reason | None:
@@ -3781,7 +3725,8 @@ class Executor:
             return reason
 
         report_own = functools.partial(report, claimed)
-        return Context(Job(row, self.source), self.state, deadline, notice, report_own)
+        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+        return Context(job, self.state, deadline, notice, report_own)
 
     def _raised(
         self,
@@ -4050,9 +3995,9 @@ def check_tracing() -> None:
 ################################################################################
 # Schema
 #
-# The tables, indexes and triggers in the file, as steps from nothing to today; what is kept
-# in them is for the sections below. Who opens a file takes the steps that it lacks,
-# and refuses one in which something else goes by our names.
+# The tables, indexes and triggers in the file; the sections below say what is kept in them.
+# Opening a file creates them or brings them up to date, and refuses a file in which
+# something else has one of their names.
 ################################################################################
 
 _COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
@@ -4070,12 +4015,11 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "filled_at": _MOMENT,
     },
 }  # fmt: skip
-"""What a number may be that somebody else writes, so that nobody calculates with it in vain: part
-of a step of the schema, and never changed."""
+"""The ranges of numbers that other programs may write: part of the schema, and never changed."""
 
 
 def _bounds_triggers() -> str:
-    """Triggers that refuse what is out of bounds, whoever writes it."""
+    """Triggers that refuse numbers out of bounds."""
     refused = {
         table: "\n".join(
             f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -4092,9 +4036,9 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA: tuple[str, ...] = (
-    "",  # Of before the first release.
-    """
+SCHEMA = """
+    CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+
     CREATE TABLE litejobs_job (
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
         name         TEXT    NOT NULL,
@@ -4121,20 +4065,40 @@ SCHEMA: tuple[str, ...] = (
         finished_at  INTEGER,
         prune_at     INTEGER,
         result       TEXT,                               -- JSON
-        error        TEXT
+        error        TEXT,
+        headers      TEXT,                               -- JSON: what middleware sends along
+        key          TEXT,                               -- so many jobs with one key may run
+        key_limit    INTEGER,                            -- at a time; the others are blocked
+        unique_key   TEXT,
+        unique_scope TEXT,                               -- queued, active or exists
+        unique_until INTEGER,
+        expires_at   INTEGER,                            -- cancelled, if not started by then
+        progress     TEXT,                               -- JSON: done, total, note
+        schedule     TEXT,                               -- the schedule that enqueued it
+        grace        INTEGER                             -- microseconds; NULL: as defined
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
         WHERE state = 'pending';
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
-    CREATE INDEX litejobs_held ON litejobs_job (holder) WHERE state = 'running';
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
     CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
         WHERE state <> 'pending' AND state <> 'running';
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
+    -- A key is held by the state of its job, so that nothing is left to release.
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
+        WHERE unique_key IS NOT NULL AND (
+            unique_scope = 'exists'
+            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+                AND (unique_scope = 'active' OR claim = 0)
+        );
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
+        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
-    CREATE TABLE litejobs_count (                        -- the jobs that are on the shelf
+    CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
         state        TEXT NOT NULL,
         queue        TEXT NOT NULL,
         name         TEXT NOT NULL,
@@ -4152,11 +4116,16 @@ SCHEMA: tuple[str, ...] = (
         traceback    TEXT    NOT NULL,
         worker       INTEGER NOT NULL,                   -- a process id
         started_at   INTEGER NOT NULL,
-        finished_at  INTEGER NOT NULL
+        finished_at  INTEGER NOT NULL,
+        exit_code    INTEGER,
+        cpu          INTEGER,                            -- microseconds
+        memory       INTEGER,                            -- bytes, at the peak
+        output       TEXT,                               -- the last lines
+        omitted      INTEGER                             -- earlier ones that are not kept
     ) STRICT;
     CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
 
-    CREATE TABLE litejobs_definition (                   -- what nodes last said of theirs
+    CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         queue        TEXT NOT NULL,
         node         TEXT NOT NULL,
@@ -4164,7 +4133,8 @@ SCHEMA: tuple[str, ...] = (
         max_attempts INTEGER,
         timeout      INTEGER,
         backoff      TEXT,
-        retention    TEXT
+        retention    TEXT,
+        expires      INTEGER
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -4174,41 +4144,64 @@ SCHEMA: tuple[str, ...] = (
         port         INTEGER NOT NULL,                   -- a datagram there wakes it
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
-        started_at   INTEGER NOT NULL
+        started_at   INTEGER NOT NULL,
+        names        TEXT,                               -- JSON: the definitions that it has
+        recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
-    -- For hands other than ours, in any language (our own connection fires no triggers, which
-    -- is faster, and counts a whole transaction at once): an INSERT is completed, and whatever
-    -- changes is counted.
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
-    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
-    BEGIN
-        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
-            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
-        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
-            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
-        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
-            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
-        UPDATE litejobs_job SET
-            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
-            run_at       = coalesce(NEW.run_at, time.now),
-            state        = CASE WHEN NEW.state = 'pending' AND NEW.run_at > time.now
-                                THEN 'scheduled' ELSE NEW.state END,
-            queue        = coalesce(NEW.queue, known.queue, 'default'),
-            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
-            priority     = coalesce(NEW.priority, known.priority, 0),
-            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
-                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention)
-        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
-            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
-        WHERE id = NEW.id;
-    END;
+    CREATE TABLE litejobs_queue (                             -- only of queues with settings
+        name         TEXT PRIMARY KEY,
+        paused       INTEGER NOT NULL DEFAULT 0,
+        concurrency  INTEGER,                                 -- how many run at a time
+        rate         REAL,                                    -- how many start in a second
+        burst        INTEGER,                                 -- and how many at once after a rest
+        weight       REAL,                                    -- the share among equal priorities
+        ageing       INTEGER,                                 -- microseconds to priority + 1
+        max_attempts INTEGER,                                 -- defaults; 0: for ever
+        timeout      INTEGER,
+        backoff      TEXT,
+        tokens       REAL,                                    -- how many may start,
+        filled_at    INTEGER,                                 -- as counted then
+        rate_given   TEXT                                     -- the rate in words, as 10/min
+    ) STRICT, WITHOUT ROWID;
 
+    CREATE TABLE litejobs_schedule (
+        name         TEXT PRIMARY KEY,
+        definition   TEXT    NOT NULL,
+        payload      ANY     NOT NULL,
+        options      TEXT    NOT NULL,                        -- JSON: as of a job
+        expression   TEXT    NOT NULL,
+        timezone     TEXT    NOT NULL,
+        misfire      TEXT    NOT NULL,
+        grace        INTEGER NOT NULL,
+        overlap      TEXT    NOT NULL,
+        jitter       INTEGER NOT NULL,
+        start_at     INTEGER,
+        end_at       INTEGER,
+        origin       TEXT,                                    -- the module; NULL: made at run time
+        paused       INTEGER NOT NULL DEFAULT 0,
+        next_at      INTEGER,                                 -- NULL: never again
+        last_at      INTEGER,
+        last_job     INTEGER,
+        -- JSON: the periods whose ticks have been handled
+        covered      TEXT NOT NULL DEFAULT '[]'
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
+        WHERE next_at IS NOT NULL AND NOT paused;
+
+    CREATE TABLE litejobs_metric (
+        span         INTEGER NOT NULL,                        -- seconds
+        time         INTEGER NOT NULL,                        -- when they began
+        queue        TEXT    NOT NULL,
+        name         TEXT    NOT NULL,
+        measure      TEXT    NOT NULL,                        -- a state; waiting or running
+        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        number       INTEGER NOT NULL,
+        PRIMARY KEY (span, time, queue, name, measure, bucket)
+    ) STRICT, WITHOUT ROWID;
+
+    -- For other programs, in any language: an INSERT is completed, and every change is counted.
+    -- (litejobs' own connection fires no triggers, but counts a whole transaction at once.)
     CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
     WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
     BEGIN
@@ -4233,40 +4226,7 @@ SCHEMA: tuple[str, ...] = (
             WHERE OLD.state NOT IN ('pending', 'running')
             ON CONFLICT DO UPDATE SET number = number - 1;
     END;
-    """,
-    """
-    ALTER TABLE litejobs_job ADD COLUMN headers TEXT;         -- JSON: what middleware sends along
-    ALTER TABLE litejobs_job ADD COLUMN key TEXT;             -- so many jobs with one key may run
-    ALTER TABLE litejobs_job ADD COLUMN key_limit INTEGER;    -- at a time; the others are blocked
-    ALTER TABLE litejobs_job ADD COLUMN unique_key TEXT;
-    ALTER TABLE litejobs_job ADD COLUMN unique_scope TEXT;    -- queued, active or exists
-    ALTER TABLE litejobs_job ADD COLUMN unique_until INTEGER;
-    ALTER TABLE litejobs_job ADD COLUMN expires_at INTEGER;   -- cancelled, if not started by then
-    ALTER TABLE litejobs_job ADD COLUMN progress TEXT;        -- JSON: done, total, note
-    ALTER TABLE litejobs_job ADD COLUMN schedule TEXT;        -- whose tick it is
 
-    -- A key is held by the state of its job, so that nothing is left to release.
-    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
-        WHERE unique_key IS NOT NULL AND (
-            unique_scope = 'exists'
-            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-                AND (unique_scope = 'active' OR claim = 0)
-        );
-    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
-        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
-    CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
-    DROP INDEX litejobs_held;
-    CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
-
-    ALTER TABLE litejobs_attempt ADD COLUMN exit_code INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN cpu INTEGER;      -- microseconds
-    ALTER TABLE litejobs_attempt ADD COLUMN memory INTEGER;   -- bytes, at the peak
-    ALTER TABLE litejobs_attempt ADD COLUMN output TEXT;      -- the last lines
-
-    ALTER TABLE litejobs_definition ADD COLUMN expires INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN names TEXT;          -- JSON: the definitions that it has
-
-    DROP TRIGGER litejobs_enqueue;
     CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
     WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
     BEGIN
@@ -4304,94 +4264,35 @@ SCHEMA: tuple[str, ...] = (
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-
-    CREATE TABLE litejobs_queue (                             -- only of queues with settings
-        name         TEXT PRIMARY KEY,
-        paused       INTEGER NOT NULL DEFAULT 0,
-        concurrency  INTEGER,                                 -- how many run at a time
-        rate         REAL,                                    -- how many start in a second
-        burst        INTEGER,                                 -- and how many at once after a rest
-        weight       REAL,                                    -- the share among equal priorities
-        ageing       INTEGER,                                 -- microseconds to priority + 1
-        max_attempts INTEGER,                                 -- defaults; 0: for ever
-        timeout      INTEGER,
-        backoff      TEXT,
-        tokens       REAL,                                    -- how many may start,
-        filled_at    INTEGER                                  -- as counted then
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE litejobs_schedule (
-        name         TEXT PRIMARY KEY,
-        definition   TEXT    NOT NULL,
-        payload      ANY     NOT NULL,
-        options      TEXT    NOT NULL,                        -- JSON: as of a job
-        expression   TEXT    NOT NULL,
-        timezone     TEXT    NOT NULL,
-        misfire      TEXT    NOT NULL,
-        grace        INTEGER NOT NULL,
-        overlap      TEXT    NOT NULL,
-        jitter       INTEGER NOT NULL,
-        start_at     INTEGER,
-        end_at       INTEGER,
-        origin       TEXT,                                    -- the module; NULL: made at run time
-        paused       INTEGER NOT NULL DEFAULT 0,
-        next_at      INTEGER,                                 -- NULL: never again
-        last_at      INTEGER,
-        last_job     INTEGER
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
-        WHERE next_at IS NOT NULL AND NOT paused;
-
-    CREATE TABLE litejobs_metric (
-        span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
-        queue        TEXT    NOT NULL,
-        name         TEXT    NOT NULL,
-        measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
-        number       INTEGER NOT NULL,
-        PRIMARY KEY (span, time, queue, name, measure, bucket)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    _bounds_triggers()
-    + """
-    -- JSON: the periods whose ticks have had their turn
+    """ + _bounds_triggers()
+SCHEMA_VERSION = 4
+_FROM_VERSION_3 = """
+    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
+    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
+    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
+    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;    -- the rate in words, as 10/min
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;      -- rises when it is to take jobs back
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;  -- earlier ones that are not kept
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;        -- microseconds; NULL: as defined
-    """,
-)
-"""The steps from nothing to today's schema. Files out there have taken the first ones:
-steps are only ever appended."""
-
-
-META = "CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+    """ + _bounds_triggers()
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
     if _is_outdated(connection, path):
         connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Somebody may have taken them meanwhile, and more.
-            _take_steps(connection)
+        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
+            _update_schema(connection)
         connection.execute("COMMIT")
 
 
 def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether steps are to be taken to today's schema.
-
-    Raises:
-        FileError: there is no way from this file's.
-    """
+    """Whether the schema is missing or older; a file that cannot be updated is refused."""
     version = _schema_version(connection)
-    if version == 1:
+    if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
-    if version > len(SCHEMA):
-        problem = f"written by a newer litejobs (schema {version}, this one knows {len(SCHEMA)})"
+    if version > SCHEMA_VERSION:
+        problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < len(SCHEMA)
+    return version < SCHEMA_VERSION
 
 
 def _schema_version(connection: Any) -> int:
@@ -4402,34 +4303,38 @@ def _schema_version(connection: Any) -> int:
     return row[0] if row and isinstance(row[0], int) else 0
 
 
-def _take_steps(connection: Any) -> None:
-    """Brings the schema up to date, in a transaction, statement by statement: the standard
-    sqlite3 commits before it runs a script."""
-    version = _schema_version(connection)
-    for statement in itertools.chain(
-        [] if version else [META], *map(_statements, SCHEMA[version:])
-    ):
+def _update_schema(connection: Any) -> None:
+    """Creates the schema or brings it up to date, within a transaction, statement by statement:
+    the standard sqlite3 commits before it runs a script."""
+    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
         connection.execute(statement)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA),))
+    connection.execute(
+        "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (SCHEMA_VERSION,)
+    )
 
 
-def _statements(step: str) -> Iterator[str]:
+def _statements(script: str) -> Iterator[str]:
     statement = ""
-    for line in step.splitlines(keepends=True):
+    for line in script.splitlines(keepends=True):
         statement += line
         if apsw.complete(statement):
             yield statement
             statement = ""
 
 
-def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
-    """Refuses a file in which something else goes by one of our names: a view could run for ever,
-    and a table without our rules may hold anything. (What is missing is for `doctor` to say.)"""
-    known = _texts_of_schema()
-    ours = "name LIKE 'litejobs\\_%' ESCAPE '\\'"  # In small letters and capitals.
-    sql = f"SELECT name, sql FROM sqlite_schema WHERE {ours} ORDER BY name <> 'litejobs_meta'"
-    for name, text in connection.execute(sql):
-        if _without_spaces(str(text)) not in known.get(name, ()):
+def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
+    """Refuses a file in which something else has one of our names: a view could run for ever, and
+    a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
+    expected = _expected_schema()
+    objects = connection.execute("""
+        SELECT type, name, sql FROM sqlite_schema
+        WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
+        ORDER BY name <> 'litejobs_meta'
+    """)
+    for kind, name, sql in objects:
+        required, parts = expected.get((kind, name)), _parts_of(str(sql))
+        # Columns that users add are fine, unless they compute something.
+        if required is None or required - parts or any("(" in part for part in parts - required):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
@@ -4437,29 +4342,37 @@ def _refuse_strangers(connection: apsw.Connection, path: str) -> None:
 
 
 @functools.cache
-def _texts_of_schema() -> Mapping[str, Sequence[str]]:
-    """By name, how SQLite keeps each table, index and trigger after one step or another."""
-    texts: dict[str, list[str]] = {"litejobs_meta": [_without_spaces(META)]}
-    for statement in itertools.chain.from_iterable(map(_statements, SCHEMA)):
-        text = _without_spaces(statement).removesuffix(";")
-        if made := re.search(r"CREATE (?:UNIQUE )?[A-Z]+ (\w+)", statement):
-            texts.setdefault(made[1], []).append(text)
-        elif altered := re.search(r"ALTER TABLE (\w+) ADD COLUMN", statement):
-            columns, _, end = texts[altered[1]][-1].rpartition(")")
-            column = text.removeprefix(_without_spaces(altered[0]))
-            texts[altered[1]].append(f"{columns},{column}){end}")
-    return texts
+def _expected_schema() -> Mapping[tuple[str, str], frozenset[str]]:
+    """What each table, index and trigger must consist of, by its kind and name."""
+    expected = {
+        (made[1].lower(), made[2]): _parts_of(statement.removesuffix(";\n"))
+        for statement in _statements(SCHEMA)
+        if (made := re.search(r"CREATE (?:UNIQUE )?([A-Z]+) (\w+)", statement))
+    }
+    for added in re.finditer(r"ALTER TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3):
+        expected["table", added[1]] -= _parts_of(added[2])  # A file of version 3 lacks them.
+    return expected
 
 
-def _without_spaces(sql: str) -> str:
-    """Without comments either: another version of SQLite may lay it out otherwise."""
-    return re.sub(r"--.*|\s", "", sql)
+def _parts_of(sql: str) -> frozenset[str]:
+    """The columns of a CREATE TABLE, each with its rules, and its head and end; any other
+    statement as a whole. Spaces and comments are left out: SQLite may lay them out otherwise."""
+    parts, depth, is_table = [""], 0, re.match(r"\s*(--.*\s+)*CREATE TABLE", sql)
+    for token in re.findall(r"""'[^']*'|"[^"]*"|--.*|/\*[\s\S]*?\*/|\s+|[^-'"/\s(),]+|.""", sql):
+        if token.isspace() or token.startswith(("--", "/*")):
+            continue
+        depth += (token == "(") - (token == ")")
+        if is_table and (token, depth) in (("(", 1), (",", 1), (")", 0)):
+            parts.append("")
+        else:
+            parts[-1] += token
+    return frozenset(parts)
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Throws away what ANALYZE has found out about our tables. A queue that was empty then
-    may hold millions now: SQLite would read all of it instead of using an index. Without
-    statistics it takes every table for a large one, which is right here."""
+    """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
+    millions of jobs now, and SQLite would read all of them instead of using an index. Without
+    statistics it assumes that every table is large, which is right here."""
     for table in ("sqlite_stat1", "sqlite_stat4"):
         exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
         if connection.execute(exists, (table,)).get:
@@ -4470,54 +4383,46 @@ def _forget_statistics(connection: apsw.Connection) -> None:
 
 
 ################################################################################
-# Names
+# File
 #
-# What the file, its WAL and the memory that it shares are called. SQLite looks at the names
-# once, when it opens them; people and programs move, remove and replace files at any time.
+# The database file and one connection, which the threads of a process take turns with. What
+# was committed is in the file of that name, or an error says so: SQLite looks at the names of
+# the file, its WAL and its shared memory once, when it opens them, but people and programs
+# move, remove and replace files at any time. From here to the Store all is SQL of SQLite.
 ################################################################################
 
 Mark = tuple[int, int]
-"""Device and inode: what tells a file from others that bear its name."""
+"""Device and inode, which tell a file from others of the same name."""
 TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-TRUSTED = 0.01
-"""Seconds for which who only reads trusts the last look at the names."""
+CHECK_INTERVAL = 0.01
+"""Seconds between two checks of the paths while a process only reads."""
 LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
 NOT_THERE = FileNotFoundError, NotADirectoryError
-"""Other errors do not say that something is gone: nobody could look."""
+"""Other errors only say that the path could not be checked."""
 
 
 @attrs.define(eq=False, repr=False)
-class Names:
-    """Those of a file that is open, and what they led to when it was opened."""
+class Paths:
+    """The paths of an open file, its WAL and its shared memory, with their ids at opening."""
 
     file: str = ""
     wal: str = ""
     shm: str = ""
-    """Of the memory that those share who have the file open."""
     _marks: tuple[Mark, ...] = ()
-    _seen_at: float = 0.0
+    _checked_at: float = 0.0
     file_size: int = 0
     wal_size: int = 0
-    """Bytes, when a transaction that writes began."""
+    """Bytes, at the last check."""
 
     @classmethod
-    def of(cls, place: Path, mark: Mark) -> Names:
-        """The names of what was just opened there, when the file's led to *mark*: it may be
-        another one by now.
-
-        Raises:
-            OSError: one of them cannot be seen.
-        """
+    def of(cls, place: Path, mark: Mark) -> Paths:
+        """The paths of a file that was just opened, when its own had the id *mark*."""
         wal, shm = f"{place}-wal", f"{place}-shm"
         return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
 
     def links(self) -> int:
-        """How many names the file has: none, if a name leads to another one than is open.
-
-        Raises:
-            OSError: it cannot be seen.
-        """
-        looked_at = time.monotonic()
+        """How many names the file has; 0 if a path leads to something else than is open."""
+        now = time.monotonic()
         try:
             file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
         except NOT_THERE:
@@ -4526,21 +4431,20 @@ class Names:
             return 0
         if file.st_nlink > 1:
             return file.st_nlink
-        self._seen_at = looked_at
+        self._checked_at = now
         self.file_size, self.wal_size = file.st_size, wal.st_size
         return 1
 
-    def were_seen_just_now(self) -> bool:
-        """Whether the last look was a moment ago, and all was as it should be."""
-        return time.monotonic() - self._seen_at <= TRUSTED
+    def checked_recently(self) -> bool:
+        """Whether all paths were in order a moment ago."""
+        return time.monotonic() - self._checked_at <= CHECK_INTERVAL
 
     def lead_to(self, mark: Mark) -> bool:
         """Whether SQLite has locks on that file."""
         return mark in self._marks[::2]
 
     def file_is_there(self) -> bool:
-        """Whether the file still has its name, and has not been emptied, which SQLite never
-        does. Its WAL may have lost its own."""
+        """Whether the file has its name still, and is not empty, which SQLite never makes it."""
         try:
             found = os.stat(self.file)
         except NOT_THERE:
@@ -4554,32 +4458,21 @@ class Names:
         except NOT_THERE:
             return False
 
-    def only_the_wal_is_lost(self) -> bool:
-        """Whether what was in the WAL can still go into the file: nobody has written to a new
-        one."""
-        if not os.path.exists(self.wal):
-            return self.file_is_there()
-        return (
-            not os.path.getsize(self.wal)
-            and _mark(self.shm) == self._marks[2]
-            and self.file_is_there()
-        )
-
     def put_wal_aside(self) -> None:
-        """Renames the WAL: it is of no use to a file that has come to this name meanwhile."""
+        """Renames the WAL: SQLite would apply it to whatever file has the name now."""
         _rename_wal(self.wal, self.shm, self._marks[1:])
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real place of the file, which then exists, private to its user.
+    """The real path of the file, which then exists, private to its user.
 
-    It is made with O_EXCL, and never opened here once it exists: closing any
+    It is created with O_EXCL, and never opened here once it exists: closing any
     descriptor of a file drops all POSIX locks that this process has on it.
     """
     try:
         place = _whole(path)
         if create:
-            _put_aside(place)
+            _put_stale_wal_aside(place)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4605,22 +4498,17 @@ def _locate(path: Path, create: bool) -> Path:
 
 
 def _whole(path: Path) -> Path:
-    """The path without links in it, as SQLite shall know the file.
-
-    Raises:
-        OSError: the folder is not there.
-        ValueError: SQLite takes no such name.
-    """
-    # Of a loop of links, Path.resolve() tells in an error of its own before Python 3.13.
+    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
+    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     whole = Path(os.path.realpath(path.parent, strict=True), path.name)
     str(whole).encode()
     return whole
 
 
-def _put_aside(place: Path) -> None:
-    """Renames a WAL that was left by a file which had this name, and removes the memory that
-    went with it: SQLite would delete the one, and share the other with those who still have
-    that file open. Before there is a first page, SQLite makes neither."""
+def _put_stale_wal_aside(place: Path) -> None:
+    """Renames a WAL that was left by an earlier file of this name, and removes its shared memory:
+    SQLite would delete the one, and share the other with processes that still have that file
+    open. SQLite creates neither before there is a first page."""
     wal, shm = f"{place}-wal", f"{place}-shm"
     left = _mark(wal), _mark(shm)
     with contextlib.suppress(OSError):
@@ -4629,8 +4517,7 @@ def _put_aside(place: Path) -> None:
 
 
 def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
-    """Keeps a WAL apart from whatever file has the name now; if it is still the one that was
-    seen."""
+    """Renames a WAL, and removes its shared memory, unless others have replaced them meanwhile."""
     with _alone_in(os.path.dirname(wal)):
         if any(left[1]) and _mark(shm) == left[1]:
             os.unlink(shm)
@@ -4638,14 +4525,14 @@ def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
             aside = f"{wal}-{left[0][1]}"
             os.rename(wal, aside)
             logger.warning(
-                "%s was of a file that is not there any more: it is kept in %s", wal, aside
+                "%s belongs to a file that is not there any more: it is kept as %s", wal, aside
             )
 
 
 @contextlib.contextmanager
 def _alone_in(folder: str) -> Iterator[None]:
-    """Keeps others who do the same from renaming what somebody has just made anew. Not for
-    ever: people lock folders, too."""
+    """Locks a folder, so that of two processes none renames the new file of the other. Not for
+    ever, since people lock folders, too."""
     if sys.platform == "win32":  # Where nothing that is open is renamed.
         yield
         return
@@ -4681,52 +4568,41 @@ def _mark(path: str) -> Mark:
         return 0, 0
 
 
-################################################################################
-# File
-#
-# The file, and one connection that the threads of a process take turns with. Everything that
-# is written here and in the next sections is SQL of SQLite; nothing below the Store speaks
-# any. What is committed is in the file of that name, or an error says so.
-################################################################################
-
 Durability = Literal["full", "fast"]
 MEBIBYTE = 2**20
 PATIENCE = 30.0
 """Seconds to wait for the write lock."""
 WAL_ROOM = 1_250
-"""Pages for which the WAL has room wherever a node is at work: those after which SQLite moves
-its content into the file and begins it anew, and a quarter more."""
+"""Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
 _OPENING = threading.RLock()
-"""Held while a file is opened here. (A signal handler may open one in the midst of it.)"""
+"""Held while this process opens a file; a signal handler may open another one meanwhile."""
 _OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
-"""Who has files open in this process: it has one set of locks on a file, whoever in it has that
-open."""
+"""What has files open in this process, all parts of which share one set of locks on a file."""
 
 
 class HasOpen(Protocol):
-    """Has a file open that nothing else in this process may open: when that closes it, the
-    system drops the locks."""
+    """Has a file open that nothing else in this process may open: closing it would drop the
+    locks."""
 
     def is_open_as(self, mark: Mark) -> bool:
         """Whether it is that file."""
 
 
 class Damaged(Exception):
-    """What was read is none of what we write, as after a page was overwritten: a value of another
-    type. `_translated` says which file it is."""
+    """A value in the file that litejobs does not write, as after a page was overwritten."""
 
 
 FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What comes of reading from a file; the last one, if a text in it is none."""
+"""What reading from a file may raise; the last one for a text that is not UTF-8."""
 
 
 def _translated(error: FailedReading | OSError, path: str) -> FileError:
-    """An error of SQLite's, or of the system's, as ours, with what to do about it."""
+    """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
             return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
@@ -4751,14 +4627,14 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
 
 
 def _code(error: Exception) -> int:
-    """SQLite's own, the extended one, in an error of apsw's or of the standard sqlite3; else 0."""
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
     code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
     return code
 
 
 @contextlib.contextmanager
 def _as_ours(path: str | Path) -> Iterator[None]:
-    """Raises what SQLite or the system say against a file as an error of ours."""
+    """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
@@ -4771,31 +4647,38 @@ def _within_patience(waited: float) -> bool:
 
 @attrs.define(eq=False, repr=False)
 class File:
-    """The file, through one connection that the threads of a process take turns with."""
+    """The file, and the connection that the threads of a process take turns with."""
 
     given: Path = attrs.field(converter=Path)
     """The path as the program wrote it; `path` does not follow a change of the folder."""
     durability: Durability = "full"
     create: bool = True
+    clock: Clock = system_clock
     path: Path = attrs.field(init=False)
     turn: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     joined: int = 0
-    """How many nodes have joined through it: to them another file of this name means nothing."""
+    """How many nodes run on it: another file of this name is of no use to them."""
     may_wait: Callable[[float], bool] = _within_patience
     """Whether to go on waiting for the write lock after so many seconds."""
     _connection: apsw.Connection | None = None
-    _names: Names = attrs.field(factory=Names)
+    _paths: Paths = attrs.field(factory=Paths)
+    _lost: bool = False
+    """Whether the connection was closed because its paths led elsewhere."""
     _page_size: int = 0
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    lent: list[Any] = attrs.field(factory=list)
+    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
+    """What `Transaction.cached` has read, each with the version of the file."""
+    _socket: socket.socket | None = None
+    _close_socket: Callable[[], object] | None = None
+    standard_connections: list[Any] = attrs.field(factory=list)
     """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
     is open, this process must not open the file with our SQLite as well."""
     warned: bool = False
-    """Whether the log has it that their SQLite is too old."""
+    """Whether the log says already that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4813,25 +4696,22 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
-    def lend(self, connection: Any) -> None:
-        """Keeps in mind a connection of the standard sqlite3 to the file."""
-        if not any(connection is lent for lent in self._still_lent()):
-            self.lent.append(connection)
+    def note_standard_connection(self, connection: Any) -> None:
+        """Keeps in mind that the standard sqlite3 has the file open."""
+        if not any(connection is known for known in self._open_standard_connections()):
+            self.standard_connections.append(connection)
 
-    def refuse_while_lent(self) -> None:
-        """Finds out whether the standard sqlite3 has the file open.
-
-        Raises:
-            FileError: it has; both at once would break each other's locks.
-        """
-        if self._still_lent():
+    def refuse_beside_standard(self) -> None:
+        """Refuses to open the file while the standard sqlite3 has it open: each library would
+        break the locks of the other."""
+        if self._open_standard_connections():
             problem = "jobs were enqueued through a connection of sqlite3, which is still open"
             raise FileError(str(self.path), f"{problem}: close it, or work in another process")
 
-    def _still_lent(self) -> list[Any]:
-        """The connections that are open; those that were closed are forgotten."""
-        self.lent[:] = [connection for connection in self.lent if not _is_closed(connection)]
-        return self.lent
+    def _open_standard_connections(self) -> list[Any]:
+        known = self.standard_connections
+        known[:] = [connection for connection in known if not _is_closed(connection)]
+        return known
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
@@ -4845,14 +4725,14 @@ class File:
             with _as_ours(self.path):
                 fill_standard_streams()
             with _OPENING:
-                self.refuse_while_lent()
+                self.refuse_beside_standard()
                 self._open()
         assert self._connection is not None
         return self._connection
 
     def _open(self) -> None:
         with _as_ours(self.path):
-            if self.joined and not self._names.file_is_there():
+            if self.joined and (self._lost or not self._paths.file_is_there()):
                 raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         place = _locate(self.path, self.create)
         with _as_ours(place):
@@ -4864,9 +4744,7 @@ class File:
             try:
                 self._connection = _connect(place, synchronous, self.create, self.may_wait)
                 break
-            except (apsw.BusyError, FileReplacedError):
-                # The switch to WAL fails at once when others do the same; and who has found
-                # out that the WAL was removed is just saving what was in it.
+            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
                 if not self.may_wait(time.monotonic() - began):
                     raise
                 time.sleep(random.uniform(0.001, 0.02))
@@ -4874,40 +4752,40 @@ class File:
         self._opened += 2**32
         self._page_size = self._connection.pragma("page_size")
         try:
-            self._names = Names.of(place, mark)
+            self._paths = Paths.of(place, mark)
         except OSError as error:
             self._connection.close()
             self._connection = None
             raise _translated(error, str(place)) from error
-        self.path = place
+        self.path, self._lost = place, False
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
+            if self._close_socket is not None:
+                self._close_socket()
+                self._socket = self._close_socket = None
             connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
-                with contextlib.suppress(apsw.Error, OSError):
-                    if not self._names.links():
-                        self._let_go(connection)
-                connection.close()
+            if connection is None or self._pid != os.getpid():
+                return
+            with contextlib.suppress(apsw.Error, OSError):
+                if not self._paths.links():
+                    self._lost = True
+                    self._leave_without_checkpoint(connection)
+            connection.close()
 
     def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose locks of ours if it closed that file."""
-        return self._connection is not None and self._names.lead_to(mark)
+        """Whether this process would lose locks of ours by closing that file."""
+        return self._connection is not None and self._paths.lead_to(mark)
 
     def check(self) -> None:
-        """Finds out whether what is open is what its name leads to. Who writes does so with the
-        write lock in hand: whoever has a file open that lost its WAL saves that under the same
-        lock before it is opened anew, and what came later would destroy what others write.
-
-        Raises:
-            FileReplacedError: it is not; the next use takes the file that is there by then.
-            FileError: the file has a second name, or it cannot be seen.
-        """
+        """Refuses to go on with a file that its name does not lead to any more; the next use opens
+        the one that is there by then. Transactions that write check it once they have the write
+        lock."""
         if self._connection is None:
             return
         try:
-            links = self._names.links()
+            links = self._paths.links()
         except OSError as error:
             raise _translated(error, str(self.path)) from error
         if links > 1:
@@ -4916,59 +4794,77 @@ class File:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
+    def check_commit(self) -> None:
+        """Makes sure that a commit went to the file of that name."""
+        try:
+            lost = not self._paths.wal_is_there()
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(self.path), problem) from error
+        if lost:
+            self.close()
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            raise FileReplacedError(str(self.path), problem)
+
     def check_now_and_then(self) -> None:
-        """The same for who only reads: not each time."""
-        if not self._names.were_seen_just_now():
+        """The same for transactions that only read: not each time."""
+        if not self._paths.checked_recently():
             self.check()
 
-    def _let_go(self, connection: apsw.Connection) -> None:
-        """Saves what there is to save before a connection is closed that has lost its names."""
-        # Now others may have made a WAL of the same name, which is not ours to remove.
+    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
+        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
+        overwrite what others have written since, and a WAL of that name may be theirs."""
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
             if not connection.in_transaction:
-                # Who writes now may have looked before this happened: until that has ended,
-                # nobody shall open the file anew, and write to the same places.
+                # A process that is writing may have made its check before this happened: until it
+                # has ended, the file must not be opened again and written in the same places.
                 connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
-        if not self._names.file_is_there():
-            # SQLite would take the WAL of this file for that of whichever has the name now.
-            self._names.put_wal_aside()
-            return
-        give_up = time.monotonic() + PATIENCE
-        with _alone_in(os.path.dirname(self._names.file)):
-            while self._is_to_be_saved(connection) and time.monotonic() < give_up:
-                try:
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-                except apsw.BusyError:  # Somebody reads, or this is one of SQLite's own.
-                    time.sleep(random.uniform(0.001, 0.005))
+        if not self._paths.file_is_there():
+            self._paths.put_wal_aside()
 
-    def _is_to_be_saved(self, connection: apsw.Connection) -> bool:
-        """Whether only this connection, and others that were opened before the WAL lost its
-        name, have what was in it."""
-        # In this order: where all of it has been saved, the next frames are those of a new WAL,
-        # which is not empty any more.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        return frames != saved and self._names.only_the_wal_is_lost()
+    def transaction(
+        self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
+    ) -> Transaction:
+        """A transaction, in a `with` statement, that has the write lock from its start: all of
+        the block is committed, or none. *notify* wakes the nodes after that; *enqueues*, too, and
+        refuses to commit while the disk is nearly full. *read_only* is for statements that only
+        read, each by itself."""
+        return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
-    def reading(self) -> Turn:
-        """The connection in a `with` statement, for statements that only read."""
-        return Turn(self, writes=False)
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """The connection of a read-only transaction."""
+        with self.transaction(read_only=True) as tx:
+            yield tx.connection
 
-    def writing(self) -> Turn:
-        """A transaction that has the write lock from its start: all of the block, or none.
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[apsw.Connection]:
+        """The connection of a transaction."""
+        with self.transaction() as tx:
+            yield tx.connection
 
-        Raises:
-            BusyError: others kept the lock for too long.
-            OutcomeUnknownError: the commit failed half-way.
-            FileReplacedError: the file, or its WAL, has lost its name.
-        """
-        return Turn(self, writes=True)
+    def notify_nodes(self) -> None:
+        """Wakes all nodes, as after a commit."""
+        with self.transaction(read_only=True) as tx:
+            ports = _ports(tx)
+        self.notify(ports)
+
+    def notify(self, ports: Iterable[int]) -> None:
+        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+        for port in ports:
+            with contextlib.suppress(OSError, OverflowError):
+                if (sender := self._socket) is None:
+                    self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    sender.setblocking(False)
+                    # If nobody calls close().
+                    self._close_socket = weakref.finalize(self, sender.close)
+                sender.sendto(b"", ("127.0.0.1", port))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[apsw.Connection]:
-        """A second connection for what takes long, so that no thread has to wait for its turn
-        with the first one."""
+        """A second connection, for long operations that other threads should not wait for."""
         with _as_ours(self.path):
             with self.turn:
                 self.connection()
@@ -4976,23 +4872,22 @@ class File:
                 yield connection
 
     def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction. A commit of our own adds one to it,
-        and one by others at least as much before the next transaction of ours."""
+        """A number for the content, in a transaction: it rises by one with a commit of our own,
+        and by at least one with those of others."""
         return self._opened + connection.data_version()
 
     def changes(self, connection: apsw.Connection) -> int:
-        """A number that is another one after others have committed, or a fork or an error has
-        had the file opened anew."""
+        """A number that changes when others have committed, or the file was opened again."""
         version: int = connection.execute("PRAGMA data_version").get
         return self._opened + version
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
-    # are refused while there is still room for those who settle. Only SQLite ever writes to the
-    # file and its WAL: what others write there meanwhile, under another lock, would be damaged.
+    # are refused while there is still room for settling. Only SQLite writes to the file and its
+    # WAL: other writing would damage what processes with other locks write meanwhile.
 
     def require_space(self, connection: apsw.Connection) -> None:
         """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
-        left for those who settle."""
+        left for settling."""
         if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
             problem = "the disk is nearly full: nothing was written; free some space"
             left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
@@ -5005,10 +4900,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        growth = pages * self._page_size - self._names.file_size
-        wal_growth = self._wal_room - self._names.wal_size
+        growth = pages * self._page_size - self._paths.file_size
+        wal_growth = self._wal_room - self._paths.wal_size
         try:
-            free = _free_space(os.path.dirname(self._names.file))
+            free = _free_space(os.path.dirname(self._paths.file))
         except OSError:
             return None  # The commit says what is wrong with it.
         if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
@@ -5021,14 +4916,14 @@ class File:
         return WAL_ROOM * (self._page_size + 24)
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for those who settle; for nodes, now and then.
+        """Gives the WAL room for settling; nodes call it now and then.
 
-        SQLite writes the pages of a transaction that is undone, behind the last valid frame and
-        under the write lock, and the WAL keeps its size.
+        SQLite writes the pages of a transaction that is then rolled back behind the last valid
+        frame, under the write lock, and the WAL keeps its size.
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._names.wal).st_size >= self._wal_room:
+            if os.stat(self._paths.wal).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
@@ -5042,14 +4937,14 @@ class File:
                 self.roll_back()
 
     def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as nobody reads it, so that the next
+        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
         transaction finds room there."""
         with self.turn, contextlib.suppress(apsw.Error):
             if self._connection is not None:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
-        """Ends the transaction, if there is one still: with the connection, if need be."""
+        """Ends the transaction, if there still is one; closes the connection if that fails."""
         try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -5058,36 +4953,10 @@ class File:
                 self.close()
 
     def expect(self, progress: object) -> None:
-        """Refuses to go on where nothing changes, which only happens if an index and its table
-        do not agree: one would try again for ever.
-
-        Raises:
-            FileError: there was no progress.
-        """
+        """Refuses to repeat what changes nothing, since an index does not agree with its table."""
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
-
-    def commit(self, connection: apsw.Connection) -> None:
-        """Commits, and only returns if what was committed is in the file of that name."""
-        try:
-            connection.execute("COMMIT")
-        except apsw.FullError:
-            raise  # What completes a commit is written last.
-        except apsw.Error as error:
-            # The frames may be in the WAL although the commit failed.
-            with contextlib.suppress(apsw.Error):
-                self.close()
-            raise _unknown_outcome(self, error) from error
-        try:
-            taken_away = not self._names.wal_is_there()
-        except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(self.path), problem) from error
-        if taken_away:
-            self.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
-            raise FileReplacedError(str(self.path), problem)
 
 
 _FROM_NODE: dict[Path, Path] = {}
@@ -5100,8 +4969,8 @@ def relative_paths() -> dict[Path, Path]:
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Has relative paths lead there: also those of files that the import of the main program
-    has made already, in whatever folder the worker was started."""
+    """Makes relative paths lead there, also those of files that the import of the main program
+    has created already, in whatever folder the worker was started."""
     _FROM_NODE.update(paths)
     for file in _files_here():
         if file.given in paths:
@@ -5121,30 +4990,26 @@ def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
 
 
 def _close_before_fork() -> None:
-    """SQLite handles do not survive a fork, and a child that only closes one can undo
-    the parent's commits: so the connections are closed before, and opened when needed."""
-    # Ctrl-C meanwhile does not keep Python from forking: what is held by then is given back.
-    _FORKING.held.append(held := contextlib.ExitStack())
+    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
+    fork, and a child that only closes one can undo the parent's commits."""
+    # Python forks even if Ctrl-C raises an error here: what is held by then is given back. And a
+    # signal handler may fork in the middle of this.
+    held = contextlib.ExitStack()
+    _FORKING.__dict__.setdefault("held", []).append(held)
     held.enter_context(_FORKS)
     for file in _files_here():
         held.enter_context(file.turn)
         with contextlib.suppress(apsw.Error):
             file.close()
-    held.enter_context(_OPENING)  # Else a child waits for a thread that it has not got.
+    held.enter_context(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _go_on_after_fork() -> None:
     _FORKING.held.pop().close()
 
 
-class _Forking(threading.local):
-    """What a thread holds while it forks; a signal handler may fork in the midst of that."""
-
-    def __init__(self) -> None:
-        self.held: list[contextlib.ExitStack] = []
-
-
-_FORKING = _Forking()
+_FORKING = threading.local()
+"""What each thread holds while it forks."""
 _FORKS = threading.RLock()
 """Held by the thread that forks."""
 if hasattr(os, "register_at_fork"):
@@ -5156,57 +5021,122 @@ if hasattr(os, "register_at_fork"):
 
 
 @attrs.define(eq=False, repr=False)
-class Turn:
-    """One thread's turn with the connection. (Generators as context managers took longer
-    than the transaction that they were for.)"""
+class Transaction:
+    """Statements that are committed together, or not at all. (As a generator with
+    `contextmanager` it took longer than SQLite does.)
 
-    _file: File
-    _writes: bool
-    _connection: apsw.Connection = attrs.field(init=False)
+    It is on the connection of the file, which threads take turns with; or on the caller's, who
+    has begun it and commits it.
+    """
 
-    def __enter__(self) -> apsw.Connection:
-        self._file.turn.acquire()
+    file: File
+    connection: Any
+    own: bool
+    """Whether it is on the file's own connection, which fires no triggers."""
+    _read_only: bool = False
+    _notify: bool = False
+    _enqueues: bool = False
+    execute: Callable[..., Any] = attrs.field(init=False)
+    now: int = attrs.field(init=False)
+    """The time at its beginning."""
+    _version: int = -1
+    _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.connection is not None:
+            self.execute, self.now = self.connection.execute, self.file.clock()
+
+    def __enter__(self) -> Transaction:
+        file = self.file
+        file.turn.acquire()
         try:
-            self._connection = self._file.connection()
-            if self._writes:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._file.check()
+            self.connection = file.connection()
+            self.execute = self.connection.execute
+            if self._read_only:
+                file.check_now_and_then()
             else:
-                self._file.check_now_and_then()
+                self.execute("BEGIN IMMEDIATE")
+                file.check()
+            self.now = file.clock()
         except BaseException as error:
-            if self._writes and not isinstance(error, apsw.SQLError):
-                # It may have begun all the same. (In a signal handler the one that has begun
-                # is another's.)
-                self._file.roll_back()
-            self._file.turn.release()
+            if not (self._read_only or isinstance(error, apsw.SQLError)):
+                # It may have begun all the same. (In a signal handler, after an SQLError, the
+                # transaction is that of the interrupted code.)
+                file.roll_back()
+            file.turn.release()
             self._raise_as_ours(error)
             raise
-        return self._connection
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        ports: Sequence[int] = ()
         try:
-            if self._writes and error is None:
-                self._file.commit(self._connection)
-            elif self._writes:
-                self._file.roll_back()
+            if error is None and not self._read_only:
+                ports = self.cached(_ports) if self._notify else ()
+                if self._enqueues:
+                    self.file.require_space(self.connection)
+                self._commit()
+            elif not self._read_only:
+                self.file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self._file.roll_back()
+            self.file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self._file.turn.release()
+            self.file.turn.release()
         self._raise_as_ours(error)
+        if ports:
+            self.file.notify(ports)
+
+    @property
+    def version(self) -> int:
+        """A number for the file's content at the beginning: it rises by one with a commit of our
+        own, and by at least one with those of others."""
+        if self._version < 0:
+            self._version = self.file.version(self.connection)
+        return self._version
+
+    def cached(self, read: Callable[[Transaction], T]) -> T:
+        """What *read* gives, which is called only if others have committed since it last was. The
+        transaction must not change what it has read by this."""
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
+        self._used[read] = value
+        return typing.cast(T, value)
+
+    def _commit(self) -> None:
+        """Commits, and only returns if what was committed is in the file of that name."""
+        file = self.file
+        try:
+            self.execute("COMMIT")
+        except apsw.FullError:
+            raise  # What completes a commit is written last.
+        except apsw.Error as error:
+            # The frames may be in the WAL although the commit failed.
+            with contextlib.suppress(apsw.Error):
+                file.close()
+            raise _unknown_outcome(file, error) from error
+        for read, value in self._used.items():
+            file.cache[read] = self._version + 1, value
+        file.check_commit()
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
-            self._file.empty_wal()
+            self.file.empty_wal()
         if isinstance(error, FailedReading):
             try:
-                self._file.check()
-            except FileError as reason:  # SQLite took for pages of the file what was none.
+                self.file.check()
+            except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self._file.path)) from error
+            raise _translated(error, str(self.file.path)) from error
+
+
+def _ports(tx: Transaction) -> Sequence[int]:
+    """Where the nodes listen."""
+    ports = tx.execute("SELECT port FROM litejobs_node")
+    return [port for (port,) in ports if isinstance(port, int)]
 
 
 def _connect(
@@ -5215,8 +5145,8 @@ def _connect(
     create: bool,
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> apsw.Connection:
-    """A connection with everything set, on a file that is known to be in WAL mode. The
-    file of an application is only made a queue where one may *create* it."""
+    """A connection with all settings, in WAL mode. Without *create* a file in which there is no
+    queue is refused."""
     connection = apsw.Connection(
         str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     )
@@ -5233,8 +5163,8 @@ def _connect(
             (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
         ):
             connection.config(setting, value)
-        _replace_a_lost_wal(connection, place)
-        _refuse_strangers(connection, str(place))
+        _refuse_lost_wal(connection, place)
+        _refuse_foreign_schema(connection, str(place))
         if not create and _schema_version(connection) == 0:
             raise FileError(str(place), "holds no queue: name another file")
         if connection.pragma("page_count") == 0:
@@ -5254,35 +5184,29 @@ def _connect(
     return connection
 
 
-def _replace_a_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Begins a new WAL where somebody has removed the one that others have open: the memory
-    that is shared with them still tells of frames which are in theirs.
-
-    Raises:
-        FileReplacedError: some of those are in no other place yet.
-    """
-    try:
-        connection.pragma("schema_version")  # Only who reads has SQLite open the WAL.
-        frames, saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-    except apsw.IOError as error:
-        if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
-            raise
-        frames, saved = 1, 0  # It was to read one that is not there.
-    if frames <= 0 or os.path.getsize(f"{place}-wal"):
-        return
-    if frames != saved:
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        problem = "its WAL was removed, and who has it open has not saved what was in that"
-        raise FileReplacedError(str(place), f"{problem}: use it there, or end that program")
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Refuses a file whose WAL was removed while others have it open: the shared memory still
+    refers to frames which only they have."""
+    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+        try:
+            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
+            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.IOError as error:
+            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+                raise
+            frames = 1  # SQLite tried to read one that is not there.
+        if frames <= 0 or os.path.getsize(f"{place}-wal"):
+            return
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    problem = "its WAL was removed while programs had it open, which still have"
+    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def _patient(
     may_wait: Callable[[float], bool] = _within_patience,
 ) -> Callable[[int], bool]:
-    """A busy handler for one connection. Short waits of random length: SQLite's own
-    handler backs off further and further, so that somebody starves (*may_wait* bounds
-    the whole wait)."""
+    """A busy handler for one connection, with short waits of random length: SQLite's own waits
+    longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5296,16 +5220,15 @@ def _patient(
 
 
 def _check_sqlite() -> None:
-    """Refuses the versions of SQLite in which the WAL could be reset under a reader,
-    which lost commits, and those that do not say how much of a WAL is in the file."""
+    """Refuses versions of SQLite that can lose commits (or that lack SQLITE_CHECKPOINT_NOOP)."""
     version = apsw.sqlite_lib_version()
     if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
         raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
 
 
 def fill_standard_streams() -> None:
-    """Puts the descriptors 0 to 2 on the null device, as far as they are closed: else what is
-    opened next gets their numbers, and what is printed in it."""
+    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
+    file gets their number, and is written to by what is printed."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -5318,22 +5241,18 @@ def _keep_others_out() -> None:
 
 
 def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
-    """Lets nothing else in this process open a file that is open here, neither the standard
-    sqlite3 nor `open`: when they close it, the system drops the locks of our SQLite as well,
-    and others would delete the WAL that it is writing. (ATTACH is not heard of.)
-
-    Raises:
-        FileError: the file is open.
-    """
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open: when they
+    close it, the system drops the locks of our SQLite as well, and other processes would delete
+    the WAL that it is writing. (Python does not report ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
     if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
-        return  # It is open already; or it is new.
+        return  # It is open already, or new.
     try:
         mark = _mark(_plain_path(os.fsdecode(path)))
     except (TypeError, ValueError):
-        return  # It is no path: they will say so.
+        return  # It is not a path, which they will report.
     if any(mark) and _litejobs_has(mark):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
@@ -5365,14 +5284,11 @@ def _plain_path(name: str) -> str:
 
 
 def _refuse_beside_others(place: Path, mark: Mark) -> None:
-    """Finds out whether something in this process has the file open that is not our SQLite.
-
-    Raises:
-        FileError: it has; when it closes the file, the locks of our SQLite would be gone.
-    """
+    """Refuses a file that something else than our SQLite has open in this process: when that
+    closes it, the locks of our SQLite would be gone."""
     give_up = time.monotonic() + 0.5
-    # What other threads just open or close with our SQLite is there without being listed.
-    while _has_descriptors_of(mark) and not _our_sqlite_has(place, mark):
+    # Connections that other threads are just opening or closing are not listed.
+    while _has_descriptors_of(mark) and not (_litejobs_has(mark) or _apsw_may_have(place)):
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
@@ -5390,33 +5306,25 @@ def _has_descriptors_of(mark: Mark) -> bool:
     return False
 
 
-def _our_sqlite_has(place: Path, mark: Mark) -> bool:
-    try:
-        return _litejobs_has(mark) or _apsw_has(place)
-    except OptionError:
-        return True  # Or one of its connections is too busy to say what it has.
-
-
-def _apsw_has(place: Path) -> bool:
-    """Whether our SQLite has a file open in this process, for whomever."""
-    paths = map(_filename, apsw.connections())
-    return any(p and os.path.exists(p) and os.path.samefile(p, place) for p in paths)
-
-
-def _filename(connection: apsw.Connection) -> str:
-    """The file of a connection, which another thread may be using this moment."""
-    for _ in range(200):
+def _apsw_may_have(place: Path, if_busy: bool = True) -> bool:
+    """Whether a connection of apsw in this process is to that file; one that another thread is
+    using this moment does not tell."""
+    for connection in apsw.connections():
         try:
-            return connection.filename
+            path = connection.filename
         except apsw.ThreadingViolationError:
-            time.sleep(0.005)
+            if if_busy:
+                return True
         except apsw.ConnectionClosedError:
-            return ""
-    raise OptionError("connection", "another one of apsw's is busy all the time: try again")
+            continue
+        else:
+            if path and os.path.exists(path) and os.path.samefile(path, place):
+                return True
+    return False
 
 
 def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is, in whatever thread it is used."""
+    """Whether a connection of the standard sqlite3 is closed, in whatever thread it is used."""
     try:
         _ = connection.total_changes
     except Exception:  # Its own error for a connection that was closed.
@@ -5434,7 +5342,7 @@ def _is_closed(connection: Any) -> bool:
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
-_ROW = ", ".join(Row._fields)
+_JOB = ", ".join(JOB_COLUMNS)
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
@@ -5627,15 +5535,12 @@ class Rows:
         return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
-N = TypeVar("N", bound=tuple[Any, ...])
-
-
-def sound(kind: type[N], row: Any) -> N:
-    """A row as *kind*, a named tuple, if its values have the annotated types."""
+def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
+    """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {kind.__name__}")
-    return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
+        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+    return kind(*row, **more)
 
 
 def sound_number(value: Any) -> int | None:
@@ -5646,21 +5551,11 @@ def sound_number(value: Any) -> int | None:
 
 
 @functools.lru_cache
-def _fits(kind: type, there: tuple[type, ...]) -> bool:
-    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
-
-
-@functools.cache
-def _columns_of(kind: type) -> list[tuple[Any, ...]]:
-    """Which types each column may have."""
-    hints = typing.get_type_hints(kind)
-    unset = (types.NoneType,) if kind is Row else ()
-    names: Sequence[str] = kind._fields  # type: ignore[attr-defined]
-    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in names]
-
-
-_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+def _fits(kind: Any, there: tuple[type, ...]) -> bool:
+    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
+    hints = typing.get_type_hints(made_by, globals())
+    hints.pop("return", None)
+    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
 
 
 def _types_in(hint: Any) -> tuple[Any, ...]:
@@ -5826,50 +5721,6 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-@attrs.define(eq=False, repr=False)
-class Notifier:
-    """Wakes the nodes when something was committed for them."""
-
-    file: File
-    _socket: socket.socket | None = None
-
-    def close(self) -> None:
-        """Closes the socket; the next use opens another one."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-
-    def notify_all(self) -> None:
-        """Wakes all nodes."""
-        with self.file.reading() as connection:
-            ports = self.ports(connection)
-        self.notify(ports)
-
-    def ports(self, connection: apsw.Connection) -> Sequence[int]:
-        """Where the nodes listen."""
-        return _column(connection, "SELECT port FROM litejobs_node")
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each node. It has no content, and losing it is harmless."""
-        for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
-                if self._socket is None:
-                    self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    self._socket.setblocking(False)
-                    weakref.finalize(self, self._socket.close)  # If nobody calls close().
-                self._socket.sendto(b"", ("127.0.0.1", port))
-
-    @contextlib.contextmanager
-    def enqueuing(self) -> Iterator[apsw.Connection]:
-        """A transaction that enqueues, which is refused if the disk is nearly full; then all
-        nodes are woken."""
-        with self.file.writing() as connection:
-            ports = self.ports(connection)
-            yield connection
-            self.file.require_space(connection)
-        self.notify(ports)
-
-
 Change = Callable[[apsw.Connection, Sequence[int]], int]
 """Changes the jobs of these ids; says how many."""
 Rework = Callable[[str, object], str | bytes]
@@ -5883,37 +5734,37 @@ class Catalogue:
     file: File
     clock: Clock
     rows: Rows
-    notifier: Notifier
 
-    def get(self, id: int) -> Row:
+    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
         """One job."""
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        return self.get_all([id])[0]
+        return self.get_all([id], source)[0]
 
-    def get_all(self, ids: Iterable[int]) -> list[Row]:
+    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
         """Several jobs, in the order of their ids."""
         ids = sorted(ids)
         with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = [sound(Row, row) for row in connection.execute(sql, (_carray(ids),))]
-        if len(rows) < len(ids):
-            raise JobNotFoundError(min({*ids} - {row.id for row in rows}))
-        return rows
+            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+            rows = connection.execute(sql, (_carray(ids),))
+            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+        if len(jobs) < len(ids):
+            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+        return jobs
 
-    def find(self, match: Match, limit: object) -> list[Row]:
+    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
         # CROSS, here and there: with statistics SQLite would go through all jobs instead.
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
+            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
             ORDER BY id DESC LIMIT :limit
         """
         with self.file.reading() as connection:
             rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Row, row) for row in rows]
+            return [sound(Job, row, source=source) for row in rows]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
@@ -6048,7 +5899,7 @@ class Catalogue:
         for states, how in steps:
             change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
             moved += self._in_batches(match, states, change)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return Moved(moved, max(0, matching - moved))
 
     def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
@@ -6116,22 +5967,15 @@ def _failure(columns: Any) -> Failure:
 
 
 ################################################################################
-# Loans
+# Caller's connection
 #
-# Connections of an application's own, in whose transactions it enqueues.
+# Enqueuing in a transaction of the application, on its own connection.
 ################################################################################
 
 
 @contextlib.contextmanager
-def _borrowed(connection: Any, file: File) -> Iterator[None]:
-    """A part of a transaction on somebody else's connection, all of it or none.
-
-    Raises:
-        OptionError: the connection is none to this file, or cannot be used safely.
-        BusyError: others held the write lock for longer than the connection waits.
-        OutcomeUnknownError: there was no transaction yet, and the commit failed half-way.
-        FileError: SQLite refused.
-    """
+def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
+    """A part of the transaction on the caller's connection, all of it or none."""
     standard = not isinstance(connection, apsw.Connection)
     try:
         if standard:
@@ -6141,11 +5985,11 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
             if standard:
                 with _OPENING:
                     _check_no_other(file)
-                    file.lend(connection)
+                    file.note_standard_connection(connection)
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
-                    _take_steps(connection)
+                    _update_schema(connection)
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield
@@ -6165,7 +6009,7 @@ def _borrowed(connection: Any, file: File) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
-    """Meanwhile rows are tuples, and texts are texts, whatever the application makes of its own."""
+    """Makes rows tuples and texts str meanwhile, whatever factories the application has set."""
     plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
     if standard:
         plain = {"row_factory": None, "text_factory": str}
@@ -6180,7 +6024,6 @@ def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
 
 
 def _busy(file: File, error: Exception) -> BusyError:
-    """How long it has waited is for the connection to say, which is not ours."""
     if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
         problem = "others have committed since this transaction began to read"
         advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
@@ -6191,10 +6034,16 @@ def _busy(file: File, error: Exception) -> BusyError:
 
 
 def _begin_part(connection: Any) -> bool:
-    """Begins our part; gives whether that is a transaction of our own. The write lock comes first:
-    a transaction that has only read fails at once if it writes after others have committed."""
+    """Begins our part; returns whether that is a transaction of our own. It takes the write lock
+    first: a transaction that has only read fails at once if it writes after others have
+    committed."""
     if connection.in_transaction:
-        _take_lock(connection)
+        # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
+        try:
+            connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
+        except Exception as error:
+            if _code(error) != apsw.SQLITE_ERROR:
+                raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
         if _commits_by_itself(connection):
@@ -6203,19 +6052,9 @@ def _begin_part(connection: Any) -> bool:
     return False
 
 
-def _take_lock(connection: Any) -> None:
-    """Takes the write lock for a transaction that may only have been begun: sqlite3 with
-    autocommit=False does that ahead of time."""
-    try:
-        connection.execute("UPDATE litejobs_meta SET value = value WHERE 0")
-    except Exception as error:
-        if _code(error) != apsw.SQLITE_ERROR:
-            raise  # This is only that there is no such table yet.
-
-
 def _commits_by_itself(connection: Any) -> bool:
-    """Whether a change without a transaction is there at once: sqlite3 would begin one, for
-    the application to commit."""
+    """Whether a change outside a transaction is committed at once; in its default mode sqlite3
+    begins one, which the application commits."""
     if isinstance(connection, apsw.Connection):
         return True
     autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
@@ -6224,7 +6063,7 @@ def _commits_by_itself(connection: Any) -> bool:
 
 def _undo_part(connection: Any, ours: bool) -> None:
     if not connection.in_transaction:
-        return  # The error has undone all of it.
+        return  # The error has rolled back all of it.
     if ours:
         connection.execute("ROLLBACK")
         return
@@ -6243,14 +6082,14 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
-            raise  # What completes a commit is written last, and by who has all locks.
+            raise  # Then the commit has not happened: its end is written last, with all locks.
         raise _unknown_outcome(file, error) from error
 
 
 def _check_standard(connection: Any) -> None:
-    """Refuses what is no connection of the standard sqlite3 either."""
+    """Refuses anything but a connection of the standard sqlite3."""
     standard: Any = sys.modules.get("sqlite3")
-    # Another thread may have only begun to import it: then it has made no connection either.
+    # Another thread may be importing it, and then has no connection yet.
     if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
@@ -6261,7 +6100,7 @@ def _check_standard(connection: Any) -> None:
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
-    """Tells once that the standard sqlite3 may lose commits, and keeps it for `doctor`."""
+    """Logs once that the standard sqlite3 may lose commits, and stores it for `doctor`."""
     version: str = sys.modules["sqlite3"].sqlite_version
     if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
         return
@@ -6272,7 +6111,7 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 
 
 def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than ours."""
+    """Refuses a connection to another file than the queue's."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
     with _as_ours(file.path):
@@ -6282,11 +6121,10 @@ def _check_path(connection: Any, file: File) -> None:
 
 
 def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: there
-    are two SQLite libraries then, and when one of them closes the file, the locks of the
-    other are gone."""
+    """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
+    the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _apsw_has(file.path)
+        taken = _litejobs_has(_mark(str(file.path))) or _apsw_may_have(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -6354,7 +6192,7 @@ _COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = 
 triggers: others may have put theirs into the file."""
 
 
-Write = Callable[[apsw.Connection], Any]
+Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
 
 
@@ -6404,19 +6242,10 @@ class GroupCommit:
                 self.waiting[0].wake()
 
 
-@attrs.define(eq=False, repr=False)
-class Cache:
-    """What was read of nodes and queues, and in which version of the file."""
-
-    version: int = -1
-    ports: Sequence[int] = ()
-    defaults: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
     """By queue: its defaults for options."""
-
-
-def _defaults(connection: Any) -> dict[str, dict[str, Any]]:
     options = ("max_attempts", "timeout", "backoff")
-    rows = connection.execute(f"""
+    rows = tx.execute(f"""
         SELECT name, {", ".join(options)} FROM litejobs_queue
         WHERE coalesce({", ".join(options)}) IS NOT NULL
     """)
@@ -6440,9 +6269,7 @@ class Intake:
 
     file: File
     rows: Rows
-    notifier: Notifier
     _group: GroupCommit = attrs.field(factory=GroupCommit)
-    _cache: Cache = attrs.field(factory=Cache)
 
     def enqueue(self, batches: list[Batch]) -> range:
         """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
@@ -6450,17 +6277,28 @@ class Intake:
         ids: range = self._together(functools.partial(self._insert_all, batches))
         return ids
 
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked; gives
-        for each the row, and whether it was there before."""
-        rows: list[tuple[Row, bool]] = self._together(functools.partial(self.insert_each, batches))
-        return rows
+    def enqueue_each(self, batches: Sequence[Batch], source: _Source) -> list[Job[Any]]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
+        jobs: list[Job[Any]] = self._together(
+            lambda connection: self._read(connection, self.insert_each(connection, batches), source)
+        )
+        return jobs
 
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+    def enqueue_through(
+        self, connection: Any, batches: Sequence[Batch], source: _Source
+    ) -> list[Job[Any]]:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
-        with _borrowed(connection, self.file):
-            return self.insert_each(batches, connection)
+        with _on_callers_connection(connection, self.file):
+            tx = Transaction(self.file, connection, own=False)
+            return self._read(tx, self.insert_each(tx, batches), source)
+
+    def _read(
+        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
+    ) -> list[Job[Any]]:
+        sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
+        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
+        return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
 
     def _together(self, write: Write) -> Any:
         """Commits a write. Threads that do so at once share a commit: the one that has the lead
@@ -6524,20 +6362,12 @@ class Intake:
 
     def _commit(self, writes: Sequence[Write]) -> list[Any]:
         """Commits all in one transaction, and notifies the nodes."""
-        with self.file.writing() as connection:
-            version = self.file.version(connection)
-            if (cache := self._cache).version != version:
-                cache = Cache(version, self.notifier.ports(connection), _defaults(connection))
-                self._cache = cache
-            results = [write(connection) for write in writes]
-            self.file.require_space(connection)
-        cache.version = version + 1
-        if cache.ports:
-            self.notifier.notify(cache.ports)
-        return results
+        with self.file.transaction(enqueues=True) as tx:
+            return [write(tx) for write in writes]
 
-    def _insert_all(self, batches: list[Batch], connection: apsw.Connection) -> range:
-        if defaults := self._cache.defaults:
+    def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
+        connection = tx.connection
+        if defaults := tx.cached(_defaults):
             batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
@@ -6556,18 +6386,15 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def insert_each(self, batches: Sequence[Batch], connection: Any) -> list[tuple[Row, bool]]:
-        """Inserts jobs in a transaction, each unless it is a duplicate."""
-        defaults = _defaults(connection)
+    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
+        """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
+        whether it was there before."""
+        connection, defaults = tx.connection, _defaults(tx)
         inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
         for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
             self.rows.admit(connection, [key])
-        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        return [
-            (sound(Row, connection.execute(sql, (id,)).fetchone()), duplicate)
-            for id, duplicate in inserted
-        ]
+        return inserted
 
     def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
@@ -6640,7 +6467,8 @@ class Intake:
         """Inserts one job with the given columns; the file fills in the others from
         what nodes have written down of the definition."""
         columns = {"name": name, "payload": payload, **given}
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             names = connection.execute("SELECT name FROM litejobs_definition")
             known = [str(name) for (name,) in names]
             if known and name not in known:
@@ -6767,7 +6595,6 @@ class Timetable:
     file: File
     clock: Clock
     intake: Intake
-    notifier: Notifier
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6823,7 +6650,8 @@ class Timetable:
         """Enqueues the jobs and moves the schedule on, unless another node has done so or
         somebody has changed it meanwhile; returns how many."""
         entry, ticks, batches, next_at, covered = made
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             if self._entry(connection, entry.name) != entry:
                 return 0
             if entry.overlap == "skip":
@@ -6833,8 +6661,8 @@ class Timetable:
             enqueued = []
             for tick, batch in zip(ticks, batches, strict=False):
                 try:
-                    [(row, _)] = self.intake.insert_each([batch], connection)
-                    enqueued.append((tick, row.id))
+                    [(id, _)] = self.intake.insert_each(tx, [batch])
+                    enqueued.append((tick, id))
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
             last_at, last_job = enqueued[-1] if enqueued else (None, None)
@@ -6854,9 +6682,10 @@ class Timetable:
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
-        with self.notifier.enqueuing() as connection:
+        with self.file.transaction(enqueues=True) as tx:
+            connection = tx.connection
             batch = batch_of(self._found(connection, name), now, now)
-            id = self.intake.insert_each([batch], connection)[0][0].id
+            [(id, _)] = self.intake.insert_each(tx, [batch])
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
@@ -6904,7 +6733,7 @@ class Timetable:
         """Makes a schedule, or changes the one of this name."""
         with self.file.writing() as connection:
             self._put(connection, entry, self._entry(connection, entry.name))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
         """The next tick stays if the times are the same: it may be one that was missed while
@@ -6934,7 +6763,7 @@ class Timetable:
                 (name,),
             )
             paused = connection.changes()
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return paused
 
     def resume(self, name: str | None = None) -> int:
@@ -6948,7 +6777,7 @@ class Timetable:
             paused = [entry for entry in entries if entry.paused]
             for entry in paused:
                 self._write(connection, entry.resumed(now))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         return len(paused)
 
     def remove(self, name: str) -> None:
@@ -7056,8 +6885,8 @@ class Terms(NamedTuple):
         return f"{self.rate:g}/s"
 
 
-def _terms_of(connection: apsw.Connection) -> dict[str, Terms]:
-    rows: Any = connection.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
+def _terms_of(tx: Transaction | apsw.Connection) -> dict[str, Terms]:
+    rows: Any = tx.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
     return {row[0]: _usable(sound(Terms, row)) for row in rows}
 
 
@@ -8186,67 +8015,67 @@ class Health:
                     f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
 
-    def why(self, row: Row) -> str:
+    def why(self, job: Job[Any]) -> str:
         """Why a job is not running, or how it ended, in one sentence, on one line."""
         with self._file.reading() as connection:
-            return printable(self._why(connection, row))
+            return printable(self._why(connection, job))
 
-    def _why(self, connection: apsw.Connection, row: Row) -> str:
-        match row.state:
+    def _why(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        match job.state:
             case "running":
-                return self._why_running(connection, row)
+                return self._why_running(connection, job)
             case "pending":
-                return self._why_pending(connection, row)
+                return self._why_pending(connection, job)
             case "blocked":
-                return _why_blocked(connection, row)
+                return _why_blocked(connection, job)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self._live(
-                connection
-            ):
-                return f"it has been due since {_when(row.run_at)}, and no node is at work"
+            case "scheduled" | "retrying" if to_micros(
+                job.run_at
+            ) <= self._clock() and not self._live(connection):
+                return f"it has been due since {_when(job.run_at)}, and no node is at work"
             case "scheduled":
-                return f"it is due at {_when(row.run_at)}"
+                return f"it is due at {_when(job.run_at)}"
             case "retrying":
                 return (
-                    f"attempt {row.attempt} failed ({row.error}), "
-                    f"and the next one is due at {_when(row.run_at)}"
+                    f"attempt {job.attempt} failed ({job.error}), "
+                    f"and the next one is due at {_when(job.run_at)}"
                 )
             case "failed":
-                tried = _many(row.attempt, "attempt")
-                return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
+                tried = _many(job.attempt, "attempt")
+                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
             case "cancelled":
                 # The error of an earlier attempt is not the reason.
-                known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {row.error}" if known else ""
-                return f"it was cancelled at {_when(row.finished_at)}{why}"
-        return f"it completed at {_when(row.finished_at)}"
+                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {job.error}" if known else ""
+                return f"it was cancelled at {_when(job.finished_at)}{why}"
+        return f"it completed at {_when(job.finished_at)}"
 
-    def _why_running(self, connection: apsw.Connection, row: Row) -> str:
+    def _why_running(self, connection: apsw.Connection, job: Job[Any]) -> str:
         sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+        holder, cancel_at = connection.execute(sql, (job.id,)).fetchone() or (None, None)
         node = next((node for node in self._live(connection) if node.id == holder), None)
         if node is None:
             return "the node that ran it has died, and the next one at work takes it over"
         asked = "" if cancel_at is None else ", and was asked to end"
         return (
-            f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
-            f" since {_when(row.started_at)}{asked}"
+            f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+            f" since {_when(job.started_at)}{asked}"
         )
 
-    def _why_pending(self, connection: apsw.Connection, row: Row) -> str:
-        if limited := _limited(connection, row.queue, self._clock()):
-            return f"its queue {row.queue!r} {limited}"
+    def _why_pending(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        if limited := _limited(connection, job.queue, self._clock()):
+            return f"its queue {job.queue!r} {limited}"
         live = self._live(connection)
         if not live:
             return "no node is at work"
-        live = [node for node in live if row.node in ("", node.name)]
+        live = [node for node in live if job.node in (None, node.name)]
         if not live:
-            return f"its node {row.node!r} is not at work"
-        if not any(node.knows(row.name) for node in live):
-            return f"no node at work has its definition {row.name!r}"
-        if not any(node.takes(row.name, row.queue) for node in live):
-            return f"no node at work serves its queue {row.queue!r}"
+            return f"its node {job.node!r} is not at work"
+        if not any(node.knows(job.name) for node in live):
+            return f"no node at work has its definition {job.name!r}"
+        if not any(node.takes(job.name, job.queue) for node in live):
+            return f"no node at work serves its queue {job.queue!r}"
         sql = """
             SELECT count(*) FROM (
                 SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8254,28 +8083,29 @@ class Health:
                     AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
             )
         """
-        position = row.queue, row.priority, row.run_at, row.id
+        position = job.queue, job.priority, to_micros(job.run_at), job.id
         if ahead := _one_number(connection, sql, position):
             return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
         return "it is ready, and next in its queue"
 
 
-def _why_blocked(connection: apsw.Connection, row: Row) -> str:
-    if row.key is None:
+def _why_blocked(connection: apsw.Connection, job: Job[Any]) -> str:
+    if job.key is None:
         return "it waits for another job"
     sql = """
         SELECT id FROM litejobs_job
         WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
     """
-    holders = _column(connection, sql, (row.key,))
+    holders = _column(connection, sql, (job.key,))
     if not holders:
-        return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
     jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-    return f"its key {row.key!r} is held by {jobs}"
+    return f"its key {job.key!r} is held by {jobs}"
 
 
-def _when(micros: int | None) -> str:
-    return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+def _when(moment: datetime | int | None) -> str:
+    moment = moment if isinstance(moment, datetime) else from_micros(moment or 0)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _many(number: int, noun: str) -> str:
@@ -8361,6 +8191,10 @@ def _is_json(text: str) -> bool:
     return True
 
 
+_COMPLETED = ("queue", "priority", "run_at", "enqueued_at")
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+
+
 def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
     """Finds rows from before there were bounds, or written without the triggers that keep them."""
     for table, id, thing, advice in (
@@ -8370,7 +8204,7 @@ def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
         bounds = BOUNDS[table].items()
         cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
         if thing == "job":
-            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _FILLED_IN]
+            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
         cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
         for name, wrong in connection.execute(
             f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
@@ -8593,35 +8427,31 @@ class Store:
     file: File
     clock: Clock = system_clock
     rows: Rows = attrs.field(init=False)
-    notifier: Notifier = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
-    _terms: tuple[int, Mapping[str, Terms]] = (-1, {})
-    """The version of the file, and the settings of queues in it."""
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows, self.notifier = Rows(file, clock), Notifier(file)
-        self.intake = Intake(file, self.rows, self.notifier)
-        self.timetable = Timetable(file, clock, self.intake, self.notifier)
+        self.rows = Rows(file, clock)
+        self.intake = Intake(file, self.rows)
+        self.timetable = Timetable(file, clock, self.intake)
         self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows, self.notifier)
+        self.catalogue = Catalogue(file, clock, self.rows)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
     def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
         """A store in the file at *path*, which is opened when first used."""
-        return cls(File(path, durability), clock)
+        return cls(File(path, durability, clock=clock), clock)
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.file.close()
-        self.notifier.close()
 
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
@@ -8645,7 +8475,7 @@ class Store:
                 # A drain has no port, and cannot answer.
                 recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 connection.execute(recall)
-        self.notifier.notify_all()
+        self.file.notify_nodes()
         if recalls:
             self.nodes.await_recall()
 
@@ -8653,7 +8483,7 @@ class Store:
         """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.notifier.notify_all()
+        self.file.notify_nodes()
 
     def exchange(
         self,
@@ -8686,21 +8516,18 @@ class Store:
         choose: Callable[[Ready], list[int]],
         ready: Ready,
     ) -> list[Claimed]:
-        file = self.file
-        with file.writing() as connection:
+        with self.file.transaction() as tx:
+            connection = tx.connection
             again, groups = self._settle(connection, settlements)
             if again:
                 ready.version = None
-            version = file.version(connection)
-            if self._terms[0] != version:
-                self._terms = version, _terms_of(connection)
-            limits = Limits(terms, connection, self.clock()) if (terms := self._terms[1]) else None
+            version, terms = tx.version, tx.cached(_terms_of)
+            limits = Limits(terms, connection, tx.now) if terms else None
             ready.refresh(connection, version, limits)
             ids = choose(ready)
             claimed = self._claim(connection, ids, node) if ids else []
             if limits is not None:
                 limits.settle(claimed)
-        self._terms = version + 1, terms
         ready.version = version + 1 if ready.version and ids == ready.taken else None
         if groups:
             self.meter.note(settlements, groups)
@@ -11930,7 +11757,7 @@ class LiteJobs:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
         (id,) = self.store.intake.enqueue(batches)
-        job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
+        job: Job[R] = _job_of(id, batches[0], bound.payload, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued([job])
         return job
@@ -11989,10 +11816,9 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            rows = self.store.intake.enqueue_each(batches)
+            jobs = self.store.intake.enqueue_each(batches, self)
         else:
-            rows = self.store.intake.enqueue_through(connection, batches)
-        jobs = [Job(row, self, duplicate) for row, duplicate in rows]
+            jobs = self.store.intake.enqueue_through(connection, batches, self)
         # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
@@ -12033,7 +11859,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.catalogue.get(_id_of(id)), self)
+        return self.store.catalogue.get(_id_of(id), self)
 
     def find(
         self,
@@ -12050,7 +11876,7 @@ class LiteJobs:
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
+        return self.store.catalogue.find(match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, the newest first, read page by page: nothing is held open,
@@ -12061,8 +11887,8 @@ class LiteJobs:
         return self._pages(_match(filters))
 
     def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.catalogue.find(match, PAGE):
-            yield from (Job(row, self) for row in page)
+        while page := self.store.catalogue.find(match, PAGE, self):
+            yield from page
             match = attrs.evolve(match, before=page[-1].id)
 
     def count(self, **filters: Unpack[Filters]) -> int:
@@ -12131,7 +11957,7 @@ class LiteJobs:
         left = {*map(_id_of, jobs)}
         shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
         for _ in _looks_within(timeout):
-            found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
+            found = self.store.catalogue.get_all(left, self)
             if shown is not None:
                 shown.show(found)
             for job in found:
@@ -12166,12 +11992,12 @@ class LiteJobs:
             job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
-        if job.row.result is None:
+        if (text := job.stored_result) is None:
             return None
         definition = self.registry.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
-            return load_json(job.row.result) if codec is None else codec.decode(job.row.result)
+            return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
@@ -12181,7 +12007,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.catalogue.get(_id_of(id)))
+        return self.store.health.why(self.get(id))
 
     # Keep
 
@@ -12198,7 +12024,7 @@ class LiteJobs:
         """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
         jobs that wait for a key which no job holds. Returns how many those were."""
         repaired = self.store.health.repair() + self.store.admit()
-        self.store.notifier.notify_all()
+        self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
@@ -12532,7 +12358,7 @@ class LiteJobs:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
-        store.file.lent = self.store.file.lent
+        store.file.standard_connections = self.store.file.standard_connections
         try:
             code, size = self._code_and_size(workers, threads)
             return Supervisor(
@@ -13239,11 +13065,11 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
 
 
-def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
+def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
     queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
-    return Row(
-        id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
-        backoff, 0, 0, now, None, None, None, None,
+    return Job(
+        id, 0, name, queue, priority, 0, max_attempts, timeout, backoff, payload, run_at, now,
+        None, None, None, state, node, source=source,
     )  # fmt: skip
 
 
@@ -13270,7 +13096,7 @@ class Enqueued(Sequence[Job[Any]]):
         left = ids - self._ids.start
         for batch in self._batches:
             if left < len(batch.payloads):
-                return Job(_row_of(ids, batch, batch.payloads[left]), self._source)
+                return _job_of(ids, batch, batch.payloads[left], self._source)
             left -= len(batch.payloads)
         raise IndexError(place)
 
@@ -13278,7 +13104,7 @@ class Enqueued(Sequence[Job[Any]]):
         ids = iter(self._ids)
         for batch in self._batches:
             for payload in batch.payloads:
-                yield Job(_row_of(next(ids), batch, payload), self._source)
+                yield _job_of(next(ids), batch, payload, self._source)
 
 
 def _read_json(text: object) -> Any:
@@ -13570,7 +13396,7 @@ class Recorder:
         if (definition := self.jobs.registry.get(job.name)) is None:
             return {}
         with contextlib.suppress(Unfit, PayloadError):
-            return _fields(definition.body.shape.payload.decode(job.row.payload))
+            return _fields(definition.body.shape.payload.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
@@ -14054,8 +13880,8 @@ def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
     errors = job.errors
     plain = _job_values(job, _hidden(jobs))
     shown = {key: _json_value(value) for key, value in plain.items()}
-    if isinstance(job.row.payload, bytes):
-        shown["payload"] = f"<{len(job.row.payload)} bytes>"
+    if isinstance(job.stored_payload, bytes):
+        shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     shown["progress"] = _progress_text(job)
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
@@ -14372,7 +14198,8 @@ def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str
     mine = hidden.get(job.name, frozenset())
     names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
     times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    texts = _values(job.row, ("payload", "progress", "result"))
+    stored = (("payload", job.stored_payload), ("progress", job.stored_progress))
+    texts = {**dict(stored), "result": job.stored_result}
     read = {key: _redacted(text, mine, key) for key, text in texts.items()}
     return {**_values(job, names + times), **read, "error": job.error}
 

@@ -14,11 +14,12 @@ from typing import Any
 import apsw
 import pytest
 from chaos.disk import Disk, Touch, nobody
+from chaos.older import older_file
+from conftest import row_of
 from programs import Programs, trouble
 
 import litejobs
 from litejobs import (
-    SCHEMA,
     BusyError,
     Definition,
     DuplicateError,
@@ -177,9 +178,9 @@ def test_it_is_counted_and_looks_like_any_other(
     states = {theirs.state} if "key" not in choices else {"pending", "blocked"}
     assert {theirs.state, ours.state} == states
     apart = ("id", "state", "enqueued_at", "run_at")
-    assert {k: v for k, v in theirs.row._asdict().items() if k not in apart} == {
-        k: v for k, v in ours.row._asdict().items() if k not in apart
-    }
+    rows = [row_of(home(noting).store, job.id) for job in (theirs, ours)]
+    values = [{k: v for k, v in row._asdict().items() if k not in apart} for row in rows]
+    assert values[0] == values[1]
     found = home(noting).find()
     by_state = {state: sum(job.state == state for job in found) for state in states}
     assert home(noting).stats() == {"default": by_state}
@@ -223,12 +224,7 @@ def test_instances_of_a_class_go_the_same_way(noting: Note, connection: Any) -> 
 def test_an_older_file_is_brought_up_to_date_in_the_same_transaction(
     noting: Note, path: Path
 ) -> None:
-    old = apsw.Connection(str(path))
-    old.execute(litejobs.META)
-    old.execute(SCHEMA[1])
-    old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
-    old.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")
-    old.close()
+    older_file(path, "INSERT INTO litejobs_job (name, payload) VALUES ('note', '{\"n\": 1}')")
     connection = sqlite3.connect(path)
     noting.using(connection=connection).enqueue(2)
     connection.commit()
@@ -512,15 +508,15 @@ def test_a_file_that_another_thread_is_just_opening_is_in_nobodys_way(
 def test_connections_are_kept_in_mind_once_and_only_while_they_are_open(
     noting: Note, path: Path
 ) -> None:
-    lent = home(noting).store.file.lent
+    known = home(noting).store.file.standard_connections
     for _ in range(3):
         with contextlib.closing(sqlite3.connect(path)) as connection:
             for _ in range(3):
                 noting.using(connection=connection).enqueue()
             connection.commit()
-            assert lent == [connection]
+            assert known == [connection]
     assert home(noting).count() == 9
-    assert lent == []
+    assert known == []
 
 
 # What is no connection to the file

@@ -211,7 +211,7 @@ class Turned:
         self.run.counts[f"jobs {job.state}"] += 1
 
     def _look_at_one_that_expires(self, job: Job, told: str) -> None:
-        expires = job.row.expires_at or 0
+        expires = to_micros(job.expires_at) if job.expires_at else 0
         if job.state == "cancelled":
             self.run.counts["jobs expired"] += 1
             self.run.expect(self.latest >= expires, f"{told}: it expires at {from_micros(expires)}")
@@ -245,7 +245,7 @@ class Turned:
 def _waits(job: Job, now: datetime) -> bool:
     """Whether a job is not due yet, or has not expired."""
     if job.queue != "default":
-        return (job.row.expires_at or 0) > to_micros(now)
+        return job.expires_at is not None and job.expires_at > now
     return job.state in ("scheduled", "retrying") and job.run_at > now
 
 

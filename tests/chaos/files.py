@@ -211,8 +211,9 @@ class Change:
     """Something that is done to the file, and what becomes of it."""
 
     act: Callable[[Scene], None]
-    kept: Literal["there", "moved", "gone"]
-    """Where the jobs are afterwards that had been acknowledged before."""
+    kept: Literal["there", "moved", "gone", "lost"]
+    """Where the jobs are afterwards that had been acknowledged before. "lost": what was only in the
+    WAL is lost with it, and all others are refused as long as one has the file open."""
     noticed: Literal["once", "always", "maybe"] = "once"
     """How often each who had the file open has to be refused. "maybe": nothing need be lost."""
     inside: bool = False
@@ -236,9 +237,9 @@ CHANGES = (
     Change(restored_in_place, "gone", "maybe", hopeless=True),
     Change(replaced_by_a_folder, "gone", "always"),
     Change(emptied, "gone"),
-    Change(wal_removed, "there"),
+    Change(wal_removed, "lost"),
     Change(shm_removed, "there"),
-    Change(wal_and_shm_removed, "there"),
+    Change(wal_and_shm_removed, "lost"),
     Change(linked, "there", "always"),
     Change(named_by_a_symbolic_link, "there", "maybe"),
     Change(opened_by_sqlite3, "there", "maybe", inside=True),
@@ -403,6 +404,8 @@ class _Case:
         """Who was refused is served again, by the file that has the name then."""
         if self.change.noticed != "once" or not self.scene.path.parent.is_dir():
             return
+        if self.change.kept == "lost":
+            return
         if self.change.hopeless or self._may_be_filled_again():
             return
         if len(calls) < AFTERWARDS or not calls[-1].error:
@@ -416,7 +419,7 @@ class _Case:
 
     def _judge_kept(self, told: Sequence[Sequence[Call]], began: float, ended: float) -> None:
         """What was acknowledged before the change, and during it, is where the file is."""
-        if self.change.kept == "gone" or self._is_lost_to_a_newcomer():
+        if self.change.kept in ("gone", "lost"):
             return
         sooner: set[str] = set()
         for calls in told:
@@ -424,10 +427,6 @@ class _Case:
             sooner.update(n for call in sound if call.began <= ended for n in call.marks)
         place = self.scene.path if self.change.kept == "there" else self.scene.moved
         self._expect(sooner, place, "acknowledged before the change")
-
-    def _is_lost_to_a_newcomer(self) -> bool:
-        """Whether somebody has made a new WAL in place of the one that was removed."""
-        return self.change.act is wal_and_shm_removed and self.witness == "with a newcomer"
 
     def _judge_later(self, told: Sequence[Sequence[Call]], ended: float) -> None:
         """What was acknowledged after the change is in the file of that name, and what another
@@ -452,6 +451,9 @@ class _Case:
         try:
             lost = marks - _marks_in(place)
         except apsw.Error as error:
+            if self.change.kept == "lost":  # SQLite was moving the WAL's content into the file.
+                self.run.counts["damaged"] += 1
+                return
             self.violated(f"{len(marks)} jobs {what}, and {place.name} cannot be read: {error}")
         if lost:
             some = ", ".join(sorted(lost)[:5])

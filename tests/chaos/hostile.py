@@ -32,6 +32,7 @@ import litejobs
 from litejobs import Context, Fail, LiteJobs, LitejobsError, Unique
 
 from .children import Died, answers
+from .older import SCHEMA_3, older_file
 from .ordeal import Ordeal, Run, Violation
 
 BATCH = 100
@@ -131,7 +132,7 @@ def make_templates(folder: Path) -> list[Bytes]:
         connection.execute("UPDATE litejobs_job SET priority = 7 WHERE state = 'pending'")
         templates.append(snapshot(path))
         connection.close()
-    return templates + [older(folder / f"schema{version}.db", version) for version in (0, 1, 2)]
+    return templates + [older(folder / f"schema{version}.db", version) for version in (0, 1, 3)]
 
 
 PRAGMAS: tuple[Mapping[str, Any], ...] = (
@@ -145,14 +146,13 @@ PRAGMAS: tuple[Mapping[str, Any], ...] = (
 
 
 def older(path: Path, version: int) -> Bytes:
-    """A file as a litejobs of that schema left it."""
+    """A file as a litejobs of that schema left it; of the first ones there is only the number."""
+    if version == 3:
+        older_file(path, "INSERT INTO litejobs_job (name, payload) VALUES ('work', '{}')")
+        return snapshot(path)
     connection = apsw.Connection(str(path))
-    connection.execute(litejobs.META)
-    for step in litejobs.SCHEMA[:version]:
-        connection.execute(step)
+    connection.execute(SCHEMA_3.partition(";")[0])
     connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (version,))
-    if version > 1:
-        connection.execute("INSERT INTO litejobs_job (name, payload) VALUES ('work', '{}')")
     connection.close()
     return snapshot(path)
 

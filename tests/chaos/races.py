@@ -16,12 +16,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import apsw
 import attrs
 
 from litejobs import (
-    META,
-    SCHEMA,
     Claimed,
     Exchanged,
     LiteJobs,
@@ -35,6 +32,7 @@ from litejobs import (
     to_micros,
 )
 
+from .older import older_file
 from .ordeal import Ordeal, Run
 
 RACERS = 4
@@ -296,15 +294,6 @@ RACES = (
     Director.unique_keys, Director.keys, Director.ticks, Director.claims, Director.retries,
     Director.rescues, Director.openings,
 )  # fmt: skip
-
-
-def older_file(path: Path) -> None:
-    """A file that the version before this one made."""
-    with contextlib.closing(apsw.Connection(str(path))) as connection:
-        connection.pragma("journal_mode", "wal")
-        connection.execute(META)
-        connection.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
-        connection.execute(SCHEMA[1])
 
 
 @contextlib.contextmanager

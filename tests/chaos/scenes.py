@@ -21,8 +21,6 @@ import attrs
 
 import litejobs
 from litejobs import (
-    META,
-    SCHEMA,
     Claimed,
     LiteJobs,
     Report,
@@ -34,6 +32,7 @@ from litejobs import (
     define,
 )
 
+from .older import older_file
 from .ordeal import Violation
 
 NOW = 1_800_000_000_000_000
@@ -79,14 +78,12 @@ def an_applications_file(path: Path) -> None:
 
 def an_old_file(path: Path) -> None:
     """A file of the schema before today's."""
-    with contextlib.closing(apsw.Connection(str(path))) as connection:
-        connection.pragma("journal_mode", "wal")
-        connection.execute(META)
-        connection.execute("".join(SCHEMA[:-1]))
-        connection.execute("INSERT INTO litejobs_meta VALUES ('schema', ?)", (len(SCHEMA) - 1,))
-        connection.execute("INSERT INTO litejobs_job (name, payload) VALUES ('note', '{}')")
+    older_file(
+        path,
+        "INSERT INTO litejobs_job (name, payload) VALUES ('note', '{}')",
         # Which the schema asked for the time.
-        connection.execute("UPDATE litejobs_job SET enqueued_at = 1, run_at = 1")
+        "UPDATE litejobs_job SET enqueued_at = 1, run_at = 1",
+    )
 
 
 def a_full_file(path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import signal
@@ -336,7 +335,7 @@ def numbers_in(path: Path) -> Counter[int]:
     if not portrait(path):
         return Counter()
     with LiteJobs(path) as jobs:
-        return Counter(json.loads(job.row.payload)["number"] for job in jobs.iterate())
+        return Counter(job.payload["number"] for job in jobs.iterate())
 
 
 def examine_attempts(run: Run, said: list[Any], what: str) -> None:

@@ -8,7 +8,6 @@ said before and after each deed in a run that nothing happened to.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -17,7 +16,6 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import apsw
 import attrs
 
 import litejobs
@@ -25,6 +23,7 @@ import litejobs
 from .child import CAN_FORK, Ended, Say, in_child, within_patience
 from .deeds import Hands, changes_between, portrait, works_on
 from .disk import Disk, Touch, nobody, remove_all
+from .older import older_file
 from .ordeal import Ordeal, Run
 
 DURABILITIES: tuple[litejobs.Durability, ...] = ("full", "fast")
@@ -41,16 +40,12 @@ class Scene:
 
 
 def make_an_older_file(path: Path) -> None:
-    """A file as the first schema left it, with a job."""
-    with contextlib.closing(apsw.Connection(str(path))) as old:
-        old.pragma("journal_mode", "wal")
-        old.execute(litejobs.META)
-        old.execute(litejobs.SCHEMA[1])
-        old.execute("INSERT INTO litejobs_meta VALUES ('schema', 2)")
-        old.execute(
-            "INSERT INTO litejobs_job (name, queue, priority, run_at, enqueued_at, payload)"
-            " VALUES ('work', 'default', 0, 1, 1, '{\"number\": 1}')"
-        )
+    """A file with an older schema and a job."""
+    older_file(
+        path,
+        "INSERT INTO litejobs_job (name, queue, priority, run_at, enqueued_at, payload)"
+        " VALUES ('work', 'default', 0, 1, 1, '{\"number\": 1}')",
+    )
 
 
 SCENES: Mapping[str, Scene] = {
