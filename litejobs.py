@@ -9447,9 +9447,8 @@ LONGEST_MESSAGE = 2**30
 
 @attrs.define(eq=False, repr=False)
 class Channel:
-    """One end of the connection between a worker and its supervisor. The supervisor's end never
-    blocks: what the socket does not take is sent later, and the rest of a message that stops
-    half way is not waited for, since the worker may have been stopped."""
+    """One end of the connection between a worker and its supervisor, whose end never blocks, since
+    the worker may have been stopped in the midst of a message."""
 
     socket: socket.socket
     unsent: bytearray = attrs.field(factory=bytearray)
@@ -9473,12 +9472,7 @@ class Channel:
             self.unsent.clear()
 
     def receive(self) -> Iterator[bytes]:
-        """The messages that arrive; on the supervisor's end, those that have arrived.
-
-        Raises:
-            EOFError: the other side is gone. An OSError says the same.
-            ValueError: a job has written into the channel.
-        """
+        """The messages that arrive; on the supervisor's end, those that have arrived."""
         arrived = self._received
         while True:
             try:
@@ -9508,7 +9502,9 @@ OUTPUT_RING = OUTPUT_LIMIT + 1
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _ASKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(10)
+_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
+"""Words of the board. From the last one on, there are two for each place of an async job: when it
+began, and which was asked to end; those of place 0 are of the plain jobs."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9534,7 +9530,7 @@ class Board:
     def make(cls, concurrency: int, context: Any = None) -> Board:
         """A board for a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context."""
-        size = 8 * (_ASYNC + 1 + concurrency) + OUTBOX + OUTPUT_RING
+        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
         if context is None:
             return cls(bytearray(size), threading.Lock())
         return cls(context.RawArray("B", size), context.Lock())
@@ -9560,7 +9556,7 @@ class Board:
 
     def begin_async(self, place: int) -> None:
         """Says that the async job in this place runs from now."""
-        self._words[_ASYNC + place] = time.monotonic_ns()
+        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
 
     def leave(self, report: bytes) -> bool:
         """Leaves the report of an async job; false if there is no room for it."""
@@ -9584,9 +9580,9 @@ class Board:
             if not self._words[_RUNNING]:
                 act()
 
-    def asked(self, number: int) -> Reason | None:
+    def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASKED], len(REASONS))
+        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
@@ -9638,12 +9634,12 @@ class Board:
         jobs have a *place*."""
         words = self._words
         if place:
-            return int(words[_ASYNC + place])
+            return int(words[_ASYNC + 2 * place])
         return int(words[_BEGAN]) if words[_RUNNING] == number else 0
 
     def clear(self, place: int) -> None:
         """Makes a place ready for another async job."""
-        self._words[_ASYNC + place] = 0
+        self._words[_ASYNC + 2 * place] = 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -9684,17 +9680,17 @@ class Board:
             self._take()
             return self.running
 
-    def ask(self, number: int, why: Reason) -> bool:
-        """Asks the running job to end; false if it does not run any more."""
+    def ask(self, number: int, place: int, why: Reason) -> bool:
+        """Asks a job to end; false if it is a plain one that does not run any more."""
         with self.held() as locked:
-            if not locked or self.running != number:
+            if not place and (not locked or self.running != number):
                 return False
-            self._words[_ASKED] = number * len(REASONS) + REASONS.index(why)
+            asked = number * len(REASONS) + REASONS.index(why)
+            self._words[_ASYNC + 1 + 2 * place] = asked
         return True
 
 
 def write_report(number: int, report: Report) -> bytes:
-    """A report as it stands on the board."""
     rest = b"" if report.brief else marshal.dumps(report[3:])
     return REPORT.pack(number, *report[:3], len(rest)) + rest
 
@@ -10044,7 +10040,6 @@ class AsyncRunner:
     _tasks: dict[int, Any] = attrs.field(factory=dict)
     _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     """Id and claim, by number."""
-    _asked: dict[int, Reason] = attrs.field(factory=dict)
     _notifies: bool = False
     _closed: bool = False
 
@@ -10073,12 +10068,9 @@ class AsyncRunner:
         self._batches.put(None)
 
     def _take(self, what: str, *fields: Any) -> None:
-        if what == "ask":
-            # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-            number, _, self._asked[number] = fields
         if self._thread is None:
             self._start_loop()
-        act = self._ask if what == "ask" else self._begin
+        act = self._begin if what == "begin" else self._cancel
         self._runner.get_loop().call_soon_threadsafe(act, *fields)
 
     def _start_loop(self) -> None:
@@ -10106,20 +10098,18 @@ class AsyncRunner:
             self._tasks[number] = task = self._runner.get_loop().create_task(run)
             task.add_done_callback(functools.partial(self._ended, number))
 
-    def _ask(self, number: int, within: float, why: Reason) -> None:
-        if number in self._tasks:
-            self._runner.get_loop().call_later(within, self._cancel, number)
-        else:
-            self._asked.pop(number, None)
-
-    def _cancel(self, number: int) -> None:
-        if number in self._begun and self._tasks[number].cancel():
+    def _cancel(self, number: int, within: float) -> None:
+        """Cancels a task that was asked to end, in so many seconds."""
+        if within > 0:
+            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+        elif number in self._begun and self._tasks[number].cancel():
             self._jobs.executor.noticed.add(self._begun[number])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
-        if number in self._asked:
-            return None
         jobs = self._jobs
+        asked = functools.partial(jobs.board.asked, number, place)
+        if asked():
+            return None
         if not self._begun:
             with contextlib.suppress(OSError):
                 jobs.board.unless_running(self._to_folder)
@@ -10127,9 +10117,8 @@ class AsyncRunner:
         jobs.board.begin_async(place)
         written: list[bytes] = []
         OUTPUT.set(written)
-        asked = functools.partial(self._asked.get, number)
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
-        if report.kind or number in self._asked:
+        if report.kind or asked():
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
         return report
@@ -10143,7 +10132,6 @@ class AsyncRunner:
             made = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
         id, _ = self._begun.pop(number, (0, 0))
-        self._asked.pop(number, None)
         report = write_report(number, made)
         if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
             self._jobs.channel.send(marshal.dumps(("report", report)))
@@ -10944,7 +10932,7 @@ class Watchdog:
         return "stop" if self.stop_at < math.inf else None
 
     def _ask(self, run: Run, reason: Reason, now: float) -> None:
-        if not run.place and not run.worker.board.ask(run.number, reason):
+        if not run.worker.board.ask(run.number, run.place, reason):
             return
         run.reason, run.kill_at = reason, now
         if reason == "stop":
@@ -10957,7 +10945,7 @@ class Watchdog:
             run.kill_at = now + run.grace
         if run.place:
             within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send(marshal.dumps(("ask", run.number, within, reason)))
+            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
 
     def _kill(self, run: Run, now: float) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
