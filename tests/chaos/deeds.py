@@ -128,8 +128,8 @@ class Hands:
 
     def progress(self) -> None:
         """Of all that run."""
-        told = json.dumps({"done": self.clock() % 1000, "total": 1000, "note": ""})
-        self.store.keep_progress({job[:2]: told for job in self.held})
+        progress = json.dumps({"done": self.clock() % 1000, "total": 1000, "note": ""})
+        self.store.keep_progress({job[:2]: progress for job in self.held})
 
     def checkpoint(self, mode: int) -> None:
         """As one comes along when the WAL has grown, or later."""
@@ -198,7 +198,7 @@ DEEDS: Mapping[str, Callable[[Hands], object]] = {
 """Each changes what the file says at most once: in one transaction."""
 
 BY_PROCESS = frozenset({"pid", "worker"})
-"""Columns that tell which process it was."""
+"""Columns that show which process it was."""
 
 
 def changes_between(before: str, after: str) -> str:
@@ -226,8 +226,8 @@ def _lines(connection: apsw.Connection) -> Iterator[str]:
         tables += [name] if kind == "table" else []
     for table in tables:
         columns = connection.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
-        told = ", ".join(str(name) for (name,) in columns if name not in BY_PROCESS)
-        for row in connection.execute(f"SELECT {told} FROM {table}"):
+        compared = ", ".join(str(name) for (name,) in columns if name not in BY_PROCESS)
+        for row in connection.execute(f"SELECT {compared} FROM {table}"):
             yield f"{table} {row}"
 
 
