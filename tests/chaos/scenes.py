@@ -144,9 +144,9 @@ BEGINNINGS: tuple[Callable[[Path], None], ...] = (
 # What is done
 
 
-def settled(id: int, state: State) -> Settlement:
+def settled(id: int, state: State, claim: int = 1) -> Settlement:
     """What a worker could report of the first attempt of a job."""
-    claimed = Claimed(id, 1, "note", "default", 0, 1, None, None, None, "{}", NOW, NOW)
+    claimed = Claimed(id, claim, "note", "default", 0, 1, None, None, None, "{}", NOW, NOW)
     report = Report(NOW, NOW, 0, state)
     if state in ("failed", "retrying"):
         report = report._replace(
