@@ -9629,13 +9629,15 @@ class Board:
         """The number of the plain job that runs; 0: none."""
         return int(self._words[_RUNNING])
 
-    def began(self, number: int, place: int) -> int:
-        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run. Async
-        jobs have a *place*."""
-        words = self._words
-        if place:
-            return int(words[_ASYNC + 2 * place])
-        return int(words[_BEGAN]) if words[_RUNNING] == number else 0
+    def running_since(self) -> int:
+        """When it began, in nanoseconds of the monotonic clock."""
+        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+
+    def began(self, run: Run) -> int:
+        """When a job began; 0 if it does not run."""
+        if run.place:
+            return int(self._words[_ASYNC + 2 * run.place])
+        return self.running_since() if self._words[_RUNNING] == run.number else 0
 
     def clear(self, place: int) -> None:
         """Makes a place ready for another async job."""
@@ -10192,7 +10194,7 @@ class Run:
     kill_at: float = math.inf
     """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
-    """Seconds that it was granted."""
+    """Seconds that it was granted after it was asked."""
     announced: bool = False
     """Whether an event has said that it started."""
     slow_after: float = 0.0
@@ -10213,7 +10215,6 @@ class Worker:
     """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
-    """What the node ends with if it never gets ready."""
     left: float = math.inf
     """How many more jobs it may be given."""
     leaves_by: float = math.inf
@@ -10254,28 +10255,41 @@ class Worker:
 
     @property
     def dead(self) -> bool:
-        """Whether it has ended. Of a process that somebody else has waited for, as programs do
-        that ignore SIGCHLD or wait for all children, no exit code will ever tell."""
+        """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        return self.process.exitcode is not None or not is_there(self.pid)
-
-    def began(self, run: Run) -> int:
-        """When a job in its hands began, in nanoseconds of the monotonic clock; 0: it does not
-        run."""
-        return self.board.began(run.number, run.place)
+        if self.process.exitcode is not None:
+            return True
+        if sys.platform == "win32":
+            return False
+        # No exit code will ever tell of a process that somebody else has waited for, as programs
+        # do that ignore SIGCHLD or wait for all children.
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:  # Its number belongs to somebody else.
+            return False
+        except ProcessLookupError:
+            return True
+        return False
 
     def hand_over(self, runs: list[Run]) -> None:
         """Gives it jobs."""
         now = time.monotonic()
         if not self.runs:
             self.moved_at = now
-        self.runs.update((run.number, run) for run in runs)
-        if plain := [run for run in runs if not run.place]:
-            self.plain += len(plain)
-            self.load += sum(run.expected for run in plain)
-            self.channel.send(marshal.dumps([(run.number, run.claimed[:]) for run in plain]))
-        if beside := [(run.number, run.place, run.claimed[:]) for run in runs if run.place]:
+        plain, beside = [], []
+        for run in runs:
+            self.runs[run.number] = run
+            if run.place:
+                self.board.clear(run.place)
+                beside.append((run.number, run.place, run.claimed[:]))
+            else:
+                self.load += run.expected
+                plain.append((run.number, run.claimed[:]))
+        self.plain += len(plain)
+        if plain:
+            self.channel.send(marshal.dumps(plain))
+        if beside:
             self.look_at = min(self.look_at, now + ASYNC_CHECK)
             self.channel.send(marshal.dumps(("begin", beside)))
 
@@ -10338,7 +10352,7 @@ class Worker:
 
     def close(self) -> None:
         """Gives back what it took to talk to it."""
-        self.runs.clear()  # Each of them holds it, and so its board.
+        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
@@ -10385,18 +10399,6 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         # A pipe, which stays open in what the process has forked; then the next look shows it.
         death = None if sys.platform == "win32" else process.sentinel
     return Worker(process, Channel(ours), board, places, held, death)
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process has this number, be it one that has ended and that nobody has waited
-    for. On Windows, where there are none of those, that is not asked."""
-    if sys.platform != "win32":
-        with contextlib.suppress(PermissionError):  # It belongs to somebody else, then.
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return False
-    return True
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -10607,7 +10609,7 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.began(worker.board.running, 0)
+    began = worker.board.running_since()
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -10682,7 +10684,7 @@ class Settlements:
         begun there, since nobody can know which one was to blame. If the node has killed the
         worker for one of them, the others are given back."""
         worker, now = run.worker, self._clock()
-        began = worker.began(run)
+        began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         cpu, memory = worker.used or (None, None)
         report = GIVEN_BACK._replace(
@@ -10884,7 +10886,7 @@ class Watchdog:
 
     def _took(self, run: Run, now: float) -> float:
         """Seconds for which a job has been running."""
-        began = run.worker.began(run) / 1e9
+        began = run.worker.board.began(run) / 1e9
         return now - began - self._missed(began) if began else 0.0
 
     def _in_the_way(self, running: Run, now: float, patience: float) -> bool:
@@ -10895,7 +10897,7 @@ class Watchdog:
 
     def _watch(self, run: Run, now: float) -> float:
         """Asks one job to end, or kills its worker; returns when something may be due with it."""
-        began, took = run.worker.began(run), self._took(run, now)
+        began, took = run.worker.board.began(run), self._took(run, now)
         if began:
             self._settlements.started(run, self._clock() - round(took * 1e6))
             if took >= max(run.slow_after, self.slow_after):
@@ -10954,7 +10956,7 @@ class Watchdog:
         with worker.board.held() as locked:
             sure = locked or run.place > 0
             run.kill_at = math.inf if sure else now + AGAIN
-            if sure and worker.began(run):
+            if sure and worker.board.began(run):
                 worker.blameless = True
                 worker.kill()
 
@@ -10966,7 +10968,7 @@ class Watchdog:
         if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
-            if worker.blameless or any(map(worker.began, worker.runs.values())):
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
                 return
             worker.blameless = True
             worker.kill()
@@ -11361,7 +11363,7 @@ class Supervisor:
         if not worker.ready and not self._stops:
             self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
         for run in worker.runs.values():
-            if worker.began(run):
+            if worker.board.began(run):
                 self._settlements.died(run)
             else:
                 self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
