@@ -9538,6 +9538,11 @@ class Board:
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self._memory, self._lock)
 
+    @property
+    def places(self) -> range:
+        """The places for async jobs."""
+        return range(1, (len(self._words) - _ASYNC) // 2)
+
     # The worker's side
 
     def step(self, report: bytes, number: int) -> int:
@@ -9756,31 +9761,24 @@ def keep_output(stream: Any, board: Board) -> None:
 
 
 def work_in_child(
-    connection: socket.socket,
-    lifeline: Connection,
-    board: Board,
-    concurrency: int,
-    presence: str,
-    program: Program,
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
     """The whole life of a worker process, which holds the lock on the file *presence*."""
     _become_worker(lifeline)
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     share = Presence.hold(presence)
-    _serve(connection, board, concurrency, program.executor, time.process_time_ns)
+    _serve(connection, board, program.executor, time.process_time_ns)
     share.close()
 
 
 MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
 
 
-def work_in_thread(
-    connection: socket.socket, board: Board, concurrency: int, make: MakeExecutor
-) -> None:
+def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
     """The whole life of a worker that is a thread."""
     with connection:
-        _serve(connection, board, concurrency, make, time.thread_time_ns)
+        _serve(connection, board, make, time.thread_time_ns)
 
 
 @contextlib.contextmanager
@@ -9851,11 +9849,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
 
 
 def _serve(
-    connection: socket.socket,
-    board: Board,
-    concurrency: int,
-    make: MakeExecutor,
-    cpu_clock: Callable[[], int],
+    connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     channel = Channel(connection)
@@ -9868,7 +9862,7 @@ def _serve(
         own_process = threading.current_thread() is threading.main_thread()
         restore, to_folder = surroundings(connection, own_process)
         runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if concurrency else None
+        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
         batches = runner.batches() if beside is None else beside.read()
         channel.send(marshal.dumps(("ready",)))
         for batch in batches:
@@ -10208,8 +10202,6 @@ class Worker:
     process: Any
     channel: Channel
     board: Board
-    free: list[int]
-    """The places on the board for further async jobs."""
     lifeline: Connection | None = None
     death: Any = None
     """What one waits for to learn of the death of a process, beside its channel."""
@@ -10221,6 +10213,8 @@ class Worker:
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
+    free: list[int] = attrs.field(init=False)
+    """The places on the board for further async jobs."""
     runs: dict[int, Run] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
@@ -10237,6 +10231,9 @@ class Worker:
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
     """What it had used in the end: see `used_by`."""
+
+    def __attrs_post_init__(self) -> None:
+        self.free = list(self.board.places)
 
     @property
     def is_process(self) -> bool:
@@ -10367,27 +10364,23 @@ class Worker:
 def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
     """Starts a worker with so many places for async jobs: a process that imports a program and
     holds the lock on the file *presence*; or a thread."""
-    places = list(range(concurrency, 0, -1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
             board = Board.make(concurrency)
-            arguments = theirs, board, concurrency, code
+            arguments = theirs, board, code
             thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, places)
+            return Worker(thread, Channel(ours), board)
         from multiprocessing import get_context
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
         board = Board.make(concurrency, context)
-        process = context.Process(
-            target=work_in_child,
-            args=(theirs, lifeline, board, concurrency, presence, code),
-            name="litejobs-worker",
-        )
+        handed = theirs, lifeline, board, presence, code
+        process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with signals_blocked(), without_unimportable_main():
             process.start()
         opened.pop_all()
@@ -10398,7 +10391,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
     except (AttributeError, OSError):
         # A pipe, which stays open in what the process has forked; then the next look shows it.
         death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, places, held, death)
+    return Worker(process, Channel(ours), board, held, death)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -10861,25 +10854,24 @@ class Watchdog:
         """Asks and kills whatever must end. Returns the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
-        now, self.due = time.monotonic(), math.inf
-        blocked = []
+        now, self.due, blocked = time.monotonic(), math.inf, []
         for worker in workers:
-            if not worker.runs:
-                continue
             running = worker.runs.get(worker.board.running)
-            due = worker.look_at
-            if worker.plain < len(worker.runs) and now >= due:
-                beside = [run for run in worker.runs.values() if run.place]
-                due = worker.look_at = min(self._watch(run, now) for run in beside)
             if running is not None:
-                due = min(due, self._watch(running, now))
-            else:
+                self.due = min(self.due, self._watch(running, now))
+            elif worker.runs:
                 self._replace_if_unresponsive(worker)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
+            self.due = min(self.due, worker.look_at)
             if worker.plain > (running is not None):
-                due = min(due, now + SLOW)
-                if running is not None and self._in_the_way(running, now, patience):
+                self.due = min(self.due, now + SLOW)
+                if running is not None and (
+                    self._took(running, now) > patience
+                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
+                ):
                     blocked.append(worker)
-            self.due = min(self.due, due)
         if now >= self._memory_at:
             self._memory_at = now + MEMORY_CHECK
         return blocked
@@ -10888,12 +10880,6 @@ class Watchdog:
         """Seconds for which a job has been running."""
         began = run.worker.board.began(run) / 1e9
         return now - began - self._missed(began) if began else 0.0
-
-    def _in_the_way(self, running: Run, now: float, patience: float) -> bool:
-        if self._took(running, now) > patience:
-            return True
-        behind = running.worker.runs.values()
-        return bool(self.cancelled) and any(run.claimed.id in self.cancelled for run in behind)
 
     def _watch(self, run: Run, now: float) -> float:
         """Asks one job to end, or kills its worker; returns when something may be due with it."""
@@ -11043,10 +11029,8 @@ class Supervisor:
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
     _locked: bool = False
-    """Whether others held the write lock in this turn."""
-    _locked_at: float = -math.inf
-    """When they last did, and since when."""
-    _locked_since: float = 0.0
+    """Whether others held the write lock in this turn, and since when they have in each."""
+    _locked_since: float = math.inf
     _false_wakes: int = 0
     _rested_at: float = math.inf
     """When it listens to the wakeup socket again."""
@@ -11079,12 +11063,7 @@ class Supervisor:
         self._wakeup.setblocking(False)
 
     def run(self) -> None:
-        """Works until it is stopped, or until nothing is left to do.
-
-        Raises:
-            WorkerError: the workers cannot start.
-            FileError: the file is not the one any more that it was.
-        """
+        """Works until it is stopped, or until nothing is left to do."""
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
@@ -11130,9 +11109,7 @@ class Supervisor:
                 step()
         except BusyError as error:
             now = time.monotonic()
-            if now - self._locked_at > 1.0:
-                self._locked_since = now
-            self._locked, self._locked_at = True, now
+            self._locked, self._locked_since = True, min(self._locked_since, now)
             if now - self._locked_since > PATIENCE:
                 logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
                 self._locked_since = now
@@ -11280,6 +11257,8 @@ class Supervisor:
         self.watchdog.expect(patience)
         self._hear_all(patience)
         self.watchdog.notice_freeze(self.pool.workers)
+        if not self._locked:
+            self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
