@@ -3223,7 +3223,13 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
+    _then: Callable[[Any], object] | None = None
+    """Called with each definition or class, also with one that is defined already."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, code: Definition[P, R, C], /
+    ) -> Definition[P, R, C]: ...
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
     @overload
@@ -3267,13 +3273,18 @@ class Define:
                 options=self._options.ruled(typing.cast(Rules, options)),
             )
             return made if code is None else made(code)
-        body = _body(code, self._name, self._options)
-        definition: AnyDefinition = Definition(body, self._options)
-        self._add(definition)
-        if not body.is_class:
-            return definition
-        setattr(code, MARK, definition)
-        return code
+        done = code
+        if self._then is None or definition_of(code) is None:
+            body = _body(code, self._name, self._options)
+            definition: AnyDefinition = Definition(body, self._options)
+            self._add(definition)
+            if body.is_class:
+                setattr(code, MARK, definition)
+            else:
+                done = definition
+        if self._then is not None:
+            self._then(done)
+        return done
 
 
 def _body(code: Any, name: str | None, options: Options) -> Body:
@@ -3330,59 +3341,52 @@ define = Define()
 ################################################################################
 # Execution
 #
-# One attempt of one job, from its payload to its outcome. Nothing here knows SQL or
-# processes: the worker, `drain` and any other engine run jobs with it.
+# One attempt of one job, from its payload to its report. Nothing here knows SQL or processes: the
+# worker, `drain` and any other engine run jobs with it.
 ################################################################################
 
 
 class Outcome(Exception):
     """An outcome that a handler chooses by raising it, instead of returning or failing."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
-def _delay(value: Duration) -> timedelta:
-    return duration(value, "delay")
+    def __str__(self) -> str:
+        return self.reason
 
 
-@attrs.define(eq=False, repr=False)
 class Retry(Outcome):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
-    delay: timedelta | None = attrs.field(default=None, converter=attrs.converters.optional(_delay))
-    reason: str = "the handler asked for a retry"
+    def __init__(
+        self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
+    ) -> None:
+        super().__init__(reason)
+        self.args = delay, reason  # By which it is pickled.
+        self.delay = None if delay is None else duration(delay, "delay")
 
-    def __str__(self) -> str:
-        return self.reason
 
-
-@attrs.define(eq=False, repr=False)
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
-    delay: timedelta = attrs.field(converter=_delay)
+    def __init__(self, delay: Duration) -> None:
+        self.delay = duration(delay, "delay")
+        super().__init__(f"snoozed for {self.delay}")
+        self.args = (delay,)
 
-    def __str__(self) -> str:
-        return f"snoozed for {self.delay}"
 
-
-@attrs.define(eq=False, repr=False)
 class Fail(Outcome):
     """The job failed for good: no attempts are left, whatever the limit."""
 
-    reason: str
 
-    def __str__(self) -> str:
-        return self.reason
-
-
-@attrs.define(eq=False, repr=False)
 class Cancel(Outcome):
     """The job need not be done any more."""
 
-    reason: str = "the handler cancelled it"
-
-    def __str__(self) -> str:
-        return self.reason
+    def __init__(self, reason: str = "the handler cancelled it") -> None:
+        super().__init__(reason)
 
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
@@ -3448,53 +3452,6 @@ def _is_async(layer: Any) -> bool:
     return inspect.iscoroutinefunction(layer) or inspect.iscoroutinefunction(type(layer).__call__)
 
 
-def compose(
-    layers: Sequence[AroundRun],
-    context: Context[Any],
-    handler: Callable[[], Any],
-    wait: Callable[[Coroutine[Any, Any, Any]], Any],
-) -> Any:
-    """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
-    be a coroutine of it. *wait* runs coroutines for sync layers."""
-    if not layers:
-        return handler()
-    if _is_async(layers[0]):
-        return compose_async(layers, context, handler)
-
-    def call_next() -> Any:
-        value = compose(layers[1:], context, handler, wait)
-        return wait(value) if inspect.iscoroutine(value) else value
-
-    return layers[0](context, call_next)
-
-
-async def compose_async(
-    layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
-) -> Any:
-    """The same where an event loop runs. A sync layer goes to a thread of its own, where
-    it may wait for what is inside; context variables go along, both ways in."""
-    import asyncio
-
-    if not layers:
-        value = handler()
-        return await value if inspect.isawaitable(value) else value
-    inside = functools.partial(compose_async, layers[1:], context, handler)
-    if _is_async(layers[0]):
-        return await layers[0](context, inside)
-    loop = asyncio.get_running_loop()
-    running = []
-
-    def call_next() -> Any:
-        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
-        return running[-1].result()
-
-    try:
-        return await asyncio.to_thread(layers[0], context, call_next)
-    finally:
-        for future in running:  # Of a run that was cancelled; the others have ended.
-            future.cancel()
-
-
 class Report(NamedTuple):
     """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
     together with the claimed job. The defaults are those of one that completed without a result."""
@@ -3539,49 +3496,43 @@ _DEFAULTS = Report()[3:]
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
-TEXT_LIMIT = 2_000
-TRACEBACK_LIMIT = 16_000
-"""Characters that are kept of a message, and of a traceback from its end."""
 
 
-def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
-    """The report, without times, of an attempt that ended with *error*. In this order: the
-    handler's own outcome, the limit of attempts, the backoff (that of the row, or the definition's
-    *own*)."""
-    if isinstance(error, Fail):
+def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.Random) -> Report:
+    """The report, without times, of an attempt whose handler raised. In this order: the handler's
+    own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
+    own = options.backoff
+    if isinstance(error, Outcome):
+        if isinstance(error, Cancel):
+            return Report(state="cancelled")
+        if isinstance(error, Snooze):
+            return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
+        if isinstance(error, Retry) and error.delay is not None:
+            return Report(state="retrying", delay=error.delay // MICROSECOND)
+        if isinstance(error, Fail):
+            return Report(state="failed")
+    elif isinstance(error, options.fail_on):
         return Report(state="failed")
-    if isinstance(error, Cancel):
-        return Report(state="cancelled")
-    if isinstance(error, Snooze):
-        return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
-    if isinstance(error, Retry) and error.delay is not None:
-        return Report(state="retrying", delay=error.delay // MICROSECOND)
+    elif options.retry_on is not None:
+        fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
+        if not fitting:
+            return Report(state="failed")
+        if (policy := options.retry_on[fitting[0]]) is not None:
+            own, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return after_failure(claimed, own, rng)
+
+
+def after_failure(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that failed: a retry, with the backoff of the row
+    or the definition's *own*, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Report(state="failed")
     try:
         wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except BaseException:  # Of a worker that crashed it is the supervisor that asks.
+    except BaseException:  # After a crash, this runs in the supervisor.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
     return Report(state="retrying", delay=wait // MICROSECOND)
-
-
-def judge_by_rules(
-    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
-) -> Report:
-    """The outcome of an attempt whose handler raised: first by its definition's `fail_on`,
-    then by its `retry_on`, of which the first exception that fits counts."""
-    own = options.backoff
-    if not isinstance(error, Outcome):
-        if isinstance(error, options.fail_on):
-            return Report(state="failed")
-        if options.retry_on is not None:
-            fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
-            if not fitting:
-                return Report(state="failed")
-            if (policy := options.retry_on[fitting[0]]) is not None:
-                own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return judge(error, claimed, own, rng)
 
 
 ReportProgress = Callable[[Claimed, Progress], None]
@@ -3595,116 +3546,80 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = attrs.field(default=NOWHERE)
+    source: _Source = NOWHERE
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    forked: bool = False
+    """Whether a job has forked this process off its worker."""
     _runner: Any = None
     """An asyncio.Runner, once there was a coroutine to run."""
-    _pid: int = attrs.field(factory=os.getpid)
+
+    def __attrs_post_init__(self) -> None:
+        in_forks(self, Executor._set_forked)
+
+    def _set_forked(self) -> None:
+        self.forked = True
 
     def run(
         self,
         claimed: Claimed,
         asked: WhyAsked = lambda: None,
-        report: ReportProgress = lambda claimed, progress: None,
+        progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, report)
+        return contextvars.copy_context().run(self._run, claimed, asked, progress)
 
-    def _run(self, claimed: Claimed, asked: WhyAsked, report: ReportProgress) -> Report:
-        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
+    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
+        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
         try:
-            shape, payload = self._prepare(claimed)
-            context = functools.partial(self._context, claimed, started_at, asked, report)
-            value = self._call(shape, payload, context, self._inside)
+            value = attempt.call(self._compose)
             if value is not None and inspect.iscoroutine(value):
                 value = self._await(value)
-            return self._returned(shape, value, claimed, started_at, began, asked)
+            return attempt.returned(value)
         except BaseException as error:
-            failed = self._raised(error, shape, claimed, started_at, began, asked)
-            with _harmless(claimed):
-                if rest := self._on_failure(failed, error, claimed, asked):
+            report = attempt.raised(error)
+            with _logged(claimed):
+                if rest := attempt.on_failure(report, error):
                     self._await(rest)
-            return failed
+            return report
 
     async def run_async(
         self,
         claimed: Claimed,
         asked: WhyAsked,
-        report: ReportProgress = lambda claimed, progress: None,
+        progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
+        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
         try:
-            shape, payload = self._prepare(claimed)
-            context = functools.partial(self._context, claimed, started_at, asked, report)
-            value = await self._call(shape, payload, context, compose_async)
-            return self._returned(shape, value, claimed, started_at, began, asked)
+            return attempt.returned(await attempt.call(compose_async))
         except BaseException as error:
-            failed = self._raised(error, shape, claimed, started_at, began, asked)
-            with _harmless(claimed):
-                if rest := self._on_failure(failed, error, claimed, asked):
+            report = attempt.raised(error)
+            with _logged(claimed):
+                if rest := attempt.on_failure(report, error):
                     await rest
-            return failed
+            return report
 
-    def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
-        shape = self.registry.named(claimed.name).body.shape
-        try:
-            return shape, shape.payload.decode(claimed.payload)
-        except Unfit as unfit:
-            raise PayloadError(claimed.name, unfit.problems) from None
-
-    def _call(
-        self,
-        shape: Shape,
-        payload: Any,
-        context: Callable[[], Context[Any]],
-        inside: Callable[..., Any],
+    def _compose(
+        self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Calls the handler; if there is middleware, *inside* it."""
-        if not self.around:
-            return shape.call(payload, context)
-        made = context()
-        return inside(self.around, made, functools.partial(shape.call, payload, lambda: made))
+        """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+        be a coroutine."""
+        if not layers:
+            return handler()
+        if _is_async(layers[0]):
+            return compose_async(layers, context, handler)
 
-    def _returned(
-        self,
-        shape: Shape,
-        value: Any,
-        claimed: Claimed,
-        started_at: int,
-        began: int,
-        asked: WhyAsked,
-    ) -> Report:
-        given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-        result = None
-        if not given_back and shape.result is not None:
-            result = _stored_result(shape.result, value)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        report = Report(started_at, self.clock(), took, result=result)
-        return report._replace(state="pending", counted=False) if given_back else report
+        def call_next() -> Any:
+            value = self._compose(layers[1:], context, handler)
+            return self._await(value) if inspect.iscoroutine(value) else value
 
-    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if os.getpid() == self._pid:
-            return
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
-        os._exit(1)
-
-    def _inside(
-        self, around: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
-    ) -> Any:
-        return compose(around, context, handler, self._await)
+        return layers[0](context, call_next)
 
     def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._runner is None:
@@ -3714,99 +3629,37 @@ class Executor:
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
         return _beside_other_loops(run, coroutine)
 
-    def _context(
-        self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
-    ) -> Context[Any]:
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-
-        def notice() -> Reason | None:
-            if reason := asked():
-                self.noticed.add(claimed[:2])
-            return reason
-
-        report_own = functools.partial(report, claimed)
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
-        return Context(job, self.state, deadline, notice, report_own)
-
-    def _raised(
-        self,
-        error: BaseException,
-        shape: Shape | None,
-        claimed: Claimed,
-        started_at: int,
-        began: int,
-        asked: WhyAsked,
-    ) -> Report:
-        """The report of an attempt that raised; before it began, if there is no *shape*."""
-        self._end_copies(claimed, error)
-        took = (time.perf_counter_ns() - began) // 1000
-        options = self.registry.options(claimed.name)
-        try:
-            if shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                took, report = 0, Report(state="failed")
-            elif self._broke_off(claimed, asked, error):
-                report = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                report = judge_by_rules(error, claimed, options, self.rng)
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            error, report = worse, judge(worse, claimed, options.backoff, self.rng)
-        report = report._replace(started_at=started_at, finished_at=self.clock(), took=took)
-        if report.state == "pending" or isinstance(error, Snooze):
-            return report
-        kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        type, message, traceback = describe(error)
-        return report._replace(kind=kind, type=type, message=message, traceback=traceback)
-
-    def _broke_off(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked,
-        error: BaseException | None = None,
-    ) -> bool:
-        """Whether an attempt ended because its node stops, as its handler knew."""
-        noticed = claimed[:2] in self.noticed
-        self.noticed.discard(claimed[:2])
-        return noticed and asked() == "stop" and not isinstance(error, Outcome)
-
-    def _on_failure(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; gives what is left to await."""
-        hook = self.registry.options(claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or asked() not in (None, "stop"):
-            return None
-        context = self._context(claimed, report.started_at, asked, lambda *_: None)
-        rest = hook(context, error)
-        return rest if inspect.iscoroutine(rest) else None
-
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._runner is not None:
             _beside_other_loops(self._runner.close)
 
 
-@contextlib.contextmanager
-def _harmless(claimed: Claimed) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
+async def compose_async(
+    layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
+) -> Any:
+    """`Executor._compose` where an event loop runs. A sync layer goes to a thread of its own,
+    where it may wait for what is inside; context variables go along, both ways in."""
+    import asyncio
 
+    if not layers:
+        value = handler()
+        return await value if inspect.isawaitable(value) else value
+    inside = functools.partial(compose_async, layers[1:], context, handler)
+    if _is_async(layers[0]):
+        return await layers[0](context, inside)
+    loop = asyncio.get_running_loop()
+    running = []
 
-def _stored_result(codec: Codec[Any], value: Any) -> str:
+    def call_next() -> Any:
+        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
+        return running[-1].result()
+
     try:
-        text = codec.encode(value)
-    except Unfit as unfit:
-        raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-    if problem := _too_large(text):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return text
+        return await asyncio.to_thread(layers[0], context, call_next)
+    finally:
+        for future in running:  # Of a run that was cancelled; the others have ended.
+            future.cancel()
 
 
 def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -3820,6 +3673,148 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
 
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(act, *arguments).result()
+
+
+@contextlib.contextmanager
+def _logged(claimed: Claimed) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
+
+
+@attrs.define(eq=False, repr=False)
+class _Attempt:
+    """One attempt of one job, while it runs."""
+
+    executor: Executor
+    claimed: Claimed
+    asked: WhyAsked
+    progress: ReportProgress
+    started_at: int
+    began: int
+    shape: Shape | None = None
+    """What the handler takes and returns; set once the payload has turned out to fit."""
+
+    def call(self, compose: Callable[..., Any]) -> Any:
+        """Calls the handler, inside the middleware if there is any."""
+        claimed, executor = self.claimed, self.executor
+        shape = executor.registry.named(claimed.name).body.shape
+        try:
+            payload = shape.payload.decode(claimed.payload)
+        except Unfit as unfit:
+            raise PayloadError(claimed.name, unfit.problems) from None
+        self.shape = shape
+        if not executor.around:
+            return shape.call(payload, self.context)
+        context = self.context()
+        handler = functools.partial(shape.call, payload, lambda: context)
+        return compose(executor.around, context, handler)
+
+    def context(self) -> Context[Any]:
+        """What the handler may know and use."""
+        claimed, now = self.claimed, self.started_at
+        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
+        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
+        progress = functools.partial(self.progress, claimed)
+        return Context(job, self.executor.state, deadline, self._why_asked, progress)
+
+    def _why_asked(self) -> Reason | None:
+        if reason := self.asked():
+            self.executor.noticed.add(self.claimed[:2])
+        return reason
+
+    def returned(self, value: Any) -> Report:
+        """The report after the handler has returned."""
+        executor, result = self.executor, None
+        given_back = bool(executor.noticed) and self._broke_off()
+        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
+            try:
+                result = codec.encode(value)
+            except Unfit as unfit:
+                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+            if problem := _too_large(result):
+                raise Fail(f"its result has {problem}; return a path instead")
+        if executor.forked:
+            self._end_copy()
+        took = (time.perf_counter_ns() - self.began) // 1000
+        report = Report(self.started_at, executor.clock(), took, result=result)
+        return report._replace(state="pending", counted=False) if given_back else report
+
+    def raised(self, error: BaseException) -> Report:
+        """The report after an error, of the handler or from before it began."""
+        executor, claimed = self.executor, self.claimed
+        if executor.forked:
+            self._end_copy(error)
+        took = (time.perf_counter_ns() - self.began) // 1000
+        options = executor.registry.options(claimed.name)
+        facts: dict[str, Any] = {}
+        try:
+            if self.shape is None and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif self._broke_off(error):
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, executor.rng)
+            if report.counted:
+                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, executor.rng), worse
+            facts["kind"] = "exception"
+        if facts:
+            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
+        return report._replace(
+            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
+        )
+
+    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
+        """Calls the hook of a job that failed for good; gives what is left to await."""
+        hook = self.executor.registry.options(self.claimed.name).on_failure
+        # The outcome of a job that was asked to end is decided by the supervisor, except when
+        # its node stops.
+        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
+            return None
+        rest = hook(self.context(), error)
+        return rest if inspect.iscoroutine(rest) else None
+
+    def _broke_off(self, error: BaseException | None = None) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        own = self.claimed[:2]
+        noticed = own in self.executor.noticed
+        self.executor.noticed.discard(own)
+        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
+        os._exit(1)
+
+
+TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
+"""Characters that are kept of a message, and of a traceback from its end."""
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """Type, message and traceback of an error, bounded; even of one that cannot be shown."""
+
+    def trace() -> str:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next
+        lines = traceback.format_exception(type(error), error, frames)
+        return "".join(lines)[-TRACEBACK_LIMIT:]
+
+    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    return name, message, described(trace, f"{name}: (its traceback cannot be shown)")
 
 
 PROGRESS_INTERVAL = 0.1
@@ -3836,7 +3831,7 @@ class ProgressReporter:
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
     def report(self, progress: Progress) -> None:
         """Passes progress on, now or soon."""
@@ -3849,7 +3844,7 @@ class ProgressReporter:
             if (wait := self._quiet_until - time.monotonic()) <= 0:
                 self._flush()
                 return
-            self._timer = threading.Timer(wait, self._flush_late)
+            self._timer = threading.Timer(wait, self._flush)
             self._timer.daemon = True
             self._timer.start()
 
@@ -3861,51 +3856,21 @@ class ProgressReporter:
                 self._timer.cancel()
             self._flush()
 
-    def _flush_late(self) -> None:
+    def _flush(self) -> None:
         with self._lock:
             self._timer = None
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending is not None:
-            self._pass_on(store_progress(self._pending))
-            self._pending = None
-            self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
-
-
-def describe(error: BaseException) -> tuple[str, str, str]:
-    """Type, message and traceback of an error, bounded; even of one that cannot be
-    shown."""
-    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
-    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-    trace = described(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
-    return name, message, trace
-
-
-def _trace(error: BaseException) -> str:
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    lines = traceback.format_exception(type(error), error, frames)
-    return "".join(lines)[-TRACEBACK_LIMIT:]
-
-
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+            if self._pending is not None:
+                self._pass_on(store_progress(self._pending))
+                self._pending = None
+                self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
 ################################################################################
 # Tracing
 #
-# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a
-# producer's span, whose trace goes along in the headers of its jobs; each attempt is a
-# consumer's span, the root of a trace of its own that is linked to the producer's.
+# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a producer's
+# span, whose trace goes along in the headers of its jobs; each attempt is a consumer's span, the
+# root of a trace of its own that is linked to the producer's.
 ################################################################################
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -3946,19 +3911,18 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
     from opentelemetry import propagate, trace
 
     job = context.job
-    about = {
-        **_about("process", "run", {job.queue}),
-        "messaging.message.id": str(job.id),
-        "litejobs.definition": job.name,
-        "litejobs.attempt": job.attempt,
-    }
     sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         job.name,
         context=surroundings.Context(),
         kind=trace.SpanKind.CONSUMER,
         links=[trace.Link(sender)] if sender.is_valid else [],
-        attributes=about,
+        attributes=_about("process", "run", {job.queue})
+        | {
+            "messaging.message.id": str(job.id),
+            "litejobs.definition": job.name,
+            "litejobs.attempt": job.attempt,
+        },
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
@@ -8710,7 +8674,10 @@ class Store:
             connection.execute(started, (_carray(ids),))
             return expired
 
-        return self._in_batches(_NEXT_EXPIRY, now, expire_some)
+        expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
+        if expired:
+            logger.info("cancelled %d jobs that were not started in time", expired)
+        return expired, due
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
@@ -8849,20 +8816,15 @@ EventKind = Literal[
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
-    **dict.fromkeys(("retrying", "cancelled"), logging.INFO),
-    **dict.fromkeys(("queue_paused", "queue_resumed"), logging.INFO),
+    **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each; about nodes and schedules the log says more than an event does."""
-_LOGGED: Mapping[int, frozenset[EventKind]] = {
-    least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
-    for least in sorted({*_LEVELS.values()})
-}
 QUEUE_LIMIT = 10_000
 """Events that may wait for the callbacks; more are dropped."""
 WARNING_INTERVAL = 60.0
 """Seconds between two warnings about dropped events."""
-FAREWELL = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that callbacks have for the remaining events at the end."""
 _THREAD = "litejobs-events"
 
@@ -8918,14 +8880,12 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
 def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
     """The events of a report: how the attempt was ended, if it did not end by itself, and the
     new state of the job."""
-    ended_by: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
-    for kind in (ended_by.get(report.kind), typing.cast(EventKind, report.state)):
+    started = attempt_started(claimed, report.finished_at, report.worker, node)
+    took = timedelta(microseconds=report.took)
+    ended_by = {"timeout": "timed_out", "crash": "crashed"}.get(report.kind)
+    for kind in (ended_by, report.state):
         if kind in EVENT_KINDS:
-            yield Event(
-                kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
-                claimed.queue, claimed.attempt, report.worker,
-                timedelta(microseconds=report.took), report.error,
-            )  # fmt: skip
+            yield attrs.evolve(started, kind=kind, took=took, error=report.error)
 
 
 @attrs.define(eq=False, repr=False)
@@ -8967,18 +8927,15 @@ class Events:
         """Whether this kind has a callback."""
         return kind in self._listened
 
-    def wanted(self) -> frozenset[EventKind]:
-        """The kinds that have a callback or that the log takes, as it is set up now."""
-        for least, kinds in _LOGGED.items():
-            if logger.isEnabledFor(least):
-                return self._listened | kinds
-        return self._listened
-
     def wants(self, kind: EventKind) -> bool:
-        """Whether this kind is one of those."""
+        """Whether this kind has a callback, or is logged as logging is set up now."""
         return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
-    def tell(self, event: Event) -> None:
+    def wanted(self) -> frozenset[EventKind]:
+        """The kinds that are wanted now."""
+        return frozenset(filter(self.wants, EVENT_KINDS))
+
+    def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
@@ -8993,25 +8950,30 @@ class Events:
             return
         with self._lock:
             if self._queue is None or self._pid != os.getpid():
-                self._start()
+                import queue
+
+                self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+                threading.Thread(
+                    target=_call_all, args=(self._queue, self._call), name=_THREAD, daemon=True
+                ).start()
             if self._queue.qsize() < self.limit:
                 self._queue.put(event)
-            else:
-                self._dropped += 1
-                if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
-                    self._warn_of_dropped()
+                return
+            self._dropped += 1
+            if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
+                self._warn_of_dropped()
 
     @contextlib.contextmanager
     def called_at_once(self) -> Iterator[None]:
         """Inside, callbacks are called where events happen; earlier events come first."""
-        self.close(FAREWELL)
+        self.close()
         self._at_once += 1
         try:
             yield
         finally:
             self._at_once -= 1
 
-    def close(self, timeout: float = FAREWELL) -> None:
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Waits for the callbacks of all events, at most so many seconds, and ends the thread;
         the next event starts another one."""
         with self._lock:
@@ -9024,13 +8986,6 @@ class Events:
             logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
             self._warn_of_dropped()
-
-    def _start(self) -> None:
-        import queue
-
-        self._queue, self._pid = queue.SimpleQueue(), os.getpid()
-        arguments = self._queue, self._call
-        threading.Thread(target=_call_all, args=arguments, name=_THREAD, daemon=True).start()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -9060,210 +9015,175 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
 ################################################################################
 # Duties
 #
-# The work of a node besides running jobs. A duty is a function that returns in how many seconds
-# it wants to be called again; a table lists them, and the supervisor calls those that are due.
-# Any number of nodes may do the same duty.
+# The work of a node besides running jobs: a table of functions, each with the interval at which it
+# is called unless it asks for another one. Any number of nodes may do the same duty.
 ################################################################################
 
 POLL_INTERVAL = 0.5
 """Seconds between two checks for commits that sent no wake-up."""
-PRUNE_PAUSE = 9
-"""How many times longer the pause after a batch of pruning is than the batch took."""
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
-FLUSH_INTERVAL = 5.0
-"""Seconds between two times that metrics are stored: a crash loses so many."""
-IDLE_INTERVAL = 60.0
-"""Seconds between two calls of a duty that waits for nothing but commits, which have it called."""
 EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
-
-@attrs.define(eq=False, repr=False)
-class RepeatedErrors:
-    """Logs the errors of actions that are retried, each at intervals that double up to an hour."""
-
-    _intervals: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """By action: when it may be logged again, and the interval before that; in seconds."""
-
-    def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed, unless that was logged a short while ago."""
-        now = time.monotonic()
-        again_at, interval = self._intervals.get(what, (now, 1.0))
-        if now > again_at + 2 * interval:
-            interval = 1.0  # It had worked in between.
-        if now >= again_at:
-            self._intervals[what] = now + interval, min(2 * interval, 3600.0)
-            text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
-            logger.error(text, what, interval, error)
+Duty = Callable[["Duties"], float | None]
+"""Gives the seconds after which it is called again, if not after its interval."""
 
 
-@attrs.frozen
-class Beat:
-    """What duties work with."""
-
-    store: Store
-    node: int
-    clock: Clock
-    stir: Callable[[], None]
-    """Says that there may be jobs to claim."""
-    events: Events = attrs.field(factory=Events)
-    name: str = ""
-    """The node's."""
-    errors: RepeatedErrors = attrs.field(factory=RepeatedErrors)
-
-    def tell(self, kind: EventKind, **fields: Any) -> None:
-        """Emits an event of this node, with these fields of `Event`."""
-        if self.events.wants(kind):
-            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **fields))
-
-    def tell_fired(self, entry: Entry, jobs: list[int]) -> None:
-        """Emits that a schedule has enqueued these jobs."""
-        for job in jobs:
-            self.tell("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
-
-
-def _until(due: int | None, now: int) -> float:
-    """Seconds until a duty has work; no more than one, since the clock may be set."""
-    return IDLE_INTERVAL if due is None else min(1.0, max(0, due - now) / 1e6)
-
-
-def stage(beat: Beat) -> float:
-    """Makes jobs ready that are due."""
-    now = beat.clock()
-    staged, due = beat.store.stage(now)
-    if staged:
-        beat.stir()
-    return _until(due, now)
-
-
-def fire(beat: Beat) -> float:
-    """Enqueues the jobs of schedules that are due."""
-    now = beat.clock()
-    fired, due = beat.store.timetable.fire(now, beat.tell_fired)
-    if fired:
-        beat.stir()
-    return _until(due, now)
-
-
-def rescue(beat: Beat) -> float:
+def rescue(duties: Duties) -> None:
     """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
     next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
     checks one at random, since a node that hangs checks none."""
-    others = beat.store.nodes.others(beat.node)
+    others = duties.store.nodes.others(duties.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
-            if beat.store.nodes.is_alive(id):
+            if duties.store.nodes.is_alive(id):
                 break
-            _rescue(beat, id, name, pid)
-    return 1.0
+            _rescue(duties, id, name, pid)
 
 
-def rescue_from_unlisted(beat: Beat) -> float:
+def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
-    for id in beat.store.nodes.unlisted():
-        _rescue(beat, id, str(id), 0)
-    return IDLE_INTERVAL
+    for id in duties.store.nodes.unlisted():
+        _rescue(duties, id, str(id), 0)
 
 
-def _rescue(beat: Beat, id: int, node: str, pid: int) -> None:
-    listened = beat.events.listened("crashed") or beat.events.listened("failed")
-    held = beat.store.nodes.held(id) if listened else []
-    if count := beat.store.nodes.rescue(id):
+def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+    listened = duties.events.listened("crashed") or duties.events.listened("failed")
+    held = duties.store.nodes.held(id) if listened else []
+    if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        beat.stir()
-        now, error = from_micros(beat.clock()), f"NodeLost: {LOST}"
+        duties.stir()
+        now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
         for job, name, queue, attempt, given_up in held:
             crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-            beat.events.pass_on(crashed)
+            duties.events.pass_on(crashed)
             if given_up:
-                beat.events.pass_on(attrs.evolve(crashed, kind="failed"))
+                duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def expire(beat: Beat) -> float:
-    """Cancels jobs that were not started in time."""
-    now = beat.clock()
-    expired, due = beat.store.expire(now)
-    if expired:
-        logger.info("cancelled %d jobs that were not started in time", expired)
-    return _until(due, now)
+def fire(duties: Duties) -> float | None:
+    """Enqueues the jobs of schedules that are due."""
+
+    def emit(entry: Entry, jobs: list[int]) -> None:
+        for job in jobs:
+            duties.emit("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+
+    return duties.do_due(lambda now: duties.store.timetable.fire(now, emit))
 
 
-def admit(beat: Beat) -> float:
+def admit(duties: Duties) -> None:
     """Makes blocked jobs ready whose key became free unnoticed."""
-    if beat.store.admit():
-        beat.stir()
-    return IDLE_INTERVAL
+    if duties.store.admit():
+        duties.stir()
 
 
-def prune(beat: Beat) -> float:
+def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
-    time, with pauses for others to write."""
+    time, with pauses nine times as long for others to write."""
     began = time.monotonic()
-    more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    pause = max(4 * EARLIEST, PRUNE_PAUSE * (time.monotonic() - began))
-    return pause if more else IDLE_INTERVAL
+    more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
+    return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def stay_fast(beat: Beat) -> float:
-    """Keeps the statistics of an ANALYZE in the application from misleading SQLite."""
-    beat.store.forget_statistics()
-    return IDLE_INTERVAL
-
-
-def measure(beat: Beat) -> float:
-    """Stores the metrics of this node."""
-    beat.store.meter.flush()
-    return FLUSH_INTERVAL
-
-
-def fold(beat: Beat) -> float:
+def fold_metrics(duties: Duties) -> float | None:
     """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
+    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
 
 
-def extend_wal(beat: Beat) -> float:
-    """Makes the WAL so large that jobs can be settled on a full disk."""
-    beat.store.file.extend_wal()
-    return 60.0
-
-
-DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, rescue_from_unlisted, expire, fire, stage, admit, prune, stay_fast, measure, fold,
-    extend_wal,
-)  # fmt: skip
+DUTIES: Mapping[str, tuple[float, Duty]] = {
+    "rescue": (1.0, rescue),
+    "rescue_from_unlisted": (60.0, rescue_from_unlisted),
+    "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
+    "fire": (60.0, fire),
+    "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
+    "admit": (60.0, admit),
+    "prune": (60.0, prune),
+    "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
+    "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
+    "fold_metrics": (600.0, fold_metrics),
+    "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
+}
+"""By name: an interval in seconds, and what is done."""
 
 
 @attrs.define(eq=False, repr=False)
-class Rota:
-    """When each duty is due, by the monotonic clock."""
+class Duties:
+    """The duties of one node, and when each is due."""
 
-    _due: dict[Callable[[Beat], float], float]
+    store: Store
+    node: int
+    events: Events = attrs.field(factory=Events)
+    name: str = ""
+    """The node's."""
+    stir: Callable[[], None] = lambda: None
+    """Called when there may be jobs to claim."""
+    table: Mapping[str, tuple[float, Duty]] = DUTIES
+    _due: dict[str, float] = attrs.field(init=False)
+    """By the monotonic clock."""
+    _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """By what failed: when it may be logged again, and the interval before that."""
 
-    def call(self, *duties: Callable[[Beat], float], within: float = 0.0) -> None:
+    def __attrs_post_init__(self) -> None:
+        self._due = dict.fromkeys(self.table, 0.0)
+
+    def do(self, *names: str) -> None:
+        """Does these now."""
+        for name in names:
+            self.table[name][1](self)
+
+    def call(self, *names: str, within: float = 0.0) -> None:
         """Makes these due within so many seconds."""
         by = time.monotonic() + within
-        for duty in duties:
-            self._due[duty] = min(self._due[duty], by)
+        for name in names:
+            self._due[name] = min(self._due[name], by)
 
     @property
     def soonest(self) -> float:
         """When the next one is due."""
         return min(self._due.values())
 
-    def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due. After a BusyError, they stay due."""
+    def attend(self) -> None:
+        """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for duty, due in list(self._due.items()):
+        for name, due in list(self._due.items()):
             if due > soon:
                 continue
+            interval, duty = self.table[name]
             try:
-                self._due[duty] = time.monotonic() + duty(beat)
+                wanted = duty(self)
             except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
-                beat.errors.log(duty.__name__, error)
-                self._due[duty] = time.monotonic() + 1.0
+                self.log(name, error)
+                wanted = 1.0
+            self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
+
+    def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+        """Does what is due by now; gives the seconds until more is, no more than one, since the
+        clock may be set."""
+        now = self.store.clock()
+        changed, due = act(now)
+        if changed:
+            self.stir()
+        return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def emit(self, kind: EventKind, **fields: Any) -> None:
+        """Emits an event of this node, with these fields of `Event`."""
+        if self.events.wants(kind):
+            self.events.emit(Event(kind, from_micros(self.store.clock()), self.name, **fields))
+
+    def log(self, what: str, error: Exception) -> None:
+        """Logs that *what* failed and will be tried again: at intervals that double, up to an
+        hour, while it goes on failing."""
+        now = time.monotonic()
+        again_at, interval = self._logged.get(what, (now, 1.0))
+        if now > again_at + 2 * interval:
+            interval = 1.0  # It had worked in between.
+        if now >= again_at:
+            self._logged[what] = now + interval, min(2 * interval, 3600.0)
+            text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
+            logger.error(text, what, interval, error)
 
 
 ################################################################################
@@ -9285,7 +9205,7 @@ THAW = (
 
 @attrs.frozen
 class Program:
-    """The code of a program, as a worker finds it."""
+    """The code of a program, as its workers find it."""
 
     places: dict[str, tuple[str, str]]
     """By name of the definition: its module, and its path in there."""
@@ -9321,6 +9241,16 @@ class Program:
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
+
+
+def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
+    """The state that a program's factory makes, and what closes it: a context manager is
+    entered, and left then."""
+    closing = contextlib.ExitStack()
+    state = None if factory is None else factory()
+    if isinstance(state, contextlib.AbstractContextManager):
+        state = closing.enter_context(state)
+    return state, closing
 
 
 def log_to_stderr(level: int) -> None:
@@ -9360,29 +9290,23 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
             if value is holder or (found is not None and found.body is body):
                 # In workers, the main program is `__main__`, too; but multiprocessing does not
                 # import the `__main__.py` of a package, which therefore needs its whole name.
-                spec = getattr(module, "__spec__", None)
-                if spec is not None and spec.name.endswith(".__main__"):
-                    return spec.name, attribute
-                return name, attribute
+                spec: Any = getattr(module, "__spec__", None)
+                in_package = spec is not None and spec.name.endswith(".__main__")
+                return spec.name if in_package else name, attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
     elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
         problem = "was typed in, and workers cannot import what is in no file"
     else:
         problem = f"cannot be found by workers: no name in {body.module} leads to it"
-    raise DefinitionError(
-        body.name,
-        f"{problem} ({body.place}): move it to the top level of a module, or use threads=",
-    )
+    advice = "move it to the top level of a module, or use threads="
+    raise DefinitionError(body.name, f"{problem} ({body.place}): {advice}")
 
 
 def _importable_main(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return (
-        getattr(module, "__spec__", None) is not None
-        or (file is not None and os.path.isfile(file))  # A pipe has been read already.
-        or IS_FROZEN  # Its workers start as copies of the program.
-    )
+    file = getattr(module, "__file__", None) or ""
+    # A pipe has been read already. Workers of a frozen program start as copies of it.
+    return IS_FROZEN or getattr(module, "__spec__", None) is not None or os.path.isfile(file)
 
 
 def check_frozen() -> None:
@@ -9393,24 +9317,17 @@ def check_frozen() -> None:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
-    if (frame is None or not _names_freeze_support(frame.f_code)) and not any(
-        _names_freeze_support(code) for code in _codes_of_modules()
-    ):
-        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
-
-
-def _names_freeze_support(code: types.CodeType) -> bool:
-    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
-
-
-def _codes_of_modules() -> Iterator[types.CodeType]:
-    """The code of all loaded modules except those of Python and litejobs."""
+    codes: list[Any] = [] if frame is None else [frame.f_code]
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
-                if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
-                    yield code
+                codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
+    for code in codes:  # It grows meanwhile.
+        if isinstance(code, types.CodeType):
+            if "freeze_support" in code.co_names:
+                return
+            codes.extend(code.co_consts)
+    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 @contextlib.contextmanager
@@ -10657,7 +10574,7 @@ class Settlements:
         """Emits that a job has started, once."""
         if "started" in self.wanted and not run.announced:
             run.announced = True
-            self._events.tell(attempt_started(run.claimed, at, run.worker.pid, self._node))
+            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
 
     def reported(self, run: Run, report: Report) -> None:
         """An attempt has ended. If the job was asked to end, that counts, and not how it did;
@@ -10715,7 +10632,7 @@ class Settlements:
     def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
         """The report of a job that failed by no error of its own."""
         own = self._registry.options(run.claimed.name).backoff
-        judged = judge(error, run.claimed, own, self._rng)
+        judged = after_failure(run.claimed, own, self._rng)
         type, message, _ = describe(error)
         return report._replace(
             state=judged.state, delay=judged.delay, counted=True, result=None,
@@ -10742,7 +10659,7 @@ class Settlements:
         """Emits the events of what is settled."""
         ended, self._ended = self._ended, []
         for event in ended:
-            self._events.tell(event)
+            self._events.emit(event)
 
 
 def not_begun(now: int, cancelled: bool) -> Report:
@@ -11003,8 +10920,7 @@ class Supervisor:
     """Where datagrams arrive that wake the node; their content is never looked at."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
-    _rota: Rota = attrs.field(init=False)
-    _beat: Beat = attrs.field(init=False)
+    _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
@@ -11052,11 +10968,13 @@ class Supervisor:
         )
         self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
         self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
-        self._rota = Rota(
-            {
-                **dict.fromkeys((self._look, self._check_requests, *DUTIES), 0.0),
-                self._refill: math.inf,
-            }
+        own: dict[str, tuple[float, Duty]] = {
+            "look": (POLL_INTERVAL, self._look),
+            "requests": (math.inf, self._check_requests),
+            "refill": (math.inf, self._refill),
+        }
+        self._duties = Duties(
+            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -11124,7 +11042,7 @@ class Supervisor:
         self._settlements.wanted = self.events.wanted()
         what = "workers" if isinstance(self.code, Program) else "threads"
         logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._beat.tell("node_joined")
+        self._duties.emit("node_joined")
 
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
@@ -11133,7 +11051,7 @@ class Supervisor:
             name, port, self.size, self.serves, known, self.registry.hidden()
         )
         self._presence_path = self.store.file.presence_path(self._node)
-        self._beat = Beat(self.store, self._node, self.clock, self._wake, self.events, name)
+        self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
@@ -11150,7 +11068,7 @@ class Supervisor:
         self._presence.close()
         self._enlist()
         self.store.file.joined -= 1
-        self._rota.call(rescue_from_unlisted)
+        self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
         if self._stops:
@@ -11231,8 +11149,8 @@ class Supervisor:
 
     def _say_goodbye(self) -> None:
         logger.info("node %s left", self.serves.node)
-        self._beat.tell("node_left")
-        self.events.close(max(self.grace, FAREWELL))
+        self._duties.emit("node_left")
+        self.events.close(max(self.grace, CLOSE_TIMEOUT))
 
     # Spawn
 
@@ -11268,7 +11186,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._rota.soonest, self._settlements.settle_by, self._progress_by]
+        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
         due += [self._rested_at, self.watchdog.due]
         if self._stops and not isinstance(self.code, Program):
             due.append(self.watchdog.stop_at + 0.001)
@@ -11358,9 +11276,9 @@ class Supervisor:
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._look_for_jobs()
-        self._rota.call(stage, expire, self._check_requests)
+        self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
-        self._rota.call(fire, within=FIRE_DELAY)
+        self._duties.call("fire", within=FIRE_DELAY)
 
     # Exchange
 
@@ -11475,7 +11393,7 @@ class Supervisor:
         failing = now - self._failing_since
         if self.until is not None and not self.pool.runs() and failing > PATIENCE:
             raise error
-        self._beat.errors.log("the exchange", error)
+        self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
         self._look_for_jobs()
         self._quiet_until = now + 0.5
@@ -11486,11 +11404,11 @@ class Supervisor:
         if done.again_at is not None:
             left = (done.again_at - self.clock()) / 1e6
             self._refill_at = time.monotonic() + left
-            self._rota.call(self._refill, within=left)
+            self._duties.call("refill", within=left)
         if self._settlements.run_again:
-            self._rota.call(stage)
+            self._duties.call("stage")
         if self._recall is not None:
-            self._rota.call(self._check_requests)
+            self._duties.call("requests")
         self._settlements.clear()
         self._maybe_empty = True
 
@@ -11523,9 +11441,9 @@ class Supervisor:
 
     def _attend(self) -> None:
         """Calls the duties that are due."""
-        self._rota.attend(self._beat)
+        self._duties.attend()
 
-    def _look(self, beat: Beat) -> float:
+    def _look(self, duties: Duties) -> None:
         """Sees what was committed without a wake-up, and which workers died unnoticed."""
         for worker in list(self.pool.workers):
             if worker.dead:
@@ -11537,7 +11455,6 @@ class Supervisor:
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
             self.pool.replace()
-        return POLL_INTERVAL
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
@@ -11550,22 +11467,22 @@ class Supervisor:
         if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
             before, self._paused = self._paused, self._paused_queues()
             for queue in sorted(self._paused - before):
-                self._beat.tell("queue_paused", queue=queue)
+                self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - self._paused):
-                self._beat.tell("queue_resumed", queue=queue)
+                self._duties.emit("queue_resumed", queue=queue)
         return True
 
     def _paused_queues(self) -> frozenset[str]:
         return frozenset(terms.name for terms in self.store.queues() if terms.paused)
 
-    def _refill(self, beat: Beat) -> float:
+    def _refill(self, duties: Duties) -> float | None:
         """The rate of a queue lets the next job start."""
         if (left := self._refill_at - time.monotonic()) > 0:
             return left
         self._look_for_jobs()
-        return math.inf
+        return None
 
-    def _check_requests(self, beat: Beat) -> float:
+    def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
@@ -11578,7 +11495,7 @@ class Supervisor:
         if recall is not None and not self._settlements.pending:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
-        return math.inf
+        return None
 
 
 ################################################################################
@@ -11598,14 +11515,13 @@ MOST_WORKERS = 10_000
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used. A relative path counts from the
-    folder that the program is in when this is made.
+    """A queue in the file at *path*, opened when first used; a relative path counts from the
+    folder at the time. It may be made at import time and used from several threads.
 
-    It is safe to make at import time and may be used from several threads. *state* is
-    a function, or a context manager's factory, that makes one object for each worker,
-    be it a process or a thread. With *durability* "full" a job that was enqueued survives
-    power loss; "fast" keeps that promise only for crashes of processes, and is faster.
-    *clock* gives microseconds since the epoch.
+    *state* is a function, or a context manager's factory, that makes one object for each
+    worker process or thread. With *durability* "full" an enqueued job survives power loss;
+    with "fast", which is faster, only crashes of processes. *clock* gives microseconds since
+    the epoch.
     """
 
     _path: Path = attrs.field(converter=Path)
@@ -11614,21 +11530,18 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    """Makes definitions of functions and attrs classes and registers them here."""
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
-    """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     events: Events = attrs.field(factory=Events, init=False)
-    """The listeners to events: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
-    """The file of the module that the command line was given, instead of a main program."""
+    """The file of the program that the command line was given."""
     _made_in: str | None = attrs.field(default=None, init=False)
     """The file of the module that made it."""
     tested: bool = attrs.field(default=False, init=False)
-    """Whether a test has it in hand, with another file and clock than its own."""
+    """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
-    """The level at which workers log to stderr, unless the program sets up logging itself."""
+    """At which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -11645,8 +11558,8 @@ class LiteJobs:
         return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
-        """Binds definitions, and classes, that were made with the module's `define`. What
-        they enqueue goes to the queue that they were registered with last.
+        """Adds definitions, and classes, that were made with the module's `define`. Their jobs go
+        to the queue that they were registered with last.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
@@ -11658,16 +11571,14 @@ class LiteJobs:
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
-        """Calls a function with every event of these kinds, or with all, if none is given:
-        `@jobs.on("failed", "crashed")`.
+        """Calls a function with every event of these kinds, or of all: `@jobs.on("failed")`.
 
-        It is called in the process where the event is seen: that of the node, or the one
-        that enqueues; in one thread, in order; in `drain`, at once. If it fails, that is
-        logged; while it is slow, up to 10,000 events wait, and further ones are dropped.
+        It is called where the event happens, in the node's process or in the one that
+        enqueues, in one thread and in order; in `drain`, at once. An error in it is logged;
+        while it is slow, up to 10,000 events wait, and further ones are dropped.
 
-        "timed_out" and "crashed" are about an attempt; an event about the outcome for the
-        job, "retrying" or "failed", follows. "cancelled" is only reported for jobs that a
-        node had in hand: waiting jobs are cancelled in bulk.
+        "timed_out" and "crashed" are about an attempt; "retrying" or "failed" follows.
+        "cancelled" is only reported for jobs that a node had claimed.
 
         Raises:
             OptionError: there is no such kind.
@@ -11682,8 +11593,8 @@ class LiteJobs:
         return add
 
     def trace(self) -> None:
-        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by
-        the program's own tracer provider. To be called where workers import it.
+        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by the
+        program's own tracer provider. Call it where workers import it.
 
         Raises:
             OptionError: OpenTelemetry is not installed, or work has started.
@@ -11772,7 +11683,7 @@ class LiteJobs:
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
             if not job.duplicate:
-                self.events.tell(
+                self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
 
@@ -11822,8 +11733,8 @@ class LiteJobs:
     # Look
 
     def get(self, id: int | Job[Any]) -> Job[Any]:
-        """One job as it is now. (Here and below a job goes wherever its id does, and a
-        definition or a defined class wherever its name does.)
+        """One job as it is now. (Here and below, a job may stand for its id, and a definition or
+        a defined class for its name.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -11837,8 +11748,8 @@ class LiteJobs:
         before: int | Job[Any] | None = None,
         **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
-        """The jobs that match all filters, the newest first. For the next page, give
-        the last one's id as *before*.
+        """The jobs that match all filters, newest first; for the next page, give the last one's
+        id as *before*.
 
         Raises:
             OptionError: a filter is unknown or cannot match anything.
@@ -11848,17 +11759,18 @@ class LiteJobs:
         return self.store.catalogue.find(match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
-        """All jobs that match, the newest first, read page by page: nothing is held open,
-        and jobs that are enqueued meanwhile do not come along.
+        """All jobs that match, newest first, read page by page: nothing is held open, and jobs
+        that are enqueued meanwhile are left out.
 
         Raises: like `find`.
         """
-        return self._pages(_match(filters))
 
-    def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.catalogue.find(match, PAGE, self):
-            yield from page
-            match = attrs.evolve(match, before=page[-1].id)
+        def pages(match: Match) -> Iterator[Job[Any]]:
+            while page := self.store.catalogue.find(match, PAGE, self):
+                yield from page
+                match = attrs.evolve(match, before=page[-1].id)
+
+        return pages(_match(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
@@ -11876,19 +11788,17 @@ class LiteJobs:
         name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
-        """What nodes have done in the last *limit* minutes, hours or days, the oldest first
-        and the present one last; also those in which nothing happened.
+        """What nodes did in the last *limit* minutes, hours or days, oldest first, the present
+        one and empty ones included.
 
-        Nodes write it down every five seconds (killed, they lose that), and `drain` at its
-        end. Minutes are kept for a day, hours and days for 90 days.
+        Nodes store it every five seconds (if killed, they lose that), and `drain` at its end.
+        Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
             OptionError: there is no such span, or the limit is not from 1 to 10,000.
         """
         check_one_of(span, SPANS, "span")
-        number: object = limit
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
-            raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
+        at_least_one(limit, "limit", most=10_000)
         spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
@@ -11907,7 +11817,7 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _looks_within(timeout):
+        for _ in _polls_within(timeout):
             job = self.get(id)
             if job.finished:
                 return job
@@ -11916,19 +11826,19 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Gives jobs as they end, however they do, each once. With *bar*, a line on a
-        terminal shows meanwhile how far all of them have come, by the progress they report.
+        """Gives each job once it has completed, failed or been cancelled. With *bar*, a line on
+        the terminal shows how far all of them have come.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
         left = {*map(_id_of, jobs)}
-        shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
-        for _ in _looks_within(timeout):
+        total = len(left)
+        for _ in _polls_within(timeout):
             found = self.store.catalogue.get_all(left, self)
-            if shown is not None:
-                shown.show(found)
+            if bar and sys.stderr.isatty():
+                _show_bar(found, total)
             for job in found:
                 if job.finished:
                     left.remove(job.id)
@@ -11941,8 +11851,7 @@ class LiteJobs:
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
-        """Waits until all of these jobs have ended; gives them as they are then, in that
-        order.
+        """Waits until all of these jobs have ended; gives them in that order.
 
         Raises: like `as_completed`.
         """
@@ -11981,8 +11890,7 @@ class LiteJobs:
     # Keep
 
     def doctor(self) -> list[Finding]:
-        """All that is wrong with the queue, with advice; empty if all is well. It reads the
-        whole file.
+        """All that is wrong with the queue, with advice. Reads the whole file.
 
         Raises:
             FileError: the file cannot even be opened.
@@ -11990,16 +11898,16 @@ class LiteJobs:
         return self.store.health.findings()
 
     def repair(self) -> int:
-        """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
-        jobs that wait for a key which no job holds. Returns how many those were."""
+        """Corrects stored numbers of jobs, and jobs that wait for a key that no job holds; gives
+        how many there were."""
         repaired = self.store.health.repair() + self.store.admit()
         self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
         """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
-        full name. The copy is a queue like this one, on the disk when this returns, and only
-        its user may read it. Jobs that ran while it was made are ready again in it.
+        full name. The copy is durable when this returns, and readable by its user only. Jobs
+        that were running are ready again in it.
 
         Raises:
             FileError: there is such a file, or it cannot be written.
@@ -12007,8 +11915,7 @@ class LiteJobs:
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back, while nodes are at work. Other writers wait
-        until it is done.
+        """Gives all free space in the file back. Other writers wait meanwhile.
 
         Raises:
             BusyError: others kept the file's write lock for too long.
@@ -12018,21 +11925,20 @@ class LiteJobs:
     # Steer
 
     def queue(self, name: str) -> Queue:
-        """A queue, to pause and resume it and to see and change its settings. It need not
-        exist yet.
+        """A queue, whether it exists or not, to pause and resume it and to change its settings.
 
         Raises:
             OptionError: it is not a valid name.
         """
-        return Queue(check_name(name, "queue"), self.store)
+        return Queue(check_name(name, "queue"), self)
 
     def queues(self) -> list[QueueSettings]:
         """The queues that have settings, by name."""
         return [_settings_of(terms) for terms in self.store.queues()]
 
     def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Cancels jobs that wait, at once, and asks those that run to end: they are
-        killed when their node's grace is over.
+        """Cancels waiting jobs at once, and asks running ones to end; they are killed after
+        their grace.
 
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
@@ -12040,8 +11946,8 @@ class LiteJobs:
         return self.store.catalogue.cancel(_chosen(ids, filters))
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets failed and cancelled jobs start again, with all their attempts (their
-        history stays), and makes jobs that wait for their backoff due now."""
+        """Starts failed and cancelled jobs again, with all their attempts (their history stays),
+        and makes jobs that wait for their backoff due now."""
         return self.store.catalogue.retry(_chosen(ids, filters))
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
@@ -12051,92 +11957,58 @@ class LiteJobs:
     # Recur
 
     @overload
-    def cron(
-        self,
-        expression: str,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
-    ) -> Recur: ...
+    def cron(self, expression: str, /, **how: Unpack[Declaring]) -> Define: ...
     @overload
     def cron(
-        self,
-        expression: str,
-        work: object,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
+        self, expression: str, work: object, /, **how: Unpack[Declaring]
     ) -> ScheduleHandle: ...
 
-    def cron(
-        self,
-        expression: str,
-        work: object = None,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
-    ) -> Recur | ScheduleHandle:
+    def cron(self, expression: str, work: object = None, /, **how: Unpack[Declaring]) -> Any:
         """Declares that a job is enqueued at each time that *expression* names: five cron
         fields, six with seconds first, `@daily` and the like, or `@every 30s`.
 
         It decorates a definition or a function, or is given the *work*: a bound definition,
-        one without required parameters, or an instance of a defined class. Nothing is
-        written now: when a node starts, what its program declares comes into the file, and
-        what its program no longer declares goes.
+        one without required parameters, or an instance of a defined class. When a node starts,
+        what its program declares comes into the file, and what it no longer declares goes.
 
         *misfire* says what to do about ticks that are late by more than *grace*: "once"
-        (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
-        while the last job has not finished. *jitter* delays each job by up to so much at
+        (one job for all of them), "skip" or "all". With *overlap* "skip" there is no job
+        while the last one has not finished. *jitter* delays each job by up to so much at
         random. There is no tick before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(expression, timezone, **how)
-        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
+        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
 
     @overload
-    def every(
-        self, interval: Duration, /, *, name: str | None = None, **how: Unpack[Recurring]
-    ) -> Recur: ...
+    def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
     @overload
     def every(
-        self,
-        interval: Duration,
-        work: object,
-        /,
-        *,
-        name: str | None = None,
-        **how: Unpack[Recurring],
+        self, interval: Duration, work: object, /, **how: Unpack[Declaring]
     ) -> ScheduleHandle: ...
 
-    def every(
+    def every(self, interval: Duration, work: object = None, /, **how: Unpack[Declaring]) -> Any:
+        """Like `cron`, each time that *interval* has passed, counted from *start*, or else from
+        when the schedule came into the file.
+
+        Raises: like `cron`.
+        """
+        expression = every_expression(interval)
+        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+
+    def _declare(
         self,
-        interval: Duration,
-        work: object = None,
-        /,
+        expression: str,
+        work: object,
+        origin: str,
         *,
         name: str | None = None,
+        timezone: str = "UTC",
         **how: Unpack[Recurring],
-    ) -> Recur | ScheduleHandle:
-        """Declares that a job is enqueued each time that *interval* has passed, counted from
-        *start*, or else from when the schedule came into the file; else like `cron`.
+    ) -> Define | ScheduleHandle:
+        rule = make_rule(expression, timezone, **how)
 
-        Raises:
-            OptionError: a value cannot be used, or the name is taken.
-        """
-        rule = make_rule(every_expression(interval), "UTC", **how)
-        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
-
-    def _recur(
-        self, rule: Rule, work: object, name: str | None, origin: str
-    ) -> Recur | ScheduleHandle:
         def declare(work: object) -> ScheduleHandle:
             title = self._name_of(work) if name is None else check_name(name, "name")
             if self.registry.frozen:
@@ -12148,7 +12020,7 @@ class LiteJobs:
             self._declared[title] = Declaration(title, rule, work, origin)
             return ScheduleHandle(title, self)
 
-        return Recur(declare, self.define) if work is None else declare(work)
+        return attrs.evolve(self.define, then=declare) if work is None else declare(work)
 
     def _name_of(self, work: object) -> str:
         if isinstance(work, Bound):
@@ -12176,8 +12048,8 @@ class LiteJobs:
         return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
-        """The schedule of this name, to look at it, to make, change or remove it, to pause
-        or to fire it now, in the file and while nodes run."""
+        """The schedule of this name, whether it exists or not, to make, change, pause or fire it
+        in the file, while nodes run."""
         definition = definition_of(name)
         return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
@@ -12186,18 +12058,18 @@ class LiteJobs:
         return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
 
     def pause_schedules(self) -> int:
-        """Lets no schedule fire until it is resumed; says how many that paused."""
+        """Lets no schedule fire until it is resumed; gives how many that paused."""
         return self.store.timetable.pause()
 
     def resume_schedules(self) -> int:
-        """Lets all schedules fire again, from their next ticks on; says how many were
-        paused. What was missed meanwhile is not made up."""
+        """Lets all schedules fire again, from their next ticks on; gives how many were paused.
+        Missed ticks are not made up."""
         return self.store.timetable.resume()
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
-        """Gives jobs that wait other values, which are checked as when one enqueues. Running
-        and finished ones are left. The fields of a *payload* replace those of that name, and
-        the whole has to fit the definition, if this program has it.
+        """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
+        left. The fields of a *payload* replace those of that name, and the whole has to fit
+        the definition, if this program has it.
 
         Raises:
             OptionError: neither ids nor filters are given, or there is no such option.
@@ -12233,63 +12105,51 @@ class LiteJobs:
         return rework
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Keeps jobs that wait from running: they are paused until they are released. What a
-        worker was given already, begun or not, counts as running and is left: to hold that too,
-        pause its queue meanwhile."""
+        """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
+        or not, count as running and are left: to hold those, pause their queue meanwhile."""
         return self.store.catalogue.hold(_chosen(ids, filters))
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets paused jobs wait for their time or their turn again."""
+        """Lets paused jobs wait for their time again."""
         return self.store.catalogue.release(_chosen(ids, filters))
 
     # Work
 
-    def work(
-        self,
-        workers: int | None = None,
-        *,
-        threads: int | None = None,
-        concurrency: int = 100,
-        jobs_per_worker: int | None = None,
-        queues: Iterable[str] | None = None,
-        node: str | None = None,
-        until: Until | None = None,
-        grace: Duration = 5.0,
-    ) -> None:
-        """Runs jobs in *workers* processes (one for each core, if not given) until it is
-        stopped. `until="empty"` ends it when nothing is pending, running or waiting for
-        a retry. Beside its other jobs, each runs up to *concurrency* jobs of `async def`
-        handlers at a time; they share an event loop, and the worker's state.
+    def work(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> None:
+        """Runs jobs in *workers* processes (default: one for each core) until it is stopped.
+        `until="empty"` ends it when nothing is pending, running or waiting for a retry. Each
+        worker also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a
+        time, in one event loop, with its one state.
 
-        With *threads* instead of workers, jobs run in so many threads of this process: for
-        interfaces, for notebooks, and for frozen applications that do not call
-        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each
-        thread has a state of its own. But a thread cannot be killed: a job that is over its
-        time is only asked to end, by `context.cancelled`, and one that crashes takes the
-        program with it. A thread that has not ended when the grace is over is left behind,
-        and its job stays in the hands of the node, which is listed until that ends or the
-        program does: no other node runs it meanwhile.
+        With *threads* instead, jobs run in so many threads of this process: for interfaces,
+        notebooks, and frozen applications without `multiprocessing.freeze_support()`.
+        Definitions may then stand anywhere, and each thread has a state of its own. But a
+        thread cannot be killed: a job over its time is only asked to end, by
+        `context.cancelled`, and one that crashes takes the program with it. A thread that has
+        not ended after the grace is left behind; until it ends, its node stays listed, and no
+        other node runs its job.
 
-        A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
-        stands by then, so that no job waits for the start of a process.
-
-        *queues* limits it to some queues; *node* names it for jobs that only it may
-        take. *grace* is how long a job may go on after it was asked to end: since the node
-        stops; or by its timeout or a cancellation, if neither it nor its definition has a
-        `grace` of its own. Then its worker is killed. SIGTERM and Ctrl-C stop the node, a
-        second one at once (in the main thread; elsewhere use `start`).
+        A worker is replaced after *jobs_per_worker* jobs, for code that leaks; the next one is
+        started before. *queues* limits the node to some queues; *node* names it for jobs that
+        only it may take. *grace* (default: 5 s) is how long a job may go on after it was asked
+        to end before its worker is killed: when the node stops, or at a timeout or a
+        cancellation, unless the job or its definition has a `grace`. SIGTERM and Ctrl-C stop
+        the node, a second one at once (in the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(
-            workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
-        )
+        supervisor = self._supervisor(workers, **options)
         with _signals(supervisor):
             supervisor.run()
 
-    def start(
+    def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
+        """Like `work`, but in the background, until the end of a with statement: for programs
+        with a loop of their own."""
+        return Pool(self._supervisor(workers, **options))
+
+    def _supervisor(
         self,
         workers: int | None = None,
         *,
@@ -12300,25 +12160,6 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
-    ) -> Pool:
-        """Like `work`, but in the background: a context manager that stops the node at
-        its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(
-            self._supervisor(
-                workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
-            )
-        )
-
-    def _supervisor(
-        self,
-        workers: int | None,
-        threads: int | None,
-        concurrency: int,
-        jobs_per_worker: int | None,
-        queues: Iterable[str] | None,
-        node: str | None,
-        until: Until | None,
-        grace: Duration,
     ) -> Supervisor:
         _refuse_while_importing()
         if until not in (None, "empty"):
@@ -12396,12 +12237,11 @@ class LiteJobs:
         return Serves(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
-        """Runs what is due in this process, one job after the other, until nothing is
-        due any more; says how many attempts that took. For tests and small scripts:
-        timeouts are not enforced, a crash is a crash of this process, and a handler that
-        always wants to run again at once is run for ever. Before that it does what a node
-        does beside running jobs: it takes over those of processes that have died, and
-        deletes those whose retention is over (in a test none)."""
+        """Runs jobs in this process, one after the other, until none is due; gives the number of
+        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash
+        of this process, and a handler that always wants to run again at once runs for ever.
+        First it does a node's other duties: it takes over jobs of dead processes, and deletes
+        those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
         executor, closing = self._executor()
         with closing:
@@ -12420,7 +12260,7 @@ class LiteJobs:
             return drain.run()
 
 
-def _looks_within(timeout: Duration | None) -> Iterator[None]:
+def _polls_within(timeout: Duration | None) -> Iterator[None]:
     """Yields before each poll, and once more when the time is over."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
@@ -12431,23 +12271,14 @@ def _looks_within(timeout: Duration | None) -> Iterator[None]:
         time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
-@attrs.define(eq=False, repr=False)
-class Bar:
-    """One line on a terminal, written again and again, that shows how far jobs have come."""
-
-    total: int
-    _ended: int = 0
-    _width: int = 0
-
-    def show(self, jobs: Sequence[Job[Any]]) -> None:
-        """Counts those that have ended, and those that report progress in part."""
-        self._ended += sum(job.finished for job in jobs)
-        shares = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
-        share = (self._ended + sum(shares)) / max(1, self.total)
-        line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
-        self._width = max(self._width, len(line))
-        end = "\n" if self._ended == self.total else ""
-        print(f"\r{line:{self._width}}", end=end, file=sys.stderr, flush=True)
+def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
+    """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
+    ended = total - sum(not job.finished for job in left)
+    shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
+    share = (ended + sum(shares)) / max(1, total)
+    # Of one width, to cover what was there: a share may become smaller.
+    line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
+    print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
 @attrs.define(eq=False, repr=False)
@@ -12467,14 +12298,15 @@ class Drain:
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
-        beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
+        duties = Duties(self.store, self.node, self.events, self.serves.node)
+        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
         attempts = 0
-        for duty in (rescue, admit, stay_fast, fold):
-            duty(beat)
         while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
-            self._run_duties(beat)
+            self.presence.renew()
+            # First those that expire: with overlap="skip" a tick waits for what has not ended.
+            duties.do("expire", "fire", "stage")
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -12483,14 +12315,6 @@ class Drain:
                 # Otherwise a retry may be due at once.
                 self.store.nodes.refuse_unlisted(self.node)
                 return attempts
-
-    def _run_duties(self, beat: Beat) -> None:
-        """The duties that jobs wait for."""
-        self.presence.renew()
-        now = self.clock()
-        self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
-        self.store.timetable.fire(now, beat.tell_fired)
-        self.store.stage(now)
 
     def _exchange(self) -> Claimed | None:
         def choose(ready: Ready) -> list[int]:
@@ -12509,7 +12333,7 @@ class Drain:
             self._emit([attempt_started(claimed, self.clock(), pid, node)])
         reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
         report = self.executor.run(
-            claimed, report=lambda claimed, progress: reporter.report(progress)
+            claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
         report = report._replace(worker=pid)
@@ -12529,9 +12353,21 @@ class Drain:
 
     def _emit(self, events: Iterable[Event]) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.tell if logger.hasHandlers() else self.events.pass_on
+        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
         for event in events:
             emit(event)
+
+
+class NodeOptions(TypedDict, total=False):
+    """How a node works; see `LiteJobs.work`."""
+
+    threads: int | None
+    concurrency: int
+    jobs_per_worker: int | None
+    queues: Iterable[str] | None
+    node: str | None
+    until: Until | None
+    grace: Duration
 
 
 class QueueChoices(TypedDict, total=False):
@@ -12553,57 +12389,53 @@ class Queue:
     nodes follow a change at once."""
 
     name: str
-    _store: Store = attrs.field(eq=False, repr=False)
+    _jobs: LiteJobs = attrs.field(eq=False, repr=False)
 
     def set(self, **choices: Unpack[QueueChoices]) -> QueueSettings:
         """Changes settings, and leaves the others; `None` takes one away.
 
-        *concurrency*: how many of its jobs run at a time, on all nodes together. *rate*: how
-        many start in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at
-        once after a rest. *weight*: its share of the turns among queues with jobs of the same
-        priority, where 1 is that of a queue without one. *ageing*: the priority of a waiting
-        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout*
-        (after which a job has its grace, 5 s, to end) and *backoff*: for jobs whose definition
-        does not say.
-
-        A *concurrency* or *rate* that is set holds when this returns, as after `pause`.
+        *concurrency*: how many of its jobs run at a time, on all nodes. *rate*: how many start
+        in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at once after a
+        rest. *weight*: its share among queues with jobs of the same priority (default: 1).
+        *ageing*: the interval in which the priority of a waiting job rises by one.
+        *max_attempts* (`None`: for ever), *timeout* and *backoff*: for jobs whose definition
+        does not say. *concurrency* and *rate* hold when this returns, as after `pause`.
 
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        given: dict[str, Any] = {**choices}
         columns = {
             setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in given.items()
+            for setting, value in typing.cast("dict[str, Any]", choices).items()
         }
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
-        self._store.set_queue(self.name, columns)
+        self._jobs.store.set_queue(self.name, columns)
         return self.settings
 
     @property
     def settings(self) -> QueueSettings:
         """Its settings, as they are in the file now."""
-        found = [terms for terms in self._store.queues() if terms.name == self.name]
-        return _settings_of(found[0] if found else Terms(self.name))
+        found = {terms.name: terms for terms in self._jobs.store.queues()}
+        return _settings_of(found.get(self.name) or Terms(self.name))
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; those that run go on. When it returns,
-        nodes have taken back what their workers had been given and had not begun. What may
-        still start: a job of an `async def` handler that waits for a turn of its event loop, and
-        jobs of a node that does not answer within two seconds, which is named in the log."""
-        self._store.set_queue(self.name, {"paused": 1})
+        """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
+        have taken back what their workers had been given and had not begun. Only jobs of
+        `async def` handlers that wait for a turn of their event loop, and jobs of a node that
+        does not answer within two seconds (the log names it), may still start."""
+        self._jobs.store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
         """Lets its jobs start again."""
-        self._store.set_queue(self.name, {"paused": 0})
+        self._jobs.store.set_queue(self.name, {"paused": 0})
 
     def reset(self) -> None:
         """Takes all its settings away, and resumes it."""
-        self._store.reset_queue(self.name)
+        self._jobs.store.reset_queue(self.name)
 
 
 @attrs.frozen
@@ -12642,38 +12474,29 @@ def _settings_of(terms: Terms) -> QueueSettings:
     )
 
 
-def _checked_count(value: object, what: str) -> int:
-    return at_least_one(value, what, ", or None")
+def _micros_of(value: Any, what: str) -> int:
+    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
 
 
-def _checked_weight(value: Any, what: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.001 <= value <= 1000:
-        raise OptionError(what, f"expected a number from 0.001 to 1000, got {value!r}")
-    return float(value)
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0.001 <= value <= 1000
 
 
-def _checked_length(value: Any, what: str) -> int:
-    if not (length := duration(value, what)):
-        raise OptionError(what, "expected more than zero, or None")
-    return length // MICROSECOND
-
-
-def _checked_curve(value: Any, what: str) -> str:
+def _curve(value: Any, what: str) -> str:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
     return store_curve(value)
 
 
-_SETTING_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "concurrency": _checked_count,
-    "rate": lambda value, _: parse_rate(value),
-    "burst": _checked_count,
-    "weight": _checked_weight,
-    "ageing": _checked_length,
+_SETTING_CHECKS: Mapping[str, Check] = {
+    "concurrency": functools.partial(at_least_one, also=", or None"),
+    "rate": lambda value, what: parse_rate(value),
+    "burst": functools.partial(at_least_one, also=", or None"),
+    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
+    "ageing": _micros_of,
     "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _checked_length,
-    "backoff": _checked_curve,
+    "timeout": _micros_of,
+    "backoff": _curve,
 }
 """Checks each setting of a queue and gives what is stored."""
 
@@ -12689,62 +12512,28 @@ class Declaration:
     origin: str
 
 
-@attrs.frozen(eq=False, repr=False)
-class Recur:
-    """Declares a schedule for the definition that it decorates, or for a function or class,
-    of which it makes a definition first."""
+class Declaring(Recurring, total=False):
+    """How a program declares a schedule: its name (else that of the definition), and the time
+    zone of its fields."""
 
-    _declare: Callable[[object], object]
-    _define: Define
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, work: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, work: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(
-        self, work: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(
-        self, work: Callable[Concatenate[Context[Any], P], R], /
-    ) -> Definition[P, R, R]: ...
-    @overload
-    def __call__(
-        self, work: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, work: Callable[P, R], /) -> Definition[P, R, R]: ...
-
-    def __call__(self, work: Any, /) -> Any:
-        """Declares the schedule; gives the definition, or the class as it is.
-
-        Raises:
-            DefinitionError: the code cannot be a definition.
-            OptionError: the schedule's name is taken.
-        """
-        if definition_of(work) is None:
-            work = self._define(work)
-        self._declare(work)
-        return work
+    name: str | None
+    timezone: str
 
 
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
-    """A schedule by its name, whether it exists or not. What it changes is in the file at
-    once, and running nodes follow it at once."""
+    """A schedule by its name, whether it exists or not. Changes are in the file at once, and
+    running nodes follow them.
+
+    Raises:
+        ScheduleNotFoundError: it does not exist; by all methods but `set`.
+    """
 
     name: str
     _jobs: LiteJobs
 
     def get(self) -> Schedule:
-        """The schedule as it is now.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """The schedule as it is now."""
         entry = self._jobs.store.timetable.get(self.name)
         return Schedule(entry, problem_of(entry))
 
@@ -12758,50 +12547,33 @@ class ScheduleHandle:
         **how: Unpack[Recurring],
     ) -> Schedule:
         """Makes the schedule, or changes it; options as for `cron`, and an interval may be
-        given as such. It stays until it is removed, or a program declares one so named.
+        given as such. It stays until it is removed, or a program declares one of this name.
 
         Raises:
             OptionError: a value cannot be used.
             PayloadError: the work has required parameters without a value.
         """
         _refuse_while_importing()
-        if not isinstance(expression, str):
-            expression = every_expression(expression)
-        rule = make_rule(expression, timezone, **how)
+        text = expression if isinstance(expression, str) else every_expression(expression)
+        rule = make_rule(text, timezone, **how)
         self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
         return self.get()
 
     def pause(self) -> None:
-        """Lets it fire nothing until it is resumed.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Lets it fire nothing until it is resumed."""
         self._jobs.store.timetable.pause(self.name)
 
     def resume(self) -> None:
-        """Lets it fire again, from the next tick on.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Lets it fire again, from the next tick on."""
         self._jobs.store.timetable.resume(self.name)
 
     def fire(self) -> Job[Any]:
-        """Enqueues one job now, also while it is paused; its next tick stays.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Enqueues one job now, also while it is paused; its next tick stays."""
         _refuse_while_importing()
         return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
 
     def remove(self) -> None:
-        """Forgets it. (One that a program declares comes back when its next node starts.)
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Deletes it. (One that a program declares comes back when its next node starts.)"""
         self._jobs.store.timetable.remove(self.name)
 
 
@@ -12909,8 +12681,7 @@ def _match(filters: Filters) -> Match:
         for name, value in filters.items()
         if value is not None
     }
-    ids, states = given.pop("id", None), given.pop("state", None)
-    return Match(ids, states=states, **given)
+    return Match(given.pop("id", None), states=given.pop("state", None), **given)
 
 
 def _several(given: Any) -> tuple[Any, ...]:
@@ -12919,10 +12690,7 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 
 def _states(given: Any, what: str) -> tuple[State, ...]:
-    states = _several(given)
-    for state in states:
-        check_one_of(state, STATES, what)
-    return states
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
 
 
 def _id_of(job: object, what: str = "id") -> int:
@@ -12955,22 +12723,18 @@ def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], s
     """The names on the way to each field, and the JSON that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    for field in wanted:
-        if not isinstance(field, str):
-            raise OptionError(what, f"expected the name of a field, got {field!r}")
-        if "\0" in field:  # On a path, SQLite takes it for the end of a name.
-            raise OptionError(what, f"a field's name in a filter has no NUL, got {field!r}")
-    return tuple(
-        (tuple(field.split(".")), _scalar(field, value)) for field, value in wanted.items()
-    )
-
-
-def _scalar(field: str, value: object) -> str:
-    if value is None or isinstance(value, str | int | float):
-        with contextlib.suppress(ValueError):
-            return json.dumps(value, allow_nan=False)
-    problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-    raise OptionError("payload", problem)
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
 
 
 _FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
@@ -13198,6 +12962,8 @@ NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
 MOST_TURNS = 1_000
 """How often `drain_all` turns the clock before it gives up."""
 
+OnErrors = Literal["raise", "keep"]
+
 
 def _aware(value: object) -> datetime:
     if not isinstance(value, datetime) or value.utcoffset() is None:
@@ -13223,9 +12989,6 @@ class TurnedClock:
         self.now = moment
 
 
-OnErrors = Literal["raise", "keep"]
-
-
 @attrs.define(eq=False, repr=False)
 class Recorder:
     """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
@@ -13235,10 +12998,10 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _file: File = attrs.field(init=False)
+    _store: Store = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._file = self.jobs.store.file
+        self._store = self.jobs.store
 
     @overload
     def enqueued(
@@ -13248,9 +13011,8 @@ class Recorder:
     def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
 
     def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
-        """The jobs, in the order in which they were enqueued: all of them, or those of a
-        *definition* (or of that name) whose payload has these *fields*. A field that was
-        left to its default has it.
+        """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
+        its name) whose payload has these *fields*, defaults included.
 
         Raises:
             DefinitionError: there is no such definition.
@@ -13273,8 +13035,8 @@ class Recorder:
     def assert_enqueued(
         self, definition: Any, /, *, times: int | None = None, **fields: object
     ) -> list[Job]:
-        """Makes sure that such a job was enqueued, so many *times* or at least once;
-        gives the jobs. It is enough to give the fields that matter.
+        """Makes sure that a job with these fields was enqueued, so many *times* or at least
+        once; gives the jobs.
 
         Raises:
             AssertionError: it was not; all that was enqueued is listed.
@@ -13301,9 +13063,8 @@ class Recorder:
             raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
-        """Runs what is due now in this process, one job after the other, until nothing is
-        due any more; says how many attempts that took. With *errors* "keep", attempts may
-        fail: they are in `failures`.
+        """Runs jobs in this process, one after the other, until none is due; gives the number
+        of attempts. With *errors* "keep", failed ones go to `failures`.
 
         Raises:
             AssertionError: an attempt failed; with its traceback.
@@ -13324,8 +13085,7 @@ class Recorder:
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
-        """Like `drain`, and then turns the clock to when the next job is due, and so on
-        until none is left.
+        """Like `drain`, then turns the clock to when the next job is due, until none is left.
 
         Raises:
             AssertionError: an attempt failed, or there is no end to it.
@@ -13344,33 +13104,29 @@ class Recorder:
         raise AssertionError(f"{problem}; {self._summary()}")
 
     def _check(self) -> None:
-        if self.jobs.store.file is not self._file:
+        if self.jobs.store is not self._store:
             raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
 
     def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
         """The name of a definition that has these fields."""
-        if isinstance(definition, str):
-            made = self.jobs.registry.named(definition)
-        elif (found := definition_of(definition)) is not None:
-            made = self.jobs.registry.named(found.name)
-        else:
-            raise DefinitionError(repr(definition), "no definition: give one, or its name")
-        kind: Any = made.body.shape.make
+        if not isinstance(definition, str):
+            if (found := definition_of(definition)) is None:
+                raise DefinitionError(repr(definition), "no definition: give one, or its name")
+            definition = found.name
+        kind: Any = self.jobs.registry.named(definition).body.shape.make
         known = [field.alias for field in attrs.fields(kind)]
-        check_known(fields, known, f"{made.name} has no such field")
-        return made.name
+        check_known(fields, known, f"{definition} has no such field")
+        return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
         """A payload by name, as the handler gets it; empty, if it cannot be read."""
-        if (definition := self.jobs.registry.get(job.name)) is None:
-            return {}
-        with contextlib.suppress(Unfit, PayloadError):
-            return _fields(definition.body.shape.payload.decode(job.stored_payload))
+        if definition := self.jobs.registry.get(job.name):
+            with contextlib.suppress(Unfit, PayloadError):
+                return _fields(definition.body.shape.payload.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        given = self._arguments(job) if fields else {}
-        return all(name in given and given[name] == value for name, value in fields.items())
+        return not fields or fields.items() <= self._arguments(job).items()
 
     def _summary(self) -> str:
         lines = []
@@ -13393,39 +13149,29 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
 
 
-_REPLACED = ("durability", "clock", "registry", "middleware", "tested")
-_IN_STORE = tuple(field.name for field in attrs.fields(Store))
-
-
 @contextlib.contextmanager
 def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
-    """Puts a private, empty file and a clock that stands still under *jobs*, and puts all
-    back at the end. What its definitions enqueue meanwhile is seen by the recorder, and
-    never reaches the program's own file."""
+    """Gives *jobs* a private, empty file and a clock that stands still, and takes them away at
+    the end: what its definitions enqueue meanwhile never reaches the program's own file."""
     import tempfile  # Late: programs do not need it.
 
     clock = TurnedClock() if clock is None else clock
-    before: list[tuple[Any, str, Any]]
-    before = [(jobs, name, getattr(jobs, name)) for name in _REPLACED]
-    # Not another store: queues and others may hold on to this one.
-    before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
-    homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
+    replaced = ("durability", "clock", "registry", "middleware", "tested", "store")
+    before: list[tuple[Any, str, Any]] = [(jobs, name, getattr(jobs, name)) for name in replaced]
+    before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
-        jobs.durability, jobs.clock = "fast", clock
-        jobs.tested = True
+        jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
-        fresh = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
-        for name in _IN_STORE:
-            setattr(jobs.store, name, getattr(fresh, name))
-        for body, _, _ in homes:
-            body.home = jobs
+        jobs.store = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
+        for definition in jobs.registry:
+            definition.body.home = jobs
         try:
             yield Recorder(jobs, clock)
         finally:
             jobs.close()
-            for owner, name, value in (*before, *homes):
+            for owner, name, value in before:
                 setattr(owner, name, value)
 
 
@@ -13473,48 +13219,45 @@ else:
 # used.
 ################################################################################
 
+Output = tuple[Any, str, int]
+"""What a command gives: a value for JSON, the same as text, and the exit code."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    options = _parsed(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
+    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
+        # Some versions of argparse read --name=-- as no value, not as a text.
+        parser.error("expected a value, got '--'")
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        jobs = [_target(options.target)] if "target" in options else []
-        code: int = options.command(*jobs, options)
-        sys.stdout.flush()
-        return code
-    except FileError as error:
-        return _complain(error, 3)
-    except (JobNotFoundError, ScheduleNotFoundError) as error:
-        return _complain(error, 1)
-    except LitejobsError as error:
-        return _complain(error, 2)
-    except OSError as error:
-        # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
+        target = [_target(options.target)] if "target" in options else []
+        value, text, code = options.command(*target, options)
+        if getattr(options, "json", False):
+            # The only one of the characters below 160 that JSON leaves as it is.
+            text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
+        if text:
+            print(printable(text, also="\n\t"), flush=True)
+        return typing.cast(int, code)
+    except (LitejobsError, OSError) as error:
+        if isinstance(error, OSError):
+            # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 0
+        print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        if isinstance(error, FileError | OSError):
+            return 3
+        return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        if name != "ids" and isinstance(value, list) and (not value or [] in value):
-            parser.error(f"argument {name}: expected one argument")
-    return options
-
-
-def _complain(error: Exception, code: int) -> int:
-    print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-    return code
-
-
 def _parser() -> argparse.ArgumentParser:
-    import argparse
+    import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
         """Says in one line what is wrong with a command."""
@@ -13526,119 +13269,106 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
         made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run)
+        made.set_defaults(command=run, **more)
+        if run not in (_run, _new):
+            place = "the queue's file, or a program: module:attribute or file.py:attribute"
+            made.add_argument("target", metavar="TARGET", help=place)
+            made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    def on_target(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
-        made = command(name, run, about)
-        place = "the queue's file, or a program: module:attribute or file.py:attribute"
-        made.add_argument("target", metavar="TARGET", help=place)
-        made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_run_options(command("run", _run, "run jobs until stopped"))
-    _add_job_commands(on_target)
-    _add_queue_commands(on_target)
-    _add_schedule_commands(on_target)
-    _add_file_commands(on_target)
-    new = command("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
+    _add_run(add("run", _run, "run jobs until stopped"))
+    _add_commands(add)
     return parser
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    import argparse
+
+    parser.argument_default = argparse.SUPPRESS
     place = "where the LiteJobs is: module:attribute or file.py:attribute"
     parser.add_argument("target", metavar="PROGRAM", help=place)
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
-        "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
+        "--workers", type=int, default=None, help="number of processes (default: one per core)"
     )
+    parser.add_argument("--threads", type=int, help="threads of this process instead")
+    about = "async jobs at a time in each (default: 100)"
+    parser.add_argument("--concurrency", type=int, help=about)
     parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
-    parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
+    about = "only this queue; may be repeated"
+    parser.add_argument("--queue", action="append", dest="queues", metavar="QUEUE", help=about)
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
-    parser.add_argument("--grace", type=float, default=5.0, help="seconds for jobs to end in")
+    parser.add_argument("--grace", type=float, help="seconds for jobs to end in")
     parser.set_defaults(log_level=logging.INFO)
     level = parser.add_mutually_exclusive_group()
-    for name, least, what in (
-        ("verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("quiet", logging.WARNING, "log only warnings and errors"),
+    for flag, least, about in (
+        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
+        ("--quiet", logging.WARNING, "log only warnings and errors"),
     ):
-        level.add_argument(
-            f"--{name}", action="store_const", const=least, dest="log_level", help=what
-        )
+        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
 
 
-def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    enqueue = command("enqueue", _enqueue, "put a job into the file")
+def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    enqueue = add("enqueue", _enqueue, "put a job into the file")
     enqueue.add_argument("name", help="the definition")
     enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
     _add_options(enqueue, Choices)
-    listing = command("list", _list, "list jobs, the newest first")
+    listing = add("list", _list, "list jobs, the newest first")
     _add_options(listing, Filters)
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = command("show", _show, "show one job with its failed attempts")
+    show = add("show", _show, "show one job with its failed attempts")
     show.add_argument("id", type=int)
     show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    command("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for name, run, done, about in (
-        ("retry", LiteJobs.retry, "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", LiteJobs.cancel, "cancelled", "cancel jobs that wait or run"),
-        ("delete", LiteJobs.delete, "deleted", "delete jobs that do not run"),
-        ("hold", LiteJobs.hold, "held", "keep jobs that wait from running"),
-        ("release", LiteJobs.release, "released", "let held jobs wait for their turn again"),
-        ("change", LiteJobs.change, "changed", "give jobs that wait other values"),
+    add("why", _why, "say why a job is not running").add_argument("id", type=int)
+    for verb, done, about in (
+        ("retry", "to start again", "let failed and cancelled jobs start again"),
+        ("cancel", "cancelled", "cancel jobs that wait or run"),
+        ("delete", "deleted", "delete jobs that do not run"),
+        ("hold", "held", "keep jobs that wait from running"),
+        ("release", "released", "let held jobs wait for their turn again"),
+        ("change", "changed", "give jobs that wait other values"),
     ):
-        bulk = command(name, functools.partial(_bulk, run, done), about)
+        bulk = add(verb, _bulk, about, verb=verb, done=done)
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
         # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, {"node": "--from-node"} if name == "change" else {})
-    flags = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, flags, prefix="to_", removable=True)
-
-
-def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    queue = command("queue", _queue, "show, pause, resume and set a queue")
+        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
+    changes = {"queue": "--to-queue", "payload": "--to-payload"}
+    _add_options(bulk, Changes, "to_", removable=True, **changes)
+    add("stats", _stats, "count jobs by queue and state")
+    add("queues", _queues, "list the queues that have settings")
+    queue = add("queue", _queue, "show, pause, resume and set a queue")
     queue.add_argument("name", help="the queue")
     state = queue.add_mutually_exclusive_group()
     state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
     state.add_argument("--resume", action="store_true", help="let its jobs start again")
     state.add_argument("--reset", action="store_true", help="take all its settings away")
     _add_options(queue, QueueChoices, removable=True)
-    command("nodes", _list_nodes, "list the nodes")
-    metrics = command("metrics", _metrics, "what nodes did by minute, hour or day")
+    add("nodes", _list_nodes, "list the nodes")
+    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
     metrics.add_argument("--span", choices=SPANS, default="minute")
     metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
     metrics.add_argument("--queue")
     metrics.add_argument("--name")
-
-
-def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("schedules", _schedules, "list schedules with their last and next times")
-    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for name, run, done, about in (
-        ("pause", Timetable.pause, "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", Timetable.resume, "resumed", "let a schedule, or all, fire again"),
+    add("schedules", _schedules, "list schedules with their last and next times")
+    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for verb, done, about in (
+        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
+        ("resume", "resumed", "let a schedule, or all, fire again"),
     ):
-        made = command(f"{name}-schedule", functools.partial(_switch_schedules, run, done), about)
-        made.add_argument("name", nargs="?", help="default: all")
-
-
-def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("backup", _backup, "copy the file while jobs run").add_argument(
-        "path", help="the copy: nothing may be there yet"
-    )
-    command("compact", _compact, "give free space in the file back")
-    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
+        switch.add_argument("name", nargs="?", help="default: all")
+    backup = add("backup", _backup, "copy the file while jobs run")
+    backup.add_argument("path", help="the copy: nothing may be there yet")
+    add("compact", _compact, "give free space in the file back")
+    doctor = add("doctor", _doctor, "say what is wrong, with advice")
     doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
+    new = add("new", _new, "write a definition and a test of it")
+    new.add_argument("name", metavar="NAME", help="such as reports:generate")
+    new.add_argument("--queue", help="the queue of its jobs")
+    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
 _OPTION_HELP = {
@@ -13667,47 +13397,47 @@ _OPTION_HELP = {
 def _add_options(
     parser: argparse.ArgumentParser,
     typed: type,
-    flags: Mapping[str, str] = types.MappingProxyType({}),
-    *,
     prefix: str = "",
+    *,
     removable: bool = False,
+    **flags: str,
 ) -> None:
     """Adds an argument for each option of a TypedDict that a text can be read as. Where
     options are *removable*, a zero or an empty text stands for None."""
     import argparse
 
     for name, hint in typing.get_type_hints(typed).items():
-        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        kinds = typing.get_args(hint) if union else (hint,)
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
         about = _OPTION_HELP.get(name)
         settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        known = (reader[1:] for reader in _READERS if reader[0] in kinds)
         if name == "state":
             settings |= {"choices": STATES, "action": "append"}
         elif name == "payload":
             settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
-        elif name != "id" and (reader := next(known, None)) is not None:
-            read, metavar = reader
+        elif name != "id" and (known := [reader for kind, *reader in _READERS if kind in kinds]):
+            read: Any = known[0][0]
+            metavar = known[0][1]
             if removable and type(None) in kinds:
                 # A node may be named 0, and a grace of no seconds is one.
-                zero = "''" if name in ("node", "grace") else "0"
-                read = _or_none(read, zero)
-                about = f"{about}; {zero} takes it away"
+                zero = "" if name in ("node", "grace") else "0"
+                read = functools.partial(_read_unless, (zero, ""), read)
+                about = f"{about}; {zero or repr(zero)} takes it away"
             settings |= {"type": read, "metavar": metavar or name.upper()}
         else:
             continue
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
         parser.add_argument(flag, help=about, **settings)
 
 
-def _or_none(read: Callable[[str], Any], none: str) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        if none == "''":
-            return read(text) if text else None
-        value = read(text)
-        return None if value in (0, none) else value
+def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
+    """The options of a TypedDict that the command line gives."""
+    names = [name for name in typed.__annotations__ if prefix + name in options]
+    given = {name: getattr(options, prefix + name) for name in names}
+    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
-    return number
+
+def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
+    return None if text in none else read(text)
 
 
 def _moment(text: str) -> datetime:
@@ -13720,6 +13450,18 @@ def _moment(text: str) -> datetime:
         raise argparse.ArgumentTypeError(problem) from None
 
 
+def _field(text: str) -> tuple[str, Any]:
+    """A field of a payload, with its value."""
+    import argparse
+
+    name, _, value = text.partition("=")
+    try:
+        return name, load_json(value)
+    except ValueError:
+        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
+        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+
+
 _READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
     (timedelta, float, "SECONDS"),
     (datetime, _moment, "TIME"),
@@ -13728,27 +13470,6 @@ _READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
     (str, str, ""),
 )
 """How a value of a type is read from a command line, and what it is called in the help."""
-
-
-def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
-    import argparse
-
-    name, equals, value = text.partition("=")
-    try:
-        if equals:
-            return name, load_json(value)
-    except ValueError:
-        pass
-    problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-    raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
 
 def _target(text: str) -> LiteJobs:
@@ -13764,14 +13485,12 @@ def _target(text: str) -> LiteJobs:
 
 
 def _program_at(place: str, attribute: str) -> LiteJobs:
-    name = place
-    if place.endswith(".py"):
+    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        sys.path.insert(0, str(Path(place).parent.resolve()))
-        name = Path(place).stem
-    else:
-        sys.path.insert(0, os.getcwd())
+        name, folder = Path(place).stem, str(Path(place).parent.resolve())
+    sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -13779,37 +13498,27 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(f"{place}:{attribute}", problem) from error
-    if place.endswith(".py") and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-        raise OptionError(f"{place}:{attribute}", problem)
     found = getattr(module, attribute, None)
-    if isinstance(found, LiteJobs):
-        found.target = module.__file__
-    else:
+    if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
+        problem = f"another module has the name {name!r} already: rename the file"
+    elif not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-        raise OptionError(f"{place}:{attribute}", problem)
-    return found
+    else:
+        found.target = module.__file__
+        return found
+    raise OptionError(f"{place}:{attribute}", problem)
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     if jobs.target is None:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
     jobs.log_level = options.log_level
     log_to_stderr(options.log_level)
-    jobs.work(
-        options.workers,
-        threads=options.threads,
-        concurrency=options.concurrency,
-        jobs_per_worker=options.jobs_per_worker,
-        queues=options.queue,
-        node=options.node,
-        until=options.until,
-        grace=options.grace,
-    )
-    return 0
+    jobs.work(options.workers, **_given(options, NodeOptions))
+    return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     choices: Choices = _given(options, Choices)
     if jobs.target is not None:
         job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
@@ -13820,69 +13529,54 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
-    return 0
+    return _job_values(jobs, [job])[0], f"{job.id}", 0
 
 
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    hidden = _hidden(jobs)
     columns: _Columns = {
         **{name: name for name in ("id", "name", "queue", "state", "priority")},
         "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _print_rows(options, [_job_values(job, hidden) for job in found], columns)
+    return _listing(_job_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _job_values(job, _hidden(jobs))
-    shown = {key: _json_value(value) for key, value in plain.items()}
+    (values,) = _job_values(jobs, [job])
+    shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    shown["progress"] = _progress_text(job)
+    if job.stored_progress is not None:
+        try:
+            shown["progress"] = str(job.progress)
+        except OptionError as error:  # Another program has written it.
+            shown["progress"] = f"({error})"
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
-        if value is not None
     ]
     first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
-        lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
-    for failure in errors[first:]:
-        lines += _failure_lines(failure)
-    _print(options, {**plain, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines))
-    return 0
-
-
-def _progress_text(job: Job[Any]) -> str | None:
-    """Its progress in words; what is wrong with it, if another program has written it."""
-    try:
-        return None if job.progress is None else str(job.progress)
-    except OptionError as error:
-        return f"({error})"
+        lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
+    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
 def _failure_lines(failure: Failure) -> Iterator[str]:
-    yield ""
     if failure.omitted:
-        yield from (f"{failure.omitted} failed attempts are not kept", "")
+        yield f"\n{failure.omitted} failed attempts are not kept"
     when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
     # Indented: a line of what an exception says must not look like one of ours.
-    yield from (f"    {line}" for line in message.split("\n"))
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    yield "    " + message.replace("\n", "\n    ")
     measured = {
         "exit code": failure.exit_code,
         "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
@@ -13891,45 +13585,37 @@ def _failure_lines(failure: Failure) -> Iterator[str]:
     if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
         yield ", ".join(known)
     if failure.output:
-        yield "output:"
-        yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
+        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
 
 
-def _bulk(
-    change: Callable[..., Moved], done: str, jobs: LiteJobs, options: argparse.Namespace
-) -> int:
+def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if change is LiteJobs.change else {}
-    moved = change(jobs, *options.ids, **filters, **to)
+    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
+    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
+    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
     missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    text = f"{moved.moved} {done}, {moved.left} left as they are"
     if missing > 0 and not filters:
         text += f", {missing} not found"
-    _print(options, {"moved": moved.moved, "left": moved.left}, text)
-    return 0 if moved.moved and not moved.left and missing <= 0 else 1
+    return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     why = jobs.why(options.id)
-    _print(options, {"id": options.id, "why": why}, why)
-    return 0
+    return {"id": options.id, "why": why}, why, 0
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(str(counts[queue].get(s, 0)) for s in states)] for queue in sorted(counts)]
-    _print(options, counts, _table([["queue", *states], *lines]))
-    return 0
+    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
+    return counts, _table([["queue", *states], *lines]), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    rows = list(map(_queue_values, jobs.queues()))
-    _print_rows(options, rows, _QUEUE_COLUMNS_SHOWN)
-    return 0
+def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
 
 
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     queue = jobs.queue(options.name)
     if options.reset:
         queue.reset()
@@ -13937,122 +13623,93 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
         queue.set(**given)
     if options.pause or options.resume:
         (queue.pause if options.pause else queue.resume)()
-    row = _queue_values(queue.settings)
-    if options.json:
-        _print(options, row, "")
-    else:
-        _print_rows(options, [row], _QUEUE_COLUMNS_SHOWN)
-    return 0
+    values = _queue_values(queue.settings)
+    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
 
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    del values["defaults"]
-    return {key: _json_value(value) for key, value in values.items() if key != "backoff"}
+    hidden = ("defaults", "backoff")
+    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 
-def _attempts_of_queue(queue: Mapping[str, Any]) -> Any:
-    attempts = queue.get("max_attempts", "")
-    return "inf" if attempts is None else attempts
-
-
-_QUEUE_COLUMNS_SHOWN: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": _attempts_of_queue,
-}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     hidden = _hidden(jobs)
-    rows = [_schedule_values(schedule, hidden) for schedule in jobs.schedules()]
+
+    def values_of(schedule: Schedule) -> dict[str, Any]:
+        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
+        try:
+            values["words"] = schedule.entry.rule.timetable.words
+        except OptionError as error:  # This machine does not know the time zone, say.
+            values["words"] = f"({error})"
+        not_shown = hidden.get(schedule.definition, frozenset())
+        return values | {"payload": _redacted(schedule.entry.payload, not_shown)}
+
     columns: _Columns = {
-        "name": "name",
-        "expression": "expression",
-        "in words": "words",
-        "zone": "timezone",
-        "last (UTC)": "last_at",
-        "next (UTC)": "next_at",
-        "state": "state",
-    }
-    return _print_rows(options, rows, columns)
+        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
+        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
+    }  # fmt: skip
+    return _listing(list(map(values_of, jobs.schedules())), columns)
 
 
-def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    try:
-        words = schedule.entry.rule.timetable.words
-    except OptionError as error:  # This machine does not know the time zone, say.
-        words = f"({error})"
-    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin", "problem")
-    payload = _redacted(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
-    return {**_values(schedule, names + more), "words": words, "payload": payload}
+_SCHEDULE_VALUES = (
+    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+    "misfire", "overlap", "origin", "problem",
+)  # fmt: skip
 
 
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
-    return 0
+    return _job_values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(
-    switch: Callable[..., int], done: str, jobs: LiteJobs, options: argparse.Namespace
-) -> int:
-    changed = switch(jobs.store.timetable, options.name)
-    _print(options, {done: changed}, f"{changed} {done}")
-    return 0 if changed else 1
+def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    changed = getattr(jobs.store.timetable, options.verb)(options.name)
+    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
     columns: _Columns = {
-        "name": "name",
-        "pid": "pid",
-        "since (UTC)": "started_at",
-        "workers": "workers",
+        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
         "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
         "running jobs": "running",
-    }
-    return _print_rows(options, [_values(node, names) for node in jobs.nodes()], columns)
+    }  # fmt: skip
+    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
 
 
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    place = jobs.backup(options.path)
-    size = place.stat().st_size
-    text = printable(f"copied to {place}, {_bytes(size)}")
-    _print(options, {"path": storable(str(place)), "bytes": size}, text)
-    return 0
-
-
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    done = jobs.compact()
-    _print(options, attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now")
-    return 0
-
-
-def _bytes(size: int) -> str:
-    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
-
-
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    if options.repair:
-        jobs.repair()
-    found = jobs.doctor()
-    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
-    return 1 if found else 0
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    rows = list(map(attrs.asdict, found))
     names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
     columns: _Columns = {
         "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
         **{name.replace("_", " "): name for name in names},
     }
-    return _print_rows(options, rows, columns)
+    return _listing(list(map(attrs.asdict, found)), columns)
+
+
+def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    place = jobs.backup(options.path)
+    size = place.stat().st_size
+    text = printable(f"copied to {place}, {_bytes(size)}")
+    return {"path": storable(str(place)), "bytes": size}, text, 0
+
+
+def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    done = jobs.compact()
+    return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
+
+
+def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    if options.repair:
+        jobs.repair()
+    found = jobs.doctor()
+    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
+    return (
+        list(map(attrs.asdict, found)),
+        "\n".join(lines or ["nothing is wrong"]),
+        int(bool(found)),
+    )
 
 
 _DEFINITION = '''\
@@ -14081,12 +13738,9 @@ def test_{function}_does_its_work() -> None:
 def test_{function}_does_it_as_a_job() -> None:
     jobs = LiteJobs("jobs.db")
     jobs.register({function})
-    # In a file of its own, and by a clock that stands still until it is turned.
-    with recording(jobs) as recorder:
-        {function}.using(delay=60).enqueue("a subject", copies=2)
+    with recording(jobs) as recorder:  # In a file of its own.
+        {function}.enqueue("a subject", copies=2)
         [job] = recorder.assert_enqueued({function}, copies=2)
-        assert recorder.drain() == 0
-        recorder.clock.turn(60)
         assert recorder.drain() == 1
         assert job.result() == "2 of a subject"
 '''
@@ -14098,9 +13752,16 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> int:
-    name, folder = options.name, Path(options.dir)
-    function = _function_name(name)
+def _new(options: argparse.Namespace) -> Output:
+    import keyword
+
+    name, folder = check_name(options.name, "NAME"), Path(options.dir)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
+        raise OptionError("NAME", problem)
+    function = re.sub("[:.-]", "_", name)
+    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
+        raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
     if options.queue is not None:
         chosen["queue"] = check_name(options.queue, "--queue")
@@ -14111,40 +13772,18 @@ def _new(options: argparse.Namespace) -> int:
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    _write_new({path: _DEFINITION.format(**texts), test: _TEST.format(**texts)})
-    print(printable(_NEXT.format(**texts), also="\n"))
-    return 0
-
-
-def _function_name(name: str) -> str:
-    """The name that a definition's function and module can have."""
-    import keyword
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
-        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
-        raise OptionError("NAME", problem)
-    function = re.sub("[:.-]", "_", name)
-    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
-        raise OptionError("NAME", f"{function!r} means something else already: add a word")
-    return function
-
-
-def _write_new(texts: Mapping[Path, str]) -> None:
-    """Writes all of these files, or none if one is there already."""
-    written: list[Path] = []
     try:
-        for path, text in texts.items():
-            with path.open("x", encoding="utf-8") as file:
-                written.append(path)
-                file.write(text)
-    except OSError as error:
-        for path in written:
-            path.unlink()
-        if not isinstance(error, FileExistsError | FileNotFoundError | NotADirectoryError):
-            raise
-        there = isinstance(error, FileExistsError)
-        problem = "is there already, and stays as it is" if there else "there is no such folder"
-        raise OptionError(str(error.filename), problem) from None
+        with contextlib.ExitStack() as undo:  # Both files are written, or none.
+            for place, template in ((path, _DEFINITION), (test, _TEST)):
+                with place.open("x", encoding="utf-8") as file:
+                    undo.callback(place.unlink)
+                    file.write(template.format(**texts))
+            undo.pop_all()
+    except FileExistsError as error:
+        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OptionError(str(error.filename), "there is no such folder") from None
+    return None, _NEXT.format(**texts), 0
 
 
 def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
@@ -14162,32 +13801,52 @@ def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> 
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """What is shown of a job, without what is hidden."""
-    mine = hidden.get(job.name, frozenset())
-    names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
-    times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    stored = (("payload", job.stored_payload), ("progress", job.stored_progress))
-    texts = {**dict(stored), "result": job.stored_result}
-    read = {key: _redacted(text, mine, key) for key, text in texts.items()}
-    return {**_values(job, names + times), **read, "error": job.error}
+_JOB_VALUES = (
+    "id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts", "run_at",
+    "enqueued_at", "started_at", "finished_at", "payload", "progress", "result", "error",
+)  # fmt: skip
 
 
-def _values(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names}
+def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
+    """What is shown of jobs, without what is hidden."""
+    hidden = _hidden(jobs)
+
+    def value(job: Job[Any], name: str) -> Any:
+        if name in ("payload", "progress", "result"):
+            return _redacted(
+                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
+            )
+        return getattr(job, name)
+
+    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
 
 
-def _print_rows(
-    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: _Columns
-) -> int:
-    """Prints all values of rows as JSON, or these columns as a table; the exit code says
-    whether there are any rows."""
-    lines = [list(columns)]
-    for row in rows:
-        values = [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        lines.append(list(map(_cell, values)))
-    _print(options, rows, _table(lines))
-    return 0 if rows else 1
+_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
+"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
+of all of them."""
+_QUEUE_COLUMNS: _Columns = {
+    "queue": "name",
+    "state": lambda queue: "paused" if queue["paused"] else "open",
+    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
+    "max attempts": lambda queue: (
+        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
+    ),
+}
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
+    """All values of rows for JSON, these columns as a table, and whether there is no row."""
+    lines = [
+        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
+        for row in rows
+    ]
+    return rows, _table([list(columns), *lines]), int(not rows)
+
+
+def _table(lines: Sequence[Sequence[object]]) -> str:
+    texts = [[printable(_cell(cell)) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
 
 
 def _cell(value: object) -> str:
@@ -14212,20 +13871,8 @@ def _json_value(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    lines = [[printable(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
-    if options.json:
-        # The only one of the characters below 160 that JSON leaves as it is.
-        text = json.dumps(plain, indent=2, default=_json_value).replace("\x7f", "\\u007f")
-    print(printable(text, also="\n\t"))
+def _bytes(size: int) -> str:
+    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
 if __name__ == "__main__":

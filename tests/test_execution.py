@@ -35,6 +35,7 @@ from litejobs import (
     LiteJobs,
     LitejobsError,
     OptionError,
+    Options,
     Registry,
     Retry,
     Snooze,
@@ -307,7 +308,9 @@ errors = st.one_of(
 def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_backoff(
     error: BaseException, attempt: int, max_attempts: int | None
 ) -> None:
-    report = judge(error, claimed(attempt, max_attempts), Constant(8), random.Random())
+    report = judge(
+        error, claimed(attempt, max_attempts), Options(backoff=Constant(8)), random.Random()
+    )
     own = error.delay if isinstance(error, Retry | Snooze) else None
     expected: tuple[str, timedelta | None, bool]
     if isinstance(error, Fail):

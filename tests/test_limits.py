@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -85,15 +86,14 @@ class Hands:
 
     def settle(self, *claimed: Claimed, error: Exception | None = None) -> None:
         """Completes jobs, or lets them end with an error."""
-        from litejobs import Executor, Report, judge
+        from litejobs import Report, after_failure
 
-        executor = Executor(self.jobs.registry, clock=self.jobs.clock)
         now = self.jobs.clock()
         settlements = []
         for job in claimed:
             report = Report()
             if error is not None:
-                report = judge(error, job, Constant(0), executor.rng)
+                report = after_failure(job, Constant(0), random.Random())
                 report = report._replace(kind="exception", type="E", message="e")
             settlements.append((job, report._replace(started_at=now, finished_at=now, worker=1)))
         self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.serves)

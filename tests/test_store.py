@@ -42,10 +42,10 @@ from litejobs import (
     MEBIBYTE,
     SCHEMA_VERSION,
     Batch,
-    Beat,
     BusyError,
     Claimed,
     Durability,
+    Duties,
     Failure,
     File,
     FileError,
@@ -65,7 +65,6 @@ from litejobs import (
     Transaction,
     _carray,
     from_micros,
-    rescue_from_unlisted,
     store_retention,
     system_clock,
     to_micros,
@@ -1752,15 +1751,15 @@ class TestRescue:
         take(store, node, 1)
         with store.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_node WHERE id = ?", (dead,))
-        beat = Beat(store, node, clock, lambda: None)
-        rescue_from_unlisted(beat)
+        duties = Duties(store, node)
+        duties.do("rescue_from_unlisted")
         assert store.catalogue.get(1).state == "running", "it holds the lock"
         presence.close()
-        rescue_from_unlisted(beat)
+        duties.do("rescue_from_unlisted")
         assert [row.state for row in store.catalogue.find(Match(), 9)] == ["running", "pending"]
         with store.file.writing() as connection:
             connection.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
-        rescue_from_unlisted(beat)
+        duties.do("rescue_from_unlisted")
         assert store.catalogue.get(1).state == "pending"
 
     def test_is_the_duty_of_the_next_node_so_that_not_all_ask_all(
@@ -1770,15 +1769,15 @@ class TestRescue:
         listed = [store.nodes.join(f"n{n}", 0, 1, ALL, []) for n in range(30)]
         for node, _ in listed:
             take(store, node, 1)
-        beats = [Beat(store, node, clock, lambda: None) for node, _ in listed]
+        each = [Duties(store, node) for node, _ in listed]
         with a_broken_disk() as disk:
-            for beat in beats:
-                litejobs.rescue(beat)
+            for duties in each:
+                duties.do("rescue")
         assert sum("-node-" in name for name in disk.opened) <= 2 * len(listed), "not 870"
         for _, presence in listed[:10] + listed[12:]:
             presence.close()
-        litejobs.rescue(beats[10])
-        litejobs.rescue(beats[11])
+        each[10].do("rescue")
+        each[11].do("rescue")
         assert [node.name for node in store.nodes.all()] == ["n10", "n11"]
         assert [row.id for row in store.catalogue.find(Match(states=("running",)), 99)] == [12, 11]
         for _, presence in listed[10:12]:

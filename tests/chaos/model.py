@@ -45,13 +45,14 @@ from hypothesis.stateful import (
 
 import litejobs
 from litejobs import (
-    Beat,
+    DUTIES,
     Bound,
     Cancel,
     Claimed,
     Constant,
     Context,
     DuplicateError,
+    Duties,
     Executor,
     Exponential,
     Fail,
@@ -958,9 +959,10 @@ class Hand:
         done = store.exchange(settlements, self.node, choose, self.serves)
         return done.claimed, done.late
 
-    def beat(self) -> Beat:
-        """What its duties work with."""
-        return Beat(self.jobs.store, self.node, self.jobs.clock, lambda: None)
+    @property
+    def duties(self) -> Duties:
+        """What it does besides running jobs."""
+        return Duties(self.jobs.store, self.node)
 
 
 Story = list[tuple[str, dict[str, Any]]]
@@ -1353,7 +1355,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _all_rescue(self) -> None:
         for hand in self.hands.values():
-            litejobs.rescue(hand.beat())
+            hand.duties.do("rescue")
         self._rescued()
 
     @step("nodes", node=NODES, known=st.integers(0, 3))
@@ -1491,8 +1493,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         self._sees_the_clock_set_back(hand)
         self.expect(hand.jobs.store.admit(), 0, "jobs that waited for a key in vain")
         self._all_rescue()
-        for duty in litejobs.DUTIES:
-            duty(hand.beat())
+        hand.duties.do(*DUTIES)
         self.model.fire()
         self.model.stage()
         self.model.expire()
