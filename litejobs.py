@@ -9358,6 +9358,8 @@ def without_unimportable_main() -> Iterator[None]:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The signals that ask a node to end. Its workers leave that to it."""
+REPORTED = b"."
+"""The message that there are reports on the board."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
 
@@ -9440,8 +9442,9 @@ class Board:
 
     def __attrs_post_init__(self) -> None:
         view = memoryview(self._memory).cast("B")
-        self._ring, self._outbox = view[-OUTPUT_RING:], view[-OUTPUT_RING - OUTBOX : -OUTPUT_RING]
-        self._words = view[: -OUTPUT_RING - OUTBOX].cast("q")
+        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
+        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
 
     @classmethod
     def make(cls, concurrency: int, context: Any = None) -> Board:
@@ -9615,6 +9618,7 @@ class Board:
 
 
 def write_report(number: int, report: Report) -> bytes:
+    """A report as it stands on the board."""
     rest = b"" if report.brief else marshal.dumps(report[3:])
     return REPORT.pack(number, *report[:3], len(rest)) + rest
 
@@ -9834,7 +9838,7 @@ class JobRunner:
             if not began:
                 continue
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
-                channel.send(b"")
+                channel.send(REPORTED)
                 unseen, seen_at = 0, began
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
@@ -9849,7 +9853,7 @@ class JobRunner:
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
-        channel.send(b"")  # Also after jobs that were all revoked: the hands are empty.
+        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
         return True
 
     def _with_usage(self, report: Report, number: int, began: int) -> Report:
@@ -10055,7 +10059,7 @@ class AsyncRunner:
     def _notify(self) -> None:
         """Notifies the supervisor once of all that have ended in this turn of the loop."""
         self._notifies = False
-        self._jobs.channel.send(b"")
+        self._jobs.channel.send(REPORTED)
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -10230,8 +10234,10 @@ class Worker:
         reports: list[tuple[int, Report]] = []
         with self._killed_if_garbled():
             self.channel.flush()
-            for message in filter(None, self.channel.receive()):
-                messages.append(marshal.loads(message))
+            for data in self.channel.receive():
+                if data == REPORTED:
+                    continue
+                messages.append(marshal.loads(data))
                 if messages[-1][0] == "report":
                     reports.append(read_report(messages.pop()[1], 0)[:2])
         with self._killed_if_garbled():
