@@ -13751,7 +13751,7 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13762,7 +13762,7 @@ def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _listing(_job_values(jobs, found), columns)
+    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
@@ -13771,7 +13771,7 @@ SHOWN_FAILURES = 5
 def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    (values,) = _job_values(jobs, [job])
+    (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
@@ -13856,33 +13856,20 @@ def _queue_values(settings: QueueSettings) -> dict[str, Any]:
 
 
 def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    hidden = _hidden(jobs)
-
-    def values_of(schedule: Schedule) -> dict[str, Any]:
-        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
-        try:
-            values["words"] = schedule.timetable.words
-        except OptionError as error:  # This machine does not know the time zone, say.
-            values["words"] = f"({error})"
-        not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
-
+    names = (
+        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+        "misfire", "overlap", "origin", "problem", "words", "payload",
+    )  # fmt: skip
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
         "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
     }  # fmt: skip
-    return _listing(list(map(values_of, jobs.schedules())), columns)
-
-
-_SCHEDULE_VALUES = (
-    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-    "misfire", "overlap", "origin", "problem",
-)  # fmt: skip
+    return _listing(_values(jobs, jobs.schedules(), names), columns)
 
 
 def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -14008,11 +13995,6 @@ def _new(options: argparse.Namespace) -> Output:
     return None, _NEXT.format(**texts), 0
 
 
-def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
-    """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
-
-
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
     """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
@@ -14029,18 +14011,24 @@ _JOB_VALUES = (
 )  # fmt: skip
 
 
-def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
-    """What is shown of jobs, without what is hidden."""
-    hidden = _hidden(jobs)
+def _values(
+    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+) -> list[dict[str, Any]]:
+    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
+    have stored."""
+    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    def value(job: Job[Any], name: str) -> Any:
+    def value(thing: Any, name: str) -> Any:
         if name in ("payload", "progress", "result"):
-            return _redacted(
-                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
-            )
-        return getattr(job, name)
+            definition = thing.definition if isinstance(thing, Schedule) else thing.name
+            not_shown = hidden.get(definition, frozenset())
+            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
+        if name == "words":
+            # This machine may not know the time zone, say.
+            return f"({thing.problem})" if thing.problem else thing.timetable.words
+        return getattr(thing, name)
 
-    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
+    return [{name: value(thing, name) for name in names} for thing in things]
 
 
 _Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
