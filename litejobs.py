@@ -12191,11 +12191,8 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _polls_within(timeout):
-            job = self.get(id)
-            if job.finished:
-                return job
-        raise WaitTimeoutError(job.id, job.state)
+        (job,) = self.as_completed([id], timeout)
+        return job
 
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -12209,7 +12206,9 @@ class LiteJobs:
         """
         left = {*map(id_of, jobs)}
         total = len(left)
-        for _ in _polls_within(timeout):
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
@@ -12220,8 +12219,11 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-        still = next(job for job in found if not job.finished)
-        raise WaitTimeoutError(still.id, still.state)
+            time_left = give_up - time.monotonic()
+            if time_left <= 0:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, time_left))
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -12629,17 +12631,6 @@ class LiteJobs:
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
             return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
-
-
-def _polls_within(timeout: Duration | None) -> Iterator[None]:
-    """Yields before each poll, and once more when the time is over."""
-    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-    give_up = time.monotonic() + limit
-    for pause in poll_intervals():
-        yield
-        if time.monotonic() >= give_up:
-            return
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
