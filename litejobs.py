@@ -8103,16 +8103,6 @@ ROW_ERRORS = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQ
 """Errors of SQLite's whose cause may be one row, not the file or the disk."""
 PRUNE_BATCH, SHRINK_BATCH = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
-_NEXT_EXPIRY = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
-_NEXT_DUE = """
-    SELECT min(run_at) FROM (
-        SELECT min(run_at) AS run_at FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-        UNION ALL
-        SELECT min(run_at) FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
-    )
-"""
 
 
 class Exchanged(NamedTuple):
@@ -8158,6 +8148,237 @@ class Store:
         """Closes the file; the next use opens it again."""
         self.file.close()
 
+    def changes(self) -> int:
+        """A number that changes when others commit."""
+        with self.file.reading() as connection:
+            return self.file.changes(connection)
+
+    # Claim and settle
+
+    def exchange(
+        self,
+        settlements: Sequence[Settlement],
+        node: int,
+        choose: Callable[[Ready], list[int]],
+        serves: Serves,
+    ) -> Exchanged:
+        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
+        transaction."""
+        ready, self._ready = self._ready, None  # Read again after an error.
+        if ready is None or ready.serves is not serves:
+            ready = Ready(serves)
+        late = 0
+        while True:
+            try:
+                with self.file.transaction() as tx:
+                    again, groups = self._settle(tx, settlements)
+                    if again:
+                        ready.version = None
+                    version, terms = tx.version, tx.cached(_terms_of)
+                    limits = Limits(terms, tx.connection, tx.now) if terms else None
+                    ready.refresh(tx.connection, version, limits)
+                    ids = choose(ready)
+                    claimed = _claim(tx, ids, node) if ids else []
+                    if limits is not None:
+                        limits.settle(claimed)
+                break
+            except _ClaimLost:
+                held = self._without_lost_claims(settlements)
+                self.file.expect(len(held) < len(settlements))
+                late += len(settlements) - len(held)
+                settlements = held
+        self.meter.note(settlements, groups)
+        ready.version = version + 1 if ready.version and ids == ready.taken else None
+        self._ready = ready
+        return Exchanged(claimed, late, limits.again_at if limits else None)
+
+    def settle_each(self, settlements: list[Settlement]) -> None:
+        """Settles jobs one at a time that could not be settled together, and removes them from
+        the list. A job that cannot be settled fails."""
+        while settlements:
+            claimed, report = settlements[0]
+            try:
+                with self.file.transaction() as tx:
+                    _, groups = self._settle(tx, settlements[:1])
+                self.meter.note(settlements[:1], groups)
+            except _ClaimLost:
+                pass
+            except FileError as error:
+                if not isinstance(error.__cause__, ROW_ERRORS):
+                    raise
+                problem = f"could not be settled: {error.__cause__}"
+                problem = storable(f"job {claimed.id} was {report.state}, but {problem}")
+                logger.error("%s", problem)
+                failed = f"""
+                    UPDATE litejobs_job SET
+                        state = 'failed', holder = NULL, finished_at = :now, error = :error,
+                        prune_at = :now + {_kept_for("'failed'")}
+                    WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
+                """
+                with self.file.transaction() as tx:
+                    change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
+            del settlements[0]
+
+    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """The settlements whose claim still holds, one of each job."""
+        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
+        with self.file.reading() as connection:
+            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
+        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
+        return [settled for claim, settled in by_claim.items() if claim in held]
+
+    def _settle(
+        self, tx: Transaction, settlements: Sequence[Settlement]
+    ) -> tuple[bool, Mapping[Group, int]]:
+        """Settles jobs; says whether some are ready again, and how many there are of each
+        group."""
+        if not settlements:
+            return False, {}
+        connection = tx.connection
+        # While their claims hold.
+        _store_failures(tx, [settled for settled in settlements if settled[1].kind])
+        before = connection.total_changes()
+        connection.executemany(
+            f"""
+            UPDATE litejobs_job SET
+                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
+                result = ?8, error = ?9, holder = NULL,
+                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
+                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
+                prune_at = ?7 + {_kept_for("?3")}
+            WHERE id = ?1 AND claim = ?2 AND state = 'running'
+            """,
+            itertools.starmap(_settled_columns, settlements),
+        )
+        if connection.total_changes() - before < len(settlements):
+            raise _ClaimLost
+        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
+        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in SHELVED})
+        states = {state for state, _, _ in groups}
+        if states != {"completed"}:
+            cancel_returned(tx)
+        again = "pending" in states
+        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
+        if connection.execute(blocked).get:
+            keys = keys_of(tx, [claimed.id for claimed, _ in settlements])
+            again = bool(admit_blocked(tx, keys)) or again
+        return again, groups
+
+    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
+        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
+        with self.file.writing() as connection:
+            connection.executemany(
+                """
+                UPDATE litejobs_job SET progress = ?
+                WHERE id = ? AND claim = ? AND state = 'running'
+                """,
+                [(text, *claim) for claim, text in progress.items()],
+            )
+
+    # Stage, expire, admit and prune
+
+    def stage(self, now: int) -> tuple[int, int | None]:
+        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
+        later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
+        return self._change_due(
+            now,
+            f"""
+            SELECT min(run_at) FROM (
+                SELECT min(run_at) AS run_at {later} AND state = 'scheduled'
+                UNION ALL SELECT min(run_at) {later} AND state = 'retrying'
+            )
+            """,
+            f"SELECT id {later} AND run_at <= ?",
+            f"""
+            UPDATE litejobs_job SET state = {_READY}
+            WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+            """,
+        )
+
+    def expire(self, now: int) -> tuple[int, int | None]:
+        """Cancels jobs that were not started in time; says how many, and when the next one
+        expires."""
+        expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
+        expired, due = self._change_due(
+            now,
+            f"SELECT min(expires_at) {expiring}",
+            f"SELECT id {expiring} AND expires_at <= ? ORDER BY expires_at",
+            # The expiry of jobs that were started in time has no further use.
+            f"""
+            UPDATE litejobs_job SET expires_at = NULL
+            WHERE id IN carray(:ids) AND NOT ({_UNSTARTED})
+            """,
+            _expiry("IN carray(:ids)"),
+        )
+        if expired:
+            logger.info("cancelled %d jobs that were not started in time", expired)
+        return expired, due
+
+    def _change_due(
+        self, now: int, next_due: str, find: str, *statements: str
+    ) -> tuple[int, int | None]:
+        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        time up to *now*; returns how many were changed, and that time."""
+        changed = 0
+        while True:
+            with self.file.transaction(read_only=True) as tx:
+                due = _one_number(tx, next_due)
+            if due is None or due > now:
+                return changed, due
+            with self.file.transaction() as tx:
+                before = tx.connection.total_changes()
+                ids = _column(tx, f"{find} LIMIT {BATCH}", (now,))
+                changed += change_jobs(tx, ids, *statements)
+                progress = tx.connection.total_changes() > before
+                left = _one_number(tx, next_due)
+                self.file.expect(progress or left is None or left > now)
+
+    def admit(self) -> int:
+        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
+        says how many."""
+        admitted, key = 0, ""
+        following = f"""
+            SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'blocked' AND key > ?
+        """
+        while True:
+            with self.file.transaction(read_only=True) as tx:
+                if (key := tx.execute(following, (key,)).get) is None:
+                    return admitted
+                free = admissible(tx, key) is not None
+            if free:
+                with self.file.transaction() as tx:
+                    admitted += admit_blocked(tx, [key])
+
+    def prune(self, now: int) -> int:
+        """Deletes one batch of jobs whose retention is over; says how many."""
+        due = """
+            SELECT id FROM litejobs_job WHERE prune_at IS NOT NULL AND prune_at <= ?
+            ORDER BY prune_at LIMIT ?
+        """
+        with self.file.transaction(read_only=True) as tx:
+            if not _column(tx, due, (now, 1)):
+                return 0
+        with self.file.transaction() as tx:
+            return change_jobs(tx, _column(tx, due, (now, PRUNE_BATCH)), *DELETION)
+
+    def shrink(self) -> int:
+        """Gives some empty pages of the file back to the file system; says how many."""
+        with self.file.reading() as connection:
+            free: int = connection.pragma("freelist_count")
+        if free:
+            with self.file.writing() as connection:
+                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
+                free -= connection.pragma("freelist_count")
+        return free
+
+    def forget_statistics(self) -> None:
+        """Deletes the statistics that an ANALYZE in the application made of our tables."""
+        with self.file.reading() as connection:
+            _forget_statistics(connection)
+
+    # Queues and nodes
+
     def queues(self) -> list[Terms]:
         """The queues that have settings, by name."""
         with self.file.reading() as connection:
@@ -8190,269 +8411,6 @@ class Store:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
         self.file.notify_nodes()
 
-    def exchange(
-        self,
-        settlements: Sequence[Settlement],
-        node: int,
-        choose: Callable[[Ready], list[int]],
-        serves: Serves,
-    ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
-        ready, self._ready = self._ready, None  # Read again after an error.
-        if ready is None or ready.serves is not serves:
-            ready = Ready(serves)
-        late = 0
-        while True:
-            try:
-                claimed = self._exchange(settlements, node, choose, ready)
-                self._ready = ready
-                return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
-            except _ClaimLost:
-                held = self._without_lost_claims(settlements)
-                self.file.expect(len(held) < len(settlements))
-                late += len(settlements) - len(held)
-                settlements = held
-
-    def _exchange(
-        self,
-        settlements: Sequence[Settlement],
-        node: int,
-        choose: Callable[[Ready], list[int]],
-        ready: Ready,
-    ) -> list[Claimed]:
-        with self.file.transaction() as tx:
-            connection = tx.connection
-            again, groups = self._settle(tx, settlements)
-            if again:
-                ready.version = None
-            version, terms = tx.version, tx.cached(_terms_of)
-            limits = Limits(terms, connection, tx.now) if terms else None
-            ready.refresh(connection, version, limits)
-            ids = choose(ready)
-            claimed = self._claim(connection, ids, node) if ids else []
-            if limits is not None:
-                limits.settle(claimed)
-        ready.version = version + 1 if ready.version and ids == ready.taken else None
-        if groups:
-            self.meter.note(settlements, groups)
-        return claimed
-
-    def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles jobs one at a time that could not be settled together, and removes them from
-        the list. A job that cannot be settled fails."""
-        while settlements:
-            settled = settlements[0]
-            try:
-                with self.file.transaction() as tx:
-                    _, groups = self._settle(tx, [settled])
-                self.meter.note([settled], groups)
-            except _ClaimLost:
-                pass
-            except FileError as error:
-                if not isinstance(error.__cause__, ROW_ERRORS):
-                    raise
-                self._fail(*settled, str(error.__cause__))
-            del settlements[0]
-
-    def _fail(self, claimed: Claimed, report: Report, problem: str) -> None:
-        error = f"job {claimed.id} was {report.state}, but could not be settled: {problem}"
-        logger.error("%s", error)
-        failed = f"""
-            UPDATE litejobs_job SET
-                state = 'failed', holder = NULL, finished_at = :now, error = :error,
-                prune_at = :now + {_kept_for("'failed'")}
-            WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
-        """
-        with self.file.transaction() as tx:
-            change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=storable(error))
-
-    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """The settlements whose claim still holds, one of each job."""
-        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
-        with self.file.reading() as connection:
-            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
-        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
-        return [settled for claim, settled in by_claim.items() if claim in held]
-
-    def _settle(
-        self, tx: Transaction, settlements: Sequence[Settlement]
-    ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; says whether some are ready again, and how many there are of each
-        group."""
-        if not settlements:
-            return False, {}
-        connection = tx.connection
-        failed = [settled for settled in settlements if settled[1].kind]
-        self._keep_failures(connection, failed)
-        before = connection.total_changes()
-        connection.executemany(
-            f"""
-            UPDATE litejobs_job SET
-                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
-                result = ?8, error = ?9, holder = NULL,
-                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
-                prune_at = ?7 + {_kept_for("?3")}
-            WHERE id = ?1 AND claim = ?2 AND state = 'running'
-            """,
-            itertools.starmap(_settled_columns, settlements),
-        )
-        if connection.total_changes() - before < len(settlements):
-            raise _ClaimLost
-        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        add_to_counts(tx, shelved)
-        if any(state != "completed" for state, _, _ in groups):
-            cancel_returned(tx)
-        again = any(state == "pending" for state, _, _ in groups)
-        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
-        if connection.execute(blocked).get:
-            ids = [claimed.id for claimed, _ in settlements]
-            again = bool(admit_blocked(tx, keys_of(tx, ids))) or again
-        return again, groups
-
-    def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
-        """Stores failed attempts, before the jobs are settled: while their claims hold."""
-        for claimed, report in settlements:
-            if report.kind == "cancelled":
-                continue
-            facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
-            connection.execute(
-                f"""
-                INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
-                WHERE id = :id AND claim = :claim AND state = 'running'
-                """,
-                {**facts, "id": claimed.id, "claim": claimed.claim},
-            )
-            if claimed.claim > FIRST_FAILURES + LAST_FAILURES:
-                self._thin_out(connection, claimed.id)
-
-    def _thin_out(self, connection: apsw.Connection, job: int) -> None:
-        """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
-        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
-        ids = _column(connection, later, (job, FIRST_FAILURES))
-        if surplus := ids[:-LAST_FAILURES]:
-            connection.execute(
-                """
-                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
-                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
-                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
-                    WHERE id IN carray(?)
-                ) AS INTEGER) WHERE id = ?
-                """,
-                (_carray(surplus), ids[-LAST_FAILURES]),
-            )
-            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
-            connection.execute(gone, (_carray(surplus),))
-
-    def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
-        rows: list[Any] = connection.execute(
-            f"""
-            UPDATE litejobs_job SET
-                state = 'running', attempt = min(attempt, 2147483647) + 1,
-                claim = (claim & 4611686018427387903) + 1,
-                holder = ?1, started_at = ?2
-            WHERE id IN carray(?3) AND state = 'pending'
-                AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
-            RETURNING {", ".join(Claimed._fields)}
-            """,
-            (node, self.clock(), _carray(ids)),
-        ).fetchall()
-        # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
-        # that were just written need no checks: the table is STRICT.)
-        by_id = {row[0]: row for row in rows}
-        return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
-
-    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
-        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
-        with self.file.writing() as connection:
-            connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
-
-    def admit(self) -> int:
-        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        says how many."""
-        admitted, key = 0, ""
-        while True:
-            with self.file.transaction(read_only=True) as tx:
-                following = tx.execute(
-                    f"""
-                    SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
-                    WHERE {_KEYED} AND state = 'blocked' AND key > ?
-                    """,
-                    (key,),
-                ).get
-                if following is None:
-                    return admitted
-                key = following
-                free = admissible(tx, key) is not None
-            if free:
-                with self.file.transaction() as tx:
-                    admitted += admit_blocked(tx, [key])
-
-    def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; says how many, and when the next one
-        expires."""
-
-        def expire_some(tx: Transaction) -> int:
-            due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
-            find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(tx, find, (now,))
-            expired = change_jobs(tx, ids, _expiry("IN carray(:ids)"))
-            # The expiry of jobs that were started in time has no further use.
-            started = """
-                UPDATE litejobs_job SET expires_at = NULL
-                WHERE id IN carray(?) AND +expires_at IS NOT NULL
-            """
-            tx.execute(started, (_carray(ids),))
-            return expired
-
-        expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
-        if expired:
-            logger.info("cancelled %d jobs that were not started in time", expired)
-        return expired, due
-
-    def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
-
-        def stage_some(tx: Transaction) -> int:
-            find = f"""
-                SELECT id FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
-            """
-            ready = f"""
-                UPDATE litejobs_job SET state = {_READY}
-                WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
-            """
-            return change_jobs(tx, _column(tx, find, (now,)), ready)
-
-        return self._in_batches(_NEXT_DUE, now, stage_some)
-
-    def _in_batches(
-        self, next_due: str, now: int, change: Callable[[Transaction], int]
-    ) -> tuple[int, int | None]:
-        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
-        time up to *now*; returns how many were changed, and that time."""
-        changed = 0
-        while True:
-            with self.file.transaction(read_only=True) as tx:
-                due = _one_number(tx, next_due)
-            if due is None or due > now:
-                return changed, due
-            with self.file.transaction() as tx:
-                before = tx.connection.total_changes()
-                changed += change(tx)
-                progress = tx.connection.total_changes() > before
-                left = _one_number(tx, next_due)
-                self.file.expect(progress or left is None or left > now)
-
     def leave(self, node: int, presence: Presence) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
@@ -8465,11 +8423,6 @@ class Store:
         finally:
             self.file.joined -= 1
 
-    def changes(self) -> int:
-        """A number that changes when others commit."""
-        with self.file.reading() as connection:
-            return self.file.changes(connection)
-
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
         not paused."""
@@ -8481,48 +8434,36 @@ class Store:
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
-            found = connection.execute(
-                f"""
+            sql = f"""
                 SELECT 1 FROM litejobs_job WHERE state = 'running' AND {served}
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
-                """,
-                {
-                    "names": json.dumps(sorted(serves.names)),
-                    "queues": None if serves.queues is None else json.dumps(sorted(serves.queues)),
-                    "node": serves.node,
-                },
-            ).get
-        return found is not None
+            """
+            queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+            names = json.dumps(sorted(serves.names))
+            bindings = {"names": names, "queues": queues, "node": serves.node}
+            return connection.execute(sql, bindings).get is not None
 
-    def prune(self, now: int) -> int:
-        """Deletes one batch of jobs whose retention is over; says how many."""
-        due = "prune_at IS NOT NULL AND prune_at <= ?"
-        with self.file.reading() as connection:
-            if not connection.execute(
-                f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
-            ).get:
-                return 0
-        with self.file.transaction() as tx:
-            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
-            return change_jobs(tx, _column(tx, sql, (now,)), *DELETION)
 
-    def shrink(self) -> int:
-        """Gives some empty pages of the file back to the file system; says how many."""
-        with self.file.reading() as connection:
-            free: int = connection.pragma("freelist_count")
-        if free:
-            with self.file.writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
-                free -= connection.pragma("freelist_count")
-        return free
-
-    def forget_statistics(self) -> None:
-        """Deletes the statistics that an ANALYZE in the application made of our tables."""
-        with self.file.reading() as connection:
-            _forget_statistics(connection)
+def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
+    rows: list[Any] = tx.execute(
+        f"""
+        UPDATE litejobs_job SET
+            state = 'running', attempt = min(attempt, 2147483647) + 1,
+            claim = (claim & 4611686018427387903) + 1,
+            holder = ?1, started_at = ?2
+        WHERE id IN carray(?3) AND state = 'pending'
+            AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
+        RETURNING {", ".join(Claimed._fields)}
+        """,
+        (node, tx.now, _carray(ids)),
+    ).fetchall()
+    # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
+    # that were just written need no checks: the table is STRICT.)
+    by_id = {row[0]: row for row in rows}
+    return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
 
 def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
@@ -8539,6 +8480,39 @@ def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
         report.result,
         report.error,
     )
+
+
+def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    for claimed, report in settlements:
+        if report.kind == "cancelled":
+            continue
+        facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
+        tx.execute(
+            f"""
+            INSERT INTO litejobs_attempt (job, {_FAILURE})
+            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            WHERE id = :id AND claim = :claim AND state = 'running'
+            """,
+            {**facts, "id": claimed.id, "claim": claimed.claim},
+        )
+        if claimed.claim <= FIRST_FAILURES + LAST_FAILURES:
+            continue
+        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
+        ids = _column(tx, later, (claimed.id, FIRST_FAILURES))
+        if surplus := ids[:-LAST_FAILURES]:
+            tx.execute(
+                """
+                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
+                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
+                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
+                    WHERE id IN carray(?)
+                ) AS INTEGER) WHERE id = ?
+                """,
+                (_carray(surplus), ids[-LAST_FAILURES]),
+            )
+            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
+            tx.execute(gone, (_carray(surplus),))
 
 
 ################################################################################
@@ -9013,16 +8987,8 @@ class Program:
     log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """The executor of the program's jobs in this process, with a state of its own, and what
-        closes that."""
-        registry = self.load()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
-
-    def load(self) -> Registry:
-        """Imports the modules and gathers the definitions."""
+        """Imports the modules, and makes the executor of the program's jobs in this process, with
+        a state of its own, and what closes that."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -9033,7 +8999,10 @@ class Program:
         gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
-        return registry
+        if self.log_level is not None:
+            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
+        state, closing = make_state(self.state)
+        return Executor(registry, state, self.clock, around=self.around), closing
 
 
 def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
