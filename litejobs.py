@@ -2279,11 +2279,11 @@ class Choices(TypedDict, total=False):
     queue: str
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    backoff: Backoff
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
     grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
     """Also when it was cancelled. `None`: as long as its definition says, else its node,
     `work(grace=5)`, whose own grace counts alone when the node stops."""
+    backoff: Backoff
     retention: Retention
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "until it is due"]
@@ -2412,9 +2412,9 @@ class Options:
     queue: str = _option("default", check_name, str)
     priority: int = _option(0, _check_priority, int)
     max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
@@ -3743,7 +3743,8 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA = """
+SCHEMA = (
+    """
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_job (
@@ -3963,15 +3964,21 @@ SCHEMA = """
             priority     = coalesce(NEW.priority, known.priority, 0),
             max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
                                 THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention),
+            """
+    + "".join(
+        f"{option} = coalesce(NEW.{option}, known.{option}),"
+        for option in STORED
+        if option not in ("queue", "node", "priority", "max_attempts")
+    )
+    + """
             expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
         FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-    """ + _bounds_triggers()
+    """
+    + _bounds_triggers()
+)
 SCHEMA_VERSION = 4
 _FROM_VERSION_3 = """
     ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
@@ -5279,27 +5286,26 @@ _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-_FILTERS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-"""Filters for which there is no index: the jobs are looked at one by one."""
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
+class Filters(TypedDict, total=False):
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
+
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
+    queue: str
+    state: Annotated[State | Sequence[State], "may be repeated"]
+    node: str
+    key: str
+    schedule: str | AnyDefinition | type
+    enqueued_after: Annotated[datetime, "from then on"]
+    enqueued_before: datetime
+    finished_after: Annotated[datetime, "from then on"]
+    finished_before: datetime
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 @attrs.frozen
@@ -5312,16 +5318,11 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
     payload: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Names that lead into the payload, and the JSON of the scalars that should be there."""
+
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the terms of FILTERS refer to."""
 
     @property
     def group(self) -> str:
@@ -5340,8 +5341,9 @@ class Match:
     @property
     def unindexed(self) -> list[str]:
         """The terms for which the jobs have to be looked at one by one."""
-        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
-        return terms + [_payload_term(place) for place in range(len(self.payload))]
+        return [FILTERS[name][1] for name in self.others] + [
+            _payload_term(place) for place in range(len(self.payload))
+        ]
 
     @property
     def further(self) -> str:
@@ -5351,14 +5353,118 @@ class Match:
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
-        given |= {"queue": self.queue, "name": self.name}
+        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
             given |= {f"path{place}": path, f"value{place}": value}
         given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return given | {"before": before, "ids": json.dumps(self.ids)}
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
+
+
+def id_of(job: object, what: str = "id") -> int:
+    """The id of a job, which may stand for it."""
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def name_of(value: object, what: str = "name") -> str | None:
+    """The name of a definition or class, which may stand for it."""
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+
+
+def text_of(value: object, what: str) -> str | None:
+    """A text, or None."""
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The names on the way to each field, and the JSON that should be there."""
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
+
+
+FILTERS: Mapping[str, tuple[Check, str]] = {
+    "node": (text_of, "node = :node"),
+    "key": (text_of, "key = :key"),
+    "schedule": (name_of, "schedule = :schedule"),
+    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
+    "finished_after": (_micros, "finished_at >= :finished_after"),
+    "finished_before": (_micros, "finished_at < :finished_before"),
+}
+"""Filters for which there is no index: a check that gives what is bound, and a term."""
+
+
+def matching(filters: Filters) -> Match:
+    """The jobs that all filters choose."""
+    check_known(filters, Filters.__annotations__, "no such filter")
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
+    return Match(
+        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
+        name_of(given.get("name")),
+        text_of(given.get("queue"), "queue"),
+        _states(given["state"], "state") if "state" in given else None,
+        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
+        others=others,
+    )
+
+
+def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
+    """The jobs that ids and filters choose: never all."""
+    if not ids and not filters:
+        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
+    match = matching(filters)
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(id_of, ids))) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -5812,13 +5918,8 @@ class Batch(NamedTuple):
     """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
     rule for duplicates, is of one job."""
 
-    queue: str
-    node: str
-    priority: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    retention: str | None
+    options: Mapping[str, Any]
+    """The columns of STORED, in that order."""
     name: str
     state: State
     run_at: int
@@ -5839,8 +5940,13 @@ class Batch(NamedTuple):
     merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
     """Makes the new payload of the job that holds the unique key from its old one."""
 
+    @property
+    def queue(self) -> str:
+        """The queue that the jobs go to."""
+        return str(self.options["queue"])
 
-_SHARED = Batch._fields[: Batch._fields.index("payloads")]
+
+_SHARED = (*STORED, "name", "state", "run_at", "enqueued_at")
 _OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
 _INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
 _INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
@@ -5848,6 +5954,17 @@ _INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
 _INSERT_WITH_OWN = f"""
     INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
     VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
+"""
+_REPLACED_COLUMNS = {*STORED, *_OWN, "run_at", "payload"} - {
+    "unique_key",
+    "unique_scope",
+    "schedule",
+}
+_REPLACE = f"""
+    UPDATE litejobs_job SET
+        state = CASE WHEN state = 'paused' THEN state ELSE :state END,
+        {", ".join(f"{column} = :{column}" for column in sorted(_REPLACED_COLUMNS))}
+    WHERE id = :id
 """
 
 _BY_TRIGGER = re.findall(
@@ -5926,7 +6043,8 @@ def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> B
     """The batch, with its queue's defaults for the options that were not given."""
     if not (given := defaults.get(batch.queue)):
         return batch
-    return batch._replace(**{k: v for k, v in given.items() if k in batch.open})
+    chosen = {option: value for option, value in given.items() if option in batch.open}
+    return batch._replace(options={**batch.options, **chosen})
 
 
 @attrs.define(eq=False, repr=False)
@@ -6036,7 +6154,9 @@ class Intake:
             batches[:] = [_with_defaults(batch, defaults) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
-            shared = batch[: len(_SHARED)]
+            shared = (
+                *batch.options.values(), batch.name, batch.state, batch.run_at, batch.enqueued_at,
+            )  # fmt: skip
             if len(batch.payloads) == 1:
                 connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
             else:
@@ -6064,7 +6184,7 @@ class Intake:
     def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
         whether it was there before."""
-        bindings = {**batch._asdict(), "payload": batch.payloads[0]}
+        bindings = {**batch.options, **batch._asdict(), "payload": batch.payloads[0]}
         if (held := self._holder(tx, batch.unique_key)) is None:
             tx.execute(_INSERT_WITH_OWN, bindings)
             id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
@@ -6078,17 +6198,7 @@ class Intake:
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
             tx.execute(sql, (batch.merge(payload), id))
         elif batch.on_conflict == "replace":
-            replace = """
-                UPDATE litejobs_job SET
-                    queue = :queue, node = :node, priority = :priority,
-                    max_attempts = :max_attempts, timeout = :timeout, backoff = :backoff,
-                    retention = :retention, run_at = :run_at,
-                    state = CASE WHEN state = 'paused' THEN state ELSE :state END,
-                    headers = :headers, key = :key, key_limit = :key_limit, grace = :grace,
-                    unique_until = :unique_until, expires_at = :expires_at, payload = :payload
-                WHERE id = :id
-            """
-            change_jobs(tx, [id], replace, **bindings)
+            change_jobs(tx, [id], _REPLACE, **bindings)
         return id, True
 
     def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
@@ -6156,17 +6266,16 @@ class Intake:
 
 _SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-_OF_JOBS = (
-    "queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention", "headers",
-    "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
+_KEPT_OWN = (
+    "headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
 )  # fmt: skip
-"""What is kept of the options of a schedule's jobs as it is."""
+"""What is kept of a schedule's jobs beside the columns of their options."""
 
 
 def options_of(batch: Batch) -> str:
     """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
     lengths of time are what they are."""
-    kept = {name: getattr(batch, name) for name in _OF_JOBS}
+    kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
     lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
     return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
 
@@ -6176,9 +6285,10 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> Batch:
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
-    kept: Any = {name: options.get(name) for name in _OF_JOBS}
+    own: Any = {name: options.get(name) for name in _KEPT_OWN}
     return Batch(
-        **kept,
+        {option: options.get(option) for option in STORED},
+        **own,
         name=schedule.definition,
         state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
         run_at=run_at,
@@ -11309,7 +11419,7 @@ class LiteJobs:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         with self.store.file.transaction(read_only=True) as tx:
-            return get_jobs(tx, [_id_of(id)], self)[0]
+            return get_jobs(tx, [id_of(id)], self)[0]
 
     def find(
         self,
@@ -11324,8 +11434,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        last = None if before is None else _id_of(before, "before")
-        match = attrs.evolve(_match(filters), before=last)
+        last = None if before is None else id_of(before, "before")
+        match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
@@ -11345,12 +11455,12 @@ class LiteJobs:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
-        return pages(_match(filters))
+        return pages(matching(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
         with self.store.file.transaction(read_only=True) as tx:
-            return count_jobs(tx, _match(filters))
+            return count_jobs(tx, matching(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
@@ -11376,7 +11486,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
+        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
@@ -11386,7 +11496,7 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, _id_of(id))
+            return failures_of(tx, id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -11395,11 +11505,8 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _polls_within(timeout):
-            job = self.get(id)
-            if job.finished:
-                return job
-        raise WaitTimeoutError(job.id, job.state)
+        (job,) = self.as_completed([id], timeout)
+        return job
 
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11411,9 +11518,11 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(_id_of, jobs)}
+        left = {*map(id_of, jobs)}
         total = len(left)
-        for _ in _polls_within(timeout):
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
@@ -11424,8 +11533,11 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-        still = next(job for job in found if not job.finished)
-        raise WaitTimeoutError(still.id, still.state)
+            time_left = give_up - time.monotonic()
+            if time_left <= 0:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, time_left))
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11436,7 +11548,7 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[_id_of(job)] for job in jobs]
+        return [ended[id_of(job)] for job in jobs]
 
     def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
@@ -11522,16 +11634,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -11667,7 +11779,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -11689,11 +11801,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -11836,17 +11948,6 @@ class LiteJobs:
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
             return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
-
-
-def _polls_within(timeout: Duration | None) -> Iterator[None]:
-    """Yields before each poll, and once more when the time is over."""
-    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-    give_up = time.monotonic() + limit
-    for pause in poll_intervals():
-        yield
-        if time.monotonic() >= give_up:
-            return
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -12142,28 +12243,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
-
-
-class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
-
-    id: int | Job[Any] | Iterable[int | Job[Any]]
-    name: str | AnyDefinition | type
-    queue: str
-    state: Annotated[State | Sequence[State], "may be repeated"]
-    node: str
-    key: str
-    schedule: str | AnyDefinition | type
-    enqueued_after: Annotated[datetime, "from then on"]
-    enqueued_before: datetime
-    finished_after: Annotated[datetime, "from then on"]
-    finished_before: datetime
-    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
-
-
 class Changes(TypedDict, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -12198,108 +12277,10 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     return columns
 
 
-def _match(filters: Filters) -> Match:
-    check_known(filters, _FILTER_CHECKS, "no such filter")
-    given = {
-        name: _FILTER_CHECKS[name](value, name)
-        for name, value in filters.items()
-        if value is not None
-    }
-    return Match(given.pop("id", None), states=given.pop("state", None), **given)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
-def _id_of(job: object, what: str = "id") -> int:
-    if isinstance(job, Job):
-        return job.id
-    if isinstance(job, int) and not isinstance(job, bool):
-        return job
-    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
-
-
-def _name_of(value: object, what: str = "name") -> str | None:
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
-
-
-def _text(value: object, what: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
-
-
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
-    if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
-    for field, value in wanted.items():
-        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
-            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
-            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
-
-
-_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "id": lambda given, _: tuple(map(_id_of, _several(given))),
-    "name": _name_of,
-    "queue": _text,
-    "state": _states,
-    "node": _text,
-    "key": _text,
-    "schedule": _name_of,
-    "enqueued_after": _micros,
-    "enqueued_before": _micros,
-    "finished_after": _micros,
-    "finished_before": _micros,
-    "payload": _payload_filter,
-}
-"""Checks each filter and gives what the query needs."""
-
-
-def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    if not ids and not filters:
-        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
-    match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
-    if match == Match():
-        raise OptionError("id", "all that was given is None, which would mean every job")
-    return match
-
-
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    return Batch(
-        **options.columns,
-        name=body.name,
-        state=state,
-        run_at=run_at,
-        enqueued_at=now,
-        payloads=payloads,
-        open=options.open,
-    )
+    return Batch(options.columns, body.name, state, run_at, now, payloads, options.open)
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -12327,11 +12308,14 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
 
 
 def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
-    queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
+    options: dict[str, Any] = {option: batch.options[option] for option in _SHOWN_OPTIONS}
     return Job(
-        id, 0, name, queue, priority, 0, max_attempts, timeout, backoff, payload, run_at, now,
-        None, None, None, state, node, source=source,
+        id=id, claim=0, name=batch.name, attempt=0, payload=payload, run_at=batch.run_at,
+        enqueued_at=batch.enqueued_at, state=batch.state, source=source, **options,
     )  # fmt: skip
+
+
+_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -13033,7 +13017,7 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13044,7 +13028,7 @@ def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _listing(_job_values(jobs, found), columns)
+    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
@@ -13053,7 +13037,7 @@ SHOWN_FAILURES = 5
 def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    (values,) = _job_values(jobs, [job])
+    (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
@@ -13138,33 +13122,20 @@ def _queue_values(settings: QueueSettings) -> dict[str, Any]:
 
 
 def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    hidden = _hidden(jobs)
-
-    def values_of(schedule: Schedule) -> dict[str, Any]:
-        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
-        try:
-            values["words"] = schedule.timetable.words
-        except OptionError as error:  # This machine does not know the time zone, say.
-            values["words"] = f"({error})"
-        not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
-
+    names = (
+        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+        "misfire", "overlap", "origin", "problem", "words", "payload",
+    )  # fmt: skip
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
         "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
     }  # fmt: skip
-    return _listing(list(map(values_of, jobs.schedules())), columns)
-
-
-_SCHEDULE_VALUES = (
-    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-    "misfire", "overlap", "origin", "problem",
-)  # fmt: skip
+    return _listing(_values(jobs, jobs.schedules(), names), columns)
 
 
 def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13290,11 +13261,6 @@ def _new(options: argparse.Namespace) -> Output:
     return None, _NEXT.format(**texts), 0
 
 
-def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
-    """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
-
-
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
     """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
@@ -13305,24 +13271,31 @@ def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> 
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-_JOB_VALUES = (
-    "id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts", "run_at",
-    "enqueued_at", "started_at", "finished_at", "payload", "progress", "result", "error",
-)  # fmt: skip
+_JOB_VALUES = tuple(
+    str(field.alias)
+    for field in attrs.fields(Job)
+    if not (field.kw_only or field.name.startswith("_"))
+)
 
 
-def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
-    """What is shown of jobs, without what is hidden."""
-    hidden = _hidden(jobs)
+def _values(
+    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+) -> list[dict[str, Any]]:
+    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
+    have stored."""
+    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    def value(job: Job[Any], name: str) -> Any:
+    def value(thing: Any, name: str) -> Any:
         if name in ("payload", "progress", "result"):
-            return _redacted(
-                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
-            )
-        return getattr(job, name)
+            definition = thing.definition if isinstance(thing, Schedule) else thing.name
+            not_shown = hidden.get(definition, frozenset())
+            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
+        if name == "words":
+            # This machine may not know the time zone, say.
+            return f"({thing.problem})" if thing.problem else thing.timetable.words
+        return getattr(thing, name)
 
-    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
+    return [{name: value(thing, name) for name in names} for thing in things]
 
 
 _Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
