@@ -55,6 +55,7 @@ import heapq
 import importlib
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -4498,193 +4499,25 @@ def _forget_statistics(connection: apsw.Connection) -> None:
 ################################################################################
 # File
 #
-# The database file and one connection, which the threads of a process take turns with. What
-# was committed is in the file of that name, or an error says so: SQLite looks at the names of
-# the file, its WAL and its shared memory once, when it opens them, but people and programs
-# move, remove and replace files at any time. From here to the Store all is SQL of SQLite.
+# The database file and one connection to it, which the threads of a process take turns with,
+# for a transaction each. What was committed is in the file of that name, or an error says so:
+# SQLite looks at the paths of the file, its WAL and its shared memory only when it opens them,
+# but people and programs move, remove and replace files at any time. From here to the Store all
+# is SQL of SQLite.
 ################################################################################
 
-Mark = tuple[int, int]
-"""Device and inode, which tell a file from others of the same name."""
-TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
+Durability = Literal["full", "fast"]
+FileId = tuple[int, int]
+"""Device and inode, which tell a file from others of the same name; zeros: there is none."""
+MEBIBYTE = 2**20
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for the write lock."""
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of the paths while a process only reads."""
-LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
-NOT_THERE = FileNotFoundError, NotADirectoryError
-"""Other errors only say that the path could not be checked."""
-
-
-@attrs.define(eq=False, repr=False)
-class Paths:
-    """The paths of an open file, its WAL and its shared memory, with their ids at opening."""
-
-    file: str = ""
-    wal: str = ""
-    shm: str = ""
-    _marks: tuple[Mark, ...] = ()
-    _checked_at: float = 0.0
-    file_size: int = 0
-    wal_size: int = 0
-    """Bytes, at the last check."""
-
-    @classmethod
-    def of(cls, place: Path, mark: Mark) -> Paths:
-        """The paths of a file that was just opened, when its own had the id *mark*."""
-        wal, shm = f"{place}-wal", f"{place}-shm"
-        return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
-
-    def links(self) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open."""
-        now = time.monotonic()
-        try:
-            file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
-        except NOT_THERE:
-            return 0
-        if (_mark_of(file), _mark_of(wal), _mark_of(shm)) != self._marks or not file.st_size:
-            return 0
-        if file.st_nlink > 1:
-            return file.st_nlink
-        self._checked_at = now
-        self.file_size, self.wal_size = file.st_size, wal.st_size
-        return 1
-
-    def checked_recently(self) -> bool:
-        """Whether all paths were in order a moment ago."""
-        return time.monotonic() - self._checked_at <= CHECK_INTERVAL
-
-    def lead_to(self, mark: Mark) -> bool:
-        """Whether SQLite has locks on that file."""
-        return mark in self._marks[::2]
-
-    def file_is_there(self) -> bool:
-        """Whether the file has its name still, and is not empty, which SQLite never makes it."""
-        try:
-            found = os.stat(self.file)
-        except NOT_THERE:
-            return False
-        return _mark_of(found) == self._marks[0] and found.st_size > 0
-
-    def wal_is_there(self) -> bool:
-        """Whether the WAL still has its name."""
-        try:
-            return _seen(self.wal) == self._marks[1]
-        except NOT_THERE:
-            return False
-
-    def put_wal_aside(self) -> None:
-        """Renames the WAL: SQLite would apply it to whatever file has the name now."""
-        _rename_wal(self.wal, self.shm, self._marks[1:])
-
-
-def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
-    try:
-        place = _whole(path)
-        if create:
-            _put_stale_wal_aside(place)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        found = os.lstat(place)
-    except NotADirectoryError:
-        raise FileError(str(path), f"{path.parent} is not a folder") from None
-    except FileNotFoundError:
-        if path.parent.is_dir():
-            raise FileError(str(path), "does not exist") from None
-        raise FileError(str(path), f"the folder {path.parent} does not exist: create it") from None
-    except OSError as error:
-        raise FileError(str(path), f"cannot be created: {error.strerror}") from None
-    except ValueError as error:
-        raise FileError(str(path), f"is not a valid file name: {error}") from None
-    if stat.S_ISLNK(found.st_mode):
-        raise FileError(str(path), "is a symbolic link: name the file that it leads to")
-    if stat.S_ISDIR(found.st_mode):
-        raise FileError(str(path), "is a folder: name a file in it")
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError(str(path), "is not a regular file")
-    if found.st_nlink > 1:
-        raise FileError(str(path), LINKED)
-    return place
-
-
-def _whole(path: Path) -> Path:
-    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
-    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
-    whole = Path(os.path.realpath(path.parent, strict=True), path.name)
-    str(whole).encode()
-    return whole
-
-
-def _put_stale_wal_aside(place: Path) -> None:
-    """Renames a WAL that was left by an earlier file of this name, and removes its shared memory:
-    SQLite would delete the one, and share the other with processes that still have that file
-    open. SQLite creates neither before there is a first page."""
-    wal, shm = f"{place}-wal", f"{place}-shm"
-    left = _mark(wal), _mark(shm)
-    with contextlib.suppress(OSError):
-        if any(map(any, left)) and not (place.exists() and place.stat().st_size):
-            _rename_wal(wal, shm, left)
-
-
-def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
-    """Renames a WAL, and removes its shared memory, unless others have replaced them meanwhile."""
-    with _alone_in(os.path.dirname(wal)):
-        if any(left[1]) and _mark(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _mark(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            logger.warning(
-                "%s belongs to a file that is not there any more: it is kept as %s", wal, aside
-            )
-
-
-@contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Locks a folder, so that of two processes none renames the new file of the other. Not for
-    ever, since people lock folders, too."""
-    if sys.platform == "win32":  # Where nothing that is open is renamed.
-        yield
-        return
-    import fcntl
-
-    give_up = time.monotonic() + 1.0
-    with contextlib.ExitStack() as closing:
-        # A folder need not be readable, and not every file system has such locks.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            closing.callback(os.close, descriptor)
-            while time.monotonic() < give_up:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.001)
-        yield
-
-
-def _mark_of(found: os.stat_result) -> Mark:
-    return found.st_dev, found.st_ino
-
-
-def _seen(path: str) -> Mark:
-    return _mark_of(os.stat(path))
-
-
-def _mark(path: str) -> Mark:
-    try:
-        return _seen(path)
-    except OSError:
-        return 0, 0
-
-
-Durability = Literal["full", "fast"]
-MEBIBYTE = 2**20
-PATIENCE = 30.0
-"""Seconds to wait for the write lock."""
+WAL_CHECK_INTERVAL = 1.0
+"""Seconds between two checks that the WAL is still the same file. (That it is there is checked
+before and after each commit. On Linux, the next sync after a `stat` writes the inode as well,
+which made one commit in five microseconds of stat 40 slower.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -4692,18 +4525,13 @@ DISK_RESERVE = 4 * MEBIBYTE
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
+TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
+LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
+NOT_THERE = FileNotFoundError, NotADirectoryError
+"""Other errors only say that the path could not be checked."""
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
-_OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
-"""What has files open in this process, all parts of which share one set of locks on a file."""
-
-
-class HasOpen(Protocol):
-    """Has a file open that nothing else in this process may open: closing it would drop the
-    locks."""
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether it is that file."""
+_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 
 
 class Damaged(Exception):
@@ -4712,6 +4540,12 @@ class Damaged(Exception):
 
 FailedReading = apsw.Error | Damaged | UnicodeDecodeError
 """What reading from a file may raise; the last one for a text that is not UTF-8."""
+_PROBLEMS: Mapping[type[Exception], str] = {
+    apsw.NotADBError: "is not an SQLite database: name another file",
+    apsw.FullError: "the disk is full: nothing was written; free some space",
+    apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
+    apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+}
 
 
 def _translated(error: FailedReading | OSError, path: str) -> FileError:
@@ -4724,19 +4558,9 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
         case apsw.BusyError():
             problem = "locked by another process for too long"
             return BusyError(path, f"{problem}: who holds a transaction open on it?")
-        case apsw.NotADBError():
-            return FileError(path, "is not an SQLite database: name another file")
-        case apsw.FullError():
-            return FileError(path, "the disk is full: nothing was written; free some space")
-        case apsw.CantOpenError():
-            problem = "cannot be opened: is it readable, and its folder writable?"
-            return FileError(path, problem)
         case apsw.ReadOnlyError():
             return FileError(path, f"cannot be written: {error}")
-        case apsw.NoMemError():
-            problem = "SQLite got no memory for it: let it have more, or do less at once"
-            return FileError(path, problem)
-    return FileError(path, f"{type(error).__name__}: {error}")
+    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
 
 
 def _code(error: Exception) -> int:
@@ -4754,8 +4578,24 @@ def _as_ours(path: str | Path) -> Iterator[None]:
         raise _translated(error, str(path)) from error
 
 
-def _within_patience(waited: float) -> bool:
-    return waited < PATIENCE
+def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
+    problem = f"a commit failed ({error}); what it wrote may be there or not"
+    return OutcomeUnknownError(str(file.path), problem)
+
+
+def _stat_id(found: os.stat_result) -> FileId:
+    return found.st_dev, found.st_ino
+
+
+def _file_id(path: str) -> FileId:
+    try:
+        return _stat_id(os.stat(path))
+    except OSError:
+        return 0, 0
+
+
+def _within_timeout(waited: float) -> bool:
+    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False)
@@ -4772,26 +4612,30 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_patience
+    may_wait: Callable[[float], bool] = _within_timeout
     """Whether to go on waiting for the write lock after so many seconds."""
+    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
+    """What `Transaction.cached` has read, each with the version of the file."""
+    warned: bool = False
+    """Whether the log says already that the SQLite of the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
-    _paths: Paths = attrs.field(factory=Paths)
-    _lost: bool = False
-    """Whether the connection was closed because its paths led elsewhere."""
-    _page_size: int = 0
+    _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
-    _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
-    """What `Transaction.cached` has read, each with the version of the file."""
+    _paths: tuple[str, str, str] = ("", "", "")
+    """Of the open file, its WAL and its shared memory."""
+    _ids: list[FileId] = attrs.field(factory=list)
+    """Of these three, when they were opened."""
+    _lost: bool = False
+    """Whether the connection was closed because its paths led elsewhere."""
+    _checked_at: float = 0.0
+    _wal_checked_at: float = 0.0
+    _sizes: tuple[int, int] = (0, 0)
+    """Bytes of the file and its WAL, when they were checked."""
+    _page_size: int = 0
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
-    standard_connections: list[Any] = attrs.field(factory=list)
-    """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
-    is open, this process must not open the file with our SQLite as well."""
-    warned: bool = False
-    """Whether the log says already that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4799,7 +4643,7 @@ class File:
             raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
         with _as_ours(self.given):
             self.path = _FROM_NODE.get(self.given) or self.given.absolute()
-        _OPEN_HERE[id(self)] = self
+        _FILES[id(self)] = self
 
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
@@ -4809,133 +4653,9 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
-    def note_standard_connection(self, connection: Any) -> None:
-        """Keeps in mind that the standard sqlite3 has the file open."""
-        if not any(connection is known for known in self._open_standard_connections()):
-            self.standard_connections.append(connection)
-
-    def refuse_beside_standard(self) -> None:
-        """Refuses to open the file while the standard sqlite3 has it open: each library would
-        break the locks of the other."""
-        if self._open_standard_connections():
-            problem = "jobs were enqueued through a connection of sqlite3, which is still open"
-            raise FileError(str(self.path), f"{problem}: close it, or work in another process")
-
-    def _open_standard_connections(self) -> list[Any]:
-        known = self.standard_connections
-        known[:] = [connection for connection in known if not _is_closed(connection)]
-        return known
-
-    def connection(self) -> apsw.Connection:
-        """The open connection of this process; opened now if need be."""
-        if self._connection is not None and self._pid != os.getpid():
-            # It belongs to the parent: even to close it would break the parent's locks.
-            self._abandoned.append(self._connection)
-            self._connection = None
-        if self._connection is None:
-            _check_sqlite()
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self.refuse_beside_standard()
-                self._open()
-        assert self._connection is not None
-        return self._connection
-
-    def _open(self) -> None:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._paths.file_is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
-            mark = _seen(str(place))
-            _refuse_beside_others(place, mark)
-        synchronous = "full" if self.durability == "full" else "normal"
-        began = time.monotonic()
-        while True:
-            try:
-                self._connection = _connect(place, synchronous, self.create, self.may_wait)
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not self.may_wait(time.monotonic() - began):
-                    raise
-                time.sleep(random.uniform(0.001, 0.02))
-        self._pid = os.getpid()
-        self._opened += 2**32
-        self._page_size = self._connection.pragma("page_size")
-        try:
-            self._paths = Paths.of(place, mark)
-        except OSError as error:
-            self._connection.close()
-            self._connection = None
-            raise _translated(error, str(place)) from error
-        self.path, self._lost = place, False
-
-    def close(self) -> None:
-        """Closes the connection; the next use opens it again."""
-        with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
-            connection, self._connection = self._connection, None
-            if connection is None or self._pid != os.getpid():
-                return
-            with contextlib.suppress(apsw.Error, OSError):
-                if not self._paths.links():
-                    self._lost = True
-                    self._leave_without_checkpoint(connection)
-            connection.close()
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose locks of ours by closing that file."""
-        return self._connection is not None and self._paths.lead_to(mark)
-
-    def check(self) -> None:
-        """Refuses to go on with a file that its name does not lead to any more; the next use opens
-        the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._paths.links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
-        if links > 1:
-            raise FileError(str(self.path), LINKED)
-        if not links:
-            self.close()
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_commit(self) -> None:
-        """Makes sure that a commit went to the file of that name."""
-        try:
-            lost = not self._paths.wal_is_there()
-        except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(self.path), problem) from error
-        if lost:
-            self.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
-            raise FileReplacedError(str(self.path), problem)
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if not self._paths.checked_recently():
-            self.check()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._paths.file_is_there():
-            self._paths.put_wal_aside()
+    def is_open_as(self, found: FileId) -> bool:
+        """Whether this process would lose locks of SQLite's by closing that file."""
+        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4958,6 +4678,15 @@ class File:
         with self.transaction() as tx:
             yield tx.connection
 
+    @contextlib.contextmanager
+    def second_connection(self) -> Iterator[apsw.Connection]:
+        """For long operations that other threads should not wait for."""
+        with _as_ours(self.path):
+            with self.turn:
+                self.connection()
+            with contextlib.closing(self._connect(self.path, "normal")) as connection:
+                yield connection
+
     def notify_nodes(self) -> None:
         """Wakes all nodes, as after a commit."""
         with self.transaction(read_only=True) as tx:
@@ -4975,14 +4704,167 @@ class File:
                     self._close_socket = weakref.finalize(self, sender.close)
                 sender.sendto(b"", ("127.0.0.1", port))
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[apsw.Connection]:
-        """A second connection, for long operations that other threads should not wait for."""
+    def connection(self) -> apsw.Connection:
+        """The open connection of this process; opened now if need be."""
+        if self._connection is not None and self._pid != os.getpid():
+            # It belongs to the parent: even to close it would break the parent's locks.
+            self._abandoned.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+            _keep_others_out()
+            with _as_ours(self.path):
+                fill_standard_streams()
+            with _OPENING:
+                self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> apsw.Connection:
         with _as_ours(self.path):
-            with self.turn:
-                self.connection()
-            with contextlib.closing(_connect(self.path, "normal", self.create)) as connection:
-                yield connection
+            if self.joined and (self._lost or not self._is_there()):
+                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        place = _locate(self.path, self.create)
+        with _as_ours(place):
+            opened = _stat_id(os.stat(place))
+            _refuse_beside_others(place, opened)
+        may_go_on = _busy_handler(self.may_wait)
+        for tries in itertools.count():
+            try:
+                connection = self._connect(place, "full" if self.durability == "full" else "normal")
+                break
+            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
+                if not may_go_on(tries):
+                    raise
+        try:
+            self._paths = str(place), f"{place}-wal", f"{place}-shm"
+            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
+        except OSError as error:
+            connection.close()
+            raise _translated(error, str(place)) from error
+        self._page_size = connection.pragma("page_size")
+        self._pid, self._opened = os.getpid(), self._opened + 2**32
+        self._checked_at = self._wal_checked_at = 0.0
+        self.path, self._lost = place, False
+        return connection
+
+    def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
+        """A connection with all settings, in WAL mode. Without *create* a file in which there is
+        no queue is refused."""
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(str(place), flags=flags)
+        try:
+            connection.set_busy_handler(_busy_handler(self.may_wait))
+            if connection.readonly("main"):
+                raise FileError(str(place), "cannot be written by this user")
+            connection.transaction_mode = "IMMEDIATE"
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+            for setting in (
+                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+                apsw.SQLITE_DBCONFIG_DQS_DML,
+                apsw.SQLITE_DBCONFIG_DQS_DDL,
+            ):
+                connection.config(setting, 0)
+            _refuse_lost_wal(connection, place)
+            _refuse_foreign_schema(connection, str(place))
+            if not self.create and _schema_version(connection) == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+            if connection.pragma("page_count") == 0:
+                connection.pragma("auto_vacuum", "incremental")
+            if (mode := connection.pragma("journal_mode", "wal")) != "wal":
+                problem = f"stays in journal mode {mode!r}: WAL does not work there"
+                raise FileError(str(place), problem)
+            connection.pragma("synchronous", synchronous)
+            connection.pragma("temp_store", "memory")
+            # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
+            connection.pragma("wal_autocheckpoint", 1000)
+            connection.pragma("journal_size_limit", 64 * MEBIBYTE)
+            _migrate(connection, str(place))
+            _forget_statistics(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens it again."""
+        with self.turn:
+            if self._close_socket is not None:
+                self._close_socket()
+                self._socket = self._close_socket = None
+            connection, self._connection = self._connection, None
+            if connection is None or self._pid != os.getpid():
+                return
+            with contextlib.suppress(apsw.Error, OSError):
+                if not self._links(fully=True):
+                    self._lost = True
+                    self._leave_without_checkpoint(connection)
+            connection.close()
+
+    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
+        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
+        overwrite what others have written since, and a WAL of that name may be theirs."""
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with contextlib.suppress(apsw.Error):
+            if not connection.in_transaction:
+                # A process that is writing may have made its check before this happened: until it
+                # has ended, the file must not be opened again and written in the same places.
+                connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        if not self._is_there():
+            _put_wal_aside(self._paths[0], self._ids[1:])
+
+    def check(self) -> None:
+        """Refuses to go on with a file that its name does not lead to any more; the next use opens
+        the one that is there by then. Transactions that write check it once they have the write
+        lock."""
+        if self._connection is None:
+            return
+        try:
+            links = self._links()
+        except OSError as error:
+            raise _translated(error, str(self.path)) from error
+        if links > 1:
+            raise FileError(str(self.path), LINKED)
+        if not links:
+            self.close()
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+
+    def check_now_and_then(self) -> None:
+        """The same for transactions that only read: not each time."""
+        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
+            self.check()
+
+    def _links(self, fully: bool = False) -> int:
+        """How many names the file has; 0 if a path leads to something else than is open. What the
+        path of the WAL leads to is checked *fully*, or once in a while."""
+        now = time.monotonic()
+        path, wal, shm = self._paths
+        ids = [*self._ids]
+        try:
+            found = os.stat(path)
+            ids[0], ids[2] = _stat_id(found), _stat_id(os.stat(shm))
+            fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
+            if fully or not os.access(wal, os.F_OK):
+                seen = os.stat(wal)
+                ids[1], self._sizes = _stat_id(seen), (0, seen.st_size)
+                self._wal_checked_at = now
+        except NOT_THERE:
+            return 0
+        if ids != self._ids or not found.st_size:  # SQLite never makes it empty.
+            return 0
+        self._checked_at, self._sizes = now, (found.st_size, self._sizes[1])
+        return found.st_nlink
+
+    def _is_there(self) -> bool:
+        """Whether the file still has its name, and is not empty."""
+        try:
+            found = os.stat(self._paths[0])
+        except NOT_THERE:
+            return False
+        return _stat_id(found) == self._ids[0] and found.st_size > 0
 
     def version(self, connection: apsw.Connection) -> int:
         """A number for the content, in a transaction: it rises by one with a commit of our own,
@@ -4998,14 +4880,6 @@ class File:
     # are refused while there is still room for settling. Only SQLite writes to the file and its
     # WAL: other writing would damage what processes with other locks write meanwhile.
 
-    def require_space(self, connection: apsw.Connection) -> None:
-        """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
-        left for settling."""
-        if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.path), f"{problem} ({left})")
-
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
         next checkpoint adds to the file, for the WAL, and for the *reserve*.
@@ -5013,15 +4887,13 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        growth = pages * self._page_size - self._paths.file_size
-        wal_growth = self._wal_room - self._paths.wal_size
+        size, wal_size = self._sizes
+        needed = max(0, pages * self._page_size - size) + max(0, self._wal_room - wal_size)
         try:
-            free = _free_space(os.path.dirname(self._paths.file))
+            free = _free_space(os.path.dirname(self._paths[0]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
-            return None
-        return free
+        return None if free is None or free >= needed + reserve else free
 
     @property
     def _wal_room(self) -> int:
@@ -5036,7 +4908,7 @@ class File:
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths.wal).st_size >= self._wal_room:
+            if os.stat(self._paths[1]).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
@@ -5070,67 +4942,6 @@ class File:
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
-
-
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
-def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
-    _FROM_NODE.update(paths)
-    for file in _files_here():
-        if file.given in paths:
-            file.close()
-            file.path = paths[file.given]
-
-
-def _files_here() -> Iterator[File]:
-    for reference in _OPEN_HERE.valuerefs():
-        if isinstance(file := reference(), File):
-            yield file
-
-
-def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
-    problem = f"a commit failed ({error}); what it wrote may be there or not"
-    return OutcomeUnknownError(str(file.path), problem)
-
-
-def _close_before_fork() -> None:
-    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-    # Python forks even if Ctrl-C raises an error here: what is held by then is given back. And a
-    # signal handler may fork in the middle of this.
-    held = contextlib.ExitStack()
-    _FORKING.__dict__.setdefault("held", []).append(held)
-    held.enter_context(_FORKS)
-    for file in _files_here():
-        held.enter_context(file.turn)
-        with contextlib.suppress(apsw.Error):
-            file.close()
-    held.enter_context(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
-
-
-def _go_on_after_fork() -> None:
-    _FORKING.held.pop().close()
-
-
-_FORKING = threading.local()
-"""What each thread holds while it forks."""
-_FORKS = threading.RLock()
-"""Held by the thread that forks."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_close_before_fork,
-        after_in_parent=_go_on_after_fork,
-        after_in_child=_go_on_after_fork,
-    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -5187,7 +4998,7 @@ class Transaction:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
                 if self._enqueues:
-                    self.file.require_space(self.connection)
+                    self._require_space()
                 self._commit()
             elif not self._read_only:
                 self.file.roll_back()
@@ -5219,9 +5030,16 @@ class Transaction:
         self._used[read] = value
         return typing.cast(T, value)
 
+    def _require_space(self) -> None:
+        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
+        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
+            problem = "the disk is nearly full: nothing was written; free some space"
+            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+            raise FileError(str(self.file.path), f"{problem} ({left})")
+
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
-        file = self.file
+        file, wal = self.file, self.file._paths[1]
         try:
             self.execute("COMMIT")
         except apsw.FullError:
@@ -5233,7 +5051,16 @@ class Transaction:
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
             file.cache[read] = self._version + 1, value
-        file.check_commit()
+        try:
+            if os.access(wal, os.F_OK) or os.stat(wal):
+                return
+        except NOT_THERE:
+            file.close()
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            raise FileReplacedError(str(file.path), problem) from None
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(file.path), problem) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
@@ -5252,72 +5079,7 @@ def _ports(tx: Transaction) -> Sequence[int]:
     return [port for (port,) in ports if isinstance(port, int)]
 
 
-def _connect(
-    place: Path,
-    synchronous: str,
-    create: bool,
-    may_wait: Callable[[float], bool] = _within_patience,
-) -> apsw.Connection:
-    """A connection with all settings, in WAL mode. Without *create* a file in which there is no
-    queue is refused."""
-    connection = apsw.Connection(
-        str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    )
-    try:
-        connection.set_busy_handler(_patient(may_wait))
-        if connection.readonly("main"):
-            raise FileError(str(place), "cannot be written by this user")
-        connection.transaction_mode = "IMMEDIATE"
-        for setting, value in (
-            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
-            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
-        ):
-            connection.config(setting, value)
-        _refuse_lost_wal(connection, place)
-        _refuse_foreign_schema(connection, str(place))
-        if not create and _schema_version(connection) == 0:
-            raise FileError(str(place), "holds no queue: name another file")
-        if connection.pragma("page_count") == 0:
-            connection.pragma("auto_vacuum", "incremental")
-        if (mode := connection.pragma("journal_mode", "wal")) != "wal":
-            raise FileError(str(place), f"stays in journal mode {mode!r}: WAL does not work there")
-        connection.pragma("synchronous", synchronous)
-        connection.pragma("temp_store", "memory")
-        # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
-        connection.pragma("wal_autocheckpoint", 1000)
-        connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-        _migrate(connection, str(place))
-        _forget_statistics(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory still
-    refers to frames which only they have."""
-    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
-        try:
-            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
-            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        except apsw.IOError as error:
-            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
-                raise
-            frames = 1  # SQLite tried to read one that is not there.
-        if frames <= 0 or os.path.getsize(f"{place}-wal"):
-            return
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    problem = "its WAL was removed while programs had it open, which still have"
-    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
-
-
-def _patient(
-    may_wait: Callable[[float], bool] = _within_patience,
-) -> Callable[[int], bool]:
+def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
     """A busy handler for one connection, with short waits of random length: SQLite's own waits
     longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
@@ -5332,49 +5094,135 @@ def _patient(
     return wait
 
 
-def _check_sqlite() -> None:
-    """Refuses versions of SQLite that can lose commits (or that lack SQLITE_CHECKPOINT_NOOP)."""
-    version = apsw.sqlite_lib_version()
-    if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
-        raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+def _locate(path: Path, create: bool) -> Path:
+    """The real path of the file, which then exists, private to its user.
 
-
-def fill_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
-    file gets their number, and is written to by what is printed."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-
-
-@functools.cache
-def _keep_others_out() -> None:
-    if sys.platform != "win32":  # Where each handle has locks of its own.
-        sys.addaudithook(_refuse_beside_ours)
-
-
-def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open: when they
-    close it, the system drops the locks of our SQLite as well, and other processes would delete
-    the WAL that it is writing. (Python does not report ATTACH.)"""
-    if event not in ("open", "sqlite3.connect"):
-        return
-    path = arguments[0]
-    if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
-        return  # It is open already, or new.
+    It is created with O_EXCL, and never opened here once it exists: closing any
+    descriptor of a file drops all POSIX locks that this process has on it.
+    """
     try:
-        mark = _mark(_plain_path(os.fsdecode(path)))
-    except (TypeError, ValueError):
-        return  # It is not a path, which they will report.
-    if any(mark) and _litejobs_has(mark):
-        problem = "litejobs has the file open in this process, and would lose its locks on it"
-        advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
-        raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+        place = _real_path(path)
+        if create:
+            with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
+                if not (place.exists() and place.stat().st_size):
+                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        found = os.lstat(place)
+    except NotADirectoryError:
+        problem = f"{path.parent} is not a folder"
+    except FileNotFoundError:
+        problem = f"the folder {path.parent} does not exist: create it"
+        if path.parent.is_dir():
+            problem = "does not exist"
+    except OSError as error:
+        problem = f"cannot be created: {error.strerror}"
+    except ValueError as error:
+        problem = f"is not a valid file name: {error}"
+    else:
+        if stat.S_ISREG(found.st_mode):
+            if found.st_nlink == 1:
+                return place
+            problem = LINKED
+        elif stat.S_ISLNK(found.st_mode):
+            problem = "is a symbolic link: name the file that it leads to"
+        elif stat.S_ISDIR(found.st_mode):
+            problem = "is a folder: name a file in it"
+        else:
+            problem = "is not a regular file"
+    raise FileError(str(path), problem) from None
 
 
-def _litejobs_has(mark: Mark) -> bool:
-    there = (reference() for reference in _OPEN_HERE.valuerefs())
-    return any(each.is_open_as(mark) for each in there if each is not None)
+ENDINGS = "-wal", "-shm"
+
+
+def _real_path(path: Path) -> Path:
+    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
+    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
+    place = Path(os.path.realpath(path.parent, strict=True), path.name)
+    str(place).encode()
+    return place
+
+
+def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
+    """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
+    replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
+    now, and share the other with processes that still have that file open."""
+    wal, shm = (f"{place}{end}" for end in ENDINGS)
+    if not any(map(any, left)):
+        return
+    with contextlib.ExitStack() as unlocking:
+        # Of two processes, none renames the new file of the other. Folders need not be readable,
+        # people lock them, too, and not every file system has such locks: so only for a second.
+        with contextlib.suppress(OSError):
+            if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
+                unlocking.callback(locked.close)
+        if any(left[1]) and _file_id(shm) == left[1]:
+            os.unlink(shm)
+        if any(left[0]) and _file_id(wal) == left[0]:
+            aside = f"{wal}-{left[0][1]}"
+            os.rename(wal, aside)
+            problem = "%s belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, wal, aside)
+
+
+Lock = io.FileIO | apsw.Connection
+"""Is released when it is closed, and when the process ends."""
+
+
+def lock(path: str, alone: bool, wait: float = 0.0) -> Lock | None:
+    """Locks a file, alone or with others; `None` if the locks of others still forbid that after
+    *wait* seconds."""
+    give_up = time.monotonic() + wait
+    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
+        time.sleep(0.001)
+    return locked
+
+
+def _try_lock(path: str, alone: bool) -> Lock | None:
+    if sys.platform == "win32":
+        # A lock of SQLite's on an empty file.
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.pragma("journal_mode", "memory")
+            connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except apsw.BusyError:
+            connection.close()
+            return None
+        return connection
+    import fcntl
+
+    # Read-only: a job that writes into every open descriptor must not damage it.
+    locked = io.FileIO(path, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
+    try:
+        fcntl.flock(locked, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        locked.close()
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return locked
+
+
+def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Refuses a file whose WAL was removed while others have it open: the shared memory still
+    refers to frames which only they have."""
+    wal = f"{place}-wal"
+    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+        try:
+            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
+            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.IOError as error:
+            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+                raise
+            frames = 1  # SQLite tried to read one that is not there.
+        if frames <= 0 or os.path.getsize(wal):
+            return
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    os.unlink(wal)  # SQLite has just created it; the others are to see that theirs is gone.
+    problem = "its WAL was removed while programs had it open, which still have"
+    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def _free_space(folder: str) -> int | None:
@@ -5387,61 +5235,146 @@ def _free_space(folder: str) -> int | None:
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
-def _plain_path(name: str) -> str:
-    """The path in a name that may be a URI, as sqlite3 takes it."""
-    if not name.startswith("file:"):
-        return name
-    from urllib.parse import unquote, urlsplit
+def fill_standard_streams() -> None:
+    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
+    file gets their number, and is written to by what is printed."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
-    return unquote(urlsplit(name).path)
+
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
-def _refuse_beside_others(place: Path, mark: Mark) -> None:
-    """Refuses a file that something else than our SQLite has open in this process: when that
-    closes it, the locks of our SQLite would be gone."""
+def _files_here() -> list[File]:
+    """The files of this process, which other threads may be creating."""
+    return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
+
+
+def relative_paths() -> dict[Path, Path]:
+    """Where relative paths of files lead in this program."""
+    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
+
+
+def use_relative_paths(paths: Mapping[Path, Path]) -> None:
+    """Makes relative paths lead there, also those of files that the import of the main program
+    has created already, in whatever folder the worker was started."""
+    _FROM_NODE.update(paths)
+    for file in _files_here():
+        if file.given in paths:
+            file.close()
+            file.path = paths[file.given]
+
+
+_FORKS = threading.RLock()
+"""Held by the thread that forks."""
+_HELD_BY_FORK: list[threading.RLock] = []
+
+
+def _close_before_fork() -> None:
+    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
+    fork, and a child that only closes one can undo the parent's commits."""
+
+    def hold(lock: threading.RLock) -> None:
+        lock.acquire()
+        _HELD_BY_FORK.append(lock)
+
+    # Python forks even if Ctrl-C raises an error here; what is held by then is released.
+    hold(_FORKS)
+    for file in _files_here():
+        hold(file.turn)
+        with contextlib.suppress(apsw.Error):
+            file.close()
+    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
+
+
+def _release_after_fork() -> None:
+    while _HELD_BY_FORK:
+        _HELD_BY_FORK.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_close_before_fork,
+        after_in_parent=_release_after_fork,
+        after_in_child=_release_after_fork,
+    )
+
+# Two SQLite libraries in one process, as apsw's and Python's own, must not have the same file
+# open: when one closes it, the system drops the locks of the other, and other processes would
+# delete the WAL that it is writing. (On Windows, each handle has locks of its own.)
+
+
+@functools.cache
+def _keep_others_out() -> None:
+    if sys.platform != "win32":
+        sys.addaudithook(_refuse_beside_ours)
+
+
+def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
+    does not report ATTACH.)"""
+    if event not in ("open", "sqlite3.connect"):
+        return
+    path = arguments[0]
+    if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
+        return  # It is open already, or new.
+    try:
+        name = os.fsdecode(path)
+        if name.startswith("file:"):  # A URI, as sqlite3 takes it.
+            from urllib.parse import unquote, urlsplit
+
+            name = unquote(urlsplit(name).path)
+        found = _file_id(name)
+    except (TypeError, ValueError):
+        return  # It is not a path, which they will report.
+    if any(found) and _litejobs_has(found):
+        problem = "litejobs has the file open in this process, and would lose its locks on it"
+        advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
+        raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+
+
+def _refuse_beside_others(place: Path, found: FileId) -> None:
+    """Refuses a file that something else than our SQLite has open in this process."""
     give_up = time.monotonic() + 0.5
     # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(mark) and not (_litejobs_has(mark) or _apsw_may_have(place)):
+    while _has_descriptors_of(found) and not (
+        _litejobs_has(found) or _apsw_has(place, if_busy=True)
+    ):
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _has_descriptors_of(mark: Mark) -> bool:
+def _litejobs_has(found: FileId) -> bool:
+    return any(file.is_open_as(found) for file in _files_here())
+
+
+def _has_descriptors_of(found: FileId) -> bool:
     """Whether a file is open in this process; where that matters, and can be known."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return False
     for number in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
-            if _mark_of(os.fstat(int(number))) == mark:
+            if _stat_id(os.fstat(int(number))) == found:
                 return True
     return False
 
 
-def _apsw_may_have(place: Path, if_busy: bool = True) -> bool:
+def _apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
         try:
-            path = connection.filename
+            if (path := connection.filename) and os.path.samefile(path, place):
+                return True
         except apsw.ThreadingViolationError:
             if if_busy:
                 return True
-        except apsw.ConnectionClosedError:
+        except (apsw.ConnectionClosedError, OSError):
             continue
-        else:
-            if path and os.path.exists(path) and os.path.samefile(path, place):
-                return True
-    return False
-
-
-def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is closed, in whatever thread it is used."""
-    try:
-        _ = connection.total_changes
-    except Exception:  # Its own error for a connection that was closed.
-        return True
     return False
 
 
@@ -6116,7 +6049,6 @@ def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
             if standard:
                 with _OPENING:
                     _check_no_other(file)
-                    file.note_standard_connection(connection)
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
@@ -6255,7 +6187,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_mark(str(file.path))) or _apsw_may_have(file.path, if_busy=False)
+        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -7495,7 +7427,7 @@ class Nodes:
                     )
                     node = connection.last_insert_rowid()
                     self._store_definitions(connection, known, hidden)
-                    presence = Presence.create(self.file.presence_path(node), self.file.path)
+                    presence = Presence(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
                 return node, presence
@@ -7555,7 +7487,7 @@ class Nodes:
         with contextlib.suppress(OSError):
             for file in self.file.path.parent.iterdir():
                 if file.name.startswith(start) and str(file) not in listed:
-                    with Presence.gone(str(file)):
+                    with gone(str(file)):
                         pass
 
     def all(self) -> list[Node]:
@@ -7590,9 +7522,7 @@ class Nodes:
 
     def is_alive(self, node: int) -> bool:
         """Whether one of its processes is certainly there."""
-        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
-            return not _lock_alone(self.file.presence_path(node), closing)
-        return False
+        return alive(self.file.presence_path(node), if_unknown=False)
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
@@ -7602,8 +7532,8 @@ class Nodes:
         keeps its jobs, unless its lock file stays missing.
         """
         path = self.file.presence_path(node)
-        with Presence.gone(path) as gone:
-            return self._take_over(node) if gone or self._stays_missing(node, path) else 0
+        with gone(path) as dead:
+            return self._take_over(node) if dead or self._stays_missing(node, path) else 0
 
     def _stays_missing(self, node: int, path: str) -> bool:
         """Whether the lock file has been missing for so long that no process can be left."""
@@ -7703,7 +7633,7 @@ class Nodes:
             with self.file.reading() as connection:
                 sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
                 asked: list[Any] = connection.execute(sql).fetchall()
-            late = [name for id, name in asked if Presence.held(self.file.presence_path(id))]
+            late = [name for id, name in asked if alive(self.file.presence_path(id))]
             if not late:
                 return
             if time.monotonic() >= give_up:
@@ -7714,105 +7644,89 @@ class Nodes:
 
 @attrs.define(eq=False, repr=False)
 class Presence:
-    """A shared lock on a small file, held by every process of a node. The operating system
-    releases it when the process ends (or when the process closes the file after opening it
-    a second time). It is a lock of SQLite's on an empty file: that works on every system."""
+    """The share of a node's lock that its first process holds, and the small file that it is on."""
 
     path: str
-    _connection: apsw.Connection
-    _file: Path = Path()
-    _mark: Mark | None = None
-    """Of the file, if nothing else in this process may open it."""
+    _file: Path
+    """The queue's, whose rights it gets."""
+    _lock: Lock = attrs.field(init=False)
+    _id: FileId | None = attrs.field(init=False)
 
-    @classmethod
-    def hold(cls, path: str) -> Presence:
-        """Takes a share of the lock; the file has to exist."""
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        with _as_ours(path):
-            connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
-            connection.execute("BEGIN")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        return cls(path, connection)
-
-    @classmethod
-    def create(cls, path: str, file: Path) -> Presence:
-        """Creates the lock file with the rights of the queue's *file*, and takes the first share.
-        Until that is given back, nothing else in this process may open the lock file: the system
-        releases a process's locks on a file whenever it closes that file."""
-        with _as_ours(path):
-            found = os.stat(file)
-            made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    def __attrs_post_init__(self) -> None:
+        with _as_ours(self.path):
+            found = os.stat(self._file)
+            made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0):
                 _give_rights(made, found)
-        presence = cls.hold(path)
-        presence._file, presence._mark = file, _mark(path)
-        _OPEN_HERE[id(presence)] = presence
-        return presence
+        self._lock, self._id = hold(self.path), _file_id(self.path)
 
     def renew(self) -> bool:
         """Creates the file again if it was removed or replaced, and takes the first share; says
         whether it did. Other processes still hold their shares of the old file."""
-        if self._mark is None or _mark(self.path) == self._mark:
+        if self._id is None or _file_id(self.path) == self._id:
             return False
         with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-        renewed = Presence.create(self.path, self._file)
-        self._connection.close()
-        self._connection, self._mark = renewed._connection, renewed._mark
+        renewed = Presence(self.path, self._file)
+        self._lock.close()
+        self._lock, self._id = renewed._lock, renewed._id
         return True
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose the lock by closing that file."""
-        return mark == self._mark
 
     def close(self) -> None:
         """Gives the share back."""
-        self._connection.close()
-        self._mark = None
-
-    @staticmethod
-    def held(path: str) -> bool:
-        """Whether a process holds a share, or may hold one."""
-        with contextlib.ExitStack() as closing:
-            return not _is_alone(path, closing)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def gone(path: str) -> Iterator[bool]:
-        """Whether certainly no process holds a share. If so, none can take one until the block
-        ends; then the file is removed. Processes that ask at the same moment may all get the
-        answer no, so callers have to ask again."""
-        with contextlib.ExitStack() as closing:
-            alone = _is_alone(path, closing)
-            yield alone
-            closing.close()
-            if alone:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+        self._lock.close()
+        self._id = None
 
 
-def _give_rights(made: int, found: os.stat_result) -> None:
-    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
-    does with the WAL: every user of the queue has to find out whether this node lives."""
-    if sys.platform == "win32":
-        return
-    mode = found.st_mode & 0o666
-    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
-        try:
-            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
-        except OSError:
-            mode &= ~0o060  # It would be for another group.
-        os.fchmod(made, mode)
+def hold(path: str) -> Lock:
+    """Takes a share of the lock of a node, in one of its processes."""
+    with _as_ours(path):
+        held = lock(path, alone=False, wait=BUSY_TIMEOUT)
+    if held is None:
+        raise BusyError(path, "locked by another process for too long")
+    if isinstance(held, io.FileIO):
+        in_forks(held, io.FileIO.close)  # What a job forks does not keep its node alive.
+    return held
 
 
-def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes the whole lock, until *closing*, if certainly no other process holds a share."""
+def alive(path: str, if_unknown: bool = True) -> bool:
+    """Whether a process holds a share of a node's lock."""
     try:
-        return _lock_alone(path, closing)
+        alone = _lock_alone(path)
+    except FileError:
+        return if_unknown
+    if alone is not None:
+        alone.close()
+    return alone is None
+
+
+@contextlib.contextmanager
+def gone(path: str) -> Iterator[bool]:
+    """Whether certainly no process holds a share. If so, none can take one until the block ends;
+    then the file is removed. Processes that ask at the same moment may all get the answer no, so
+    callers have to ask again."""
+    alone = None
+    with contextlib.suppress(FileError):
+        alone = _lock_alone(path)
+    if alone is None:
+        yield False
+        return
+    with contextlib.closing(alone):
+        yield True
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _lock_alone(path: str) -> Lock | None:
+    """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
+    be known."""
+    try:
+        with _as_ours(path):
+            return lock(path, alone=True)
     except FileError as error:
         if not _is_missing(path):  # A live node creates it again; or it was just rescued.
             _log_once(f"whether a node lives cannot be known: {error}")
-        return False
+        raise
 
 
 def _is_missing(path: str) -> bool:
@@ -7830,30 +7744,18 @@ def _log_once(problem: str) -> None:
     logger.error("%s", problem)
 
 
-def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes the whole lock, until *closing*; says whether it did, which it cannot while another
-    process holds a share. A FileError means that it cannot be known."""
-    if _is_missing(path):
-        raise FileError(path, "is missing: a live node creates it again within a second")
-    with _as_ours(path):
+def _give_rights(made: int, found: os.stat_result) -> None:
+    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
+    does with the WAL: every user of the queue has to find out whether this node lives."""
+    if sys.platform == "win32":
+        return
+    mode = found.st_mode & 0o666
+    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
         try:
-            connection = _lock_connection(path)
-            closing.callback(connection.close)
-            connection.execute("BEGIN EXCLUSIVE")
-        except apsw.BusyError:
-            return False
-    return True
-
-
-def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
-    connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
-    if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
-        # An exclusive transaction takes no lock then, and every node would seem dead.
-        raise FileError(path, "cannot be written by this user")
-    if mode == apsw.SQLITE_OPEN_READONLY:  # Finding out who is alive must not wait.
-        connection.set_busy_handler(_patient())
-    connection.pragma("journal_mode", "memory")
-    return connection
+            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+        except OSError:
+            mode &= ~0o060  # It would be for another group.
+        os.fchmod(made, mode)
 
 
 ################################################################################
@@ -7982,7 +7884,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _whole(place)
+        place = _real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7993,7 +7895,7 @@ def back_up(file: File, place: Path) -> Path:
     try:
         with _as_ours(place):
             os.close(made)
-        with file.aside() as source:
+        with file.second_connection() as source:
             _copy(source, copy)
         with _as_ours(place):
             _sync(copy)
@@ -8040,12 +7942,12 @@ def _sync(path: Path) -> None:
 
 def compact(file: File) -> Compacted:
     """Rewrites the file without gaps, and empties its WAL. Writers wait meanwhile, at most
-    PATIENCE; as much free space is needed as the file has."""
+    BUSY_TIMEOUT; as much free space is needed as the file has."""
 
     def size() -> int:
         return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
 
-    with file.aside() as connection:
+    with file.second_connection() as connection:
         before = size()
         connection.pragma("temp_store", "default")  # It would not fit into memory.
         connection.execute("VACUUM")
@@ -8081,11 +7983,11 @@ class Health:
 
     def _live(self, connection: apsw.Connection) -> list[Node]:
         nodes = _nodes(connection)
-        return [node for node in nodes if Presence.held(self._file.presence_path(node.id))]
+        return [node for node in nodes if alive(self._file.presence_path(node.id))]
 
     def findings(self) -> list[Finding]:
         """All problems; none, if all is well."""
-        with self._file.aside() as connection:
+        with self._file.second_connection() as connection:
             if found := [*_broken(connection)]:
                 return found  # The rest of the file cannot be trusted.
             live, now = self._live(connection), self._clock()
@@ -8107,7 +8009,7 @@ class Health:
     def repair(self) -> int:
         """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
         were wrong."""
-        with self._file.aside() as connection:
+        with self._file.second_connection() as connection:
             damaged, _ = _integrity(connection)
         with self._file.writing() as connection:
             for index in sorted(damaged):
@@ -8129,8 +8031,8 @@ class Health:
     def _unknown_liveness(self, live: Sequence[Node]) -> Iterator[Finding]:
         for node in live:
             try:
-                with contextlib.ExitStack() as closing:
-                    _lock_alone(self._file.presence_path(node.id), closing)
+                if (locked := _lock_alone(self._file.presence_path(node.id))) is not None:
+                    locked.close()
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -9605,7 +9507,7 @@ def work_in_child(
     _become_worker(lifeline)
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
-    share = Presence.hold(presence)
+    share = hold(presence)
     witness = Witness(board, time.process_time_ns)
     _serve(pipe, board, aside, program.executor, witness)
     share.close()
@@ -9821,14 +9723,14 @@ def _watched(pipe: Connection) -> Callable[[], bool]:
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     number, look = pipe.fileno(), os.fstat
     # On Windows others do not know its handle.
-    mark = None if sys.platform == "win32" else _mark_of(look(number))
+    mark = None if sys.platform == "win32" else _id_of(look(number))
 
     def is_whole() -> bool:
         for stream in streams:
             if stream.closed:
                 return False
         try:
-            return mark is None or _mark_of(look(number)) == mark
+            return mark is None or _id_of(look(number)) == mark
         except OSError:
             return False
 
@@ -11756,7 +11658,7 @@ class Supervisor:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._bell, self._ear, self.store):
                 unjoined.callback(opened.close)
-            self._give_up_at = time.monotonic() + PATIENCE
+            self._give_up_at = time.monotonic() + BUSY_TIMEOUT
             self._join()
             unjoined.pop_all()
         self._give_up_at = math.inf
@@ -11800,8 +11702,8 @@ class Supervisor:
             if now - self._locked_at > 1.0:
                 self._locked_since = now
             self._locked, self._locked_at = True, now
-            if now - self._locked_since > PATIENCE:
-                logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
+            if now - self._locked_since > BUSY_TIMEOUT:
+                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
                 self._locked_since = now
 
     # Join and leave
@@ -11865,7 +11767,7 @@ class Supervisor:
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         workers = self._crew.workers
@@ -11894,7 +11796,7 @@ class Supervisor:
         try:
             while self._crew.workers:
                 self._hear_all(60.0)
-                self._give_up_at = time.monotonic() + PATIENCE
+                self._give_up_at = time.monotonic() + BUSY_TIMEOUT
                 self._settle_last()
             self._close()
         except FileError as error:
@@ -12116,11 +12018,11 @@ class Supervisor:
         node is to end by itself.
 
         Raises:
-            FileError: nothing has moved for `PATIENCE`, and nothing is running.
+            FileError: nothing has moved for `BUSY_TIMEOUT`, and nothing is running.
         """
         self._failing_since = min(self._failing_since, time.monotonic())
         failing = time.monotonic() - self._failing_since
-        if self.until is not None and not self._crew.busy and failing > PATIENCE:
+        if self.until is not None and not self._crew.busy and failing > BUSY_TIMEOUT:
             raise error
         self._beat.errors.log("the exchange", error)
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
@@ -13044,7 +12946,6 @@ class LiteJobs:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
-        store.file.standard_connections = self.store.file.standard_connections
         try:
             staff, size = self._staff(workers, threads)
             return Supervisor(

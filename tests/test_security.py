@@ -228,7 +228,7 @@ class TestTheFile:
         try:
             jobs.count()
             jobs.backup(tmp_path / "copy.db")
-            presence = Presence.create(jobs.store.file.presence_path(1), jobs.path)
+            presence = Presence(jobs.store.file.presence_path(1), jobs.path)
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
