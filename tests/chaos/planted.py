@@ -5,13 +5,19 @@ A checker that nobody has seen fail proves nothing.
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import attrs
 
@@ -24,49 +30,170 @@ WITHIN = 60.0
 """Seconds for an ordeal to see a bug."""
 
 
-BUGS = Path(__file__).with_name("bugs")
+BUGS = Path(__file__).with_name("bugs.toml")
+
+
+class NotPlanted(AssertionError):
+    """An edit does not fit the source; the message names the bug, the place and the snippet."""
+
+
+@attrs.frozen(kw_only=True)
+class Edit:
+    """A change of one definition or constant: a snippet, the start or the whole of a body."""
+
+    places: tuple[str, ...]
+    """The ends of qualified names, of which at least one exists."""
+    find: str | None = None
+    put: str = ""
+    start: str | None = None
+    body: str | None = None
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Edit:
+        fields = dict(fields)
+        places = fields.pop("in")
+        if len({"find", "start", "body"} & set(fields)) != 1:
+            raise ValueError(f"an edit has either find, start or body: {fields}")
+        return cls(places=(places,) if isinstance(places, str) else tuple(places), **fields)
+
+    def changes(self, source: Source) -> list[Change]:
+        """Where it fits: one change, if all is well."""
+        nodes = [node for place in self.places for node in source.named(place)]
+        if not nodes:
+            raise NotPlanted(f"there is no {' or '.join(self.places)}")
+        if self.find is None:
+            found = [source.change_body(node, self.start, self.body) for node in nodes]
+            what = "is defined"
+        else:
+            found = [c for node in nodes for c in source.replace(node, self.find, self.put)]
+            what = f"has the snippet {self.find!r}"
+        found = list(dict.fromkeys(found))
+        if len(found) != 1:
+            raise NotPlanted(f"{' or '.join(self.places)} {what} {len(found)} times")
+        return found
+
+
+Change = tuple[int, int, str]
+"""From where to where, and the new text."""
+
+
+@attrs.frozen(eq=False)
+class Source:
+    """A module's text, with its definitions and constants by qualified name."""
+
+    text: str
+    _nodes: dict[str, list[ast.stmt]]
+    _lines: list[int]
+    """Where each line begins."""
+
+    @classmethod
+    @functools.lru_cache(maxsize=4)
+    def read(cls, text: str) -> Source:
+        nodes: dict[str, list[ast.stmt]] = {}
+        for name, node in definitions(ast.parse(text)):
+            nodes.setdefault(name, []).append(node)
+        lines = [0, *itertools.accumulate(len(line) + 1 for line in text.split("\n"))]
+        return cls(text, nodes, lines)
+
+    def named(self, place: str) -> list[ast.stmt]:
+        """All whose qualified name ends like that."""
+        names = [name for name in self._nodes if f".{name}".endswith(f".{place}")]
+        return [node for name in names for node in self._nodes[name]]
+
+    def replace(self, node: ast.stmt, snippet: str, new: str) -> list[Change]:
+        """Each place within a definition where the snippet stands, whatever the whitespace."""
+        begin, end = self._lines[node.lineno - 1], self._lines[cast(int, node.end_lineno)]
+        tokens = list(TOKEN.finditer(self.text, begin, end))
+        words, wanted = [token[0] for token in tokens], TOKEN.findall(snippet)
+        return [
+            self._change(tokens[at].start(), tokens[at + len(wanted) - 1].end(), new)
+            for at in range(len(words) - len(wanted) + 1)
+            if words[at : at + len(wanted)] == wanted
+        ]
+
+    def change_body(self, node: ast.stmt, start: str | None, body: str | None) -> Change:
+        """Statements before the first one of a function (its docstring apart), or instead of
+        all."""
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            raise NotPlanted(f"line {node.lineno} does not define a function")
+        first, *others = node.body
+        if others and ast.get_docstring(node) is not None:
+            first = others[0]
+        begin = self._lines[first.lineno - 1] + first.col_offset
+        if body is not None:
+            return self._change(begin, self._lines[cast(int, node.end_lineno)] - 1, body)
+        if isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef) and first.decorator_list:
+            begin = self._lines[first.decorator_list[0].lineno - 1] + first.col_offset
+        return self._change(begin, begin, f"{str(start).strip()}\n")
+
+    def _change(self, begin: int, end: int, new: str) -> Change:
+        """The text's lines are indented like the one that it begins in."""
+        line = self.text[self.text.rindex("\n", 0, begin) + 1 : begin]
+        indent = line[: len(line) - len(line.lstrip())]
+        stripped = new.strip() if begin != end else new
+        return begin, end, stripped.replace("\n", f"\n{indent}")
+
+
+def definitions(node: ast.AST, within: tuple[str, ...] = ()) -> Iterator[tuple[str, ast.stmt]]:
+    """The functions, classes and constants in a tree, with their qualified names."""
+    for inner in ast.iter_child_nodes(node):
+        names: list[str] = []
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [inner.name]
+        elif isinstance(inner, ast.Assign | ast.AnnAssign):
+            targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+        for name in names:
+            yield ".".join((*within, name)), cast(ast.stmt, inner)
+        is_scope = names and not isinstance(inner, ast.Assign | ast.AnnAssign)
+        yield from definitions(inner, (*within, *names) if is_scope else within)
+
+
+TOKEN = re.compile(r"\w+|[-+*/|&^%<>=!:]=|[^\w\s]")
 
 
 @attrs.frozen
 class Bug:
     """A broken variant: what it does wrong, the ordeal that has to see it and how much of that
-    is enough, and the changes of the source."""
+    is enough, and the edits that make it."""
 
+    name: str
     about: str
     ordeal: str
     count: int
-    changes: tuple[tuple[str, str], ...]
+    edits: tuple[Edit, ...]
 
     @classmethod
-    def read(cls, path: Path) -> Bug:
-        """A line about it, one that names the ordeal, and a patch, whose places are found by
-        their text instead of by numbers of lines."""
-        about, seen_by, *patch = path.read_text().splitlines()
-        ordeal, count = seen_by.removeprefix("seen by: ").split()
-        hunks = "\n".join(patch).split("\n@@\n")[1:]
-        return cls(about, ordeal, int(count), tuple(map(sides, hunks)))
+    def read(cls, name: str, about: str, ordeal: str, edits: list[dict[str, Any]]) -> Bug:
+        ordeal, count = ordeal.split()
+        return cls(name, about, ordeal, int(count), tuple(map(Edit.read, edits)))
+
+    def edit(self, text: str) -> str:
+        """The broken source; whether that is still Python is not checked."""
+        source, changes = Source.read(text), []
+        for edit in self.edits:
+            try:
+                changes += edit.changes(source)
+            except NotPlanted as error:
+                raise NotPlanted(f"the bug {self.name} does not fit: {error}") from None
+        for begin, end, new in sorted(changes, reverse=True):
+            text = text[:begin] + new + text[end:]
+        return text
 
     def plant(self, source: str) -> str:
-        """The broken source."""
-        source = f"\n{source}"  # So that whole lines are found.
-        for sound, broken in self.changes:
-            found = source.count(f"\n{sound}")
-            assert found == 1, f"{self.about}: {found} times in the source: {sound}"
-            source = source.replace(f"\n{sound}", f"\n{broken}")
-        return source
-
-
-def sides(hunk: str) -> tuple[str, str]:
-    """The text before a change, and after it."""
-    lines = hunk.splitlines()
-    before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
-    after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
-    return before, after
+        """The broken source, which is sure to compile."""
+        broken = self.edit(source)
+        try:
+            compile(broken, f"<{self.name}>", "exec", dont_inherit=True)
+        except SyntaxError as error:
+            raise NotPlanted(f"the bug {self.name} does not compile: {error}") from error
+        return broken
 
 
 def bugs() -> list[Bug]:
     """All that are planted."""
-    return [Bug.read(path) for path in sorted(BUGS.glob("*.diff"))]
+    tables = tomllib.loads(BUGS.read_text())
+    return [Bug.read(name, **table) for name, table in tables.items()]
 
 
 def planted(run: Run) -> None:
