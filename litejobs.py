@@ -55,7 +55,6 @@ import heapq
 import importlib
 import importlib.util
 import inspect
-import io
 import itertools
 import json
 import logging
@@ -5075,8 +5074,10 @@ class Transaction:
 
 def _ports(tx: Transaction) -> Sequence[int]:
     """Where the nodes listen."""
-    ports = tx.execute("SELECT port FROM litejobs_node")
-    return [port for (port,) in ports if isinstance(port, int)]
+    ports = [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
+    if not {*map(type, ports)} <= {int}:
+        raise Damaged(f"expected ports of nodes, found {ports}")
+    return ports
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
@@ -5156,7 +5157,7 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         # people lock them, too, and not every file system has such locks: so only for a second.
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
-                unlocking.callback(locked.close)
+                unlocking.enter_context(locked)
         if any(left[1]) and _file_id(shm) == left[1]:
             os.unlink(shm)
         if any(left[0]) and _file_id(wal) == left[0]:
@@ -5166,43 +5167,36 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
             logger.warning(problem, wal, aside)
 
 
-Lock = io.FileIO | apsw.Connection
-"""Is released when it is closed, and when the process ends."""
-
-
-def lock(path: str, alone: bool, wait: float = 0.0) -> Lock | None:
-    """Locks a file, alone or with others; `None` if the locks of others still forbid that after
-    *wait* seconds."""
+def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
+    """Locks a file, alone or with others, until what it returns is closed or the process ends;
+    `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
     while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
         time.sleep(0.001)
     return locked
 
 
-def _try_lock(path: str, alone: bool) -> Lock | None:
-    if sys.platform == "win32":
-        # A lock of SQLite's on an empty file.
-        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-        try:
+def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
+    with contextlib.ExitStack() as locked:
+        if sys.platform == "win32":
+            # A lock of SQLite's on an empty file.
+            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+            locked.callback(connection.close)
             connection.pragma("journal_mode", "memory")
-            connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        except apsw.BusyError:
-            connection.close()
+            with contextlib.suppress(apsw.BusyError):
+                connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+                return locked.pop_all()
             return None
-        return connection
-    import fcntl
+        import fcntl
 
-    # Read-only: a job that writes into every open descriptor must not damage it.
-    locked = io.FileIO(path, opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
-    try:
-        fcntl.flock(locked, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError as error:
-        locked.close()
-        if isinstance(error, BlockingIOError):
-            return None
-        raise
-    return locked
+        # Read-only: a job that writes into every open descriptor must not damage it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        locked.callback(os.close, descriptor)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return locked.pop_all()
+    return None
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -7649,7 +7643,7 @@ class Presence:
     path: str
     _file: Path
     """The queue's, whose rights it gets."""
-    _lock: Lock = attrs.field(init=False)
+    _lock: contextlib.ExitStack = attrs.field(init=False)
     _id: FileId | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -7678,14 +7672,13 @@ class Presence:
         self._id = None
 
 
-def hold(path: str) -> Lock:
+def hold(path: str) -> contextlib.ExitStack:
     """Takes a share of the lock of a node, in one of its processes."""
     with _as_ours(path):
         held = lock(path, alone=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    if isinstance(held, io.FileIO):
-        in_forks(held, io.FileIO.close)  # What a job forks does not keep its node alive.
+    in_forks(held, contextlib.ExitStack.close)  # What a job forks does not keep its node alive.
     return held
 
 
@@ -7711,13 +7704,13 @@ def gone(path: str) -> Iterator[bool]:
     if alone is None:
         yield False
         return
-    with contextlib.closing(alone):
+    with alone:
         yield True
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
-def _lock_alone(path: str) -> Lock | None:
+def _lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
@@ -9723,14 +9716,14 @@ def _watched(pipe: Connection) -> Callable[[], bool]:
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     number, look = pipe.fileno(), os.fstat
     # On Windows others do not know its handle.
-    mark = None if sys.platform == "win32" else _id_of(look(number))
+    mark = None if sys.platform == "win32" else _stat_id(look(number))
 
     def is_whole() -> bool:
         for stream in streams:
             if stream.closed:
                 return False
         try:
-            return mark is None or _id_of(look(number)) == mark
+            return mark is None or _stat_id(look(number)) == mark
         except OSError:
             return False
 

@@ -1766,7 +1766,7 @@ class TestRescue:
         beats = [Beat(store, node, clock, lambda: None) for node, _ in listed]
         asked: list[str] = []
 
-        def ask(path: str, alone: bool, wait: float = 0.0) -> litejobs.Lock | None:
+        def ask(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
             asked.append(path)
             return lock(path, alone, wait)
 
