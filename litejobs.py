@@ -513,37 +513,6 @@ def plain_payload(stored: Any, name: str) -> Any:
         raise PayloadError(name, (f"it is no JSON: {error}",)) from None
 
 
-class Row(NamedTuple):
-    """One row of the table of jobs, as it is stored."""
-
-    id: int
-    name: str
-    queue: str
-    node: str
-    priority: int
-    state: State
-    payload: Any
-    """JSON text, or bytes if the definition has its own encoding; anything if inserted by
-    other programs."""
-    run_at: int
-    attempt: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    claim: int
-    lost: int
-    enqueued_at: int
-    started_at: int | None
-    finished_at: int | None
-    result: str | None
-    error: str | None
-    headers: str | None = None
-    key: str | None = None
-    expires_at: int | None = None
-    progress: str | None = None
-    schedule: str | None = None
-
-
 class Claimed(NamedTuple):
     """A claimed job: what is needed to run and settle it."""
 
@@ -776,105 +745,89 @@ class _Source(Protocol):
     def why(self, id: int) -> str: ...
 
 
+def _maybe_moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
+
+
+def _maybe_duration(micros: int | None) -> timedelta | None:
+    return None if micros is None else micros * MICROSECOND
+
+
+def _node_name(stored: str) -> str | None:
+    return stored or None
+
+
 @attrs.frozen(repr=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row."""
+    """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
+    this order, of which the first ones are those of `Claimed`."""
 
-    row: Row
-    _source: _Source = attrs.field(eq=False)
-    duplicate: bool = False
+    id: int
+    """Unique in the file, and never used again."""
+    _claim: int
+    name: str
+    """The definition's name."""
+    queue: str
+    """The queue that the job waits in."""
+    priority: int
+    """Higher runs first."""
+    attempt: int
+    """How many attempts were started, the present one included."""
+    max_attempts: int | None
+    """How many attempts there may be; `None` for any number."""
+    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    """How long an attempt may take."""
+    _backoff: str | None
+    stored_payload: Any = attrs.field(alias="payload")
+    """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
+    programs."""
+    run_at: datetime = attrs.field(converter=from_micros)
+    """When the job became due or will become due."""
+    enqueued_at: datetime = attrs.field(converter=from_micros)
+    """When the job was enqueued."""
+    _headers: str | None = None
+    key: str | None = None
+    """Of the jobs with the same key, only a limited number run at a time."""
+    _grace: int | None = None
+    state: State = "pending"
+    """One of the words of the state diagram."""
+    node: str | None = attrs.field(default="", converter=_node_name)
+    """The only node that may take the job, by name; `None` for any."""
+    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the last attempt began."""
+    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job completed, failed or was cancelled."""
+    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    """When the job will be cancelled, unless it has started by then."""
+    schedule: str | None = None
+    """The name of the schedule that enqueued it, if one did."""
+    error: str | None = None
+    """Why the last attempt failed, in one line."""
+    stored_result: str | None = attrs.field(default=None, alias="result")
+    """JSON text."""
+    stored_progress: str | None = attrs.field(default=None, alias="progress")
+    """JSON text."""
+    _source: _Source = attrs.field(kw_only=True, eq=False)
+    duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
-
-    @property
-    def id(self) -> int:
-        """Unique in the file, and never used again."""
-        return self.row.id
-
-    @property
-    def name(self) -> str:
-        """The definition's name."""
-        return self.row.name
-
-    @property
-    def queue(self) -> str:
-        """The queue that the job waits in."""
-        return self.row.queue or ""
-
-    @property
-    def node(self) -> str | None:
-        """The only node that may take the job, by name; `None` for any."""
-        return self.row.node or None
-
-    @property
-    def priority(self) -> int:
-        """Higher runs first."""
-        return self.row.priority
-
-    @property
-    def state(self) -> State:
-        """One of the words of the state diagram."""
-        return self.row.state
-
-    @property
-    def attempt(self) -> int:
-        """How many attempts were started, the present one included."""
-        return self.row.attempt
-
-    @property
-    def max_attempts(self) -> int | None:
-        """How many attempts there may be; `None` for any number."""
-        return self.row.max_attempts
-
-    @property
-    def run_at(self) -> datetime:
-        """When the job became due or will become due."""
-        return from_micros(self.row.run_at or 0)
-
-    @property
-    def enqueued_at(self) -> datetime:
-        """When the job was enqueued."""
-        return from_micros(self.row.enqueued_at or 0)
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When the last attempt began."""
-        return None if self.row.started_at is None else from_micros(self.row.started_at)
-
-    @property
-    def finished_at(self) -> datetime | None:
-        """When the job completed, failed or was cancelled."""
-        return None if self.row.finished_at is None else from_micros(self.row.finished_at)
 
     @property
     def payload(self) -> Any:
         """The payload as plain JSON values; bytes, if its definition has an encoding of
         its own."""
-        return plain_payload(self.row.payload, self.name)
-
-    @property
-    def key(self) -> str | None:
-        """Of the jobs with the same key, only a limited number run at a time."""
-        return self.row.key
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When the job will be cancelled, unless it has started by then."""
-        return None if self.row.expires_at is None else from_micros(self.row.expires_at)
+        return plain_payload(self.stored_payload, self.name)
 
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return stored(self.row.headers or "{}", "headers", _text_values)
+        return stored(self._headers or "{}", "headers", _text_values)
 
     @property
-    def schedule(self) -> str | None:
-        """The name of the schedule that enqueued it, if one did."""
-        return self.row.schedule
-
-    @property
-    def error(self) -> str | None:
-        """Why the last attempt failed, in one line."""
-        return self.row.error
+    def progress(self) -> Progress | None:
+        """What `context.progress` last reported, in this attempt or an earlier one."""
+        if self.stored_progress is None:
+            return None
+        return stored(self.stored_progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def errors(self) -> tuple[Failure, ...]:
@@ -883,16 +836,9 @@ class Job(Generic[R]):
         return self._source.errors(self.id)
 
     @property
-    def progress(self) -> Progress | None:
-        """What `context.progress` last reported, in this attempt or an earlier one."""
-        if self.row.progress is None:
-            return None
-        return stored(self.row.progress, "progress", lambda fields: Progress(**fields))
-
-    @property
     def finished(self) -> bool:
         """Whether the job completed, failed or was cancelled."""
-        return self.row.state in FINISHED
+        return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
         """The job as it is now.
@@ -947,6 +893,10 @@ class Job(Generic[R]):
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
+
+
+JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field.kw_only)
+"""In the order of the fields."""
 
 
 ################################################################################
@@ -3182,12 +3132,9 @@ def definition_of(value: object) -> AnyDefinition | None:
 
 
 def _no_job() -> Context[Any]:
-    row = Row(
-        id=0, name="", queue="", node="", priority=0, state="running", payload="{}", run_at=0,
-        attempt=1, max_attempts=1, timeout=None, backoff=None, claim=0, lost=0, enqueued_at=0,
-        started_at=0, finished_at=None, result=None, error=None,
-    )  # fmt: skip
-    return Context(Job(row, _Nowhere()), None)
+    claimed = Claimed(0, 0, "", "", 0, 1, 1, None, None, "{}", 0, 0)
+    job: Job[Any] = Job(*claimed, state="running", started_at=0, source=NOWHERE)
+    return Context(job, None)
 
 
 class _Nowhere:
@@ -3203,6 +3150,9 @@ class _Nowhere:
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         return ()
+
+
+NOWHERE: Final = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3290,7 +3240,13 @@ class Define:
     _add: Callable[[AnyDefinition], None] = lambda definition: None
     _name: str | None = None
     _options: Options = Options()
+    _then: Callable[[Any], object] | None = None
+    """Called with each definition or class, also with one that is defined already."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, code: Definition[P, R, C], /
+    ) -> Definition[P, R, C]: ...
     @overload
     def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
     @overload
@@ -3334,13 +3290,18 @@ class Define:
                 options=self._options.ruled(typing.cast(Rules, options)),
             )
             return made if code is None else made(code)
-        body = _body(code, self._name, self._options)
-        definition: AnyDefinition = Definition(body, self._options)
-        self._add(definition)
-        if not body.is_class:
-            return definition
-        setattr(code, MARK, definition)
-        return code
+        done = code
+        if self._then is None or definition_of(code) is None:
+            body = _body(code, self._name, self._options)
+            definition: AnyDefinition = Definition(body, self._options)
+            self._add(definition)
+            if body.is_class:
+                setattr(code, MARK, definition)
+            else:
+                done = definition
+        if self._then is not None:
+            self._then(done)
+        return done
 
 
 def _body(code: Any, name: str | None, options: Options) -> Body:
@@ -3665,7 +3626,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = attrs.field(factory=_Nowhere)
+    source: _Source = attrs.field(default=NOWHERE)
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3789,12 +3750,6 @@ class Executor:
     def _context(
         self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
     ) -> Context[Any]:
-        row = Row(
-            claimed.id, claimed.name, claimed.queue, "", claimed.priority, "running",
-            claimed.payload, claimed.run_at, claimed.attempt, claimed.max_attempts,
-            claimed.timeout, claimed.backoff, claimed.claim, 0, claimed.enqueued_at, now,
-            None, None, None, claimed.headers, claimed.key,
-        )  # fmt: skip
         deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
 
         def notice() -> Reason | None:
@@ -3803,7 +3758,8 @@ class Executor:
             return reason
 
         report_own = functools.partial(report, claimed)
-        return Context(Job(row, self.source), self.state, deadline, notice, report_own)
+        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+        return Context(job, self.state, deadline, notice, report_own)
 
     def _raised(
         self,
@@ -5382,7 +5338,7 @@ def _apsw_has(place: Path, if_busy: bool) -> bool:
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
-_ROW = ", ".join(Row._fields)
+_JOB = ", ".join(JOB_COLUMNS)
 _COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
@@ -5575,15 +5531,12 @@ class Rows:
         return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
-N = TypeVar("N", bound=tuple[Any, ...])
-
-
-def sound(kind: type[N], row: Any) -> N:
-    """A row as *kind*, a named tuple, if its values have the annotated types."""
+def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
+    """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not _fits(kind, tuple(map(type, row))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {kind.__name__}")
-    return typing.cast(Any, kind)._make(row)  # type: ignore[no-any-return]
+        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+    return kind(*row, **more)
 
 
 def sound_number(value: Any) -> int | None:
@@ -5594,21 +5547,11 @@ def sound_number(value: Any) -> int | None:
 
 
 @functools.lru_cache
-def _fits(kind: type, there: tuple[type, ...]) -> bool:
-    return all(one in known for one, known in zip(there, _columns_of(kind), strict=True))
-
-
-@functools.cache
-def _columns_of(kind: type) -> list[tuple[Any, ...]]:
-    """Which types each column may have."""
-    hints = typing.get_type_hints(kind)
-    unset = (types.NoneType,) if kind is Row else ()
-    names: Sequence[str] = kind._fields  # type: ignore[attr-defined]
-    return [_types_in(hints[n]) + (unset if n in _FILLED_IN else ()) for n in names]
-
-
-_FILLED_IN = ("queue", "priority", "run_at", "enqueued_at")
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+def _fits(kind: Any, there: tuple[type, ...]) -> bool:
+    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
+    hints = typing.get_type_hints(made_by, globals())
+    hints.pop("return", None)
+    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
 
 
 def _types_in(hint: Any) -> tuple[Any, ...]:
@@ -5787,35 +5730,36 @@ class Catalogue:
     clock: Clock
     rows: Rows
 
-    def get(self, id: int) -> Row:
+    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
         """One job."""
         if not 0 < id < 2**63:
             raise JobNotFoundError(id)
-        return self.get_all([id])[0]
+        return self.get_all([id], source)[0]
 
-    def get_all(self, ids: Iterable[int]) -> list[Row]:
+    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
         """Several jobs, in the order of their ids."""
         ids = sorted(ids)
         with self.file.reading() as connection:
-            sql = f"SELECT {_ROW} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = [sound(Row, row) for row in connection.execute(sql, (_carray(ids),))]
-        if len(rows) < len(ids):
-            raise JobNotFoundError(min({*ids} - {row.id for row in rows}))
-        return rows
+            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+            rows = connection.execute(sql, (_carray(ids),))
+            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+        if len(jobs) < len(ids):
+            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+        return jobs
 
-    def find(self, match: Match, limit: object) -> list[Row]:
+    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
         """The jobs that match, the newest first."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
             raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
         # CROSS, here and there: with statistics SQLite would go through all jobs instead.
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_ROW} FROM found CROSS JOIN litejobs_job ON id = job
+            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
             ORDER BY id DESC LIMIT :limit
         """
         with self.file.reading() as connection:
             rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Row, row) for row in rows]
+            return [sound(Job, row, source=source) for row in rows]
 
     def count(self, match: Match) -> int:
         """How many jobs match."""
@@ -6334,17 +6278,28 @@ class Intake:
         ids: range = self._together(functools.partial(self._insert_all, batches))
         return ids
 
-    def enqueue_each(self, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked; gives
-        for each the row, and whether it was there before."""
-        rows: list[tuple[Row, bool]] = self._together(functools.partial(self.insert_each, batches))
-        return rows
+    def enqueue_each(self, batches: Sequence[Batch], source: _Source) -> list[Job[Any]]:
+        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
+        jobs: list[Job[Any]] = self._together(
+            lambda connection: self._read(connection, self.insert_each(connection, batches), source)
+        )
+        return jobs
 
-    def enqueue_through(self, connection: Any, batches: Sequence[Batch]) -> list[tuple[Row, bool]]:
+    def enqueue_through(
+        self, connection: Any, batches: Sequence[Batch], source: _Source
+    ) -> list[Job[Any]]:
         """The same in a transaction on the caller's connection to the file: the jobs are there
         if and only if the caller commits."""
         with _on_callers_connection(connection, self.file):
-            return self.insert_each(batches, Transaction(self.file, connection, own=False))
+            tx = Transaction(self.file, connection, own=False)
+            return self._read(tx, self.insert_each(tx, batches), source)
+
+    def _read(
+        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
+    ) -> list[Job[Any]]:
+        sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
+        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
+        return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
 
     def _together(self, write: Write) -> Any:
         """Commits a write. Threads that do so at once share a commit: the one that has the lead
@@ -6432,18 +6387,15 @@ class Intake:
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
 
-    def insert_each(self, batches: Sequence[Batch], tx: Transaction) -> list[tuple[Row, bool]]:
-        """Inserts jobs in a transaction, each unless it is a duplicate."""
+    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
+        """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
+        whether it was there before."""
         connection, defaults = tx.connection, _defaults(tx)
         inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
         for key in {batch.key for batch in batches}:
             self._free_slots(connection, key, batches[0].enqueued_at)
             self.rows.admit(connection, [key])
-        sql = f"SELECT {_ROW} FROM litejobs_job WHERE id = ?"
-        return [
-            (sound(Row, connection.execute(sql, (id,)).fetchone()), duplicate)
-            for id, duplicate in inserted
-        ]
+        return inserted
 
     def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
@@ -6710,8 +6662,8 @@ class Timetable:
             enqueued = []
             for tick, batch in zip(ticks, batches, strict=False):
                 try:
-                    [(row, _)] = self.intake.insert_each([batch], tx)
-                    enqueued.append((tick, row.id))
+                    [(id, _)] = self.intake.insert_each(tx, [batch])
+                    enqueued.append((tick, id))
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
             last_at, last_job = enqueued[-1] if enqueued else (None, None)
@@ -6734,7 +6686,7 @@ class Timetable:
         with self.file.transaction(enqueues=True) as tx:
             connection = tx.connection
             batch = batch_of(self._found(connection, name), now, now)
-            id = self.intake.insert_each([batch], tx)[0][0].id
+            [(id, _)] = self.intake.insert_each(tx, [batch])
             connection.execute(
                 "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
                 (now, id, name),
@@ -8033,67 +7985,67 @@ class Health:
                     f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
 
-    def why(self, row: Row) -> str:
+    def why(self, job: Job[Any]) -> str:
         """Why a job is not running, or how it ended, in one sentence, on one line."""
         with self._file.reading() as connection:
-            return printable(self._why(connection, row))
+            return printable(self._why(connection, job))
 
-    def _why(self, connection: apsw.Connection, row: Row) -> str:
-        match row.state:
+    def _why(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        match job.state:
             case "running":
-                return self._why_running(connection, row)
+                return self._why_running(connection, job)
             case "pending":
-                return self._why_pending(connection, row)
+                return self._why_pending(connection, job)
             case "blocked":
-                return _why_blocked(connection, row)
+                return _why_blocked(connection, job)
             case "paused":
                 return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if (row.run_at or 0) <= self._clock() and not self._live(
-                connection
-            ):
-                return f"it has been due since {_when(row.run_at)}, and no node is at work"
+            case "scheduled" | "retrying" if to_micros(
+                job.run_at
+            ) <= self._clock() and not self._live(connection):
+                return f"it has been due since {_when(job.run_at)}, and no node is at work"
             case "scheduled":
-                return f"it is due at {_when(row.run_at)}"
+                return f"it is due at {_when(job.run_at)}"
             case "retrying":
                 return (
-                    f"attempt {row.attempt} failed ({row.error}), "
-                    f"and the next one is due at {_when(row.run_at)}"
+                    f"attempt {job.attempt} failed ({job.error}), "
+                    f"and the next one is due at {_when(job.run_at)}"
                 )
             case "failed":
-                tried = _many(row.attempt, "attempt")
-                return f"it failed at {_when(row.finished_at)}, after {tried}: {row.error}"
+                tried = _many(job.attempt, "attempt")
+                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
             case "cancelled":
                 # The error of an earlier attempt is not the reason.
-                known = str(row.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {row.error}" if known else ""
-                return f"it was cancelled at {_when(row.finished_at)}{why}"
-        return f"it completed at {_when(row.finished_at)}"
+                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {job.error}" if known else ""
+                return f"it was cancelled at {_when(job.finished_at)}{why}"
+        return f"it completed at {_when(job.finished_at)}"
 
-    def _why_running(self, connection: apsw.Connection, row: Row) -> str:
+    def _why_running(self, connection: apsw.Connection, job: Job[Any]) -> str:
         sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = connection.execute(sql, (row.id,)).fetchone() or (None, None)
+        holder, cancel_at = connection.execute(sql, (job.id,)).fetchone() or (None, None)
         node = next((node for node in self._live(connection) if node.id == holder), None)
         if node is None:
             return "the node that ran it has died, and the next one at work takes it over"
         asked = "" if cancel_at is None else ", and was asked to end"
         return (
-            f"it is running: attempt {row.attempt} on node {node.name!r} (pid {node.pid})"
-            f" since {_when(row.started_at)}{asked}"
+            f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+            f" since {_when(job.started_at)}{asked}"
         )
 
-    def _why_pending(self, connection: apsw.Connection, row: Row) -> str:
-        if limited := _limited(connection, row.queue, self._clock()):
-            return f"its queue {row.queue!r} {limited}"
+    def _why_pending(self, connection: apsw.Connection, job: Job[Any]) -> str:
+        if limited := _limited(connection, job.queue, self._clock()):
+            return f"its queue {job.queue!r} {limited}"
         live = self._live(connection)
         if not live:
             return "no node is at work"
-        live = [node for node in live if row.node in ("", node.name)]
+        live = [node for node in live if job.node in (None, node.name)]
         if not live:
-            return f"its node {row.node!r} is not at work"
-        if not any(node.knows(row.name) for node in live):
-            return f"no node at work has its definition {row.name!r}"
-        if not any(node.takes(row.name, row.queue) for node in live):
-            return f"no node at work serves its queue {row.queue!r}"
+            return f"its node {job.node!r} is not at work"
+        if not any(node.knows(job.name) for node in live):
+            return f"no node at work has its definition {job.name!r}"
+        if not any(node.takes(job.name, job.queue) for node in live):
+            return f"no node at work serves its queue {job.queue!r}"
         sql = """
             SELECT count(*) FROM (
                 SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8101,28 +8053,29 @@ class Health:
                     AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
             )
         """
-        position = row.queue, row.priority, row.run_at, row.id
+        position = job.queue, job.priority, to_micros(job.run_at), job.id
         if ahead := _one_number(connection, sql, position):
             return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
         return "it is ready, and next in its queue"
 
 
-def _why_blocked(connection: apsw.Connection, row: Row) -> str:
-    if row.key is None:
+def _why_blocked(connection: apsw.Connection, job: Job[Any]) -> str:
+    if job.key is None:
         return "it waits for another job"
     sql = """
         SELECT id FROM litejobs_job
         WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
     """
-    holders = _column(connection, sql, (row.key,))
+    holders = _column(connection, sql, (job.key,))
     if not holders:
-        return f"its key {row.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
     jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-    return f"its key {row.key!r} is held by {jobs}"
+    return f"its key {job.key!r} is held by {jobs}"
 
 
-def _when(micros: int | None) -> str:
-    return f"{from_micros(micros or 0):%Y-%m-%d %H:%M:%S} UTC"
+def _when(moment: datetime | int | None) -> str:
+    moment = moment if isinstance(moment, datetime) else from_micros(moment or 0)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _many(number: int, noun: str) -> str:
@@ -8208,6 +8161,10 @@ def _is_json(text: str) -> bool:
     return True
 
 
+_COMPLETED = ("queue", "priority", "run_at", "enqueued_at")
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+
+
 def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
     """Finds rows from before there were bounds, or written without the triggers that keep them."""
     for table, id, thing, advice in (
@@ -8217,7 +8174,7 @@ def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
         bounds = BOUNDS[table].items()
         cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
         if thing == "job":
-            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _FILLED_IN]
+            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
         cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
         for name, wrong in connection.execute(
             f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
@@ -12209,14 +12166,13 @@ MOST_WORKERS = 10_000
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used. A relative path counts from the
-    folder that the program is in when this is made.
+    """A queue in the file at *path*, opened when first used; a relative path counts from the
+    folder at the time. It may be made at import time and used from several threads.
 
-    It is safe to make at import time and may be used from several threads. *state* is
-    a function, or a context manager's factory, that makes one object for each worker,
-    be it a process or a thread. With *durability* "full" a job that was enqueued survives
-    power loss; "fast" keeps that promise only for crashes of processes, and is faster.
-    *clock* gives microseconds since the epoch.
+    *state* is a function, or a context manager's factory, that makes one object for each
+    worker process or thread. With *durability* "full" an enqueued job survives power loss;
+    with "fast", which is faster, only crashes of processes. *clock* gives microseconds since
+    the epoch.
     """
 
     _path: Path = attrs.field(converter=Path)
@@ -12225,21 +12181,18 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    """Makes definitions of functions and attrs classes and registers them here."""
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
-    """What is around every run and every enqueue: `@jobs.middleware.run`, `….enqueue`."""
     events: Events = attrs.field(factory=Events, init=False)
-    """The listeners to events: `@jobs.on("failed")`."""
     store: Store = attrs.field(init=False)
     _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
-    """The file of the module that the command line was given, instead of a main program."""
+    """The file of the program that the command line was given."""
     _made_in: str | None = attrs.field(default=None, init=False)
     """The file of the module that made it."""
     tested: bool = attrs.field(default=False, init=False)
-    """Whether a test has it in hand, with another file and clock than its own."""
+    """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
-    """The level at which workers log to stderr, unless the program sets up logging itself."""
+    """At which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -12256,8 +12209,8 @@ class LiteJobs:
         return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
-        """Binds definitions, and classes, that were made with the module's `define`. What
-        they enqueue goes to the queue that they were registered with last.
+        """Adds definitions, and classes, that were made with the module's `define`. Their jobs go
+        to the queue that they were registered with last.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
@@ -12269,16 +12222,14 @@ class LiteJobs:
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
-        """Calls a function with every event of these kinds, or with all, if none is given:
-        `@jobs.on("failed", "crashed")`.
+        """Calls a function with every event of these kinds, or of all: `@jobs.on("failed")`.
 
-        It is called in the process where the event is seen: that of the node, or the one
-        that enqueues; in one thread, in order; in `drain`, at once. If it fails, that is
-        logged; while it is slow, up to 10,000 events wait, and further ones are dropped.
+        It is called where the event happens, in the node's process or in the one that
+        enqueues, in one thread and in order; in `drain`, at once. An error in it is logged;
+        while it is slow, up to 10,000 events wait, and further ones are dropped.
 
-        "timed_out" and "crashed" are about an attempt; an event about the outcome for the
-        job, "retrying" or "failed", follows. "cancelled" is only reported for jobs that a
-        node had in hand: waiting jobs are cancelled in bulk.
+        "timed_out" and "crashed" are about an attempt; "retrying" or "failed" follows.
+        "cancelled" is only reported for jobs that a node had claimed.
 
         Raises:
             OptionError: there is no such kind.
@@ -12293,8 +12244,8 @@ class LiteJobs:
         return add
 
     def trace(self) -> None:
-        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by
-        the program's own tracer provider. To be called where workers import it.
+        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by the
+        program's own tracer provider. Call it where workers import it.
 
         Raises:
             OptionError: OpenTelemetry is not installed, or work has started.
@@ -12337,7 +12288,7 @@ class LiteJobs:
             return self._enqueue_each([bound])[0]
         batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
         (id,) = self.store.intake.enqueue(batches)
-        job: Job[R] = Job(_row_of(id, batches[0], bound.payload), self)
+        job: Job[R] = _job_of(id, batches[0], bound.payload, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued([job])
         return job
@@ -12396,10 +12347,9 @@ class LiteJobs:
         (connection,) = connections.values()
         batches = [_make_special(job, now) for job in bound]
         if connection is None:
-            rows = self.store.intake.enqueue_each(batches)
+            jobs = self.store.intake.enqueue_each(batches, self)
         else:
-            rows = self.store.intake.enqueue_through(connection, batches)
-        jobs = [Job(row, self, duplicate) for row, duplicate in rows]
+            jobs = self.store.intake.enqueue_through(connection, batches, self)
         # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
@@ -12434,13 +12384,13 @@ class LiteJobs:
     # Look
 
     def get(self, id: int | Job[Any]) -> Job[Any]:
-        """One job as it is now. (Here and below a job goes wherever its id does, and a
-        definition or a defined class wherever its name does.)
+        """One job as it is now. (Here and below, a job may stand for its id, and a definition or
+        a defined class for its name.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return Job(self.store.catalogue.get(_id_of(id)), self)
+        return self.store.catalogue.get(_id_of(id), self)
 
     def find(
         self,
@@ -12449,28 +12399,29 @@ class LiteJobs:
         before: int | Job[Any] | None = None,
         **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
-        """The jobs that match all filters, the newest first. For the next page, give
-        the last one's id as *before*.
+        """The jobs that match all filters, newest first; for the next page, give the last one's
+        id as *before*.
 
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return [Job(row, self) for row in self.store.catalogue.find(match, limit)]
+        return self.store.catalogue.find(match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
-        """All jobs that match, the newest first, read page by page: nothing is held open,
-        and jobs that are enqueued meanwhile do not come along.
+        """All jobs that match, newest first, read page by page: nothing is held open, and jobs
+        that are enqueued meanwhile are left out.
 
         Raises: like `find`.
         """
-        return self._pages(_match(filters))
 
-    def _pages(self, match: Match) -> Iterator[Job[Any]]:
-        while page := self.store.catalogue.find(match, PAGE):
-            yield from (Job(row, self) for row in page)
-            match = attrs.evolve(match, before=page[-1].id)
+        def pages(match: Match) -> Iterator[Job[Any]]:
+            while page := self.store.catalogue.find(match, PAGE, self):
+                yield from page
+                match = attrs.evolve(match, before=page[-1].id)
+
+        return pages(_match(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
@@ -12488,19 +12439,17 @@ class LiteJobs:
         name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
-        """What nodes have done in the last *limit* minutes, hours or days, the oldest first
-        and the present one last; also those in which nothing happened.
+        """What nodes did in the last *limit* minutes, hours or days, oldest first, the present
+        one and empty ones included.
 
-        Nodes write it down every five seconds (killed, they lose that), and `drain` at its
-        end. Minutes are kept for a day, hours and days for 90 days.
+        Nodes store it every five seconds (if killed, they lose that), and `drain` at its end.
+        Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
             OptionError: there is no such span, or the limit is not from 1 to 10,000.
         """
         check_one_of(span, SPANS, "span")
-        number: object = limit
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= limit <= 10_000:
-            raise OptionError("limit", f"expected 1 to 10,000 spans, got {limit!r}")
+        at_least_one(limit, "limit", most=10_000)
         spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
@@ -12519,7 +12468,7 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _looks_within(timeout):
+        for _ in _polls_within(timeout):
             job = self.get(id)
             if job.finished:
                 return job
@@ -12528,19 +12477,19 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Gives jobs as they end, however they do, each once. With *bar*, a line on a
-        terminal shows meanwhile how far all of them have come, by the progress they report.
+        """Gives each job once it has completed, failed or been cancelled. With *bar*, a line on
+        the terminal shows how far all of them have come.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
         left = {*map(_id_of, jobs)}
-        shown = Bar(len(left)) if bar and sys.stderr.isatty() else None
-        for _ in _looks_within(timeout):
-            found = [Job[R](row, self) for row in self.store.catalogue.get_all(left)]
-            if shown is not None:
-                shown.show(found)
+        total = len(left)
+        for _ in _polls_within(timeout):
+            found = self.store.catalogue.get_all(left, self)
+            if bar and sys.stderr.isatty():
+                _show_bar(found, total)
             for job in found:
                 if job.finished:
                     left.remove(job.id)
@@ -12553,8 +12502,7 @@ class LiteJobs:
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
-        """Waits until all of these jobs have ended; gives them as they are then, in that
-        order.
+        """Waits until all of these jobs have ended; gives them in that order.
 
         Raises: like `as_completed`.
         """
@@ -12573,12 +12521,12 @@ class LiteJobs:
             job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
-        if job.row.result is None:
+        if (text := job.stored_result) is None:
             return None
         definition = self.registry.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
-            return load_json(job.row.result) if codec is None else codec.decode(job.row.result)
+            return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
@@ -12588,13 +12536,12 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.store.catalogue.get(_id_of(id)))
+        return self.store.health.why(self.get(id))
 
     # Keep
 
     def doctor(self) -> list[Finding]:
-        """All that is wrong with the queue, with advice; empty if all is well. It reads the
-        whole file.
+        """All that is wrong with the queue, with advice. Reads the whole file.
 
         Raises:
             FileError: the file cannot even be opened.
@@ -12602,16 +12549,16 @@ class LiteJobs:
         return self.store.health.findings()
 
     def repair(self) -> int:
-        """Puts right what `doctor` finds wrong in the file's own books: numbers of jobs, and
-        jobs that wait for a key which no job holds. Returns how many those were."""
+        """Corrects stored numbers of jobs, and jobs that wait for a key that no job holds; gives
+        how many there were."""
         repaired = self.store.health.repair() + self.store.admit()
         self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
         """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
-        full name. The copy is a queue like this one, on the disk when this returns, and only
-        its user may read it. Jobs that ran while it was made are ready again in it.
+        full name. The copy is durable when this returns, and readable by its user only. Jobs
+        that were running are ready again in it.
 
         Raises:
             FileError: there is such a file, or it cannot be written.
@@ -12619,8 +12566,7 @@ class LiteJobs:
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back, while nodes are at work. Other writers wait
-        until it is done.
+        """Gives all free space in the file back. Other writers wait meanwhile.
 
         Raises:
             BusyError: others kept the file's write lock for too long.
@@ -12630,21 +12576,20 @@ class LiteJobs:
     # Steer
 
     def queue(self, name: str) -> Queue:
-        """A queue, to pause and resume it and to see and change its settings. It need not
-        exist yet.
+        """A queue, whether it exists or not, to pause and resume it and to change its settings.
 
         Raises:
             OptionError: it is not a valid name.
         """
-        return Queue(check_name(name, "queue"), self.store)
+        return Queue(check_name(name, "queue"), self)
 
     def queues(self) -> list[QueueSettings]:
         """The queues that have settings, by name."""
         return [_settings_of(terms) for terms in self.store.queues()]
 
     def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Cancels jobs that wait, at once, and asks those that run to end: they are
-        killed when their node's grace is over.
+        """Cancels waiting jobs at once, and asks running ones to end; they are killed after
+        their grace.
 
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
@@ -12652,8 +12597,8 @@ class LiteJobs:
         return self.store.catalogue.cancel(_chosen(ids, filters))
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets failed and cancelled jobs start again, with all their attempts (their
-        history stays), and makes jobs that wait for their backoff due now."""
+        """Starts failed and cancelled jobs again, with all their attempts (their history stays),
+        and makes jobs that wait for their backoff due now."""
         return self.store.catalogue.retry(_chosen(ids, filters))
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
@@ -12663,92 +12608,58 @@ class LiteJobs:
     # Recur
 
     @overload
-    def cron(
-        self,
-        expression: str,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
-    ) -> Recur: ...
+    def cron(self, expression: str, /, **how: Unpack[Declaring]) -> Define: ...
     @overload
     def cron(
-        self,
-        expression: str,
-        work: object,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
+        self, expression: str, work: object, /, **how: Unpack[Declaring]
     ) -> ScheduleHandle: ...
 
-    def cron(
-        self,
-        expression: str,
-        work: object = None,
-        /,
-        *,
-        name: str | None = None,
-        timezone: str = "UTC",
-        **how: Unpack[Recurring],
-    ) -> Recur | ScheduleHandle:
+    def cron(self, expression: str, work: object = None, /, **how: Unpack[Declaring]) -> Any:
         """Declares that a job is enqueued at each time that *expression* names: five cron
         fields, six with seconds first, `@daily` and the like, or `@every 30s`.
 
         It decorates a definition or a function, or is given the *work*: a bound definition,
-        one without required parameters, or an instance of a defined class. Nothing is
-        written now: when a node starts, what its program declares comes into the file, and
-        what its program no longer declares goes.
+        one without required parameters, or an instance of a defined class. When a node starts,
+        what its program declares comes into the file, and what it no longer declares goes.
 
         *misfire* says what to do about ticks that are late by more than *grace*: "once"
-        (one job for all of them), "skip" or "all". With *overlap* "skip" a tick passes
-        while the last job has not finished. *jitter* delays each job by up to so much at
+        (one job for all of them), "skip" or "all". With *overlap* "skip" there is no job
+        while the last one has not finished. *jitter* delays each job by up to so much at
         random. There is no tick before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        rule = make_rule(expression, timezone, **how)
-        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
+        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
 
     @overload
-    def every(
-        self, interval: Duration, /, *, name: str | None = None, **how: Unpack[Recurring]
-    ) -> Recur: ...
+    def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
     @overload
     def every(
-        self,
-        interval: Duration,
-        work: object,
-        /,
-        *,
-        name: str | None = None,
-        **how: Unpack[Recurring],
+        self, interval: Duration, work: object, /, **how: Unpack[Declaring]
     ) -> ScheduleHandle: ...
 
-    def every(
+    def every(self, interval: Duration, work: object = None, /, **how: Unpack[Declaring]) -> Any:
+        """Like `cron`, each time that *interval* has passed, counted from *start*, or else from
+        when the schedule came into the file.
+
+        Raises: like `cron`.
+        """
+        expression = every_expression(interval)
+        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+
+    def _declare(
         self,
-        interval: Duration,
-        work: object = None,
-        /,
+        expression: str,
+        work: object,
+        origin: str,
         *,
         name: str | None = None,
+        timezone: str = "UTC",
         **how: Unpack[Recurring],
-    ) -> Recur | ScheduleHandle:
-        """Declares that a job is enqueued each time that *interval* has passed, counted from
-        *start*, or else from when the schedule came into the file; else like `cron`.
+    ) -> Define | ScheduleHandle:
+        rule = make_rule(expression, timezone, **how)
 
-        Raises:
-            OptionError: a value cannot be used, or the name is taken.
-        """
-        rule = make_rule(every_expression(interval), "UTC", **how)
-        return self._recur(rule, work, name, _module_of(sys._getframe(1)))
-
-    def _recur(
-        self, rule: Rule, work: object, name: str | None, origin: str
-    ) -> Recur | ScheduleHandle:
         def declare(work: object) -> ScheduleHandle:
             title = self._name_of(work) if name is None else check_name(name, "name")
             if self.registry.frozen:
@@ -12760,7 +12671,7 @@ class LiteJobs:
             self._declared[title] = Declaration(title, rule, work, origin)
             return ScheduleHandle(title, self)
 
-        return Recur(declare, self.define) if work is None else declare(work)
+        return attrs.evolve(self.define, then=declare) if work is None else declare(work)
 
     def _name_of(self, work: object) -> str:
         if isinstance(work, Bound):
@@ -12788,8 +12699,8 @@ class LiteJobs:
         return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
-        """The schedule of this name, to look at it, to make, change or remove it, to pause
-        or to fire it now, in the file and while nodes run."""
+        """The schedule of this name, whether it exists or not, to make, change, pause or fire it
+        in the file, while nodes run."""
         definition = definition_of(name)
         return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
@@ -12798,18 +12709,18 @@ class LiteJobs:
         return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
 
     def pause_schedules(self) -> int:
-        """Lets no schedule fire until it is resumed; says how many that paused."""
+        """Lets no schedule fire until it is resumed; gives how many that paused."""
         return self.store.timetable.pause()
 
     def resume_schedules(self) -> int:
-        """Lets all schedules fire again, from their next ticks on; says how many were
-        paused. What was missed meanwhile is not made up."""
+        """Lets all schedules fire again, from their next ticks on; gives how many were paused.
+        Missed ticks are not made up."""
         return self.store.timetable.resume()
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
-        """Gives jobs that wait other values, which are checked as when one enqueues. Running
-        and finished ones are left. The fields of a *payload* replace those of that name, and
-        the whole has to fit the definition, if this program has it.
+        """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
+        left. The fields of a *payload* replace those of that name, and the whole has to fit
+        the definition, if this program has it.
 
         Raises:
             OptionError: neither ids nor filters are given, or there is no such option.
@@ -12845,63 +12756,51 @@ class LiteJobs:
         return rework
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Keeps jobs that wait from running: they are paused until they are released. What a
-        worker was given already, begun or not, counts as running and is left: to hold that too,
-        pause its queue meanwhile."""
+        """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
+        or not, count as running and are left: to hold those, pause their queue meanwhile."""
         return self.store.catalogue.hold(_chosen(ids, filters))
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets paused jobs wait for their time or their turn again."""
+        """Lets paused jobs wait for their time again."""
         return self.store.catalogue.release(_chosen(ids, filters))
 
     # Work
 
-    def work(
-        self,
-        workers: int | None = None,
-        *,
-        threads: int | None = None,
-        concurrency: int = 100,
-        jobs_per_worker: int | None = None,
-        queues: Iterable[str] | None = None,
-        node: str | None = None,
-        until: Until | None = None,
-        grace: Duration = 5.0,
-    ) -> None:
-        """Runs jobs in *workers* processes (one for each core, if not given) until it is
-        stopped. `until="empty"` ends it when nothing is pending, running or waiting for
-        a retry. Beside its other jobs, each runs up to *concurrency* jobs of `async def`
-        handlers at a time; they share an event loop, and the worker's state.
+    def work(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> None:
+        """Runs jobs in *workers* processes (default: one for each core) until it is stopped.
+        `until="empty"` ends it when nothing is pending, running or waiting for a retry. Each
+        worker also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a
+        time, in one event loop, with its one state.
 
-        With *threads* instead of workers, jobs run in so many threads of this process: for
-        interfaces, for notebooks, and for frozen applications that do not call
-        `multiprocessing.freeze_support()`. Definitions may then stand anywhere, and each
-        thread has a state of its own. But a thread cannot be killed: a job that is over its
-        time is only asked to end, by `context.cancelled`, and one that crashes takes the
-        program with it. A thread that has not ended when the grace is over is left behind,
-        and its job stays in the hands of the node, which is listed until that ends or the
-        program does: no other node runs it meanwhile.
+        With *threads* instead, jobs run in so many threads of this process: for interfaces,
+        notebooks, and frozen applications without `multiprocessing.freeze_support()`.
+        Definitions may then stand anywhere, and each thread has a state of its own. But a
+        thread cannot be killed: a job over its time is only asked to end, by
+        `context.cancelled`, and one that crashes takes the program with it. A thread that has
+        not ended after the grace is left behind; until it ends, its node stays listed, and no
+        other node runs its job.
 
-        A worker is replaced after *jobs_per_worker* jobs: for code that leaks. One more
-        stands by then, so that no job waits for the start of a process.
-
-        *queues* limits it to some queues; *node* names it for jobs that only it may
-        take. *grace* is how long a job may go on after it was asked to end: since the node
-        stops; or by its timeout or a cancellation, if neither it nor its definition has a
-        `grace` of its own. Then its worker is killed. SIGTERM and Ctrl-C stop the node, a
-        second one at once (in the main thread; elsewhere use `start`).
+        A worker is replaced after *jobs_per_worker* jobs, for code that leaks; the next one is
+        started before. *queues* limits the node to some queues; *node* names it for jobs that
+        only it may take. *grace* (default: 5 s) is how long a job may go on after it was asked
+        to end before its worker is killed: when the node stops, or at a timeout or a
+        cancellation, unless the job or its definition has a `grace`. SIGTERM and Ctrl-C stop
+        the node, a second one at once (in the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(
-            workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
-        )
+        supervisor = self._supervisor(workers, **options)
         with _signals(supervisor):
             supervisor.run()
 
-    def start(
+    def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
+        """Like `work`, but in the background, until the end of a with statement: for programs
+        with a loop of their own."""
+        return Pool(self._supervisor(workers, **options))
+
+    def _supervisor(
         self,
         workers: int | None = None,
         *,
@@ -12912,25 +12811,6 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
-    ) -> Pool:
-        """Like `work`, but in the background: a context manager that stops the node at
-        its end. For desktop applications and other programs with a loop of their own."""
-        return Pool(
-            self._supervisor(
-                workers, threads, concurrency, jobs_per_worker, queues, node, until, grace
-            )
-        )
-
-    def _supervisor(
-        self,
-        workers: int | None,
-        threads: int | None,
-        concurrency: int,
-        jobs_per_worker: int | None,
-        queues: Iterable[str] | None,
-        node: str | None,
-        until: Until | None,
-        grace: Duration,
     ) -> Supervisor:
         _refuse_while_importing()
         if until not in (None, "empty"):
@@ -13004,12 +12884,11 @@ class LiteJobs:
         return Serves(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
-        """Runs what is due in this process, one job after the other, until nothing is
-        due any more; says how many attempts that took. For tests and small scripts:
-        timeouts are not enforced, a crash is a crash of this process, and a handler that
-        always wants to run again at once is run for ever. Before that it does what a node
-        does beside running jobs: it takes over those of processes that have died, and
-        deletes those whose retention is over (in a test none)."""
+        """Runs jobs in this process, one after the other, until none is due; gives the number of
+        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash
+        of this process, and a handler that always wants to run again at once runs for ever.
+        First it does a node's other duties: it takes over jobs of dead processes, and deletes
+        those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
         executor, closing = self._executor()
         with closing:
@@ -13028,7 +12907,7 @@ class LiteJobs:
             return drain.run()
 
 
-def _looks_within(timeout: Duration | None) -> Iterator[None]:
+def _polls_within(timeout: Duration | None) -> Iterator[None]:
     """Yields before each poll, and once more when the time is over."""
     limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
     give_up = time.monotonic() + limit
@@ -13039,23 +12918,14 @@ def _looks_within(timeout: Duration | None) -> Iterator[None]:
         time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
-@attrs.define(eq=False, repr=False)
-class Bar:
-    """One line on a terminal, written again and again, that shows how far jobs have come."""
-
-    total: int
-    _ended: int = 0
-    _width: int = 0
-
-    def show(self, jobs: Sequence[Job[Any]]) -> None:
-        """Counts those that have ended, and those that report progress in part."""
-        self._ended += sum(job.finished for job in jobs)
-        shares = [job.progress.share or 0.0 for job in jobs if job.progress and not job.finished]
-        share = (self._ended + sum(shares)) / max(1, self.total)
-        line = f"[{'=' * int(30 * share):30}] {self._ended}/{self.total} {share:.0%}"
-        self._width = max(self._width, len(line))
-        end = "\n" if self._ended == self.total else ""
-        print(f"\r{line:{self._width}}", end=end, file=sys.stderr, flush=True)
+def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
+    """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
+    ended = total - sum(not job.finished for job in left)
+    shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
+    share = (ended + sum(shares)) / max(1, total)
+    # Of one width, to cover what was there: a share may become smaller.
+    line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
+    print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
 @attrs.define(eq=False, repr=False)
@@ -13141,6 +13011,18 @@ class Drain:
             emit(event)
 
 
+class NodeOptions(TypedDict, total=False):
+    """How a node works; see `LiteJobs.work`."""
+
+    threads: int | None
+    concurrency: int
+    jobs_per_worker: int | None
+    queues: Iterable[str] | None
+    node: str | None
+    until: Until | None
+    grace: Duration
+
+
 class QueueChoices(TypedDict, total=False):
     """The settings that a queue may have."""
 
@@ -13160,57 +13042,53 @@ class Queue:
     nodes follow a change at once."""
 
     name: str
-    _store: Store = attrs.field(eq=False, repr=False)
+    _jobs: LiteJobs = attrs.field(eq=False, repr=False)
 
     def set(self, **choices: Unpack[QueueChoices]) -> QueueSettings:
         """Changes settings, and leaves the others; `None` takes one away.
 
-        *concurrency*: how many of its jobs run at a time, on all nodes together. *rate*: how
-        many start in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at
-        once after a rest. *weight*: its share of the turns among queues with jobs of the same
-        priority, where 1 is that of a queue without one. *ageing*: the priority of a waiting
-        job rises by one in such an interval. *max_attempts* (`None`: for ever), *timeout*
-        (after which a job has its grace, 5 s, to end) and *backoff*: for jobs whose definition
-        does not say.
-
-        A *concurrency* or *rate* that is set holds when this returns, as after `pause`.
+        *concurrency*: how many of its jobs run at a time, on all nodes. *rate*: how many start
+        in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at once after a
+        rest. *weight*: its share among queues with jobs of the same priority (default: 1).
+        *ageing*: the interval in which the priority of a waiting job rises by one.
+        *max_attempts* (`None`: for ever), *timeout* and *backoff*: for jobs whose definition
+        does not say. *concurrency* and *rate* hold when this returns, as after `pause`.
 
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        given: dict[str, Any] = {**choices}
         columns = {
             setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in given.items()
+            for setting, value in typing.cast("dict[str, Any]", choices).items()
         }
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
-        self._store.set_queue(self.name, columns)
+        self._jobs.store.set_queue(self.name, columns)
         return self.settings
 
     @property
     def settings(self) -> QueueSettings:
         """Its settings, as they are in the file now."""
-        found = [terms for terms in self._store.queues() if terms.name == self.name]
-        return _settings_of(found[0] if found else Terms(self.name))
+        found = {terms.name: terms for terms in self._jobs.store.queues()}
+        return _settings_of(found.get(self.name) or Terms(self.name))
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; those that run go on. When it returns,
-        nodes have taken back what their workers had been given and had not begun. What may
-        still start: a job of an `async def` handler that waits for a turn of its event loop, and
-        jobs of a node that does not answer within two seconds, which is named in the log."""
-        self._store.set_queue(self.name, {"paused": 1})
+        """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
+        have taken back what their workers had been given and had not begun. Only jobs of
+        `async def` handlers that wait for a turn of their event loop, and jobs of a node that
+        does not answer within two seconds (the log names it), may still start."""
+        self._jobs.store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
         """Lets its jobs start again."""
-        self._store.set_queue(self.name, {"paused": 0})
+        self._jobs.store.set_queue(self.name, {"paused": 0})
 
     def reset(self) -> None:
         """Takes all its settings away, and resumes it."""
-        self._store.reset_queue(self.name)
+        self._jobs.store.reset_queue(self.name)
 
 
 @attrs.frozen
@@ -13249,38 +13127,29 @@ def _settings_of(terms: Terms) -> QueueSettings:
     )
 
 
-def _checked_count(value: object, what: str) -> int:
-    return at_least_one(value, what, ", or None")
+def _micros_of(value: Any, what: str) -> int:
+    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
 
 
-def _checked_weight(value: Any, what: str) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0.001 <= value <= 1000:
-        raise OptionError(what, f"expected a number from 0.001 to 1000, got {value!r}")
-    return float(value)
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0.001 <= value <= 1000
 
 
-def _checked_length(value: Any, what: str) -> int:
-    if not (length := duration(value, what)):
-        raise OptionError(what, "expected more than zero, or None")
-    return length // MICROSECOND
-
-
-def _checked_curve(value: Any, what: str) -> str:
+def _curve(value: Any, what: str) -> str:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
     return store_curve(value)
 
 
-_SETTING_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "concurrency": _checked_count,
-    "rate": lambda value, _: parse_rate(value),
-    "burst": _checked_count,
-    "weight": _checked_weight,
-    "ageing": _checked_length,
+_SETTING_CHECKS: Mapping[str, Check] = {
+    "concurrency": functools.partial(at_least_one, also=", or None"),
+    "rate": lambda value, what: parse_rate(value),
+    "burst": functools.partial(at_least_one, also=", or None"),
+    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
+    "ageing": _micros_of,
     "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _checked_length,
-    "backoff": _checked_curve,
+    "timeout": _micros_of,
+    "backoff": _curve,
 }
 """Checks each setting of a queue and gives what is stored."""
 
@@ -13296,62 +13165,28 @@ class Declaration:
     origin: str
 
 
-@attrs.frozen(eq=False, repr=False)
-class Recur:
-    """Declares a schedule for the definition that it decorates, or for a function or class,
-    of which it makes a definition first."""
+class Declaring(Recurring, total=False):
+    """How a program declares a schedule: its name (else that of the definition), and the time
+    zone of its fields."""
 
-    _declare: Callable[[object], object]
-    _define: Define
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, work: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, work: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(
-        self, work: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(
-        self, work: Callable[Concatenate[Context[Any], P], R], /
-    ) -> Definition[P, R, R]: ...
-    @overload
-    def __call__(
-        self, work: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, work: Callable[P, R], /) -> Definition[P, R, R]: ...
-
-    def __call__(self, work: Any, /) -> Any:
-        """Declares the schedule; gives the definition, or the class as it is.
-
-        Raises:
-            DefinitionError: the code cannot be a definition.
-            OptionError: the schedule's name is taken.
-        """
-        if definition_of(work) is None:
-            work = self._define(work)
-        self._declare(work)
-        return work
+    name: str | None
+    timezone: str
 
 
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
-    """A schedule by its name, whether it exists or not. What it changes is in the file at
-    once, and running nodes follow it at once."""
+    """A schedule by its name, whether it exists or not. Changes are in the file at once, and
+    running nodes follow them.
+
+    Raises:
+        ScheduleNotFoundError: it does not exist; by all methods but `set`.
+    """
 
     name: str
     _jobs: LiteJobs
 
     def get(self) -> Schedule:
-        """The schedule as it is now.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """The schedule as it is now."""
         entry = self._jobs.store.timetable.get(self.name)
         return Schedule(entry, problem_of(entry))
 
@@ -13365,50 +13200,33 @@ class ScheduleHandle:
         **how: Unpack[Recurring],
     ) -> Schedule:
         """Makes the schedule, or changes it; options as for `cron`, and an interval may be
-        given as such. It stays until it is removed, or a program declares one so named.
+        given as such. It stays until it is removed, or a program declares one of this name.
 
         Raises:
             OptionError: a value cannot be used.
             PayloadError: the work has required parameters without a value.
         """
         _refuse_while_importing()
-        if not isinstance(expression, str):
-            expression = every_expression(expression)
-        rule = make_rule(expression, timezone, **how)
+        text = expression if isinstance(expression, str) else every_expression(expression)
+        rule = make_rule(text, timezone, **how)
         self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
         return self.get()
 
     def pause(self) -> None:
-        """Lets it fire nothing until it is resumed.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Lets it fire nothing until it is resumed."""
         self._jobs.store.timetable.pause(self.name)
 
     def resume(self) -> None:
-        """Lets it fire again, from the next tick on.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Lets it fire again, from the next tick on."""
         self._jobs.store.timetable.resume(self.name)
 
     def fire(self) -> Job[Any]:
-        """Enqueues one job now, also while it is paused; its next tick stays.
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Enqueues one job now, also while it is paused; its next tick stays."""
         _refuse_while_importing()
         return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
 
     def remove(self) -> None:
-        """Forgets it. (One that a program declares comes back when its next node starts.)
-
-        Raises:
-            ScheduleNotFoundError: it does not exist.
-        """
+        """Deletes it. (One that a program declares comes back when its next node starts.)"""
         self._jobs.store.timetable.remove(self.name)
 
 
@@ -13516,8 +13334,7 @@ def _match(filters: Filters) -> Match:
         for name, value in filters.items()
         if value is not None
     }
-    ids, states = given.pop("id", None), given.pop("state", None)
-    return Match(ids, states=states, **given)
+    return Match(given.pop("id", None), states=given.pop("state", None), **given)
 
 
 def _several(given: Any) -> tuple[Any, ...]:
@@ -13526,10 +13343,7 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 
 def _states(given: Any, what: str) -> tuple[State, ...]:
-    states = _several(given)
-    for state in states:
-        check_one_of(state, STATES, what)
-    return states
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
 
 
 def _id_of(job: object, what: str = "id") -> int:
@@ -13562,22 +13376,18 @@ def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], s
     """The names on the way to each field, and the JSON that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    for field in wanted:
-        if not isinstance(field, str):
-            raise OptionError(what, f"expected the name of a field, got {field!r}")
-        if "\0" in field:  # On a path, SQLite takes it for the end of a name.
-            raise OptionError(what, f"a field's name in a filter has no NUL, got {field!r}")
-    return tuple(
-        (tuple(field.split(".")), _scalar(field, value)) for field, value in wanted.items()
-    )
-
-
-def _scalar(field: str, value: object) -> str:
-    if value is None or isinstance(value, str | int | float):
-        with contextlib.suppress(ValueError):
-            return json.dumps(value, allow_nan=False)
-    problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-    raise OptionError("payload", problem)
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
 
 
 _FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
@@ -13641,11 +13451,11 @@ def _make_special(bound: Bound[Any], now: int) -> Batch:
     return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
 
 
-def _row_of(id: int, batch: Batch, payload: str | bytes) -> Row:
+def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
     queue, node, priority, max_attempts, timeout, backoff, _, name, state, run_at, now = batch[:11]
-    return Row(
-        id, name, queue, node, priority, state, payload, run_at, 0, max_attempts, timeout,
-        backoff, 0, 0, now, None, None, None, None,
+    return Job(
+        id, 0, name, queue, priority, 0, max_attempts, timeout, backoff, payload, run_at, now,
+        None, None, None, state, node, source=source,
     )  # fmt: skip
 
 
@@ -13672,7 +13482,7 @@ class Enqueued(Sequence[Job[Any]]):
         left = ids - self._ids.start
         for batch in self._batches:
             if left < len(batch.payloads):
-                return Job(_row_of(ids, batch, batch.payloads[left]), self._source)
+                return _job_of(ids, batch, batch.payloads[left], self._source)
             left -= len(batch.payloads)
         raise IndexError(place)
 
@@ -13680,7 +13490,7 @@ class Enqueued(Sequence[Job[Any]]):
         ids = iter(self._ids)
         for batch in self._batches:
             for payload in batch.payloads:
-                yield Job(_row_of(next(ids), batch, payload), self._source)
+                yield _job_of(next(ids), batch, payload, self._source)
 
 
 def _read_json(text: object) -> Any:
@@ -13805,6 +13615,8 @@ NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
 MOST_TURNS = 1_000
 """How often `drain_all` turns the clock before it gives up."""
 
+OnErrors = Literal["raise", "keep"]
+
 
 def _aware(value: object) -> datetime:
     if not isinstance(value, datetime) or value.utcoffset() is None:
@@ -13830,9 +13642,6 @@ class TurnedClock:
         self.now = moment
 
 
-OnErrors = Literal["raise", "keep"]
-
-
 @attrs.define(eq=False, repr=False)
 class Recorder:
     """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
@@ -13842,10 +13651,10 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _file: File = attrs.field(init=False)
+    _store: Store = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._file = self.jobs.store.file
+        self._store = self.jobs.store
 
     @overload
     def enqueued(
@@ -13855,9 +13664,8 @@ class Recorder:
     def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
 
     def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
-        """The jobs, in the order in which they were enqueued: all of them, or those of a
-        *definition* (or of that name) whose payload has these *fields*. A field that was
-        left to its default has it.
+        """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
+        its name) whose payload has these *fields*, defaults included.
 
         Raises:
             DefinitionError: there is no such definition.
@@ -13880,8 +13688,8 @@ class Recorder:
     def assert_enqueued(
         self, definition: Any, /, *, times: int | None = None, **fields: object
     ) -> list[Job]:
-        """Makes sure that such a job was enqueued, so many *times* or at least once;
-        gives the jobs. It is enough to give the fields that matter.
+        """Makes sure that a job with these fields was enqueued, so many *times* or at least
+        once; gives the jobs.
 
         Raises:
             AssertionError: it was not; all that was enqueued is listed.
@@ -13908,9 +13716,8 @@ class Recorder:
             raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
-        """Runs what is due now in this process, one job after the other, until nothing is
-        due any more; says how many attempts that took. With *errors* "keep", attempts may
-        fail: they are in `failures`.
+        """Runs jobs in this process, one after the other, until none is due; gives the number
+        of attempts. With *errors* "keep", failed ones go to `failures`.
 
         Raises:
             AssertionError: an attempt failed; with its traceback.
@@ -13931,8 +13738,7 @@ class Recorder:
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
-        """Like `drain`, and then turns the clock to when the next job is due, and so on
-        until none is left.
+        """Like `drain`, then turns the clock to when the next job is due, until none is left.
 
         Raises:
             AssertionError: an attempt failed, or there is no end to it.
@@ -13951,33 +13757,29 @@ class Recorder:
         raise AssertionError(f"{problem}; {self._summary()}")
 
     def _check(self) -> None:
-        if self.jobs.store.file is not self._file:
+        if self.jobs.store is not self._store:
             raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
 
     def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
         """The name of a definition that has these fields."""
-        if isinstance(definition, str):
-            made = self.jobs.registry.named(definition)
-        elif (found := definition_of(definition)) is not None:
-            made = self.jobs.registry.named(found.name)
-        else:
-            raise DefinitionError(repr(definition), "no definition: give one, or its name")
-        kind: Any = made.body.shape.make
+        if not isinstance(definition, str):
+            if (found := definition_of(definition)) is None:
+                raise DefinitionError(repr(definition), "no definition: give one, or its name")
+            definition = found.name
+        kind: Any = self.jobs.registry.named(definition).body.shape.make
         known = [field.alias for field in attrs.fields(kind)]
-        check_known(fields, known, f"{made.name} has no such field")
-        return made.name
+        check_known(fields, known, f"{definition} has no such field")
+        return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
         """A payload by name, as the handler gets it; empty, if it cannot be read."""
-        if (definition := self.jobs.registry.get(job.name)) is None:
-            return {}
-        with contextlib.suppress(Unfit, PayloadError):
-            return _fields(definition.body.shape.payload.decode(job.row.payload))
+        if definition := self.jobs.registry.get(job.name):
+            with contextlib.suppress(Unfit, PayloadError):
+                return _fields(definition.body.shape.payload.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        given = self._arguments(job) if fields else {}
-        return all(name in given and given[name] == value for name, value in fields.items())
+        return not fields or fields.items() <= self._arguments(job).items()
 
     def _summary(self) -> str:
         lines = []
@@ -14000,39 +13802,29 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
 
 
-_REPLACED = ("durability", "clock", "registry", "middleware", "tested")
-_IN_STORE = tuple(field.name for field in attrs.fields(Store))
-
-
 @contextlib.contextmanager
 def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
-    """Puts a private, empty file and a clock that stands still under *jobs*, and puts all
-    back at the end. What its definitions enqueue meanwhile is seen by the recorder, and
-    never reaches the program's own file."""
+    """Gives *jobs* a private, empty file and a clock that stands still, and takes them away at
+    the end: what its definitions enqueue meanwhile never reaches the program's own file."""
     import tempfile  # Late: programs do not need it.
 
     clock = TurnedClock() if clock is None else clock
-    before: list[tuple[Any, str, Any]]
-    before = [(jobs, name, getattr(jobs, name)) for name in _REPLACED]
-    # Not another store: queues and others may hold on to this one.
-    before += [(jobs.store, name, getattr(jobs.store, name)) for name in _IN_STORE]
-    homes = [(definition.body, "home", definition.body.home) for definition in jobs.registry]
+    replaced = ("durability", "clock", "registry", "middleware", "tested", "store")
+    before: list[tuple[Any, str, Any]] = [(jobs, name, getattr(jobs, name)) for name in replaced]
+    before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
-        jobs.durability, jobs.clock = "fast", clock
-        jobs.tested = True
+        jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
-        fresh = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
-        for name in _IN_STORE:
-            setattr(jobs.store, name, getattr(fresh, name))
-        for body, _, _ in homes:
-            body.home = jobs
+        jobs.store = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
+        for definition in jobs.registry:
+            definition.body.home = jobs
         try:
             yield Recorder(jobs, clock)
         finally:
             jobs.close()
-            for owner, name, value in (*before, *homes):
+            for owner, name, value in before:
                 setattr(owner, name, value)
 
 
@@ -14080,48 +13872,45 @@ else:
 # used.
 ################################################################################
 
+Output = tuple[Any, str, int]
+"""What a command gives: a value for JSON, the same as text, and the exit code."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    options = _parsed(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
+    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
+        # Some versions of argparse read --name=-- as no value, not as a text.
+        parser.error("expected a value, got '--'")
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        jobs = [_target(options.target)] if "target" in options else []
-        code: int = options.command(*jobs, options)
-        sys.stdout.flush()
-        return code
-    except FileError as error:
-        return _complain(error, 3)
-    except (JobNotFoundError, ScheduleNotFoundError) as error:
-        return _complain(error, 1)
-    except LitejobsError as error:
-        return _complain(error, 2)
-    except OSError as error:
-        # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if isinstance(error, BrokenPipeError) else _complain(error, 3)
+        target = [_target(options.target)] if "target" in options else []
+        value, text, code = options.command(*target, options)
+        if getattr(options, "json", False):
+            # The only one of the characters below 160 that JSON leaves as it is.
+            text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
+        if text:
+            print(printable(text, also="\n\t"), flush=True)
+        return typing.cast(int, code)
+    except (LitejobsError, OSError) as error:
+        if isinstance(error, OSError):
+            # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 0
+        print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        if isinstance(error, FileError | OSError):
+            return 3
+        return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        if name != "ids" and isinstance(value, list) and (not value or [] in value):
-            parser.error(f"argument {name}: expected one argument")
-    return options
-
-
-def _complain(error: Exception, code: int) -> int:
-    print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-    return code
-
-
 def _parser() -> argparse.ArgumentParser:
-    import argparse
+    import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
         """Says in one line what is wrong with a command."""
@@ -14133,119 +13922,106 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
         made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run)
+        made.set_defaults(command=run, **more)
+        if run not in (_run, _new):
+            place = "the queue's file, or a program: module:attribute or file.py:attribute"
+            made.add_argument("target", metavar="TARGET", help=place)
+            made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    def on_target(name: str, run: Callable[..., int], about: str) -> argparse.ArgumentParser:
-        made = command(name, run, about)
-        place = "the queue's file, or a program: module:attribute or file.py:attribute"
-        made.add_argument("target", metavar="TARGET", help=place)
-        made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_run_options(command("run", _run, "run jobs until stopped"))
-    _add_job_commands(on_target)
-    _add_queue_commands(on_target)
-    _add_schedule_commands(on_target)
-    _add_file_commands(on_target)
-    new = command("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
+    _add_run(add("run", _run, "run jobs until stopped"))
+    _add_commands(add)
     return parser
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    import argparse
+
+    parser.argument_default = argparse.SUPPRESS
     place = "where the LiteJobs is: module:attribute or file.py:attribute"
     parser.add_argument("target", metavar="PROGRAM", help=place)
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    parser.add_argument("--threads", type=int, help="threads of this process instead")
     parser.add_argument(
-        "--concurrency", type=int, default=100, help="async jobs at a time in each (default: 100)"
+        "--workers", type=int, default=None, help="number of processes (default: one per core)"
     )
+    parser.add_argument("--threads", type=int, help="threads of this process instead")
+    about = "async jobs at a time in each (default: 100)"
+    parser.add_argument("--concurrency", type=int, help=about)
     parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
-    parser.add_argument("--queue", action="append", help="only this queue; may be repeated")
+    about = "only this queue; may be repeated"
+    parser.add_argument("--queue", action="append", dest="queues", metavar="QUEUE", help=about)
     parser.add_argument("--node", help="a name, for jobs that only this node may take")
     parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
-    parser.add_argument("--grace", type=float, default=5.0, help="seconds for jobs to end in")
+    parser.add_argument("--grace", type=float, help="seconds for jobs to end in")
     parser.set_defaults(log_level=logging.INFO)
     level = parser.add_mutually_exclusive_group()
-    for name, least, what in (
-        ("verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("quiet", logging.WARNING, "log only warnings and errors"),
+    for flag, least, about in (
+        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
+        ("--quiet", logging.WARNING, "log only warnings and errors"),
     ):
-        level.add_argument(
-            f"--{name}", action="store_const", const=least, dest="log_level", help=what
-        )
+        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
 
 
-def _add_job_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    enqueue = command("enqueue", _enqueue, "put a job into the file")
+def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    enqueue = add("enqueue", _enqueue, "put a job into the file")
     enqueue.add_argument("name", help="the definition")
     enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
     _add_options(enqueue, Choices)
-    listing = command("list", _list, "list jobs, the newest first")
+    listing = add("list", _list, "list jobs, the newest first")
     _add_options(listing, Filters)
     listing.add_argument("--limit", type=int, default=50)
     listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = command("show", _show, "show one job with its failed attempts")
+    show = add("show", _show, "show one job with its failed attempts")
     show.add_argument("id", type=int)
     show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    command("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for name, run, done, about in (
-        ("retry", LiteJobs.retry, "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", LiteJobs.cancel, "cancelled", "cancel jobs that wait or run"),
-        ("delete", LiteJobs.delete, "deleted", "delete jobs that do not run"),
-        ("hold", LiteJobs.hold, "held", "keep jobs that wait from running"),
-        ("release", LiteJobs.release, "released", "let held jobs wait for their turn again"),
-        ("change", LiteJobs.change, "changed", "give jobs that wait other values"),
+    add("why", _why, "say why a job is not running").add_argument("id", type=int)
+    for verb, done, about in (
+        ("retry", "to start again", "let failed and cancelled jobs start again"),
+        ("cancel", "cancelled", "cancel jobs that wait or run"),
+        ("delete", "deleted", "delete jobs that do not run"),
+        ("hold", "held", "keep jobs that wait from running"),
+        ("release", "released", "let held jobs wait for their turn again"),
+        ("change", "changed", "give jobs that wait other values"),
     ):
-        bulk = command(name, functools.partial(_bulk, run, done), about)
+        bulk = add(verb, _bulk, about, verb=verb, done=done)
         bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
         # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, {"node": "--from-node"} if name == "change" else {})
-    flags = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, flags, prefix="to_", removable=True)
-
-
-def _add_queue_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("stats", _stats, "count jobs by queue and state")
-    command("queues", _queues, "list the queues that have settings")
-    queue = command("queue", _queue, "show, pause, resume and set a queue")
+        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
+    changes = {"queue": "--to-queue", "payload": "--to-payload"}
+    _add_options(bulk, Changes, "to_", removable=True, **changes)
+    add("stats", _stats, "count jobs by queue and state")
+    add("queues", _queues, "list the queues that have settings")
+    queue = add("queue", _queue, "show, pause, resume and set a queue")
     queue.add_argument("name", help="the queue")
     state = queue.add_mutually_exclusive_group()
     state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
     state.add_argument("--resume", action="store_true", help="let its jobs start again")
     state.add_argument("--reset", action="store_true", help="take all its settings away")
     _add_options(queue, QueueChoices, removable=True)
-    command("nodes", _list_nodes, "list the nodes")
-    metrics = command("metrics", _metrics, "what nodes did by minute, hour or day")
+    add("nodes", _list_nodes, "list the nodes")
+    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
     metrics.add_argument("--span", choices=SPANS, default="minute")
     metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
     metrics.add_argument("--queue")
     metrics.add_argument("--name")
-
-
-def _add_schedule_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("schedules", _schedules, "list schedules with their last and next times")
-    command("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for name, run, done, about in (
-        ("pause", Timetable.pause, "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", Timetable.resume, "resumed", "let a schedule, or all, fire again"),
+    add("schedules", _schedules, "list schedules with their last and next times")
+    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
+    for verb, done, about in (
+        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
+        ("resume", "resumed", "let a schedule, or all, fire again"),
     ):
-        made = command(f"{name}-schedule", functools.partial(_switch_schedules, run, done), about)
-        made.add_argument("name", nargs="?", help="default: all")
-
-
-def _add_file_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    command("backup", _backup, "copy the file while jobs run").add_argument(
-        "path", help="the copy: nothing may be there yet"
-    )
-    command("compact", _compact, "give free space in the file back")
-    doctor = command("doctor", _doctor, "say what is wrong, with advice")
+        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
+        switch.add_argument("name", nargs="?", help="default: all")
+    backup = add("backup", _backup, "copy the file while jobs run")
+    backup.add_argument("path", help="the copy: nothing may be there yet")
+    add("compact", _compact, "give free space in the file back")
+    doctor = add("doctor", _doctor, "say what is wrong, with advice")
     doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
+    new = add("new", _new, "write a definition and a test of it")
+    new.add_argument("name", metavar="NAME", help="such as reports:generate")
+    new.add_argument("--queue", help="the queue of its jobs")
+    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
 _OPTION_HELP = {
@@ -14274,47 +14050,47 @@ _OPTION_HELP = {
 def _add_options(
     parser: argparse.ArgumentParser,
     typed: type,
-    flags: Mapping[str, str] = types.MappingProxyType({}),
-    *,
     prefix: str = "",
+    *,
     removable: bool = False,
+    **flags: str,
 ) -> None:
     """Adds an argument for each option of a TypedDict that a text can be read as. Where
     options are *removable*, a zero or an empty text stands for None."""
     import argparse
 
     for name, hint in typing.get_type_hints(typed).items():
-        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        kinds = typing.get_args(hint) if union else (hint,)
+        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
         about = _OPTION_HELP.get(name)
         settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        known = (reader[1:] for reader in _READERS if reader[0] in kinds)
         if name == "state":
             settings |= {"choices": STATES, "action": "append"}
         elif name == "payload":
             settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
-        elif name != "id" and (reader := next(known, None)) is not None:
-            read, metavar = reader
+        elif name != "id" and (known := [reader for kind, *reader in _READERS if kind in kinds]):
+            read: Any = known[0][0]
+            metavar = known[0][1]
             if removable and type(None) in kinds:
                 # A node may be named 0, and a grace of no seconds is one.
-                zero = "''" if name in ("node", "grace") else "0"
-                read = _or_none(read, zero)
-                about = f"{about}; {zero} takes it away"
+                zero = "" if name in ("node", "grace") else "0"
+                read = functools.partial(_read_unless, (zero, ""), read)
+                about = f"{about}; {zero or repr(zero)} takes it away"
             settings |= {"type": read, "metavar": metavar or name.upper()}
         else:
             continue
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
         parser.add_argument(flag, help=about, **settings)
 
 
-def _or_none(read: Callable[[str], Any], none: str) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        if none == "''":
-            return read(text) if text else None
-        value = read(text)
-        return None if value in (0, none) else value
+def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
+    """The options of a TypedDict that the command line gives."""
+    names = [name for name in typed.__annotations__ if prefix + name in options]
+    given = {name: getattr(options, prefix + name) for name in names}
+    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
-    return number
+
+def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
+    return None if text in none else read(text)
 
 
 def _moment(text: str) -> datetime:
@@ -14327,6 +14103,18 @@ def _moment(text: str) -> datetime:
         raise argparse.ArgumentTypeError(problem) from None
 
 
+def _field(text: str) -> tuple[str, Any]:
+    """A field of a payload, with its value."""
+    import argparse
+
+    name, _, value = text.partition("=")
+    try:
+        return name, load_json(value)
+    except ValueError:
+        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
+        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+
+
 _READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
     (timedelta, float, "SECONDS"),
     (datetime, _moment, "TIME"),
@@ -14335,27 +14123,6 @@ _READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
     (str, str, ""),
 )
 """How a value of a type is read from a command line, and what it is called in the help."""
-
-
-def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
-    import argparse
-
-    name, equals, value = text.partition("=")
-    try:
-        if equals:
-            return name, load_json(value)
-    except ValueError:
-        pass
-    problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-    raise argparse.ArgumentTypeError(f"{problem}, for {name!r}")
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
 
 
 def _target(text: str) -> LiteJobs:
@@ -14371,14 +14138,12 @@ def _target(text: str) -> LiteJobs:
 
 
 def _program_at(place: str, attribute: str) -> LiteJobs:
-    name = place
-    if place.endswith(".py"):
+    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        sys.path.insert(0, str(Path(place).parent.resolve()))
-        name = Path(place).stem
-    else:
-        sys.path.insert(0, os.getcwd())
+        name, folder = Path(place).stem, str(Path(place).parent.resolve())
+    sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -14386,37 +14151,27 @@ def _program_at(place: str, attribute: str) -> LiteJobs:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(f"{place}:{attribute}", problem) from error
-    if place.endswith(".py") and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-        raise OptionError(f"{place}:{attribute}", problem)
     found = getattr(module, attribute, None)
-    if isinstance(found, LiteJobs):
-        found.target = module.__file__
-    else:
+    if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
+        problem = f"another module has the name {name!r} already: rename the file"
+    elif not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-        raise OptionError(f"{place}:{attribute}", problem)
-    return found
+    else:
+        found.target = module.__file__
+        return found
+    raise OptionError(f"{place}:{attribute}", problem)
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     if jobs.target is None:
         raise OptionError(options.target, "a file has no code to run: name module:attribute")
     jobs.log_level = options.log_level
     log_to_stderr(options.log_level)
-    jobs.work(
-        options.workers,
-        threads=options.threads,
-        concurrency=options.concurrency,
-        jobs_per_worker=options.jobs_per_worker,
-        queues=options.queue,
-        node=options.node,
-        until=options.until,
-        grace=options.grace,
-    )
-    return 0
+    jobs.work(options.workers, **_given(options, NodeOptions))
+    return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     choices: Choices = _given(options, Choices)
     if jobs.target is not None:
         job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
@@ -14427,69 +14182,54 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> int:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
-    return 0
+    return _job_values(jobs, [job])[0], f"{job.id}", 0
 
 
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    hidden = _hidden(jobs)
     columns: _Columns = {
         **{name: name for name in ("id", "name", "queue", "state", "priority")},
         "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _print_rows(options, [_job_values(job, hidden) for job in found], columns)
+    return _listing(_job_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    plain = _job_values(job, _hidden(jobs))
-    shown = {key: _json_value(value) for key, value in plain.items()}
-    if isinstance(job.row.payload, bytes):
-        shown["payload"] = f"<{len(job.row.payload)} bytes>"
-    shown["progress"] = _progress_text(job)
+    (values,) = _job_values(jobs, [job])
+    shown = {key: _json_value(value) for key, value in values.items() if value is not None}
+    if isinstance(job.stored_payload, bytes):
+        shown["payload"] = f"<{len(job.stored_payload)} bytes>"
+    if job.stored_progress is not None:
+        try:
+            shown["progress"] = str(job.progress)
+        except OptionError as error:  # Another program has written it.
+            shown["progress"] = f"({error})"
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
-        if value is not None
     ]
     first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
-        lines += ["", f"{more} earlier failed attempts: --all shows those that are kept"]
-    for failure in errors[first:]:
-        lines += _failure_lines(failure)
-    _print(options, {**plain, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines))
-    return 0
-
-
-def _progress_text(job: Job[Any]) -> str | None:
-    """Its progress in words; what is wrong with it, if another program has written it."""
-    try:
-        return None if job.progress is None else str(job.progress)
-    except OptionError as error:
-        return f"({error})"
+        lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
+    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
 def _failure_lines(failure: Failure) -> Iterator[str]:
-    yield ""
     if failure.omitted:
-        yield from (f"{failure.omitted} failed attempts are not kept", "")
+        yield f"\n{failure.omitted} failed attempts are not kept"
     when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
     # Indented: a line of what an exception says must not look like one of ours.
-    yield from (f"    {line}" for line in message.split("\n"))
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    yield "    " + message.replace("\n", "\n    ")
     measured = {
         "exit code": failure.exit_code,
         "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
@@ -14498,45 +14238,37 @@ def _failure_lines(failure: Failure) -> Iterator[str]:
     if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
         yield ", ".join(known)
     if failure.output:
-        yield "output:"
-        yield from (f"    {line}" for line in failure.output.rstrip().split("\n"))
+        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
 
 
-def _bulk(
-    change: Callable[..., Moved], done: str, jobs: LiteJobs, options: argparse.Namespace
-) -> int:
+def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if change is LiteJobs.change else {}
-    moved = change(jobs, *options.ids, **filters, **to)
+    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
+    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
+    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
     missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    text = f"{moved.moved} {done}, {moved.left} left as they are"
     if missing > 0 and not filters:
         text += f", {missing} not found"
-    _print(options, {"moved": moved.moved, "left": moved.left}, text)
-    return 0 if moved.moved and not moved.left and missing <= 0 else 1
+    return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     why = jobs.why(options.id)
-    _print(options, {"id": options.id, "why": why}, why)
-    return 0
+    return {"id": options.id, "why": why}, why, 0
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(str(counts[queue].get(s, 0)) for s in states)] for queue in sorted(counts)]
-    _print(options, counts, _table([["queue", *states], *lines]))
-    return 0
+    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
+    return counts, _table([["queue", *states], *lines]), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    rows = list(map(_queue_values, jobs.queues()))
-    _print_rows(options, rows, _QUEUE_COLUMNS_SHOWN)
-    return 0
+def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
 
 
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     queue = jobs.queue(options.name)
     if options.reset:
         queue.reset()
@@ -14544,122 +14276,93 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> int:
         queue.set(**given)
     if options.pause or options.resume:
         (queue.pause if options.pause else queue.resume)()
-    row = _queue_values(queue.settings)
-    if options.json:
-        _print(options, row, "")
-    else:
-        _print_rows(options, [row], _QUEUE_COLUMNS_SHOWN)
-    return 0
+    values = _queue_values(queue.settings)
+    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
 
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    del values["defaults"]
-    return {key: _json_value(value) for key, value in values.items() if key != "backoff"}
+    hidden = ("defaults", "backoff")
+    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 
-def _attempts_of_queue(queue: Mapping[str, Any]) -> Any:
-    attempts = queue.get("max_attempts", "")
-    return "inf" if attempts is None else attempts
-
-
-_QUEUE_COLUMNS_SHOWN: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": _attempts_of_queue,
-}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     hidden = _hidden(jobs)
-    rows = [_schedule_values(schedule, hidden) for schedule in jobs.schedules()]
+
+    def values_of(schedule: Schedule) -> dict[str, Any]:
+        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
+        try:
+            values["words"] = schedule.entry.rule.timetable.words
+        except OptionError as error:  # This machine does not know the time zone, say.
+            values["words"] = f"({error})"
+        not_shown = hidden.get(schedule.definition, frozenset())
+        return values | {"payload": _redacted(schedule.entry.payload, not_shown)}
+
     columns: _Columns = {
-        "name": "name",
-        "expression": "expression",
-        "in words": "words",
-        "zone": "timezone",
-        "last (UTC)": "last_at",
-        "next (UTC)": "next_at",
-        "state": "state",
-    }
-    return _print_rows(options, rows, columns)
+        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
+        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
+    }  # fmt: skip
+    return _listing(list(map(values_of, jobs.schedules())), columns)
 
 
-def _schedule_values(schedule: Schedule, hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    try:
-        words = schedule.entry.rule.timetable.words
-    except OptionError as error:  # This machine does not know the time zone, say.
-        words = f"({error})"
-    names = ("name", "definition", "expression", "timezone", "state", "next_at", "last_at")
-    more = ("last_job", "misfire", "overlap", "origin", "problem")
-    payload = _redacted(schedule.entry.payload, hidden.get(schedule.definition, frozenset()))
-    return {**_values(schedule, names + more), "words": words, "payload": payload}
+_SCHEDULE_VALUES = (
+    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+    "misfire", "overlap", "origin", "problem",
+)  # fmt: skip
 
 
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    _print(options, _job_values(job, _hidden(jobs)), f"{job.id}")
-    return 0
+    return _job_values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(
-    switch: Callable[..., int], done: str, jobs: LiteJobs, options: argparse.Namespace
-) -> int:
-    changed = switch(jobs.store.timetable, options.name)
-    _print(options, {done: changed}, f"{changed} {done}")
-    return 0 if changed else 1
+def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    changed = getattr(jobs.store.timetable, options.verb)(options.name)
+    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
     columns: _Columns = {
-        "name": "name",
-        "pid": "pid",
-        "since (UTC)": "started_at",
-        "workers": "workers",
+        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
         "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
         "running jobs": "running",
-    }
-    return _print_rows(options, [_values(node, names) for node in jobs.nodes()], columns)
+    }  # fmt: skip
+    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
 
 
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    place = jobs.backup(options.path)
-    size = place.stat().st_size
-    text = printable(f"copied to {place}, {_bytes(size)}")
-    _print(options, {"path": storable(str(place)), "bytes": size}, text)
-    return 0
-
-
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    done = jobs.compact()
-    _print(options, attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now")
-    return 0
-
-
-def _bytes(size: int) -> str:
-    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
-
-
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> int:
-    if options.repair:
-        jobs.repair()
-    found = jobs.doctor()
-    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    _print(options, list(map(attrs.asdict, found)), "\n".join(lines or ["nothing is wrong"]))
-    return 1 if found else 0
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> int:
+def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    rows = list(map(attrs.asdict, found))
     names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
     columns: _Columns = {
         "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
         **{name.replace("_", " "): name for name in names},
     }
-    return _print_rows(options, rows, columns)
+    return _listing(list(map(attrs.asdict, found)), columns)
+
+
+def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    place = jobs.backup(options.path)
+    size = place.stat().st_size
+    text = printable(f"copied to {place}, {_bytes(size)}")
+    return {"path": storable(str(place)), "bytes": size}, text, 0
+
+
+def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    done = jobs.compact()
+    return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
+
+
+def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+    if options.repair:
+        jobs.repair()
+    found = jobs.doctor()
+    lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
+    return (
+        list(map(attrs.asdict, found)),
+        "\n".join(lines or ["nothing is wrong"]),
+        int(bool(found)),
+    )
 
 
 _DEFINITION = '''\
@@ -14688,12 +14391,9 @@ def test_{function}_does_its_work() -> None:
 def test_{function}_does_it_as_a_job() -> None:
     jobs = LiteJobs("jobs.db")
     jobs.register({function})
-    # In a file of its own, and by a clock that stands still until it is turned.
-    with recording(jobs) as recorder:
-        {function}.using(delay=60).enqueue("a subject", copies=2)
+    with recording(jobs) as recorder:  # In a file of its own.
+        {function}.enqueue("a subject", copies=2)
         [job] = recorder.assert_enqueued({function}, copies=2)
-        assert recorder.drain() == 0
-        recorder.clock.turn(60)
         assert recorder.drain() == 1
         assert job.result() == "2 of a subject"
 '''
@@ -14705,9 +14405,16 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> int:
-    name, folder = options.name, Path(options.dir)
-    function = _function_name(name)
+def _new(options: argparse.Namespace) -> Output:
+    import keyword
+
+    name, folder = check_name(options.name, "NAME"), Path(options.dir)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
+        raise OptionError("NAME", problem)
+    function = re.sub("[:.-]", "_", name)
+    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
+        raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
     if options.queue is not None:
         chosen["queue"] = check_name(options.queue, "--queue")
@@ -14718,40 +14425,18 @@ def _new(options: argparse.Namespace) -> int:
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    _write_new({path: _DEFINITION.format(**texts), test: _TEST.format(**texts)})
-    print(printable(_NEXT.format(**texts), also="\n"))
-    return 0
-
-
-def _function_name(name: str) -> str:
-    """The name that a definition's function and module can have."""
-    import keyword
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
-        problem = f"expected lower-case words joined by : . - or _, got {name!r}"
-        raise OptionError("NAME", problem)
-    function = re.sub("[:.-]", "_", name)
-    if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
-        raise OptionError("NAME", f"{function!r} means something else already: add a word")
-    return function
-
-
-def _write_new(texts: Mapping[Path, str]) -> None:
-    """Writes all of these files, or none if one is there already."""
-    written: list[Path] = []
     try:
-        for path, text in texts.items():
-            with path.open("x", encoding="utf-8") as file:
-                written.append(path)
-                file.write(text)
-    except OSError as error:
-        for path in written:
-            path.unlink()
-        if not isinstance(error, FileExistsError | FileNotFoundError | NotADirectoryError):
-            raise
-        there = isinstance(error, FileExistsError)
-        problem = "is there already, and stays as it is" if there else "there is no such folder"
-        raise OptionError(str(error.filename), problem) from None
+        with contextlib.ExitStack() as undo:  # Both files are written, or none.
+            for place, template in ((path, _DEFINITION), (test, _TEST)):
+                with place.open("x", encoding="utf-8") as file:
+                    undo.callback(place.unlink)
+                    file.write(template.format(**texts))
+            undo.pop_all()
+    except FileExistsError as error:
+        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OptionError(str(error.filename), "there is no such folder") from None
+    return None, _NEXT.format(**texts), 0
 
 
 def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
@@ -14769,31 +14454,52 @@ def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> 
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-def _job_values(job: Job[Any], hidden: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """What is shown of a job, without what is hidden."""
-    mine = hidden.get(job.name, frozenset())
-    names = ("id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts")
-    times = ("run_at", "enqueued_at", "started_at", "finished_at")
-    texts = _values(job.row, ("payload", "progress", "result"))
-    read = {key: _redacted(text, mine, key) for key, text in texts.items()}
-    return {**_values(job, names + times), **read, "error": job.error}
+_JOB_VALUES = (
+    "id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts", "run_at",
+    "enqueued_at", "started_at", "finished_at", "payload", "progress", "result", "error",
+)  # fmt: skip
 
 
-def _values(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names}
+def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
+    """What is shown of jobs, without what is hidden."""
+    hidden = _hidden(jobs)
+
+    def value(job: Job[Any], name: str) -> Any:
+        if name in ("payload", "progress", "result"):
+            return _redacted(
+                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
+            )
+        return getattr(job, name)
+
+    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
 
 
-def _print_rows(
-    options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], columns: _Columns
-) -> int:
-    """Prints all values of rows as JSON, or these columns as a table; the exit code says
-    whether there are any rows."""
-    lines = [list(columns)]
-    for row in rows:
-        values = [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        lines.append(list(map(_cell, values)))
-    _print(options, rows, _table(lines))
-    return 0 if rows else 1
+_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
+"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
+of all of them."""
+_QUEUE_COLUMNS: _Columns = {
+    "queue": "name",
+    "state": lambda queue: "paused" if queue["paused"] else "open",
+    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
+    "max attempts": lambda queue: (
+        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
+    ),
+}
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
+    """All values of rows for JSON, these columns as a table, and whether there is no row."""
+    lines = [
+        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
+        for row in rows
+    ]
+    return rows, _table([list(columns), *lines]), int(not rows)
+
+
+def _table(lines: Sequence[Sequence[object]]) -> str:
+    texts = [[printable(_cell(cell)) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
 
 
 def _cell(value: object) -> str:
@@ -14818,20 +14524,8 @@ def _json_value(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    lines = [[printable(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def _print(options: argparse.Namespace, plain: Any, text: str) -> None:
-    if options.json:
-        # The only one of the characters below 160 that JSON leaves as it is.
-        text = json.dumps(plain, indent=2, default=_json_value).replace("\x7f", "\\u007f")
-    print(printable(text, also="\n\t"))
+def _bytes(size: int) -> str:
+    return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 from hypothesis import settings
 from programs import Programs
 
-from litejobs import NEW_YEAR, LiteJobs, TurnedClock
+from litejobs import NEW_YEAR, LiteJobs, Store, TurnedClock
 
-__all__ = ["NEW_YEAR", "TurnedClock", "write_by_hand"]
+__all__ = ["NEW_YEAR", "TurnedClock", "row_of", "rows_of", "write_by_hand"]
 
 # Else each of the many programs that tests start would compile litejobs.py anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -42,6 +44,19 @@ def write_by_hand(jobs: LiteJobs, sql: str, *bindings: object) -> None:
         connection.execute(sql, bindings)
     finally:
         connection.close()
+
+
+def rows_of(store: Store) -> list[Any]:
+    """The rows of jobs as they are in the file, by column, the newest first."""
+    connection = store.file.connection()
+    columns = connection.execute("SELECT name FROM pragma_table_info('litejobs_job')")
+    row = namedtuple("row", [str(name) for (name,) in columns])  # type: ignore[misc]
+    return [*map(row._make, connection.execute("SELECT * FROM litejobs_job ORDER BY id DESC"))]
+
+
+def row_of(store: Store, id: int) -> Any:
+    """The row of one job."""
+    return next(row for row in rows_of(store) if row.id == id)
 
 
 @pytest.fixture

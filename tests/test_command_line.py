@@ -264,7 +264,7 @@ class TestEnqueue:
         assert (shown["queue"], shown["priority"], shown["max_attempts"]) == ("q", -7, 9)
         assert (shown["node"], shown["state"], shown["payload"]) == ("n", "scheduled", {})
         job = job_of(file, shown["id"])
-        assert job.row.timeout == 1_500_000
+        assert job.timeout == timedelta(seconds=1.5)
         assert timedelta(seconds=59) < job.run_at - job.enqueued_at < timedelta(seconds=61)
 
     @pytest.mark.parametrize("target", ["jobs.db", "app:jobs"])

@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 import attrs
 import pytest
-from conftest import NEW_YEAR, TurnedClock
+from conftest import NEW_YEAR, TurnedClock, row_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -542,7 +542,7 @@ def test_an_instance_chooses_its_own_attempts_backoff_and_timeout(
     jobs.define(max_attempts=9, timeout=60, backoff=Constant(1))(Download)
     job = jobs.enqueue(Download("x"))
     assert (job.queue, job.priority, job.max_attempts) == ("slow", 3, 2)
-    assert job.row.timeout == 1_500_000
+    assert job.timeout == timedelta(seconds=1.5)
     jobs.drain()
     assert job.refresh().run_at - clock.now == timedelta(seconds=90)
 
@@ -563,7 +563,7 @@ def test_an_option_that_an_instance_leaves_at_none_is_the_definitions(jobs: Lite
         def run(self) -> None: ...
 
     job = jobs.enqueue(Fetch())
-    assert (job.queue, job.row.timeout) == ("files", 60_000_000)
+    assert (job.queue, job.timeout) == ("files", timedelta(minutes=1))
     assert jobs.enqueue(Fetch("now")).queue == "now"
 
 
@@ -668,7 +668,7 @@ def test_a_job_has_the_options_of_its_definition(jobs: LiteJobs) -> None:
 
     job = send.enqueue()
     assert (job.queue, job.priority, job.max_attempts, job.node) == ("emails", 7, 3, "laptop")
-    assert job.row.timeout == 30_000_000
+    assert job.timeout == timedelta(seconds=30)
     assert job.state == "scheduled"
     assert job == job.refresh()
 
@@ -705,7 +705,8 @@ def test_the_defaults_are_five_attempts_in_the_queue_default(jobs: LiteJobs) -> 
 
     job = work.enqueue()
     assert (job.queue, job.priority, job.max_attempts, job.node) == ("default", 0, 5, None)
-    assert (job.row.timeout, job.row.backoff, job.state) == (None, None, "pending")
+    assert (job.timeout, job.state) == (None, "pending")
+    assert row_of(jobs.store, job.id).backoff is None
 
 
 def test_using_gives_a_copy_with_other_options(jobs: LiteJobs) -> None:

@@ -641,7 +641,7 @@ def test_what_a_handler_returns_that_declares_to_return_nothing_is_dropped(jobs:
         return object()  # type: ignore[return-value]
 
     job = run(jobs, nothing.enqueue())
-    assert (job.state, job.result(), job.row.result) == ("completed", None, None)
+    assert (job.state, job.result(), job.stored_result) == ("completed", None, None)
 
 
 def test_a_handler_may_declare_that_it_never_returns(jobs: LiteJobs) -> None:

@@ -113,7 +113,7 @@ class TestBackup:
         assert integrity(place) == "ok"
         assert [file.name for file in tmp_path.glob("copy.db*")] == ["copy.db"]
         with LiteJobs(place, clock=clock) as copy:
-            assert [job.row for job in copy.find()] == [job.row for job in jobs.find()]
+            assert copy.find() == jobs.find()
             assert copy.stats() == jobs.stats()
             add(copy)
             assert copy.count() == jobs.count() + 1
@@ -245,9 +245,9 @@ class TestCompacting:
     def test_changes_nothing_else(self, jobs: LiteJobs) -> None:
         for state in litejobs.STATES:
             add(jobs, state=state)
-        before = [job.row for job in jobs.find()]
+        before = jobs.find()
         assert isinstance(jobs.compact(), Compacted)
-        assert [job.row for job in jobs.find()] == before
+        assert jobs.find() == before
         assert jobs.store.file.connection().pragma("auto_vacuum") == 2
 
 

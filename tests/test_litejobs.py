@@ -160,7 +160,8 @@ class TestEnqueue:
         ).enqueue(1)
         job = jobs.get(job.id)
         assert (job.queue, job.priority, job.max_attempts) == ("slow", -(2**31), None)
-        assert (job.row.timeout, job.node, job.state) == (1_500_000, "laptop", "scheduled")
+        assert (job.timeout, job.node) == (timedelta(seconds=1.5), "laptop")
+        assert job.state == "scheduled"
         assert job.run_at == NEW_YEAR + timedelta(seconds=60)
 
     @pytest.mark.parametrize(
@@ -1134,7 +1135,7 @@ def test_reads_back_what_json_can_say(jobs: LiteJobs) -> None:
     job = jobs.define(name="any")(anything).enqueue(value)
     jobs.drain()
     assert json.dumps(job.result()) == json.dumps(value)
-    assert Codec(Any).decode(jobs.get(job.id).row.payload) == {"value": value}
+    assert Codec(Any).decode(jobs.get(job.id).stored_payload) == {"value": value}
 
 
 def anything(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 import pytest
-from conftest import NEW_YEAR, TurnedClock
+from conftest import NEW_YEAR, TurnedClock, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,6 @@ from litejobs import (
     Moved,
     OptionError,
     PayloadError,
-    Row,
     from_micros,
     to_micros,
 )
@@ -145,7 +144,7 @@ def at(payload: object, path: str) -> object:
     return payload
 
 
-def fits(row: Row, wanted: dict[str, Any]) -> bool:
+def fits(row: Any, wanted: dict[str, Any]) -> bool:
     if not isinstance(row.payload, str):
         return False
     try:
@@ -155,7 +154,7 @@ def fits(row: Row, wanted: dict[str, Any]) -> bool:
     return all(same(at(payload, path), value) for path, value in wanted.items())
 
 
-LOOKS: dict[str, Callable[[Row, Any], bool]] = {
+LOOKS: dict[str, Callable[[Any, Any], bool]] = {
     "id": lambda row, ids: row.id in ids,
     "name": lambda row, name: row.name == name,
     "queue": lambda row, queue: row.queue == queue,
@@ -173,7 +172,7 @@ LOOKS: dict[str, Callable[[Row, Any], bool]] = {
 }
 
 
-def matches(row: Row, chosen: dict[str, Any]) -> bool:
+def matches(row: Any, chosen: dict[str, Any]) -> bool:
     return all(LOOKS[name](row, value) for name, value in chosen.items())
 
 
@@ -186,7 +185,7 @@ class TestFilters:
         empty(jobs)
         for number, row in enumerate(rows):
             add(jobs, **{"id": number + 1, **row})
-        every = [jobs.store.catalogue.get(number + 1) for number in reversed(range(len(rows)))]
+        every = rows_of(jobs.store)
         expected = [row.id for row in every if matches(row, dict(chosen))]
         assert found(jobs, **chosen, limit=limit) == expected[:limit]
         assert found(jobs, **chosen, before=7) == [id for id in expected if id < 7]
@@ -201,7 +200,7 @@ class TestFilters:
         empty(jobs)
         for number, row in enumerate(rows):
             add(jobs, **{"id": number + 1, **row})
-        every = {job.id: job.row for job in jobs.find()}
+        every = {row.id: row for row in rows_of(jobs.store)}
         meant = {id for id, row in every.items() if matches(row, dict(chosen))}
         running = {id for id in meant if every[id].state == "running"}
         if chosen:
@@ -321,7 +320,7 @@ class TestChanging:
         empty(jobs)
         for number, row in enumerate(rows):
             add(jobs, **{"id": number + 1, **row})
-        before = [job.row for job in jobs.find()]
+        before = rows_of(jobs.store)
         meant = [row for row in before if matches(row, dict(chosen))]
         waiting = {row.id for row in meant if row.state in litejobs.WAITING}
         if not chosen or not to:
@@ -332,10 +331,10 @@ class TestChanging:
         assert (moved.moved, moved.left) == (len(waiting), len(meant) - len(waiting))
         expected = [self.changed(row, to) if row.id in waiting else row for row in before]
         keys = {row.key for row in before if row.id in waiting and row.key is not None}
-        assert [job.row for job in jobs.find()] == self.admitted(expected, keys)
+        assert rows_of(jobs.store) == self.admitted(expected, keys)
         assert counted(jobs) == shelved(jobs)
 
-    def changed(self, row: Row, to: dict[str, Any]) -> Row:
+    def changed(self, row: Any, to: dict[str, Any]) -> Any:
         new = {k: v for k, v in to.items() if k in ("queue", "priority", "max_attempts")}
         if "timeout" in to:
             new["timeout"] = None if to["timeout"] is None else to["timeout"] * 1_000_000
@@ -353,7 +352,7 @@ class TestChanging:
                 new["state"] = "pending" if row.key is None else "blocked"
         return row._replace(**new)
 
-    def admitted(self, rows: list[Row], keys: set[str]) -> list[Row]:
+    def admitted(self, rows: list[Any], keys: set[str]) -> list[Any]:
         """With the first of the blocked jobs let in where a key has no other holder."""
         first = {
             min(
@@ -366,7 +365,7 @@ class TestChanging:
         }
         return [row._replace(state="pending") if row in first else row for row in rows]
 
-    def keyed(self, row: Row) -> bool:
+    def keyed(self, row: Any) -> bool:
         return row.state == "blocked" and row.key is not None
 
     def test_moves_jobs_to_another_time(self, jobs: LiteJobs, clock: TurnedClock) -> None:
@@ -427,10 +426,10 @@ class TestChanging:
     )
     def test_refuses_what_cannot_be(self, jobs: LiteJobs, to: Any, option: str) -> None:
         add(jobs)
-        before = jobs.get(1).row
+        before = jobs.get(1)
         with pytest.raises(OptionError, match=f"^{option}: "):
             jobs.change(1, to=to)
-        assert jobs.get(1).row == before
+        assert jobs.get(1) == before
 
 
 class TestHolding:
@@ -542,11 +541,11 @@ class TestBulkCommands:
     ) -> None:
         for state in STATES:
             add(jobs, state=state)
-        before = {job.id: job.row for job in jobs.find()}
+        before = {row.id: row for row in rows_of(jobs.store)}
         options: dict[str, Any] = {"to": {"priority": 7}} if act == "change" else {}
         moved = getattr(jobs, act)(name="mail", **options)
         assert moved == Moved(len(moves), left=len(STATES) - len(moves))
-        after = {job.id: job.row for job in jobs.find()}
+        after = {row.id: row for row in rows_of(jobs.store)}
         touched = {row.state for id, row in before.items() if after.get(id) != row}
         assert touched | ({"running"} if act == "cancel" else set()) == moves
         assert getattr(jobs, act)(name="no such", **options) == Moved(0, left=0)

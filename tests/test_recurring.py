@@ -120,7 +120,7 @@ class TestDeclarations:
         assert (job.priority, job.max_attempts, job.queue, job.schedule, job.result()) == (
             7, None, "slow", "weekly", "weekly",
         )  # fmt: skip
-        assert job.row.timeout == 9_000_000
+        assert job.timeout == timedelta(seconds=9)
         clock.turn(61)
         assert jobs.store.prune(clock()) == 1
 
@@ -813,7 +813,7 @@ class TestFiring:
         jobs.queue("default").set(max_attempts=2, timeout=3)
         jobs.drain()
         job = jobs.schedule("report").fire()
-        assert (job.max_attempts, job.row.timeout) == (2, 7_000_000)
+        assert (job.max_attempts, job.timeout) == (2, timedelta(seconds=7))
 
     def test_of_many_nodes_at_once_gives_each_tick_one_job(
         self, jobs: LiteJobs, clock: TurnedClock

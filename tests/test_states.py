@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
-from conftest import TurnedClock
+from conftest import TurnedClock, row_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -38,6 +38,7 @@ from litejobs import (
     Retry,
     Snooze,
     State,
+    to_micros,
 )
 
 Act = Literal["return", "raise", "exit", "retry", "retry later", "snooze", "fail", "cancel"]
@@ -195,7 +196,7 @@ class JobsAndPeople(RuleBasedStateMachine):
 
     def _settle(self, job: Model, now: int) -> None:
         delay = job.run(plan[job.id])
-        row = self.jobs.get(job.id).row
+        row = row_of(self.jobs.store, job.id)
         assert row.started_at == now
         # How long an attempt took is measured, not told by the clock that tests turn.
         if delay is None:
@@ -291,7 +292,7 @@ class JobsAndPeople(RuleBasedStateMachine):
         return {
             "state": job.state,
             "attempt": job.attempt,
-            "run_at": job.row.run_at,
+            "run_at": to_micros(job.run_at),
             "failures": len(job.errors),
             "result": job.result() if job.state == "completed" else None,
         }

@@ -29,7 +29,7 @@ import attrs
 import pytest
 from chaos.disk import Disk, Touch, nobody
 from chaos.older import older_file
-from conftest import NEW_YEAR, TurnedClock
+from conftest import NEW_YEAR, TurnedClock, row_of, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import eventually
@@ -1336,7 +1336,7 @@ class TestAnInsertByHand:
         outsider(
             store.file.path, f"INSERT INTO litejobs_job (name, run_at) VALUES ('mail', {later})"
         )
-        row = store.catalogue.get(1)
+        row = row_of(store, 1)
         assert (row.state, row.run_at) == ("scheduled", later)
 
     def test_may_insert_many_at_once(self, store: Store) -> None:
@@ -1514,7 +1514,7 @@ class TestClaims:
         store.intake.enqueue([new()])
         clock.turn(5e-6)
         (claimed,) = take(store, 1)
-        row = store.catalogue.get(1)
+        row = row_of(store, 1)
         assert (row.state, row.attempt, row.claim, row.started_at) == ("running", 1, 1, START + 5)
         assert claimed == Claimed(1, 1, "mail", "default", 0, 1, 5, None, None, "{}", START, START)
 
@@ -1562,7 +1562,7 @@ class TestSettlements:
         (claimed,) = take(store, node)
         end = ending(claimed, state, result="[1]", error="why")
         assert settle(store, node, end) == 0
-        row = store.catalogue.get(1)
+        row = row_of(store, 1)
         assert (row.state, row.attempt, row.run_at) == (state, 1, START)
         assert (row.started_at, row.finished_at) == (START, START + SECOND)
         assert (row.result, row.error) == ("[1]", "why")
@@ -1574,7 +1574,7 @@ class TestSettlements:
         store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state, run_at=START + 5, attempt=0))
-        row = store.catalogue.get(1)
+        row = row_of(store, 1)
         assert (row.state, row.attempt, row.run_at) == (state, 0, START + 5)
         assert row.finished_at is None
         assert store.stage(START + 4) == (0, START + 5)
@@ -1606,13 +1606,13 @@ class TestSettlements:
         (old,) = take(store, node)
         settle(store, node, ending(old, "pending", attempt=0))
         (current,) = take(store, node)
-        before = store.catalogue.get(1)
+        before = row_of(store, 1)
         stale = ending(old, "completed", result="1", failure=a_failure(old))
         assert settle(store, node, stale) == 1
-        assert store.catalogue.get(1) == before
+        assert row_of(store, 1) == before
         assert store.catalogue.errors(1) == ()
         assert settle(store, node, ending(current, "completed", result="2")) == 0
-        assert store.catalogue.get(1).result == "2"
+        assert row_of(store, 1).result == "2"
         assert settle(store, node, ending(current, "failed")) == 1, "it was settled already"
         assert store.catalogue.get(1).state == "completed"
 
@@ -1692,7 +1692,7 @@ class TestRescue:
         assert store.nodes.rescue(node) == 2
         assert store.nodes.all() == []
         assert not os.path.exists(store.file.presence_path(node))
-        rows = store.catalogue.find(Match(), 9)
+        rows = rows_of(store)
         assert [(row.state, row.attempt, row.lost) for row in rows] == [
             ("pending", 0, 0),
             ("pending", 0, 1),
@@ -1795,8 +1795,8 @@ class TestRescue:
             take(store, node)
             presence.close()
             assert store.nodes.rescue(node) == 1
-            assert store.catalogue.get(1).lost == count
-        row = store.catalogue.get(1)
+            assert row_of(store, 1).lost == count
+        row = row_of(store, 1)
         assert (row.state, row.attempt, row.finished_at) == ("failed", 1, START)
         assert [failure.kind for failure in store.catalogue.errors(1)] == ["lost"] * LOST_LIMIT
         assert store.prune(START + 5 * SECOND - 1) == 0
@@ -2549,7 +2549,7 @@ class TestThreadsThatEnqueueAtOnce:
         for thread in threads:
             thread.join()
         assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
-        payloads = [row.payload for row in store.catalogue.find(Match(), 10**6)]
+        payloads = [row.payload for row in rows_of(store)]
         assert payloads.count('"child"') == 10
         store.close()
 

@@ -51,7 +51,7 @@ SECTIONS = [
 ]
 OF_SQL = SECTIONS[SECTIONS.index("Schema") : SECTIONS.index("Store") + 1]
 RULER = "#" * 80
-LONGEST_FUNCTION = 45
+LONGEST_FUNCTION = 60
 
 # What begins or joins a statement of SQL. Words alone would be found in plain sentences.
 SQL = re.compile(
@@ -304,9 +304,9 @@ def test_a_long_function_is_found_and_its_docstring_does_not_count() -> None:
     lines = "    x = 1\n" * (LONGEST_FUNCTION - 1)
     docstring = '    """One.\n\n    Two.\n    """\n'
     assert long_functions(f"def f():\n{docstring}{lines}") == []
-    assert long_functions(f"def f():\n{lines}    x = 2\n") == ["line 1: f has 46 lines"]
+    assert long_functions(f"def f():\n{lines}    x = 2\n") == ["line 1: f has 61 lines"]
     assert long_functions(f"class C:\n  def f(self):\n{lines}    x = 2\n") == [
-        "line 2: C.f has 46 lines"
+        "line 2: C.f has 61 lines"
     ]
 
 

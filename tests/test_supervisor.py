@@ -1419,8 +1419,8 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
         assert obedient.wait(PATIENT).state == "cancelled"
         eventually(lambda: jobs.count(state="completed") == len(short) + 21)
         left = jobs.count(state="pending")
-    starts = [job.row.started_at or 0 for job in jobs.iterate(name="nap", state="completed")]
-    meanwhile = sum(urgent.row.enqueued_at < at < (urgent.row.started_at or 0) for at in starts)
+    starts = [job.started_at for job in jobs.iterate(name="nap", state="completed")]
+    meanwhile = sum(str(urgent.enqueued_at) < str(at) < str(urgent.started_at) for at in starts)
     print(f"an urgent job started after {seconds_late(urgent) * 1000:.1f} ms")
     # What was in the workers' hands, and in those of workers that took over from the killed.
     assert meanwhile < 4_000, "of 20,000 that were there before it"

@@ -70,7 +70,7 @@ def entries(folder: Path, role: str = "") -> Iterator[list[str]]:
 
 @attrs.define(eq=False)
 class Actor:
-    """A process that plays a role until it is told to stop, or killed."""
+    """A process that plays a role until it is asked to stop, or killed."""
 
     role: str
     pid: int
@@ -150,12 +150,12 @@ class Stopped:
     that sets it waits for its own lock, for ever.)"""
 
     def __init__(self) -> None:
-        self._told, tell = os.pipe()
-        signal.signal(signal.SIGTERM, lambda number, frame: os.write(tell, b"!"))
+        self._stop_read, stop_write = os.pipe()
+        signal.signal(signal.SIGTERM, lambda number, frame: os.write(stop_write, b"!"))
 
     def wait(self, seconds: float) -> bool:
         """Waits for it, at most so long."""
-        return bool(select.select([self._told], [], [], seconds)[0])
+        return bool(select.select([self._stop_read], [], [], seconds)[0])
 
 
 def eventually(look: Callable[[], object], within: float) -> bool:

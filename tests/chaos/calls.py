@@ -88,7 +88,7 @@ class Interceptor:
             setattr(os, name, self._before(f"os.{name}", getattr(os, name)))
         socket.socket = self._before("socket", socket.socket)  # type: ignore[assignment,misc]
 
-    def told(self) -> list[str]:
+    def observed(self) -> list[str]:
         """The calls that were made meanwhile."""
         return self.seen
 
@@ -176,7 +176,7 @@ class Rehearsal:
         played = play(archive, scene, Interceptor(), f"{scene.name!r} without a fault")
         if played.outcome[0] != "done":
             raise Violation(f"{scene.name!r} fails without a fault: {played.outcome[1]}")
-        return cls(played.now, played.told)
+        return cls(played.now, played.observed)
 
 
 def every_call(run: Run) -> None:
@@ -202,11 +202,13 @@ def every_call(run: Run) -> None:
 def start_without(run: Run, folder: Path, descriptors: int) -> None:
     """A node that may open only so many files says so, or works; nothing is lost."""
     folder.mkdir()
-    told = cramped(run, "descriptors", folder / "jobs.db", descriptors)
-    about = f"a node with {descriptors} descriptors: {told}"
-    run.expect(told["outcome"][0] != "foreign", about)
-    run.expect(told["waiting"] == (0 if told["outcome"][0] == "done" else told["jobs"]), about)
-    run.expect(not told["nodes"], about)
+    report = cramped(run, "descriptors", folder / "jobs.db", descriptors)
+    about = f"a node with {descriptors} descriptors: {report}"
+    run.expect(report["outcome"][0] != "foreign", about)
+    run.expect(
+        report["waiting"] == (0 if report["outcome"][0] == "done" else report["jobs"]), about
+    )
+    run.expect(not report["nodes"], about)
     run.counts["nodes without descriptors"] += 1
 
 

@@ -65,8 +65,8 @@ TOKENS = 12
 
 @contextlib.contextmanager
 def inside(context: Context[Diary], *slots: tuple[str, int]) -> Iterator[int]:
-    """Tells when a job begins and how it ends; reports everyone who is where nobody may be. Gives
-    the descriptor of the job's own lock."""
+    """Writes down when a job begins and how it ends; reports everyone who is where nobody may be.
+    Gives the descriptor of the job's own lock."""
     diary, job = context.state, context.job
     diary.write("begin", job.id, job.attempt, time.monotonic_ns())
     how = "raised"

@@ -55,11 +55,11 @@ class Child:
             Died: the process did not live to say so.
         """
         with self.pipe:
-            told = self.pipe.read()
+            answer = self.pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if status != 0:
             raise Died(status, int.from_bytes(self.mark[:8], "big"))
-        return pickle.loads(told)
+        return pickle.loads(answer)
 
 
 def _live(act: Act, mark: mmap.mmap, says: int) -> NoReturn:

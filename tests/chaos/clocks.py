@@ -191,33 +191,35 @@ class Turned:
         self, job: Job, runs: Counter[tuple[int, int]], began: dict[tuple[int, int], float]
     ) -> None:
         kinds = [error.kind for error in job.errors]
-        told = f"job {job.id} ({job.name}): {job.state}, attempt {job.attempt}, {kinds}"
+        summary = f"job {job.id} ({job.name}): {job.state}, attempt {job.attempt}, {kinds}"
         if job.queue != "default":
-            self._look_at_one_that_expires(job, told)
+            self._look_at_one_that_expires(job, summary)
             return
         attempts, failures = {
             "third_time": (3, ["exception", "exception"]),
             "late": (1, ["timeout"]),
         }.get(job.name, (1, []))
         state = "failed" if job.name == "late" else "completed"
-        self.run.expect((job.state, job.attempt) == (state, attempts), f"{told}, not {state}")
-        self.run.expect(kinds == failures, f"{told}, not {failures}")
+        self.run.expect((job.state, job.attempt) == (state, attempts), f"{summary}, not {state}")
+        self.run.expect(kinds == failures, f"{summary}, not {failures}")
         for attempt in range(1, attempts + 1):
-            self.run.expect(runs[job.id, attempt], f"{told}: attempt {attempt} left no trace")
+            self.run.expect(runs[job.id, attempt], f"{summary}: attempt {attempt} left no trace")
         first = to_micros(job.enqueued_at) if job.name == "third_time" else to_micros(job.run_at)
         shown = self._highest_at(began[job.id, 1])
         early = (first - shown) / SECOND
-        self.run.expect(early <= 0.1, f"{told}: it began {early:.1f} s before its time")
+        self.run.expect(early <= 0.1, f"{summary}: it began {early:.1f} s before its time")
         self.run.counts[f"jobs {job.state}"] += 1
 
-    def _look_at_one_that_expires(self, job: Job, told: str) -> None:
-        expires = job.row.expires_at or 0
+    def _look_at_one_that_expires(self, job: Job, summary: str) -> None:
+        expires = to_micros(job.expires_at) if job.expires_at else 0
         if job.state == "cancelled":
             self.run.counts["jobs expired"] += 1
-            self.run.expect(self.latest >= expires, f"{told}: it expires at {from_micros(expires)}")
+            self.run.expect(
+                self.latest >= expires, f"{summary}: it expires at {from_micros(expires)}"
+            )
             return
-        self.run.expect(job.state == "pending", f"{told}: nobody serves its queue")
-        self.run.expect(clocked.clock() < expires, f"{told}: not cancelled when it had expired")
+        self.run.expect(job.state == "pending", f"{summary}: nobody serves its queue")
+        self.run.expect(clocked.clock() < expires, f"{summary}: not cancelled when it had expired")
 
     def _highest_at(self, moment: float) -> int:
         """The latest that the clock had shown by a moment of the monotonic clock."""
@@ -245,7 +247,7 @@ class Turned:
 def _waits(job: Job, now: datetime) -> bool:
     """Whether a job is not due yet, or has not expired."""
     if job.queue != "default":
-        return (job.row.expires_at or 0) > to_micros(now)
+        return job.expires_at is not None and job.expires_at > now
     return job.state in ("scheduled", "retrying") and job.run_at > now
 
 
@@ -257,7 +259,7 @@ def _session(leader: int) -> Iterator[int]:
 
 
 def turn_while_nodes_run(run: Run) -> None:
-    """Turns the clock as often as told, with work for every jump."""
+    """Turns the clock as often as given, with work for every jump."""
     turned = Turned(run)
     try:
         for number in range(run.count):

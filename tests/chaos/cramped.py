@@ -40,15 +40,15 @@ DEADLINE = 60.0
 
 
 def cramped(run: Run, kind: str, path: Path, amount: int) -> dict[str, Any]:
-    """Runs the program in a process of its own; gives what it tells."""
+    """Runs the program in a process of its own; returns what it reports."""
     command = [sys.executable, "-m", "tests.chaos.cramped", kind, str(path), str(amount)]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         raise Violation(f"{kind}, {amount}: nothing happened for {DEADLINE:.0f} s") from None
     run.expect(ended.returncode == 0, f"{kind}, {amount}: {ended.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return told
+    report: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return report
 
 
 @attrs.define(eq=False)

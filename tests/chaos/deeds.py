@@ -104,8 +104,8 @@ class Hands:
         now, at = self.clock(), self.clock.now
         failure = None
         if state != "completed":
-            told = "it went wrong " * self.dice.randrange(1, 40)
-            failure = Failure(job.attempt, "exception", "ValueError", told, "…", 1, at, at)
+            message = "it went wrong " * self.dice.randrange(1, 40)
+            failure = Failure(job.attempt, "exception", "ValueError", message, "…", 1, at, at)
         return Settlement(
             job.id, job.claim, state, job.attempt, now + 3_000_000, now,
             None if state == "retrying" else now, None if failure else '"done"',
@@ -129,8 +129,8 @@ class Hands:
 
     def progress(self) -> None:
         """Of all that run."""
-        told = json.dumps({"done": self.clock() % 1000, "total": 1000, "note": ""})
-        self.store.keep_progress({job[:2]: told for job in self.held})
+        progress = json.dumps({"done": self.clock() % 1000, "total": 1000, "note": ""})
+        self.store.keep_progress({job[:2]: progress for job in self.held})
 
     def checkpoint(self, mode: int) -> None:
         """As one comes along when the WAL has grown, or later."""
@@ -199,7 +199,7 @@ DEEDS: Mapping[str, Callable[[Hands], object]] = {
 """Each changes what the file says at most once: in one transaction."""
 
 BY_PROCESS = frozenset({"pid", "worker"})
-"""Columns that tell which process it was."""
+"""Columns that show which process it was."""
 
 
 def changes_between(before: str, after: str) -> str:
@@ -227,8 +227,8 @@ def _lines(connection: apsw.Connection) -> Iterator[str]:
         tables += [name] if kind == "table" else []
     for table in tables:
         columns = connection.execute("SELECT name FROM pragma_table_info(?)", (table,)).fetchall()
-        told = ", ".join(str(name) for (name,) in columns if name not in BY_PROCESS)
-        for row in connection.execute(f"SELECT {told} FROM {table}"):
+        compared = ", ".join(str(name) for (name,) in columns if name not in BY_PROCESS)
+        for row in connection.execute(f"SELECT {compared} FROM {table}"):
             yield f"{table} {row}"
 
 

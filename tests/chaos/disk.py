@@ -1,4 +1,4 @@
-"""A disk between SQLite and the real one, that a watcher is told of: each write, truncation, sync
+"""A disk between SQLite and the real one, of which a watcher sees each write, truncation, sync
 and removal, before it happens. Nothing is really synced, since no power is really cut."""
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from . import actors, cast
 
 LOST_LIMIT = 5
 """How many nodes may die with a job before it is given up."""
-SLACK = 500_000_000
+CLOCK_TOLERANCE = 500_000_000
 """Nanoseconds by which the wall clock, which the file goes by, may have been put right."""
 
 
@@ -83,7 +83,7 @@ class Evidence:
 
     folder: Path
     ended: Mapping[int, int]
-    """The supervisors that have been told to end, or were killed, and when."""
+    """The supervisors that have been asked to end, or were killed, and when."""
     killed: frozenset[int]
     """The workers that were killed by the director."""
     stopped: frozenset[int]
@@ -158,12 +158,12 @@ class Evidence:
         return f"{name} {ran}, {charged}, ended {ended}, {places}, {ahead} apart, {logs[-20:]}"
 
     @cached_property
-    def told(self) -> dict[str, list[list[str]]]:
+    def noted(self) -> dict[str, list[list[str]]]:
         """What was written after each word, in all diaries."""
         return self._read()
 
     @cached_property
-    def told_since(self) -> dict[str, list[list[str]]]:
+    def noted_since(self) -> dict[str, list[list[str]]]:
         """The same, read after what was executed, which goes on meanwhile."""
         return self._read() if self.executions else defaultdict(list)
 
@@ -175,23 +175,23 @@ class Evidence:
 
     def ids(self, word: str) -> Counter[int]:
         """The jobs that are named after a word, and how often."""
-        return _ids(self.told[word])
+        return _ids(self.noted[word])
 
     def tokens(self, word: str) -> set[str]:
         """The tokens that stand after a word."""
-        return {token for rest in self.told[word] for token in rest}
+        return {token for rest in self.noted[word] for token in rest}
 
     @cached_property
     def acknowledged(self) -> dict[str, int]:
         """The jobs that were acknowledged, by token."""
-        single = {rest[1]: int(rest[0]) for rest in self.told["ack"]}
-        several = [word.split(":") for rest in self.told["acks"] for word in rest]
+        single = {rest[1]: int(rest[0]) for rest in self.noted["ack"]}
+        several = [word.split(":") for rest in self.noted["acks"] for word in rest]
         return {**single, **{token: int(id) for id, token in several}}
 
     @cached_property
     def restarted(self) -> Counter[int]:
         """The jobs for which somebody has tried to have all attempts again."""
-        return _ids(self.told_since["retrying"])
+        return _ids(self.noted_since["retrying"])
 
     def is_coroutine(self, one: Execution) -> bool:
         return self.rows[one.job].name in cast.ASIDE
@@ -200,7 +200,7 @@ class Evidence:
     def cut_short(self) -> frozenset[int]:
         """The workers with a coroutine that somebody has tried to cancel: if it cannot end in
         time, its worker is killed for it."""
-        asked = _ids(self.told_since["cancelling"])
+        asked = _ids(self.noted_since["cancelling"])
         ran = ((worker, one) for worker, them in self.workers.items() for one in them)
         return frozenset(w for w, one in ran if one.job in asked and self.is_coroutine(one))
 
@@ -241,7 +241,7 @@ def what_is_missing(evidence: Evidence) -> Iterator[str]:
 
 def what_is_not_what_was_enqueued(evidence: Evidence) -> Iterator[str]:
     """Payloads and headers are, to the letter, what their producer has logged."""
-    for id, digest in evidence.told["content"]:
+    for id, digest in evidence.noted["content"]:
         row = evidence.rows.get(int(id))
         if row and actors.digest([row.given, json.loads(row.headers or "{}")]) != digest:
             yield f"job {id} has {row.payload!r:.300} and {row.headers!r:.300}, as nobody enqueued"
@@ -255,7 +255,7 @@ def what_nobody_enqueued(evidence: Evidence) -> Iterator[str]:
     for token, number in tokens.items():
         if number > 1:
             yield f"{number} jobs came of one call ({token})"
-    for group in evidence.told["together"]:
+    for group in evidence.noted["together"]:
         if 0 < sum(token in tokens for token in group) < len(group):
             yield f"of {len(group)} jobs that were enqueued together, only some are there"
     for token in tokens.keys() & evidence.tokens("undone"):
@@ -290,7 +290,7 @@ def what_did_not_tick(evidence: Evidence) -> Iterator[str]:
 def who_met(evidence: Evidence) -> Iterator[str]:
     """No two processes are ever inside the same job at one time, nor more than a key or a queue
     lets in."""
-    for job, attempt, at, name in evidence.told["clash"]:
+    for job, attempt, at, name in evidence.noted["clash"]:
         if not _orphaned(evidence, int(job), int(at)):
             found = f"attempt {attempt} of job {job} found too many others inside ({name}), at {at}"
             yield f"{found}: {evidence.history(int(job))}"
@@ -309,10 +309,10 @@ def _orphaned(evidence: Evidence, job: int, at: int) -> bool:
 
 
 def who_was_taken_for_dead(evidence: Evidence) -> Iterator[str]:
-    """Jobs are only taken over from nodes that had been killed by then, or told to end."""
+    """Jobs are only taken over from nodes that had been killed by then, or asked to end."""
     ahead = time.time_ns() - time.monotonic_ns()
     for charge in evidence.charges:
-        at = 1000 * charge.finished_at - ahead + SLACK
+        at = 1000 * charge.finished_at - ahead + CLOCK_TOLERANCE
         if charge.kind == "lost" and evidence.ended.get(charge.worker, at) >= at:
             yield f"job {charge.job} was taken from node {charge.worker}, which lived"
 
@@ -348,7 +348,7 @@ def _may_repeat(evidence: Evidence, one: Execution, following: Execution) -> boo
 
 def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:
     """What has been seen completed does not run again, and its result stays."""
-    for id, result, at in evidence.told["saw"]:
+    for id, result, at in evidence.noted["saw"]:
         job = int(id)
         row = evidence.rows[job]
         if row.state != "completed" or json.loads(row.result or "null") != result:
@@ -359,7 +359,7 @@ def what_ran_after_its_end(evidence: Evidence) -> Iterator[str]:
 
 def what_ran_although_cancelled(evidence: Evidence) -> Iterator[str]:
     """After its cancellation a job begins at most once: if a worker had it in hand already."""
-    for id, _, at in evidence.told["cancelled"]:
+    for id, _, at in evidence.noted["cancelled"]:
         late = [one for one in evidence.executions[int(id)] if one.began > int(at)]
         if len(late) > 1 and int(id) not in evidence.restarted:
             yield f"job {id} was cancelled, and then began {len(late)} times"
@@ -448,7 +448,7 @@ def _ended_badly(evidence: Evidence, row: Row) -> str:
 
 def _wrongly_cancelled(evidence: Evidence, row: Row) -> str:
     cancelled = evidence.ids("cancelling")[row.id]
-    again = sum(rest == [str(row.id), "1"] for rest in evidence.told["retried"])
+    again = sum(rest == [str(row.id), "1"] for rest in evidence.noted["retried"])
     if not cancelled:
         return "was cancelled by nobody"
     return "was cancelled and retried, and is cancelled" if cancelled == 1 == again else ""
@@ -456,7 +456,7 @@ def _wrongly_cancelled(evidence: Evidence, row: Row) -> str:
 
 def what_readers_found(evidence: Evidence) -> Iterator[str]:
     """At no moment was anything broken in the file."""
-    for words in evidence.told["found"]:
+    for words in evidence.noted["found"]:
         yield f"the doctor found meanwhile: {' '.join(words)}"
 
 
@@ -474,6 +474,6 @@ IN_THE_END: tuple[Check, ...] = (
 
 def wrong(evidence: Evidence, checks: tuple[Check, ...]) -> list[str]:
     """All that is."""
-    assert evidence.told, "nobody has written anything"
+    assert evidence.noted, "nobody has written anything"
     assert evidence.executions, "nobody has run anything"
     return [problem for check in checks for problem in check(evidence)]

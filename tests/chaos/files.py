@@ -256,17 +256,17 @@ def files(run: Run) -> None:
     litejobs.POLL_INTERVAL = (
         0.05  # So that nobody waits half a second for a node that has nothing to do.
     )
-    shelf = run.folder / "shelf"
-    shelf.mkdir()
-    with _process(lambda line: _fill(shelf, line)) as line:
+    template = run.folder / "template"
+    template.mkdir()
+    with _process(lambda line: _fill(template, line)) as line:
         line.recv()
     cases = list(itertools.product(CHANGES, WITNESSES))
     start = run.dice.randrange(len(cases))
     for number in range(run.count):
-        change, witness = cases[(start + number) % len(cases)]
+        change, company = cases[(start + number) % len(cases)]
         folder = run.folder / str(number) / "queue"
-        shutil.copytree(shelf, folder)
-        case = _Case(run, _scene(run, folder), change, witness)
+        shutil.copytree(template, folder)
+        case = _Case(run, _scene(run, folder), change, company)
         try:
             case.play()
         except (apsw.Error, OSError) as error:
@@ -287,11 +287,11 @@ def _scene(run: Run, folder: Path) -> Scene:
     )
 
 
-def _fill(shelf: Path, line: Connection) -> None:
+def _fill(template: Path, line: Connection) -> None:
     """Makes a queue in which jobs wait, and another one, in which the same jobs are run by
     somebody who is not here."""
     for name in ("jobs.db", "other.db"):
-        with LiteJobs(shelf / name, durability="fast") as jobs:
+        with LiteJobs(template / name, durability="fast") as jobs:
             note = jobs.define(name="note")(_note)
             jobs.enqueue_many(note.bind(-1 - n, name) for n in range(WAITING))
             if name == "other.db":
@@ -312,28 +312,28 @@ class _Case:
     run: Run
     scene: Scene
     change: Change
-    witness: str
+    company: str
 
     def play(self) -> None:
         with contextlib.ExitStack() as ending:
-            began, ended, told = self._tell(ending)
+            began, ended, seen_by_each = self._run(ending)
         self.run.counts["changes"] += 1
-        for calls in told:
+        for calls in seen_by_each:
             self.run.counts["calls"] += len(calls)
             self.run.counts["refused"] += sum(bool(call.error) for call in calls)
             self._judge_words(calls)
-        seen = told[:-1] if self.witness == "with a newcomer" else told
+        seen = seen_by_each[:-1] if self.company == "with a newcomer" else seen_by_each
         for calls in seen:
             self._judge_notice(calls, ended)
             self._judge_recovery(calls)
         self._judge_kept(seen, began, ended)
-        self._judge_later(told, ended)
+        self._judge_later(seen_by_each, ended)
 
-    def _tell(self, ending: contextlib.ExitStack) -> tuple[float, float, list[list[Call]]]:
-        """When the change began and ended, and what each process was told."""
+    def _run(self, ending: contextlib.ExitStack) -> tuple[float, float, list[list[Call]]]:
+        """When the change began and ended, and what each process saw."""
         lines = [ending.enter_context(_process(act)) for act in self._acts()]
         for line in lines:
-            self._hear(line)
+            self._receive(line)
         _back_up(self.scene)
         for line in lines:
             line.send("go")
@@ -342,35 +342,36 @@ class _Case:
         began = time.monotonic()
         if self.change.inside:
             lines[0].send("change")
-            self._hear(lines[0])
+            self._receive(lines[0])
         else:
             self.change.act(self.scene)
         ended = time.monotonic()
-        told = []
-        if self.witness == "with a newcomer":
+        seen_by_each = []
+        if self.company == "with a newcomer":
             newcomer = ending.enter_context(_process(lambda line: _come(self.scene, line)))
-            told = [self._hear(newcomer)]
+            seen_by_each = [self._receive(newcomer)]
             lines.append(newcomer)
-        for line in lines[: len(lines) - len(told)]:
+        for line in lines[: len(lines) - len(seen_by_each)]:
             line.send("changed")
-        told = [self._hear(line) for line in lines[: len(lines) - len(told)]] + told
+        others = lines[: len(lines) - len(seen_by_each)]
+        seen_by_each = [self._receive(line) for line in others] + seen_by_each
         for line in self.run.dice.sample(lines, len(lines)):
             line.send("close")
-            self._hear(line)
-        return began, ended, told
+            self._receive(line)
+        return began, ended, seen_by_each
 
     def _acts(self) -> list[Callable[[Connection], None]]:
         scene, change = self.scene, self.change
         acts: list[Callable[[Connection], None]] = [lambda line: _produce(scene, change, 0, line)]
-        if self.witness == "with another":
+        if self.company == "with another":
             acts.append(lambda line: _produce(scene, change, 1, line))
-        elif self.witness == "with a settler":
+        elif self.company == "with a settler":
             acts.append(lambda line: _settle(scene, line))
-        elif self.witness == "with a node":
+        elif self.company == "with a node":
             acts.append(lambda line: _work(scene, change, line))
         return acts
 
-    def _hear(self, line: Connection) -> Any:
+    def _receive(self, line: Connection) -> Any:
         if not line.poll(DEADLINE):
             self.violated(f"a process hangs that has the file open, {DEADLINE:.0f} s")
         try:
@@ -416,24 +417,26 @@ class _Case:
         """Whether SQLite may have written to a file that was emptied before anybody looked."""
         return self.change.act is emptied and len(self.scene.payload) > 1_000
 
-    def _judge_kept(self, told: Sequence[Sequence[Call]], began: float, ended: float) -> None:
+    def _judge_kept(
+        self, seen_by_each: Sequence[Sequence[Call]], began: float, ended: float
+    ) -> None:
         """What was acknowledged before the change, and during it, is where the file is."""
         if self.change.kept in ("gone", "lost"):
             return
         sooner: set[str] = set()
-        for calls in told:
+        for calls in seen_by_each:
             sound = itertools.takewhile(lambda call: not call.error, calls)
             sooner.update(n for call in sound if call.began <= ended for n in call.marks)
         place = self.scene.path if self.change.kept == "there" else self.scene.moved
         self._expect(sooner, place, "acknowledged before the change")
 
-    def _judge_later(self, told: Sequence[Sequence[Call]], ended: float) -> None:
+    def _judge_later(self, seen_by_each: Sequence[Sequence[Call]], ended: float) -> None:
         """What was acknowledged after the change is in the file of that name, and what another
         file says of its own jobs stays."""
-        blind = self.change.noticed == "maybe" or self.witness == "with a newcomer"
+        blind = self.change.noticed == "maybe" or self.company == "with a newcomer"
         if (self.change.hopeless and blind) or self._may_be_filled_again():
             return
-        calls = [call for calls in told for call in calls if call.began > ended]
+        calls = [call for calls in seen_by_each for call in calls if call.began > ended]
         marks = frozenset().union(*(call.marks for call in calls))
         self._expect(marks, self.scene.path, "acknowledged after the change")
         if self.change.act in (replaced, replaced_with_all):
@@ -462,7 +465,7 @@ class _Case:
         scene = self.scene
         moment = "in a quiet moment" if scene.burst is None else f"{scene.burst:.4f} s into a burst"
         jobs = f"{scene.before} jobs of {len(scene.payload):,} characters before"
-        where = f"{self.change.name}, {self.witness}, durability {scene.durability}, {jobs}"
+        where = f"{self.change.name}, {self.company}, durability {scene.durability}, {jobs}"
         self.run.violated(f"{where}, {moment}: {what}")
 
 
@@ -551,7 +554,7 @@ def _produce(scene: Scene, change: Change, which: int, line: Connection) -> None
 def _until_changed(
     scene: Scene, change: Change, act: Callable[[], Call], line: Connection
 ) -> list[Call]:
-    """Goes on, if this is a burst, until the change is over; does it, if it is told to."""
+    """Goes on, if this is a burst, until the change is over; does it, if it is asked to."""
     calls: list[Call] = []
     while True:
         while scene.burst is not None and len(calls) < BURST and not line.poll():

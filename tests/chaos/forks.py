@@ -3,7 +3,7 @@
 Each program is a process of its own that uses a queue and makes others that do: with
 multiprocessing in its three ways, with pools, with workers that are forked before they are needed
 and replaced when they die, in the midst of what other threads do, and in jobs. Each process writes
-down what it asked for and what it was told. When all have ended, the file holds each job that was
+down what it asked for and the answers. When all have ended, the file holds each job that was
 acknowledged, once, and nothing that nobody asked for; a node has run each once.
 """
 
@@ -308,9 +308,9 @@ def _open_and_close(path: Path) -> None:
 
 
 def with_somebody_who_listens(stage: Stage) -> None:
-    heard: list[Event] = []
+    events: list[Event] = []
     jobs = stage.open()
-    jobs.on("enqueued")(heard.append)
+    jobs.on("enqueued")(events.append)
     with jobs, _enqueueing(stage, 2):
         _wait_for([stage.child() for _ in range(4)])
 
@@ -430,9 +430,9 @@ def _face(run: Run, program: Callable[[Stage], None], folder: Path) -> None:
         run.counts[word] += 1
         if word in ("broke", "refused"):
             run.violated(f"{what}: {word} {' '.join(rest)}".replace("|", "\n"))
-    told = {word: Counter(int(line[1]) for line in said if line[0] == word)
+    entries = {word: Counter(int(line[1]) for line in said if line[0] == word)
             for word in ("asked", "got", "ran")}  # fmt: skip
-    _judge(run, what, stage.path, told, program in RUN_BY_NODES)
+    _judge(run, what, stage.path, entries, program in RUN_BY_NODES)
 
 
 def _last_words(log: str) -> str:
@@ -465,25 +465,27 @@ def _play(program: Callable[[Stage], None], stage: Stage) -> bool:
     return bool(ended)
 
 
-def _judge(run: Run, what: str, path: Path, told: dict[str, Counter[int]], all_run: bool) -> None:
+def _judge(
+    run: Run, what: str, path: Path, entries: dict[str, Counter[int]], all_run: bool
+) -> None:
     """What is in the file is what was asked for, and all that was acknowledged."""
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         run.expect(connection.pragma("integrity_check") == "ok", f"{what}: the file is damaged")
         found = connection.execute("SELECT payload ->> '$.number', state, name FROM litejobs_job")
         rows = [(int(number), state, name) for number, state, name in found]
     notes = Counter(number for number, _, name in rows if name == "note")
-    if lost := told["got"] - notes:
+    if lost := entries["got"] - notes:
         run.violated(
-            f"{what}: {len(lost)} of {len(told['got'])} acknowledged jobs are lost: {lost}"
+            f"{what}: {len(lost)} of {len(entries['got'])} acknowledged jobs are lost: {lost}"
         )
-    if more := notes - told["asked"]:
+    if more := notes - entries["asked"]:
         run.violated(f"{what}: jobs are there more often than anybody asked for them: {more}")
     if all_run:
         late = [row for row in rows if row[1] != "completed"]
         run.expect(not late, f"{what}: jobs that a node should have completed are {late[:5]}")
         runs = Counter(number for number, _, _ in rows)
-        if told["ran"] != runs:
-            less, twice = runs - told["ran"], told["ran"] - runs
+        if entries["ran"] != runs:
+            less, twice = runs - entries["ran"], entries["ran"] - runs
             run.violated(f"{what}: jobs were run too often: {twice}, or not at all: {less}")
 
 

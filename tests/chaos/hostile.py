@@ -594,7 +594,7 @@ def keeps(reader: Reader, jobs: LiteJobs) -> None:
         reader.may_refuse("backup", lambda: jobs.backup(copy))
 
 
-def tells(reader: Reader, jobs: LiteJobs) -> None:
+def announces(reader: Reader, jobs: LiteJobs) -> None:
     for ask in (jobs.stats, jobs.nodes, jobs.queues, jobs.store.nodes.hidden):
         reader.may_refuse(ask.__name__, ask)
     reader.may_refuse("metrics", lambda: jobs.metrics("hour", limit=5))
@@ -608,7 +608,7 @@ def tells(reader: Reader, jobs: LiteJobs) -> None:
     jobs.resume_schedules()
 
 
-ACTS = (looks, finds, enqueues, enqueues_by_hand, works, attends, steers, keeps, tells)
+ACTS = (looks, finds, enqueues, enqueues_by_hand, works, attends, steers, keeps, announces)
 
 
 # Children, each with some files.

@@ -42,7 +42,7 @@ LULL = 1.5
 CLUMSY = 3
 """So many workers that are killed while they start make a node give up, as it says it does."""
 ENDED = (0, -signal.SIGTERM)
-"""How one ends that was told to: before it can heed signals, too."""
+"""How one ends that was asked to: before it handles signals, too."""
 READER, PRODUCERS = "reader", ("producer 1", "producer 2", "producer 3")
 
 
@@ -55,7 +55,7 @@ class Director:
     durability: Durability
     actors: dict[str, Actor] = attrs.field(factory=dict)
     ended: dict[int, int] = attrs.field(factory=dict)
-    """The supervisors that were killed, or told to stop, and when, by the monotonic clock."""
+    """The supervisors that were killed, or asked to stop, and when, by the monotonic clock."""
     killed: set[int] = attrs.field(factory=set)
     """The workers that were."""
     halted: set[int] = attrs.field(factory=set)
@@ -94,10 +94,10 @@ class Director:
         for role, actor in list(self.actors.items()):
             if actor.exit_code is None:
                 continue
-            told = actor.pid in self.ended and actor.exit_code in ENDED
+            asked = actor.pid in self.ended and actor.exit_code in ENDED
             falls = self._clumsy.get(actor.pid, [])
             weary = len(falls) >= CLUMSY and "WorkerError" in actor.complaint
-            if not told and not weary:
+            if not asked and not weary:
                 self.run.violated(
                     f"{role} ended by itself with {actor.exit_code}: {actor.complaint}"
                 )
@@ -158,7 +158,7 @@ class Director:
         return True
 
     def _kill(self, role: str, after: float = 0.0) -> None:
-        # Who was told to end may have given back its jobs before.
+        # Who was asked to end may have given back its jobs before.
         self.ended.setdefault(self.actors[role].pid, time.monotonic_ns())
         self.actors[role].kill()
         self._leave(role, after)
@@ -286,7 +286,7 @@ class Director:
         self.ended.setdefault(actor.pid, time.monotonic_ns())
         for _ in range(self.run.dice.choice((1, 2))):
             actor.signal(signal.SIGTERM)
-        self.run.counts["nodes told to end"] += 1
+        self.run.counts["nodes asked to end"] += 1
         return True
 
     def _stop_somebody(self) -> bool:
@@ -328,7 +328,7 @@ class Director:
         return Evidence(self.folder, self.ended, frozenset(self.killed), frozenset(self.halted))
 
     def stop(self, *roles: str) -> None:
-        """Tells those who play to stop, and sees that they do."""
+        """Asks those who play to stop, and sees that they do."""
         here = [(role, self.actors[role]) for role in roles if role in self.actors]
         for _, actor in here:
             self.ended.setdefault(actor.pid, time.monotonic_ns())
@@ -398,10 +398,10 @@ def bring_to_an_end(run: Run, director: Director) -> None:
 
 
 def _all_are_there(director: Director) -> bool:
-    """Also those that were told to end, and will begin anew."""
+    """Also those that were asked to end, and will begin anew."""
     director.tend()
-    told = any(actor.pid in director.ended for actor in director.actors.values())
-    return len(director.actors) == 1 + len(cast.NODES) + len(PRODUCERS) and not told
+    asked = any(actor.pid in director.ended for actor in director.actors.values())
+    return len(director.actors) == 1 + len(cast.NODES) + len(PRODUCERS) and not asked
 
 
 def _nothing_left(director: Director) -> bool:
@@ -441,7 +441,7 @@ def judge(run: Run, director: Director) -> None:
 
 
 def complain(run: Run, found: list[str]) -> None:
-    """Tells the first of what is wrong, if anything is."""
+    """Reports the first of what is wrong, if anything is."""
     if found:
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         run.violated(f"{'; '.join(found[:3])}{more}")

@@ -651,7 +651,7 @@ class Model:
         self.admit()
         return held
 
-    def stray(self, node: int, kept: Iterable[int]) -> None:
+    def release_orphaned(self, node: int, kept: Iterable[int]) -> None:
         """What a node holds without knowing of it is ready again."""
         for twin in self.jobs.values():
             if twin.holder == node and twin.id not in kept:
@@ -893,7 +893,7 @@ def difference(part: str, found: Sequence[Any], wanted: Sequence[Any]) -> str:
 
 
 @attrs.define(eq=False)
-class Witness:
+class Comparison:
     """Looks into the file from outside."""
 
     path: Path
@@ -1011,7 +1011,7 @@ Happen = Callable[..., None]
 
 
 def step(group: str, weight: int = 1, **drawn: Any) -> Callable[[Happen], Happen]:
-    """Something that may happen; it is told in the story, and all is compared after it."""
+    """Something that may happen; it is written into the story, and all is compared after it."""
 
     def decorate(happen: Happen) -> Happen:
         KINDS[happen.__name__] = Kind(group, weight, st.fixed_dictionaries(drawn))
@@ -1021,7 +1021,7 @@ def step(group: str, weight: int = 1, **drawn: Any) -> Callable[[Happen], Happen
             self.story.append((happen.__name__, values))
             try:
                 happen(self, **values)
-                self.witness.compare(self.model)
+                self.comparison.compare(self.model)
             except Exception as error:
                 self.bench.wrong = [*self.story], error
                 raise
@@ -1129,7 +1129,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _open(self) -> None:
         """Two programs start."""
         self.programs = [self._program(), self._program()]
-        self.witness = Witness(self.path)
+        self.comparison = Comparison(self.path)
         registry = self.programs[0].registry
         self.executor = Executor(registry, self.acts, self.clock)
         self.arbiter = Arbiter(registry, {}, self.clock, random.Random(0))
@@ -1164,7 +1164,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             hand.presence.close()
         for jobs in self.programs:
             jobs.close()
-        self.witness.close()
+        self.comparison.close()
 
     def expect(self, found: object, wanted: object, what: str) -> None:
         """Sees whether something is what the model says."""
@@ -1224,7 +1224,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     # Run
 
     def _attempt(self, claimed: Claimed, act: str) -> Report:
-        """Runs a job, or tells how its node made it end."""
+        """Runs a job, or says how its node made it end."""
         if act == "give back":
             return self.arbiter.not_begun(False)
         self.acts[claimed.id] = act
@@ -1353,7 +1353,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         kept = [*hand.held][:known]
         claims = [hand.held[id][:2] for id in kept]
         hand.jobs.store.nodes.release_strays(hand.node, claims)
-        self.model.stray(hand.node, kept)
+        self.model.release_orphaned(hand.node, kept)
         self.ghosts += [hand.held.pop(id) for id in [*hand.held] if id not in kept]
 
     # Steer
@@ -1606,7 +1606,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         for jobs in self.programs if which == "all" else self.programs[which == "one" :][:1]:
             jobs.close()
         if which == "all":
-            self.witness.close()
+            self.comparison.close()
 
     @step("trouble")
     def kill_everything(self) -> None:
@@ -1711,7 +1711,7 @@ def shortened(bench: Bench, story: Story, error: Exception) -> tuple[Story, Exce
     return story, error
 
 
-def told(story: Story, error: Exception) -> str:
+def describe(story: Story, error: Exception) -> str:
     """What happened, step by step, and what came of it."""
     steps = [
         f"    {name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
@@ -1727,7 +1727,7 @@ def live(bench: Bench, number: int, examples: int) -> None:
     """Lets Hypothesis make up some lives.
 
     Raises:
-        Violation: one went wrong; it is told without the steps that it does not need.
+        Violation: one went wrong; it is shown without the steps that it does not need.
     """
 
     def life() -> LifeOfJobs:
@@ -1750,7 +1750,7 @@ def live(bench: Bench, number: int, examples: int) -> None:
         if bench.wrong is None:
             raise
         story, error = shortened(bench, *bench.wrong)
-        bench.run.violated(f"{told(story, error)}\n  (batch with seed {number})")
+        bench.run.violated(f"{describe(story, error)}\n  (batch with seed {number})")
 
 
 def model(run: Run) -> None:

@@ -95,19 +95,19 @@ def steers(text: str, lines: bool = True) -> str | None:
 
 
 class Listener(logging.Handler):
-    """Hears what is logged, as it would be written; one line, but for a traceback."""
+    """Collects what is logged, as it would be written; one line, but for a traceback."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.heard: list[str] = []
+        self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = record.getMessage()
-        if wrong := steers(told, lines=False):
-            self.heard.append(f"{wrong} in the line {told!r}")
+        shown = record.getMessage()
+        if wrong := steers(shown, lines=False):
+            self.found.append(f"{wrong} in the line {shown!r}")
         whole = logging.Formatter("%(levelname)s %(name)s %(message)s").format(record)
         if wrong := steers(whole):
-            self.heard.append(f"{wrong} in the record {whole!r}")
+            self.found.append(f"{wrong} in the record {whole!r}")
 
 
 def say(context: Context, how: str, text: str) -> str:
@@ -190,8 +190,8 @@ class World:
         wrong = [finding for finding in self.jobs.doctor() if finding.level == "error"]
         self.run.expect(not wrong, f"the doctor finds {wrong}")
         for finding in self.jobs.doctor():
-            told = " ".join(attrs.astuple(finding))
-            self.run.expect(not steers(told, lines=False), f"a finding steers: {told!r}")
+            shown = " ".join(attrs.astuple(finding))
+            self.run.expect(not steers(shown, lines=False), f"a finding steers: {shown!r}")
         mine = [job.id for job in self.jobs.iterate() if job.queue != "bystanders"]
         if mine:
             self.jobs.cancel(*mine)
@@ -387,8 +387,8 @@ def _by_hand(world: World, text: str) -> None:
     )
     id = connection.last_insert_rowid()
     world.one(world.jobs.get(id), stored, "name", name=text)
-    told = f"{world.jobs.get(id)!r} {world.jobs.why(id)!r}"
-    world.run.expect(not steers(told, lines=False), f"a job steers the terminal: {told!r}")
+    shown = f"{world.jobs.get(id)!r} {world.jobs.why(id)!r}"
+    world.run.expect(not steers(shown, lines=False), f"a job steers the terminal: {shown!r}")
     command(world, ["show", world.file, str(id)], text)
     command(world, ["why", world.file, str(id)], text)
 
@@ -500,8 +500,8 @@ def refused(run: Run, where: str, text: str, give: Callable[[], Any]) -> None:
     try:
         give()
     except LitejobsError as error:
-        told = [str(error), repr(error), *getattr(error, "__notes__", ())]
-        wrong = [one for one in told if steers(one, lines=False)]
+        shown = [str(error), repr(error), *getattr(error, "__notes__", ())]
+        wrong = [one for one in shown if steers(one, lines=False)]
         run.expect(not wrong, f"{where}: the error about {text!r} says {wrong[:1]!r}")
         run.expect("SQLError" not in str(error), f"{where}: {text!r} made SQL of its own: {error}")
         run.expect(len(str(error)) < LONG_LINE, f"{where}: {len(str(error))} characters of error")
@@ -529,7 +529,7 @@ def names(run: Run) -> None:
             run.counts["names"] += 1
             if number % BATCH == 0 or number == run.count:
                 world.sweep()
-            run.expect(not listener.heard, f"{name}: the log has {listener.heard[:1]}")
+            run.expect(not listener.found, f"{name}: the log has {listener.found[:1]}")
         outputs(world)
         world.jobs.close()
 

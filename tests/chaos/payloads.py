@@ -305,6 +305,8 @@ KEYS = (
         '"9' + "9" * 5000 + '"',
     ),
 )
+HALVES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
+"""The halves of a surrogate pair, which JSON reads as one character."""
 MARKS = ("{", "}", "[", "]", ":", ",", "", " ", "\0", "\ufeff", "//", "/**/", "\udc80")
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 
@@ -419,12 +421,15 @@ class Fuzzer:
             self.counts["refused"] += 1
             if codec.kind is Login and "hunter2" in str(unfit):
                 return f"the error about {text[:300]!r} shows what is hidden: {unfit}"
-            return self.told(str(unfit), text)
+            return self.error_text(str(unfit), text)
         except BaseException as error:
             return f"{text[:300]!r} raised {_short(error)}"
         self.counts["read"] += 1
         try:
             again = codec.encode(value)
+            if HALVES.search(again):
+                value = codec.decode(again)
+                again = codec.encode(value)
             back = codec.decode(again)
             if back == value and type(back) is type(value) and codec.encode(back) == again:
                 return ""
@@ -445,7 +450,7 @@ class Fuzzer:
             litejobs.bind_json(self.definition, str(bound.payload), {})
         except PayloadError as error:
             self.counts["refused"] += 1
-            return self.told(str(error), text)
+            return self.error_text(str(error), text)
         except LitejobsError as error:
             return f"{text[:300]!r} raised {_short(error)}"
         except BaseException as error:
@@ -453,7 +458,7 @@ class Fuzzer:
         self.counts["bound"] += 1
         return ""
 
-    def told(self, said: str, text: str | bytes) -> str:
+    def error_text(self, said: str, text: str | bytes) -> str:
         """What is wrong with the words of an error."""
         if len(said) > ERROR_LENGTH:
             return f"{len(said)} characters of error about {text[:300]!r}"

@@ -1,10 +1,10 @@
-"""Cuts the power: of what a disk was told and had not synced, any part may be there afterwards.
+"""Cuts the power: of what was written to a disk and not synced, any part may be there afterwards.
 
 Everything that a producer and a node write is recorded. Then images are built of what a power cut
 could have left: all that was synced, and of what was written, truncated, created and removed since
 then whatever the dice say, torn by the sector, in any order. The index of the WAL, which is shared
 memory, is gone. What an image says has to be, word by word, what the file said after some deed:
-with durability "full", none is missing that a producer was told of.
+with durability "full", none is missing that was acknowledged to a producer.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Change(NamedTuple):
 
 @attrs.define(eq=False)
 class Recording:
-    """All that the disk was told, in order, with what the file said after each deed."""
+    """All that was done to the disk, in order, with what the file said after each deed."""
 
     durability: litejobs.Durability
     changes: list[Change] = attrs.field(factory=list)
     states: list[str] = attrs.field(factory=lambda: [""])
     kept: list[int] = attrs.field(factory=lambda: [0])
-    """For each deed, the last one so far that a producer was told of, and that changed
+    """For each deed, the last one so far that was acknowledged to a producer, and that changed
     something: it is never lost again."""
     deeds: list[str] = attrs.field(factory=lambda: ["nothing"])
     _files: dict[str, int] = attrs.field(factory=dict)
@@ -272,7 +272,7 @@ def examine(
     state = portrait(path)
     number = next((n for n in reversed(allowed) if recording.states[n] == state), None)
     if number is None:
-        run.violated(f"{what}: {told(recording, allowed, state)}")
+        run.violated(f"{what}: {describe(recording, allowed, state)}")
     run.counts[f"images, {recording.durability}"] += 1
     if run.dice.randrange(WORKED_ON) == 0:
         write_image(path.parent, files)
@@ -281,7 +281,7 @@ def examine(
     return number
 
 
-def told(recording: Recording, allowed: range, state: str) -> str:
+def describe(recording: Recording, allowed: range, state: str) -> str:
     """What is wrong with a state that is not allowed."""
     if numbers := [n for n, known in enumerate(recording.states) if known == state]:
         return f"the file is as after deed {numbers}, and not as after {allowed[0]}–{allowed[-1]}"

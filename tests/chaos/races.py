@@ -114,7 +114,7 @@ class Racer:
 
 
 def enqueue_unique(racer: Racer, key: str) -> tuple[int, bool]:
-    """One of them enqueues, the others are told of that job."""
+    """One of them enqueues, the others get its id."""
     job = racer.note.using(unique=Unique(key=lambda n: key)).enqueue(racer.number)
     return job.id, job.duplicate
 
@@ -172,7 +172,7 @@ DEEDS: dict[str, Callable[[Racer, Any], Any]] = {
 
 
 def race(line: Connection, number: int, path: Path) -> None:
-    """The life of a racer: it is told a deed, a moment and what it is about, and answers."""
+    """The life of a racer: it is given a deed, a moment and what it is about, and answers."""
     racer = Racer(number, path)
     with contextlib.suppress(EOFError):
         while True:
@@ -226,8 +226,8 @@ class Director:
         """One job for a key."""
         done = self.start("enqueue_unique", f"unique {next(self.serial)}")
         made = {id for id, duplicate in done if not duplicate}
-        told = {id for id, _ in done}
-        self.run.expect(len(made) == 1 and told == made, f"for one unique key: {done}")
+        returned = {id for id, _ in done}
+        self.run.expect(len(made) == 1 and returned == made, f"for one unique key: {done}")
 
     def keys(self) -> None:
         """One job of a key is ready, the others are blocked."""
@@ -299,7 +299,7 @@ RACES = (
 
 @contextlib.contextmanager
 def racers(path: Path) -> Iterator[list[Connection]]:
-    """Processes that wait to be told; they end with their pipes."""
+    """Processes that wait for orders; they end with their pipes."""
     spawning = multiprocessing.get_context("spawn")
     pairs = [spawning.Pipe() for _ in range(RACERS)]
     started = []
@@ -318,7 +318,7 @@ def racers(path: Path) -> Iterator[list[Connection]]:
 
 
 def races(run: Run) -> None:
-    """Who comes second is told so: unique keys, keys, ticks, claims, rescues, prunes, openings."""
+    """The second one learns it: unique keys, keys, ticks, claims, rescues, prunes, openings."""
     for first in range(0, run.count, FOR_ONE_FILE):
         path = run.folder / f"from-{first}" / "jobs.db"
         path.parent.mkdir()

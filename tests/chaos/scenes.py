@@ -145,7 +145,7 @@ BEGINNINGS: tuple[Callable[[Path], None], ...] = (
 
 
 def settled(id: int, state: State) -> Settlement:
-    """What a worker could tell of the first attempt of a job."""
+    """What a worker could report of the first attempt of a job."""
     finished = NOW if state in ("completed", "failed", "cancelled") else None
     failure = None
     if state in ("failed", "retrying"):

@@ -42,7 +42,7 @@ SOON = Constant(0.2)
 PATIENCE = 90.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 LONG = {"memory": 30, "descriptors": 30, "threads": 30, "file": 600, "wal": 600}
-"""Seconds from which on what grows can be told from what fluctuates."""
+"""Seconds from which on what grows can be distinguished from what fluctuates."""
 MOST = {"memory": 400 * 1024, "descriptors": 120, "threads": 16}
 """What no process may ever have: KiB, and numbers."""
 ROOM = {"memory": 3 * 1024, "descriptors": 3, "threads": 1, "file": 8 * 1024, "wal": 8 * 1024}
@@ -54,7 +54,7 @@ EMPTIED = 2_000
 """Frames: the WAL begins anew after 1,000, as soon as nobody reads what is in it."""
 
 
-# What the jobs do. Each tells its diary what it began and how it ended.
+# What the jobs do. Each notes in its diary what it began and how it ended.
 
 
 @define
@@ -247,7 +247,7 @@ def work(folder: Path, name: str) -> None:
 
 
 def sit(folder: Path, seed: int, longest: float) -> None:
-    """Keeps a read transaction open for a while, again and again, and tells when."""
+    """Keeps a read transaction open for a while, again and again, and notes when."""
     stopped = actors.Stopped()
     dice = random.Random(seed)
     diary = Diary.begin("sitter")
@@ -484,11 +484,11 @@ def check_file(run: Run) -> None:
 
 def check_diaries(run: Run) -> None:
     """All that was acknowledged ran to its end, and no attempt was made twice."""
-    enqueued = {int(id) for entry in told(run, "producer", "enqueued") for id in entry}
-    cancelled = {int(id) for entry in told(run, "producer", "cancelling") for id in entry}
-    done = [int(id) for (id,) in told(run, "worker", "done")]
-    begun = [(int(id), int(attempt)) for id, attempt in told(run, "worker", "begin")]
-    ticks = [int(id) for (id,) in told(run, "worker", "ticked")]
+    enqueued = {int(id) for entry in noted(run, "producer", "enqueued") for id in entry}
+    cancelled = {int(id) for entry in noted(run, "producer", "cancelling") for id in entry}
+    done = [int(id) for (id,) in noted(run, "worker", "done")]
+    begun = [(int(id), int(attempt)) for id, attempt in noted(run, "worker", "begin")]
+    ticks = [int(id) for (id,) in noted(run, "worker", "ticked")]
     run.counts["jobs"], run.counts["ticks"] = len(enqueued), len(ticks)
     run.counts["attempts"] = len(begun) + len(ticks)
     for what, them in (("ended", done), ("begun", begun), ("ticked", ticks)):
@@ -503,7 +503,7 @@ def check_diaries(run: Run) -> None:
 def check_contents(run: Run) -> None:
     """What is left in the file is what was enqueued, and what its handler gave back."""
     known = dict(
-        word.split(":") for entry in told(run, "producer", "content") for word in entry if word
+        word.split(":") for entry in noted(run, "producer", "content") for word in entry if word
     )
     given_back = {"small": "number", "large": "text", "keyed": "name"}
     with queue_in(run.folder) as jobs:
@@ -517,7 +517,7 @@ def check_contents(run: Run) -> None:
                 run.expect(job.result() == expected, f"job {job.id} has another result")
 
 
-def told(run: Run, role: str, verb: str) -> Iterator[list[str]]:
+def noted(run: Run, role: str, verb: str) -> Iterator[list[str]]:
     """What follows this word in the diaries of a role."""
     return (words for first, *words in actors.entries(run.folder, role) if first == verb)
 

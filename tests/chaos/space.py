@@ -36,7 +36,7 @@ from litejobs import (
 from .cramped import SmallDisk, cramped
 from .ordeal import Ordeal, Run, Violation
 from .scenes import DAY, HERE, NOW, SCENES, Scene, a_full_file, note, queue_at, settled
-from .stage import Archive, Child, Tell, check_state, in_memory, play
+from .stage import Archive, Child, Send, check_state, in_memory, play
 
 
 @attrs.define
@@ -65,7 +65,7 @@ class LittleMemory:
             self._peak = apsw.memory_high_water()
             apsw.hard_heap_limit(0)
 
-    def told(self) -> int:
+    def observed(self) -> int:
         """How many bytes more were used."""
         return self._peak - self._used
 
@@ -90,7 +90,7 @@ def _starve(run: Run, archive: Archive, scene: Scene, limits: int) -> None:
         raise Violation(f"{fed.about}: it fails")
     for number in range(limits):
         # The last bytes are those that are needed to clean up.
-        most = fed.told if number % 2 else min(fed.told, 4_000)
+        most = fed.observed if number % 2 else min(fed.observed, 4_000)
         room = int((number + run.dice.random()) * most / limits)
         played = play(archive, scene, LittleMemory(room), f"{scene.name!r} without memory")
         run.counts["limits"] += 1
@@ -125,7 +125,7 @@ FILLED, BY_OTHERS = "a full disk", "a disk that others filled"
 KINDS = (FILLED, BY_OTHERS, "a quota", "small files")
 SEEN = FILLED, BY_OTHERS
 """Where room is kept for those who settle, since the disk says how much is left. Limits that it
-does not tell are met by whoever comes next."""
+does not name are met by whoever comes next."""
 
 
 @attrs.frozen
@@ -258,7 +258,7 @@ MOST = 300
 """Enqueues that are tried: a full WAL is begun anew, so that there may be room for very many."""
 
 
-def fill(point: Point, path: Path, tell: Tell) -> None:
+def fill(point: Point, path: Path, send: Send) -> None:
     """Lets the room end, in a process of its own, and sees what can be done without."""
     disk = point.disk(path)
     disk.install()
@@ -268,13 +268,13 @@ def fill(point: Point, path: Path, tell: Tell) -> None:
         plant.come()
         plant.claim(point.held)
     with disk.with_room(point.room):
-        tell(without_room(plant, point))
+        send(without_room(plant, point))
     note.enqueue("afterwards")
     plant.come()
     work_on(plant)
-    tell([finding.problem for finding in plant.jobs.doctor() if finding.level == "error"])
+    send([finding.problem for finding in plant.jobs.doctor() if finding.level == "error"])
     plant.close()
-    tell("closed")
+    send("closed")
 
 
 def without_room(plant: Plant, point: Point) -> Any:
@@ -305,7 +305,7 @@ def work_on(plant: Plant, patience: float = 10.0) -> int:
 
 
 def full_disk(run: Run) -> None:
-    """Room ends at any byte: producers are told, what runs is settled and pruned, all goes on."""
+    """Room ends at any byte: producers see errors, what runs is settled and pruned, all goes on."""
     if sys.platform != "linux":
         run.counts["skipped: replaces system calls of Linux"] += 1
         return
@@ -324,28 +324,30 @@ def full_disk(run: Run) -> None:
 def _fill_under_a_node(run: Run, folder: Path, room: int) -> None:
     """A node, with its processes: it settles what runs, does not spin, and goes on by itself."""
     folder.mkdir()
-    told = cramped(run, "disk", folder / "jobs.db", room)
-    about = f"a node with {room:,} bytes left: {told}"
-    run.expect(told["refusals"] and all(kind == "FileError" for kind in told["refusals"]), about)
-    run.expect(told["settled"], f"{about}: what ran was not settled")
-    run.expect(told["cpu"] < 0.6, f"{about}: it spins")
-    run.expect(told["lost"] == 0 and told["waiting"] == 0, f"{about}: it did not go on")
+    report = cramped(run, "disk", folder / "jobs.db", room)
+    about = f"a node with {room:,} bytes left: {report}"
+    run.expect(
+        report["refusals"] and all(kind == "FileError" for kind in report["refusals"]), about
+    )
+    run.expect(report["settled"], f"{about}: what ran was not settled")
+    run.expect(report["cpu"] < 0.6, f"{about}: it spins")
+    run.expect(report["lost"] == 0 and report["waiting"] == 0, f"{about}: it did not go on")
     run.counts["nodes on a full disk"] += 1
 
 
 def _fill(run: Run, archive: Archive, point: Point) -> None:
     """One point, seen from outside."""
     with archive.copy(FULL) as path:
-        child = Child.fork(run, str(point), lambda tell: fill(point, path, tell))
+        child = Child.fork(run, str(point), lambda send: fill(point, path, send))
         try:
-            pruned, worked, sure, unsure, refusals = child.hear()
+            pruned, worked, sure, unsure, refusals = child.receive()
             held = point.held if point.staffed and point.kind in SEEN else 0
             run.expect(pruned >= held, f"{point}: {held} had ended, {pruned} were pruned")
             run.counts["settled without room"] += worked
             run.counts["refused"] += len(refusals)
             _check_refusals(run, point, refusals)
-            run.expect(not (wrong := child.hear()), f"{point}: the doctor finds {wrong}")
-            child.hear()
+            run.expect(not (wrong := child.receive()), f"{point}: the doctor finds {wrong}")
+            child.receive()
             _check_jobs(run, point, path, set(sure), set(unsure))
         finally:
             child.end()
@@ -359,8 +361,8 @@ def _check_refusals(run: Run, point: Point, refusals: list[tuple[str, str]]) -> 
     for kind, text in refusals:
         run.expect("jobs.db" in text, f"{point}: {kind} does not name the file: {text}")
         if point.kind in SEEN:
-            told = kind == "FileError" and "nothing was written; free some space" in text
-            run.expect(told, f"{point}: {kind} does not say what to do: {text}")
+            clear = kind == "FileError" and "nothing was written; free some space" in text
+            run.expect(clear, f"{point}: {kind} does not say what to do: {text}")
 
 
 def _check_jobs(run: Run, point: Point, path: Path, sure: set[str], unsure: set[str]) -> None:
@@ -371,8 +373,8 @@ def _check_jobs(run: Run, point: Point, path: Path, sure: set[str], unsure: set[
     come = [text for text, _ in rows if "-" in text.partition(" ")[0]]
     run.expect(len(come) == len({*come}), f"{point}: jobs are there twice")
     run.expect(not (lost := sure - {*come}), f"{point}: lost {len(lost)} of {len(sure)} jobs")
-    stray = {*come} - sure - unsure
-    run.expect(not stray, f"{point}: refused and there: {len(stray)} jobs")
+    unexpected = {*come} - sure - unsure
+    run.expect(not unexpected, f"{point}: refused and there: {len(unexpected)} jobs")
     left = {state for text, state in rows if text in come} - {"completed", "failed"}
     run.expect(not left, f"{point}: jobs that nobody ran: they are {left}")
     run.expect(("afterwards", "pending") not in rows, f"{point}: nothing went on afterwards")

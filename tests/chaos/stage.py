@@ -59,8 +59,8 @@ class Child:
     _said: bytes = b""
 
     @classmethod
-    def fork(cls, run: Run, about: str, work: Callable[[Tell], None]) -> Child:
-        """Lets a child *work*, which is given what it tells us with, and ends with it."""
+    def fork(cls, run: Run, about: str, work: Callable[[Send], None]) -> Child:
+        """Lets a child *work*, which is given what it reports with, and ends with it."""
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if not pid:
@@ -70,17 +70,17 @@ class Child:
         theirs.close()
         return cls(run, about, pid, ours)
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """The next thing that it says. After that it waits until this is called again."""
         self._line.sendall(b"\n")
         while b"\n" not in self._said:
             if not select.select([self._line], [], [], DEADLINE)[0]:
                 self.end()
                 raise Violation(f"{self.about}: nothing happened for {DEADLINE:.0f} s")
-            heard = self._line.recv(65_536)
-            if not heard:
+            received = self._line.recv(65_536)
+            if not received:
                 raise Violation(f"{self.about}: the process ended, with {self.end()}")
-            self._said += heard
+            self._said += received
         said, _, self._said = self._said.partition(b"\n")
         return json.loads(said)
 
@@ -96,25 +96,25 @@ class Child:
         return 0
 
 
-Tell = Callable[[Any], None]
-"""Tells the parent something, and waits until it wants to hear more."""
+Send = Callable[[Any], None]
+"""Sends something to the parent, and waits until it wants more."""
 
 
-def _live(line: socket.socket, work: Callable[[Tell], None]) -> None:
+def _live(line: socket.socket, work: Callable[[Send], None]) -> None:
     status = 1
     try:
         logging.getLogger("litejobs").setLevel(logging.CRITICAL + 1)
         litejobs.BUSY_TIMEOUT = PATIENT
         line.recv(1)
 
-        def tell(what: Any) -> None:
+        def send(what: Any) -> None:
             line.sendall(json.dumps(what).encode() + b"\n")
             line.recv(1)
 
-        work(tell)
+        work(send)
         status = 0
     except BrokenPipeError:
-        pass  # They have heard enough.
+        pass  # They have received enough.
     except BaseException:
         traceback.print_exc()
     finally:
@@ -152,13 +152,13 @@ class Archive:
             folder.mkdir(parents=True)
 
             def work(
-                tell: Tell, begins: Callable[[Path], None] = begins, folder: Path = folder
+                send: Send, begins: Callable[[Path], None] = begins, folder: Path = folder
             ) -> None:
                 begins(folder / "jobs.db")
-                tell("made")
+                send("made")
 
             child = Child.fork(self.run, begins.__name__, work)
-            child.hear()
+            child.receive()
             child.end()
 
     def _folder(self, begins: Callable[[Path], None]) -> Path:
@@ -187,7 +187,7 @@ class Trouble(Protocol):
     def at_work(self) -> contextlib.AbstractContextManager[None]:
         """Goes wrong meanwhile."""
 
-    def told(self) -> Any:
+    def observed(self) -> Any:
         """What it has seen."""
 
 
@@ -197,7 +197,7 @@ class Played:
 
     about: str
     outcome: Outcome
-    told: Any
+    observed: Any
     before: Content
     now: Content
 
@@ -209,24 +209,24 @@ def play(archive: Archive, scene: Scene, trouble: Trouble, about: str) -> Played
         Violation: the next call does not work, or changes something else, or leaks.
     """
     with archive.copy(scene) as path:
-        child = Child.fork(archive.run, about, lambda tell: _act(scene, path, trouble, tell))
+        child = Child.fork(archive.run, about, lambda send: _act(scene, path, trouble, send))
         try:
-            child.hear()
+            child.receive()
             before = content(path)
-            outcome, hit, told = child.hear()
+            outcome, hit, observed = child.receive()
             now = content(path)
             about = f"{about} ({hit or 'not hit'}), which gave {outcome}"
-            _check_next(about, child.hear())
-            if (leaked := child.hear()) > 0:
+            _check_next(about, child.receive())
+            if (leaked := child.receive()) > 0:
                 raise Violation(f"{about}: {leaked} descriptors were left open")
             _check_end(about, now, content(path))
             _check_copy(about, path)
         finally:
             child.end()
-    return Played(about, outcome, told, before, now)
+    return Played(about, outcome, observed, before, now)
 
 
-def _act(scene: Scene, path: Path, trouble: Trouble, tell: Tell) -> None:
+def _act(scene: Scene, path: Path, trouble: Trouble, send: Send) -> None:
     """What the child does: the scene in trouble, then the next call without."""
     before = descriptors()
     trouble.install()
@@ -235,14 +235,14 @@ def _act(scene: Scene, path: Path, trouble: Trouble, tell: Tell) -> None:
     if scene.opened:
         jobs.count()
         scene.ready(jobs, closing)
-    tell("open")
+    send("open")
     with trouble.at_work():
         outcome = outcome_of(lambda: scene.act(jobs))
-    tell([outcome, trouble.hit, trouble.told()])
-    tell(outcome_of(lambda: go_on(jobs)))
+    send([outcome, trouble.hit, trouble.observed()])
+    send(outcome_of(lambda: go_on(jobs)))
     jobs.close()
     closing.close()
-    tell(descriptors() - before)
+    send(descriptors() - before)
 
 
 def go_on(jobs: LiteJobs) -> None:

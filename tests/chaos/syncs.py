@@ -1,4 +1,4 @@
-"""Lets a sync fail, each one in turn: nobody is told "not enqueued" of a job that comes up later,
+"""Lets a sync fail, each one in turn: no error says "not enqueued" of a job that comes up later,
 and whoever enqueues again with the same unique key has one job.
 
 An error of COMMIT does not mean that nothing was committed. What was written before the sync is in
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import signal
@@ -79,7 +78,7 @@ class Watch:
         if self.number <= self.syncs < self.number + self.way.times:
             raise apsw.IOError("the sync failed")
 
-    def heard(self, *what: Any) -> None:
+    def recorded(self, *what: Any) -> None:
         """An error has reached whoever called."""
         self.say(what)
         if self.way.dies:
@@ -96,18 +95,18 @@ class Neighbour:
     @classmethod
     def at(cls, path: Path) -> Neighbour:
         """One that has opened the file, which then exists."""
-        ready, tell = os.pipe()
+        ready, begun = os.pipe()
         ended, lifeline = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(lifeline)
             signal.alarm(2 * PATIENCE)
             LiteJobs(path).count()
-            os.write(tell, b".")
+            os.write(begun, b".")
             os.read(ended, 1)
             os._exit(0)
         os.close(ended)
-        os.close(tell)
+        os.close(begun)
         if not os.read(ready, 1):
             raise AssertionError("the neighbour could not open the file")
         os.close(ready)
@@ -147,9 +146,9 @@ def try_to(
         try:
             enqueue()
         except OutcomeUnknownError:
-            watch.heard("unknown", numbers)
+            watch.recorded("unknown", numbers)
         except LitejobsError as error:
-            watch.heard("refused", numbers, str(error))
+            watch.recorded("refused", numbers, str(error))
             return
         else:
             watch.say(("kept", numbers))
@@ -172,11 +171,11 @@ def run_all(run_them: Callable[[], object], watch: Watch) -> None:
         try:
             run_them()
         except LitejobsError as error:
-            watch.heard("ended with", str(error))
+            watch.recorded("ended with", str(error))
         except apsw.IOError as error:
             if not from_closing(error):
                 raise
-            watch.heard("ended with", "an error while it closed the file")
+            watch.recorded("ended with", "an error while it closed the file")
         else:
             watch.say(("ran all",))
             return
@@ -314,7 +313,7 @@ def examine(run: Run, case: Case, said: list[Any], what: str) -> None:
             run.violated(f"{what}: job {number} was {fate}, and is there {found[number]} times")
         run.counts[f"jobs {fate}"] += 1
     strange = found.keys() - fates.keys() if said and said[-1][0] == "syncs" else set()
-    run.expect(not strange, f"{what}: nobody was told of jobs {strange}")
+    run.expect(not strange, f"{what}: nobody knows of jobs {strange}")
     examine_attempts(run, said, what)
     undisturbed = not any(entry[0] == "ended with" for entry in said)
     if ["ran all"] in said and (undisturbed or scene.act is work):
@@ -330,8 +329,8 @@ def examine(run: Run, case: Case, said: list[Any], what: str) -> None:
 
 def fates_of(said: list[Any]) -> dict[int, str]:
     """What was said of each job at last."""
-    told = [entry for entry in said if entry[0] in ("kept", "unknown", "refused")]
-    return {number: fate for fate, numbers, *_ in told for number in numbers}
+    fates = [entry for entry in said if entry[0] in ("kept", "unknown", "refused")]
+    return {number: fate for fate, numbers, *_ in fates for number in numbers}
 
 
 def numbers_in(path: Path) -> Counter[int]:
@@ -339,7 +338,7 @@ def numbers_in(path: Path) -> Counter[int]:
     if not portrait(path):
         return Counter()
     with LiteJobs(path) as jobs:
-        return Counter(json.loads(job.row.payload)["number"] for job in jobs.iterate())
+        return Counter(job.payload["number"] for job in jobs.iterate())
 
 
 def examine_attempts(run: Run, said: list[Any], what: str) -> None:

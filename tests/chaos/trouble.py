@@ -182,30 +182,34 @@ class Lot:
 
     def _look_at_a_bad_one(self, job: Job, misdeed: Misdeed) -> None:
         said = [(error.kind, f"{error.type}: {error.message}") for error in job.errors]
-        told = f"{self.name}: {misdeed.what}: {job.state} after attempt {job.attempt}, {said}"
-        self.run.expect(job.state in misdeed.states, told)
+        summary = f"{self.name}: {misdeed.what}: {job.state} after attempt {job.attempt}, {said}"
+        self.run.expect(job.state in misdeed.states, summary)
         completed = job.state == "completed"
         attempts = 1 if misdeed.once or not misdeed.kind else job.max_attempts
         if len(misdeed.states) == 1:
-            self.run.expect(job.attempt == attempts, f"{told}, not {attempts}")
-        self.run.expect(len(said) == job.attempt - completed, f"{told}, of {job.attempt}")
+            self.run.expect(job.attempt == attempts, f"{summary}, not {attempts}")
+        self.run.expect(len(said) == job.attempt - completed, f"{summary}, of {job.attempt}")
         for kind, text in said:
-            self.run.expect(re.fullmatch(misdeed.kind, kind), f"{told}, no {misdeed.kind}")
-            self.run.expect(re.search(misdeed.says, text), f"{told}, which is not {misdeed.says}")
+            self.run.expect(re.fullmatch(misdeed.kind, kind), f"{summary}, no {misdeed.kind}")
+            self.run.expect(
+                re.search(misdeed.says, text), f"{summary}, which is not {misdeed.says}"
+            )
         if completed:
             result = job.result()
-            self.run.expect(result == misdeed.result, f"{told}, with {result!r}")
+            self.run.expect(result == misdeed.result, f"{summary}, with {result!r}")
         self.run.counts[f"ended by {misdeed.kind or 'return'}"] += 1
 
     def _look_at_a_good_one(self, job: Job, number: int) -> None:
-        told = f"{self.name}: good job {job.id}: {job.state}, attempt {job.attempt}, {job.errors}"
+        summary = (
+            f"{self.name}: good job {job.id}: {job.state}, attempt {job.attempt}, {job.errors}"
+        )
         if self.name == "spoilt" and job.state == "failed":
             self.run.counts["good jobs that were spoilt"] += 1
             return
-        self.run.expect(job.state == "completed", told)
-        self.run.expect(job.result() == number, f"{told}: gave {job.result()!r}, not {number}")
+        self.run.expect(job.state == "completed", summary)
+        self.run.expect(job.result() == number, f"{summary}: gave {job.result()!r}, not {number}")
         if self.strict:
-            self.run.expect((job.attempt, job.errors) == (1, ()), told)
+            self.run.expect((job.attempt, job.errors) == (1, ()), summary)
 
     def _look_at_the_notes(self) -> None:
         times = Counter(map(int, lines(self.notes)))
@@ -229,9 +233,9 @@ class Lot:
         # Those that may stay keep multiprocessing's own process from ending, too.
         self._end_what_was_left(("its own",))
         give_up = time.monotonic() + STALL
-        while strays := [pid for pid in _session(self.node.pid) if alive(pid)]:
+        while left := [pid for pid in _session(self.node.pid) if alive(pid)]:
             if time.monotonic() > give_up:
-                self.run.violated(f"{self.name}: of the node there still run {strays}")
+                self.run.violated(f"{self.name}: of the node there still run {left}")
             time.sleep(0.02)
 
     def _look_for_files(self) -> None:

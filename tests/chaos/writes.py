@@ -1,7 +1,7 @@
 """Dies at each write and each sync, with half of it written: what was acknowledged is there, and
 what was being done is there as a whole or not at all.
 
-A child does one deed after the other on a watched disk and tells which are done. It kills itself
+A child does one deed after the other on a watched disk and reports which are done. It kills itself
 at its n-th touch of the disk, and what the file says then is compared, word by word, with what it
 said before and after each deed in a run that nothing happened to.
 """
@@ -105,7 +105,7 @@ class Case:
         return hands
 
     def perform(self, disk: Disk, watch: Callable[[Touch], None], done: Say) -> None:
-        """All deeds, of which *done* is told after each."""
+        """All deeds, of which *done* is called after each."""
         hands = self.prepared()
         done(0)
         for number, deed in enumerate(SCENES[self.scene].deeds, 1):
