@@ -7306,8 +7306,8 @@ class Listed(NamedTuple):
     names: str | None
 
 
-def _nodes(connection: apsw.Connection) -> list[Node]:
-    rows: list[Any] = connection.execute("""
+def _nodes(tx: Transaction) -> list[Node]:
+    rows = tx.execute("""
         SELECT id, name, pid, port, workers, queues, started_at,
             (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
         FROM litejobs_node AS node ORDER BY id
@@ -7438,8 +7438,8 @@ class Nodes:
 
     def all(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
-        with self.file.reading() as connection:
-            return _nodes(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return _nodes(tx)
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
@@ -7905,172 +7905,17 @@ OVERDUE = 60_000_000
 LATE = 3_600_000_000
 """Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
-_BLOCKED = """
-    SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
-    WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
-        SELECT 1 FROM litejobs_job
-        WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
-    )
-    GROUP BY key
-"""
 _RECOUNTED = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
     WHERE {_COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
 
-@attrs.define(eq=False, repr=False)
-class Health:
-    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
+class _Number(int):
+    """A number that is formatted with a noun, as in "2 jobs", or as a time."""
 
-    _file: File
-    _clock: Clock
-
-    def _live(self, connection: apsw.Connection) -> list[Node]:
-        nodes = _nodes(connection)
-        return [node for node in nodes if alive(self._file.presence_path(node.id))]
-
-    def findings(self) -> list[Finding]:
-        """All problems; none, if all is well."""
-        with self._file.second_connection() as connection:
-            if found := [*_broken(connection)]:
-                return found  # The rest of the file cannot be trusted.
-            live, now = self._live(connection), self._clock()
-            found += _out_of_bounds(connection)
-            found += _miscounted(connection)
-            found += _old_sqlite(connection)
-            found += self._large_wal()
-            found += _dead_nodes(connection, live)
-            found += self._unknown_liveness(live)
-            found += _unknown_definitions(connection, live)
-            found += _wrong_schedules(connection, now)
-            found += _put_off_by_a_wrong_clock(connection, now)
-            found += _for_absent_nodes(connection, live)
-            found += _kept_from_running(connection)
-            found += _late(connection, live, now)
-            found += _dead_letters(connection)
-        return found
-
-    def repair(self) -> int:
-        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
-        were wrong."""
-        with self._file.second_connection() as connection:
-            damaged, _ = _integrity(connection)
-        with self._file.writing() as connection:
-            for index in sorted(damaged):
-                connection.execute(f"REINDEX {index}")
-            repaired = len(damaged) + len([*_miscounted(connection)])
-            connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
-            connection.execute("DELETE FROM litejobs_count")
-            connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
-        return repaired
-
-    def _large_wal(self) -> Iterator[Finding]:
-        size = os.stat(f"{self._file.path}-wal").st_size
-        if size > LARGE_WAL:
-            yield Finding(
-                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "a program keeps a transaction open: end it, then `litejobs compact …`",
-            )  # fmt: skip
-
-    def _unknown_liveness(self, live: Sequence[Node]) -> Iterator[Finding]:
-        for node in live:
-            try:
-                if (locked := _lock_alone(self._file.presence_path(node.id))) is not None:
-                    locked.close()
-            except FileError as error:
-                yield Finding(
-                    "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
-                    f"unless it does (pid {node.pid}), see to it that there is no such file: a"
-                    f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
-                )  # fmt: skip
-
-    def why(self, job: Job[Any]) -> str:
-        """Why a job is not running, or how it ended, in one sentence, on one line."""
-        with self._file.reading() as connection:
-            return printable(self._why(connection, job))
-
-    def _why(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        match job.state:
-            case "running":
-                return self._why_running(connection, job)
-            case "pending":
-                return self._why_pending(connection, job)
-            case "blocked":
-                return _why_blocked(connection, job)
-            case "paused":
-                return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if to_micros(
-                job.run_at
-            ) <= self._clock() and not self._live(connection):
-                return f"it has been due since {_when(job.run_at)}, and no node is at work"
-            case "scheduled":
-                return f"it is due at {_when(job.run_at)}"
-            case "retrying":
-                return (
-                    f"attempt {job.attempt} failed ({job.error}), "
-                    f"and the next one is due at {_when(job.run_at)}"
-                )
-            case "failed":
-                tried = _many(job.attempt, "attempt")
-                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
-            case "cancelled":
-                # The error of an earlier attempt is not the reason.
-                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {job.error}" if known else ""
-                return f"it was cancelled at {_when(job.finished_at)}{why}"
-        return f"it completed at {_when(job.finished_at)}"
-
-    def _why_running(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = connection.execute(sql, (job.id,)).fetchone() or (None, None)
-        node = next((node for node in self._live(connection) if node.id == holder), None)
-        if node is None:
-            return "the node that ran it has died, and the next one at work takes it over"
-        asked = "" if cancel_at is None else ", and was asked to end"
-        return (
-            f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-            f" since {_when(job.started_at)}{asked}"
-        )
-
-    def _why_pending(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        if limited := _limited(connection, job.queue, self._clock()):
-            return f"its queue {job.queue!r} {limited}"
-        live = self._live(connection)
-        if not live:
-            return "no node is at work"
-        live = [node for node in live if job.node in (None, node.name)]
-        if not live:
-            return f"its node {job.node!r} is not at work"
-        if not any(node.knows(job.name) for node in live):
-            return f"no node at work has its definition {job.name!r}"
-        if not any(node.takes(job.name, job.queue) for node in live):
-            return f"no node at work serves its queue {job.queue!r}"
-        sql = """
-            SELECT count(*) FROM (
-                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ?
-                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
-            )
-        """
-        position = job.queue, job.priority, to_micros(job.run_at), job.id
-        if ahead := _one_number(connection, sql, position):
-            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
-        return "it is ready, and next in its queue"
-
-
-def _why_blocked(connection: apsw.Connection, job: Job[Any]) -> str:
-    if job.key is None:
-        return "it waits for another job"
-    sql = """
-        SELECT id FROM litejobs_job
-        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-    """
-    holders = _column(connection, sql, (job.key,))
-    if not holders:
-        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
-    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-    return f"its key {job.key!r} is held by {jobs}"
+    def __format__(self, noun: str) -> str:
+        return _when(self) if noun == "when" else _many(self, noun) if noun else str(int(self))
 
 
 def _when(moment: datetime | int | None) -> str:
@@ -8082,9 +7927,323 @@ def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
+_COMPLETED = "queue", "priority", "run_at", "enqueued_at"
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+
+
+class Problem(NamedTuple):
+    """A kind of problem. Each row that the query gives is one, and is inserted into the texts."""
+
+    level: Level
+    subject: str
+    problem: str
+    advice: str
+    sql: str
+
+
+def _check_bounds(table: str, id: str, thing: str, advice: str) -> Problem:
+    """Rows from before there were bounds, or written without the triggers that keep them."""
+    bounds = BOUNDS[table].items()
+    cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
+    if thing == "job":
+        cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
+    sql = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
+    return Problem(
+        "error", f"{thing} {{0!r}}", "its {1} is out of bounds", advice,
+        f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10",
+    )  # fmt: skip
+
+
+_MISCOUNTED = f"""
+    SELECT state, queue, name, sum(kept), sum(number) FROM (
+        SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
+        UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+    ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
+"""
+_UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
+PROBLEMS = (
+    _check_bounds("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
+    _check_bounds(
+        "litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"
+    ),
+    Problem(
+        "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
+        "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
+    ),
+    Problem(
+        "warning", "a program",
+        "enqueued through sqlite3 with SQLite {0}, which may lose commits",
+        "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
+        "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'",
+    ),
+    Problem(
+        "warning", "node {0!r}", "died (pid {1}) and is still listed, with {2:job}",
+        "the next node at work takes its jobs over: `litejobs run …`",
+        """
+        SELECT name, pid, (
+            SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id
+        ) FROM litejobs_node AS node WHERE id NOT IN (SELECT value FROM json_each(:live))
+        """,
+    ),
+    Problem(
+        "warning", "node {0}", "is not listed, and holds {1:job}",
+        "a node at work takes them over within a minute: `litejobs run …`", _UNLISTED,
+    ),
+    Problem(
+        "warning", "definition {0!r}", "{who} has it, for {1:waiting job}",
+        "start a program that defines it, or `litejobs cancel … --name` them",
+        f"""
+        SELECT name, sum(number) AS waiting FROM ({_counts_of(Match(states=WAITING))})
+        WHERE {_UNKNOWN.format("name")} GROUP BY name HAVING waiting > 0
+        """,
+    ),
+    Problem(
+        "warning", "schedule {0!r}", "{who} has its definition {1!r}",
+        "start a program that defines it, or remove the schedule",
+        f"""
+        SELECT name, definition FROM litejobs_schedule
+        WHERE next_at IS NOT NULL AND NOT paused AND {_UNKNOWN.format("definition")}
+        """,
+    ),
+    Problem(
+        "warning", "definition {0!r}",
+        "{1:job}, such as {2}, put off until {3:when} at the latest by a clock that was ahead",
+        "give them another time, such as `litejobs change … ID --delay 0`",
+        """
+        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
+            coalesce(started_at, enqueued_at) > :soon
+            OR EXISTS (
+                SELECT 1 FROM litejobs_attempt
+                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
+            )
+        ) GROUP BY name
+        """,
+    ),
+    Problem(
+        "warning", "node {0!r}", "is not at work, with {1:job} for it alone",
+        "start it, or `litejobs change … --from-node {quoted} --node ''`",
+        """
+        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND node <> ''
+            AND node NOT IN (SELECT value FROM json_each(:names))
+        GROUP BY node
+        """,
+    ),
+    Problem(
+        "warning", "queue {0!r}", "is paused, with {1:waiting job}",
+        "when they may run: `litejobs queue … {quoted} --resume`",
+        """
+        SELECT name, (
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = setting.name
+        ) AS number
+        FROM litejobs_queue AS setting WHERE paused AND number > 0
+        """,
+    ),
+    Problem(
+        "error", "key {0!r}", "held by no job, with {2:job} waiting for it, such as {1}",
+        "`litejobs doctor … --repair` lets the first one in",
+        """
+        SELECT key, min(id), count(*) FROM litejobs_job AS blocked
+        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+            SELECT 1 FROM litejobs_job
+            WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
+        )
+        GROUP BY key
+        """,
+    ),
+    Problem(
+        "warning", "queue {0!r}", "{2:job} late, the first since {1:when}{idle}", "{hurry}",
+        """
+        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND run_at < :late
+            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
+        GROUP BY queue
+        """,
+    ),
+    Problem(
+        "warning", "definition {1!r}", "{2:dead letter} in queue {0!r}",
+        "see `litejobs list … --state failed`, then retry or delete them",
+        "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0",
+    ),
+)  # fmt: skip
+
+
+@attrs.define(eq=False, repr=False)
+class Health:
+    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
+
+    _file: File
+    _clock: Clock
+
+    def _live(self, tx: Transaction) -> list[Node]:
+        return [node for node in _nodes(tx) if alive(self._file.presence_path(node.id))]
+
+    def findings(self) -> list[Finding]:
+        """All problems; none, if all is well."""
+        with self._file.second_connection() as connection:
+            tx = Transaction(self._file, connection, own=False)
+            # If it is broken, the rest of the file cannot be trusted.
+            return [*_broken(connection)] or [
+                *self._checked(tx),
+                *self._unknown_liveness(tx),
+                *_wrong_schedules(tx),
+                *self._large_wal(),
+            ]
+
+    def _checked(self, tx: Transaction) -> Iterator[Finding]:
+        live = self._live(tx)
+        if live:
+            names = [node.names for node in live]
+            known = None if None in names else {name for each in names for name in each or ()}
+            texts = {"who": "no node at work", "idle": ""}
+            texts["hurry"] = (
+                "start more workers, or see by `litejobs why …` what the first one waits for"
+            )
+        else:
+            known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
+            texts = {"who": "no node so far", "idle": ": no node is at work"}
+            texts["hurry"] = "start one: `litejobs run …`"
+        values = {
+            "live": json.dumps([node.id for node in live]),
+            "names": json.dumps([node.name for node in live]),
+            "known": None if known is None else json.dumps([*known]),
+            "soon": tx.now + 60 * SECOND,
+            "late": tx.now - (LATE if live else OVERDUE),
+        }
+        for problem in PROBLEMS:
+            for row in tx.execute(problem.sql, values):
+                row = [_Number(each) if type(each) is int else each for each in row]
+                texts["quoted"] = shlex.quote(str(row[0]))
+                sentences = (text.format(*row, **texts) for text in problem[1:4])
+                yield Finding(problem.level, *sentences)
+
+    def _unknown_liveness(self, tx: Transaction) -> Iterator[Finding]:
+        for node in self._live(tx):
+            try:
+                if (alone := _lock_alone(self._file.presence_path(node.id))) is not None:
+                    alone.close()
+            except FileError as error:
+                yield Finding(
+                    "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
+                    f"unless it does (pid {node.pid}), see to it that there is no such file: a"
+                    f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
+                )  # fmt: skip
+
+    def _large_wal(self) -> Iterator[Finding]:
+        size = os.stat(f"{self._file.path}-wal").st_size
+        if size > LARGE_WAL:
+            yield Finding(
+                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
+                "a program keeps a transaction open: end it, then `litejobs compact …`",
+            )  # fmt: skip
+
+    def repair(self) -> int:
+        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
+        were wrong."""
+        with self._file.second_connection() as connection:
+            damaged, _ = _integrity(connection)
+        with self._file.transaction() as tx:
+            for index in sorted(damaged):
+                tx.execute(f"REINDEX {index}")
+            repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+            tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
+            tx.execute("DELETE FROM litejobs_count")
+            tx.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
+        return repaired
+
+    def why(self, job: Job[Any]) -> str:
+        """Why a job is not running, or how it ended, in one sentence, on one line."""
+        with self._file.transaction(read_only=True) as tx:
+            return printable(self._why(tx, job))
+
+    def _why(self, tx: Transaction, job: Job[Any]) -> str:
+        match job.state:
+            case "running":
+                return self._why_running(tx, job)
+            case "pending":
+                return self._why_pending(tx, job)
+            case "blocked":
+                return _why_blocked(tx, job)
+            case "paused":
+                return "a person holds it, until it is released"
+            case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not self._live(tx):
+                return f"it has been due since {_when(job.run_at)}, and no node is at work"
+            case "scheduled":
+                return f"it is due at {_when(job.run_at)}"
+            case "retrying":
+                failed = f"attempt {job.attempt} failed ({job.error})"
+                return f"{failed}, and the next one is due at {_when(job.run_at)}"
+            case "failed":
+                tried = _many(job.attempt, "attempt")
+                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
+            case "cancelled":
+                # The error of an earlier attempt is not the reason.
+                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {job.error}" if known else ""
+                return f"it was cancelled at {_when(job.finished_at)}{why}"
+        return f"it completed at {_when(job.finished_at)}"
+
+    def _why_running(self, tx: Transaction, job: Job[Any]) -> str:
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+        node = next((node for node in self._live(tx) if node.id == holder), None)
+        if node is None:
+            return "the node that ran it has died, and the next one at work takes it over"
+        asked = "" if cancel_at is None else ", and was asked to end"
+        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+        return f"{runs} since {_when(job.started_at)}{asked}"
+
+    def _why_pending(self, tx: Transaction, job: Job[Any]) -> str:
+        if limited := _limited(tx, job.queue):
+            return f"its queue {job.queue!r} {limited}"
+        live = self._live(tx)
+        here = [node for node in live if job.node in (None, node.name)]
+        for found, problem in (
+            (live, "no node is at work"),
+            (here, f"its node {job.node!r} is not at work"),
+            (
+                any(node.knows(job.name) for node in here),
+                f"no node at work has its definition {job.name!r}",
+            ),
+            (
+                any(node.takes(job.name, job.queue) for node in here),
+                f"no node at work serves its queue {job.queue!r}",
+            ),
+        ):
+            if not found:
+                return problem
+        sql = """
+            SELECT count(*) FROM (
+                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ?
+                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
+            )
+        """
+        position = job.queue, job.priority, to_micros(job.run_at), job.id
+        if ahead := tx.execute(sql, position).get:
+            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return "it is ready, and next in its queue"
+
+
+def _why_blocked(tx: Transaction, job: Job[Any]) -> str:
+    if job.key is None:
+        return "it waits for another job"
+    sql = """
+        SELECT id FROM litejobs_job
+        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running') ORDER BY id LIMIT 5
+    """
+    holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
+    if not holders:
+        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
+    return f"its key {job.key!r} is held by {jobs}"
+
+
+def _limited(tx: Transaction, queue: str) -> str | None:
     """The setting of a queue that its jobs are waiting for."""
-    limits = Limits(_terms_of(connection), connection, now)
+    limits = Limits(_terms_of(tx), tx.connection, tx.now)
     terms = limits.terms.get(queue) or Terms(queue)
     if terms.paused:
         return "is paused"
@@ -8095,10 +8254,8 @@ def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     return None
 
 
-# Each of these functions looks for one kind of problem.
-
-
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+    """What makes the file unreadable, or ours no more."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
         indexes, problems = _integrity(connection)
@@ -8114,12 +8271,9 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
         return
-    sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
-    there = {name for (name,) in connection.execute(sql)}
-    step = r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)"
-    made = {name: verb for verb, name in re.findall(step, "".join(SCHEMA))}
-    for name, verb in sorted(made.items()):
-        if verb == "CREATE" and name not in there:
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    for _, name in sorted(_expected_schema()):
+        if name not in there:
             yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
@@ -8139,218 +8293,38 @@ def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
     """Finds texts that are not JSON any more, as after a byte was overwritten. (SQLite's own check
     refuses deeper nesting than Python's, and ends at a NUL.)"""
     for column in ("payload", "headers", "result", "progress", "retention"):
-        sql = f"""
+        ids = []
+        for id, text in connection.execute(f"""
             SELECT id, {column} FROM litejobs_job
             WHERE typeof({column}) = 'text'
                 AND (NOT json_valid({column}) OR instr({column}, char(0)))
-        """
-        ids = [id for id, text in connection.execute(sql) if not _is_json(text)]
+        """):
+            try:
+                load_json(text)
+            except ValueError:
+                ids.append(str(id))
         if ids:
             yield Finding(
                 "error", f"the {column} of {_many(len(ids), 'job')}",
-                f"cannot be read as JSON: {', '.join(map(str, ids[:5]))}",
+                f"cannot be read as JSON: {', '.join(ids[:5])}",
                 "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
             )  # fmt: skip
 
 
-def _is_json(text: str) -> bool:
-    try:
-        load_json(text)
-    except ValueError:
-        return False
-    return True
-
-
-_COMPLETED = ("queue", "priority", "run_at", "enqueued_at")
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
-
-
-def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
-    """Finds rows from before there were bounds, or written without the triggers that keep them."""
-    for table, id, thing, advice in (
-        ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
-        ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
-    ):
-        bounds = BOUNDS[table].items()
-        cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
-        if thing == "job":
-            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
-        cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
-        for name, wrong in connection.execute(
-            f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
-        ):
-            yield Finding("error", f"{thing} {name!r}", f"its {wrong} is out of bounds", advice)
-
-
-def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = f"""
-        SELECT state, queue, name, sum(kept), sum(number) FROM (
-            SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
-            UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
-        ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
-    """
-    for state, queue, name, kept, number in connection.execute(sql):
-        yield Finding(
-            "error", f"{state} jobs of {name!r} in queue {queue!r}",
-            f"counted as {kept}, but there are {number}",
-            "`litejobs doctor … --repair` counts them anew",
-        )  # fmt: skip
-
-
-def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'"
-    for (version,) in connection.execute(sql):
-        yield Finding(
-            "warning", "a program",
-            f"enqueued through sqlite3 with SQLite {version}, which may lose commits",
-            "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
-        )  # fmt: skip
-
-
-def _dead_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    ids = {node.id for node in live}
-    for node in _nodes(connection):
-        if node.id not in ids:
-            yield Finding(
-                "warning", f"node {node.name!r}",
-                f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
-                "the next node at work takes its jobs over: `litejobs run …`",
-            )  # fmt: skip
-    for holder, number in connection.execute(_UNLISTED):
-        yield Finding(
-            "warning", f"node {holder}", f"is not listed, and holds {_many(number, 'job')}",
-            "a node at work takes them over within a minute: `litejobs run …`",
-        )  # fmt: skip
-
-
-def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    """Finds definitions that no live node has; if there is no node, those that none has had."""
-    sql = "SELECT name FROM litejobs_definition"
-    known = {name for (name,) in connection.execute(sql)}
-
-    def unknown(name: str) -> bool:
-        if live:
-            return not any(node.knows(name) for node in live)
-        return bool(known) and name not in known
-
-    who = "no node at work" if live else "no node so far"
-    waiting = f"""
-        SELECT name, sum(number) FROM ({_counts_of(Match(states=WAITING))})
-        GROUP BY name HAVING sum(number) > 0
-    """
-    for name, number in connection.execute(waiting):
-        if unknown(name):
-            yield Finding(
-                "warning", f"definition {name!r}",
-                f"{who} has it, for {_many(number, 'waiting job')}",
-                "start a program that defines it, or `litejobs cancel … --name` them",
-            )  # fmt: skip
-    ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
-    for name, definition in connection.execute(f"{ticking} AND NOT paused"):
-        if unknown(definition):
-            yield Finding(
-                "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
-                "start a program that defines it, or remove the schedule",
-            )  # fmt: skip
-
-
-def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    for entry in Timetable._entries(connection, "NOT paused"):
+def _wrong_schedules(tx: Transaction) -> Iterator[Finding]:
+    for entry in Timetable._entries(tx.connection, "NOT paused"):
         what = f"schedule {entry.name!r}"
         if problem := problem_of(entry):
             yield Finding(
                 "error", what, f"cannot be fired by this machine: {problem}",
                 "put that right, or `jobs.schedule(name).remove()`",
             )  # fmt: skip
-        elif (right := entry.planned(now).next_at) != entry.next_at:
+        elif (right := entry.planned(tx.now).next_at) != entry.next_at:
             stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
             yield Finding(
                 "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
                 "the clock or the time zones have changed: a node that starts corrects it",
             )  # fmt: skip
-
-
-def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    """Finds jobs whose delay counts from a moment in the future."""
-    sql = """
-        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
-            coalesce(started_at, enqueued_at) > :soon
-            OR EXISTS (
-                SELECT 1 FROM litejobs_attempt
-                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
-            )
-        ) GROUP BY name
-    """
-    for name, number, id, latest in connection.execute(sql, {"soon": now + 60 * SECOND}):
-        yield Finding(
-            "warning", f"definition {name!r}",
-            f"{_many(number, 'job')}, such as {id}, put off until {_when(latest)} at the latest"
-            " by a clock that was ahead",
-            "give them another time, such as `litejobs change … ID --delay 0`",
-        )  # fmt: skip
-
-
-def _for_absent_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    names = {node.name for node in live}
-    sql = """
-        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND node <> '' GROUP BY node
-    """
-    for node, number in connection.execute(sql):
-        if node not in names:
-            yield Finding(
-                "warning", f"node {node!r}",
-                f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change … --from-node {shlex.quote(node)} --node ''`",
-            )  # fmt: skip
-
-
-def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
-    paused = """
-        SELECT name, (
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
-            WHERE state = 'pending' AND queue = setting.name
-        ) AS number
-        FROM litejobs_queue AS setting WHERE paused AND number > 0
-    """
-    for name, number in connection.execute(paused):
-        yield Finding(
-            "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            f"when they may run: `litejobs queue … {shlex.quote(name)} --resume`",
-        )  # fmt: skip
-    for key, id, number in connection.execute(_BLOCKED):
-        yield Finding(
-            "error", f"key {key!r}",
-            f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
-            "`litejobs doctor … --repair` lets the first one in",
-        )  # fmt: skip
-
-
-def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterator[Finding]:
-    limit = LATE if live else OVERDUE
-    sql = """
-        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND run_at < ?
-            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
-        GROUP BY queue
-    """
-    for queue, oldest, number in connection.execute(sql, (now - limit,)):
-        late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
-        yield Finding(
-            "warning", f"queue {queue!r}", late if live else f"{late}: no node is at work",
-            "start more workers, or see by `litejobs why …` what the first one waits for"
-            if live else "start one: `litejobs run …`",
-        )  # fmt: skip
-
-
-def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0"
-    for queue, name, number in connection.execute(sql):
-        yield Finding(
-            "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
-            "see `litejobs list … --state failed`, then retry or delete them",
-        )  # fmt: skip
 
 
 ################################################################################
