@@ -533,23 +533,6 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-class Settlement(NamedTuple):
-    """The outcome of an attempt. Applied only while *claim* still holds the job."""
-
-    id: int
-    claim: int
-    state: State
-    attempt: int
-    run_at: int
-    started_at: int | None
-    finished_at: int | None
-    result: str | None
-    error: str | None
-    queue: str
-    name: str
-    failure: Failure | None
-
-
 @attrs.frozen
 class Failure:
     """One failed attempt of a job."""
@@ -3358,73 +3341,53 @@ define = Define()
 ################################################################################
 # Execution
 #
-# One attempt of one job, from its payload to its outcome. Nothing here knows SQL or
-# processes: the worker, `drain` and any other engine run jobs with it.
+# One attempt of one job, from its payload to its report. Nothing here knows SQL or processes: the
+# worker, `drain` and any other engine run jobs with it.
 ################################################################################
 
 
 class Outcome(Exception):
     """An outcome that a handler chooses by raising it, instead of returning or failing."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
-def _delay(value: Duration) -> timedelta:
-    return duration(value, "delay")
+    def __str__(self) -> str:
+        return self.reason
 
 
-@attrs.define(eq=False, repr=False)
 class Retry(Outcome):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
-    delay: timedelta | None = attrs.field(default=None, converter=attrs.converters.optional(_delay))
-    reason: str = "the handler asked for a retry"
+    def __init__(
+        self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
+    ) -> None:
+        super().__init__(reason)
+        self.args = delay, reason  # By which it is pickled.
+        self.delay = None if delay is None else duration(delay, "delay")
 
-    def __str__(self) -> str:
-        return self.reason
 
-
-@attrs.define(eq=False, repr=False)
 class Snooze(Outcome):
     """Not now: run again after *delay*. This costs no attempt."""
 
-    delay: timedelta = attrs.field(converter=_delay)
+    def __init__(self, delay: Duration) -> None:
+        self.delay = duration(delay, "delay")
+        super().__init__(f"snoozed for {self.delay}")
+        self.args = (delay,)
 
-    def __str__(self) -> str:
-        return f"snoozed for {self.delay}"
 
-
-@attrs.define(eq=False, repr=False)
 class Fail(Outcome):
     """The job failed for good: no attempts are left, whatever the limit."""
 
-    reason: str
 
-    def __str__(self) -> str:
-        return self.reason
-
-
-@attrs.define(eq=False, repr=False)
 class Cancel(Outcome):
     """The job need not be done any more."""
 
-    reason: str = "the handler cancelled it"
+    def __init__(self, reason: str = "the handler cancelled it") -> None:
+        super().__init__(reason)
 
-    def __str__(self) -> str:
-        return self.reason
-
-
-class Verdict(NamedTuple):
-    """The state of a job after an attempt."""
-
-    state: State
-    delay: int = 0
-    """Microseconds until it is due again."""
-    counted: bool = True
-    """Whether the attempt was used up."""
-
-
-COMPLETED = Verdict("completed")
-GIVEN_BACK = Verdict("pending", counted=False)
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3489,31 +3452,194 @@ def _is_async(layer: Any) -> bool:
     return inspect.iscoroutinefunction(layer) or inspect.iscoroutinefunction(type(layer).__call__)
 
 
-def compose(
-    layers: Sequence[AroundRun],
-    context: Context[Any],
-    handler: Callable[[], Any],
-    wait: Callable[[Coroutine[Any, Any, Any]], Any],
-) -> Any:
-    """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
-    be a coroutine of it. *wait* runs coroutines for sync layers."""
-    if not layers:
-        return handler()
-    if _is_async(layers[0]):
-        return compose_async(layers, context, handler)
+class Report(NamedTuple):
+    """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
+    together with the claimed job. The defaults are those of one that completed without a result."""
 
-    def call_next() -> Any:
-        value = compose(layers[1:], context, handler, wait)
-        return wait(value) if inspect.iscoroutine(value) else value
+    started_at: int = 0
+    """0 if it never began."""
+    finished_at: int = 0
+    took: int = 0
+    """Microseconds of running, by the monotonic clock."""
+    state: State = "completed"
+    """The new state of the job."""
+    delay: int = 0
+    """Microseconds until it is due again."""
+    counted: bool = True
+    """Whether the attempt was used up."""
+    result: str | None = None
+    kind: str = ""
+    """What went wrong, as in `Failure`, or cancelled."""
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+    worker: int = 0
+    """The worker's process id, added by its supervisor if there is more to report than times."""
+    exit_code: int | None = None
+    cpu: int | None = None
+    """Microseconds."""
+    memory: int | None = None
+    output: str = ""
 
-    return layers[0](context, call_next)
+    @property
+    def brief(self) -> bool:
+        """Whether only the times differ from the defaults."""
+        return self[3:] == _DEFAULTS
+
+    @property
+    def error(self) -> str | None:
+        """Type and first line of what went wrong."""
+        return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
+
+
+_DEFAULTS = Report()[3:]
+GIVEN_BACK = Report(state="pending", counted=False)
+Settlement = tuple[Claimed, Report]
+"""An attempt that has ended. It is settled only while its claim still holds the job."""
+
+
+def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.Random) -> Report:
+    """The report, without times, of an attempt whose handler raised. In this order: the handler's
+    own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
+    own = options.backoff
+    if isinstance(error, Outcome):
+        if isinstance(error, Cancel):
+            return Report(state="cancelled")
+        if isinstance(error, Snooze):
+            return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
+        if isinstance(error, Retry) and error.delay is not None:
+            return Report(state="retrying", delay=error.delay // MICROSECOND)
+        if isinstance(error, Fail):
+            return Report(state="failed")
+    elif isinstance(error, options.fail_on):
+        return Report(state="failed")
+    elif options.retry_on is not None:
+        fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
+        if not fitting:
+            return Report(state="failed")
+        if (policy := options.retry_on[fitting[0]]) is not None:
+            own, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return after_failure(claimed, own, rng)
+
+
+def after_failure(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that failed: a retry, with the backoff of the row
+    or the definition's *own*, unless all attempts are used up."""
+    if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
+        return Report(state="failed")
+    try:
+        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
+    except BaseException:  # After a crash, this runs in the supervisor.
+        logger.exception("the backoff of %r failed; the default is used", claimed.name)
+        wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
+    return Report(state="retrying", delay=wait // MICROSECOND)
+
+
+ReportProgress = Callable[[Claimed, Progress], None]
+
+
+@attrs.define(eq=False, repr=False)
+class Executor:
+    """Runs attempts with the state that one worker has: one after the other with `run`,
+    and coroutines beside them with `run_async`."""
+
+    registry: Registry
+    state: Any = None
+    clock: Clock = system_clock
+    source: _Source = NOWHERE
+    rng: random.Random = attrs.field(factory=random.Random)
+    around: tuple[AroundRun, ...] = ()
+    """The middleware of the program."""
+    noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
+    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    forked: bool = False
+    """Whether a job has forked this process off its worker."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
+
+    def __attrs_post_init__(self) -> None:
+        in_forks(self, Executor._set_forked)
+
+    def _set_forked(self) -> None:
+        self.forked = True
+
+    def run(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked = lambda: None,
+        progress: ReportProgress = lambda claimed, progress: None,
+    ) -> Report:
+        """One attempt of one job, in a context of its own. Whatever the handler raises is in
+        the report."""
+        return contextvars.copy_context().run(self._run, claimed, asked, progress)
+
+    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
+        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        try:
+            value = attempt.call(self._compose)
+            if value is not None and inspect.iscoroutine(value):
+                value = self._await(value)
+            return attempt.returned(value)
+        except BaseException as error:
+            report = attempt.raised(error)
+            with _logged(claimed):
+                if rest := attempt.on_failure(report, error):
+                    self._await(rest)
+            return report
+
+    async def run_async(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        progress: ReportProgress = lambda claimed, progress: None,
+    ) -> Report:
+        """The same for a coroutine, in the event loop that runs. That its task is cancelled
+        is in the report, too."""
+        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        try:
+            return attempt.returned(await attempt.call(compose_async))
+        except BaseException as error:
+            report = attempt.raised(error)
+            with _logged(claimed):
+                if rest := attempt.on_failure(report, error):
+                    await rest
+            return report
+
+    def _compose(
+        self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
+    ) -> Any:
+        """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+        be a coroutine."""
+        if not layers:
+            return handler()
+        if _is_async(layers[0]):
+            return compose_async(layers, context, handler)
+
+        def call_next() -> Any:
+            value = self._compose(layers[1:], context, handler)
+            return self._await(value) if inspect.iscoroutine(value) else value
+
+        return layers[0](context, call_next)
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if self._runner is None:
+            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
+
+            self._runner = asyncio.Runner()
+        run = functools.partial(self._runner.run, context=contextvars.copy_context())
+        return _beside_other_loops(run, coroutine)
+
+    def close(self) -> None:
+        """Ends the event loop of async handlers, if there was any."""
+        if self._runner is not None:
+            _beside_other_loops(self._runner.close)
 
 
 async def compose_async(
     layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
 ) -> Any:
-    """The same where an event loop runs. A sync layer goes to a thread of its own, where
-    it may wait for what is inside; context variables go along, both ways in."""
+    """`Executor._compose` where an event loop runs. A sync layer goes to a thread of its own,
+    where it may wait for what is inside; context variables go along, both ways in."""
     import asyncio
 
     if not layers:
@@ -3536,310 +3662,6 @@ async def compose_async(
             future.cancel()
 
 
-class Report(NamedTuple):
-    """An attempt as its worker reports it, in plain values that marshal takes. The defaults
-    are those of an attempt that completed without a result."""
-
-    started_at: int
-    """0 if it never began."""
-    finished_at: int
-    took: int
-    """Microseconds of running, by a clock that nobody sets."""
-    state: State = "completed"
-    delay: int = 0
-    counted: bool = True
-    result: str | None = None
-    kind: str = ""
-    type: str = ""
-    message: str = ""
-    traceback: str = ""
-    exit_code: int | None = None
-    cpu: int | None = None
-    """Microseconds."""
-    memory: int | None = None
-    output: str = ""
-
-    @property
-    def brief(self) -> bool:
-        """Whether only the times differ from the defaults."""
-        return self[3:] == _DEFAULTS
-
-    @property
-    def error(self) -> str | None:
-        """Type and first line of what went wrong."""
-        return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
-
-
-_DEFAULTS = Report(0, 0, 0)[3:]
-TEXT_LIMIT = 2_000
-TRACEBACK_LIMIT = 16_000
-"""Characters that are kept of a message, and of a traceback from its end."""
-
-
-def judge(error: BaseException, claimed: Claimed, own: Backoff, rng: random.Random) -> Verdict:
-    """The outcome of an attempt that ended with *error*. In this order: the handler's own
-    outcome, the limit of attempts, the backoff (that of the row, or the definition's *own*)."""
-    if isinstance(error, Fail):
-        return Verdict("failed")
-    if isinstance(error, Cancel):
-        return Verdict("cancelled")
-    if isinstance(error, Snooze):
-        return Verdict("scheduled", error.delay // MICROSECOND, counted=False)
-    if isinstance(error, Retry) and error.delay is not None:
-        return Verdict("retrying", error.delay // MICROSECOND)
-    if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
-        return Verdict("failed")
-    try:
-        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except BaseException:  # Of a worker that crashed it is the supervisor that asks.
-        logger.exception("the backoff of %r failed; the default is used", claimed.name)
-        wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
-    return Verdict("retrying", wait // MICROSECOND)
-
-
-def judge_by_rules(
-    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
-) -> Verdict:
-    """The outcome of an attempt whose handler raised: first by its definition's `fail_on`,
-    then by its `retry_on`, of which the first exception that fits counts."""
-    own = options.backoff
-    if not isinstance(error, Outcome):
-        if isinstance(error, options.fail_on):
-            return Verdict("failed")
-        if options.retry_on is not None:
-            fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
-            if not fitting:
-                return Verdict("failed")
-            if (policy := options.retry_on[fitting[0]]) is not None:
-                own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return judge(error, claimed, own, rng)
-
-
-ReportProgress = Callable[[Claimed, Progress], None]
-
-
-@attrs.define(eq=False, repr=False)
-class Executor:
-    """Runs attempts with the state that one worker has: one after the other with `run`,
-    and coroutines beside them with `run_async`."""
-
-    registry: Registry
-    state: Any = None
-    clock: Clock = system_clock
-    source: _Source = attrs.field(default=NOWHERE)
-    rng: random.Random = attrs.field(factory=random.Random)
-    around: tuple[AroundRun, ...] = ()
-    """The middleware of the program."""
-    noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, whose handler knows that it was asked to end."""
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
-    _pid: int = attrs.field(factory=os.getpid)
-
-    def run(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked = lambda: None,
-        report: ReportProgress = lambda claimed, progress: None,
-    ) -> Report:
-        """One attempt of one job, in a context of its own. Whatever the handler raises is in
-        the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, report)
-
-    def _run(self, claimed: Claimed, asked: WhyAsked, report: ReportProgress) -> Report:
-        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
-        try:
-            shape, payload = self._prepare(claimed)
-            context = functools.partial(self._context, claimed, started_at, asked, report)
-            value = self._call(shape, payload, context, self._inside)
-            if value is not None and inspect.iscoroutine(value):
-                value = self._await(value)
-            return self._returned(shape, value, claimed, started_at, began, asked)
-        except BaseException as error:
-            failed = self._raised(error, shape, claimed, started_at, began, asked)
-            with _harmless(claimed):
-                if rest := self._on_failure(failed, error, claimed, asked):
-                    self._await(rest)
-            return failed
-
-    async def run_async(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked,
-        report: ReportProgress = lambda claimed, progress: None,
-    ) -> Report:
-        """The same for a coroutine, in the event loop that runs. That its task is cancelled
-        is in the report, too."""
-        shape, started_at, began = None, self.clock(), time.perf_counter_ns()
-        try:
-            shape, payload = self._prepare(claimed)
-            context = functools.partial(self._context, claimed, started_at, asked, report)
-            value = await self._call(shape, payload, context, compose_async)
-            return self._returned(shape, value, claimed, started_at, began, asked)
-        except BaseException as error:
-            failed = self._raised(error, shape, claimed, started_at, began, asked)
-            with _harmless(claimed):
-                if rest := self._on_failure(failed, error, claimed, asked):
-                    await rest
-            return failed
-
-    def _prepare(self, claimed: Claimed) -> tuple[Shape, Any]:
-        shape = self.registry.named(claimed.name).body.shape
-        try:
-            return shape, shape.payload.decode(claimed.payload)
-        except Unfit as unfit:
-            raise PayloadError(claimed.name, unfit.problems) from None
-
-    def _call(
-        self,
-        shape: Shape,
-        payload: Any,
-        context: Callable[[], Context[Any]],
-        inside: Callable[..., Any],
-    ) -> Any:
-        """Calls the handler; if there is middleware, *inside* it."""
-        if not self.around:
-            return shape.call(payload, context)
-        made = context()
-        return inside(self.around, made, functools.partial(shape.call, payload, lambda: made))
-
-    def _returned(
-        self,
-        shape: Shape,
-        value: Any,
-        claimed: Claimed,
-        started_at: int,
-        began: int,
-        asked: WhyAsked,
-    ) -> Report:
-        verdict, result = COMPLETED, None
-        if self.noticed and self._broke_off(claimed, asked):
-            verdict = GIVEN_BACK
-        elif shape.result is not None:
-            result = _stored_result(shape.result, value)
-        self._end_copies(claimed)
-        took = (time.perf_counter_ns() - began) // 1000
-        if result is None and verdict is COMPLETED:
-            return Report(started_at, self.clock(), took)
-        return Report(started_at, self.clock(), took, *verdict, result)
-
-    def _end_copies(self, claimed: Claimed, error: BaseException | None = None) -> None:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if os.getpid() == self._pid:
-            return
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
-        os._exit(1)
-
-    def _inside(
-        self, around: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
-    ) -> Any:
-        return compose(around, context, handler, self._await)
-
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._runner is None:
-            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
-
-            self._runner = asyncio.Runner()
-        run = functools.partial(self._runner.run, context=contextvars.copy_context())
-        return _beside_other_loops(run, coroutine)
-
-    def _context(
-        self, claimed: Claimed, now: int, asked: WhyAsked, report: ReportProgress
-    ) -> Context[Any]:
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-
-        def notice() -> Reason | None:
-            if reason := asked():
-                self.noticed.add(claimed[:2])
-            return reason
-
-        report_own = functools.partial(report, claimed)
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
-        return Context(job, self.state, deadline, notice, report_own)
-
-    def _raised(
-        self,
-        error: BaseException,
-        shape: Shape | None,
-        claimed: Claimed,
-        started_at: int,
-        began: int,
-        asked: WhyAsked,
-    ) -> Report:
-        """The report of an attempt that raised; before it began, if there is no *shape*."""
-        self._end_copies(claimed, error)
-        took = (time.perf_counter_ns() - began) // 1000
-        options = self.registry.options(claimed.name)
-        try:
-            if shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                took, verdict = 0, Verdict("failed")
-            elif self._broke_off(claimed, asked, error):
-                verdict = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                verdict = judge_by_rules(error, claimed, options, self.rng)
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            error, verdict = worse, judge(worse, claimed, options.backoff, self.rng)
-        if verdict is GIVEN_BACK or isinstance(error, Snooze):
-            return Report(started_at, self.clock(), took, *verdict)
-        kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        return Report(started_at, self.clock(), took, *verdict, None, kind, *describe(error))
-
-    def _broke_off(
-        self,
-        claimed: Claimed,
-        asked: WhyAsked,
-        error: BaseException | None = None,
-    ) -> bool:
-        """Whether an attempt ended because its node stops, as its handler knew."""
-        noticed = claimed[:2] in self.noticed
-        self.noticed.discard(claimed[:2])
-        return noticed and asked() == "stop" and not isinstance(error, Outcome)
-
-    def _on_failure(
-        self, report: Report, error: BaseException, claimed: Claimed, asked: WhyAsked
-    ) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; gives what is left to await."""
-        hook = self.registry.options(claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or asked() not in (None, "stop"):
-            return None
-        context = self._context(claimed, report.started_at, asked, lambda *_: None)
-        rest = hook(context, error)
-        return rest if inspect.iscoroutine(rest) else None
-
-    def close(self) -> None:
-        """Ends the event loop of async handlers, if there was any."""
-        if self._runner is not None:
-            _beside_other_loops(self._runner.close)
-
-
-@contextlib.contextmanager
-def _harmless(claimed: Claimed) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
-
-
-def _stored_result(codec: Codec[Any], value: Any) -> str:
-    try:
-        text = codec.encode(value)
-    except Unfit as unfit:
-        raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-    if problem := _too_large(text):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return text
-
-
 def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
     """Does what runs an event loop; in a thread if this one runs another already, as it
     does when a coroutine calls `drain`."""
@@ -3851,6 +3673,148 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
 
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(act, *arguments).result()
+
+
+@contextlib.contextmanager
+def _logged(claimed: Claimed) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
+
+
+@attrs.define(eq=False, repr=False)
+class _Attempt:
+    """One attempt of one job, while it runs."""
+
+    executor: Executor
+    claimed: Claimed
+    asked: WhyAsked
+    progress: ReportProgress
+    started_at: int
+    began: int
+    shape: Shape | None = None
+    """What the handler takes and returns; set once the payload has turned out to fit."""
+
+    def call(self, compose: Callable[..., Any]) -> Any:
+        """Calls the handler, inside the middleware if there is any."""
+        claimed, executor = self.claimed, self.executor
+        shape = executor.registry.named(claimed.name).body.shape
+        try:
+            payload = shape.payload.decode(claimed.payload)
+        except Unfit as unfit:
+            raise PayloadError(claimed.name, unfit.problems) from None
+        self.shape = shape
+        if not executor.around:
+            return shape.call(payload, self.context)
+        context = self.context()
+        handler = functools.partial(shape.call, payload, lambda: context)
+        return compose(executor.around, context, handler)
+
+    def context(self) -> Context[Any]:
+        """What the handler may know and use."""
+        claimed, now = self.claimed, self.started_at
+        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
+        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
+        progress = functools.partial(self.progress, claimed)
+        return Context(job, self.executor.state, deadline, self._why_asked, progress)
+
+    def _why_asked(self) -> Reason | None:
+        if reason := self.asked():
+            self.executor.noticed.add(self.claimed[:2])
+        return reason
+
+    def returned(self, value: Any) -> Report:
+        """The report after the handler has returned."""
+        executor, result = self.executor, None
+        given_back = bool(executor.noticed) and self._broke_off()
+        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
+            try:
+                result = codec.encode(value)
+            except Unfit as unfit:
+                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
+            if problem := _too_large(result):
+                raise Fail(f"its result has {problem}; return a path instead")
+        if executor.forked:
+            self._end_copy()
+        took = (time.perf_counter_ns() - self.began) // 1000
+        report = Report(self.started_at, executor.clock(), took, result=result)
+        return report._replace(state="pending", counted=False) if given_back else report
+
+    def raised(self, error: BaseException) -> Report:
+        """The report after an error, of the handler or from before it began."""
+        executor, claimed = self.executor, self.claimed
+        if executor.forked:
+            self._end_copy(error)
+        took = (time.perf_counter_ns() - self.began) // 1000
+        options = executor.registry.options(claimed.name)
+        facts: dict[str, Any] = {}
+        try:
+            if self.shape is None and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif self._broke_off(error):
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, executor.rng)
+            if report.counted:
+                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, executor.rng), worse
+            facts["kind"] = "exception"
+        if facts:
+            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
+        return report._replace(
+            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
+        )
+
+    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
+        """Calls the hook of a job that failed for good; gives what is left to await."""
+        hook = self.executor.registry.options(self.claimed.name).on_failure
+        # The outcome of a job that was asked to end is decided by the supervisor, except when
+        # its node stops.
+        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
+            return None
+        rest = hook(self.context(), error)
+        return rest if inspect.iscoroutine(rest) else None
+
+    def _broke_off(self, error: BaseException | None = None) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        own = self.claimed[:2]
+        noticed = own in self.executor.noticed
+        self.executor.noticed.discard(own)
+        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
+        os._exit(1)
+
+
+TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
+"""Characters that are kept of a message, and of a traceback from its end."""
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """Type, message and traceback of an error, bounded; even of one that cannot be shown."""
+
+    def trace() -> str:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next
+        lines = traceback.format_exception(type(error), error, frames)
+        return "".join(lines)[-TRACEBACK_LIMIT:]
+
+    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
+    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+    return name, message, described(trace, f"{name}: (its traceback cannot be shown)")
 
 
 PROGRESS_INTERVAL = 0.1
@@ -3867,7 +3831,7 @@ class ProgressReporter:
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
     def report(self, progress: Progress) -> None:
         """Passes progress on, now or soon."""
@@ -3880,7 +3844,7 @@ class ProgressReporter:
             if (wait := self._quiet_until - time.monotonic()) <= 0:
                 self._flush()
                 return
-            self._timer = threading.Timer(wait, self._flush_late)
+            self._timer = threading.Timer(wait, self._flush)
             self._timer.daemon = True
             self._timer.start()
 
@@ -3892,89 +3856,21 @@ class ProgressReporter:
                 self._timer.cancel()
             self._flush()
 
-    def _flush_late(self) -> None:
+    def _flush(self) -> None:
         with self._lock:
             self._timer = None
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending is not None:
-            self._pass_on(store_progress(self._pending))
-            self._pending = None
-            self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
-
-
-def describe(error: BaseException) -> tuple[str, str, str]:
-    """Type, message and traceback of an error, bounded; even of one that cannot be
-    shown."""
-    name = described(lambda: type(error).__name__, "(its type cannot be shown)")
-    message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-    trace = described(lambda: _trace(error), f"{name}: (its traceback cannot be shown)")
-    return name, message, trace
-
-
-def _trace(error: BaseException) -> str:
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    lines = traceback.format_exception(type(error), error, frames)
-    return "".join(lines)[-TRACEBACK_LIMIT:]
-
-
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
-
-
-def settlement(claimed: Claimed, report: Report, worker: int) -> Settlement:
-    """The changes of a job's row that follow from a report; *worker* is a process id."""
-    if report.brief:
-        return _completed(claimed, *report[:2])
-    failure = None
-    if report.kind and report.kind != "cancelled":
-        started_at, finished_at = map(from_micros, (report.started_at, report.finished_at))
-        failure = Failure(
-            claimed.attempt, report.kind, report.type, report.message, report.traceback, worker,
-            started_at, finished_at, report.exit_code,
-            None if report.cpu is None else report.cpu * MICROSECOND, report.memory, report.output,
-        )  # fmt: skip
-    return Settlement(
-        claimed.id,
-        claimed.claim,
-        report.state,
-        claimed.attempt if report.counted else claimed.attempt - 1,
-        # What is given back keeps its place among those that became due.
-        report.finished_at + report.delay if report.state in LATER else claimed.run_at,
-        report.started_at or None,
-        report.finished_at if report.state in FINISHED else None,
-        report.result,
-        report.error,
-        claimed.queue,
-        claimed.name,
-        failure,
-    )
-
-
-def _completed(claimed: Claimed, started_at: int, finished_at: int) -> Settlement:
-    """The settlement of most jobs, the short way."""
-    id, claim, name, queue, _, attempt, _, _, _, _, run_at, *_ = claimed
-    return Settlement._make(
-        (id, claim, "completed", attempt, run_at, started_at, finished_at, None, None, queue, name,
-         None)
-    )  # fmt: skip
+            if self._pending is not None:
+                self._pass_on(store_progress(self._pending))
+                self._pending = None
+                self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
 ################################################################################
 # Tracing
 #
-# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a
-# producer's span, whose trace goes along in the headers of its jobs; each attempt is a
-# consumer's span, the root of a trace of its own that is linked to the producer's.
+# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a producer's
+# span, whose trace goes along in the headers of its jobs; each attempt is a consumer's span, the
+# root of a trace of its own that is linked to the producer's.
 ################################################################################
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -4015,19 +3911,18 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
     from opentelemetry import propagate, trace
 
     job = context.job
-    about = {
-        **_about("process", "run", {job.queue}),
-        "messaging.message.id": str(job.id),
-        "litejobs.definition": job.name,
-        "litejobs.attempt": job.attempt,
-    }
     sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         job.name,
         context=surroundings.Context(),
         kind=trace.SpanKind.CONSUMER,
         links=[trace.Link(sender)] if sender.is_valid else [],
-        attributes=about,
+        attributes=_about("process", "run", {job.queue})
+        | {
+            "messaging.message.id": str(job.id),
+            "litejobs.definition": job.name,
+            "litejobs.attempt": job.attempt,
+        },
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
@@ -5570,6 +5465,7 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
 ################################################################################
 
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
+_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
@@ -5959,13 +5855,6 @@ def _failure(columns: Any) -> Failure:
         "omitted": columns.omitted or 0,
     }
     return Failure(**values)
-
-
-def _failure_columns(failure: Failure) -> tuple[Any, ...]:
-    columns = attrs.asdict(failure)
-    columns |= {when: to_micros(columns[when]) for when in ("started_at", "finished_at")}
-    columns["cpu"] = None if failure.cpu is None else failure.cpu // MICROSECOND
-    return tuple(columns.values())
 
 
 ################################################################################
@@ -7739,18 +7628,18 @@ class Meter:
         for start in range(0, size, step):
             weight = min(step, size - start)
             # At random: every second job may be of another kind.
-            settled = settlements[start + int(self._rng.random() * weight) if weight > 1 else start]
-            started_at, finished_at = settled.started_at, settled.finished_at
-            if started_at is None or settled.state == "cancelled":
+            chosen = start + int(self._rng.random() * weight) if weight > 1 else start
+            claimed, report = settlements[chosen]
+            if not report.started_at or report.state == "cancelled":
                 continue
-            key = minute, settled.queue, settled.name
-            if finished_at is not None:
-                # The due time of a retry is that of its next attempt already.
-                counts[*key, "waiting", bucket_of(started_at - settled.run_at)] += weight
-            elif settled.failure is not None:
-                finished_at = to_micros(settled.failure.finished_at)
-            if finished_at is not None:
-                counts[*key, "running", bucket_of(finished_at - started_at)] += weight
+            key = minute, claimed.queue, claimed.name
+            finished = report.state in FINISHED
+            if finished:
+                waited = bucket_of(report.started_at - claimed.run_at)
+                counts[*key, "waiting", waited] += weight
+            if finished or report.kind:
+                ran = bucket_of(report.finished_at - report.started_at)
+                counts[*key, "running", ran] += weight
 
     def flush(self) -> None:
         """Stores the counts."""
@@ -8491,11 +8380,11 @@ class Store:
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
-                self._fail(settled, str(error.__cause__))
+                self._fail(*settled, str(error.__cause__))
             del settlements[0]
 
-    def _fail(self, settled: Settlement, problem: str) -> None:
-        error = f"job {settled.id} was {settled.state}, but could not be settled: {problem}"
+    def _fail(self, claimed: Claimed, report: Report, problem: str) -> None:
+        error = f"job {claimed.id} was {report.state}, but could not be settled: {problem}"
         logger.error("%s", error)
         failed = f"""
             UPDATE litejobs_job SET
@@ -8505,15 +8394,15 @@ class Store:
         """
         with self.file.writing() as connection:
             self.rows.change(
-                connection, [settled.id], failed, claim=settled.claim, error=storable(error)
+                connection, [claimed.id], failed, claim=claimed.claim, error=storable(error)
             )
 
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
         sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
         with self.file.reading() as connection:
-            held = {*connection.execute(sql, (_carray(settled.id for settled in settlements),))}
-        by_claim = {(settled.id, settled.claim): settled for settled in settlements}
+            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
+        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
         return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
@@ -8523,7 +8412,8 @@ class Store:
         group."""
         if not settlements:
             return False, {}
-        self._keep_failures(connection, [settled for settled in settlements if settled.failure])
+        failed = [settled for settled in settlements if settled[1].kind]
+        self._keep_failures(connection, failed)
         before = connection.total_changes()
         connection.executemany(
             f"""
@@ -8535,11 +8425,11 @@ class Store:
                 prune_at = ?7 + {_kept_for("?3")}
             WHERE id = ?1 AND claim = ?2 AND state = 'running'
             """,
-            [settlement[:9] for settlement in settlements],
+            itertools.starmap(_settled_columns, settlements),
         )
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
-        groups = Counter([(settled[2], settled[9], settled[10]) for settled in settlements])
+        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
         self.rows.count(connection, shelved)
         if any(state != "completed" for state, _, _ in groups):
@@ -8547,24 +8437,26 @@ class Store:
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
-            ids = [settled.id for settled in settlements]
+            ids = [claimed.id for claimed, _ in settlements]
             again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
         return again, groups
 
     def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
         """Stores failed attempts, before the jobs are settled: while their claims hold."""
-        for id, claim, *_, failure in settlements:
-            assert failure is not None
+        for claimed, report in settlements:
+            if report.kind == "cancelled":
+                continue
+            facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
             connection.execute(
                 f"""
                 INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM litejobs_job
-                WHERE id = ? AND claim = ? AND state = 'running'
+                SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+                WHERE id = :id AND claim = :claim AND state = 'running'
                 """,
-                (*_failure_columns(failure), id, claim),
+                {**facts, "id": claimed.id, "claim": claimed.claim},
             )
-            if claim > FIRST_FAILURES + LAST_FAILURES:
-                self._thin_out(connection, id)
+            if claimed.claim > FIRST_FAILURES + LAST_FAILURES:
+                self._thin_out(connection, claimed.id)
 
     def _thin_out(self, connection: apsw.Connection, job: int) -> None:
         """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
@@ -8651,7 +8543,10 @@ class Store:
             connection.execute(started, (_carray(ids),))
             return expired
 
-        return self._in_batches(_NEXT_EXPIRY, now, expire_some)
+        expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
+        if expired:
+            logger.info("cancelled %d jobs that were not started in time", expired)
+        return expired, due
 
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
@@ -8759,6 +8654,22 @@ class Store:
             _forget_statistics(connection)
 
 
+def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
+    state, finished_at = report.state, report.finished_at
+    return (
+        claimed.id,
+        claimed.claim,
+        state,
+        claimed.attempt if report.counted else claimed.attempt - 1,
+        # What is given back keeps its place among those that became due.
+        finished_at + report.delay if state in LATER else claimed.run_at,
+        report.started_at or None,
+        finished_at if state in FINISHED else None,
+        report.result,
+        report.error,
+    )
+
+
 ################################################################################
 # Events
 #
@@ -8774,20 +8685,15 @@ EventKind = Literal[
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
-    **dict.fromkeys(("retrying", "cancelled"), logging.INFO),
-    **dict.fromkeys(("queue_paused", "queue_resumed"), logging.INFO),
+    **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each; about nodes and schedules the log says more than an event does."""
-_LOGGED: Mapping[int, frozenset[EventKind]] = {
-    least: frozenset(kind for kind, level in _LEVELS.items() if level >= least)
-    for least in sorted({*_LEVELS.values()})
-}
 QUEUE_LIMIT = 10_000
 """Events that may wait for the callbacks; more are dropped."""
 WARNING_INTERVAL = 60.0
 """Seconds between two warnings about dropped events."""
-FAREWELL = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that callbacks have for the remaining events at the end."""
 _THREAD = "litejobs-events"
 
@@ -8840,17 +8746,15 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
     )  # fmt: skip
 
 
-def attempt_ended(claimed: Claimed, report: Report, worker: int, node: str) -> Iterator[Event]:
+def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
     """The events of a report: how the attempt was ended, if it did not end by itself, and the
     new state of the job."""
-    ended_by: dict[str, EventKind] = {"timeout": "timed_out", "crash": "crashed"}
-    for kind in (ended_by.get(report.kind), typing.cast(EventKind, report.state)):
+    started = attempt_started(claimed, report.finished_at, report.worker, node)
+    took = timedelta(microseconds=report.took)
+    ended_by = {"timeout": "timed_out", "crash": "crashed"}.get(report.kind)
+    for kind in (ended_by, report.state):
         if kind in EVENT_KINDS:
-            yield Event(
-                kind, from_micros(report.finished_at), node, claimed.id, claimed.name,
-                claimed.queue, claimed.attempt, worker, timedelta(microseconds=report.took),
-                report.error,
-            )  # fmt: skip
+            yield attrs.evolve(started, kind=kind, took=took, error=report.error)
 
 
 @attrs.define(eq=False, repr=False)
@@ -8892,18 +8796,15 @@ class Events:
         """Whether this kind has a callback."""
         return kind in self._listened
 
-    def wanted(self) -> frozenset[EventKind]:
-        """The kinds that have a callback or that the log takes, as it is set up now."""
-        for least, kinds in _LOGGED.items():
-            if logger.isEnabledFor(least):
-                return self._listened | kinds
-        return self._listened
-
     def wants(self, kind: EventKind) -> bool:
-        """Whether this kind is one of those."""
+        """Whether this kind has a callback, or is logged as logging is set up now."""
         return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
-    def tell(self, event: Event) -> None:
+    def wanted(self) -> frozenset[EventKind]:
+        """The kinds that are wanted now."""
+        return frozenset(filter(self.wants, EVENT_KINDS))
+
+    def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
@@ -8918,25 +8819,30 @@ class Events:
             return
         with self._lock:
             if self._queue is None or self._pid != os.getpid():
-                self._start()
+                import queue
+
+                self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+                threading.Thread(
+                    target=_call_all, args=(self._queue, self._call), name=_THREAD, daemon=True
+                ).start()
             if self._queue.qsize() < self.limit:
                 self._queue.put(event)
-            else:
-                self._dropped += 1
-                if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
-                    self._warn_of_dropped()
+                return
+            self._dropped += 1
+            if time.monotonic() >= self._warned_at + WARNING_INTERVAL:
+                self._warn_of_dropped()
 
     @contextlib.contextmanager
     def called_at_once(self) -> Iterator[None]:
         """Inside, callbacks are called where events happen; earlier events come first."""
-        self.close(FAREWELL)
+        self.close()
         self._at_once += 1
         try:
             yield
         finally:
             self._at_once -= 1
 
-    def close(self, timeout: float = FAREWELL) -> None:
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Waits for the callbacks of all events, at most so many seconds, and ends the thread;
         the next event starts another one."""
         with self._lock:
@@ -8949,13 +8855,6 @@ class Events:
             logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
             self._warn_of_dropped()
-
-    def _start(self) -> None:
-        import queue
-
-        self._queue, self._pid = queue.SimpleQueue(), os.getpid()
-        arguments = self._queue, self._call
-        threading.Thread(target=_call_all, args=arguments, name=_THREAD, daemon=True).start()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -9007,7 +8906,7 @@ class Herald:
         """Emits that a job has started, once; logs that it has been running for long."""
         if "started" in self.wanted and number not in self._started:
             at = self._clock() - round(took * 1e6)
-            self._events.tell(attempt_started(claimed, at, worker, self._node))
+            self._events.emit(attempt_started(claimed, at, worker, self._node))
             self._started.add(number)
         if took >= self.slow.get(number, self.slow_after):
             self.slow[number] = 2 * took
@@ -9020,228 +8919,193 @@ class Herald:
         if number in self._started:
             self._started.discard(number)
         elif "started" in self.wanted:
-            self._events.tell(attempt_started(claimed, started_at, worker, self._node))
+            self._events.emit(attempt_started(claimed, started_at, worker, self._node))
 
-    def ended(self, claimed: Claimed, report: Report, worker: int) -> None:
+    def ended(self, claimed: Claimed, report: Report) -> None:
         """Keeps the events of an attempt that has ended, until it is settled."""
         if report.kind or report.state in self.wanted:
-            ended = attempt_ended(claimed, report, worker, self._node)
+            ended = attempt_ended(claimed, report, self._node)
             self._ended += [event for event in ended if event.kind in self.wanted]
 
     def tell_ended(self) -> None:
         """Emits the events of attempts that are settled now."""
         ended, self._ended = self._ended, []
         for event in ended:
-            self._events.tell(event)
+            self._events.emit(event)
 
 
 ################################################################################
 # Duties
 #
-# The work of a node besides running jobs. A duty is a function that returns in how many seconds
-# it wants to be called again; a table lists them, and the supervisor calls those that are due.
-# Any number of nodes may do the same duty.
+# The work of a node besides running jobs: a table of functions, each with the interval at which it
+# is called unless it asks for another one. Any number of nodes may do the same duty.
 ################################################################################
 
 POLL_INTERVAL = 0.5
 """Seconds between two checks for commits that sent no wake-up."""
-PRUNE_PAUSE = 9
-"""How many times longer the pause after a batch of pruning is than the batch took."""
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
-FLUSH_INTERVAL = 5.0
-"""Seconds between two times that metrics are stored: a crash loses so many."""
-IDLE_INTERVAL = 60.0
-"""Seconds between two calls of a duty that waits for nothing but commits, which have it called."""
 EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
-
-@attrs.define(eq=False, repr=False)
-class RepeatedErrors:
-    """Logs the errors of actions that are retried, each at intervals that double up to an hour."""
-
-    _intervals: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """By action: when it may be logged again, and the interval before that; in seconds."""
-
-    def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed, unless that was logged a short while ago."""
-        now = time.monotonic()
-        again_at, interval = self._intervals.get(what, (now, 1.0))
-        if now > again_at + 2 * interval:
-            interval = 1.0  # It had worked in between.
-        if now >= again_at:
-            self._intervals[what] = now + interval, min(2 * interval, 3600.0)
-            text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
-            logger.error(text, what, interval, error)
+Duty = Callable[["Duties"], float | None]
+"""Gives the seconds after which it is called again, if not after its interval."""
 
 
-@attrs.frozen
-class Beat:
-    """What duties work with."""
-
-    store: Store
-    node: int
-    clock: Clock
-    stir: Callable[[], None]
-    """Says that there may be jobs to claim."""
-    events: Events = attrs.field(factory=Events)
-    name: str = ""
-    """The node's."""
-    errors: RepeatedErrors = attrs.field(factory=RepeatedErrors)
-
-    def tell(self, kind: EventKind, **fields: Any) -> None:
-        """Emits an event of this node, with these fields of `Event`."""
-        if self.events.wants(kind):
-            self.events.tell(Event(kind, from_micros(self.clock()), self.name, **fields))
-
-    def tell_fired(self, entry: Entry, jobs: list[int]) -> None:
-        """Emits that a schedule has enqueued these jobs."""
-        for job in jobs:
-            self.tell("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
-
-
-def _until(due: int | None, now: int) -> float:
-    """Seconds until a duty has work; no more than one, since the clock may be set."""
-    return IDLE_INTERVAL if due is None else min(1.0, max(0, due - now) / 1e6)
-
-
-def stage(beat: Beat) -> float:
-    """Makes jobs ready that are due."""
-    now = beat.clock()
-    staged, due = beat.store.stage(now)
-    if staged:
-        beat.stir()
-    return _until(due, now)
-
-
-def fire(beat: Beat) -> float:
-    """Enqueues the jobs of schedules that are due."""
-    now = beat.clock()
-    fired, due = beat.store.timetable.fire(now, beat.tell_fired)
-    if fired:
-        beat.stir()
-    return _until(due, now)
-
-
-def rescue(beat: Beat) -> float:
+def rescue(duties: Duties) -> None:
     """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
     next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
     checks one at random, since a node that hangs checks none."""
-    others = beat.store.nodes.others(beat.node)
+    others = duties.store.nodes.others(duties.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
-            if beat.store.nodes.is_alive(id):
+            if duties.store.nodes.is_alive(id):
                 break
-            _rescue(beat, id, name, pid)
-    return 1.0
+            _rescue(duties, id, name, pid)
 
 
-def rescue_from_unlisted(beat: Beat) -> float:
+def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
-    for id in beat.store.nodes.unlisted():
-        _rescue(beat, id, str(id), 0)
-    return IDLE_INTERVAL
+    for id in duties.store.nodes.unlisted():
+        _rescue(duties, id, str(id), 0)
 
 
-def _rescue(beat: Beat, id: int, node: str, pid: int) -> None:
-    listened = beat.events.listened("crashed") or beat.events.listened("failed")
-    held = beat.store.nodes.held(id) if listened else []
-    if count := beat.store.nodes.rescue(id):
+def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+    listened = duties.events.listened("crashed") or duties.events.listened("failed")
+    held = duties.store.nodes.held(id) if listened else []
+    if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        beat.stir()
-        now, error = from_micros(beat.clock()), f"NodeLost: {LOST}"
+        duties.stir()
+        now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
         for job, name, queue, attempt, given_up in held:
             crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-            beat.events.pass_on(crashed)
+            duties.events.pass_on(crashed)
             if given_up:
-                beat.events.pass_on(attrs.evolve(crashed, kind="failed"))
+                duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def expire(beat: Beat) -> float:
-    """Cancels jobs that were not started in time."""
-    now = beat.clock()
-    expired, due = beat.store.expire(now)
-    if expired:
-        logger.info("cancelled %d jobs that were not started in time", expired)
-    return _until(due, now)
+def fire(duties: Duties) -> float | None:
+    """Enqueues the jobs of schedules that are due."""
+
+    def emit(entry: Entry, jobs: list[int]) -> None:
+        for job in jobs:
+            duties.emit("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+
+    return duties.do_due(lambda now: duties.store.timetable.fire(now, emit))
 
 
-def admit(beat: Beat) -> float:
+def admit(duties: Duties) -> None:
     """Makes blocked jobs ready whose key became free unnoticed."""
-    if beat.store.admit():
-        beat.stir()
-    return IDLE_INTERVAL
+    if duties.store.admit():
+        duties.stir()
 
 
-def prune(beat: Beat) -> float:
+def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
-    time, with pauses for others to write."""
+    time, with pauses nine times as long for others to write."""
     began = time.monotonic()
-    more = beat.store.prune(beat.clock()) or beat.store.shrink()
-    pause = max(4 * EARLIEST, PRUNE_PAUSE * (time.monotonic() - began))
-    return pause if more else IDLE_INTERVAL
+    more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
+    return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def stay_fast(beat: Beat) -> float:
-    """Keeps the statistics of an ANALYZE in the application from misleading SQLite."""
-    beat.store.forget_statistics()
-    return IDLE_INTERVAL
-
-
-def measure(beat: Beat) -> float:
-    """Stores the metrics of this node."""
-    beat.store.meter.flush()
-    return FLUSH_INTERVAL
-
-
-def fold(beat: Beat) -> float:
+def fold_metrics(duties: Duties) -> float | None:
     """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if beat.store.meter.fold(beat.clock()) else 600.0
+    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
 
 
-def extend_wal(beat: Beat) -> float:
-    """Makes the WAL so large that jobs can be settled on a full disk."""
-    beat.store.file.extend_wal()
-    return 60.0
-
-
-DUTIES: tuple[Callable[[Beat], float], ...] = (
-    rescue, rescue_from_unlisted, expire, fire, stage, admit, prune, stay_fast, measure, fold,
-    extend_wal,
-)  # fmt: skip
+DUTIES: Mapping[str, tuple[float, Duty]] = {
+    "rescue": (1.0, rescue),
+    "rescue_from_unlisted": (60.0, rescue_from_unlisted),
+    "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
+    "fire": (60.0, fire),
+    "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
+    "admit": (60.0, admit),
+    "prune": (60.0, prune),
+    "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
+    "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
+    "fold_metrics": (600.0, fold_metrics),
+    "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
+}
+"""By name: an interval in seconds, and what is done."""
 
 
 @attrs.define(eq=False, repr=False)
-class Rota:
-    """When each duty is due, by the monotonic clock."""
+class Duties:
+    """The duties of one node, and when each is due."""
 
-    _due: dict[Callable[[Beat], float], float]
+    store: Store
+    node: int
+    events: Events = attrs.field(factory=Events)
+    name: str = ""
+    """The node's."""
+    stir: Callable[[], None] = lambda: None
+    """Called when there may be jobs to claim."""
+    table: Mapping[str, tuple[float, Duty]] = DUTIES
+    _due: dict[str, float] = attrs.field(init=False)
+    """By the monotonic clock."""
+    _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    """By what failed: when it may be logged again, and the interval before that."""
 
-    def call(self, *duties: Callable[[Beat], float], within: float = 0.0) -> None:
+    def __attrs_post_init__(self) -> None:
+        self._due = dict.fromkeys(self.table, 0.0)
+
+    def do(self, *names: str) -> None:
+        """Does these now."""
+        for name in names:
+            self.table[name][1](self)
+
+    def call(self, *names: str, within: float = 0.0) -> None:
         """Makes these due within so many seconds."""
         by = time.monotonic() + within
-        for duty in duties:
-            self._due[duty] = min(self._due[duty], by)
+        for name in names:
+            self._due[name] = min(self._due[name], by)
 
     @property
     def soonest(self) -> float:
         """When the next one is due."""
         return min(self._due.values())
 
-    def attend(self, beat: Beat) -> None:
-        """Calls the duties that are due. After a BusyError, they stay due."""
+    def attend(self) -> None:
+        """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for duty, due in list(self._due.items()):
+        for name, due in list(self._due.items()):
             if due > soon:
                 continue
+            interval, duty = self.table[name]
             try:
-                self._due[duty] = time.monotonic() + duty(beat)
+                wanted = duty(self)
             except (BusyError, FileReplacedError):
                 raise
             except FileError as error:
-                beat.errors.log(duty.__name__, error)
-                self._due[duty] = time.monotonic() + 1.0
+                self.log(name, error)
+                wanted = 1.0
+            self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
+
+    def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+        """Does what is due by now; gives the seconds until more is, no more than one, since the
+        clock may be set."""
+        now = self.store.clock()
+        changed, due = act(now)
+        if changed:
+            self.stir()
+        return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def emit(self, kind: EventKind, **fields: Any) -> None:
+        """Emits an event of this node, with these fields of `Event`."""
+        if self.events.wants(kind):
+            self.events.emit(Event(kind, from_micros(self.store.clock()), self.name, **fields))
+
+    def log(self, what: str, error: Exception) -> None:
+        """Logs that *what* failed and will be tried again: at intervals that double, up to an
+        hour, while it goes on failing."""
+        now = time.monotonic()
+        again_at, interval = self._logged.get(what, (now, 1.0))
+        if now > again_at + 2 * interval:
+            interval = 1.0  # It had worked in between.
+        if now >= again_at:
+            self._logged[what] = now + interval, min(2 * interval, 3600.0)
+            text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
+            logger.error(text, what, interval, error)
 
 
 ################################################################################
@@ -9263,7 +9127,7 @@ THAW = (
 
 @attrs.frozen
 class Program:
-    """The code of a program, as a worker finds it."""
+    """The code of a program, as its workers find it."""
 
     places: dict[str, tuple[str, str]]
     """By name of the definition: its module, and its path in there."""
@@ -9299,6 +9163,16 @@ class Program:
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
         return registry
+
+
+def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
+    """The state that a program's factory makes, and what closes it: a context manager is
+    entered, and left then."""
+    closing = contextlib.ExitStack()
+    state = None if factory is None else factory()
+    if isinstance(state, contextlib.AbstractContextManager):
+        state = closing.enter_context(state)
+    return state, closing
 
 
 def log_to_stderr(level: int) -> None:
@@ -9338,29 +9212,23 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
             if value is holder or (found is not None and found.body is body):
                 # In workers, the main program is `__main__`, too; but multiprocessing does not
                 # import the `__main__.py` of a package, which therefore needs its whole name.
-                spec = getattr(module, "__spec__", None)
-                if spec is not None and spec.name.endswith(".__main__"):
-                    return spec.name, attribute
-                return name, attribute
+                spec: Any = getattr(module, "__spec__", None)
+                in_package = spec is not None and spec.name.endswith(".__main__")
+                return spec.name if in_package else name, attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
     elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
         problem = "was typed in, and workers cannot import what is in no file"
     else:
         problem = f"cannot be found by workers: no name in {body.module} leads to it"
-    raise DefinitionError(
-        body.name,
-        f"{problem} ({body.place}): move it to the top level of a module, or use threads=",
-    )
+    advice = "move it to the top level of a module, or use threads="
+    raise DefinitionError(body.name, f"{problem} ({body.place}): {advice}")
 
 
 def _importable_main(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return (
-        getattr(module, "__spec__", None) is not None
-        or (file is not None and os.path.isfile(file))  # A pipe has been read already.
-        or IS_FROZEN  # Its workers start as copies of the program.
-    )
+    file = getattr(module, "__file__", None) or ""
+    # A pipe has been read already. Workers of a frozen program start as copies of it.
+    return IS_FROZEN or getattr(module, "__spec__", None) is not None or os.path.isfile(file)
 
 
 def check_frozen() -> None:
@@ -9371,24 +9239,17 @@ def check_frozen() -> None:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
-    if (frame is None or not _names_freeze_support(frame.f_code)) and not any(
-        _names_freeze_support(code) for code in _codes_of_modules()
-    ):
-        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
-
-
-def _names_freeze_support(code: types.CodeType) -> bool:
-    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return "freeze_support" in code.co_names or any(map(_names_freeze_support, inner))
-
-
-def _codes_of_modules() -> Iterator[types.CodeType]:
-    """The code of all loaded modules except those of Python and litejobs."""
+    codes: list[Any] = [] if frame is None else [frame.f_code]
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
-                if code := module.__spec__.loader.get_code(name):  # type: ignore[union-attr]
-                    yield code
+                codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
+    for code in codes:  # It grows meanwhile.
+        if isinstance(code, types.CodeType):
+            if "freeze_support" in code.co_names:
+                return
+            codes.extend(code.co_consts)
+    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 @contextlib.contextmanager
@@ -10108,7 +9969,7 @@ class Juggler:
         report: Report | None = None if task.cancelled() else task.result()
         if report is None:
             now = self._executor.clock()
-            report = Report(now, now, 0, *GIVEN_BACK)
+            report = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
         self._begun.pop(number, None)
         self._asked.pop(number, None)
@@ -11089,17 +10950,17 @@ class Clerk:
     def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
         """An attempt has ended: its number, and the fields of a Report, of which the last
         may be missing."""
-        number, started_at, finished_at, took = entry[:4]
+        number, started_at, _, took = entry[:4]
         if (claimed := worker.ended(number)) is None:
             return
         self._paces.learn(claimed.name, took)
         asked, herald = worker.asked.pop(number, None), self._herald
         if herald.slow or "started" in herald.wanted:
             herald.has_run(number, claimed, worker.pid, started_at)
-        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
-            self._enter(_completed(claimed, started_at, finished_at))
-            return
         report = Report(*entry[1:])
+        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
+            self._enter((claimed, report))
+            return
         if asked is not None:
             report = self._arbiter.overruled(report, claimed, asked)
         self._settle(claimed, report, worker)
@@ -11125,8 +10986,9 @@ class Clerk:
                 self.give_back([claimed], worker, cancelled)
 
     def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        self._enter(settlement(claimed, report, worker.pid))
-        self._herald.ended(claimed, report, worker.pid)
+        report = report._replace(worker=worker.pid)
+        self._enter((claimed, report))
+        self._herald.ended(claimed, report)
         self.waiting = self.waiting or report.state in WAITING
 
     def _enter(self, settled: Settlement) -> None:
@@ -11189,7 +11051,7 @@ class Arbiter:
         """What becomes of a job that a worker ran when it died."""
         took = (time.monotonic_ns() - worker.began(number)) // 1000
         now = self._clock()
-        report = Report(now - took, now, took, *GIVEN_BACK)
+        report = GIVEN_BACK._replace(started_at=now - took, finished_at=now, took=took)
         report = worker.with_last_deeds(report, number)
         asked = worker.asked.get(number)
         if asked and asked.why != "stop":
@@ -11201,17 +11063,17 @@ class Arbiter:
 
     def not_begun(self, cancelled: bool) -> Report:
         """What becomes of a job that a worker had in hand and never began."""
-        report = Report(0, self._clock(), 0, *GIVEN_BACK)
+        report = GIVEN_BACK._replace(finished_at=self._clock())
         if not cancelled:
             return report
         return _cancelled(report, "cancelled before it started", counted=False)
 
     def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
         own = self._registry.options(claimed.name).backoff
-        verdict = judge(error, claimed, own, self._rng)
+        judged = after_failure(claimed, own, self._rng)
         name, message, _ = describe(error)
         return report._replace(
-            state=verdict.state, delay=verdict.delay, counted=True, result=None,
+            state=judged.state, delay=judged.delay, counted=True, result=None,
             kind=kind, type=name, message=message,
         )  # fmt: skip
 
@@ -11521,8 +11383,7 @@ class Supervisor:
     _clerk: Clerk = attrs.field(init=False)
     _warden: Warden = attrs.field(init=False)
     _herald: Herald = attrs.field(init=False)
-    _rota: Rota = attrs.field(init=False)
-    _beat: Beat = attrs.field(init=False)
+    _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
@@ -11568,8 +11429,13 @@ class Supervisor:
         graces = {own.name: own.options.grace for own in self.registry}
         chosen = {name: grace for name, grace in graces.items() if grace is not None}
         self._warden = Warden(self._herald, self.grace, chosen, given)
-        self._rota = Rota(
-            {**dict.fromkeys((self._look, self._heed, *DUTIES), 0.0), self._refill: math.inf}
+        own: dict[str, tuple[float, Duty]] = {
+            "look": (POLL_INTERVAL, self._look),
+            "heed": (math.inf, self._heed),
+            "refill": (math.inf, self._refill),
+        }
+        self._duties = Duties(
+            self.store, 0, self.events, self.serves.node, self._stir, {**own, **DUTIES}
         )
 
     def run(self) -> None:
@@ -11641,7 +11507,7 @@ class Supervisor:
         self._herald.look()
         what = "workers" if isinstance(self.staff, Processes) else "threads"
         logger.info("node %s started with %d %s", name, self.size, what)
-        self._beat.tell("node_joined")
+        self._duties.emit("node_joined")
 
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
@@ -11649,7 +11515,7 @@ class Supervisor:
             name, self._bell.port, self.size, self.serves, known, self.registry.hidden()
         )
         self._presence_path = self.store.file.presence_path(self._node)
-        self._beat = Beat(self.store, self._node, self.clock, self._stir, self.events, name)
+        self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
@@ -11665,7 +11531,7 @@ class Supervisor:
         self._presence.close()
         self._enlist()
         self.store.file.joined -= 1
-        self._rota.call(rescue_from_unlisted)
+        self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
         more = self._clerk.settlements or self._crew.busy
@@ -11750,8 +11616,8 @@ class Supervisor:
 
     def _say_goodbye(self) -> None:
         logger.info("node %s left", self.serves.node)
-        self._beat.tell("node_left")
-        self.events.close(max(self.grace, FAREWELL))
+        self._duties.emit("node_left")
+        self.events.close(max(self.grace, CLOSE_TIMEOUT))
 
     # Spawn
 
@@ -11784,7 +11650,7 @@ class Supervisor:
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._rota.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
+        due = [self._duties.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
         due += self._warden.due(self._crew.workers)
         if self._stops and isinstance(self.staff, Threads):
             due.append(self._warden.stop_at + 0.001)
@@ -11853,9 +11719,9 @@ class Supervisor:
     def _stir(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._dealer.stir()
-        self._rota.call(stage, expire, self._heed)
+        self._duties.call("stage", "expire", "heed")
         # A little later, since each producer's wake-up comes along here.
-        self._rota.call(fire, within=FIRE_DELAY)
+        self._duties.call("fire", within=FIRE_DELAY)
 
     # Note
 
@@ -11918,7 +11784,7 @@ class Supervisor:
         if self._strays:
             held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
             # What has ended is held until that is in the file.
-            held += [settled[:2] for settled in self._clerk.settlements]
+            held += [claimed[:2] for claimed, _ in self._clerk.settlements]
             self.store.nodes.release_strays(self._node, held)
             self._strays = False
 
@@ -11948,7 +11814,7 @@ class Supervisor:
         failing = time.monotonic() - self._failing_since
         if self.until is not None and not self._crew.busy and failing > BUSY_TIMEOUT:
             raise error
-        self._beat.errors.log("the exchange", error)
+        self._duties.log("the exchange", error)
         self._strays = self._strays or isinstance(error, OutcomeUnknownError)
         self._dealer.stir()
         self._quiet_until = time.monotonic() + 0.5
@@ -11959,11 +11825,11 @@ class Supervisor:
         if done.again_at is not None:
             left = (done.again_at - self.clock()) / 1e6
             self._again_at = time.monotonic() + left
-            self._rota.call(self._refill, within=left)
+            self._duties.call("refill", within=left)
         if self._clerk.waiting:
-            self._rota.call(stage)
+            self._duties.call("stage")
         if self._recall is not None:
-            self._rota.call(self._heed)
+            self._duties.call("heed")
         self._clerk.clear()
         self._maybe_empty = True
 
@@ -12001,9 +11867,9 @@ class Supervisor:
 
     def _attend(self) -> None:
         """Calls the duties that are due."""
-        self._rota.attend(self._beat)
+        self._duties.attend()
 
-    def _look(self, beat: Beat) -> float:
+    def _look(self, duties: Duties) -> None:
         """Sees what was committed without a wake-up, and who died unheard."""
         for worker in list(self._crew.workers):
             self._bury(worker)
@@ -12014,7 +11880,6 @@ class Supervisor:
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
             self._crew.replace()
-        return POLL_INTERVAL
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
@@ -12028,14 +11893,14 @@ class Supervisor:
             self._tell_paused()
         return True
 
-    def _refill(self, beat: Beat) -> float:
+    def _refill(self, duties: Duties) -> float | None:
         """The rate of a queue lets the next job start."""
         if (left := self._again_at - time.monotonic()) > 0:
             return left
         self._dealer.stir()
-        return math.inf
+        return None
 
-    def _heed(self, beat: Beat) -> float:
+    def _heed(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
@@ -12048,7 +11913,7 @@ class Supervisor:
         if recall is not None and not self._clerk.settlements:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
-        return math.inf
+        return None
 
     def _paused_queues(self) -> frozenset[str]:
         return frozenset(terms.name for terms in self.store.queues() if terms.paused)
@@ -12057,9 +11922,9 @@ class Supervisor:
         """Tells which queues were paused or resumed, by whomever."""
         before, self._paused = self._paused, self._paused_queues()
         for queue in sorted(self._paused - before):
-            self._beat.tell("queue_paused", queue=queue)
+            self._duties.emit("queue_paused", queue=queue)
         for queue in sorted(before - self._paused):
-            self._beat.tell("queue_resumed", queue=queue)
+            self._duties.emit("queue_resumed", queue=queue)
 
 
 @attrs.define(eq=False, repr=False)
@@ -12308,7 +12173,7 @@ class LiteJobs:
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
             if not job.duplicate:
-                self.events.tell(
+                self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
 
@@ -12919,14 +12784,15 @@ class Drain:
 
     def run(self) -> int:
         """Runs jobs until nothing is due any more; says how many attempts that took."""
-        beat = Beat(self.store, self.node, self.clock, lambda: None, self.events, self.serves.node)
+        duties = Duties(self.store, self.node, self.events, self.serves.node)
+        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
         attempts = 0
-        for duty in (rescue, admit, stay_fast, fold):
-            duty(beat)
         while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
-            self._run_duties(beat)
+            self.presence.renew()
+            # First those that expire: with overlap="skip" a tick waits for what has not ended.
+            duties.do("expire", "fire", "stage")
             settled = bool(self._settlements)
             if claimed := self._exchange():
                 self._attempt(claimed)
@@ -12935,14 +12801,6 @@ class Drain:
                 # Otherwise a retry may be due at once.
                 self.store.nodes.refuse_unlisted(self.node)
                 return attempts
-
-    def _run_duties(self, beat: Beat) -> None:
-        """The duties that jobs wait for."""
-        self.presence.renew()
-        now = self.clock()
-        self.store.expire(now)  # First: with overlap="skip" a tick waits for what has not ended.
-        self.store.timetable.fire(now, beat.tell_fired)
-        self.store.stage(now)
 
     def _exchange(self) -> Claimed | None:
         def choose(ready: Ready) -> list[int]:
@@ -12961,12 +12819,13 @@ class Drain:
             self._emit([attempt_started(claimed, self.clock(), pid, node)])
         reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
         report = self.executor.run(
-            claimed, report=lambda claimed, progress: reporter.report(progress)
+            claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
-        self._settlements = [settlement(claimed, report, pid)]
+        report = report._replace(worker=pid)
+        self._settlements = [(claimed, report)]
         if report.kind or self.events.wants("completed"):
-            self._pending_events = attempt_ended(claimed, report, pid, node)
+            self._pending_events = attempt_ended(claimed, report, node)
         if report.type == "KeyboardInterrupt":
             self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
             self._emit(self._pending_events)
@@ -12980,7 +12839,7 @@ class Drain:
 
     def _emit(self, events: Iterable[Event]) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.tell if logger.hasHandlers() else self.events.pass_on
+        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
         for event in events:
             emit(event)
 

@@ -19,11 +19,11 @@ from programs import Programs, eventually, lines, trouble
 
 from litejobs import (
     EVENT_KINDS,
-    Beat,
     Cancel,
     Constant,
     Context,
     Definition,
+    Duties,
     Event,
     EventKind,
     Events,
@@ -33,8 +33,6 @@ from litejobs import (
     Pool,
     Snooze,
     define,
-    fire,
-    rescue,
 )
 
 PATIENT = 60.0
@@ -343,7 +341,7 @@ class TestOnANode:
         )
         Path(jobs.store.file.presence_path(7)).touch()
         jobs.on("crashed", "failed")(heard)
-        rescue(Beat(jobs.store, 0, jobs.clock, lambda: None, jobs.events, "here"))
+        Duties(jobs.store, 0, jobs.events, "here").do("rescue")
         jobs.events.close()
         assert (kept.refresh().state, given_up.refresh().state) == ("pending", "failed")
         told = [(e.kind, e.job, e.node) for e in heard.events]
@@ -398,7 +396,7 @@ class TestASchedule:
         jobs.drain()
         jobs.on("schedule_fired")(heard)
         clock.turn(3601)
-        fire(Beat(jobs.store, 0, clock, lambda: None, jobs.events, "here"))
+        Duties(jobs.store, 0, jobs.events, "here").do("fire")
         jobs.events.close()
         [fired] = heard.events
         assert (fired.schedule, fired.node, fired.at) == ("hourly", "here", clock.now)
@@ -538,7 +536,7 @@ class TestTheLine:
         before = threading.active_count()
         jobs.register(nothing)
         nothing.enqueue()
-        jobs.events.tell(event())
+        jobs.events.emit(event())
         assert threading.active_count() == before
 
     def test_can_be_closed_by_a_callback(self, heard: Heard) -> None:
@@ -704,9 +702,9 @@ class TestAnEvent:
 
     def test_is_told_by_a_duty_in_one_call(self, jobs: LiteJobs, heard: Heard) -> None:
         jobs.on("schedule_fired")(heard)
-        beat = Beat(jobs.store, 1, jobs.clock, lambda: None, jobs.events, "here")
-        beat.tell("schedule_fired", job=3, name="report", schedule="nightly")
-        beat.tell("enqueued", job=3)
+        duties = Duties(jobs.store, 1, jobs.events, "here")
+        duties.emit("schedule_fired", job=3, name="report", schedule="nightly")
+        duties.emit("enqueued", job=3)
         jobs.events.close()
         assert heard.events == [
             Event("schedule_fired", NEW_YEAR, "here", 3, "report", schedule="nightly")

@@ -35,16 +35,14 @@ from litejobs import (
     LiteJobs,
     LitejobsError,
     OptionError,
+    Options,
     Registry,
-    Report,
     Retry,
     Snooze,
-    Verdict,
     WaitTimeoutError,
     define,
     describe,
     judge,
-    settlement,
     store_backoff,
 )
 
@@ -310,7 +308,9 @@ errors = st.one_of(
 def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_backoff(
     error: BaseException, attempt: int, max_attempts: int | None
 ) -> None:
-    verdict = judge(error, claimed(attempt, max_attempts), Constant(8), random.Random())
+    report = judge(
+        error, claimed(attempt, max_attempts), Options(backoff=Constant(8)), random.Random()
+    )
     own = error.delay if isinstance(error, Retry | Snooze) else None
     expected: tuple[str, timedelta | None, bool]
     if isinstance(error, Fail):
@@ -325,23 +325,15 @@ def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_
     else:
         expected = ("retrying", timedelta(seconds=7), True)
     state, delay, counted = expected
-    assert (verdict.state, verdict.counted) == (state, counted)
+    assert (report.state, report.counted) == (state, counted)
     if delay is not None:
-        assert verdict.delay == delay // MICRO
+        assert report.delay == delay // MICRO
 
 
 def claimed(attempt: int = 1, max_attempts: int | None = 5) -> Claimed:
     """An attempt of a job that was enqueued with a backoff of seven seconds."""
     backoff = store_backoff(Constant(7))
     return Claimed(1, 1, "work", "default", 0, attempt, max_attempts, None, backoff, "{}", 0, 0)
-
-
-def test_a_job_that_is_given_back_keeps_its_place_among_those_that_became_due() -> None:
-    """It went behind all that had become due since, and the time of a schedule's tick was lost."""
-    given_back = Report(70, 70, 0, *Verdict("pending", counted=False))
-    assert settlement(claimed()._replace(run_at=50), given_back, 1).run_at == 50
-    tried_again = Report(70, 70, 0, *Verdict("retrying", 7))
-    assert settlement(claimed()._replace(run_at=50), tried_again, 1).run_at == 77
 
 
 # History

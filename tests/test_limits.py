@@ -39,7 +39,6 @@ from litejobs import (
     Snooze,
     from_micros,
     parse_rate,
-    settlement,
 )
 
 SECOND = timedelta(seconds=1)
@@ -87,17 +86,16 @@ class Hands:
 
     def settle(self, *claimed: Claimed, error: Exception | None = None) -> None:
         """Completes jobs, or lets them end with an error."""
-        from litejobs import Executor, Report, judge
+        from litejobs import Report, after_failure
 
-        executor = Executor(self.jobs.registry, clock=self.jobs.clock)
         now = self.jobs.clock()
         settlements = []
         for job in claimed:
-            report = Report(now, now, 0)
+            report = Report()
             if error is not None:
-                verdict = judge(error, job, Constant(0), executor.rng)
-                report = Report(now, now, 0, *verdict, None, "exception", "E", "e", "")
-            settlements.append(settlement(job, report, 1))
+                report = after_failure(job, Constant(0), random.Random())
+                report = report._replace(kind="exception", type="E", message="e")
+            settlements.append((job, report._replace(started_at=now, finished_at=now, worker=1)))
         self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.serves)
 
     def names(self, limit: int = 10**6) -> list[int]:
@@ -644,7 +642,7 @@ class TestExpiry:
     ) -> None:
         job = jobs.registry.named("note").using(expires=10).enqueue(1)
         arbiter = Arbiter(jobs.registry, {}, clock, random.Random(0))
-        given_back = [settlement(c, arbiter.not_begun(False), 1) for c in hands.claim()]
+        given_back = [(c, arbiter.not_begun(False)) for c in hands.claim()]
         jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.serves)
         assert (job.refresh().state, job.refresh().started_at) == ("pending", None)
         clock.turn(10)

@@ -17,12 +17,15 @@ from programs import Programs
 import litejobs
 from litejobs import (
     Cancel,
+    Claimed,
     Fail,
     LiteJobs,
     Meter,
     Metric,
     OptionError,
+    Report,
     Settlement,
+    State,
     bucket_of,
     quantile,
     to_micros,
@@ -32,16 +35,17 @@ START = to_micros(NEW_YEAR)
 MINUTE = timedelta(minutes=1)
 
 
-def settled(state: str, waiting: int = 1000, running: int = 2000, **fields: Any) -> Settlement:
-    plain = Settlement(
-        1, 1, state, 1, START, START + waiting, START + waiting + running,  # type: ignore[arg-type]
-        None, None, "default", "mail", None,
-    )  # fmt: skip
-    return plain._replace(**fields)
+def settled(
+    state: State, name: str = "mail", *, waiting: int = 1000, running: int = 2000
+) -> Settlement:
+    claimed = Claimed(1, 1, name, "default", 0, 1, None, None, None, "{}", START, START)
+    began = START + 1000
+    return claimed, Report(began, began + running, running, state)
 
 
 def note(meter: Meter, *settlements: Settlement) -> None:
-    meter.note(settlements, Counter((s.state, s.queue, s.name) for s in settlements))
+    groups = Counter((report.state, job.queue, job.name) for job, report in settlements)
+    meter.note(settlements, groups)
 
 
 def near(time: timedelta | None, micros: float) -> bool:
@@ -140,7 +144,7 @@ class TestSamples:
     )
     def test_stand_for_all_that_were_settled_together(self, kinds: list[str], seed: int) -> None:
         meter = Meter(litejobs.File(Path("unused")), lambda: START, random.Random(seed))
-        note(meter, *[settled("completed", name=kind) for kind in kinds])
+        note(meter, *[settled("completed", kind) for kind in kinds])
         weights: Counter[tuple[str, str]] = Counter()
         for (_, _, name, measure, _), number in meter._counts.items():
             weights[measure, name] += number
@@ -152,7 +156,7 @@ class TestSamples:
 
     def test_tell_nothing_of_what_was_given_back(self, jobs: LiteJobs) -> None:
         meter = jobs.store.meter
-        note(meter, settled("pending", finished_at=None), settled("scheduled", finished_at=None))
+        note(meter, settled("pending"), settled("scheduled"))
         meter.flush()
         assert written(jobs) == []
 

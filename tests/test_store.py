@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -42,10 +42,10 @@ from litejobs import (
     MEBIBYTE,
     SCHEMA_VERSION,
     Batch,
-    Beat,
     BusyError,
     Claimed,
     Durability,
+    Duties,
     Failure,
     File,
     FileError,
@@ -56,6 +56,7 @@ from litejobs import (
     Moved,
     OutcomeUnknownError,
     Presence,
+    Report,
     Retention,
     Serves,
     Settlement,
@@ -63,7 +64,7 @@ from litejobs import (
     Store,
     Transaction,
     _carray,
-    rescue_from_unlisted,
+    from_micros,
     store_retention,
     system_clock,
     to_micros,
@@ -130,21 +131,23 @@ def settle(store: Store, node: int, *settlements: Settlement) -> int:
 
 def ending(claimed: Claimed, state: State, **fields: Any) -> Settlement:
     """What becomes of a job that began a second ago and ended now."""
-    finished = state in ("completed", "failed", "cancelled")
-    plain = Settlement(
-        claimed.id, claimed.claim, state, claimed.attempt, claimed.run_at,
-        START, START + SECOND if finished else None, None, None, claimed.queue, claimed.name, None,
-    )  # fmt: skip
-    return plain._replace(**fields)
+    return claimed, Report(START, START + SECOND, SECOND, state)._replace(**fields)
+
+
+def failing(claimed: Claimed, state: State = "failed", message: str = "no") -> Settlement:
+    """The same for one that raised."""
+    said = {"type": "ValueError", "message": message, "traceback": "…"}
+    return ending(claimed, state, kind="exception", worker=1, **said)
 
 
 def nothing() -> None:
     """What most definitions of this file do."""
 
 
-def a_failure(claimed: Claimed, message: str = "no") -> Failure:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    return Failure(claimed.attempt, "exception", "ValueError", message, "…", 1, at, at)
+def a_failure(claimed: Claimed, message: str) -> Failure:
+    began = from_micros(START)
+    ended = began + timedelta(seconds=1)
+    return Failure(claimed.attempt, "exception", "ValueError", message, "…", 1, began, ended)
 
 
 def shell(path: Path, sql: str) -> subprocess.CompletedProcess[str]:
@@ -1410,12 +1413,7 @@ class TestAnInsertByHand:
     def test_is_deleted_with_its_history(self, store: Store, node: int) -> None:
         store.intake.enqueue([new(), new()])
         one, other = take(store, node)
-        settle(
-            store,
-            node,
-            ending(one, "failed", failure=a_failure(one)),
-            ending(other, "failed", failure=a_failure(other)),
-        )
+        settle(store, node, failing(one), failing(other))
         shell(store.file.path, "DELETE FROM litejobs_job WHERE id = 1")
         assert store.catalogue.errors(1) == ()
         assert len(store.catalogue.errors(2)) == 1
@@ -1560,12 +1558,12 @@ class TestSettlements:
     def test_of_the_ends(self, state: State, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
         (claimed,) = take(store, node)
-        end = ending(claimed, state, result="[1]", error="why")
+        end = ending(claimed, state, result="[1]", kind="cancelled", type="Why", message="why\nnot")
         assert settle(store, node, end) == 0
         row = row_of(store, 1)
         assert (row.state, row.attempt, row.run_at) == (state, 1, START)
         assert (row.started_at, row.finished_at) == (START, START + SECOND)
-        assert (row.result, row.error) == ("[1]", "why")
+        assert (row.result, row.error) == ("[1]", "Why: why")
         assert [each.running for each in store.nodes.all()] == [0]
         assert take(store, node) == []
 
@@ -1573,42 +1571,51 @@ class TestSettlements:
     def test_of_jobs_that_come_back_later(self, state: State, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
         (claimed,) = take(store, node)
-        settle(store, node, ending(claimed, state, run_at=START + 5, attempt=0))
+        settle(store, node, ending(claimed, state, delay=5, counted=False))
         row = row_of(store, 1)
-        assert (row.state, row.attempt, row.run_at) == (state, 0, START + 5)
+        assert (row.state, row.attempt, row.run_at) == (state, 0, START + SECOND + 5)
         assert row.finished_at is None
-        assert store.stage(START + 4) == (0, START + 5)
-        assert store.stage(START + 5) == (1, None)
+        assert store.stage(START + SECOND + 4) == (0, START + SECOND + 5)
+        assert store.stage(START + SECOND + 5) == (1, None)
         assert [job.claim for job in take(store, node)] == [2]
 
     def test_of_a_job_that_is_given_back(self, store: Store, node: int) -> None:
         store.intake.enqueue([new(), new()])
         (claimed,) = take(store, node, 1)
-        settle(store, node, ending(claimed, "pending", attempt=0))
+        settle(store, node, ending(claimed, "pending", counted=False))
         assert [(job.id, job.attempt, job.claim) for job in take(store, node)] == [
             (1, 1, 2),
             (2, 1, 1),
         ]
 
+    def test_of_jobs_that_are_given_back_keep_their_place_among_those_that_became_due(
+        self, store: Store, node: int, clock: TurnedClock
+    ) -> None:
+        """They went behind all that had become due since, and the time of a schedule's tick was
+        lost."""
+        store.intake.enqueue([new()])
+        (claimed,) = take(store, node)
+        clock.turn(10)
+        settle(store, node, ending(claimed, "pending", counted=False, delay=7))
+        assert store.catalogue.get(1).run_at == START
+
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
         kept = []
         for message in ("one", "two\0, with a NUL", "drei – 🚀"):
-            store.stage(START)
+            store.stage(START + SECOND)
             (claimed,) = take(store, node)
-            failure = a_failure(claimed, message)
-            settle(store, node, ending(claimed, "retrying", failure=failure))
-            kept.append(failure)
+            settle(store, node, failing(claimed, "retrying", message))
+            kept.append(a_failure(claimed, message))
         assert store.catalogue.errors(1) == tuple(kept)
 
     def test_from_an_older_claim_change_nothing(self, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
         (old,) = take(store, node)
-        settle(store, node, ending(old, "pending", attempt=0))
+        settle(store, node, ending(old, "pending", counted=False))
         (current,) = take(store, node)
         before = row_of(store, 1)
-        stale = ending(old, "completed", result="1", failure=a_failure(old))
-        assert settle(store, node, stale) == 1
+        assert settle(store, node, failing(old)) == 1
         assert row_of(store, 1) == before
         assert store.catalogue.errors(1) == ()
         assert settle(store, node, ending(current, "completed", result="2")) == 0
@@ -1620,7 +1627,7 @@ class TestSettlements:
         store.intake.enqueue([new()])
         (claimed,) = take(store, node)
         shell(store.file.path, "DELETE FROM litejobs_job")
-        assert settle(store, node, ending(claimed, "failed", failure=a_failure(claimed))) == 1
+        assert settle(store, node, failing(claimed)) == 1
         assert store.catalogue.errors(1) == ()
 
     def test_are_counted_one_by_one(self, store: Store, node: int) -> None:
@@ -1630,7 +1637,7 @@ class TestSettlements:
             store,
             node,
             ending(one, "completed"),
-            ending(two, "completed", claim=7),
+            ending(two._replace(claim=7), "completed"),
             ending(three, "completed"),
         ) == 1  # fmt: skip
         assert [row.state for row in store.catalogue.find(Match(), 9)] == [
@@ -1745,15 +1752,15 @@ class TestRescue:
         take(store, node, 1)
         with store.file.writing() as connection:
             connection.execute("DELETE FROM litejobs_node WHERE id = ?", (dead,))
-        beat = Beat(store, node, clock, lambda: None)
-        rescue_from_unlisted(beat)
+        duties = Duties(store, node)
+        duties.do("rescue_from_unlisted")
         assert store.catalogue.get(1).state == "running", "it holds the lock"
         presence.close()
-        rescue_from_unlisted(beat)
+        duties.do("rescue_from_unlisted")
         assert [row.state for row in store.catalogue.find(Match(), 9)] == ["running", "pending"]
         with store.file.writing() as connection:
             connection.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
-        rescue_from_unlisted(beat)
+        duties.do("rescue_from_unlisted")
         assert store.catalogue.get(1).state == "pending"
 
     def test_is_the_duty_of_the_next_node_so_that_not_all_ask_all(
@@ -1763,7 +1770,7 @@ class TestRescue:
         listed = [store.nodes.join(f"n{n}", 0, 1, ALL, []) for n in range(30)]
         for node, _ in listed:
             take(store, node, 1)
-        beats = [Beat(store, node, clock, lambda: None) for node, _ in listed]
+        each = [Duties(store, node) for node, _ in listed]
         asked: list[str] = []
 
         def ask(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
@@ -1773,13 +1780,13 @@ class TestRescue:
         lock = litejobs.lock
         with monkeypatch.context() as patched:
             patched.setattr(litejobs, "lock", ask)
-            for beat in beats:
-                litejobs.rescue(beat)
+            for duties in each:
+                duties.do("rescue")
         assert len(asked) <= 2 * len(listed), "not 870"
         for _, presence in listed[:10] + listed[12:]:
             presence.close()
-        litejobs.rescue(beats[10])
-        litejobs.rescue(beats[11])
+        each[10].do("rescue")
+        each[11].do("rescue")
         assert [node.name for node in store.nodes.all()] == ["n10", "n11"]
         assert [row.id for row in store.catalogue.find(Match(states=("running",)), 99)] == [12, 11]
         for _, presence in listed[10:12]:
@@ -1910,7 +1917,7 @@ class TestPruning:
         others: dict[str, Any] = {"completed": 7, "cancelled": 7, "failed": 7, state: kept}
         store.intake.enqueue([new(retention=Retention(**others))])
         (claimed,) = take(store, node)
-        settle(store, node, ending(claimed, state, failure=a_failure(claimed)))
+        settle(store, node, failing(claimed, state))
         ended = START + SECOND
         if kept is None:
             assert store.prune(ended + 10**15) == 0
@@ -2026,7 +2033,7 @@ def plan(store: Store, sql: str, bindings: Any) -> list[str]:
 
 def an_exchange(store: Store, node: int) -> None:
     claimed = take(store, node, 2)
-    settle(store, node, *(ending(job, "retrying", run_at=START + 9) for job in claimed))
+    settle(store, node, *(ending(job, "retrying") for job in claimed))
 
 
 HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
@@ -2230,7 +2237,7 @@ class TestAFullDisk:
             many = [new(payload=json.dumps("x" * 2_000)) for _ in range(100)]
             with pytest.raises(FileError, match="nothing was written; free some space"):
                 list(map(store.intake.enqueue, itertools.repeat(many)))
-            done = [ending(job, "failed", failure=a_failure(job, "no " * 300)) for job in held]
+            done = [failing(job, message="no " * 300) for job in held]
             for settled in done:
                 assert settle(store, node, settled) == 0
             clock.turn(timedelta(days=100))
@@ -2362,7 +2369,7 @@ class TestCounting:
             case "settle":
                 claimed = take(store, node, len(how))
                 endings = (
-                    ending(job, state, run_at=START + 5, finished_at=START)
+                    ending(job, state, finished_at=START, delay=5)
                     for job, state in zip(claimed, how, strict=False)
                 )
                 settle(store, node, *endings)
@@ -2581,7 +2588,7 @@ class TestReadingAhead:
     def test_sees_what_comes_back(self, store: Store, node: int) -> None:
         store.intake.enqueue([new() for _ in range(20)])
         claimed = take(store, node, 3)
-        settle(store, node, *(ending(job, "pending", attempt=0) for job in claimed[:2]))
+        settle(store, node, *(ending(job, "pending", counted=False) for job in claimed[:2]))
         assert [job.id for job in take(store, node, 3)] == [1, 2, 4]
 
     def test_goes_on_in_order_after_an_error(self, store: Store, node: int) -> None:

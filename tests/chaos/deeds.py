@@ -17,7 +17,7 @@ import apsw
 import attrs
 
 import litejobs
-from litejobs import Claimed, Failure, LiteJobs, Ready, Serves, Settlement, State, Store, Unique
+from litejobs import Claimed, LiteJobs, Ready, Report, Serves, Settlement, State, Store, Unique
 
 from .ordeal import Run
 
@@ -101,15 +101,14 @@ class Hands:
         return None
 
     def _ending(self, job: Claimed, state: State) -> Settlement:
-        now, at = self.clock(), self.clock.now
-        failure = None
-        if state != "completed":
-            message = "it went wrong " * self.dice.randrange(1, 40)
-            failure = Failure(job.attempt, "exception", "ValueError", message, "…", 1, at, at)
-        return Settlement(
-            job.id, job.claim, state, job.attempt, now + 3_000_000, now,
-            None if state == "retrying" else now, None if failure else '"done"',
-            failure.message if failure else None, job.queue, job.name, failure,
+        now = self.clock()
+        report = Report(now, now, 0, state)
+        if state == "completed":
+            return job, report._replace(result='"done"')
+        message = "it went wrong " * self.dice.randrange(1, 40)
+        return job, report._replace(
+            delay=3_000_000, kind="exception", type="ValueError", message=message, traceback="…",
+            worker=1,
         )  # fmt: skip
 
     def join(self) -> None:

@@ -43,6 +43,7 @@ from litejobs import (
     LiteJobs,
     LitejobsError,
     Ready,
+    Report,
     Serves,
     Settlement,
     Store,
@@ -620,10 +621,7 @@ def _first(ready: Ready) -> list[int]:
 
 def _completed(claimed: Claimed) -> Settlement:
     now = system_clock()
-    return Settlement(
-        claimed.id, claimed.claim, "completed", claimed.attempt, claimed.run_at, now, now,
-        None, None, claimed.queue, claimed.name, None,
-    )  # fmt: skip
+    return claimed, Report(now, now)
 
 
 def _work(scene: Scene, change: Change, line: Connection) -> None:

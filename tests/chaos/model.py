@@ -45,15 +45,16 @@ from hypothesis.stateful import (
 
 import litejobs
 from litejobs import (
+    DUTIES,
     Arbiter,
     Asked,
-    Beat,
     Bound,
     Cancel,
     Claimed,
     Constant,
     Context,
     DuplicateError,
+    Duties,
     Executor,
     Exponential,
     Fail,
@@ -72,7 +73,6 @@ from litejobs import (
     Unique,
     WorkerCrashed,
     define,
-    settlement,
     store_backoff,
     store_progress,
     store_retention,
@@ -959,9 +959,10 @@ class Hand:
         done = store.exchange(settlements, self.node, choose, self.serves)
         return done.claimed, done.late
 
-    def beat(self) -> Beat:
-        """What its duties work with."""
-        return Beat(self.jobs.store, self.node, self.jobs.clock, lambda: None)
+    @property
+    def duties(self) -> Duties:
+        """What it does besides running jobs."""
+        return Duties(self.jobs.store, self.node)
 
 
 Story = list[tuple[str, dict[str, Any]]]
@@ -1243,8 +1244,10 @@ class LifeOfJobs(RuleBasedStateMachine):
         # Best of jobs that run again by now.
         self.ghosts.sort(key=lambda ghost: self._runs(ghost.id))
         late = [*zip(self.ghosts[::-1][:ghosts], itertools.cycle(acts or ["return"]))]
-        reports = [(claimed, self._attempt(claimed, act)) for claimed, act in (*late, *ended)]
-        settlements = [settlement(claimed, report, 1) for claimed, report in reports]
+        settlements = [
+            (claimed, self._attempt(claimed, act)._replace(worker=1))
+            for claimed, act in (*late, *ended)
+        ]
         claimed, too_late = hand.exchange(settlements, limit)
         self.expect(too_late, len(late), "settlements that came too late")
         for job, act in ended:
@@ -1343,7 +1346,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _all_rescue(self) -> None:
         for hand in self.hands.values():
-            litejobs.rescue(hand.beat())
+            hand.duties.do("rescue")
         self._rescued()
 
     @step("nodes", node=NODES, known=st.integers(0, 3))
@@ -1481,8 +1484,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         self._sees_the_clock_set_back(hand)
         self.expect(hand.jobs.store.admit(), 0, "jobs that waited for a key in vain")
         self._all_rescue()
-        for duty in litejobs.DUTIES:
-            duty(hand.beat())
+        hand.duties.do(*DUTIES)
         self.model.fire()
         self.model.stage()
         self.model.expire()

@@ -60,7 +60,9 @@ class Edit:
         """Where it fits: one change, if all is well."""
         nodes = [node for place in self.places for node in source.named(place)]
         if not nodes:
-            raise NotPlanted(f"there is no {' or '.join(self.places)}")
+            elsewhere = source.holders(self.find) if self.find else []
+            hint = f"; its snippet stands in {', '.join(elsewhere)}" if elsewhere else ""
+            raise NotPlanted(f"there is no {' or '.join(self.places)}{hint}")
         if self.find is None:
             found = [source.change_body(node, self.start, self.body) for node in nodes]
             what = "is defined"
@@ -69,7 +71,9 @@ class Edit:
             what = f"has the snippet {self.find!r}"
         found = list(dict.fromkeys(found))
         if len(found) != 1:
-            raise NotPlanted(f"{' or '.join(self.places)} {what} {len(found)} times")
+            elsewhere = [] if found or self.find is None else source.holders(self.find)
+            hint = f"; it stands in {', '.join(elsewhere)}" if elsewhere else ""
+            raise NotPlanted(f"{' or '.join(self.places)} {what} {len(found)} times{hint}")
         return found
 
 
@@ -110,6 +114,16 @@ class Source:
             for at in range(len(words) - len(wanted) + 1)
             if words[at : at + len(wanted)] == wanted
         ]
+
+    def holders(self, snippet: str) -> list[str]:
+        """The names of the innermost definitions in which the snippet stands."""
+        found = {
+            name
+            for name, nodes in self._nodes.items()
+            if not isinstance(nodes[0], ast.Assign | ast.AnnAssign)
+            and any(self.replace(node, snippet, "") for node in nodes)
+        }
+        return sorted(n for n in found if not any(other.startswith(f"{n}.") for other in found))
 
     def change_body(self, node: ast.stmt, start: str | None, body: str | None) -> Change:
         """Statements before the first one of a function (its docstring apart), or instead of
@@ -170,12 +184,14 @@ class Bug:
 
     def edit(self, text: str) -> str:
         """The broken source; whether that is still Python is not checked."""
-        source, changes = Source.read(text), []
+        source, changes, problems = Source.read(text), [], []
         for edit in self.edits:
             try:
                 changes += edit.changes(source)
             except NotPlanted as error:
-                raise NotPlanted(f"the bug {self.name} does not fit: {error}") from None
+                problems.append(str(error))
+        if problems:
+            raise NotPlanted(f"the bug {self.name} does not fit: {'; '.join(problems)}")
         for begin, end, new in sorted(changes, reverse=True):
             text = text[:begin] + new + text[end:]
         return text

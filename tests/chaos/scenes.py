@@ -21,15 +21,15 @@ import attrs
 
 import litejobs
 from litejobs import (
-    Failure,
+    Claimed,
     LiteJobs,
+    Report,
     Retention,
     Serves,
     Settlement,
     State,
     Unique,
     define,
-    from_micros,
 )
 
 from .older import older_file
@@ -144,17 +144,18 @@ BEGINNINGS: tuple[Callable[[Path], None], ...] = (
 # What is done
 
 
-def settled(id: int, state: State) -> Settlement:
+def settled(id: int, state: State, claim: int = 1) -> Settlement:
     """What a worker could report of the first attempt of a job."""
-    finished = NOW if state in ("completed", "failed", "cancelled") else None
-    failure = None
+    claimed = Claimed(id, claim, "note", "default", 0, 1, None, None, None, "{}", NOW, NOW)
+    report = Report(NOW, NOW, 0, state)
     if state in ("failed", "retrying"):
-        at = from_micros(NOW)
-        failure = Failure(1, "exception", "ValueError", "no", "the traceback " * 300, 1, at, at)
-    result = '"done"' if state == "completed" else None
-    return Settlement(
-        id, 1, state, 1, NOW + 5 * SECOND, NOW, finished, result, None, "default", "note", failure
-    )
+        report = report._replace(
+            delay=5 * SECOND, kind="exception", type="ValueError", message="no",
+            traceback="the traceback " * 300, worker=1,
+        )  # fmt: skip
+    elif state == "completed":
+        report = report._replace(result='"done"')
+    return claimed, report
 
 
 def settle(*settlements: Settlement) -> Callable[[LiteJobs], object]:

@@ -23,8 +23,8 @@ import attrs
 from litejobs import (
     DISK_RESERVE,
     DUTIES,
-    Beat,
     Claimed,
+    Duties,
     FileError,
     LiteJobs,
     LitejobsError,
@@ -194,9 +194,7 @@ class Plant:
             known = self.jobs.registry.listing()
             self.node, presence = self.store.nodes.join("here", 9, 1, HERE, known)
             self.leaving.callback(self.store.leave, self.node, presence)
-            beat = Beat(self.store, self.node, lambda: NOW, lambda: None)
-            for duty in DUTIES:
-                duty(beat)
+            Duties(self.store, self.node).do(*DUTIES)
 
     def enqueue(self, size: int, at_once: int) -> bool:
         """Enqueues some jobs; says whether they are there."""
@@ -230,7 +228,7 @@ class Plant:
         """
         while self.held:
             ends = [
-                settled(job.id, "completed" if job.id % 3 else "failed")._replace(claim=job.claim)
+                settled(job.id, "completed" if job.id % 3 else "failed", job.claim)
                 for job in self.held[:at_once]
             ]
             self._settle(ends)
