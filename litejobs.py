@@ -3982,25 +3982,43 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 """The ranges of numbers that other programs may write: part of the schema, and never changed."""
 
 
-def _bounds_triggers() -> str:
-    """Triggers that refuse numbers out of bounds."""
-    refused = {
-        table: "\n".join(
-            f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
-            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
-            for column, (low, high) in columns.items()
-        )
-        for table, columns in BOUNDS.items()
-    }
-    return "".join(
-        f"CREATE TRIGGER {table}_{verb.lower()} AFTER {verb} ON {table}\n"
-        f"BEGIN SELECT CASE {cases} END; END;\n"
-        for table, cases in refused.items()
-        for verb in ("INSERT", "UPDATE")
+COUNTED = "state <> 'pending' AND state <> 'running'"
+KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+HOLDS = """
+    unique_key IS NOT NULL AND (
+        unique_scope = 'exists'
+        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+            AND (unique_scope = 'active' OR claim = 0)
     )
-
-
-SCHEMA = """
+"""
+"""Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
+statement that is to use one of them repeats its text."""
+COMPLETION = """
+    SET
+        enqueued_at  = coalesce(NEW.enqueued_at, time.now),
+        run_at       = coalesce(NEW.run_at, time.now),
+        state        = CASE WHEN NEW.state <> 'pending' THEN NEW.state
+                            WHEN NEW.run_at > time.now THEN 'scheduled'
+                            WHEN NEW.key IS NOT NULL AND coalesce(NEW.key_limit, 1) <= (
+                                SELECT count(*) FROM litejobs_job
+                                WHERE key = NEW.key AND id <> NEW.id
+                                    AND state IN ('pending', 'running')
+                            ) THEN 'blocked'
+                            ELSE 'pending' END,
+        queue        = coalesce(NEW.queue, known.queue, 'default'),
+        node         = coalesce(nullif(NEW.node, ''), known.node, ''),
+        priority     = coalesce(NEW.priority, known.priority, 0),
+        max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
+                            THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
+        timeout      = coalesce(NEW.timeout, known.timeout),
+        backoff      = coalesce(NEW.backoff, known.backoff),
+        retention    = coalesce(NEW.retention, known.retention),
+        expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
+    FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
+        LEFT JOIN litejobs_definition AS known ON known.name =
+"""
+"""How an UPDATE completes a row inserted by hand, by its trigger and by ourselves."""
+SCHEMA = f"""
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_job (
@@ -4013,7 +4031,7 @@ SCHEMA = """
                          -- Alone, since an IN builds its list anew for each row.
                          state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
                          ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
-        payload      ANY     NOT NULL DEFAULT '{}',      -- JSON text
+        payload      ANY     NOT NULL DEFAULT '{{}}',      -- JSON text
         run_at       INTEGER,                            -- all times: microseconds, UTC
         attempt      INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER,                            -- NULL: for ever
@@ -4047,18 +4065,11 @@ SCHEMA = """
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
-        WHERE state <> 'pending' AND state <> 'running';
+    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
-    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
-        WHERE unique_key IS NOT NULL AND (
-            unique_scope = 'exists'
-            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-                AND (unique_scope = 'active' OR claim = 0)
-        );
-    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
-        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
@@ -4163,72 +4174,7 @@ SCHEMA = """
         number       INTEGER NOT NULL,
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
-
-    -- For other programs, in any language: an INSERT is completed, and every change is counted.
-    -- (litejobs' own connection fires no triggers, but counts a whole transaction at once.)
-    CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
-    WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
-    BEGIN
-        INSERT INTO litejobs_count VALUES (NEW.state, NEW.queue, NEW.name, 1)
-            ON CONFLICT DO UPDATE SET number = number + 1;
-    END;
-
-    CREATE TRIGGER litejobs_changed AFTER UPDATE OF state, queue, name ON litejobs_job
-    BEGIN
-        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
-            WHERE OLD.queue IS NOT NULL AND OLD.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number - 1;
-        INSERT INTO litejobs_count SELECT NEW.state, NEW.queue, NEW.name, 1
-            WHERE NEW.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number + 1;
-    END;
-
-    CREATE TRIGGER litejobs_forget AFTER DELETE ON litejobs_job
-    BEGIN
-        DELETE FROM litejobs_attempt WHERE job = OLD.id;
-        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
-            WHERE OLD.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number - 1;
-    END;
-
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
-    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
-    BEGIN
-        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
-            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
-        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
-            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
-        SELECT RAISE(ABORT, 'litejobs: headers is not JSON')
-            WHERE NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers);
-        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
-            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
-        UPDATE litejobs_job SET
-            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
-            run_at       = coalesce(NEW.run_at, time.now),
-            state        = CASE WHEN NEW.state <> 'pending' THEN NEW.state
-                                WHEN NEW.run_at > time.now THEN 'scheduled'
-                                WHEN NEW.key IS NOT NULL AND coalesce(NEW.key_limit, 1) <= (
-                                    SELECT count(*) FROM litejobs_job
-                                    WHERE key = NEW.key AND id <> NEW.id
-                                        AND state IN ('pending', 'running')
-                                ) THEN 'blocked'
-                                ELSE 'pending' END,
-            queue        = coalesce(NEW.queue, known.queue, 'default'),
-            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
-            priority     = coalesce(NEW.priority, known.priority, 0),
-            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
-                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention),
-            expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
-        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
-            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
-        WHERE id = NEW.id;
-    END;
-    """ + _bounds_triggers()
+"""
 SCHEMA_VERSION = 4
 _FROM_VERSION_3 = """
     ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
@@ -4236,7 +4182,56 @@ _FROM_VERSION_3 = """
     ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
     ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-    """ + _bounds_triggers()
+"""
+
+
+def _triggers() -> Iterator[tuple[str, str]]:
+    """For other programs, in any language: an INSERT is completed, changes are counted, and
+    numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
+    whole transaction at once.) The name of each, and the rest of its statement."""
+
+    def count(job: str, change: str) -> str:
+        return f"""
+            INSERT INTO litejobs_count (state, queue, name, number)
+                SELECT {job}.state, {job}.queue, {job}.name, {change} 1
+                WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
+                ON CONFLICT DO UPDATE SET number = number {change} 1;
+        """
+
+    changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
+    forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
+    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    for table, columns in BOUNDS.items():
+        cases = "".join(
+            f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
+            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
+            for column, (low, high) in columns.items()
+        )
+        for verb in ("insert", "update"):
+            yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    not_json = "".join(
+        f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
+        for column, term in (
+            ("payload", "typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload)"),
+            ("retention", "NOT json_valid(NEW.retention)"),
+            ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
+            ("headers", "NOT json_valid(NEW.headers)"),
+        )
+    )
+    low, high = _MOMENT
+    yield (
+        "litejobs_enqueue",
+        f"""AFTER INSERT ON litejobs_job
+        WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL
+            OR NEW.run_at IS NULL
+        BEGIN
+            SELECT CASE{not_json} WHEN NEW.run_at NOT BETWEEN {low} AND {high}
+                THEN RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970') END;
+            UPDATE litejobs_job {COMPLETION} NEW.name WHERE id = NEW.id;
+        END""",
+    )
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
@@ -4272,33 +4267,28 @@ def _update_schema(connection: Any) -> None:
     the standard sqlite3 commits before it runs a script."""
     for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
         connection.execute(statement)
-    connection.execute(
-        "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (SCHEMA_VERSION,)
-    )
+    for name, trigger in _triggers():
+        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+    set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
+    connection.execute(set_version, (SCHEMA_VERSION,))
 
 
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if apsw.complete(statement):
-            yield statement
-            statement = ""
+def _statements(script: str) -> list[str]:
+    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     """Refuses a file in which something else has one of our names: a view could run for ever, and
     a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
-    expected = _expected_schema()
     objects = connection.execute("""
         SELECT type, name, sql FROM sqlite_schema
         WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
         ORDER BY name <> 'litejobs_meta'
     """)
     for kind, name, sql in objects:
-        required, parts = expected.get((kind, name)), _parts_of(str(sql))
-        # Columns that users add are fine, unless they compute something.
-        if required is None or required - parts or any("(" in part for part in parts - required):
+        expected = _expected_schema().get((kind, name))
+        if expected is None or not re.fullmatch(expected, _squeezed(str(sql)), re.DOTALL):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
@@ -4306,31 +4296,26 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
 
 
 @functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], frozenset[str]]:
-    """What each table, index and trigger must consist of, by its kind and name."""
-    expected = {
-        (made[1].lower(), made[2]): _parts_of(statement.removesuffix(";\n"))
-        for statement in _statements(SCHEMA)
-        if (made := re.search(r"CREATE (?:UNIQUE )?([A-Z]+) (\w+)", statement))
-    }
-    for added in re.finditer(r"ALTER TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3):
-        expected["table", added[1]] -= _parts_of(added[2])  # A file of version 3 lacks them.
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
+    may have more columns, as users add them, and as steps do, unless those compute something."""
+    expected = {("trigger", name): ".*" for name, _ in _triggers()}
+    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
+    for statement in _statements(SCHEMA):
+        text = _squeezed(statement)
+        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
+            columns, rules = text, ""
+            if kind == "TABLE":
+                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
+            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
+            more = "(,[^()]*)?" if kind == "TABLE" else ""
+            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
     return expected
 
 
-def _parts_of(sql: str) -> frozenset[str]:
-    """The columns of a CREATE TABLE, each with its rules, and its head and end; any other
-    statement as a whole. Spaces and comments are left out: SQLite may lay them out otherwise."""
-    parts, depth, is_table = [""], 0, re.match(r"\s*(--.*\s+)*CREATE TABLE", sql)
-    for token in re.findall(r"""'[^']*'|"[^"]*"|--.*|/\*[\s\S]*?\*/|\s+|[^-'"/\s(),]+|.""", sql):
-        if token.isspace() or token.startswith(("--", "/*")):
-            continue
-        depth += (token == "(") - (token == ")")
-        if is_table and (token, depth) in (("(", 1), (",", 1), (")", 0)):
-            parts.append("")
-        else:
-            parts[-1] += token
-    return frozenset(parts)
+def _squeezed(sql: str) -> str:
+    """A statement without spaces and comments: SQLite may lay it out otherwise."""
+    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
@@ -5234,20 +5219,10 @@ def _apsw_has(place: Path, if_busy: bool) -> bool:
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
-_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
-_KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
-_HOLDS = """
-    unique_key IS NOT NULL AND (
-        unique_scope = 'exists'
-        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-            AND (unique_scope = 'active' OR claim = 0)
-    )
-"""
-"""The terms of two partial indexes, as the schema has them: SQLite compares their text."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
@@ -5314,7 +5289,8 @@ class Rows:
         triggers do it."""
         if changes and self.file.owns(connection):
             connection.executemany(
-                f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+                f"INSERT INTO litejobs_count (state, queue, name, number)"
+                f" VALUES (?, ?, ?, ?) {_ADD}",
                 [(*group, change) for group, change in changes.items() if change],
             )
 
@@ -5324,7 +5300,7 @@ class Rows:
             f"""
             SELECT state, queue, name, count(*)
             FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE {_COUNTED} GROUP BY state, queue, name
+            WHERE {COUNTED} GROUP BY state, queue, name
             """,
             (json.dumps([*ids]),),
         )
@@ -5408,7 +5384,7 @@ class Rows:
         first = connection.execute(
             f"""
             SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'blocked' AND key = ?
+            WHERE {KEYED} AND state = 'blocked' AND key = ?
             ORDER BY priority DESC, run_at, id LIMIT 1
             """,
             (key,),
@@ -5418,7 +5394,7 @@ class Rows:
         taken = connection.execute(
             f"""
             SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+            WHERE {KEYED} AND state IN ('pending', 'running') AND key = ?
             """,
             (key,),
         ).fetchone()
@@ -5586,7 +5562,7 @@ def _in_counted_states(match: Match) -> str:
     newest can matter; the others take one step into the index each."""
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {_COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
             AND {match.further} ORDER BY id DESC
     """
     return f"""
@@ -5601,7 +5577,10 @@ def _in_counted_states(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"SELECT * FROM litejobs_count WHERE {match.group} AND {match.among(SHELVED)}"
+    shelved = f"""
+        SELECT state, queue, name, number FROM litejobs_count
+        WHERE {match.group} AND {match.among(SHELVED)}
+    """
     parts = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
@@ -5732,7 +5711,7 @@ class Catalogue:
         # or have expired.
         let_go = f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
                 AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
         """
 
@@ -5997,7 +5976,9 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
     file.warned = True
     advice = "use a connection of apsw's, or a Python with SQLite 3.51.3 or later"
     logger.warning("sqlite3 has SQLite %s here, which may lose commits: %s", version, advice)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('old_sqlite', ?)", (version,))
+    connection.execute(
+        "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('old_sqlite', ?)", (version,)
+    )
 
 
 def _check_path(connection: Any, file: File) -> None:
@@ -6074,10 +6055,7 @@ _INSERT_WITH_OWN = f"""
     VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
 """
 
-_BY_TRIGGER = re.findall(
-    r"UPDATE litejobs_job (SET\s+enqueued_at .*? ON known.name =) NEW.name", "".join(SCHEMA), re.S
-)
-_COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = :id"
+_COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
 
@@ -6328,7 +6306,7 @@ class Intake:
             SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
                 CASE WHEN {_UNSTARTED} THEN expires_at END
             FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {_HOLDS}
+            WHERE unique_key = ? AND {HOLDS}
             """,
             (key,),
         ).fetchone()
@@ -6348,7 +6326,7 @@ class Intake:
         that does. Those that are let in instead may have expired, too."""
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
         """
         while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
             self.rows.expire(connection, row[0], now)
@@ -7297,7 +7275,9 @@ class Nodes:
             connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
             if paths:
                 value = json.dumps(sorted(paths))
-                connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
+                connection.execute(
+                    "INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value)
+                )
 
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
@@ -7601,6 +7581,7 @@ def _give_rights(made: int, found: os.stat_result) -> None:
 SAMPLE = 8
 """How many jobs of an exchange are measured."""
 METRICS_KEPT = 90 * SPANS["day"]
+_METRIC = "span, time, queue, name, measure, bucket, number"
 
 
 @attrs.define(eq=False, repr=False)
@@ -7646,7 +7627,7 @@ class Meter:
         if counts := self._counts:
             with self._file.writing() as connection:
                 connection.executemany(
-                    f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
+                    f"INSERT INTO litejobs_metric ({_METRIC}) VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
                     [(*key, number) for key, number in counts.items()],
                 )
             self._counts = defaultdict(int)
@@ -7671,7 +7652,7 @@ class Meter:
             of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
             connection.execute(
                 f"""
-                INSERT INTO litejobs_metric
+                INSERT INTO litejobs_metric ({_METRIC})
                 SELECT 3600, :start, queue, name, measure, bucket, sum(number)
                 FROM litejobs_metric {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
                 """,
@@ -7796,7 +7777,7 @@ LATE = 3_600_000_000
 LARGE_WAL = 128 * MEBIBYTE
 _RECOUNTED = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
-    WHERE {_COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
+    WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
 
@@ -8039,7 +8020,7 @@ class Health:
             repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
             tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
             tx.execute("DELETE FROM litejobs_count")
-            tx.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
+            tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
         return repaired
 
     def why(self, job: Job[Any]) -> str:
@@ -8435,7 +8416,7 @@ class Store:
         if any(state != "completed" for state, _, _ in groups):
             self.rows.cancel_returned(connection)
         again = any(state == "pending" for state, _, _ in groups)
-        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
+        blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [claimed.id for claimed, _ in settlements]
             again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
@@ -8514,7 +8495,7 @@ class Store:
                 following = connection.execute(
                     f"""
                     SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
-                    WHERE {_KEYED} AND state = 'blocked' AND key > ?
+                    WHERE {KEYED} AND state = 'blocked' AND key > ?
                     """,
                     (key,),
                 ).get
