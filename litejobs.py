@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Rows, Catalogue, Caller's connection, Intake,
+Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
 Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
@@ -86,6 +86,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import (
+    Annotated,
     Any,
     Concatenate,
     Final,
@@ -533,6 +534,29 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
+# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
+
+
+def _as_moment(value: int | datetime) -> datetime:
+    return value if isinstance(value, datetime) else from_micros(value)
+
+
+def _maybe_moment(value: int | datetime | None) -> datetime | None:
+    return None if value is None else _as_moment(value)
+
+
+def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+    return value * MICROSECOND if isinstance(value, int) else value
+
+
+def _or_empty(value: str | None) -> str:
+    return value or ""
+
+
+def _or_zero(value: int | None) -> int:
+    return value or 0
+
+
 @attrs.frozen
 class Failure:
     """One failed attempt of a job."""
@@ -545,21 +569,21 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime
-    finished_at: datetime
+    started_at: datetime = attrs.field(converter=_as_moment)
+    finished_at: datetime = attrs.field(converter=_as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = None
+    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
     """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
     unknown: on Windows, and after a crash."""
-    output: str = ""
+    output: str = attrs.field(default="", converter=_or_empty)
     """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
     in a worker process. For a coroutine only if its worker is alive."""
-    omitted: int = 0
+    omitted: int = attrs.field(default=0, converter=_or_zero)
     """How many failed attempts before this one were not kept: the first 10 and the last 40
     of each job are."""
 
@@ -728,14 +752,6 @@ class _Source(Protocol):
     def why(self, id: int) -> str: ...
 
 
-def _maybe_moment(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
-
-
-def _maybe_duration(micros: int | None) -> timedelta | None:
-    return None if micros is None else micros * MICROSECOND
-
-
 def _node_name(stored: str) -> str | None:
     return stored or None
 
@@ -764,9 +780,9 @@ class Job(Generic[R]):
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=from_micros)
+    run_at: datetime = attrs.field(converter=_as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=from_micros)
+    enqueued_at: datetime = attrs.field(converter=_as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -2444,25 +2460,25 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Choices(TypedDict, total=False):
-    """The options that a definition sets and an enqueue may override."""
+    """The options that a definition sets and an enqueue may override. (The text beside a type is
+    the help of the command line.)"""
 
     queue: str
-    priority: int
-    max_attempts: int | None
+    priority: Annotated[int, "higher runs first"]
+    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     backoff: Backoff
-    timeout: Duration | None
-    """After so long the job is asked to end; when its grace is over, its worker is killed."""
-    grace: Duration | None
-    """How long it may go on then, and when it was cancelled. `None`: as long as its definition
-    says, else its node, `work(grace=5)`, whose own grace counts alone when the node stops."""
+    timeout: Annotated[Duration | None, "after which a job is asked to end"]
+    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    """Also when it was cancelled. `None`: as long as its definition says, else its node,
+    `work(grace=5)`, whose own grace counts alone when the node stops."""
     retention: Retention
-    node: str | None
-    delay: Duration
-    at: datetime
-    expires: Duration | datetime | None
+    node: Annotated[str | None, "the only node that may take it"]
+    delay: Annotated[Duration, "until it is due"]
+    at: Annotated[datetime, "when it is due"]
+    expires: Annotated[Duration | datetime | None, "after which it is not started"]
     unique: Unique | None
-    key: str | Callable[..., Any] | None
-    key_limit: int
+    key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
+    key_limit: Annotated[int, "how many (default: 1)"]
     headers: Mapping[str, str]
     connection: Any
 
@@ -2510,6 +2526,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
+def _is_priority(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
 def _is_backoff(value: object) -> bool:
     return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
 
@@ -2528,13 +2548,11 @@ def _check_key(value: object, what: str) -> str | Callable[..., Any]:
     return value if callable(value) else check_name(value, what)
 
 
-def _check_headers(value: object, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and all(
-        type(k) is str and type(v) is str for k, v in value.items()
-    )
-    if not texts:
+def _check_headers(value: Any, what: str) -> Mapping[str, str]:
+    texts = isinstance(value, Mapping) and [*value, *value.values()]
+    if texts is False or any(type(text) is not str for text in texts):
         raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(typing.cast(Mapping[str, str], value))
+    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2555,76 +2573,58 @@ def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
 
 
 def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
-    backoffs = value if isinstance(value, Mapping) else {}
-    chosen = {error: backoffs.get(error) for error in _check_errors(value, what)}
+    given = value if isinstance(value, Mapping) else {}
     return {
-        error: backoff and OPTIONS["backoff"](backoff, "backoff")
-        for error, backoff in chosen.items()
+        error: given[error] and _check_backoff(given[error], "backoff") if given else None
+        for error in _check_errors(value, what)
     }
 
 
-OPTIONS: Mapping[str, Check] = {
-    "queue": check_name,
-    "priority": _accept(
-        lambda value: (
-            isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-        ),
-        "an integer of 32 bits",
-    ),
-    "max_attempts": _optional(functools.partial(at_least_one, also=", or None for ever")),
-    "backoff": _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay"),
-    "timeout": _optional(_check_timeout),
-    "grace": _optional(duration),
-    "retention": _accept(lambda value: isinstance(value, Retention), "a Retention"),
-    "node": _optional(check_name),
-    "delay": duration,
-    "at": _optional(aware),
-    "expires": _optional(_check_expires),
-    "unique": _optional(_accept(lambda value: isinstance(value, Unique), "Unique(…) or None")),
-    "key": _optional(_check_key),
-    "key_limit": at_least_one,
-    "headers": _check_headers,
-    "connection": lambda value, what: value,
-    "max_memory": _optional(_check_memory),
-    "retry_on": _optional(_check_retry_on),
-    "fail_on": _check_errors,
-    "on_failure": _optional(_accept(callable, "a function")),
-    "encode": _optional(_accept(callable, "a function")),
-    "decode": _optional(_accept(callable, "a function")),
-}
-"""How each option is checked."""
-CHOICES = tuple(Choices.__annotations__)
-OF_DEFINITIONS = tuple(option for option in OPTIONS if option not in CHOICES)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
+def _store_length(length: timedelta | None) -> int | None:
+    return None if length is None else length // MICROSECOND
+
+
+_check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
+_check_priority = _accept(_is_priority, "an integer of 32 bits")
+_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
+_check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_function = _accept(callable, "a function")
+
+
+def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
+    """An option: its default, how it is checked, and, if each row has a column for it, what is
+    stored there. One whose default is None may be None."""
+    check = _optional(check) if default is None else check
+    return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = "default"
-    priority: int = 0
-    max_attempts: int | None = 5
-    backoff: Backoff = DEFAULT_BACKOFF
-    timeout: timedelta | None = None
-    grace: timedelta | None = None
-    retention: Retention = DEFAULT_RETENTION
-    node: str | None = None
-    delay: timedelta = timedelta(0)
-    at: datetime | None = None
-    expires: timedelta | datetime | None = None
-    unique: Unique | None = None
-    key: str | Callable[..., Any] | None = None
-    key_limit: int = 1
-    headers: Mapping[str, str] = attrs.field(factory=dict)
-    connection: Any = None
-    max_memory: int | None = None
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = None
-    fail_on: tuple[type[BaseException], ...] = ()
-    on_failure: Callable[[Context[Any], BaseException], Any] | None = None
-    encode: Callable[[Any], bytes] | None = None
-    decode: Callable[[bytes], Any] | None = None
+    queue: str = _option("default", check_name, str)
+    priority: int = _option(0, _check_priority, int)
+    max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    timeout: timedelta | None = _option(None, _check_timeout, _store_length)
+    grace: timedelta | None = _option(None, duration)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
+    node: str | None = _option(None, check_name, lambda name: name or "")
+    delay: timedelta = _option(timedelta(0), duration)
+    at: datetime | None = _option(None, aware)
+    expires: timedelta | datetime | None = _option(None, _check_expires)
+    unique: Unique | None = _option(None, _check_unique)
+    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key_limit: int = _option(1, at_least_one)
+    headers: Mapping[str, str] = _option({}, _check_headers)
+    connection: Any = _option(None, lambda value, what: value)
+    max_memory: int | None = _option(None, _check_memory)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
+    fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
+    on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    encode: Callable[[Any], bytes] | None = _option(None, _check_function)
+    decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Which were chosen, by the definition or later: a queue's defaults give way to them."""
 
@@ -2633,9 +2633,7 @@ class Options:
         check_known(rules, OPTIONS, "no such option")
         for option, other in ("encode", "decode"), ("decode", "encode"):
             if rules.get(option) is None and rules.get(other) is not None:
-                raise OptionError(
-                    option, "missing: what one of encode and decode writes, both read"
-                )
+                raise OptionError(option, "missing: give encode and decode, or neither")
         made = self._with(rules)
         # Nodes look a definition's grace up by its name: only a single job's is stored with it.
         return attrs.evolve(made, given=made.given - {"grace"})
@@ -2643,7 +2641,7 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option in (*OF_DEFINITIONS, "name"):
+            if option == "name" or (option in OPTIONS and option not in CHOICES):
                 problem = "belongs to the definition: no row can keep it for one job"
                 raise OptionError(option, problem)
         check_known(choices, CHOICES, "no such option")
@@ -2681,86 +2679,38 @@ class Options:
     @property
     def own_grace(self) -> int | None:
         """Microseconds that were chosen for a single job, not for its definition."""
-        chosen = self.grace if "grace" in self.given else None
-        return None if chosen is None else chosen // MICROSECOND
+        return _store_length(self.grace) if "grace" in self.given else None
 
     @functools.cached_property
-    def columns(self) -> tuple[Any, ...]:
-        """What is stored with each job: queue, node, priority, max_attempts, timeout,
-        backoff, retention."""
-        limit = None if self.timeout is None else self.timeout // MICROSECOND
-        rules = store_backoff(self.backoff), store_retention(self.retention)
-        return (self.queue, self.node or "", self.priority, self.max_attempts, limit, *rules)
+    def columns(self) -> Mapping[str, Any]:
+        """What is stored with each job, by column."""
+        return {name: store(getattr(self, name)) for name, store in STORED.items()}
 
 
+OPTIONS: Mapping[str, Check] = {
+    option.name: option.metadata["check"] for option in attrs.fields(Options) if option.metadata
+}
+"""How each option is checked."""
+STORED: Mapping[str, Callable[[Any], Any]] = {
+    option: store
+    for option in OPTIONS
+    if (store := getattr(attrs.fields(Options), option).metadata["store"])
+}
+"""The options for which each row has a column, and so has what nodes store of each definition;
+with what makes the column's value."""
+CHOICES = tuple(Choices.__annotations__)
+OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
+"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
-
-
-class Home(Protocol):
-    """Where definitions are registered and what they enqueue to."""
-
-    def enqueue(self, work: Bound[R], /) -> Job[R]:
-        """Puts a job into the file."""
-
-
-@attrs.frozen(eq=False, repr=False)
-class OwnCodec:
-    """Bytes for the payloads of one definition, by its own encoding. JSON text is read all
-    the same: from the command line, and from before the definition had an encoding."""
-
-    name: str
-    _encode: Callable[[Any], bytes]
-    _decode: Callable[[bytes], Any]
-    json: Codec[Any]
-    by_name: bool
-    """Whether the encoding takes and gives arguments by name, and not an instance."""
-
-    def encode(self, value: Any) -> bytes:
-        """The bytes that the encoding makes of a payload object."""
-        try:
-            made = self._encode(_fields(value) if self.by_name else value)
-        except Exception as error:
-            raise self._unfit(f"encode raised {_raised(error)}") from error
-        if type(made) is not bytes:
-            raise self._unfit(f"encode gave {got(self.json.kind, made)}, which is not bytes")
-        return made
-
-    def decode(self, stored: str | bytes) -> Any:
-        """The payload object that bytes, or JSON text, stand for."""
-        if isinstance(stored, str):
-            return self.json.decode(stored)
-        try:
-            made = self._decode(stored)
-        except (Exception, SystemExit) as error:
-            raise self._unfit(f"decode raised {_raised(error)}") from error
-        if type(made) is not (dict if self.by_name else self.json.kind):
-            expected = "a dict of arguments by name" if self.by_name else _name(self.json.kind)
-            raise self._unfit(f"decode gave {got(self.json.kind, made)}, not {expected}")
-        if not self.by_name:
-            return made
-        try:
-            return self.json.kind(**made)
-        except TypeError as error:
-            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
-
-    def _unfit(self, problem: str) -> PayloadError:
-        return PayloadError(self.name, (problem,))
-
-
-def _raised(error: BaseException) -> str:
-    told = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
-    return told.partition("\n")[0][:200]  # The whole is in the traceback.
 
 
 @attrs.frozen(eq=False, repr=False)
 class Shape:
     """How a payload becomes a call, and a return value a result."""
 
-    payload: Codec[Any] | OwnCodec
+    payload: Codec[Any]
     result: Codec[Any] | None
     """`None` where the code says that it returns nothing."""
-    make: Callable[..., Any]
-    """From the arguments to the payload object."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """From the payload object, and a context made on demand, to the return value."""
 
@@ -2775,55 +2725,8 @@ class Body:
     module: str
     options: Options
     """The definition's own, whose backoff may be a function: rows keep only curves."""
-    home: Home | None = None
-
-    @functools.cached_property
-    def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later."""
-        try:
-            shape = _class_shape(self.code) if self.is_class else _function_shape(self.code)
-        except (NameError, TypeError) as error:
-            raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        encode, decode = self.options.encode, self.options.decode
-        if encode and decode and isinstance(shape.payload, Codec):
-            own = OwnCodec(self.name, encode, decode, shape.payload, not self.is_class)
-            shape = attrs.evolve(shape, payload=own)
-        for codec in (shape.payload, shape.result):
-            if isinstance(codec, Codec) and (problem := unencodable(codec.kind)):
-                raise DefinitionError(self.name, problem)
-        return shape
-
-    @functools.cached_property
-    def hidden(self) -> frozenset[str]:
-        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
-        its results, in which a class hides something."""
-        try:
-            hints = typing.get_type_hints(self._function, include_extras=True)
-            found = {"result"} if hides(hints.pop("return", None)) else set()
-            if not self.is_class:
-                given = {name: kind for name, kind in hints.items() if not _is_context(kind)}
-                return frozenset(
-                    found | {f"payload.{name}" for name in given if hides(given[name])}
-                )
-            kinds, own = _hints_of(self.code), hidden_fields(self.code)
-            for field in attrs.fields(typing.cast(Any, self.code)):
-                if field.name in own or hides(kinds.get(field.name, Any)):
-                    found.add(f"payload.{field.alias}")
-        except (NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nothing is known about them.
-        return frozenset(found)
-
-    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make."""
-        try:
-            return self.shape.make(*args, **kwargs)
-        except TypeError as error:
-            said = str(error).replace(".__init__()", "()")
-            if said.endswith("given"):
-                # It counts the object that is made, too.
-                most = len(inspect.signature(self.shape.make).parameters)
-                said = f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-            raise TypeError(said) from None
+    home: Any = None
+    """The LiteJobs that it is registered with."""
 
     @property
     def is_class(self) -> bool:
@@ -2833,12 +2736,109 @@ class Body:
     @property
     def is_async(self) -> bool:
         """Whether its jobs run many at a time, in the event loop of a worker."""
-        return inspect.iscoroutinefunction(self._function)
-
-    @property
-    def _function(self) -> Any:
         code: Any = self.code
-        return code.run if self.is_class else code
+        return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        """Compiled when first used, so that annotations may name what comes later."""
+        try:
+            shape = _shape(self.code)
+        except (NameError, TypeError) as error:
+            raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
+        for codec in (None if self.options.encode else shape.payload, shape.result):
+            if codec and (problem := unencodable(codec.kind)):
+                raise DefinitionError(self.name, problem)
+        return shape
+
+    @functools.cached_property
+    def hidden(self) -> frozenset[str]:
+        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
+        its results, in which a class hides something."""
+        try:
+            shape = self.shape
+            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+        except (DefinitionError, NameError, TypeError):
+            return frozenset({"payload", "result"})  # Nothing is known about them.
+        found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
+        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The payload object that arguments make."""
+        make = self.shape.payload.kind
+        try:
+            return make(*args, **kwargs)
+        except TypeError as error:
+            problem = str(error).replace(".__init__()", "()")
+            if problem.endswith("given"):  # It counts the object that is made, too.
+                most = len(inspect.signature(make).parameters)
+                problem = (
+                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
+                )
+            raise TypeError(problem) from None
+
+    def encode(self, payload: Any) -> str | bytes:
+        """JSON for a payload object; bytes, if the definition has an encoding of its own."""
+        codec = self.shape.payload
+        if self.options.encode is None:
+            try:
+                made: str | bytes = codec.encode(payload)
+            except Unfit as unfit:
+                raise PayloadError(self.name, unfit.problems) from None
+        else:
+            try:
+                made = self.options.encode(payload if self.is_class else fields_of(payload))
+            except Exception as error:
+                raise self._unfit(f"encode raised {_shown_error(error)}") from error
+            if type(made) is not bytes:
+                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        if excess := excess_of(made):
+            raise self._unfit(f"{excess}; put the data into a file and pass its path")
+        return made
+
+    def decode(self, stored: str | bytes) -> Any:
+        """The payload object that is stored. JSON is read whatever the encoding: from the
+        command line, and from before the definition had one."""
+        codec, decode = self.shape.payload, self.options.decode
+        if decode is None or isinstance(stored, str):
+            try:
+                return codec.decode(stored)
+            except Unfit as unfit:
+                raise PayloadError(self.name, unfit.problems) from None
+        try:
+            made = decode(stored)
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"decode raised {_shown_error(error)}") from error
+        if type(made) is not (codec.kind if self.is_class else dict):
+            expected = codec.kind.__name__ if self.is_class else "a dict of arguments by name"
+            raise self._unfit(f"decode gave {got(codec.kind, made)}, not {expected}")
+        try:
+            return made if self.is_class else codec.kind(**made)
+        except TypeError as error:
+            raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
+
+    def _unfit(self, problem: str) -> PayloadError:
+        return PayloadError(self.name, (problem,))
+
+
+def _shown_error(error: BaseException) -> str:
+    text = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
+    return text.partition("\n")[0][:200]  # The whole is in the traceback.
+
+
+def excess_of(text: str | bytes) -> str | None:
+    """How large a payload or result is, if it is too large."""
+    size = len(text)
+    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
+        size = len(text.encode())
+    if size <= PAYLOAD_LIMIT:
+        return None
+    return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
+
+
+def fields_of(payload: Any) -> dict[str, Any]:
+    """The fields of a payload object by the names of its arguments."""
+    return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
 
 
 def _is_context(hint: object) -> bool:
@@ -2847,55 +2847,50 @@ def _is_context(hint: object) -> bool:
     return hint is Context or typing.get_origin(hint) is Context
 
 
-def _returned(hints: Mapping[str, Any]) -> Codec[Any] | None:
-    kind = hints.get("return", Any)
-    return None if kind in (type(None), NoReturn) else Codec(kind)
-
-
-def _function_shape(code: Callable[..., Any]) -> Shape:
-    hints = typing.get_type_hints(code, include_extras=True)
-    fields: dict[str, Any] = {}
-    positional: list[str] = []
-    keywords: list[str] = []
-    for name, parameter in inspect.signature(code).parameters.items():
-        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
-        (keywords if by_keyword else positional).append(name)
-        if not _is_context(hints.get(name)):
-            default = attrs.NOTHING if parameter.default is parameter.empty else parameter.default
-            kind = hints.get(name, Any)
-            fields[name] = attrs.field(default=default, type=kind, alias=name, kw_only=by_keyword)
-    title = code.__name__ if code.__name__.isidentifier() else "handler"
-    payload = attrs.make_class(title, fields, slots=True)
+def _shape(code: Any) -> Shape:
+    """What is called is a function, or the `run` of an attrs class, whose instances are the
+    payloads; for a function, an attrs class is made of its parameters."""
+    is_class = isinstance(code, type)
+    function: Any = code.run if is_class else code
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = [*inspect.signature(function).parameters.values()][is_class:]
+    contexts = {p.name for p in parameters if _is_context(hints.get(p.name))}
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = [p.name for p in parameters if p.name not in keywords]
+    if is_class:
+        for name in (p.name for p in parameters if p.name not in contexts):
+            raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+        payload: Any = code
+    else:
+        fields: dict[str, Any] = {
+            p.name: attrs.field(
+                default=attrs.NOTHING if p.default is p.empty else p.default,
+                type=hints.get(p.name, Any),
+                alias=p.name,
+                kw_only=p.name in keywords,
+            )
+            for p in parameters
+            if p.name not in contexts
+        }
+        title = code.__name__ if code.__name__.isidentifier() else "handler"
+        payload = attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
-            return getattr(values, name) if name in fields else context()
+            return context() if name in contexts else getattr(values, name)
 
-        return code(*map(argument, positional), **{name: argument(name) for name in keywords})
+        given = [*([values] if is_class else []), *map(argument, positional)]
+        return function(*given, **{name: argument(name) for name in keywords})
 
     def call_plainly(values: Any, context: Callable[[], Context[Any]]) -> Any:
         return code(*[getattr(values, name) for name in positional])
 
-    if not keywords and fields.keys() >= {*positional}:
-        call = call_plainly
-    return Shape(Codec(payload, omit_defaults=True), _returned(hints), payload, call)
-
-
-def _class_shape(code: Any) -> Shape:
-    run = code.run
-    hints = typing.get_type_hints(run, include_extras=True)
-    wanted = list(inspect.signature(run).parameters.values())[1:]
-    for parameter in wanted:
-        if not _is_context(hints.get(parameter.name)):
-            raise TypeError(f"run() takes at most a context; {parameter.name!r} should be a field")
-    by_keyword = bool(wanted) and wanted[0].kind is inspect.Parameter.KEYWORD_ONLY
-
-    def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
-        if by_keyword:
-            return run(values, **{wanted[0].name: context()})
-        return run(values, context()) if wanted else run(values)
-
-    return Shape(Codec(code), _returned(hints), code, call)
+    returned = hints.get("return", Any)
+    result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
+    plain = not (is_class or contexts or keywords)
+    return Shape(
+        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
+    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -2918,9 +2913,7 @@ class Bound(Generic[R]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        options = self.options.changed(choices)
-        _check_backoff(self.body, options)
-        return attrs.evolve(self, options=options)
+        return _bound(self.body, self.options.changed(choices), self.payload)
 
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
@@ -2966,7 +2959,7 @@ class Definition(Generic[P, R, C]):
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
             raise PayloadError(self.name, (str(error),)) from None
-        return _bound(self.body, self.options, payload)
+        return _bound(self.body, self.options, self.body.encode(payload))
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9`
@@ -2978,37 +2971,19 @@ class Definition(Generic[P, R, C]):
         """
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        return self.body.home.enqueue(self.bind(*args, **kwargs))
+        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
+        return job
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
 
 
-def _check_backoff(body: Body, options: Options) -> None:
+def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
+    """A job of a definition, whose options one row can keep."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
         problem = "a function belongs to the definition: the row of one job cannot keep it"
         raise OptionError("backoff", problem)
-
-
-def _bound(body: Body, options: Options, payload: object) -> Bound[Any]:
-    _check_backoff(body, options)
-    try:
-        text = body.shape.payload.encode(payload)
-    except Unfit as unfit:
-        raise PayloadError(body.name, unfit.problems) from None
-    if excess := _too_large(text):
-        advice = "put the data into a file and pass its path"
-        raise PayloadError(body.name, (f"{excess}; {advice}",))
-    return Bound(body, options, text)
-
-
-def _too_large(text: str | bytes) -> str | None:
-    size = len(text)
-    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
-        size = len(text.encode())
-    if size <= PAYLOAD_LIMIT:
-        return None
-    return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
+    return Bound(body, options, payload)
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
@@ -3022,52 +2997,44 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
         unique = definition.options.unique or Unique()
         own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
     options = definition.options.changed({**own, **choices})
-    return _bound(definition.body, options, instance)
+    return _bound(definition.body, options, definition.body.encode(instance))
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
     """A job made of a payload that is JSON already, checked."""
-    try:
-        payload = definition.body.shape.payload.decode(text)
-    except Unfit as unfit:
-        raise PayloadError(definition.name, unfit.problems) from None
-    return _bound(definition.body, definition.options.changed(choices), payload)
+    options = definition.options.changed(choices)
+    body = definition.body
+    return _bound(body, options, body.encode(body.decode(text)))
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
     """What is unique about a job: a hash, so that it is short and shows no payload, tagged
     with the name of its definition. `None` if nothing is."""
-    if (unique := bound.options.unique) is None:
+    body, unique = bound.body, bound.options.unique
+    if unique is None:
         return None
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
-    content = (
-        _unique_content(bound, unique)
-        if unique.key is None
-        else _key_text(bound, unique.key, "unique")
-    )
-    digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
-    return f"{bound.body.name}:{digest.hexdigest()}"
-
-
-def _unique_content(bound: Bound[Any], unique: Unique) -> str:
-    """The payload, or some of its fields, as the same text for the same values."""
-    codec = bound.body.shape.payload
-    if isinstance(codec, OwnCodec) or isinstance(bound.payload, bytes):
+    if unique.key is not None:
+        content = _key_text(bound, unique.key, "unique")
+    elif body.options.encode or isinstance(bound.payload, bytes):
         if unique.fields is not None:
-            problem = f"{bound.body.name!r} has an encoding of its own: give a key=, not fields="
+            problem = f"{body.name!r} has an encoding of its own: give a key=, not fields="
             raise OptionError("unique", problem)
-        return repr(bound.payload)
-    raw = _from_json(bound.payload)
-    if unique.fields is not None:
-        known = [field.alias for field in attrs.fields(codec.kind)]
-        for field in unique.fields:
-            if field not in known:
-                problem = f"{bound.body.name!r} has no field {field!r}{did_you_mean(field, known)}"
-                raise OptionError("unique", problem)
-        # A field that holds its default may be left out of the text.
-        raw = {field: raw[field] for field in unique.fields if field in raw}
-    return json.dumps(raw, sort_keys=True)
+        content = repr(bound.payload)
+    else:
+        raw = _from_json(bound.payload)
+        if unique.fields is not None:
+            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            for field in unique.fields:
+                if field not in known:
+                    problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
+                    raise OptionError("unique", problem)
+            # A field that holds its default may be left out of the text.
+            raw = {field: raw[field] for field in unique.fields if field in raw}
+        content = json.dumps(raw, sort_keys=True)
+    digest = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16)
+    return f"{body.name}:{digest.hexdigest()}"
 
 
 def limited_key(bound: Bound[Any]) -> str | None:
@@ -3081,27 +3048,26 @@ def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> st
     if isinstance(key, str):
         return key
     try:
-        payload = bound.body.shape.payload.decode(bound.payload)
-        return str(key(payload) if bound.body.is_class else key(**_fields(payload)))
+        payload = bound.body.decode(bound.payload)
+        return str(key(payload) if bound.body.is_class else key(**fields_of(payload)))
     except Exception as error:
         problem = f"the function for it failed on a job of {bound.body.name!r}: {error!r}"
         raise OptionError(what, problem) from error
 
 
-def _fields(payload: Any) -> dict[str, Any]:
-    return {field.alias: getattr(payload, field.name) for field in attrs.fields(type(payload))}
-
-
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
     """The payload that a function makes of a *waiting* job's and a new one's."""
     body = bound.body
+    old, new = map(body.decode, (waiting, bound.payload))
     try:
-        old, new = map(body.shape.payload.decode, (waiting, bound.payload))
         if body.is_class:
-            return body.shape.payload.encode(merge(old, new))
-        return body.shape.payload.encode(body.shape.make(**merge(_fields(old), _fields(new))))
-    except (Unfit, TypeError) as error:
+            return body.encode(merge(old, new))
+        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+    except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
+    except PayloadError as error:
+        problems = tuple(f"merged: {problem}" for problem in error.problems)
+        raise PayloadError(body.name, problems) from error
 
 
 AnyDefinition = Definition[..., Any, Any]
@@ -3123,13 +3089,10 @@ def _no_job() -> Context[Any]:
 class _Nowhere:
     """The source of jobs that are in no file, or that cannot be looked up."""
 
-    def get(self, id: int, timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id)
+    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
-    wait = why = get
-
-    def result(self, job: Job[Any]) -> Any:
-        raise JobNotFoundError(job.id)
+    wait = why = result = get
 
     def errors(self, id: int) -> tuple[Failure, ...]:
         return ()
@@ -3140,80 +3103,57 @@ NOWHERE: Final = _Nowhere()
 
 @attrs.define(eq=False, repr=False)
 class Registry:
-    """The definitions of one program, by name and by class. Frozen once work starts."""
+    """The definitions of one program. Frozen once work starts: workers that run would not know
+    what is added then."""
 
-    _by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    _by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
+    by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
+    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
-    """Whether work has started: workers that run would not know what is added now."""
 
     def add(self, definition: AnyDefinition) -> None:
         """Registers a definition under its name."""
         body = definition.body
         if self.frozen:
             raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self._by_name.get(body.name):
+        if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self._by_name[body.name] = definition
-        self._by_class[body.code] = definition
-
-    def freeze(self) -> None:
-        """Refuses further definitions."""
-        self.frozen = True
-
-    def get(self, name: str) -> AnyDefinition | None:
-        """The definition of this name, if there is one."""
-        return self._by_name.get(name)
-
-    def options(self, name: str) -> Options:
-        """The definition's own; the defaults, if there is no such definition."""
-        definition = self.get(name)
-        return definition.options if definition else Options()
-
-    def listing(self) -> list[tuple[Any, ...]]:
-        """What is stored of each definition: the columns of its options, after what time
-        its jobs expire, and its name."""
-        return [
-            (
-                *definition.options.columns,
-                expires // MICROSECOND
-                if isinstance(expires := definition.options.expires, timedelta)
-                else None,
-                definition.name,
-            )
-            for definition in self
-        ]
-
-    def hidden(self) -> dict[str, frozenset[str]]:
-        """By name, what of the payloads and results of each is not to be shown."""
-        return {definition.name: definition.body.hidden for definition in self}
+        self.by_name[body.name] = self.by_class[body.code] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
-        if definition := self._by_name.get(name):
+        if definition := self.by_name.get(name):
             return definition
-        raise DefinitionError(
-            name, f"not defined in this program{did_you_mean(name, self._by_name)}"
-        )
-
-    def async_names(self) -> frozenset[str]:
-        """The definitions whose jobs run many at a time."""
-        return frozenset(definition.name for definition in self if definition.body.is_async)
+        problem = f"not defined in this program{did_you_mean(name, self.by_name)}"
+        raise DefinitionError(name, problem)
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self._by_class.get(type(instance)):
+        if definition := self.by_class.get(type(instance)):
             return definition
-        raise DefinitionError(
-            type(instance).__name__, "no definition: decorate its class with @jobs.define"
-        )
+        problem = "no definition: decorate its class with @jobs.define"
+        raise DefinitionError(type(instance).__name__, problem)
+
+    def options(self, name: str) -> Options:
+        """The definition's own; the defaults, if there is no such definition."""
+        return self.by_name[name].options if name in self.by_name else Options()
+
+    def listing(self) -> list[dict[str, Any]]:
+        """What nodes store of each definition: its name, the columns of its options, after what
+        time its jobs expire, and what of them is hidden."""
+        rows = []
+        for definition in self:
+            expires = definition.options.expires
+            row = {
+                "name": definition.name,
+                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
+                "hidden": definition.body.hidden,
+            }
+            rows.append({**definition.options.columns, **row})
+        return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
-        return iter(self._by_name.values())
-
-    def __len__(self) -> int:
-        return len(self._by_name)
+        return iter(self.by_name.values())
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -3699,11 +3639,8 @@ class _Attempt:
     def call(self, compose: Callable[..., Any]) -> Any:
         """Calls the handler, inside the middleware if there is any."""
         claimed, executor = self.claimed, self.executor
-        shape = executor.registry.named(claimed.name).body.shape
-        try:
-            payload = shape.payload.decode(claimed.payload)
-        except Unfit as unfit:
-            raise PayloadError(claimed.name, unfit.problems) from None
+        body = executor.registry.named(claimed.name).body
+        payload, shape = body.decode(claimed.payload), body.shape
         self.shape = shape
         if not executor.around:
             return shape.call(payload, self.context)
@@ -3733,7 +3670,7 @@ class _Attempt:
                 result = codec.encode(value)
             except Unfit as unfit:
                 raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := _too_large(result):
+            if problem := excess_of(result):
                 raise Fail(f"its result has {problem}; return a path instead")
         if executor.forked:
             self._end_copy()
@@ -5209,16 +5146,19 @@ def _apsw_has(place: Path, if_busy: bool) -> bool:
 
 
 ################################################################################
-# Rows
+# Jobs in SQL
 #
-# Changing jobs, and keeping count of them. Ready jobs are in one partial index, by lane.
-# Jobs that are neither pending nor running are in another one, by state, queue and name,
+# Reading, changing and finding jobs, in a transaction. Ready jobs are in one partial index, by
+# lane. Jobs that are neither pending nor running are in another one, by state, queue and name,
 # and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
+_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
+_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
+_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
@@ -5248,158 +5188,16 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
-def _expiry(now: str, ids: str) -> str:
-    """Cancels those of some jobs that have not been started; *now* and *ids* are SQL."""
+def _expiry(ids: str) -> str:
+    """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = {now}, expires_at = NULL,
+            state = 'cancelled', finished_at = :now, expires_at = NULL,
             error = 'Expired: not started by '
                 || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = {now} + {_kept_for("'cancelled'")}
+            prune_at = :now + {_kept_for("'cancelled'")}
         WHERE {_UNSTARTED} AND id {ids}
     """
-
-
-def _column(connection: apsw.Connection, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
-    rows: Any = connection.execute(sql, bindings)
-    return [number for (value,) in rows if (number := sound_number(value)) is not None]
-
-
-def _one_number(connection: apsw.Connection, sql: str, bindings: Any = ()) -> int | None:
-    """The number that a query gives, if it gives one."""
-    return sound_number(connection.execute(sql, bindings).get)
-
-
-def _carray(ids: Iterable[int]) -> Any:
-    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
-    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
-
-
-@attrs.define(eq=False, repr=False)
-class Rows:
-    """Changes rows of jobs, keeps the numbers of the counted states right, and admits jobs
-    whose key has room; all in a transaction of the caller's."""
-
-    file: File
-    clock: Clock
-
-    def count(self, connection: apsw.Connection, changes: Mapping[Group, int]) -> None:
-        """Adds to the numbers of jobs in the counted states. On a caller's connection the
-        triggers do it."""
-        if changes and self.file.owns(connection):
-            connection.executemany(
-                f"INSERT INTO litejobs_count (state, queue, name, number)"
-                f" VALUES (?, ?, ?, ?) {_ADD}",
-                [(*group, change) for group, change in changes.items() if change],
-            )
-
-    def counted(self, connection: Any, ids: Iterable[int]) -> Counter[Group]:
-        """How many of these jobs are counted, by group."""
-        rows = connection.execute(
-            f"""
-            SELECT state, queue, name, count(*)
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE {COUNTED} GROUP BY state, queue, name
-            """,
-            (json.dumps([*ids]),),
-        )
-        return Counter({(state, queue, name): number for state, queue, name, number in rows})
-
-    def change(self, connection: Any, ids: Sequence[int], sql: str, **bindings: Any) -> int:
-        """Changes some jobs, counts them anew, and admits others with their keys; returns how
-        many it has changed. On a caller's connection there is no carray."""
-        if not ids:
-            return 0
-        if self.file.owns(connection):
-            bindings["ids"] = _carray(ids)
-        keys = self.keys(connection, ids)
-        before = self.counted(connection, ids)
-        connection.execute(sql, {"now": self.clock(), **bindings})
-        changed: int = connection.execute("SELECT changes()").fetchone()[0]
-        changes = self.counted(connection, ids)
-        changes.subtract(before)
-        self.count(connection, changes)
-        self.admit(connection, keys)
-        return changed
-
-    def expire(self, connection: Any, id: int, now: int) -> None:
-        """Cancels one job that was not started in time, on any connection."""
-        self.file.expect(self.change(connection, [id], _expiry(":now", "= :id"), id=id, now=now))
-
-    def delete(self, connection: apsw.Connection, ids: Sequence[int]) -> int:
-        """Deletes some jobs with their history; says how many."""
-        if not ids:
-            return 0
-        history = "DELETE FROM litejobs_attempt WHERE job IN carray(?)"
-        connection.execute(history, (_carray(ids),))
-        return self.change(connection, ids, "DELETE FROM litejobs_job WHERE id IN carray(:ids)")
-
-    def cancel_returned(self, connection: apsw.Connection) -> None:
-        """Cancels jobs that were asked to end while they ran, and that came back to be tried
-        again before the request reached them."""
-        returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-        self.change(
-            connection,
-            _column(connection, returned),
-            f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', cancel_at = NULL, finished_at = :now,
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-            """,
-        )
-
-    # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no
-    # index that a claim reads, until there is a slot. Then it is pending, and holds the slot
-    # until it has run.
-
-    def keys(self, connection: Any, ids: Sequence[int]) -> set[str]:
-        """The keys of these jobs."""
-        sql = """
-            SELECT DISTINCT job.key
-            FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-            WHERE job.key IS NOT NULL
-        """
-        return {key for (key,) in connection.execute(sql, (json.dumps(ids),))}
-
-    def admit(self, connection: Any, keys: Iterable[str | None]) -> int:
-        """Makes blocked jobs ready for which there is a slot, in their order; returns how many."""
-        admitted = 0
-        for key in keys:
-            while key is not None and (following := self.admissible(connection, key)):
-                id, group = following
-                connection.execute(
-                    "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'",
-                    (id,),
-                )
-                self.file.expect(connection.execute("SELECT changes()").fetchone()[0])
-                self.count(connection, {group: -1})
-                admitted += 1
-        return admitted
-
-    def admissible(self, connection: Any, key: str) -> tuple[int, Group] | None:
-        """The next blocked job with this key and where it is counted, if there is a slot
-        for it."""
-        first = connection.execute(
-            f"""
-            SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {KEYED} AND state = 'blocked' AND key = ?
-            ORDER BY priority DESC, run_at, id LIMIT 1
-            """,
-            (key,),
-        ).fetchone()
-        if first is None:
-            return None
-        taken = connection.execute(
-            f"""
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {KEYED} AND state IN ('pending', 'running') AND key = ?
-            """,
-            (key,),
-        ).fetchone()
-        id, limit, queue, name = first
-        return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
@@ -5434,21 +5232,150 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
     return (*found, int) if float in found else found
 
 
-################################################################################
-# Catalogue
-#
-# Finding and controlling jobs by filters, a page or a batch at a time.
-################################################################################
+def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
+    """The numbers that a query for one column gives."""
+    rows: Any = connection.execute(sql, bindings)
+    return [number for (value,) in rows if (number := sound_number(value)) is not None]
 
-_FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
+
+def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
+    """The number that a query gives, if it gives one."""
+    row = connection.execute(sql, bindings).fetchone()
+    return None if row is None else sound_number(row[0])
+
+
+def _carray(ids: Iterable[int]) -> Any:
+    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
+
+
+# Changing
+
+
+def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **bindings: Any) -> int:
+    """Executes statements on these jobs, counts them anew, and admits others with their keys;
+    returns how many the last one has changed. On the caller's connection there is no carray."""
+    if not ids:
+        return 0
+    if tx.own:
+        bindings["ids"] = _carray(ids)
+    bindings |= {"now": tx.now, "id": ids[0]}
+    keys, before = keys_of(tx, ids), counted(tx, ids)
+    for sql in statements:
+        tx.execute(sql, bindings)
+    changed: int = tx.execute("SELECT changes()").fetchone()[0]
+    changes = counted(tx, ids)
+    changes.subtract(before)
+    add_to_counts(tx, changes)
+    admit_blocked(tx, keys)
+    return changed
+
+
+def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
+    """How many of these jobs are in the counted states, by group."""
+    rows = tx.execute(
+        f"""
+        SELECT state, queue, name, count(*)
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE {_COUNTED} GROUP BY state, queue, name
+        """,
+        (json.dumps(ids),),
+    )
+    return Counter({(state, queue, name): number for state, queue, name, number in rows})
+
+
+def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
+    """Adds to the numbers of jobs in the counted states. On the caller's connection the triggers
+    do it."""
+    if changes and tx.own:
+        tx.connection.executemany(
+            f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+            [(*group, change) for group, change in changes.items() if change],
+        )
+
+
+def expire_job(tx: Transaction, id: int) -> None:
+    """Cancels one job that was not started in time."""
+    tx.file.expect(change_jobs(tx, [id], _expiry("= :id")))
+
+
+def cancel_returned(tx: Transaction) -> None:
+    """Cancels jobs that were asked to end while they ran, and that came back to be tried again
+    before the request reached them."""
+    returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
+    change_jobs(
+        tx,
+        _column(tx, returned),
+        f"""
+        UPDATE litejobs_job SET
+            state = 'cancelled', cancel_at = NULL, finished_at = :now,
+            prune_at = :now + {_kept_for("'cancelled'")}
+        WHERE id IN carray(:ids)
+        """,
+    )
+
+
+# Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
+# that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
+# run.
+
+
+def keys_of(tx: Transaction, ids: Sequence[int]) -> set[str]:
+    """The keys of these jobs."""
+    sql = """
+        SELECT DISTINCT job.key
+        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
+        WHERE job.key IS NOT NULL
+    """
+    return {key for (key,) in tx.execute(sql, (json.dumps(ids),))}
+
+
+def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
+    """Makes blocked jobs with these keys ready for which there is a slot, in their order; returns
+    how many."""
+    admitted = 0
+    for key in keys:
+        while following := admissible(tx, key):
+            id, group = following
+            ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
+            tx.execute(ready, (id,))
+            tx.file.expect(tx.execute("SELECT changes()").fetchone()[0])
+            add_to_counts(tx, {group: -1})
+            admitted += 1
+    return admitted
+
+
+def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
+    """The next blocked job with this key and where it is counted, if there is a slot for it."""
+    first = tx.execute(
+        f"""
+        SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state = 'blocked' AND key = ?
+        ORDER BY priority DESC, run_at, id LIMIT 1
+        """,
+        (key,),
+    ).fetchone()
+    if first is None:
+        return None
+    taken = tx.execute(
+        f"""
+        SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
+        WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+        """,
+        (key,),
+    ).fetchone()
+    id, limit, queue, name = first
+    return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
+
+
+# Finding
+
+
 _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_ready", "pending"),
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-
-
 _FILTERS: Mapping[str, str] = {
     "node": "node = :node",
     "key": "key = :key",
@@ -5591,211 +5518,42 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((shelved, *parts))
 
 
-Change = Callable[[apsw.Connection, Sequence[int]], int]
-"""Changes the jobs of these ids; says how many."""
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+    """Several jobs, in the order of their ids."""
+    ids = sorted(ids)
+    if absent := next((id for id in ids if not 0 < id < 2**63), None):
+        raise JobNotFoundError(absent)
+    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
+    rows = tx.execute(sql, (_carray(ids),))
+    jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
+    if len(jobs) < len(ids):
+        raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
+    return jobs
 
 
-@attrs.define(eq=False, repr=False)
-class Catalogue:
-    """Finds jobs, and controls them."""
+def find_jobs(
+    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+) -> list[Job[Any]]:
+    """The jobs that match, the newest first."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
+        raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
+    # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+    sql = f"""
+        WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
+        ORDER BY id DESC LIMIT :limit
+    """
+    rows = tx.execute(sql, {**match.bindings, "limit": limit})
+    return [sound(Job, row, source=source) for row in rows]
 
-    file: File
-    clock: Clock
-    rows: Rows
 
-    def get(self, id: int, source: _Source = NOWHERE) -> Job[Any]:
-        """One job."""
-        if not 0 < id < 2**63:
-            raise JobNotFoundError(id)
-        return self.get_all([id], source)[0]
-
-    def get_all(self, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
-        """Several jobs, in the order of their ids."""
-        ids = sorted(ids)
-        with self.file.reading() as connection:
-            sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-            rows = connection.execute(sql, (_carray(ids),))
-            jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
-        if len(jobs) < len(ids):
-            raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
-        return jobs
-
-    def find(self, match: Match, limit: object, source: _Source = NOWHERE) -> list[Job[Any]]:
-        """The jobs that match, the newest first."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
-            raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-        # CROSS, here and there: with statistics SQLite would go through all jobs instead.
-        sql = f"""
-            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-            ORDER BY id DESC LIMIT :limit
-        """
-        with self.file.reading() as connection:
-            rows = connection.execute(sql, {**match.bindings, "limit": limit})
-            return [sound(Job, row, source=source) for row in rows]
-
-    def count(self, match: Match) -> int:
-        """How many jobs match."""
-        sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-        if match.ids is not None or match.unindexed:
-            sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-        with self.file.reading() as connection:
-            counted: int = connection.execute(sql, {**match.bindings, "limit": -1}).get
-        return counted
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """How many jobs there are, by queue and state."""
-        counts: dict[str, dict[str, int]] = {}
-        sql = f"""
-            SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
-            GROUP BY queue, state HAVING sum(number) > 0
-        """
-        with self.file.reading() as connection:
-            for row in connection.execute(sql):
-                queue, state, number = sound(Counted, row)
-                counts.setdefault(queue, {})[state] = number
-        return counts
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
-        with self.file.reading() as connection:
-            rows = connection.execute(
-                f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id", (id,)
-            )
-            return tuple(map(_failure, rows))
-
-    def last_failed(self) -> int:
-        """The number of the failed attempt that was kept last; 0, if there is none."""
-        with self.file.reading() as connection:
-            return sum(_column(connection, "SELECT coalesce(max(id), 0) FROM litejobs_attempt"))
-
-    def failed_after(self, number: int) -> list[tuple[int, Failure]]:
-        """The failed attempts that were kept after that of this number, in that order,
-        each with the id of its job."""
-        with self.file.reading() as connection:
-            rows: Any = connection.execute(
-                f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id", (number,)
-            )
-            return [(job, _failure(row)) for job, *row in rows]
-
-    def cancel(self, match: Match) -> Moved:
-        """Cancels waiting jobs, and asks running ones to end."""
-        end = f"""
-            UPDATE litejobs_job SET
-                state = 'cancelled', finished_at = :now, error = 'cancelled',
-                prune_at = :now + {_kept_for("'cancelled'")}
-            WHERE id IN carray(:ids)
-        """
-        ask = """
-            UPDATE litejobs_job SET cancel_at = :now
-            WHERE id IN carray(:ids) AND cancel_at IS NULL
-        """
-        return self._move(match, (WAITING, end), (("running",), ask))
-
-    def retry(self, match: Match) -> Moved:
-        """Starts dead letters and cancelled jobs again with all their attempts, and makes
-        jobs that wait for their backoff due now. Their history stays."""
-        # Or ignore: the unique key may be another job's by now.
-        again = f"""
-            UPDATE OR IGNORE litejobs_job SET
-                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                finished_at = NULL, prune_at = NULL, error = NULL,
-                unique_key = iif(unique_until <= :now, NULL, unique_key)
-            WHERE id IN carray(:ids)
-        """
-        now = f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)"
-
-        # The unique keys of these jobs are taken from others that have held them for long enough,
-        # or have expired.
-        let_go = f"""
-            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
-        """
-
-        def start_again(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            connection.execute(let_go, {"now": self.clock(), "ids": _carray(ids)})
-            return self.rows.change(connection, ids, again)
-
-        return self._move(match, (("failed", "cancelled"), start_again), (("retrying",), now))
-
-    def delete(self, match: Match) -> Moved:
-        """Deletes jobs with their history, except running ones."""
-        return self._move(match, ((*WAITING, *FINISHED), self.rows.delete))
-
-    def hold(self, match: Match) -> Moved:
-        """Keeps waiting jobs from running until they are released."""
-        held = "UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)"
-        states = tuple(state for state in WAITING if state != "paused")
-        return self._move(match, (states, held))
-
-    def release(self, match: Match) -> Moved:
-        """Releases held jobs."""
-        released = f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)"
-        return self._move(match, (("paused",), released))
-
-    def change(
-        self, match: Match, columns: Mapping[str, Any], rework: Rework | None = None
-    ) -> Moved:
-        """Gives waiting jobs other values. *rework* makes their new payloads. If it raises, the
-        batch that it was called for stays as it was."""
-        sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
-        if "run_at" in columns:
-            sets.append(f"""state = CASE
-                WHEN state IN ('retrying', 'paused') THEN state
-                WHEN state = 'blocked' AND key IS NULL THEN state
-                WHEN state = 'pending' AND :run_at <= :now THEN state
-                ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-        sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-
-        def alter(connection: apsw.Connection, ids: Sequence[int]) -> int:
-            if rework is not None:
-                find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                rows: list[Any] = connection.execute(find, (_carray(ids),)).fetchall()
-                connection.executemany(
-                    "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                    [(rework(name, payload), id) for name, payload, id in rows],
-                )
-            return self.rows.change(connection, ids, sql, **columns)
-
-        return self._move(match, (WAITING, alter))
-
-    def _move(self, match: Match, *steps: tuple[tuple[State, ...], str | Change]) -> Moved:
-        """Changes the jobs that match, those in the states of each step by its statement, and
-        wakes the nodes."""
-        matching, moved = self.count(match), 0
-        for states, how in steps:
-            change = functools.partial(self.rows.change, sql=how) if isinstance(how, str) else how
-            moved += self._in_batches(match, states, change)
-        self.file.notify_nodes()
-        return Moved(moved, max(0, matching - moved))
-
-    def _in_batches(self, match: Match, states: tuple[State, ...], change: Change) -> int:
-        """Changes the jobs that match and are in one of *states*, some at a time: a million
-        rows in one transaction would keep the nodes waiting."""
-        if match.states is not None:
-            states = tuple(state for state in states if state in match.states)
-        page, total = attrs.evolve(match, states=states), 0
-        if match.unindexed and match.ids is None:
-            # To look through all jobs takes long: that is done once, and before anybody waits
-            # for the write lock.
-            with self.file.reading() as connection:
-                rows: Any = connection.execute(_ids_of(page), {**page.bindings, "limit": -1})
-                chosen = array.array("q", (id for (id,) in rows))
-            for start in range(0, len(chosen), BATCH):
-                some = attrs.evolve(page, ids=tuple(chosen[start : start + BATCH]))
-                total += self._in_batches(some, states, change)
-            return total
-        while True:
-            with self.file.writing() as connection:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(connection, find, {**page.bindings, "limit": BATCH})
-                total += change(connection, ids) if ids else 0
-            if len(ids) < BATCH:
-                return total
-            page = attrs.evolve(page, before=ids[-1])
+def count_jobs(tx: Transaction, match: Match) -> int:
+    """How many jobs match."""
+    sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+    if match.ids is not None or match.unindexed:
+        sql = f"SELECT count(*) FROM ({_ids_of(match)})"
+    number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
+    return number
 
 
 class Counted(NamedTuple):
@@ -5806,34 +5564,172 @@ class Counted(NamedTuple):
     number: int
 
 
-class Attempted(NamedTuple):
-    """The columns of a failed attempt."""
-
-    attempt: int
-    kind: str
-    type: str
-    message: str
-    traceback: str
-    worker: int
-    started_at: int
-    finished_at: int
-    exit_code: int | None
-    cpu: int | None
-    memory: int | None
-    output: str | None
-    omitted: int | None
+def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
+    """How many jobs there are, by queue and state."""
+    counts: dict[str, dict[str, int]] = {}
+    sql = f"""
+        SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
+        GROUP BY queue, state HAVING sum(number) > 0
+    """
+    for row in tx.execute(sql):
+        queue, state, number = sound(Counted, row)
+        counts.setdefault(queue, {})[state] = number
+    return counts
 
 
-def _failure(columns: Any) -> Failure:
-    columns = sound(Attempted, tuple(columns))
-    values = columns._asdict() | {
-        "started_at": from_micros(columns.started_at),
-        "finished_at": from_micros(columns.finished_at),
-        "cpu": None if columns.cpu is None else columns.cpu * MICROSECOND,
-        "output": columns.output or "",
-        "omitted": columns.omitted or 0,
-    }
-    return Failure(**values)
+def failures_of(tx: Transaction, id: int) -> tuple[Failure, ...]:
+    """The failed attempts of a job, the oldest first."""
+    sql = f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id"
+    return tuple(sound(Failure, row) for row in tx.execute(sql, (id,)))
+
+
+def last_failure(tx: Transaction) -> int:
+    """The number of the failed attempt that was kept last; 0, if there is none."""
+    return _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
+
+
+def failures_after(tx: Transaction, number: int) -> list[tuple[int, Failure]]:
+    """The failed attempts that were kept after that of this number, in that order, each with the
+    id of its job."""
+    sql = f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id"
+    return [(job, sound(Failure, row)) for job, *row in tx.execute(sql, (number,))]
+
+
+# In bulk
+
+DELETION = (
+    "DELETE FROM litejobs_attempt WHERE job IN carray(:ids)",
+    "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
+)
+"""Deletes jobs with their history."""
+Step = tuple[tuple[State, ...], tuple[str, ...]]
+"""States, and the statements for jobs that are in one of them."""
+VERBS: Mapping[str, tuple[Step, ...]] = {
+    "cancel": (
+        (
+            WAITING,
+            (
+                f"""
+                UPDATE litejobs_job SET
+                    state = 'cancelled', finished_at = :now, error = 'cancelled',
+                    prune_at = :now + {_kept_for("'cancelled'")}
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("running",),
+            (
+                """
+                UPDATE litejobs_job SET cancel_at = :now
+                WHERE id IN carray(:ids) AND cancel_at IS NULL
+                """,
+            ),
+        ),
+    ),
+    "retry": (
+        (
+            ("failed", "cancelled"),
+            (
+                # Their unique keys are taken from others that have held them for long enough, or
+                # have expired.
+                f"""
+                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+                WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                    AND unique_key IN (
+                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
+                    )
+                """,
+                # Or ignore: the unique key may be another job's by now.
+                f"""
+                UPDATE OR IGNORE litejobs_job SET
+                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                    finished_at = NULL, prune_at = NULL, error = NULL,
+                    unique_key = iif(unique_until <= :now, NULL, unique_key)
+                WHERE id IN carray(:ids)
+                """,
+            ),
+        ),
+        (
+            ("retrying",),
+            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "delete": (((*WAITING, *FINISHED), DELETION),),
+    "hold": (
+        (
+            tuple(state for state in WAITING if state != "paused"),
+            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
+        ),
+    ),
+    "release": (
+        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
+    ),
+}
+
+
+def bulk(
+    file: File,
+    match: Match,
+    steps: Iterable[Step],
+    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
+    **bindings: Any,
+) -> Moved:
+    """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
+    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
+    jobs that it was called with stay as they were."""
+    with file.transaction(read_only=True) as tx:
+        matching = count_jobs(tx, match)
+    moved = 0
+    for states, statements in steps:
+        chosen = tuple(state for state in states if match.states is None or state in match.states)
+        pages = [attrs.evolve(match, states=chosen)]
+        if match.unindexed and match.ids is None:
+            # Looking through all jobs takes long: it is done once, and before anybody waits for
+            # the write lock.
+            with file.transaction(read_only=True) as tx:
+                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
+            starts = range(0, len(ids), BATCH)
+            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
+        while pages:
+            page = pages.pop(0)
+            with file.transaction() as tx:
+                find = f"{_ids_of(page)} {_NEWEST}"
+                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
+                prepare(tx, ids)
+                moved += change_jobs(tx, ids, *statements, **bindings)
+            if len(ids) == BATCH:
+                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    file.notify_nodes()
+    return Moved(moved, max(0, matching - moved))
+
+
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
+
+
+def change_options(
+    file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
+) -> Moved:
+    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    if "run_at" in columns:
+        sets.append(f"""state = CASE
+            WHEN state IN ('retrying', 'paused') THEN state
+            WHEN state = 'blocked' AND key IS NULL THEN state
+            WHEN state = 'pending' AND :run_at <= :now THEN state
+            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+
+    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
+        if rework is not None:
+            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+            tx.connection.executemany(
+                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
+            )
+
+    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
+    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
 
 
 ################################################################################
@@ -6136,7 +6032,6 @@ class Intake:
     """Puts new jobs into the file."""
 
     file: File
-    rows: Rows
     _group: GroupCommit = attrs.field(factory=GroupCommit)
 
     def enqueue(self, batches: list[Batch]) -> range:
@@ -6249,7 +6144,7 @@ class Intake:
                 group = batch.state, batch.queue, batch.name
                 counts[group] = counts.get(group, 0) + len(batch.payloads)
         if counts:
-            self.rows.count(connection, counts)
+            add_to_counts(tx, counts)
         # AUTOINCREMENT under the write lock counts without gaps.
         end = connection.last_insert_rowid() + 1
         return range(end - sum([len(batch.payloads) for batch in batches]), end)
@@ -6257,29 +6152,29 @@ class Intake:
     def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        connection, defaults = tx.connection, _defaults(tx)
-        inserted = [self._insert(connection, _with_defaults(batch, defaults)) for batch in batches]
-        for key in {batch.key for batch in batches}:
-            self._free_slots(connection, key, batches[0].enqueued_at)
-            self.rows.admit(connection, [key])
+        defaults = _defaults(tx)
+        inserted = [self._insert(tx, _with_defaults(batch, defaults)) for batch in batches]
+        for key in {batch.key for batch in batches if batch.key is not None}:
+            self._free_slots(tx, key)
+            admit_blocked(tx, [key])
         return inserted
 
-    def _insert(self, connection: Any, batch: Batch) -> tuple[int, bool]:
+    def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
         """Inserts one job, or does what its rule says about its duplicate; gives the id, and
         whether it was there before."""
         bindings = {**batch._asdict(), "payload": batch.payloads[0]}
-        if (held := self._holder(connection, batch.unique_key, batch.enqueued_at)) is None:
-            connection.execute(_INSERT_WITH_OWN, bindings)
-            id: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+        if (held := self._holder(tx, batch.unique_key)) is None:
+            tx.execute(_INSERT_WITH_OWN, bindings)
+            id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
             if batch.state != "pending":
-                self.rows.count(connection, {(batch.state, batch.queue, batch.name): 1})
+                add_to_counts(tx, {(batch.state, batch.queue, batch.name): 1})
             return id, False
         id, payload, fixed = held
         if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
             raise DuplicateError(id, batch.name)
         if batch.on_conflict == "merge":
             sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            connection.execute(sql, (batch.merge(payload), id))
+            tx.execute(sql, (batch.merge(payload), id))
         elif batch.on_conflict == "replace":
             replace = """
                 UPDATE litejobs_job SET
@@ -6291,17 +6186,15 @@ class Intake:
                     unique_until = :unique_until, expires_at = :expires_at, payload = :payload
                 WHERE id = :id
             """
-            self.rows.change(connection, [id], replace, **bindings, id=id)
+            change_jobs(tx, [id], replace, **bindings)
         return id, True
 
-    def _holder(
-        self, connection: Any, key: str | None, now: int
-    ) -> tuple[int, str | bytes, bool] | None:
+    def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
         """Id and payload of the job that holds a unique key, and whether it has started or
         ended, so that nobody may change it."""
         if key is None:
             return None
-        held = connection.execute(
+        held = tx.execute(
             f"""
             SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
                 CASE WHEN {_UNSTARTED} THEN expires_at END
@@ -6313,23 +6206,23 @@ class Intake:
         if held is None:
             return None
         id, payload, fixed, until, expires_at = held
-        if (expires_at := sound_number(expires_at)) is not None and expires_at <= now:
-            self.rows.expire(connection, id, now)
-            return self._holder(connection, key, now)  # Scope "exists" also means ended jobs.
-        if (until := sound_number(until)) is not None and until <= now:
-            connection.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+        if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+            expire_job(tx, id)
+            return self._holder(tx, key)  # Scope "exists" also means ended jobs.
+        if (until := sound_number(until)) is not None and until <= tx.now:
+            tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
             return None
         return id, payload, fixed
 
-    def _free_slots(self, connection: Any, key: str | None, now: int) -> None:
+    def _free_slots(self, tx: Transaction, key: str) -> None:
         """Cancels jobs that hold a slot of this key and have expired; no node may be at work
         that does. Those that are let in instead may have expired, too."""
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
             WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
         """
-        while key is not None and (row := connection.execute(sql, (key, now)).fetchone()):
-            self.rows.expire(connection, row[0], now)
+        while row := tx.execute(sql, (key, tx.now)).fetchone():
+            expire_job(tx, row[0])
 
     def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
         """Inserts one job with the given columns; the file fills in the others from
@@ -6349,7 +6242,7 @@ class Intake:
             )
             id: int = connection.last_insert_rowid()
             connection.execute(_COMPLETE, {"name": name, "id": id})
-            self.rows.count(connection, self.rows.counted(connection, [id]))
+            add_to_counts(tx, counted(tx, [id]))
         return id
 
 
@@ -7208,7 +7101,6 @@ class Nodes:
 
     file: File
     clock: Clock
-    rows: Rows
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
     of which at most a second counts between two checks: this process may have been stopped."""
@@ -7219,11 +7111,10 @@ class Nodes:
         port: int,
         workers: int,
         serves: Serves,
-        known: Iterable[tuple[Any, ...]],
-        hidden: Mapping[str, frozenset[str]] = types.MappingProxyType({}),
+        known: Iterable[Mapping[str, Any]],
     ) -> tuple[int, Presence]:
         """Lists a node and takes the first share of its lock, before others can see it. Stores
-        the options of its *known* definitions, for jobs inserted by hand, and the *hidden* fields
+        the options of its *known* definitions, for jobs inserted by hand, and the hidden fields
         of their payloads, for programs that open the file without them."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
@@ -7239,8 +7130,8 @@ class Nodes:
                         (*columns, self.clock()),
                     )
                     node = connection.last_insert_rowid()
-                    self._store_definitions(connection, known, hidden)
-                    presence = Presence(self.file.presence_path(node), self.file.path)
+                    _store_definitions(connection, known)
+                    presence = Presence.create(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
                 return node, presence
@@ -7257,27 +7148,6 @@ class Nodes:
         sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
         rows: list[Any] = connection.execute(sql, (name,)).fetchall()
         return next((pid for id, pid in rows if self.is_alive(id)), None)
-
-    def _store_definitions(
-        self,
-        connection: apsw.Connection,
-        known: Iterable[tuple[Any, ...]],
-        hidden: Mapping[str, frozenset[str]],
-    ) -> None:
-        connection.executemany(
-            "INSERT OR REPLACE INTO litejobs_definition"
-            " (queue, node, priority, max_attempts, timeout, backoff, retention, expires, name)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            known,
-        )
-        for name, paths in hidden.items():
-            key = f"hidden:{name}"
-            connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
-            if paths:
-                value = json.dumps(sorted(paths))
-                connection.execute(
-                    "INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value)
-                )
 
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
@@ -7373,9 +7243,9 @@ class Nodes:
         return rows
 
     def _take_over(self, node: int) -> int:
-        values = {"node": node, "now": self.clock(), "problem": LOST}
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            values = {"node": node, "now": tx.now, "problem": LOST}
+            tx.execute(
                 """
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
@@ -7388,9 +7258,9 @@ class Nodes:
                 values,
             )
             held = "SELECT id FROM litejobs_job WHERE state = 'running' AND ifnull(holder, 0) = ?"
-            rescued = self.rows.change(
-                connection,
-                _column(connection, held, (node,)),
+            rescued = change_jobs(
+                tx,
+                _column(tx, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
                     lost        = min(lost, :limit) + 1,
@@ -7407,15 +7277,15 @@ class Nodes:
                 limit=LOST_LIMIT,
                 problem=LOST,
             )
-            self.rows.cancel_returned(connection)
-            connection.execute("DELETE FROM litejobs_node WHERE id = :node", values)
+            cancel_returned(tx)
+            tx.execute("DELETE FROM litejobs_node WHERE id = :node", values)
         return rescued
 
     def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
         """Makes the jobs of a node ready again of which it does not know, because a commit with
         unknown outcome claimed them: all but those *held*, by id and claim."""
-        with self.file.writing() as connection:
-            connection.execute(
+        with self.file.transaction() as tx:
+            tx.execute(
                 """
                 UPDATE litejobs_job SET
                     state = 'pending', attempt = attempt - 1, holder = NULL, started_at = NULL
@@ -7424,7 +7294,7 @@ class Nodes:
                 """,
                 (node, json.dumps([*held])),
             )
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
 
     def asked(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
@@ -7455,6 +7325,21 @@ class Nodes:
                 text = "no answer from node %s: its workers may start the jobs that they have"
                 logger.warning(text, ", ".join(late))
                 return
+
+
+def _store_definitions(connection: apsw.Connection, known: Iterable[Mapping[str, Any]]) -> None:
+    columns = (*STORED, "expires", "name")
+    for definition in known:
+        connection.execute(
+            f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
+            f" VALUES ({', '.join(f':{column}' for column in columns)})",
+            definition,
+        )
+        key, hidden = f"hidden:{definition['name']}", definition["hidden"]
+        connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+        if hidden:
+            value = json.dumps(sorted(hidden))
+            connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
 
 
 @attrs.define(eq=False, repr=False)
@@ -8240,22 +8125,18 @@ class Store:
 
     file: File
     clock: Clock = system_clock
-    rows: Rows = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     timetable: Timetable = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
-    catalogue: Catalogue = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.rows = Rows(file, clock)
-        self.intake = Intake(file, self.rows)
+        self.intake = Intake(file)
         self.timetable = Timetable(file, clock, self.intake)
-        self.nodes = Nodes(file, clock, self.rows)
-        self.catalogue = Catalogue(file, clock, self.rows)
+        self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
     @classmethod
@@ -8332,7 +8213,7 @@ class Store:
     ) -> list[Claimed]:
         with self.file.transaction() as tx:
             connection = tx.connection
-            again, groups = self._settle(connection, settlements)
+            again, groups = self._settle(tx, settlements)
             if again:
                 ready.version = None
             version, terms = tx.version, tx.cached(_terms_of)
@@ -8353,8 +8234,8 @@ class Store:
         while settlements:
             settled = settlements[0]
             try:
-                with self.file.writing() as connection:
-                    _, groups = self._settle(connection, [settled])
+                with self.file.transaction() as tx:
+                    _, groups = self._settle(tx, [settled])
                 self.meter.note([settled], groups)
             except _ClaimLost:
                 pass
@@ -8373,10 +8254,8 @@ class Store:
                 prune_at = :now + {_kept_for("'failed'")}
             WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
         """
-        with self.file.writing() as connection:
-            self.rows.change(
-                connection, [claimed.id], failed, claim=claimed.claim, error=storable(error)
-            )
+        with self.file.transaction() as tx:
+            change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=storable(error))
 
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
@@ -8387,12 +8266,13 @@ class Store:
         return [settled for claim, settled in by_claim.items() if claim in held]
 
     def _settle(
-        self, connection: apsw.Connection, settlements: Sequence[Settlement]
+        self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
         """Settles jobs; says whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
+        connection = tx.connection
         failed = [settled for settled in settlements if settled[1].kind]
         self._keep_failures(connection, failed)
         before = connection.total_changes()
@@ -8412,14 +8292,14 @@ class Store:
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
         shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        self.rows.count(connection, shelved)
+        add_to_counts(tx, shelved)
         if any(state != "completed" for state, _, _ in groups):
-            self.rows.cancel_returned(connection)
+            cancel_returned(tx)
         again = any(state == "pending" for state, _, _ in groups)
         blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             ids = [claimed.id for claimed, _ in settlements]
-            again = bool(self.rows.admit(connection, self.rows.keys(connection, ids))) or again
+            again = bool(admit_blocked(tx, keys_of(tx, ids))) or again
         return again, groups
 
     def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
@@ -8491,8 +8371,8 @@ class Store:
         says how many."""
         admitted, key = 0, ""
         while True:
-            with self.file.reading() as connection:
-                following = connection.execute(
+            with self.file.transaction(read_only=True) as tx:
+                following = tx.execute(
                     f"""
                     SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
                     WHERE {KEYED} AND state = 'blocked' AND key > ?
@@ -8502,26 +8382,26 @@ class Store:
                 if following is None:
                     return admitted
                 key = following
-                free = self.rows.admissible(connection, key) is not None
+                free = admissible(tx, key) is not None
             if free:
-                with self.file.writing() as connection:
-                    admitted += self.rows.admit(connection, [key])
+                with self.file.transaction() as tx:
+                    admitted += admit_blocked(tx, [key])
 
     def expire(self, now: int) -> tuple[int, int | None]:
         """Cancels jobs that were not started in time; says how many, and when the next one
         expires."""
 
-        def expire_some(connection: apsw.Connection) -> int:
+        def expire_some(tx: Transaction) -> int:
             due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
             find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(connection, find, (now,))
-            expired = self.rows.change(connection, ids, _expiry(":now", "IN carray(:ids)"))
+            ids = _column(tx, find, (now,))
+            expired = change_jobs(tx, ids, _expiry("IN carray(:ids)"))
             # The expiry of jobs that were started in time has no further use.
             started = """
                 UPDATE litejobs_job SET expires_at = NULL
                 WHERE id IN carray(?) AND +expires_at IS NOT NULL
             """
-            connection.execute(started, (_carray(ids),))
+            tx.execute(started, (_carray(ids),))
             return expired
 
         expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
@@ -8532,7 +8412,7 @@ class Store:
     def stage(self, now: int) -> tuple[int, int | None]:
         """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
 
-        def stage_some(connection: apsw.Connection) -> int:
+        def stage_some(tx: Transaction) -> int:
             find = f"""
                 SELECT id FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
@@ -8541,26 +8421,26 @@ class Store:
                 UPDATE litejobs_job SET state = {_READY}
                 WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
             """
-            return self.rows.change(connection, _column(connection, find, (now,)), ready)
+            return change_jobs(tx, _column(tx, find, (now,)), ready)
 
         return self._in_batches(_NEXT_DUE, now, stage_some)
 
     def _in_batches(
-        self, next_due: str, now: int, change: Callable[[apsw.Connection], int]
+        self, next_due: str, now: int, change: Callable[[Transaction], int]
     ) -> tuple[int, int | None]:
         """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
-            with self.file.reading() as connection:
-                due = _one_number(connection, next_due)
+            with self.file.transaction(read_only=True) as tx:
+                due = _one_number(tx, next_due)
             if due is None or due > now:
                 return changed, due
-            with self.file.writing() as connection:
-                before = connection.total_changes()
-                changed += change(connection)
-                progress = connection.total_changes() > before
-                left = _one_number(connection, next_due)
+            with self.file.transaction() as tx:
+                before = tx.connection.total_changes()
+                changed += change(tx)
+                progress = tx.connection.total_changes() > before
+                left = _one_number(tx, next_due)
                 self.file.expect(progress or left is None or left > now)
 
     def leave(self, node: int, presence: Presence) -> None:
@@ -8615,9 +8495,9 @@ class Store:
                 f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
             ).get:
                 return 0
-        with self.file.writing() as connection:
+        with self.file.transaction() as tx:
             sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
-            return self.rows.delete(connection, _column(connection, sql, (now,)))
+            return change_jobs(tx, _column(tx, sql, (now,)), *DELETION)
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; says how many."""
@@ -9113,7 +8993,7 @@ class Program:
     places: dict[str, tuple[str, str]]
     """By name of the definition: its module, and its path in there."""
     state: Callable[[], Any] | None
-    home: Callable[[], Home]
+    home: Callable[[], Any]
     """Makes the queue for definitions that no import has registered."""
     clock: Clock
     around: tuple[AroundRun, ...] = ()
@@ -9139,7 +9019,7 @@ class Program:
         for name, (module, path) in self.places.items():
             registry.add(_definition_at(importlib.import_module(module), path, name))
         IMPORTING.reset(token)
-        registry.freeze()
+        registry.frozen = True
         gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
@@ -9167,7 +9047,7 @@ def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
     if definition is not None and definition.name == name:
         return definition
     registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.get(name)):
+    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
         return definition
     raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
@@ -11397,7 +11277,10 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
-        aside, most = self.registry.async_names(), self.jobs_per_worker
+        aside, most = (
+            frozenset(d.name for d in self.registry if d.body.is_async),
+            self.jobs_per_worker,
+        )
         concurrency = self.concurrency if aside else 0
         limits = {own.name: own.options.max_memory for own in self.registry}
         given = {name: limit for name, limit in limits.items() if limit is not None}
@@ -11493,7 +11376,7 @@ class Supervisor:
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            name, self._bell.port, self.size, self.serves, known, self.registry.hidden()
+            name, self._bell.port, self.size, self.serves, known
         )
         self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
@@ -12210,7 +12093,8 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.catalogue.get(_id_of(id), self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return get_jobs(tx, [_id_of(id)], self)[0]
 
     def find(
         self,
@@ -12227,7 +12111,8 @@ class LiteJobs:
         """
         last = None if before is None else _id_of(before, "before")
         match = attrs.evolve(_match(filters), before=last)
-        return self.store.catalogue.find(match, limit, self)
+        with self.store.file.transaction(read_only=True) as tx:
+            return find_jobs(tx, match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page: nothing is held open, and jobs
@@ -12237,19 +12122,25 @@ class LiteJobs:
         """
 
         def pages(match: Match) -> Iterator[Job[Any]]:
-            while page := self.store.catalogue.find(match, PAGE, self):
+            while True:
+                with self.store.file.transaction(read_only=True) as tx:
+                    page = find_jobs(tx, match, PAGE, self)
                 yield from page
+                if len(page) < PAGE:
+                    return
                 match = attrs.evolve(match, before=page[-1].id)
 
         return pages(_match(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
-        return self.store.catalogue.count(_match(filters))
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_jobs(tx, _match(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
-        return self.store.catalogue.stats()
+        with self.store.file.transaction(read_only=True) as tx:
+            return count_by_queue(tx)
 
     def metrics(
         self,
@@ -12279,7 +12170,8 @@ class LiteJobs:
 
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
-        return self.store.catalogue.errors(_id_of(id))
+        with self.store.file.transaction(read_only=True) as tx:
+            return failures_of(tx, _id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -12307,7 +12199,8 @@ class LiteJobs:
         left = {*map(_id_of, jobs)}
         total = len(left)
         for _ in _polls_within(timeout):
-            found = self.store.catalogue.get_all(left, self)
+            with self.store.file.transaction(read_only=True) as tx:
+                found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
                 _show_bar(found, total)
             for job in found:
@@ -12343,7 +12236,7 @@ class LiteJobs:
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if (text := job.stored_result) is None:
             return None
-        definition = self.registry.get(job.name)
+        definition = self.registry.by_name.get(job.name)
         codec = definition.body.shape.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
@@ -12414,16 +12307,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return self.store.catalogue.cancel(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return self.store.catalogue.retry(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return self.store.catalogue.delete(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -12556,7 +12449,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return self.store.catalogue.change(_chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -12570,7 +12463,7 @@ class LiteJobs:
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
             text = json_of_any.encode({**old, **fields})
-            definition = self.registry.get(name)
+            definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
         return rework
@@ -12578,11 +12471,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return self.store.catalogue.hold(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return self.store.catalogue.release(_chosen(ids, filters))
+        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -12692,8 +12585,8 @@ class LiteJobs:
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
-        self.registry.freeze()
-        if not len(self.registry):
+        self.registry.frozen = True
+        if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
             raise OptionError("queues", f"expected several names, got the text {queues!r}")
@@ -12715,16 +12608,12 @@ class LiteJobs:
             closing.callback(executor.close)
             known = self.registry.listing()
             self.store.timetable.declare(self._declarations())
-            hidden = self.registry.hidden()
-            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known, hidden)
+            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
+            duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            prunes = not self.tested
-            drain = Drain(
-                self.store, executor, serves, node, presence, self.events, self.clock, prunes
-            )
-            return drain.run()
+            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
 
 
 def _polls_within(timeout: Duration | None) -> Iterator[None]:
@@ -12752,75 +12641,71 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
 class Drain:
     """Runs what is due in this process, one job after the other."""
 
-    store: Store
+    duties: Duties
     executor: Executor
     serves: Serves
-    node: int
     presence: Presence
-    events: Events
-    clock: Clock
-    prunes: bool = True
-    _settlements: list[Settlement] = attrs.field(factory=list)
-    _pending_events: Iterable[Event] = ()
+    _ended: Sequence[tuple[Claimed, Report]] = ()
+    """The attempt that is to be settled."""
 
-    def run(self) -> int:
-        """Runs jobs until nothing is due any more; says how many attempts that took."""
-        duties = Duties(self.store, self.node, self.events, self.serves.node)
-        duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        attempts = 0
-        while self.prunes and (self.store.prune(self.clock()) or self.store.shrink()):
+    def run(self, prunes: bool) -> int:
+        """Runs jobs until none is due; gives the number of attempts."""
+        store, attempts = self.duties.store, 0
+        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+        while prunes and (store.prune(store.clock()) or store.shrink()):
             pass  # A batch at a time, so that others can write, too.
         while True:
             self.presence.renew()
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            duties.do("expire", "fire", "stage")
-            settled = bool(self._settlements)
+            self.duties.do("expire", "fire", "stage")
+            settled = bool(self._ended)
             if claimed := self._exchange():
-                self._attempt(claimed)
+                self._attempt(claimed[0])
                 attempts += 1
             elif not settled:
                 # Otherwise a retry may be due at once.
-                self.store.nodes.refuse_unlisted(self.node)
+                store.nodes.refuse_unlisted(self.duties.node)
                 return attempts
 
-    def _exchange(self) -> Claimed | None:
-        def choose(ready: Ready) -> list[int]:
-            listed = self.store.nodes.is_listed(self.node)
-            return [id for id, _ in itertools.islice(ready, 1)] if listed else []
+    def _exchange(self, limit: int = 1) -> Sequence[Claimed]:
+        """Settles the attempt that has ended, and claims at most so many jobs."""
+        store, node, events = self.duties.store, self.duties.node, self.duties.events
 
-        done = self.store.exchange(self._settlements, self.node, choose, self.serves)
-        self._settlements = []
-        self._emit(self._pending_events)
-        self._pending_events = ()
-        return done.claimed[0] if done.claimed else None
+        def choose(ready: Ready) -> list[int]:
+            room = limit if store.nodes.is_listed(node) else 0
+            return [id for id, _ in itertools.islice(ready, room)]
+
+        done = store.exchange(self._ended, node, choose, self.serves)
+        ended, self._ended = self._ended, ()
+        for claimed, report in ended:
+            if report.kind or events.wants("completed"):
+                self._emit(*attempt_ended(claimed, report, self.serves.node))
+        return done.claimed
 
     def _attempt(self, claimed: Claimed) -> None:
-        pid, node = os.getpid(), self.serves.node
-        if self.events.wants("started"):
-            self._emit([attempt_started(claimed, self.clock(), pid, node)])
-        reporter = ProgressReporter(functools.partial(self._store_progress, claimed))
+        store, pid = self.duties.store, os.getpid()
+        if self.duties.events.wants("started"):
+            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
+
+        def keep(text: str) -> None:
+            try:
+                store.keep_progress({claimed[:2]: text})
+            except FileError as error:
+                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+        reporter = ProgressReporter(keep)
         report = self.executor.run(
             claimed, progress=lambda claimed, progress: reporter.report(progress)
         )
         reporter.close()
-        report = report._replace(worker=pid)
-        self._settlements = [(claimed, report)]
-        if report.kind or self.events.wants("completed"):
-            self._pending_events = attempt_ended(claimed, report, node)
+        self._ended = [(claimed, report._replace(worker=pid))]
         if report.type == "KeyboardInterrupt":
-            self.store.exchange(self._settlements, self.node, lambda ready: [], self.serves)
-            self._emit(self._pending_events)
+            self._exchange(0)
             raise KeyboardInterrupt
 
-    def _store_progress(self, claimed: Claimed, text: str) -> None:
-        try:
-            self.store.keep_progress({claimed[:2]: text})
-        except FileError as error:
-            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-    def _emit(self, events: Iterable[Event]) -> None:
+    def _emit(self, *events: Event) -> None:
         # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.events.emit if logger.hasHandlers() else self.events.pass_on
+        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
         for event in events:
             emit(event)
 
@@ -12828,23 +12713,23 @@ class Drain:
 class NodeOptions(TypedDict, total=False):
     """How a node works; see `LiteJobs.work`."""
 
-    threads: int | None
-    concurrency: int
-    jobs_per_worker: int | None
-    queues: Iterable[str] | None
-    node: str | None
-    until: Until | None
-    grace: Duration
+    threads: Annotated[int | None, "threads of this process instead"]
+    concurrency: Annotated[int, "async jobs at a time in each (default: 100)"]
+    jobs_per_worker: Annotated[int | None, "jobs until a worker is replaced"]
+    queues: Annotated[Iterable[str] | None, "only this queue; may be repeated"]
+    node: Annotated[str | None, "a name, for jobs that only this node may take"]
+    until: Annotated[Until | None, "end when nothing is left to do"]
+    grace: Annotated[Duration, "for jobs to end in (default: 5)"]
 
 
 class QueueChoices(TypedDict, total=False):
     """The settings that a queue may have."""
 
-    concurrency: int | None
-    rate: str | None
-    burst: int | None
-    weight: float | None
-    ageing: Duration | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time"]
+    rate: Annotated[str | None, "how many start in some time, as 10/s or 100/min"]
+    burst: Annotated[int | None, "how many may start at once after a rest"]
+    weight: Annotated[float | None, "its share among queues with jobs of the same priority"]
+    ageing: Annotated[Duration | None, "in which the priority of a waiting job rises by one"]
     max_attempts: int | None
     timeout: Duration | None
     backoff: Backoff | None
@@ -13085,6 +12970,9 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
+
+
 class Filters(TypedDict, total=False):
     """What jobs can be found by. Moments are aware: from *after* on, and earlier than
     *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
@@ -13093,15 +12981,15 @@ class Filters(TypedDict, total=False):
     id: int | Job[Any] | Iterable[int | Job[Any]]
     name: str | AnyDefinition | type
     queue: str
-    state: State | Sequence[State]
+    state: Annotated[State | Sequence[State], "may be repeated"]
     node: str
     key: str
     schedule: str | AnyDefinition | type
-    enqueued_after: datetime
+    enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
-    finished_after: datetime
+    finished_after: Annotated[datetime, "from then on"]
     finished_before: datetime
-    payload: Mapping[str, str | int | float | bool | None]
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 class Changes(TypedDict, total=False):
@@ -13117,7 +13005,7 @@ class Changes(TypedDict, total=False):
     delay: Duration
     at: datetime
     expires: Duration | datetime | None
-    payload: Mapping[str, Any]
+    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
 json_of_any: Final = Codec[Any](Any)
@@ -13126,10 +13014,7 @@ json_of_any: Final = Codec[Any](Any)
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().changed(choices)
-    names = ("queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention")
-    columns = {
-        name: value for name, value in zip(names, options.columns, strict=True) if name in choices
-    }
+    columns = {name: value for name, value in options.columns.items() if name in choices}
     if choices.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
     if "expires" in choices:
@@ -13234,11 +13119,15 @@ def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
     run_at = options.run_at(now)
     state: State = "scheduled" if run_at > now else "pending"
-    queue, node, priority, max_attempts, timeout, backoff, retention = options.columns
     return Batch(
-        queue, node, priority, max_attempts, timeout, backoff, retention, body.name, state, run_at,
-        now, payloads, options.open,
-    )  # fmt: skip
+        **options.columns,
+        name=body.name,
+        state=state,
+        run_at=run_at,
+        enqueued_at=now,
+        payloads=payloads,
+        open=options.open,
+    )
 
 
 def _make_special(bound: Bound[Any], now: int) -> Batch:
@@ -13540,11 +13429,13 @@ class Recorder:
         self._check()
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
-        last = self.jobs.store.catalogue.last_failed()
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            last = last_failure(tx)
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
-        failed = self.jobs.store.catalogue.failed_after(last)
+        with self.jobs.store.file.transaction(read_only=True) as tx:
+            failed = failures_after(tx, last)
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
@@ -13580,16 +13471,16 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.make
+        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
         """A payload by name, as the handler gets it; empty, if it cannot be read."""
-        if definition := self.jobs.registry.get(job.name):
-            with contextlib.suppress(Unfit, PayloadError):
-                return _fields(definition.body.shape.payload.decode(job.stored_payload))
+        if definition := self.jobs.registry.by_name.get(job.name):
+            with contextlib.suppress(PayloadError):
+                return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
     def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
@@ -13739,45 +13630,31 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
         made = commands.add_parser(name, help=about, description=about)
         made.set_defaults(command=run, **more)
-        if run not in (_run, _new):
-            place = "the queue's file, or a program: module:attribute or file.py:attribute"
-            made.add_argument("target", metavar="TARGET", help=place)
+        place = "module:attribute or file.py:attribute"
+        if run is _run:
+            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
+        elif run is not _new:
+            about = f"the queue's file, or a program: {place}"
+            made.add_argument("target", metavar="TARGET", help=about)
             made.add_argument("--json", action="store_true", help="print JSON")
         return made
 
-    _add_run(add("run", _run, "run jobs until stopped"))
-    _add_commands(add)
+    _add_job_commands(add)
+    _add_other_commands(add)
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    import argparse
-
-    parser.argument_default = argparse.SUPPRESS
-    place = "where the LiteJobs is: module:attribute or file.py:attribute"
-    parser.add_argument("target", metavar="PROGRAM", help=place)
-    parser.add_argument(
-        "--workers", type=int, default=None, help="number of processes (default: one per core)"
-    )
-    parser.add_argument("--threads", type=int, help="threads of this process instead")
-    about = "async jobs at a time in each (default: 100)"
-    parser.add_argument("--concurrency", type=int, help=about)
-    parser.add_argument("--jobs-per-worker", type=int, help="jobs until a worker is replaced")
-    about = "only this queue; may be repeated"
-    parser.add_argument("--queue", action="append", dest="queues", metavar="QUEUE", help=about)
-    parser.add_argument("--node", help="a name, for jobs that only this node may take")
-    parser.add_argument("--until", choices=["empty"], help="end when nothing is left to do")
-    parser.add_argument("--grace", type=float, help="seconds for jobs to end in")
-    parser.set_defaults(log_level=logging.INFO)
-    level = parser.add_mutually_exclusive_group()
+def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run = add("run", _run, "run jobs until stopped")
+    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    _add_options(run, NodeOptions, queues="--queue")
+    level = run.add_mutually_exclusive_group()
     for flag, least, about in (
         ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
         ("--quiet", logging.WARNING, "log only warnings and errors"),
     ):
         level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-
-
-def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run.set_defaults(log_level=logging.INFO)
     enqueue = add("enqueue", _enqueue, "put a job into the file")
     enqueue.add_argument("name", help="the definition")
     enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
@@ -13804,6 +13681,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
     changes = {"queue": "--to-queue", "payload": "--to-payload"}
     _add_options(bulk, Changes, "to_", removable=True, **changes)
+
+
+def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("stats", _stats, "count jobs by queue and state")
     add("queues", _queues, "list the queues that have settings")
     queue = add("queue", _queue, "show, pause, resume and set a queue")
@@ -13838,29 +13718,6 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
 
 
-_OPTION_HELP = {
-    "priority": "higher runs first",
-    "max_attempts": "how many attempts a job has at most",
-    "timeout": "after which a job is asked to end",
-    "grace": "then, until it is killed (default: the node's, 5)",
-    "node": "the only node that may take it",
-    "at": "when it is due",
-    "delay": "until it is due",
-    "expires": "after which it is not started",
-    "key": "of jobs with one key, so many run at a time",
-    "key_limit": "how many (default: 1)",
-    "state": "may be repeated",
-    "payload": "such as to='\"ada\"' or customer.id=12; may be repeated",
-    "enqueued_after": "from then on",
-    "finished_after": "from then on",
-    "concurrency": "how many of its jobs run at a time",
-    "rate": "how many start in some time, as 10/s or 100/min",
-    "burst": "how many may start at once after a rest",
-    "weight": "its share among queues with jobs of the same priority",
-    "ageing": "in which the priority of a waiting job rises by one",
-}
-
-
 def _add_options(
     parser: argparse.ArgumentParser,
     typed: type,
@@ -13873,26 +13730,33 @@ def _add_options(
     options are *removable*, a zero or an empty text stands for None."""
     import argparse
 
+    texts = {
+        name: hint.__metadata__[0]
+        for kind in (Choices, typed)
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        if typing.get_origin(hint) is Annotated
+    }
     for name, hint in typing.get_type_hints(typed).items():
         kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
-        about = _OPTION_HELP.get(name)
+        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
         settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        if name == "state":
-            settings |= {"choices": STATES, "action": "append"}
+        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
+        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
+            settings |= {"choices": typing.get_args(literals[0])}
         elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON", "action": "append"}
-        elif name != "id" and (known := [reader for kind, *reader in _READERS if kind in kinds]):
-            read: Any = known[0][0]
-            metavar = known[0][1]
+            settings |= {"type": _field, "metavar": "FIELD=JSON"}
+        elif readers and name != "id":
+            read, metavar = readers[0]
             if removable and type(None) in kinds:
                 # A node may be named 0, and a grace of no seconds is one.
                 zero = "" if name in ("node", "grace") else "0"
                 read = functools.partial(_read_unless, (zero, ""), read)
                 about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or name.upper()}
+            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
         else:
             continue
+        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
+            settings["action"] = "append"
         parser.add_argument(flag, help=about, **settings)
 
 
@@ -13929,12 +13793,13 @@ def _field(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
 
 
-_READERS: tuple[tuple[type, Callable[[str], Any], str], ...] = (
+_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
     (timedelta, float, "SECONDS"),
     (datetime, _moment, "TIME"),
     (int, int, "NUMBER"),
     (float, float, "NUMBER"),
     (str, str, ""),
+    (Iterable[str], str, ""),
 )
 """How a value of a type is read from a command line, and what it is called in the help."""
 
@@ -14255,7 +14120,7 @@ def _new(options: argparse.Namespace) -> Output:
 
 def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
     """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **jobs.registry.hidden()}
+    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
 
 
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:

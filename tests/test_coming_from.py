@@ -1,4 +1,4 @@
-"""What the README tells those who come from other systems: every line of code in it works."""
+"""What the README says to those who come from other systems: every line of code in it works."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class TestBytes:
     def test_have_no_fields_to_find_jobs_by_or_to_change(self, jobs: LiteJobs, say: Say) -> None:
         job = say.enqueue("ho")
         assert jobs.find(payload={"text": "ho"}) == []
-        with pytest.raises(PayloadError, match="no JSON object, so that no field can change"):
+        with pytest.raises(PayloadError, match="not a JSON object, so that no field can change"):
             jobs.change(job.id, to={"payload": {"text": "hi"}})
         assert jobs.change(job.id, to={"priority": 3}).moved == 1
         assert jobs.get(job.id).payload == job.payload

@@ -100,7 +100,7 @@ def test_stops_at_ctrl_c_and_goes_on(library: Path, plain: dict[str, int], tmp_p
 
 
 def shown(name: str, folder: Path, *options: str) -> list[str]:
-    """The lines that an example prints; it leaves nothing behind but what it was told to."""
+    """The lines that an example prints; it leaves nothing behind but what it was asked to."""
     before = {path.name for path in folder.iterdir()}
     process = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *options],
@@ -146,13 +146,13 @@ class TestTheSmallOffice:
 
     def test_bills_each_customer_one_at_a_time(self, story: tuple[bool, list[str]]) -> None:
         _, lines = story
-        told = [line.split()[2:5] for line in lines if " bill " in line]
+        printed = [line.split()[2:5] for line in lines if " bill " in line]
         customer = {
             line.split()[2]: re.findall("Ox|Yak", line)[0] for line in lines if " bill " in line
         }
         assert sorted(customer.values()) == ["Ox", "Ox", "Yak", "Yak"]
         for name in ("Ox", "Yak"):
-            changes = [what for id, _, what in told if customer[id] == name]
+            changes = [what for id, _, what in printed if customer[id] == name]
             assert changes == ["started:", "completed:"] * 2
 
     def test_imports_once_however_often_one_clicks(self, story: tuple[bool, list[str]]) -> None:
@@ -164,8 +164,8 @@ class TestTheSmallOffice:
         self, story: tuple[bool, list[str]]
     ) -> None:
         _, lines = story
-        told = [line.split()[4] for line in lines if " read_prices " in line]
-        assert told == ["started:", "retrying:", "started:", "failed:", "started:", "completed:"]
+        printed = [line.split()[4] for line in lines if " read_prices " in line]
+        assert printed == ["started:", "retrying:", "started:", "failed:", "started:", "completed:"]
         mended = lines.index("  the price list is there now, so once more: Moved(moved=1, left=0)")
         assert all(" failed:" not in line for line in lines[mended:])
         assert any("an hour costs 80 euros" in line for line in lines[mended:])
@@ -200,9 +200,9 @@ def test_a_shop_confirms_what_it_has_sold_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_watching_shows_each_run_what_went_wrong_and_the_sums(tmp_path: Path) -> None:
-    *told, sums = shown("watch.py", tmp_path)
+    *printed, sums = shown("watch.py", tmp_path)
     assert sums == "3 completed, 1 retried, 1 failed"
-    assert sorted(told) == [
+    assert sorted(printed) == [
         "job 4, attempt 1, retrying: ZeroDivisionError: division by zero",
         "job 4, attempt 2, failed: ZeroDivisionError: division by zero",
         *(f"{{'a': 6, 'b': {b}}} gave {6 / b}" for b in (1, 2, 3)),

@@ -25,6 +25,7 @@ from litejobs import (
     Finding,
     JobNotFoundError,
     LiteJobs,
+    Options,
     Presence,
     Serves,
     State,
@@ -62,7 +63,8 @@ class Nodes:
         self, name: str = "here", names: tuple[str, ...] = ("mail",), queues: Any = None
     ) -> int:
         serves = Serves(frozenset(names), None if queues is None else frozenset(queues), name)
-        known = [("default", "", 0, 5, None, None, None, None, name) for name in names]
+        own = {**Options().columns, "expires": None, "hidden": ()}
+        known = [{**own, "name": name} for name in names]
         node, self.presences[node] = self.jobs.store.nodes.join(name, 0, 2, serves, known)
         return node
 

@@ -92,7 +92,7 @@ class Letter:
 
 @attrs.frozen
 class Parcel:
-    """A definition that nobody has defined."""
+    """A class that is not a definition."""
 
     to: str
 
@@ -139,8 +139,8 @@ class TestEnqueue:
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
-        told = [int(line) for line in done.stdout.split()]
-        assert told == [*range(1, 21)]
+        printed = [int(line) for line in done.stdout.split()]
+        assert printed == [*range(1, 21)]
         with LiteJobs(tmp_path / "jobs.db") as jobs:
             assert {job.id: job.payload for job in jobs.find()} == {
                 n + 1: {"n": n} for n in range(20)

@@ -391,9 +391,9 @@ class TestDrain:
         divide.enqueue(1)
         with pytest.raises(AssertionError) as raised:
             recorder.drain()
-        told = str(raised.value)
-        assert told.startswith("1 failed\n\njob 1, divide(by=0), attempt 1:\nTraceback")
-        assert told.endswith(
+        printed = str(raised.value)
+        assert printed.startswith("1 failed\n\njob 1, divide(by=0), attempt 1:\nTraceback")
+        assert printed.endswith(
             "return 1 / by\n           ~~^~~~\nZeroDivisionError: division by zero"
         )
         assert [job.state for job in recorder.enqueued()] == ["retrying", "completed"]
@@ -407,9 +407,9 @@ class TestDrain:
         assert recorder.drain(errors="keep") == 1
         recorder.clock.turn(60)
         assert recorder.drain(errors="keep") == 1
-        told = [(job.id, failure.attempt, failure.message) for job, failure in recorder.failures]
-        assert told == [(job.id, 1, "not yet"), (job.id, 2, "as planned")]
-        assert recorder.drain() == 0, "old failures are not told again"
+        printed = [(job.id, failure.attempt, failure.message) for job, failure in recorder.failures]
+        assert printed == [(job.id, 1, "not yet"), (job.id, 2, "as planned")]
+        assert recorder.drain() == 0, "old failures are not reported again"
 
     def test_tells_the_same_failure_again_when_it_happens_again(
         self, app: LiteJobs, recorder: Recorder
@@ -584,11 +584,11 @@ class TestThePlugin:
     def test_gives_fixtures_to_whoever_installs_litejobs(
         self, project: Path, options: tuple[str, ...]
     ) -> None:
-        told = run_pytest(project, *options, path=as_installed(project))
-        assert re.search(r"^1 failed, 8 passed in", told, re.M), told
-        assert "AssertionError: expected no job send(), found 1; enqueued were:" in told
-        assert "  1  send(to='a')  pending" in told
-        assert "litejobs.py:" not in told, "the test is at fault, and its lines are shown"
+        printed = run_pytest(project, *options, path=as_installed(project))
+        assert re.search(r"^1 failed, 8 passed in", printed, re.M), printed
+        assert "AssertionError: expected no job send(), found 1; enqueued were:" in printed
+        assert "  1  send(to='a')  pending" in printed
+        assert "litejobs.py:" not in printed, "the test is at fault, and its lines are shown"
 
     def test_gives_them_to_a_conftest_where_the_file_was_copied(self, project: Path) -> None:
         (project / "conftest.py").write_text(
@@ -596,13 +596,15 @@ class TestThePlugin:
             "litejobs_clock = pytest_plugin.litejobs_clock\n"
             "record_jobs = pytest_plugin.record_jobs\n"
         )
-        told = run_pytest(project, "-p", "no:litejobs")
-        assert re.search(r"^1 failed, 8 passed in", told, re.M), told
+        printed = run_pytest(project, "-p", "no:litejobs")
+        assert re.search(r"^1 failed, 8 passed in", printed, re.M), printed
 
     def test_describes_its_fixtures(self, project: Path) -> None:
-        told = run_pytest(project, "--fixtures", path=as_installed(project))
-        assert re.search(r"^record_jobs -- .*\n    record_jobs\(jobs\) puts a private", told, re.M)
-        assert re.search(r"^litejobs_clock -- .*\n    The clock of what", told, re.M)
+        printed = run_pytest(project, "--fixtures", path=as_installed(project))
+        assert re.search(
+            r"^record_jobs -- .*\n    record_jobs\(jobs\) puts a private", printed, re.M
+        )
+        assert re.search(r"^litejobs_clock -- .*\n    The clock of what", printed, re.M)
 
     def test_costs_a_program_no_pytest(self, tmp_path: Path) -> None:
         look = "import sys, litejobs; print({'pytest', '_pytest', 'tempfile'} & {*sys.modules})"
