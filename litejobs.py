@@ -5158,7 +5158,6 @@ BATCH = 5_000
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
-_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
@@ -5277,7 +5276,7 @@ def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
         f"""
         SELECT state, queue, name, count(*)
         FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE {_COUNTED} GROUP BY state, queue, name
+        WHERE {COUNTED} GROUP BY state, queue, name
         """,
         (json.dumps(ids),),
     )
@@ -5289,7 +5288,7 @@ def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
     do it."""
     if changes and tx.own:
         tx.connection.executemany(
-            f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+            f"INSERT INTO litejobs_count (state, queue, name, number) VALUES (?, ?, ?, ?) {_ADD}",
             [(*group, change) for group, change in changes.items() if change],
         )
 
@@ -5350,7 +5349,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {_KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5360,7 +5359,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     taken = tx.execute(
         f"""
         SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+        WHERE {KEYED} AND state IN ('pending', 'running') AND key = ?
         """,
         (key,),
     ).fetchone()
@@ -5635,7 +5634,7 @@ VERBS: Mapping[str, tuple[Step, ...]] = {
                 # have expired.
                 f"""
                 UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
                     AND unique_key IN (
                         SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
                     )
@@ -7131,7 +7130,7 @@ class Nodes:
                     )
                     node = connection.last_insert_rowid()
                     _store_definitions(connection, known)
-                    presence = Presence.create(self.file.presence_path(node), self.file.path)
+                    presence = Presence(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
                 return node, presence
@@ -7339,7 +7338,9 @@ def _store_definitions(connection: apsw.Connection, known: Iterable[Mapping[str,
         connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
         if hidden:
             value = json.dumps(sorted(hidden))
-            connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
+            connection.execute(
+                "INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value)
+            )
 
 
 @attrs.define(eq=False, repr=False)

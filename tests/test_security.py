@@ -323,7 +323,7 @@ class TestAHostileFile:
             with contextlib.closing(apsw.Connection(str(file))) as connection:
                 shapes.append(
                     {
-                        name: litejobs._parts_of(sql)
+                        name: litejobs._squeezed(sql)
                         for name, sql in connection.execute(
                             "SELECT name, sql FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
                         )
