@@ -36,7 +36,7 @@ be cancelled, or paused by a person until it is released.
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
-Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
+Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
 Command line.
 """
@@ -439,6 +439,13 @@ def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1
     return value
 
 
+def check_name(value: object, what: str) -> str:
+    """A name that is safe to store, show and type: 1 to 200 printable characters."""
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
+        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
@@ -731,7 +738,7 @@ def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
     """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
     try:
         return read(load_json(text))
-    except (TypeError, ValueError, LookupError, AttributeError):
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
         problem = f"{reprlib.repr(text)} in a row was not written by litejobs"
         raise OptionError(what, problem) from None
 
@@ -1116,18 +1123,19 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and the handling of missed
-# ticks. All of it is arithmetic on a given moment. A *tick* is a moment at which a
-# schedule is due. Cron fields are read by cronsim, but as plain local times: changes of
-# the clock are handled here (see Cron).
+# When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
+# moment at which a schedule is due. All of it is arithmetic on a given moment, in
+# microseconds. Cron fields are read by cronsim, but as plain local times: changes of the
+# clock are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["allow", "skip"]
+Period = tuple[int, int]
+"""From and until when, both included."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """How many missed ticks fire at a time."""
 PERIODS_KEPT = 4
@@ -1141,14 +1149,13 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, timedelta] = {
-    "d": timedelta(days=1),
-    "h": HOUR,
-    "m": timedelta(minutes=1),
-    "s": timedelta(seconds=1),
-    "ms": timedelta(milliseconds=1),
+UNITS: Mapping[str, tuple[str, timedelta]] = {
+    "d": ("day", timedelta(days=1)),
+    "h": ("hour", timedelta(hours=1)),
+    "m": ("minute", timedelta(minutes=1)),
+    "s": ("second", timedelta(seconds=1)),
+    "ms": ("millisecond", timedelta(milliseconds=1)),
 }
-_NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1165,14 +1172,20 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        left, parts = self.interval, []
-        for unit, size in UNITS.items():
-            count, left = divmod(left, size)
-            if count:
-                parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
-        if len(parts) == 1 and parts[0].startswith("1 "):
-            return f"Every {parts[0][2:]}"
-        return f"Every {_joined(parts)}"
+        parts = [
+            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+            for count, unit in _in_units(self.interval)
+        ]
+        if len(parts) == 1:
+            return f"Every {parts[0].removeprefix('1 ')}"
+        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
+    for unit, (_, size) in UNITS.items():
+        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+        if count:
+            yield count, unit
 
 
 @attrs.frozen
@@ -1188,9 +1201,7 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its words
-    contradict its ticks where a field lists all values without a star, so the words are
-    made here.
+    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
     """
 
     fields: str
@@ -1206,7 +1217,7 @@ class Cron:
         """Whether the fields are of the first kind."""
         return any(field.startswith("*") for field in self.fields.split()[:-3])
 
-    def next_after(self, moment: int) -> int | None:
+    def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
         try:
             if self.by_real_time:
@@ -1261,145 +1272,15 @@ class Cron:
                 after = middle
         return after
 
-    @functools.cached_property
+    @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
         cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
-        times = _times_in_words(cron.seconds, cron.minutes, cron.hours)
-        days = _days_in_words(cron)
-        if times.startswith("at") and "every hour" not in times and not days.startswith(" on"):
-            days = f" every day{days}"
-        return f"{times[0].upper()}{times[1:]}{days}"
-
-
-_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTH_NAMES = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = match.groups()
-    names = [*_DAY_NAMES, *_MONTH_NAMES]
-    numbers = {
-        name[:3].upper(): str((at + 1) % 7 if at < 7 else at - 6) for at, name in enumerate(names)
-    }
-    same = len({int(numbers.get(text.upper(), text)) for text in (first, last)}) == 1
-    return first if same else match[0]
-
-
-def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> str:
-    if len(seconds) * len(minutes) * len(hours) <= 4:
-        form = "{:02}:{:02}" if seconds == {0} else "{:02}:{:02}:{:02}"
-        times = itertools.product(sorted(hours), sorted(minutes), sorted(seconds))
-        return f"at {_joined([form.format(*time) for time in times])}"
-    first, last = min(hours), max(hours)
-    unbroken = len(hours) == last - first + 1
-    if seconds == minutes == {0}:
-        if even := _evenly(hours, "hour", 24):
-            return even
-        if unbroken:
-            return f"every hour from {first:02}:00 through {last:02}:00"
-    text = even = _evenly(minutes, "minute", 60)
-    if seconds != {0}:
-        text = _evenly(seconds, "second", 60)
-        even = text if len(minutes) == 60 else ""
-        if not even:
-            text = text or _places(seconds, "second", 60)
-            text = f"{text} of {_places(minutes, 'minute', 60)}"
-    text = text or _places(minutes, "minute", 60)
-    if not unbroken or not (even or len(minutes) == 60):
-        text = f"{text} of {_places(hours, 'hour', 24)}"
-    elif len(hours) < 24:
-        text = f"{text} from {first:02}:00 through {last:02}:59"
-    return text if text.startswith("every") else f"at {text}"
-
-
-def _evenly(values: set[int], unit: str, size: int) -> str:
-    """Such as "every 15 minutes"; empty if they are not evenly spaced around the clock."""
-    step = size // len(values)
-    if values != {*range(0, size, step)} or len(values) == 1:
-        return ""
-    return f"every {unit}" if step == 1 else f"every {step} {unit}s"
-
-
-def _places(values: set[int], unit: str, size: int) -> str:
-    """Which minutes of an hour, and the like."""
-    if len(values) == size:
-        return f"every {unit}"
-    if step := _step(values):
-        return f"every {_ordinal(step)} {unit} from {min(values)} through {max(values)}"
-    return f"{unit}{'s' * (len(values) > 1)} {_listed(values, str)}"
-
-
-def _days_in_words(cron: Any) -> str:
-    """Begins with a space; empty if every day is meant."""
-    week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
-    all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
-    only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
-    month = "" if len(cron.months) == 12 else _listed(cron.months, lambda m: _MONTH_NAMES[m - 1])
-    parts = []
-    if not (all_days or only_all):
-        of = month if month and all_week else "the month"
-        parts.append(f"on {_days_of_month(cron)} of {of}")
-        month = "" if of == month else month
-    if not (all_week or only_all):
-        names = [_listed(week, _DAY_NAMES.__getitem__)] if week else []
-        tuples = {(d[1] < 0, d[1], (d[0] - 1) % 7) for d in cron.weekdays if isinstance(d, tuple)}
-        for _, which, day in sorted(tuples):
-            nth = "last" if which == cron.LAST else _ordinal(which)
-            names.append(f"the {nth} {_DAY_NAMES[day]} of the month")
-        before = "on" if not parts else "if it is" if cron.day_and else "and on"
-        parts.append(f"{before} {_joined(names)}")
-    if month:
-        parts.append(f"in {month}")
-    return "".join(f" {part}" for part in parts)
-
-
-def _days_of_month(cron: Any) -> str:
-    numbers = {day for day in cron.days if day > 0}
-    if (step := _step(numbers)) and len(numbers) == len(cron.days):
-        ends = f"the {_ordinal(min(numbers))} through the {_ordinal(max(numbers))}"
-        return f"every {_ordinal(step)} day from {ends}"
-    names = [_listed(numbers, _ordinal)] if numbers else []
-    if cron.LAST in cron.days:
-        names.append("last")
-    days = [f"the {_joined(names)} day"] if names else []
-    return _joined([*days, *["the last weekday"] * (cron.LAST_WEEKDAY in cron.days)])
-
-
-def _step(values: set[int]) -> int:
-    """The distance between neighbors, if it is more than one; 0 if they are few or uneven."""
-    steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
-    return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
-
-
-def _listed(values: Iterable[int], name: Callable[[int], str]) -> str:
-    """Such as "1, 3 and 5 through 9"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    parts = []
-    for run in runs:
-        names = [name(value) for value in run]
-        parts += [f"{names[0]} through {names[-1]}"] if len(run) > 2 else names
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _ordinal(number: int) -> str:
-    last = "th" if number // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{last}"
+        week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
+        if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
+            # Every day, since one of two fields of which either may match names all of them.
+            cron.parts[3] = cron.parts[5] = "*"
+        return str(cron.explain())
 
 
 def _cronsim() -> ModuleType:
@@ -1435,6 +1316,20 @@ def time_zone(name: str) -> tzinfo:
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
+_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
+_NAMED = {
+    name: f"{number}"
+    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
+    for number, name in enumerate(re.findall("...", names), first)
+}
+
+
+def _single_value(match: re.Match[str]) -> str:
+    """A range with a step, such as `9-9/2`; its value, if it has but one."""
+    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
+    return match[1] if first == last else match[0]
+
+
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     """Parses cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
@@ -1467,10 +1362,11 @@ def _interval(text: str, expression: str) -> timedelta:
     example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
     try:
         counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        length = sum(map(operator.mul, UNITS.values(), counts), timedelta())
+        sizes = (size for _, size in UNITS.values())
+        length = sum(map(operator.mul, sizes, counts), timedelta())
     except (ValueError, OverflowError):
         raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not SHORTEST <= length <= LONGEST:
+    if not timedelta(milliseconds=100) <= length <= LONGEST:
         problem = "not from a tenth of a second to a hundred years"
         raise OptionError("cron", f"{expression!r}: {problem}; {example}")
     return length
@@ -1478,14 +1374,10 @@ def _interval(text: str, expression: str) -> timedelta:
 
 def every_expression(interval: Duration) -> str:
     """The expression of an interval, such as `@every 1h30m`."""
-    left, parts = duration(interval, "every"), []
-    if left < SHORTEST:
+    length = duration(interval, "every")
+    if length < timedelta(milliseconds=100):
         raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
-    for unit, size in UNITS.items():
-        count, left = divmod(left, size) if unit != "ms" else (left / size, timedelta())
-        if count:
-            parts.append(f"{count:g}{unit}")
-    return f"@every {''.join(parts)}"
+    return f"@every {''.join(f'{count:g}{unit}' for count, unit in _in_units(length))}"
 
 
 class Recurring(TypedDict, total=False):
@@ -1499,69 +1391,192 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
-Period = tuple[int, int]
-"""From and until when, both included."""
+def _flag(value: int) -> bool:
+    return value != 0
 
 
-@attrs.frozen
-class Rule:
-    """When a schedule is due. Made by `make_rule`, which checks the values."""
+@attrs.frozen(repr=False)
+class Schedule:
+    """A schedule as it was when it was read: a frozen snapshot of its row."""
 
-    expression: str
+    # As the columns: by order and alias. Times are in microseconds.
+    name: str = ""
+    """Unique in the file."""
+    definition: str = ""
+    """The name of the definition that it enqueues."""
+    stored_payload: Any = attrs.field(default="{}", alias="payload")
+    stored_options: str = attrs.field(default="{}", alias="options")
+    expression: str = ""
+    """As it was written: cron fields, an alias, or `@every 30s`."""
     timezone: str = "UTC"
+    """The time zone of the fields."""
     misfire: Misfire = "once"
-    grace: timedelta = timedelta(minutes=1)
+    """How missed ticks are handled: once, skip or all."""
+    grace: int = 60 * SECOND
     overlap: Overlap = "allow"
-    jitter: timedelta = timedelta(0)
-    start: datetime | None = None
-    end: datetime | None = None
+    """What happens to a tick while the last job has not finished: allow or skip."""
+    jitter: int = 0
+    start_at: int | None = None
+    end_at: int | None = None
+    stored_origin: str | None = attrs.field(default=None, alias="origin")
+    paused: bool = attrs.field(default=False, converter=_flag)
+    """Whether it fires nothing until it is resumed."""
+    next_tick: int | None = attrs.field(default=None, alias="next_at")
+    last_tick: int | None = attrs.field(default=None, alias="last_at")
+    last_job: int | None = None
+    """The id of the last job that it has enqueued, which may be pruned by now."""
+    covered: str = "[]"
 
-    def __attrs_post_init__(self) -> None:
-        _ = self.timetable
-        if self.start is not None and self.end is not None and self.end < self.start:
-            raise OptionError("end", f"{self.end} is before the start, {self.start}")
-        if self.misfire == "skip" and self.grace < timedelta(seconds=1):
-            problem = "every tick is a little late: with misfire='skip' give a second at least"
-            raise OptionError("grace", problem)
+    @property
+    def payload(self) -> Any:
+        """The payload of its jobs as plain JSON values; bytes, if its definition has an
+        encoding of its own."""
+        return plain_payload(self.stored_payload, self.definition)
+
+    @property
+    def words(self) -> str:
+        """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
+        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
+        return f"{self.timetable.words}{zone}"
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """The programs that declared it when they last started, each with the module; empty if
+        it was made at run time."""
+        try:
+            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+        except (ValueError, TypeError):
+            return {"": str(self.stored_origin)}
+
+    @property
+    def origin(self) -> str | None:
+        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
+        comma after each but the last if several do; `None` if it was made at run time."""
+        return ", ".join(f"{program}:{module}" for program, module in self.programs.items()) or None
+
+    @property
+    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
+        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
+        if self.paused:
+            return "paused"
+        if self.problem is not None:
+            return "unusable"
+        return "ended" if self.next_tick is None else "active"
+
+    @functools.cached_property
+    def problem(self) -> str | None:
+        """Why this machine cannot fire it, such as a time zone that is unknown here."""
+        try:
+            _ = self.timetable, self.periods, self.job_options
+        except (OptionError, PayloadError) as error:
+            return str(error)
+        return None
+
+    @property
+    def next_at(self) -> datetime | None:
+        """Its next tick; `None` while it is paused and when it has ended."""
+        return None if self.paused or self.next_tick is None else from_micros(self.next_tick)
+
+    @property
+    def last_at(self) -> datetime | None:
+        """The last tick for which it has enqueued a job."""
+        return None if self.last_tick is None else from_micros(self.last_tick)
+
+    def upcoming(self, n: int = 5) -> list[datetime]:
+        """Its next *n* ticks, or as many as there are, in its time zone."""
+        zone = time_zone(self.timezone)
+        ticks: list[datetime] = []
+        at = None if self.paused else self.next_tick
+        while at is not None and len(ticks) < n:
+            ticks.append(from_micros(at).astimezone(zone))
+            at = self.next_after(at, at)
+        return ticks
 
     @functools.cached_property
     def timetable(self) -> Cron | Every:
-        """The expression, understood."""
+        """The expression, understood, if all that says when it is due can be used."""
+        check_one_of(self.misfire, typing.get_args(Misfire), "misfire")
+        check_one_of(self.overlap, typing.get_args(Overlap), "overlap")
+        for option in ("grace", "jitter"):
+            duration(getattr(self, option) / SECOND, option)
+        if self.misfire == "skip" and self.grace < SECOND:
+            problem = "every tick is a little late: with misfire='skip' give a second at least"
+            raise OptionError("grace", problem)
+        if self.start_at is not None and self.end_at is not None and self.end_at < self.start_at:
+            start, end = from_micros(self.start_at), from_micros(self.end_at)
+            raise OptionError("end", f"{end} is before the start, {start}")
         return parse_expression(self.expression, self.timezone)
+
+    @property
+    def periods(self) -> list[Period]:
+        """The periods whose ticks have been handled, the last one extended at the end."""
+        return stored(self.covered, "covered", _periods)
+
+    @property
+    def job_options(self) -> dict[str, Any]:
+        """The options of its jobs, as stored, if jobs can be made at all."""
+        check_name(self.definition, "definition")
+        _ = self.payload
+        return stored(self.stored_options, "options", _job_options)
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
         start or else from *anchor*: when it was made, or any of its ticks."""
-        if self.start is not None:
-            anchor = to_micros(self.start)
+        if self.start_at is not None:
+            anchor = self.start_at
             moment = max(moment, anchor - 1)
-        if isinstance(self.timetable, Every):
-            tick: int | None = self.timetable.next_after(moment, anchor)
-        else:
-            tick = self.timetable.next_after(moment)
-        last = _LAST if self.end is None else to_micros(self.end)
+        tick = self.timetable.next_after(moment, anchor)
+        last = _LAST if self.end_at is None else min(self.end_at, _LAST)
         return None if tick is None or tick > last else tick
 
-    def due(self, next_at: int, now: int) -> tuple[tuple[int, ...], int | None]:
-        """The ticks that fire *now*, oldest first, if the next one was to be at *next_at*, and
-        the next one after them, if there is one.
+    def planned(self, now: int) -> Schedule:
+        """This schedule with its next tick, computed by the present rules at this time. It is
+        the stored one, unless that was computed by another clock or with other time zone data.
+        No tick fires twice, however the clock was set in between."""
+        periods = self.periods
+        if ends := [end for start, end in periods if start <= now]:
+            after = max(ends)
+        elif not periods and self.next_tick is not None and self.next_tick <= now:
+            after = self.next_tick - 1
+        else:
+            # It is new, or the clock was set back to before everything that is recorded.
+            after, periods = now, [*periods, (now, now)]
+        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
+        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+
+    def due(self, now: int) -> tuple[list[int], Schedule]:
+        """The ticks that fire *now*, oldest first, and the schedule once they have fired.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
         and "all" each (TICKS at a time); "once" fires one job for all late ticks.
         """
-        first: int | None = next_at
-        if now - next_at > self.grace // MICROSECOND:
+        plan = self.planned(now)
+        if (first := plan.next_tick) is None or first > now:
+            return [], plan
+        tick: int | None = first
+        if now - first > self.grace:
             if self.misfire == "once":
-                first = self._last_until(now, next_at)
+                tick = self._last_until(now, first)
             elif self.misfire == "skip":
-                first = self.next_after(now - self.grace // MICROSECOND - 1, next_at)
+                tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
-        while first is not None and first <= now and len(ticks) < TICKS:
-            ticks.append(first)
-            first = self.next_after(first, next_at)
-        return tuple(ticks), first
+        while tick is not None and tick <= now and len(ticks) < TICKS:
+            ticks.append(tick)
+            tick = self.next_after(tick, first)
+        last = now if tick is None or tick > now else ticks[-1]
+        periods = plan.periods
+        current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
+        if current and ticks[:1] == [first]:
+            periods.remove(current)
+            periods.append((current[0], last))
+        else:  # Should the clock have been ahead, those that were missed are still to come.
+            periods.append((ticks[0] if ticks else now, last))
+        if tick is not None:
+            tick = self._first_uncovered(periods, tick - 1, first)
+        covered = json.dumps(periods[-PERIODS_KEPT:])
+        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
 
-    def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
+    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
         """The first tick after a moment that is in none of these periods."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
@@ -1583,232 +1598,38 @@ class Rule:
                 low = later
         return low
 
-    def run_at(self, tick: int, rng: random.Random) -> int:
-        """When the job of a tick becomes due: then, or up to the jitter later."""
-        return tick + int(rng.random() * (self.jitter // MICROSECOND + 1))
-
-    @property
-    def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
-        """As stored: from the expression to the end."""
-        start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
-        grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
-        text = self.expression.strip()
-        return text, self.timezone, self.misfire, grace, self.overlap, jitter, start, end
-
-    @property
-    def words(self) -> str:
-        """In words, with the zone: "At 03:00 on Monday through Friday (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
-
-
-def _utc(value: datetime | None, option: str) -> datetime | None:
-    return None if value is None else aware(value, option).astimezone(UTC)
-
-
-_RECURRING: Mapping[str, Callable[[Any, str], Any]] = {
-    "misfire": lambda value, option: check_one_of(value, typing.get_args(Misfire), option),
-    "grace": duration,
-    "overlap": lambda value, option: check_one_of(value, typing.get_args(Overlap), option),
-    "jitter": duration,
-    "start": _utc,
-    "end": _utc,
-}
-"""How each option is checked and converted."""
-
-
-def make_rule(expression: str, timezone: str = "UTC", /, **how: Unpack[Recurring]) -> Rule:
-    """A rule with these options."""
-    check_known(how, _RECURRING, "no such option")
-    checked = {option: _RECURRING[option](value, option) for option, value in how.items()}
-    return Rule(expression, timezone, **checked)
-
-
-class Entry(NamedTuple):
-    """One row of the table of schedules, as it is stored."""
-
-    name: str
-    definition: str
-    payload: Any
-    options: str
-    expression: str
-    timezone: str
-    misfire: Misfire
-    grace: int
-    overlap: Overlap
-    jitter: int
-    start_at: int | None
-    end_at: int | None
-    origin: str | None
-    paused: int = 0
-    next_at: int | None = None
-    last_at: int | None = None
-    last_job: int | None = None
-    covered: str = "[]"
-
-    @property
-    def periods(self) -> list[Period]:
-        """The periods whose ticks have been handled, the last one extended at the end."""
-        try:
-            found = [(int(start), int(end)) for start, end in load_json(self.covered)]
-            if all(-_LAST < start <= end < _LAST for start, end in found):
-                return found
-            raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
-            raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """The programs that declared it when they last started, each with the module; empty if
-        it was made at run time."""
-        try:
-            found = {} if self.origin is None else load_json(self.origin)
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {"": str(self.origin)}
-
-    def planned(self, now: int) -> Entry:
-        """This schedule with its next tick, computed by the present rules at this time. It is
-        the stored one, unless that was computed by another clock or with other time zone data.
-        No tick fires twice, however the clock was set in between."""
-        periods, rule = self.periods, self.rule
-        if ends := [end for start, end in periods if start <= now]:
-            after = max(ends)
-        elif not periods and self.next_at is not None and self.next_at <= now:
-            after = self.next_at - 1
-        else:
-            # It is new, or the clock was set back to before everything that is recorded.
-            after, periods = now, [*periods, (now, now)]
-        next_at = rule.first_uncovered(periods, after, self.next_at or now)
-        return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
-
-    def resumed(self, now: int) -> Entry:
-        """This schedule, no longer paused; the missed ticks are skipped."""
-        periods = json.dumps([*self.periods, (now, now)])
-        return self._replace(paused=0, covered=periods).planned(now)
-
-    @property
-    def rule(self) -> Rule:
-        """Its rule; an `OptionError` if a zone or cronsim is missing here, or the row is bad."""
-        start, end = (
-            None if at is None else from_micros(at) for at in (self.start_at, self.end_at)
-        )
-        return make_rule(
-            self.expression,
-            self.timezone,
-            misfire=self.misfire,
-            grace=self.grace / SECOND,
-            overlap=self.overlap,
-            jitter=self.jitter / SECOND,
-            start=start,
-            end=end,
-        )
-
-    def keeps_time_of(self, other: Entry) -> bool:
-        """Whether it has the same ticks, so that the next one stays."""
-        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
-        return bool(times(self) == times(other))
-
-
-@attrs.frozen(repr=False)
-class Schedule:
-    """A schedule as it was when it was read: a frozen snapshot of its row."""
-
-    entry: Entry
-    problem: str | None = None
-    """Why this machine cannot fire it, such as a time zone that is unknown here."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the file."""
-        return self.entry.name
-
-    @property
-    def definition(self) -> str:
-        """The name of the definition that it enqueues."""
-        return self.entry.definition
-
-    @property
-    def payload(self) -> Any:
-        """The payload of its jobs as plain JSON values; bytes, if its definition has an
-        encoding of its own."""
-        return plain_payload(self.entry.payload, self.definition)
-
-    @property
-    def expression(self) -> str:
-        """As it was written: cron fields, an alias, or `@every 30s`."""
-        return self.entry.expression
-
-    @property
-    def timezone(self) -> str:
-        """The time zone of the fields."""
-        return self.entry.timezone
-
-    @property
-    def words(self) -> str:
-        """The expression in words."""
-        return self.entry.rule.words
-
-    @property
-    def misfire(self) -> str:
-        """How missed ticks are handled: once, skip or all."""
-        return self.entry.misfire
-
-    @property
-    def overlap(self) -> str:
-        """What happens to a tick while the last job has not finished: allow or skip."""
-        return self.entry.overlap
-
-    @property
-    def origin(self) -> str | None:
-        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
-        comma after each but the last if several do; `None` if it was made at run time."""
-        modules = self.entry.modules
-        return ", ".join(f"{program}:{modules[program]}" for program in modules) or None
-
-    @property
-    def paused(self) -> bool:
-        """Whether it fires nothing until it is resumed."""
-        return bool(self.entry.paused)
-
-    @property
-    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
-        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
-        if self.paused:
-            return "paused"
-        if self.problem is not None:
-            return "unusable"
-        return "ended" if self.entry.next_at is None else "active"
-
-    @property
-    def next_at(self) -> datetime | None:
-        """Its next tick; `None` while it is paused and when it has ended."""
-        at = None if self.paused else self.entry.next_at
-        return None if at is None else from_micros(at)
-
-    @property
-    def last_at(self) -> datetime | None:
-        """The last tick for which it has enqueued a job."""
-        return None if self.entry.last_at is None else from_micros(self.entry.last_at)
-
-    @property
-    def last_job(self) -> int | None:
-        """The id of that job, which may be pruned by now."""
-        return self.entry.last_job
-
-    def upcoming(self, n: int = 5) -> list[datetime]:
-        """Its next *n* ticks, or as many as there are, in its time zone."""
-        rule, zone = self.entry.rule, time_zone(self.timezone)
-        ticks: list[datetime] = []
-        at = None if self.paused else self.entry.next_at
-        while at is not None and len(ticks) < n:
-            ticks.append(from_micros(at).astimezone(zone))
-            at = rule.next_after(at, at)
-        return ticks
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
+
+
+def _job_options(found: Any) -> dict[str, Any]:
+    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
+
+
+def _periods(found: Any) -> list[Period]:
+    periods = [(int(start), int(end)) for start, end in found]
+    if not all(-_LAST < start <= end < _LAST for start, end in periods):
+        raise ValueError
+    return periods
+
+
+def make_schedule(
+    expression: object, timezone: str = "UTC", /, **how: Unpack[Recurring]
+) -> Schedule:
+    """A schedule that is due at these times, of no definition yet."""
+    check_known(how, Recurring.__annotations__, "no such option")
+    columns: dict[str, Any] = {}
+    for option, value in how.items():
+        if option in ("grace", "jitter"):
+            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
+        elif option in ("start", "end"):
+            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
+        else:
+            columns[option] = value
+    text: Any = expression.strip() if isinstance(expression, str) else expression
+    schedule = Schedule(expression=text, timezone=timezone, **columns)
+    _ = schedule.timetable  # Or the error that says what cannot be used.
+    return schedule
 
 
 ################################################################################
@@ -2500,13 +2321,6 @@ class Rules(Choices, total=False):
     """From a payload (an instance, or a function's arguments by name, with its defaults) to
     bytes that are stored instead of JSON, and into which nobody else looks."""
     decode: Callable[[bytes], Any] | None
-
-
-def check_name(value: object, what: str) -> str:
-    """A name that is safe to store, show and type: 1 to 200 printable characters."""
-    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
-        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
-    return value
 
 
 Check = Callable[[Any, str], Any]
@@ -5235,7 +5049,7 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Literal:
         return (str,)
     found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found else found
+    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -6253,110 +6067,50 @@ class Intake:
 
 
 ################################################################################
-# Timetable
+# Schedules in SQL
 #
 # The schedules in the file. Any node may fire a tick, in one transaction with its jobs.
 ################################################################################
 
-_ENTRY = ", ".join(Entry._fields)
+_SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-
-
-@attrs.frozen
-class Declared:
-    """The schedules that a program declares. Others that it declared before, by the file, have
-    left its code."""
-
-    entries: tuple[Entry, ...] = ()
-    program: str = ""
-
-
-class Firing(NamedTuple):
-    """The jobs of a schedule's due ticks, and what to store of it once they are enqueued."""
-
-    entry: Entry
-    ticks: tuple[int, ...]
-    batches: list[Batch]
-    next_at: int | None
-    covered: str
-
-
-def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """The firing of a schedule of which a tick is due."""
-    rule, plan = entry.rule, entry.planned(now)
-    if (first := plan.next_at) is None or first > now:
-        return Firing(entry, (), [], first, plan.covered)
-    ticks, next_at = rule.due(first, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
-    periods = plan.periods
-    last = now if next_at is None or next_at > now else ticks[-1]
-    current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-    if current and ticks[:1] == (first,):
-        periods.remove(current)
-        periods.append((current[0], last))
-    else:  # Should the clock have been ahead, those that were missed are still to come.
-        periods.append((ticks[0] if ticks else now, last))
-    if next_at is not None:
-        next_at = rule.first_uncovered(periods, next_at - 1, first)
-    return Firing(entry, ticks, batches, next_at, json.dumps(periods[-PERIODS_KEPT:]))
-
-
-def batch_of(entry: Entry, run_at: int, now: int) -> Batch:
-    """One job of a schedule."""
-    check_name(entry.definition, "definition")
-    try:
-        plain_payload(entry.payload, entry.definition)
-    except PayloadError as error:
-        raise OptionError("payload", str(error)) from None
-    try:
-        options = load_json(entry.options)
-        chosen = frozenset(options.pop("open"))
-        lasts, expires = options.pop("lasts"), options.pop("expires")
-        own = options.pop("extra")
-        return Batch(
-            **options,
-            **own,
-            name=entry.definition,
-            state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
-            run_at=run_at,
-            enqueued_at=now,
-            payloads=(entry.payload,),
-            open=chosen,
-            schedule=entry.name,
-            unique_until=None if lasts is None else now + lasts,
-            expires_at=None if expires is None else run_at + expires,
-        )
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
-        raise OptionError("options", problem) from error
-
-
-def problem_of(entry: Entry) -> str | None:
-    """Why this machine cannot fire a schedule."""
-    try:
-        _ = entry.rule, entry.periods, batch_of(entry, 0, 0)
-    except OptionError as error:
-        return str(error)
-    return None
+_OF_JOBS = (
+    "queue", "node", "priority", "max_attempts", "timeout", "backoff", "retention", "headers",
+    "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
+)  # fmt: skip
+"""What is kept of the options of a schedule's jobs as it is."""
 
 
 def options_of(batch: Batch) -> str:
-    """What is kept of the options of a job of a schedule: those of a *batch* that was made
-    for the moment 0, so that lengths of time are what they are."""
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
-    return json.dumps(
-        {
-            **dict(zip(Batch._fields[:7], batch, strict=False)),
-            "open": sorted(batch.open),
-            "lasts": batch.unique_until,
-            "expires": batch.expires_at,
-            "extra": {name: getattr(batch, name) for name in names},
-        }
+    """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
+    lengths of time are what they are."""
+    kept = {name: getattr(batch, name) for name in _OF_JOBS}
+    lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
+    return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
+
+
+def batch_of(schedule: Schedule, run_at: int, now: int) -> Batch:
+    """One job of a schedule."""
+    options = schedule.job_options
+    options |= options.pop("extra", {})
+    lasts, expires = options.get("lasts"), options.get("expires")
+    kept: Any = {name: options.get(name) for name in _OF_JOBS}
+    return Batch(
+        **kept,
+        name=schedule.definition,
+        state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
+        run_at=run_at,
+        enqueued_at=now,
+        payloads=(schedule.stored_payload,),
+        open=options["open"],
+        schedule=schedule.name,
+        unique_until=None if lasts is None else now + lasts,
+        expires_at=None if expires is None else run_at + expires,
     )
 
 
 @attrs.define(eq=False, repr=False)
-class Timetable:
+class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
     file: File
@@ -6369,7 +6123,7 @@ class Timetable:
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
-        self, now: int, on_fired: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+        self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
@@ -6378,204 +6132,209 @@ class Timetable:
             with self.file.writing() as connection:
                 self._plan(connection, now)
         self._latest = now
-        if (due := self._next_tick(-1)) is None or due > now:
-            return 0, due
+        if (next_at := self._next_at(-1)) is None or next_at > now:
+            return 0, next_at
         with self.file.reading() as connection:
-            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
-        fired = sum(self._fire(made, on_fired) for made in firings)
-        if any(made.next_at is not None and made.next_at <= now for made in firings):
-            return fired, now
-        return fired, self._next_tick(now)
+            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        fired, more = 0, False
+        for schedule in filter(self._usable, found):
+            ticks, after = schedule.due(now)
+            ids = self._fire(schedule, ticks, after, now)
+            if ids is not None:
+                on_fired(schedule, ids)
+                fired += len(ids)
+            more |= after.next_tick is not None and after.next_tick <= now
+        return fired, now if more else self._next_at(now)
 
-    def _next_tick(self, after: int) -> int | None:
+    def _next_at(self, after: int) -> int | None:
         with self.file.reading() as connection:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
             return _one_number(connection, sql, (after,))
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
-        """Works out anew each next tick that the present rules and the clock do not give."""
-        for entry in self._entries(connection, "NOT paused"):
-            plan = self._try(Entry.planned, entry, now)
-            if plan is not None and plan != entry:
-                self._write(connection, plan)
-                if plan.next_at != entry.next_at:
-                    at = [tick and from_micros(tick) for tick in (entry.next_at, plan.next_at)]
-                    logger.warning("schedule %s: next tick set from %s to %s", entry.name, *at)
+    def _usable(self, schedule: Schedule) -> bool:
+        """Whether this machine can fire a schedule; if not, another one may."""
+        if schedule.problem is not None and schedule.name not in self._unusable:
+            logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
+            self._unusable.add(schedule.name)
+        return schedule.problem is None
 
-    def _try(self, make: Callable[..., T], entry: Entry, *arguments: object) -> T | None:
-        """`None` for a schedule that this machine cannot fire; another one may."""
-        try:
-            return make(entry, *arguments)
-        except OptionError as error:
-            if entry.name not in self._unusable:
-                logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._unusable.add(entry.name)
-            return None
-
-    def _fire(self, made: Firing, on_fired: Callable[[Entry, list[int]], None]) -> int:
-        """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; returns how many."""
-        entry, ticks, batches, next_at, covered = made
+    def _fire(
+        self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
+    ) -> list[int] | None:
+        """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
+        if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            if self._entry(connection, entry.name) != entry:
-                return 0
-            if entry.overlap == "skip":
+            if self._find(tx.connection, schedule.name) != schedule:
+                return None
+            if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = connection.execute(sql, (entry.last_job,)).get
-                batches = batches[:1] if last is None or last in FINISHED else []
-            enqueued = []
-            for tick, batch in zip(ticks, batches, strict=False):
+                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                ticks = ticks[:1] if last is None or last in FINISHED else []
+            ids = []
+            for tick in ticks:
+                run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
+                    batch = batch_of(schedule, run_at, now)
                     [(id, _)] = self.intake.insert_each(tx, [batch])
-                    enqueued.append((tick, id))
+                    ids.append(id)
+                    after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            last_at, last_job = enqueued[-1] if enqueued else (None, None)
-            connection.execute(
-                """
-                UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job),
-                    covered = ?
-                WHERE name = ?
-                """,
-                (next_at, last_at, last_job, covered, entry.name),
-            )
-        logger.info("schedule %s fired %d jobs", entry.name, len(enqueued))
-        on_fired(entry, [id for _, id in enqueued])
-        return len(enqueued)
+            _write_schedule(tx.connection, after)
+        logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
+        return ids
 
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            batch = batch_of(self._found(connection, name), now, now)
-            [(id, _)] = self.intake.insert_each(tx, [batch])
-            connection.execute(
-                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
-                (now, id, name),
-            )
+            schedule = self._found(tx.connection, name)
+            [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
+            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def declare(self, declared: Declared) -> None:
+    def _plan(self, connection: apsw.Connection, now: int) -> None:
+        """Computes each next tick anew, by the present rules and the clock."""
+        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+            plan = schedule.planned(now)
+            if plan != schedule:
+                _write_schedule(connection, plan)
+            if plan.next_tick != schedule.next_tick:
+                at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
+                logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
+
+    def declare(self, declared: Iterable[Schedule], program: str) -> None:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
+        declared = list(declared)
         with self.file.reading() as connection:
-            if not declared.entries and not self._entries(connection):
+            if not declared and not read_schedules(connection):
                 return
         with self.file.writing() as connection:
-            known = {entry.name: entry for entry in self._entries(connection)}
-            for entry in declared.entries:
-                self._declare(connection, entry, known.pop(entry.name, None), declared.program)
-            gone: list[tuple[str]] = []
-            for entry in known.values():
-                if (modules := entry.modules).pop(declared.program, None) is not None:
-                    if modules:
-                        self._write(connection, entry._replace(origin=json.dumps(modules)))
-                    else:
-                        gone.append((entry.name,))
-            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+            for schedule in declared:
+                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+            for schedule in known.values():
+                if (programs := schedule.programs).pop(program, None) is None:
+                    continue
+                if programs:
+                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                else:
+                    _delete_schedule(connection, schedule.name)
+                    logger.info("schedule %s has left the code and was removed", schedule.name)
             self._plan(connection, self.clock())
-        for (name,) in gone:
-            logger.info("schedule %s has left the code and was removed", name)
 
     def _declare(
-        self, connection: apsw.Connection, entry: Entry, known: Entry | None, program: str
+        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
-        others = {} if known is None else {**known.modules}
+        others = {} if known is None else known.programs
         others.pop("", None)  # Of before programs were told apart.
         ours = others.pop(program, None) is not None
-        if known is not None and (known.origin is None or known[:12] != entry[:12]):
+        if known is not None and (
+            known.stored_origin is None
+            or known != attrs.evolve(_with_state(new, known), origin=known.stored_origin)
+        ):
             if not ours:
-                by = "made at run time" if known.origin is None else f"of {', '.join(others)}"
-                logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+                by = f"of {', '.join(others)}" if known.stored_origin else "made at run time"
+                logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
-        last = dict([*others.items()][-7:])
-        self._put(connection, entry._replace(origin=json.dumps({**last, **entry.modules})), known)
+        programs = {**dict([*others.items()][-7:]), **new.programs}
+        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
 
-    def put(self, entry: Entry) -> None:
-        """Makes a schedule, or changes the one of this name."""
+    def put(self, schedule: Schedule) -> Schedule:
+        """Makes a schedule, or changes the one of this name; gives it as it is then."""
         with self.file.writing() as connection:
-            self._put(connection, entry, self._entry(connection, entry.name))
+            put = self._put(connection, schedule, self._find(connection, schedule.name))
         self.file.notify_nodes()
+        return put
 
-    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
+    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
+        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
         if known is not None:
-            entry = Entry(*entry[:13], *known[13:])
-        if known is None or not known.keeps_time_of(entry):
-            entry = entry._replace(next_at=None, covered="[]").planned(self.clock())
-        if entry != known:
-            self._write(connection, entry)
-
-    def _write(self, connection: apsw.Connection, entry: Entry) -> None:
-        connection.execute(
-            f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-            f" VALUES ({', '.join('?' * len(entry))})",
-            entry,
-        )
+            new = _with_state(new, known)
+        if known is None or times(new) != times(known):
+            new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
+        if new != known:
+            _write_schedule(connection, new)
+        return new
 
     def pause(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
-        with self.file.writing() as connection:
-            if name is not None:
-                self._found(connection, name)
-            connection.execute(
-                "UPDATE litejobs_schedule SET paused = 1"
-                " WHERE NOT paused AND name = coalesce(?, name)",
-                (name,),
-            )
-            paused = connection.changes()
-        self.file.notify_nodes()
-        return paused
+        return self._each(name, False, lambda schedule: attrs.evolve(schedule, paused=True))
 
     def resume(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire again from the next tick on; says how many that
         changed. What was missed meanwhile is not made up."""
         now = self.clock()
+
+        def resumed(schedule: Schedule) -> Schedule:
+            covered = json.dumps([*schedule.periods, (now, now)])
+            return attrs.evolve(schedule, paused=False, covered=covered).planned(now)
+
+        return self._each(name, True, resumed)
+
+    def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
         with self.file.writing() as connection:
-            entries = self._entries(connection)
-            if name is not None:
-                entries = [self._found(connection, name)]
-            paused = [entry for entry in entries if entry.paused]
-            for entry in paused:
-                self._write(connection, entry.resumed(now))
+            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+            found = [schedule for schedule in found if schedule.paused is paused]
+            for schedule in found:
+                _write_schedule(connection, change(schedule))
         self.file.notify_nodes()
-        return len(paused)
+        return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.writing() as connection:
-            self._found(connection, name)
-            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+            _delete_schedule(connection, self._found(connection, name).name)
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> Schedule:
         """One schedule."""
         with self.file.reading() as connection:
             return self._found(connection, name)
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[Schedule]:
         """All schedules, by name."""
         with self.file.reading() as connection:
-            return self._entries(connection)
+            return read_schedules(connection)
 
-    @staticmethod
-    def _entries(connection: apsw.Connection, term: str = "TRUE", **bindings: Any) -> list[Entry]:
-        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
-        return [sound(Entry, row) for row in connection.execute(sql, bindings)]
+    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
+        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
 
-    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
-        return next(iter(self._entries(connection, "name = :name", name=name)), None)
-
-    def _found(self, connection: apsw.Connection, name: str) -> Entry:
-        if entry := self._entry(connection, name):
-            return entry
-        known = [entry.name for entry in self._entries(connection)]
+    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
+        if schedule := self._find(connection, name):
+            return schedule
+        known = [schedule.name for schedule in read_schedules(connection)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+def read_schedules(
+    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+) -> list[Schedule]:
+    """Schedules by name, for which an SQL *term* holds."""
+    sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
+    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+
+
+def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+    row = attrs.astuple(schedule, recurse=False)
+    places = ", ".join("?" * len(row))
+    connection.execute(
+        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
+    )
+
+
+def _delete_schedule(connection: apsw.Connection, name: str) -> None:
+    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+
+
+def _with_state(new: Schedule, known: Schedule) -> Schedule:
+    return attrs.evolve(
+        new, paused=known.paused, next_at=known.next_tick, last_at=known.last_tick,
+        last_job=known.last_job, covered=known.covered,
+    )  # fmt: skip
 
 
 ################################################################################
@@ -8075,15 +7834,15 @@ def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
 
 
 def _wrong_schedules(tx: Transaction) -> Iterator[Finding]:
-    for entry in Timetable._entries(tx.connection, "NOT paused"):
-        what = f"schedule {entry.name!r}"
-        if problem := problem_of(entry):
+    for schedule in read_schedules(tx.connection, "NOT paused"):
+        what = f"schedule {schedule.name!r}"
+        if problem := schedule.problem:
             yield Finding(
                 "error", what, f"cannot be fired by this machine: {problem}",
                 "put that right, or `jobs.schedule(name).remove()`",
             )  # fmt: skip
-        elif (right := entry.planned(tx.now).next_at) != entry.next_at:
-            stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
+        elif (right := schedule.planned(tx.now).next_tick) != schedule.next_tick:
+            stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
             yield Finding(
                 "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
                 "the clock or the time zones have changed: a node that starts corrects it",
@@ -8134,7 +7893,7 @@ class Store:
     file: File
     clock: Clock = system_clock
     intake: Intake = attrs.field(init=False)
-    timetable: Timetable = attrs.field(init=False)
+    schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
@@ -8143,7 +7902,7 @@ class Store:
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
         self.intake = Intake(file)
-        self.timetable = Timetable(file, clock, self.intake)
+        self.schedules = Schedules(file, clock, self.intake)
         self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
@@ -8856,11 +8615,11 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
 def fire(duties: Duties) -> float | None:
     """Enqueues the jobs of schedules that are due."""
 
-    def emit(entry: Entry, jobs: list[int]) -> None:
+    def emit(schedule: Schedule, jobs: list[int]) -> None:
         for job in jobs:
-            duties.emit("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
-    return duties.do_due(lambda now: duties.store.timetable.fire(now, emit))
+    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
 
 
 def admit(duties: Duties) -> None:
@@ -11238,7 +10997,8 @@ class Supervisor:
     until: Until | None
     grace: float
     clock: Clock = system_clock
-    declared: Declared = Declared()
+    declared: tuple[Sequence[Schedule], str] = ((), "")
+    """The schedules of the program, and the program."""
     rng: random.Random = attrs.field(factory=random.Random)
     events: Events = attrs.field(factory=Events)
     jobs_per_worker: float = math.inf
@@ -11371,7 +11131,7 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.timetable.declare(self.declared)
+        self.store.schedules.declare(*self.declared)
         self._enlist()
         name = self.serves.node
         self._ear.add(self._bell.source, None)
@@ -11895,7 +11655,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that the command line was given."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -12373,13 +12133,13 @@ class LiteJobs:
         self,
         expression: str,
         work: object,
-        origin: str,
+        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
-        rule = make_rule(expression, timezone, **how)
+        schedule = make_schedule(expression, timezone, **how)
 
         def declare(work: object) -> ScheduleHandle:
             title = self._name_of(work) if name is None else check_name(name, "name")
@@ -12387,9 +12147,9 @@ class LiteJobs:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
             if taken := self._declared.get(title):
-                problem = f"schedule {title!r} declared twice, in {taken.origin} and in {origin}"
+                problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = Declaration(title, rule, work, origin)
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -12399,25 +12159,28 @@ class LiteJobs:
             return work.body.name
         return (definition_of(work) or self.registry.of(work)).name
 
-    def _declarations(self) -> Declared:
-        """What the program declares, as rows."""
+    def _declarations(self) -> tuple[Sequence[Schedule], str]:
+        """The schedules that the program declares, and the program."""
         program = program_of(self.target, self._made_in)
-        entries = tuple(
-            self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
-            for d in self._declared.values()
-        )
-        for entry in entries:
-            self.registry.named(entry.definition)
-        return Declared(entries, program)
+        schedules = [
+            self._bound(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
+            for schedule, work, module in self._declared.values()
+        ]
+        for schedule in schedules:
+            self.registry.named(schedule.definition)
+        return schedules, program
 
-    def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
+    def _bound(self, schedule: Schedule, work: object) -> Schedule:
+        """The schedule with what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         _refuse_for_schedules(bound.options)
         # Made for the moment 0, so that times stay lengths.
         options = options_of(_make_special(bound, 0))
-        return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
+        return attrs.evolve(
+            schedule, definition=bound.body.name, payload=bound.payload, options=options
+        )
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -12427,16 +12190,16 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
+        return self.store.schedules.all()
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; gives how many that paused."""
-        return self.store.timetable.pause()
+        return self.store.schedules.pause()
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; gives how many were paused.
         Missed ticks are not made up."""
-        return self.store.timetable.resume()
+        return self.store.schedules.resume()
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
@@ -12615,7 +12378,7 @@ class LiteJobs:
         with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
-            self.store.timetable.declare(self._declarations())
+            self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
@@ -12861,17 +12624,6 @@ _SETTING_CHECKS: Mapping[str, Check] = {
 """Checks each setting of a queue and gives what is stored."""
 
 
-@attrs.frozen(eq=False, repr=False)
-class Declaration:
-    """A schedule as the program declares it. Its work is bound when a node starts, so that
-    annotations may name what comes later."""
-
-    name: str
-    rule: Rule
-    work: object
-    origin: str
-
-
 class Declaring(Recurring, total=False):
     """How a program declares a schedule: its name (else that of the definition), and the time
     zone of its fields."""
@@ -12894,8 +12646,7 @@ class ScheduleHandle:
 
     def get(self) -> Schedule:
         """The schedule as it is now."""
-        entry = self._jobs.store.timetable.get(self.name)
-        return Schedule(entry, problem_of(entry))
+        return self._jobs.store.schedules.get(self.name)
 
     def set(
         self,
@@ -12915,26 +12666,25 @@ class ScheduleHandle:
         """
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
-        rule = make_rule(text, timezone, **how)
-        self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
-        return self.get()
+        schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
+        return self._jobs.store.schedules.put(self._jobs._bound(schedule, work))
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
-        self._jobs.store.timetable.pause(self.name)
+        self._jobs.store.schedules.pause(self.name)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on."""
-        self._jobs.store.timetable.resume(self.name)
+        self._jobs.store.schedules.resume(self.name)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays."""
         _refuse_while_importing()
-        return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
+        return self._jobs.get(self._jobs.store.schedules.fire_now(self.name))
 
     def remove(self) -> None:
         """Deletes it. (One that a program declares comes back when its next node starts.)"""
-        self._jobs.store.timetable.remove(self.name)
+        self._jobs.store.schedules.remove(self.name)
 
 
 def module_name(name: str) -> str:
@@ -13979,11 +13729,11 @@ def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     def values_of(schedule: Schedule) -> dict[str, Any]:
         values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
         try:
-            values["words"] = schedule.entry.rule.timetable.words
+            values["words"] = schedule.timetable.words
         except OptionError as error:  # This machine does not know the time zone, say.
             values["words"] = f"({error})"
         not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.entry.payload, not_shown)}
+        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
 
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
@@ -14004,7 +13754,7 @@ def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.timetable, options.verb)(options.name)
+    changed = getattr(jobs.store.schedules, options.verb)(options.name)
     return {options.done: changed}, f"{changed} {options.done}", int(not changed)
 
 

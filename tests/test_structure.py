@@ -30,7 +30,7 @@ SECTIONS = [
     "Jobs in SQL",
     "Caller's connection",
     "Intake",
-    "Timetable",
+    "Schedules in SQL",
     "Ready",
     "Nodes",
     "Health",

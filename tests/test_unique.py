@@ -577,7 +577,7 @@ def test_a_tick_does_not_wait_for_a_job_that_expired_while_no_node_was_at_work(
 ) -> None:
     jobs.schedule("s").set("@hourly", noting.using(expires=60), overlap="skip")
     clock.turn(3600)
-    jobs.store.timetable.fire(jobs.clock(), lambda entry, ids: None)
+    jobs.store.schedules.fire(jobs.clock(), lambda entry, ids: None)
     clock.turn(3600)
     assert jobs.drain() == 1
     assert jobs.stats() == {"default": {"cancelled": 1, "completed": 1}}

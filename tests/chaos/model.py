@@ -1495,7 +1495,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _sees_the_clock_set_back(self, hand: Hand) -> None:
         """Has all next ticks worked out, which a node does at the start or if the clock is behind
         what it has seen."""
-        hand.jobs.store.timetable._latest = self.model.now + 1
+        hand.jobs.store.schedules._latest = self.model.now + 1
 
     @step(
         "schedules",
@@ -1578,9 +1578,9 @@ class LifeOfJobs(RuleBasedStateMachine):
 
         def come_between(entry: object, jobs: object) -> None:
             if at_once:
-                fired.append(other.jobs.store.timetable.fire(self.model.now)[0])
+                fired.append(other.jobs.store.schedules.fire(self.model.now)[0])
 
-        fired.append(first.jobs.store.timetable.fire(self.model.now, come_between)[0])
+        fired.append(first.jobs.store.schedules.fire(self.model.now, come_between)[0])
         self.expect(sum(fired), self.model.fire(), "jobs of ticks")
 
     # Time and trouble
