@@ -4271,6 +4271,12 @@ class File:
         with self.transaction() as tx:
             yield tx.connection
 
+    def read(self, sql: str, bindings: Any = ()) -> list[Any]:
+        """The rows of one query."""
+        with self.transaction(read_only=True) as tx:
+            rows: list[Any] = tx.execute(sql, bindings).fetchall()
+        return rows
+
     @contextlib.contextmanager
     def second_connection(self) -> Iterator[apsw.Connection]:
         """For long operations that other threads should not wait for."""
@@ -6792,6 +6798,14 @@ NAME_TIMEOUT = 1.0
 """Seconds that the processes of another node of the same name have to end."""
 
 
+def _names_in(text: str | None) -> tuple[str, ...] | None:
+    with contextlib.suppress(ValueError):
+        names = None if text is None else load_json(text)
+        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
+            return None if names is None else tuple(names)
+    raise Damaged(f"a node does not list names: {shown(text)}")
+
+
 @attrs.frozen
 class Node:
     """A running `work()`, as it is listed in the file."""
@@ -6801,11 +6815,11 @@ class Node:
     pid: int
     port: int
     workers: int
-    queues: tuple[str, ...] | None
-    started_at: datetime
+    queues: tuple[str, ...] | None = attrs.field(converter=_names_in)
+    started_at: datetime = attrs.field(converter=from_micros)
     running: int
     """How many jobs it holds."""
-    names: frozenset[str] | None = None
+    names: tuple[str, ...] | None = attrs.field(converter=_names_in)
     """The definitions that it has; `None` if that is not known."""
 
     def takes(self, name: str, queue: str) -> bool:
@@ -6817,41 +6831,13 @@ class Node:
         return self.names is None or name in self.names
 
 
-class Listed(NamedTuple):
-    """The columns of a node, and how many jobs it holds."""
-
-    id: int
-    name: str
-    pid: int
-    port: int
-    workers: int
-    queues: str | None
-    started_at: int
-    running: int
-    names: str | None
-
-
 def _nodes(tx: Transaction) -> list[Node]:
     rows = tx.execute("""
         SELECT id, name, pid, port, workers, queues, started_at,
             (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
         FROM litejobs_node AS node ORDER BY id
     """).fetchall()
-    return [_node(sound(Listed, row)) for row in rows]
-
-
-def _node(row: Listed) -> Node:
-    queues, names = _names_in(row.queues), _names_in(row.names)
-    lists = {"queues": queues, "names": None if names is None else frozenset(names)}
-    return Node(**row._asdict() | lists | {"started_at": from_micros(row.started_at)})
-
-
-def _names_in(text: str | None) -> tuple[str, ...] | None:
-    with contextlib.suppress(ValueError):
-        names = None if text is None else load_json(text)
-        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {shown(text)}")
+    return [sound(Node, row) for row in rows]
 
 
 _UNLISTED = """
@@ -6885,17 +6871,20 @@ class Nodes:
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         while True:
-            with self.file.writing() as connection:
-                if (pid := self._live_namesake(connection, name)) is None:
-                    self._remove_stale_locks(connection)
-                    connection.execute(
+            with self.file.transaction() as tx:
+                # With two live nodes of a name, a job for that name would reach either one.
+                namesakes = tx.execute("SELECT id, pid FROM litejobs_node WHERE name = ?", (name,))
+                pid = next((pid for id, pid in namesakes.fetchall() if self.is_alive(id)), None)
+                if pid is None:
+                    self._remove_stale_locks(tx)
+                    tx.execute(
                         "INSERT INTO litejobs_node"
                         " (name, pid, port, workers, queues, names, started_at)"
                         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (*columns, self.clock()),
+                        (*columns, tx.now),
                     )
-                    node = connection.last_insert_rowid()
-                    _store_definitions(connection, known)
+                    node = tx.connection.last_insert_rowid()
+                    _store_definitions(tx, known)
                     presence = Presence(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
@@ -6907,31 +6896,20 @@ class Nodes:
                 )
             time.sleep(0.02)
 
-    def _live_namesake(self, connection: apsw.Connection, name: str) -> int | None:
-        """The process id of a live node of that name. With two of them, a job for that name would
-        reach either one."""
-        sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
-        rows: list[Any] = connection.execute(sql, (name,)).fetchall()
-        return next((pid for id, pid in rows if self.is_alive(id)), None)
-
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
-        found: defaultdict[str, set[str]] = defaultdict(set)
-        sql = """
+        rows = self.file.read("""
             SELECT substr(name, length('hidden:') + 1), path.value
             FROM litejobs_meta, json_each(litejobs_meta.value) AS path
             WHERE name GLOB 'hidden:*' AND json_valid(litejobs_meta.value)
-        """
-        with self.file.reading() as connection:
-            for name, path in connection.execute(sql):
-                if isinstance(path, str):
-                    found[name].add(path)
-        return {name: frozenset(paths) for name, paths in found.items()}
+                AND typeof(path.value) = 'text'
+        """)
+        return {name: frozenset(path for of, path in rows if of == name) for name, _ in rows}
 
-    def _remove_stale_locks(self, connection: apsw.Connection) -> None:
+    def _remove_stale_locks(self, tx: Transaction) -> None:
         """Removes the lock files of nodes that were killed while they left. No other node can be
         joining now, since this process has the write lock."""
-        nodes = _column(connection, "SELECT id FROM litejobs_node")
+        nodes = _column(tx, "SELECT id FROM litejobs_node")
         listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
         with contextlib.suppress(OSError):
@@ -6948,16 +6926,12 @@ class Nodes:
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
         joined next after it to the one that joined last before it."""
-        with self.file.reading() as connection:
-            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
-            rows: list[Any] = connection.execute(sql, (node,)).fetchall()
-        return rows
+        sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
+        return self.file.read(sql, (node,))
 
     def is_listed(self, node: int) -> bool:
         """Whether a node is listed; if not, another one has found it dead."""
-        with self.file.reading() as connection:
-            sql = "SELECT 1 FROM litejobs_node WHERE id = ?"
-            return connection.execute(sql, (node,)).get is not None
+        return bool(self.file.read("SELECT 1 FROM litejobs_node WHERE id = ?", (node,)))
 
     def refuse_unlisted(self, node: int) -> None:
         """Raises an error if a node is not listed: no other node would rescue its jobs."""
@@ -6967,8 +6941,7 @@ class Nodes:
 
     def unlisted(self) -> list[int]:
         """The ids of nodes that hold jobs but are not listed; 0 for jobs without a holder."""
-        with self.file.reading() as connection:
-            return _column(connection, f"SELECT holder FROM ({_UNLISTED})")
+        return [holder for (holder,) in self.file.read(f"SELECT holder FROM ({_UNLISTED})")]
 
     def is_alive(self, node: int) -> bool:
         """Whether one of its processes is certainly there."""
@@ -6999,13 +6972,11 @@ class Nodes:
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
         """The ids, names, queues and attempts of the jobs that a node holds, and whether each is
         a dead letter if that node is lost."""
-        with self.file.reading() as connection:
-            sql = """
-                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
-                WHERE state = 'running' AND ifnull(holder, 0) = ?
-            """
-            rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
-        return rows
+        sql = """
+            SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
+            WHERE state = 'running' AND ifnull(holder, 0) = ?
+        """
+        return self.file.read(sql, (LOST_LIMIT, node))
 
     def _take_over(self, node: int) -> int:
         with self.file.transaction() as tx:
@@ -7064,25 +7035,23 @@ class Nodes:
     def asked(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
         has to take back the jobs that its workers have not started."""
-        with self.file.reading() as connection:
-            sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
-            recall = "SELECT recall FROM litejobs_node WHERE id = ?"
-            return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
+        sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
+        recall = "SELECT recall FROM litejobs_node WHERE id = ?"
+        with self.file.transaction(read_only=True) as tx:
+            return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
     def recalled(self, node: int, recall: int) -> None:
         """Notes that a node has taken back its jobs, unless there is another recall by now."""
-        with self.file.writing() as connection:
+        with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
-            connection.execute(sql, (node, recall))
+            tx.execute(sql, (node, recall))
 
     def await_recall(self) -> None:
         """Waits until all live nodes have taken back the jobs that have not started."""
         give_up = time.monotonic() + RECALL_TIMEOUT
         for pause in poll_intervals():
             time.sleep(pause)
-            with self.file.reading() as connection:
-                sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
-                asked: list[Any] = connection.execute(sql).fetchall()
+            asked = self.file.read("SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL")
             late = [name for id, name in asked if alive(self.file.presence_path(id))]
             if not late:
                 return
@@ -7092,21 +7061,19 @@ class Nodes:
                 return
 
 
-def _store_definitions(connection: apsw.Connection, known: Iterable[Mapping[str, Any]]) -> None:
+def _store_definitions(tx: Transaction, known: Iterable[Mapping[str, Any]]) -> None:
     columns = (*STORED, "expires", "name")
     for definition in known:
-        connection.execute(
+        tx.execute(
             f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
             definition,
         )
         key, hidden = f"hidden:{definition['name']}", definition["hidden"]
-        connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+        tx.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
         if hidden:
             value = json.dumps(sorted(hidden))
-            connection.execute(
-                "INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value)
-            )
+            tx.execute("INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value))
 
 
 @attrs.define(eq=False, repr=False)
@@ -7277,8 +7244,8 @@ class Meter:
     def flush(self) -> None:
         """Stores the counts."""
         if counts := self._counts:
-            with self._file.writing() as connection:
-                connection.executemany(
+            with self._file.transaction() as tx:
+                tx.connection.executemany(
                     f"INSERT INTO litejobs_metric ({_METRIC}) VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
                     [(*key, number) for key, number in counts.items()],
                 )
@@ -7290,8 +7257,8 @@ class Meter:
         hour = SPANS["hour"]
         end = now - now % hour - SPANS["day"]
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
-        with self._file.reading() as connection:
-            first, oldest = (_one_number(connection, sql, (span,)) for span in (60, 3600))
+        with self._file.transaction(read_only=True) as tx:
+            first, oldest = (_one_number(tx, sql, (span,)) for span in (60, 3600))
             if min(first or 0, oldest or 0) < 0:
                 raise Damaged(f"a span begins at {first}, or at {oldest}")
         old = now - METRICS_KEPT
@@ -7300,9 +7267,9 @@ class Meter:
         start = min(end if first is None else first, end - hour)
         start -= start % hour
         values = {"start": start, "end": start + hour, "hour": hour, "old": old}
-        with self._file.writing() as connection:
+        with self._file.transaction() as tx:
             of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
-            connection.execute(
+            tx.execute(
                 f"""
                 INSERT INTO litejobs_metric ({_METRIC})
                 SELECT 3600, :start, queue, name, measure, bucket, sum(number)
@@ -7310,9 +7277,9 @@ class Meter:
                 """,
                 values,
             )
-            connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
+            tx.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
             outdated = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
-            connection.execute(outdated, values)
+            tx.execute(outdated, values)
         return True
 
     def read(
@@ -7329,8 +7296,8 @@ class Meter:
             "length": length, "first": min(spans), "end": last + length,
             "queue": queue and storable(queue), "name": name and storable(name),
         }  # fmt: skip
-        with self._file.reading() as connection:
-            rows: Any = connection.execute(
+        with self._file.transaction(read_only=True) as tx:
+            rows: Any = tx.execute(
                 f"""
                 SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
                 WHERE span IN ({"60" if span == "minute" else "60, 3600"})
