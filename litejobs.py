@@ -5205,27 +5205,26 @@ _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-_FILTERS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-"""Filters for which there is no index: the jobs are looked at one by one."""
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
+class Filters(TypedDict, total=False):
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
+
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
+    queue: str
+    state: Annotated[State | Sequence[State], "may be repeated"]
+    node: str
+    key: str
+    schedule: str | AnyDefinition | type
+    enqueued_after: Annotated[datetime, "from then on"]
+    enqueued_before: datetime
+    finished_after: Annotated[datetime, "from then on"]
+    finished_before: datetime
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 @attrs.frozen
@@ -5238,16 +5237,11 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
     payload: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Names that lead into the payload, and the JSON of the scalars that should be there."""
+
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the terms of FILTERS refer to."""
 
     @property
     def group(self) -> str:
@@ -5266,8 +5260,9 @@ class Match:
     @property
     def unindexed(self) -> list[str]:
         """The terms for which the jobs have to be looked at one by one."""
-        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
-        return terms + [_payload_term(place) for place in range(len(self.payload))]
+        return [FILTERS[name][1] for name in self.others] + [
+            _payload_term(place) for place in range(len(self.payload))
+        ]
 
     @property
     def further(self) -> str:
@@ -5277,14 +5272,118 @@ class Match:
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
-        given |= {"queue": self.queue, "name": self.name}
+        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
             given |= {f"path{place}": path, f"value{place}": value}
         given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return given | {"before": before, "ids": json.dumps(self.ids)}
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
+
+
+def id_of(job: object, what: str = "id") -> int:
+    """The id of a job, which may stand for it."""
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def name_of(value: object, what: str = "name") -> str | None:
+    """The name of a definition or class, which may stand for it."""
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+
+
+def text_of(value: object, what: str) -> str | None:
+    """A text, or None."""
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The names on the way to each field, and the JSON that should be there."""
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
+
+
+FILTERS: Mapping[str, tuple[Check, str]] = {
+    "node": (text_of, "node = :node"),
+    "key": (text_of, "key = :key"),
+    "schedule": (name_of, "schedule = :schedule"),
+    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
+    "finished_after": (_micros, "finished_at >= :finished_after"),
+    "finished_before": (_micros, "finished_at < :finished_before"),
+}
+"""Filters for which there is no index: a check that gives what is bound, and a term."""
+
+
+def matching(filters: Filters) -> Match:
+    """The jobs that all filters choose."""
+    check_known(filters, Filters.__annotations__, "no such filter")
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
+    return Match(
+        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
+        name_of(given.get("name")),
+        text_of(given.get("queue"), "queue"),
+        _states(given["state"], "state") if "state" in given else None,
+        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
+        others=others,
+    )
+
+
+def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
+    """The jobs that ids and filters choose: never all."""
+    if not ids and not filters:
+        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
+    match = matching(filters)
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(id_of, ids))) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -11187,7 +11286,7 @@ class LiteJobs:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         with self.store.file.transaction(read_only=True) as tx:
-            return get_jobs(tx, [_id_of(id)], self)[0]
+            return get_jobs(tx, [id_of(id)], self)[0]
 
     def find(
         self,
@@ -11202,8 +11301,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        last = None if before is None else _id_of(before, "before")
-        match = attrs.evolve(_match(filters), before=last)
+        last = None if before is None else id_of(before, "before")
+        match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
@@ -11223,12 +11322,12 @@ class LiteJobs:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
-        return pages(_match(filters))
+        return pages(matching(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
         with self.store.file.transaction(read_only=True) as tx:
-            return count_jobs(tx, _match(filters))
+            return count_jobs(tx, matching(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
@@ -11254,7 +11353,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
+        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
@@ -11264,7 +11363,7 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, _id_of(id))
+            return failures_of(tx, id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -11273,11 +11372,8 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _polls_within(timeout):
-            job = self.get(id)
-            if job.finished:
-                return job
-        raise WaitTimeoutError(job.id, job.state)
+        (job,) = self.as_completed([id], timeout)
+        return job
 
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11289,9 +11385,11 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(_id_of, jobs)}
+        left = {*map(id_of, jobs)}
         total = len(left)
-        for _ in _polls_within(timeout):
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
@@ -11302,8 +11400,11 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-        still = next(job for job in found if not job.finished)
-        raise WaitTimeoutError(still.id, still.state)
+            time_left = give_up - time.monotonic()
+            if time_left <= 0:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, time_left))
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11314,7 +11415,7 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[_id_of(job)] for job in jobs]
+        return [ended[id_of(job)] for job in jobs]
 
     def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
@@ -11400,16 +11501,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -11545,7 +11646,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -11567,11 +11668,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -11713,17 +11814,6 @@ class LiteJobs:
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
             return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
-
-
-def _polls_within(timeout: Duration | None) -> Iterator[None]:
-    """Yields before each poll, and once more when the time is over."""
-    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-    give_up = time.monotonic() + limit
-    for pause in poll_intervals():
-        yield
-        if time.monotonic() >= give_up:
-            return
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -12056,28 +12146,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
-
-
-class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
-
-    id: int | Job[Any] | Iterable[int | Job[Any]]
-    name: str | AnyDefinition | type
-    queue: str
-    state: Annotated[State | Sequence[State], "may be repeated"]
-    node: str
-    key: str
-    schedule: str | AnyDefinition | type
-    enqueued_after: Annotated[datetime, "from then on"]
-    enqueued_before: datetime
-    finished_after: Annotated[datetime, "from then on"]
-    finished_before: datetime
-    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
-
-
 class Changes(TypedDict, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -12110,96 +12178,6 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
-
-
-def _match(filters: Filters) -> Match:
-    check_known(filters, _FILTER_CHECKS, "no such filter")
-    given = {
-        name: _FILTER_CHECKS[name](value, name)
-        for name, value in filters.items()
-        if value is not None
-    }
-    return Match(given.pop("id", None), states=given.pop("state", None), **given)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
-def _id_of(job: object, what: str = "id") -> int:
-    if isinstance(job, Job):
-        return job.id
-    if isinstance(job, int) and not isinstance(job, bool):
-        return job
-    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
-
-
-def _name_of(value: object, what: str = "name") -> str | None:
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
-
-
-def _text(value: object, what: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
-
-
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
-    if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
-    for field, value in wanted.items():
-        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
-            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
-            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
-
-
-_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "id": lambda given, _: tuple(map(_id_of, _several(given))),
-    "name": _name_of,
-    "queue": _text,
-    "state": _states,
-    "node": _text,
-    "key": _text,
-    "schedule": _name_of,
-    "enqueued_after": _micros,
-    "enqueued_before": _micros,
-    "finished_after": _micros,
-    "finished_before": _micros,
-    "payload": _payload_filter,
-}
-"""Checks each filter and gives what the query needs."""
-
-
-def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    if not ids and not filters:
-        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
-    match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
-    if match == Match():
-        raise OptionError("id", "all that was given is None, which would mean every job")
-    return match
 
 
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
@@ -12942,7 +12920,7 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -12953,7 +12931,7 @@ def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _listing(_job_values(jobs, found), columns)
+    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
@@ -12962,7 +12940,7 @@ SHOWN_FAILURES = 5
 def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    (values,) = _job_values(jobs, [job])
+    (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
@@ -13047,33 +13025,20 @@ def _queue_values(settings: QueueSettings) -> dict[str, Any]:
 
 
 def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    hidden = _hidden(jobs)
-
-    def values_of(schedule: Schedule) -> dict[str, Any]:
-        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
-        try:
-            values["words"] = schedule.timetable.words
-        except OptionError as error:  # This machine does not know the time zone, say.
-            values["words"] = f"({error})"
-        not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
-
+    names = (
+        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+        "misfire", "overlap", "origin", "problem", "words", "payload",
+    )  # fmt: skip
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
         "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
     }  # fmt: skip
-    return _listing(list(map(values_of, jobs.schedules())), columns)
-
-
-_SCHEDULE_VALUES = (
-    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-    "misfire", "overlap", "origin", "problem",
-)  # fmt: skip
+    return _listing(_values(jobs, jobs.schedules(), names), columns)
 
 
 def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13199,11 +13164,6 @@ def _new(options: argparse.Namespace) -> Output:
     return None, _NEXT.format(**texts), 0
 
 
-def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
-    """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
-
-
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
     """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
@@ -13221,18 +13181,24 @@ _JOB_VALUES = tuple(
 )
 
 
-def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
-    """What is shown of jobs, without what is hidden."""
-    hidden = _hidden(jobs)
+def _values(
+    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+) -> list[dict[str, Any]]:
+    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
+    have stored."""
+    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    def value(job: Job[Any], name: str) -> Any:
+    def value(thing: Any, name: str) -> Any:
         if name in ("payload", "progress", "result"):
-            return _redacted(
-                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
-            )
-        return getattr(job, name)
+            definition = thing.definition if isinstance(thing, Schedule) else thing.name
+            not_shown = hidden.get(definition, frozenset())
+            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
+        if name == "words":
+            # This machine may not know the time zone, say.
+            return f"({thing.problem})" if thing.problem else thing.timetable.words
+        return getattr(thing, name)
 
-    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
+    return [{name: value(thing, name) for name in names} for thing in things]
 
 
 _Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
