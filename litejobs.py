@@ -6133,7 +6133,7 @@ class Intake:
     def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        settings = read_settings(tx)
+        settings = tx.cached(read_settings) if tx.own else read_settings(tx)
         inserted = [self._insert(tx, _with_defaults(batch, settings)) for batch in batches]
         for key in {batch.key for batch in batches if batch.key is not None}:
             self._free_slots(tx, key)
@@ -6354,10 +6354,9 @@ class Schedules:
                 at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
                 logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
 
-    def declare(self, declared: Iterable[Schedule], program: str) -> None:
+    def declare(self, declared: Sequence[Schedule], program: str) -> None:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
-        declared = list(declared)
         with self.file.transaction(read_only=True) as tx:
             if not declared and not read_schedules(tx):
                 return
