@@ -9243,25 +9243,18 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     return number, Report(started_at, finished_at, took, *rest), place + length
 
 
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
+def peak_memory(pid: int) -> int | None:
+    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
+    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    if sys.platform in ("linux", "win32") or pid != os.getpid():
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of the process that started it.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
 
 
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
@@ -9339,7 +9332,8 @@ def _become_worker(lifeline: Connection) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_end_by_signals)
+        # What a job forks can be ended like any other process.
+        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9351,19 +9345,18 @@ def _become_worker(lifeline: Connection) -> None:
         fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
         flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+    def end_with_supervisor() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        kill_group(os.getpid())
+
+    threading.Thread(target=end_with_supervisor, daemon=True).start()
 
 
-def _end_by_signals() -> None:
-    """Lets a process that a job forked be ended like any other."""
+def _reset_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_with_supervisor(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    kill_group(os.getpid())
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9383,6 +9376,7 @@ def _serve(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
+    connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
     try:
         executor, closing = make()
@@ -9472,7 +9466,7 @@ class JobRunner:
         if report.kind or self.board.asked(number):
             report = report._replace(
                 cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
+                memory=peak_memory(os.getpid()),
                 output=self.board.output_of(number),
             )
         self.board.mark_cpu(self._cpu_clock())
@@ -9647,7 +9641,7 @@ class AsyncRunner:
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
             output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(), output=output)
+            report = report._replace(memory=peak_memory(os.getpid()), output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
@@ -9775,6 +9769,11 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid) if self.is_process else os.getpid()
+
+    @property
+    def exit_code(self) -> int | None:
+        """How its process ended; `None` if that is not known."""
+        return self.process.exitcode if self.is_process else 0
 
     @property
     def sources(self) -> list[Any]:
@@ -9934,7 +9933,7 @@ def used_by(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
 
 
 def memory_of(pid: int) -> int:
@@ -10215,7 +10214,7 @@ class Settlements:
         cpu, memory = worker.used or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.process.exitcode, output=worker.board.output_of(run.number),
+            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
             # What async jobs used they used together.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
@@ -10223,7 +10222,7 @@ class Settlements:
         if run.reason not in (None, "stop"):
             report = self.stopped(run, report)
         elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.process.exitcode))
+            error = WorkerCrashed(exit_description(worker.exit_code))
             report = self.failed(run, report, "crash", error)
         self._settle(run, report)
 
@@ -10336,6 +10335,7 @@ class Watchdog:
     """Seconds of running after which a job is logged as slow; again after twice the time."""
     _limits: Mapping[str, int] = attrs.field(init=False)
     """Bytes that a worker may use, by the definitions that limit it."""
+    _checks_memory: bool = False
     _memory_at: float = 0.0
     """When memory is looked at again."""
     _expected_at: float = attrs.field(factory=time.monotonic)
@@ -10388,6 +10388,9 @@ class Watchdog:
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
         now, self.due, blocked = time.monotonic(), math.inf, []
+        self._checks_memory = now >= self._memory_at
+        if self._checks_memory:
+            self._memory_at = now + MEMORY_CHECK
         for worker in workers:
             running = worker.runs.get(worker.board.running)
             if running is not None:
@@ -10405,8 +10408,6 @@ class Watchdog:
                     or any(run.claimed.id in self.cancelled for run in worker.runs.values())
                 ):
                     blocked.append(worker)
-        if now >= self._memory_at:
-            self._memory_at = now + MEMORY_CHECK
         return blocked
 
     def _took(self, run: Run, now: float) -> float:
@@ -10424,7 +10425,9 @@ class Watchdog:
                 about = run.claimed.id, run.claimed.name, took
                 logger.warning("job %d (%s) has been running for %.3g s", *about)
         if run.reason is None and (reason := self._reason(run, took)):
-            self._ask(run, reason, now)
+            if not run.worker.board.ask(run.number, run.place, reason):
+                return now
+            self._asked(run, reason, now)
         if now >= run.kill_at:
             self._kill(run, now)
         if run.reason is not None:
@@ -10446,15 +10449,13 @@ class Watchdog:
         if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
             return "timeout"
         limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and time.monotonic() >= self._memory_at:
+        if limit and took and worker.is_process and self._checks_memory:
             with contextlib.suppress(ProcessLookupError):
                 if memory_of(worker.pid) > limit:
                     return "memory"
         return "stop" if self.stop_at < math.inf else None
 
-    def _ask(self, run: Run, reason: Reason, now: float) -> None:
-        if not run.worker.board.ask(run.number, run.place, reason):
-            return
+    def _asked(self, run: Run, reason: Reason, now: float) -> None:
         run.reason, run.kill_at = reason, now
         if reason == "stop":
             run.kill_at = self.stop_at
@@ -10907,10 +10908,8 @@ class Supervisor:
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
         try:
             self.store.keep_progress(progress)
-        except BusyError:
+        except (BusyError, FileReplacedError):
             self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileReplacedError:
             raise
         except FileError as error:
             logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
