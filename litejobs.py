@@ -9089,10 +9089,6 @@ class Board:
             words[_RUNNING] = number
         return began
 
-    def begin_async(self, place: int) -> None:
-        """Says that the async job in this place runs from now."""
-        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
-
     def leave(self, report: bytes) -> bool:
         """Leaves the report of an async job; false if there is no room for it."""
         with self._lock:
@@ -9106,8 +9102,9 @@ class Board:
 
     def _append(self, report: bytes) -> None:
         start = self._words[_USED]
-        self._words[_USED] = end = start + len(report)
+        end = start + len(report)
         self._outbox[start:end] = report
+        self._words[_USED] = end  # Last: the process may be killed in between.
 
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
@@ -9174,9 +9171,9 @@ class Board:
             return int(self._words[_ASYNC + 2 * run.place])
         return self.running_since() if self._words[_RUNNING] == run.number else 0
 
-    def clear(self, place: int) -> None:
-        """Makes a place ready for another async job."""
-        self._words[_ASYNC + 2 * place] = 0
+    def set_began(self, place: int, began: int) -> None:
+        """Says when the async job in this place began: 0, before it is handed over."""
+        self._words[_ASYNC + 2 * place] = began
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -9635,7 +9632,7 @@ class AsyncRunner:
             with contextlib.suppress(OSError):
                 jobs.board.unless_running(self._to_folder)
         self._begun[number] = claimed[:2]
-        jobs.board.begin_async(place)
+        jobs.board.set_began(place, time.monotonic_ns())
         written: list[bytes] = []
         OUTPUT.set(written)
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
@@ -9808,7 +9805,7 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.clear(run.place)
+                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
