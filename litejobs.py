@@ -8968,8 +8968,6 @@ def without_unimportable_main() -> Iterator[None]:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The signals that ask a node to end. Its workers leave that to it."""
-REPORTED = b"."
-"""The message that there are reports on the board."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
 
@@ -8984,8 +8982,9 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, message: bytes) -> None:
+    def send(self, what: str, *fields: Any) -> None:
         """Sends a message after its length, or keeps what the socket does not take."""
+        message = marshal.dumps((what, *fields))
         with self._lock:
             self.unsent += len(message).to_bytes(4, "big") + message
             self.flush()
@@ -9000,7 +8999,7 @@ class Channel:
         except OSError:
             self.unsent.clear()
 
-    def receive(self) -> Iterator[bytes]:
+    def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
         arrived = self._received
         while True:
@@ -9017,7 +9016,7 @@ class Channel:
                     raise ValueError("not a message of litejobs")
                 if len(arrived) < end:
                     break
-                message = bytes(arrived[4:end])
+                message = marshal.loads(arrived[4:end])
                 del arrived[:end]
                 yield message
 
@@ -9378,7 +9377,7 @@ def _serve(
     try:
         executor, closing = make()
     except BaseException as error:
-        channel.send(marshal.dumps(("broken", *describe(error))))
+        channel.send("broken", *describe(error))
         return
     with closing:
         own_process = threading.current_thread() is threading.main_thread()
@@ -9386,7 +9385,7 @@ def _serve(
         runner = JobRunner(channel, board, executor, restore, cpu_clock)
         beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
         batches = runner.batches() if beside is None else beside.read()
-        channel.send(marshal.dumps(("ready",)))
+        channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
@@ -9418,12 +9417,16 @@ class JobRunner:
     """By the job's id, of those that have reported progress."""
 
     def batches(self) -> Iterator[Any]:
-        """What the supervisor sends, until no more will come."""
+        """The plain jobs that the supervisor hands over, until no more will come."""
+        return (jobs for _, jobs in self.messages())
+
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        """What the supervisor sends."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
-                if not message:
+                if message == ("end",):
                     return
-                yield marshal.loads(message)
+                yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
@@ -9439,7 +9442,7 @@ class JobRunner:
             if not began:
                 continue
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
-                channel.send(REPORTED)
+                channel.send("reports")
                 unseen, seen_at = 0, began
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
@@ -9448,13 +9451,13 @@ class JobRunner:
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send(marshal.dumps(("report", report)))
+                channel.send("report", report)
                 report = b""
             if took > HARMLESS and not restore(took > SHORT_RUN):
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
-        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
+        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
 
     def _with_usage(self, report: Report, number: int, began: int) -> Report:
@@ -9472,12 +9475,9 @@ class JobRunner:
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
         if (reporter := self._reporters.get(claimed.id)) is None:
-            send = functools.partial(self._send_progress, claimed.id, claimed.claim)
+            send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
-
-    def _send_progress(self, id: int, claim: int, text: str) -> None:
-        self.channel.send(marshal.dumps(("progress", id, claim, text)))
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; says whether there was any."""
@@ -9570,13 +9570,13 @@ class AsyncRunner:
         return iter(self._batches.get, None)
 
     def _read(self) -> None:
-        for message in self._jobs.batches():
-            if isinstance(message, list):
-                self._batches.put(message)
+        for what, *fields in self._jobs.messages():
+            if what == "run":
+                self._batches.put(*fields)
                 continue
             while not self._closed:
                 try:
-                    self._take(*message)
+                    self._take(what, *fields)
                     break
                 except BaseException:  # Out of descriptors, threads or memory.
                     logger.exception("a worker cannot run its async jobs")
@@ -9652,7 +9652,7 @@ class AsyncRunner:
         id, _ = self._begun.pop(number, (0, 0))
         report = write_report(number, made)
         if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send(marshal.dumps(("report", report)))
+            self._jobs.channel.send("report", report)
         elif not self._notifies:
             self._notifies = True
             self._runner.get_loop().call_soon(self._notify)
@@ -9660,7 +9660,7 @@ class AsyncRunner:
     def _notify(self) -> None:
         """Notifies the supervisor once of all that have ended in this turn of the loop."""
         self._notifies = False
-        self._jobs.channel.send(REPORTED)
+        self._jobs.channel.send("reports")
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -9812,10 +9812,10 @@ class Worker:
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
         if plain:
-            self.channel.send(marshal.dumps(plain))
+            self.channel.send("run", plain)
         if beside:
             self.look_at = min(self.look_at, now + ASYNC_CHECK)
-            self.channel.send(marshal.dumps(("begin", beside)))
+            self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
         """Takes a job out of its hands."""
@@ -9840,12 +9840,11 @@ class Worker:
         reports: list[tuple[int, Report]] = []
         with self._killed_if_garbled():
             self.channel.flush()
-            for data in self.channel.receive():
-                if data == REPORTED:
-                    continue
-                messages.append(marshal.loads(data))
-                if messages[-1][0] == "report":
-                    reports.append(read_report(messages.pop()[1], 0)[:2])
+            for message in self.channel.receive():
+                if message[0] == "report":
+                    reports.append(read_report(message[1], 0)[:2])
+                else:
+                    messages.append(message)
         with self._killed_if_garbled():
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         return messages, reports
@@ -10030,7 +10029,7 @@ class WorkerPool:
                 continue
             if worker.leaves_by == math.inf:
                 worker.leaves_by = time.monotonic() + self._grace
-                worker.channel.send(b"")
+                worker.channel.send("end")
                 dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
@@ -10464,7 +10463,7 @@ class Watchdog:
             run.kill_at = now + run.grace
         if run.place:
             within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
+            run.worker.channel.send("cancel", run.number, within)
 
     def _kill(self, run: Run, now: float) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
@@ -10714,7 +10713,7 @@ class Supervisor:
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
             self._take_back(worker)
-            worker.channel.send(b"")
+            worker.channel.send("end")
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
