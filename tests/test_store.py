@@ -38,6 +38,7 @@ from typing_extensions import Buffer
 import litejobs
 from litejobs import (
     BATCH,
+    DEFAULT_RETENTION,
     LOST_LIMIT,
     MEBIBYTE,
     SCHEMA_VERSION,
@@ -55,6 +56,7 @@ from litejobs import (
     LiteJobs,
     Match,
     Moved,
+    Options,
     OutcomeUnknownError,
     Presence,
     Report,
@@ -66,7 +68,6 @@ from litejobs import (
     Transaction,
     _carray,
     from_micros,
-    store_retention,
     system_clock,
     to_micros,
 )
@@ -112,8 +113,8 @@ def new(
 ) -> Batch:
     """A job as it is enqueued."""
     state: State = "scheduled" if run_at > START else "pending"
-    kept = None if retention is None else store_retention(retention)
-    return Batch(queue, node, priority, 5, None, None, kept, name, state, run_at, START, (payload,))
+    options = Options(queue, priority, node=node or None, retention=retention or DEFAULT_RETENTION)
+    return Batch(options.columns, name, state, run_at, START, (payload,))
 
 
 def get_in(store: Store, id: int) -> Job[Any]:
@@ -1457,7 +1458,7 @@ rows = st.lists(
 
 
 def urgency(row: Batch, id: int) -> tuple[int, int, int]:
-    return -row.priority, row.run_at, id
+    return -row.options["priority"], row.run_at, id
 
 
 class TestClaims:
@@ -1619,7 +1620,7 @@ class TestSettlements:
         (claimed,) = take(store, node)
         clock.turn(10)
         settle(store, node, ending(claimed, "pending", counted=False, delay=7))
-        assert get_in(store, 1).run_at == START
+        assert row_of(store, 1).run_at == START
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
