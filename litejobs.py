@@ -37,8 +37,7 @@ The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
 Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
-Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
-Command line.
+Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ import shlex
 import signal
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -8726,59 +8726,6 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
         events.close()
 
 
-@attrs.define(eq=False, repr=False)
-class Herald:
-    """Emits the events of one node's jobs: the outcome of a job when it is in the file."""
-
-    _events: Events
-    _clock: Clock
-    _node: str
-    slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
-    wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the supervisor's loop."""
-    slow: dict[int, float] = attrs.field(factory=dict)
-    """By the number of a job that was logged as slow: after how many seconds it is again."""
-    _started: set[int] = attrs.field(factory=set)
-    """The numbers of running jobs whose start was emitted."""
-    _ended: list[Event] = attrs.field(factory=list)
-
-    def look(self) -> None:
-        """Finds out which events are wanted."""
-        self.wanted = self._events.wanted()
-
-    def running(self, number: int, claimed: Claimed, worker: int, took: float) -> None:
-        """Emits that a job has started, once; logs that it has been running for long."""
-        if "started" in self.wanted and number not in self._started:
-            at = self._clock() - round(took * 1e6)
-            self._events.emit(attempt_started(claimed, at, worker, self._node))
-            self._started.add(number)
-        if took >= self.slow.get(number, self.slow_after):
-            self.slow[number] = 2 * took
-            about = claimed.id, claimed.name, took
-            logger.warning("job %d (%s) has been running for %.3g s", *about)
-
-    def has_run(self, number: int, claimed: Claimed, worker: int, started_at: int) -> None:
-        """Emits that a job had started, unless that was done while it ran."""
-        self.slow.pop(number, None)
-        if number in self._started:
-            self._started.discard(number)
-        elif "started" in self.wanted:
-            self._events.emit(attempt_started(claimed, started_at, worker, self._node))
-
-    def ended(self, claimed: Claimed, report: Report) -> None:
-        """Keeps the events of an attempt that has ended, until it is settled."""
-        if report.kind or report.state in self.wanted:
-            ended = attempt_ended(claimed, report, self._node)
-            self._ended += [event for event in ended if event.kind in self.wanted]
-
-    def tell_ended(self) -> None:
-        """Emits the events of attempts that are settled now."""
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._events.emit(event)
-
-
 ################################################################################
 # Duties
 #
@@ -9112,34 +9059,356 @@ def without_unimportable_main() -> Iterator[None]:
 ################################################################################
 # Worker
 #
-# A child process that runs jobs. It gets them through a private pipe, and tells
-# through a Board, a few words of shared memory under a lock, which one it runs: so
-# the supervisor knows without asking, can take back what has not started, and finds
-# every result there even when the worker is dead. Coroutines run beside them, many at
-# a time, in a thread with an event loop: they have a pipe and words of their own.
+# A process, or thread, that runs jobs. They come through a channel, and it reports on a
+# board: memory that its supervisor reads at any moment, and still when the worker is dead.
+# So that knows which job runs without asking, can take back those that have not started,
+# and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a node to end. Its workers leave that to it."""
+REPORTED = b"."
+"""The message that there are reports on the board."""
+LONGEST_MESSAGE = 2**30
+"""Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+@attrs.define(eq=False, repr=False)
+class Channel:
+    """One end of the connection between a worker and its supervisor, whose end never blocks, since
+    the worker may have been stopped in the midst of a message."""
+
+    socket: socket.socket
+    unsent: bytearray = attrs.field(factory=bytearray)
+    _received: bytearray = attrs.field(factory=bytearray)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def send(self, message: bytes) -> None:
+        """Sends a message after its length, or keeps what the socket does not take."""
+        with self._lock:
+            self.unsent += len(message).to_bytes(4, "big") + message
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what was kept. If the other side is gone, that shows when one reads."""
+        try:
+            while self.unsent:
+                del self.unsent[: self.socket.send(self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent.clear()
+
+    def receive(self) -> Iterator[bytes]:
+        """The messages that arrive; on the supervisor's end, those that have arrived."""
+        arrived = self._received
+        while True:
+            try:
+                data = self.socket.recv(2**16)
+            except BlockingIOError:
+                return
+            if not data:
+                raise EOFError
+            arrived += data
+            while len(arrived) >= 4:
+                end = 4 + int.from_bytes(arrived[:4], "big")
+                if end > LONGEST_MESSAGE:
+                    raise ValueError("not a message of litejobs")
+                if len(arrived) < end:
+                    break
+                message = bytes(arrived[4:end])
+                del arrived[:end]
+                yield message
+
+
+# The board
+
+OUTBOX = 2**18
+"""Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+OUTPUT_RING = OUTPUT_LIMIT + 1
+"""Bytes for what the running job writes: by the last one it shows that there was more."""
+REPORT = struct.Struct("=5q")
+"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
+other fields, which follow if they are not the defaults."""
+_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
+"""Words of the board. From the last one on, there are two for each place of an async job: when it
+began, and which was asked to end; those of place 0 are of the plain jobs."""
+
+
+@attrs.define(eq=False, repr=False)
+class Board:
+    """The memory that a worker and its supervisor share. The worker writes what it runs, its
+    reports, and facts about an attempt that it may not survive; the supervisor writes what is
+    revoked and which job is asked to end."""
+
+    _memory: Any
+    _lock: Any
+    _words: memoryview = attrs.field(init=False)
+    _outbox: memoryview = attrs.field(init=False)
+    _ring: memoryview = attrs.field(init=False)
+    _taken: bytes = attrs.field(default=b"", init=False)
+    """Reports that the supervisor has taken away and not returned yet."""
+
+    def __attrs_post_init__(self) -> None:
+        view = memoryview(self._memory).cast("B")
+        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
+        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
+
+    @classmethod
+    def make(cls, concurrency: int, context: Any = None) -> Board:
+        """A board for a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context."""
+        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
+        if context is None:
+            return cls(bytearray(size), threading.Lock())
+        return cls(context.RawArray("B", size), context.Lock())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Board, (self._memory, self._lock)
+
+    @property
+    def places(self) -> range:
+        """The places for async jobs."""
+        return range(1, (len(self._words) - _ASYNC) // 2)
+
+    # The worker's side
+
+    def step(self, report: bytes, number: int) -> int:
+        """Leaves the report of the job that ran, if any, and says that the next one runs
+        from now, or none (0). Returns that moment; 0 if the next one was revoked."""
+        began = time.monotonic_ns()
+        words = self._words
+        with self._lock:
+            if report:
+                self._append(report)
+            if number < words[_REVOKED]:
+                began = number = 0
+            words[_BEGAN] = began
+            words[_RUNNING] = number
+        return began
+
+    def begin_async(self, place: int) -> None:
+        """Says that the async job in this place runs from now."""
+        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
+
+    def leave(self, report: bytes) -> bool:
+        """Leaves the report of an async job; false if there is no room for it."""
+        with self._lock:
+            if fits := self.fits(report):
+                self._append(report)
+        return fits
+
+    def fits(self, report: bytes) -> bool:
+        """Whether there is room for a report."""
+        return bool(self._words[_USED] + len(report) <= OUTBOX)
+
+    def _append(self, report: bytes) -> None:
+        start = self._words[_USED]
+        self._words[_USED] = end = start + len(report)
+        self._outbox[start:end] = report
+
+    def unless_running(self, act: Callable[[], object]) -> None:
+        """Calls a function while no plain job can begin; not while one runs."""
+        with self._lock:
+            if not self._words[_RUNNING]:
+                act()
+
+    def asked(self, number: int, place: int = 0) -> Reason | None:
+        """Why this job was asked to end, if it was."""
+        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        return REASONS[why] if asked == number else None
+
+    def keep_output(self, text: str) -> None:
+        """Keeps the end of what the running job writes. There is no lock that a process which
+        it forks, or a signal, could find held: of two writes at once, some may be lost."""
+        words, ring = self._words, self._ring
+        if not (number := words[_RUNNING]):
+            return
+        if words[_WRITER] != number:
+            words[_WRITTEN] = 0
+            words[_WRITER] = number
+        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
+        place = words[_WRITTEN] % OUTPUT_RING
+        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
+        ring[place : place + len(first)] = first
+        ring[: len(rest)] = rest
+        words[_WRITTEN] += len(data)
+
+    def mark_cpu(self, spent: int) -> None:
+        """Notes how many nanoseconds of CPU time were spent until now."""
+        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+
+    # Both sides
+
+    def output_of(self, number: int) -> str:
+        """The last lines that a job wrote; none, if another has written since."""
+        words, ring = self._words, self._ring
+        if words[_WRITER] != number:
+            return ""
+        place = words[_WRITTEN] % OUTPUT_RING
+        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
+        return last_lines(start + bytes(ring[:place]))
+
+    def cpu_since(self, began: int, spent: int) -> int:
+        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
+        the mark there were only short jobs before it, which count as all work."""
+        before = self._words[_CPU] + began - self._words[_CPU_AT]
+        return int(max(0, spent - before) // 1000)
+
+    # The supervisor's side
+
+    @property
+    def running(self) -> int:
+        """The number of the plain job that runs; 0: none."""
+        return int(self._words[_RUNNING])
+
+    def running_since(self) -> int:
+        """When it began, in nanoseconds of the monotonic clock."""
+        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+
+    def began(self, run: Run) -> int:
+        """When a job began; 0 if it does not run."""
+        if run.place:
+            return int(self._words[_ASYNC + 2 * run.place])
+        return self.running_since() if self._words[_RUNNING] == run.number else 0
+
+    def clear(self, place: int) -> None:
+        """Makes a place ready for another async job."""
+        self._words[_ASYNC + 2 * place] = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keeps the worker from starting or finishing a job meanwhile. False if it was stopped,
+        or died, inside its own turn: then waiting longer would not help."""
+        locked = self._lock.acquire(timeout=0.05)
+        try:
+            yield locked
+        finally:
+            if locked:
+                self._lock.release()
+
+    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
+        """Takes the reports away, each with the number of its job."""
+        if self._words[_USED]:
+            with self.held() as locked:
+                if locked or dead:
+                    self._take()
+        taken, self._taken = self._taken, b""
+        place, reports = 0, []
+        while place < len(taken):
+            number, report, place = read_report(taken, place)
+            reports.append((number, report))
+        return reports
+
+    def _take(self) -> None:
+        self._taken += bytes(self._outbox[: self._words[_USED]])
+        self._words[_USED] = 0
+
+    def revoke(self, until: int) -> int | None:
+        """Takes back all plain jobs with lower numbers that have not started; returns the number
+        of the one that runs (0: none). Those before it have started, too: their reports are
+        taken away in the same moment, to be collected next. `None` if it could not be done now."""
+        with self.held() as locked:
+            if not locked:
+                return None
+            self._words[_REVOKED] = until
+            self._take()
+            return self.running
+
+    def ask(self, number: int, place: int, why: Reason) -> bool:
+        """Asks a job to end; false if it is a plain one that does not run any more."""
+        with self.held() as locked:
+            if not place and (not locked or self.running != number):
+                return False
+            asked = number * len(REASONS) + REASONS.index(why)
+            self._words[_ASYNC + 1 + 2 * place] = asked
+        return True
+
+
+def write_report(number: int, report: Report) -> bytes:
+    """A report as it stands on the board."""
+    rest = b"" if report.brief else marshal.dumps(report[3:])
+    return REPORT.pack(number, *report[:3], len(rest)) + rest
+
+
+def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
+    """The job's number, its report, and the place behind it."""
+    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
+    place += REPORT.size
+    if not length:
+        return number, Report(started_at, finished_at, took), place
+    rest = marshal.loads(data[place : place + length])
+    return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
+    if sys.platform == "linux":
+        return peak_of(os.getpid())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_of(pid: int) -> int | None:
+    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
+    begins with the memory of the process that started it.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    return None
+
+
+OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
+"""What the async job that runs here has written: it is not the job that the board knows."""
+
+
+def keep_output(stream: Any, board: Board) -> None:
+    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
+    same object, since others, such as handlers of logging, may have it already."""
+    write = getattr(stream, "write", None)
+    if write is None:
+        return  # As pythonw.exe has it.
+
+    def write_and_keep(text: str) -> Any:
+        count = write(text)
+        if (own := OUTPUT.get()) is None:
+            board.keep_output(text)
+        else:
+            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
+            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+        return count
+
+    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+        stream.write = write_and_keep
+
+
+# The life of a worker
 
 
 def work_in_child(
-    pipe: Connection,
-    lifeline: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    presence: str,
-    program: Program,
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process."""
+    """The whole life of a worker process, which holds the lock on the file *presence*."""
     _become_worker(lifeline)
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     share = Presence.hold(presence)
-    witness = Witness(board, time.process_time_ns)
-    _serve(pipe, board, aside, program.executor, witness)
+    _serve(connection, board, program.executor, time.process_time_ns)
     share.close()
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
+
+
+def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
+    """The whole life of a worker that is a thread."""
+    with connection:
+        _serve(connection, board, make, time.thread_time_ns)
 
 
 @contextlib.contextmanager
@@ -9171,21 +9440,17 @@ def _become_worker(lifeline: Connection) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_end_by_signals)
     if sys.platform == "linux":
-        _let_the_kernel_end_it(lifeline)
+        # The kernel kills the whole group when the lifeline closes: the thread, which is the
+        # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
+        # the job has started.)
+        import fcntl
+
+        f_setsig = 10  # of <fcntl.h>
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
     threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
-
-
-def _let_the_kernel_end_it(lifeline: Connection) -> None:
-    """Has the whole group killed when the lifeline closes: the thread, which is the
-    portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-    the job has started.)"""
-    import fcntl
-
-    f_setsig = 10  # of <fcntl.h>
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
-    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
 
 
 def _end_by_signals() -> None:
@@ -9213,54 +9478,123 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def work_in_thread(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-) -> None:
-    """The whole life of a worker that is a thread."""
-    with contextlib.ExitStack() as closing:
-        for end in (pipe, *(aside or ())[:1]):
-            closing.enter_context(end)
-        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
-
-
 def _serve(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-    witness: Witness,
+    connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
-    voice = Voice(pipe)
+    channel = Channel(connection)
     try:
         executor, closing = make()
     except BaseException as error:
-        voice.say(marshal.dumps(("broken", *describe(error))))
+        channel.send(marshal.dumps(("broken", *describe(error))))
         return
-    # Threads have no signal handlers and no folder of their own.
-    own_process = threading.current_thread() is threading.main_thread()
-    restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
-    alone = functools.partial(board.unless_running, to_folder)
-    juggler = None if aside is None else Juggler.start(aside, executor, alone, own_process)
-    voice.say(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, voice, board, executor, witness, restore)
-        if juggler is not None:
-            juggler.close()
+        own_process = threading.current_thread() is threading.main_thread()
+        restore, to_folder = surroundings(connection, own_process)
+        runner = JobRunner(channel, board, executor, restore, cpu_clock)
+        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
+        batches = runner.batches() if beside is None else beside.read()
+        channel.send(marshal.dumps(("ready",)))
+        for batch in batches:
+            if not runner.run(batch):
+                break
+        if beside is not None:
+            beside.close()
     executor.close()
 
 
-RING_AFTER, RING_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
+NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
+"""Reports, and nanoseconds, after which the supervisor is notified in the midst of a batch."""
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
 HARMLESS = 5
-"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1;
-to put back what jobs change 2.)"""
+"""Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
+putting back what jobs change 2.)"""
+
+
+@attrs.define(eq=False, repr=False)
+class JobRunner:
+    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+
+    channel: Channel
+    board: Board
+    executor: Executor
+    _restore: Callable[[bool], bool]
+    _cpu_clock: Callable[[], int]
+    _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
+    """By the job's id, of those that have reported progress."""
+
+    def batches(self) -> Iterator[Any]:
+        """What the supervisor sends, until no more will come."""
+        with contextlib.suppress(EOFError, OSError):
+            for message in self.channel.receive():
+                if not message:
+                    return
+                yield marshal.loads(message)
+
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
+        """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
+        channel, board, restore = self.channel, self.board, self._restore
+        if not restore(True):
+            return False
+        board.mark_cpu(self._cpu_clock())
+        unseen, seen_at, report = 0, time.monotonic_ns(), b""
+        for number, fields in batch:
+            began = board.step(report, number)
+            unseen += bool(report)
+            report = b""
+            if not began:
+                continue
+            if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
+                channel.send(REPORTED)
+                unseen, seen_at = 0, began
+            asked = functools.partial(board.asked, number)
+            made = self.executor.run(Claimed._make(fields), asked, self.progress)
+            if (took := made.took) > SHORT_RUN or made.kind:
+                made = self._with_usage(made, number, began)
+            report = write_report(number, made)
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
+                # Through the channel it comes after the last progress of the job.
+                channel.send(marshal.dumps(("report", report)))
+                report = b""
+            if took > HARMLESS and not restore(took > SHORT_RUN):
+                board.step(report, 0)
+                return False  # Else the next one is blamed, for what cannot be heard, or printed.
+        board.step(report, 0)
+        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
+        return True
+
+    def _with_usage(self, report: Report, number: int, began: int) -> Report:
+        """The report of an attempt that was not short, or failed: with what it used, if it
+        failed, or will be said to have."""
+        if report.kind or self.board.asked(number):
+            report = report._replace(
+                cpu=self.board.cpu_since(began, self._cpu_clock()),
+                memory=peak_memory(),
+                output=self.board.output_of(number),
+            )
+        self.board.mark_cpu(self._cpu_clock())
+        return report
+
+    def progress(self, claimed: Claimed, progress: Progress) -> None:
+        """Sends the progress of a job, now or soon; called from any of its threads."""
+        if (reporter := self._reporters.get(claimed.id)) is None:
+            send = functools.partial(self._send_progress, claimed.id, claimed.claim)
+            reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
+        reporter.report(progress)
+
+    def _send_progress(self, id: int, claim: int, text: str) -> None:
+        self.channel.send(marshal.dumps(("progress", id, claim, text)))
+
+    def end_progress(self, id: int) -> bool:
+        """Sends the last progress of a job that has ended; says whether there was any."""
+        if (reporter := self._reporters.pop(id, None)) is None:
+            return False
+        reporter.close()
+        return True
+
+
 SIGNALS = tuple(
     int(getattr(signal, f"SIG{name}"))
     for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
@@ -9269,71 +9603,45 @@ SIGNALS = tuple(
 """Those whose handlers are the same for each job that a worker runs."""
 
 
-def _run_jobs(
-    pipe: Connection,
-    voice: Voice,
-    board: Board,
-    executor: Executor,
-    witness: Witness,
-    restore: Callable[[bool], bool],
-) -> None:
-    is_whole = _watched(pipe)
-    while (message := _next_message(pipe)) and restore(True):
-        witness.mark()
-        told, told_at = 0, time.monotonic_ns()
-        report: bytes | tuple[int, ...] | None = None
-        for number, fields in marshal.loads(message):
-            began = board.step(report, number)
-            told += report is not None
-            report = None
-            if not began:
-                continue
-            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
-                voice.say(b"")
-                told, told_at = 0, began
-            asked = functools.partial(board.asked, number)
-            made = executor.run(Claimed._make(fields), asked, voice.tell)
-            if (took := made.took) > SHORT_RUN or made.kind:
-                made = witness.tell(made, number, began)
-            report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
-                # Through the pipe it comes after the last word on the job's progress.
-                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
-                report = None
-            if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
-                board.step(report, 0)
-                return  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.step(report, 0)
-        # Whatever came last, a report or jobs that were revoked: the hands are empty.
-        voice.say(b"")
-
-
-def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One says whether it
-    could: signal handlers and folder, or *all*, as is done for each batch and after jobs that
-    were not short. The other one puts back the folder alone."""
+def surroundings(
+    connection: socket.socket, own_process: bool
+) -> tuple[Callable[[bool], bool], Callable[[], object]]:
+    """Two functions that put back what jobs have changed of their process. One puts back signal
+    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
+    false, if that, the connection or the standard streams are not as they were. The other one puts
+    back the folder alone. Threads have none of these of their own."""
+    number, look = connection.fileno(), os.fstat
+    file = None if sys.platform == "win32" else _mark_of(look(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
     handlers = list(map(handler_of, SIGNALS))
-    blocks = hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if blocks else ()
-    os.umask(umask := os.umask(0o077))
-    if hasattr(os, "fchdir"):  # Takes half as long as by name, and finds it under a new one.
-        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
-    else:
-        to_folder = functools.partial(os.chdir, os.getcwd())
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    # By descriptor it takes half as long, and finds a folder that was renamed.
+    by_number = hasattr(os, "fchdir")
+    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
+    to_folder = functools.partial(*enter) if own_process else (lambda: None)
 
     def restore(all: bool) -> bool:
         try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _mark_of(look(number)) != file:
+                return False
+            if not own_process:
+                return True
             if all:
                 os.umask(umask)
-                if blocks:
+                if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if list(map(handler_of, SIGNALS)) != handlers:
-                for number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(number) != handler:
-                        signal.signal(number, handler)
+                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
+                    if handler_of(signal_number) != handler:
+                        signal.signal(signal_number, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9342,410 +9650,54 @@ def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
     return restore, to_folder
 
 
-def _watched(pipe: Connection) -> Callable[[], bool]:
-    """A function that says whether the pipe is as it is now, and what others print can be
-    written: jobs close all that is open, or put other files there."""
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    number, look = pipe.fileno(), os.fstat
-    # On Windows others do not know its handle.
-    mark = None if sys.platform == "win32" else _mark_of(look(number))
-
-    def is_whole() -> bool:
-        for stream in streams:
-            if stream.closed:
-                return False
-        try:
-            return mark is None or _mark_of(look(number)) == mark
-        except OSError:
-            return False
-
-    return is_whole
-
-
-def _next_message(pipe: Connection) -> bytes:
-    try:
-        return pipe.recv_bytes()
-    except (EOFError, OSError):
-        return b""
-
-
-Handed = tuple[int, tuple[Any, ...]]
-"""A number that says the place in the order of the hand-overs, and a Claimed."""
-
-BRIEF = 1024
-"""Reports of which there is nothing to tell but times, as four numbers each."""
-OUTBOX = 2**18
-"""Bytes for the others that wait to be read; larger ones go through the pipe."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
-_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS = range(6)
-_WRITER, _OUTPUT, _CPU, _CPU_AT, _TIMES = range(6, 11)
-
-
 @attrs.define(eq=False, repr=False)
-class Board:
-    """What a worker and its supervisor both see. The worker writes what it runs, its
-    reports, and what is told of an attempt that it may not survive; the supervisor writes
-    what is revoked and who is asked to end."""
+class AsyncRunner:
+    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
+    reads the channel, also while a job blocks the loop."""
 
-    _raw_words: Any
-    _raw_outbox: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: list[tuple[list[int], bytes]] = attrs.field(factory=list, init=False)
-    """Reports that the supervisor has taken away, and nobody has collected."""
-
-    def __attrs_post_init__(self) -> None:
-        self._words = memoryview(self._raw_words).cast("B").cast("q")
-        room = memoryview(self._raw_outbox).cast("B")
-        self._outbox, self._ring = room[:OUTBOX], room[OUTBOX:]
-
-    @classmethod
-    def make(cls, context: Any) -> Board:
-        """A board that can be handed to a process of this multiprocessing context."""
-        words = context.RawArray("q", _TIMES + 4 * BRIEF)
-        room = context.RawArray("B", OUTBOX + OUTPUT_RING)
-        for memory in words, room:
-            _move_to_end(memory)
-        return cls(words, room, context.Lock())
-
-    def __getstate__(self) -> tuple[Any, Any, Any]:
-        return self._raw_words, self._raw_outbox, self._lock
-
-    def __setstate__(self, state: tuple[Any, Any, Any]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
-
-    # The worker's side
-
-    def step(self, report: bytes | tuple[int, ...] | None, number: int) -> int:
-        """Leaves the report of the job that ran, if any, and says that the next one runs
-        from now, or nothing (0). Gives that moment; 0 if the next one was revoked."""
-        began = time.monotonic_ns()
-        words = self._words
-        with self._lock:
-            if type(report) is tuple:
-                end = words[_BRIEFS] + 4
-                words[_TIMES + end - 4], words[_TIMES + end - 3] = report[0], report[1]
-                words[_TIMES + end - 2], words[_TIMES + end - 1] = report[2], report[3]
-                words[_BRIEFS] = end
-            elif type(report) is bytes:
-                start = words[_WRITTEN]
-                end = start + 4 + len(report)
-                self._outbox[start : start + 4] = len(report).to_bytes(4, "little")
-                self._outbox[start + 4 : end] = report
-                words[_WRITTEN] = end
-            if number < words[_REVOKED]:
-                began = number = 0
-            words[_STARTED] = began
-            words[_RUNNING] = number
-        return began
-
-    def fits(self, report: bytes | tuple[int, ...]) -> bool:
-        """Whether there is room for a report."""
-        if isinstance(report, bytes):
-            return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
-        return bool(self._words[_BRIEFS] < 4 * BRIEF)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Does something while no job begins that the board knows; not while one runs."""
-        with self._lock:
-            if not self._words[_RUNNING]:
-                act()
-
-    def asked(self, number: int) -> Reason | None:
-        """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASKED], len(REASONS))
-        return REASONS[why] if asked == number else None
-
-    def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of what two write at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_OUTPUT] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_OUTPUT] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_OUTPUT] += len(data)
-
-    def mark_cpu(self, spent: int) -> None:
-        """Says how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
-
-    # What both ask
-
-    def output_of(self, number: int) -> str:
-        """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        end = words[_OUTPUT]
-        if end < OUTPUT_RING:
-            return last_lines(bytes(ring[:end]))
-        place = end % OUTPUT_RING
-        return last_lines(bytes(ring[place:]) + bytes(ring[:place]))
-
-    def cpu_since(self, began: int, spent: int) -> int:
-        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
-        the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
-
-    # The supervisor's side
-
-    @property
-    def running(self) -> tuple[int, int]:
-        """The number of the running job (0: none) and when it began, in nanoseconds of
-        the monotonic clock."""
-        return self._words[_RUNNING], self._words[_STARTED]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """Keeps the worker from starting or finishing a job meanwhile. False if it was
-        stopped, or died, inside its own turn: then waiting longer would not help."""
-        locked = self._lock.acquire(timeout=0.05)
-        try:
-            yield locked
-        finally:
-            if locked:
-                self._lock.release()
-
-    def collect(self, dead: bool = False) -> list[tuple[Any, ...]]:
-        """Takes the reports away: each a number and the fields of a Report, of which the
-        last may be missing."""
-        if self._words[_WRITTEN] or self._words[_BRIEFS]:
-            with self.held() as locked:
-                if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, []
-        return [entry for numbers, data in taken for entry in self._entries(numbers, data)]
-
-    def _take(self) -> None:
-        words = self._words
-        numbers = words[_TIMES : _TIMES + words[_BRIEFS]].tolist()
-        self._taken.append((numbers, bytes(self._outbox[: words[_WRITTEN]])))
-        words[_WRITTEN] = words[_BRIEFS] = 0
-
-    @staticmethod
-    def _entries(times: list[int], data: bytes) -> list[tuple[Any, ...]]:
-        numbers = iter(times)
-        entries = list[tuple[Any, ...]](zip(numbers, numbers, numbers, numbers, strict=True))
-        place = 0
-        while place < len(data):
-            length = int.from_bytes(data[place : place + 4], "little")
-            entries.append(marshal.loads(data[place + 4 : place + 4 + length]))
-            place += 4 + length
-        return entries
-
-    def revoke(self, until: int) -> int | None:
-        """Takes back all jobs with lower numbers that have not started; gives the number of
-        the one that has (0: none). Those before it have started, too: their reports are taken
-        away in the same moment, and are the next to be collected. `None` if it could not be done
-        now."""
-        with self.held() as locked:
-            if not locked:
-                return None
-            self._words[_REVOKED] = until
-            self._take()
-            return int(self._words[_RUNNING])
-
-    def ask(self, number: int, started: int, why: Reason) -> bool:
-        """Asks the running job to end; false if it is another one by now."""
-        with self.held() as locked:
-            if not locked or self.running != (number, started):
-                return False
-            self._words[_ASKED] = number * len(REASONS) + REASONS.index(why)
-        return True
-
-
-def _move_to_end(memory: Any) -> None:
-    """Has whoever writes to the file behind shared memory write behind that: workers have it
-    open, and a job may write to whatever it finds open. (Of multiprocessing's own.)"""
-    with contextlib.suppress(AttributeError):
-        arena, *_ = memory._wrapper._state[0]
-        os.lseek(arena.fd, 0, os.SEEK_END)
-
-
-@attrs.frozen(eq=False, repr=False)
-class Witness:
-    """Tells what a failed attempt did."""
-
-    _board: Board
-    _cpu_clock: Callable[[], int]
-
-    def mark(self) -> None:
-        """Looks at the CPU clock, before jobs run."""
-        self._board.mark_cpu(self._cpu_clock())
-
-    def tell(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it did, if it
-        failed, or will be said to have."""
-        if report.kind or self._board.asked(number):
-            report = report._replace(
-                cpu=self._board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
-                output=self._board.output_of(number),
-            )
-        self.mark()
-        return report
-
-
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of whoever started the process.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
-
-
-OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the coroutine that runs here has written: it is not the job that the board knows."""
-
-
-def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
-
-    def write_and_keep(text: str) -> Any:
-        count = write(text)
-        if (own := OUTPUT.get()) is None:
-            board.keep_output(text)
-        else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
-        return count
-
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
-        stream.write = write_and_keep
-
-
-SIGN = b"litejobs"
-"""What every message of a worker begins with, since its jobs can write into the pipe, too."""
-
-
-@attrs.define(eq=False, repr=False)
-class Voice:
-    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
-
-    _pipe: Connection
-    tellers: dict[int, ProgressReporter] = attrs.field(factory=dict)
-    """By the job's id, of those that have told something."""
-    _turn: threading.Lock = attrs.field(factory=threading.Lock)
-
-    def say(self, message: bytes) -> None:
-        """Sends a message, whole."""
-        with self._turn:
-            self._pipe.send_bytes(SIGN + message)
-
-    def tell(self, claimed: Claimed, progress: Progress) -> None:
-        """Takes a job's word for how far it has come."""
-        if (teller := self.tellers.get(claimed.id)) is None:
-            pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, ProgressReporter(pass_on))
-        teller.report(progress)
-
-    def told(self, id: int) -> bool:
-        """Passes on the last word of a job that has ended, and says whether there was any."""
-        if (teller := self.tellers.pop(id, None)) is None:
-            return False
-        teller.close()
-        return True
-
-    def _pass_on(self, id: int, claim: int, text: str) -> None:
-        with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
-            self.say(marshal.dumps(("progress", id, claim, text)))
-
-
-Cue = tuple[int, float, tuple[Any, ...] | Reason]
-"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
-that is asked to end, the seconds until it is made to, and why."""
-
-
-@attrs.define(eq=False, repr=False)
-class Juggler:
-    """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
-    also while a handler blocks the event loop, which another one runs.
-
-    Of shared memory, the first word counts the bytes that were read. Each job has one
-    that says when it began, in nanoseconds of the monotonic clock.
-    """
-
-    _pipe: Connection
-    _words: memoryview
-    _executor: Executor
-    _voice: Voice
-    _alone: Callable[[], None]
-    """Called before a coroutine beside which no other one runs."""
+    _jobs: JobRunner
+    _to_folder: Callable[[], object]
     _own_process: bool
+    _batches: Any = None
+    """A SimpleQueue of batches for the JobRunner."""
     _runner: Any = None
-    """Made with the first job: few programs need asyncio."""
-    _looping: threading.Thread | None = None
+    """An asyncio.Runner, made with the first job: few programs need asyncio."""
+    _thread: threading.Thread | None = None
     _tasks: dict[int, Any] = attrs.field(factory=dict)
     _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     """Id and claim, by number."""
-    _asked: dict[int, Reason] = attrs.field(factory=dict)
-    _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _notifies: bool = False
     _closed: bool = False
 
-    @classmethod
-    def start(
-        cls,
-        aside: tuple[Connection, Any],
-        executor: Executor,
-        alone: Callable[[], None],
-        own_process: bool,
-    ) -> Juggler:
-        """Begins to read."""
-        pipe, words = aside
-        words = memoryview(words).cast("B").cast("q")
-        juggler = cls(pipe, words, executor, Voice(pipe), alone, own_process)
-        threading.Thread(target=juggler._read, daemon=True).start()
-        return juggler
+    def read(self) -> Iterator[Any]:
+        """Begins to read; returns the batches of plain jobs."""
+        from queue import SimpleQueue
+
+        self._batches = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        return iter(self._batches.get, None)
 
     def _read(self) -> None:
-        while message := _next_message(self._pipe):
-            self._words[0] += len(message)
-            while True:
+        for message in self._jobs.batches():
+            if isinstance(message, list):
+                self._batches.put(message)
+                continue
+            while not self._closed:
                 try:
-                    self._begin(marshal.loads(message))
+                    self._take(*message)
                     break
                 except BaseException:  # Out of descriptors, threads or memory.
-                    if self._closed:
-                        return
                     logger.exception("a worker cannot run its async jobs")
                     if self._own_process:
                         os._exit(1)
                     time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
+        self._batches.put(None)
 
-    def _begin(self, cues: list[Cue]) -> None:
-        # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-        self._asked.update({number: why for number, _, why in cues if isinstance(why, str)})
-        if self._looping is None:
+    def _take(self, what: str, *fields: Any) -> None:
+        if self._thread is None:
             self._start_loop()
-        self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+        act = self._begin if what == "begin" else self._cancel
+        self._runner.get_loop().call_soon_threadsafe(act, *fields)
 
     def _start_loop(self) -> None:
         import asyncio
@@ -9753,52 +9705,46 @@ class Juggler:
         self._runner = self._runner or asyncio.Runner()
         loop = self._runner.get_loop()
 
-        def turn() -> None:
+        def run_loop() -> None:
             asyncio.set_event_loop(loop)
-            while self._looping is not None:
+            while not self._closed:
                 try:
                     loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
-        try:
-            self._looping.start()
-        except BaseException:
-            self._looping = None
-            raise
+        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        thread.start()
+        self._thread = thread
 
-    def _follow(self, cues: list[Cue]) -> None:
-        loop = self._runner.get_loop()
-        for number, place, fields in cues:
-            if not isinstance(fields, str):
-                run = self._run(number, int(place), Claimed._make(fields))
-                self._tasks[number] = task = loop.create_task(run)
-                task.add_done_callback(functools.partial(self._ended, number))
-            elif number in self._tasks:
-                loop.call_later(place, self._cancel, number)
-            else:
-                self._asked.pop(number, None)
+    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        for number, place, fields in jobs:
+            run = self._run(number, place, Claimed._make(fields))
+            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            task.add_done_callback(functools.partial(self._ended, number))
 
-    def _cancel(self, number: int) -> None:
-        if number in self._begun and self._tasks[number].cancel():
-            self._executor.noticed.add(self._begun[number])
+    def _cancel(self, number: int, within: float) -> None:
+        """Cancels a task that was asked to end, in so many seconds."""
+        if within > 0:
+            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+        elif number in self._begun and self._tasks[number].cancel():
+            self._jobs.executor.noticed.add(self._begun[number])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
-        if number in self._asked:
+        jobs = self._jobs
+        asked = functools.partial(jobs.board.asked, number, place)
+        if asked():
             return None
         if not self._begun:
             with contextlib.suppress(OSError):
-                self._alone()
+                jobs.board.unless_running(self._to_folder)
         self._begun[number] = claimed[:2]
-        self._words[place] = time.monotonic_ns()
-        asked = functools.partial(self._asked.get, number)
+        jobs.board.begin_async(place)
         written: list[bytes] = []
         OUTPUT.set(written)
-        report = await self._executor.run_async(claimed, asked, self._voice.tell)
-        self._voice.told(claimed.id)
-        if report.kind or number in self._asked:
+        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        if report.kind or asked():
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
         return report
@@ -9806,746 +9752,288 @@ class Juggler:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        report: Report | None = None if task.cancelled() else task.result()
-        if report is None:
-            now = self._executor.clock()
-            report = GIVEN_BACK._replace(started_at=now, finished_at=now)
+        made: Report | None = None if task.cancelled() else task.result()
+        if made is None:
+            now = self._jobs.executor.clock()
+            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
-        self._begun.pop(number, None)
-        self._asked.pop(number, None)
-        if not self._told:
-            self._runner.get_loop().call_soon(self._tell)
-        self._told.append((number, *report))
+        id, _ = self._begun.pop(number, (0, 0))
+        report = write_report(number, made)
+        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
+            self._jobs.channel.send(marshal.dumps(("report", report)))
+        elif not self._notifies:
+            self._notifies = True
+            self._runner.get_loop().call_soon(self._notify)
 
-    def _tell(self) -> None:
-        """Reports all that have ended in this turn of the loop."""
-        told, self._told = self._told, []
-        with contextlib.suppress(OSError):
-            self._voice.say(marshal.dumps(told))
+    def _notify(self) -> None:
+        """Notifies the supervisor once of all that have ended in this turn of the loop."""
+        self._notifies = False
+        self._jobs.channel.send(REPORTED)
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if looping := self._looping:
-            self._looping = None
+        if self._thread is not None:
             loop = self._runner.get_loop()
             loop.call_soon_threadsafe(loop.stop)
-            looping.join()
+            self._thread.join()
             self._runner.close()
-            if self._told:
-                self._tell()
+            self._notify()
 
 
 ################################################################################
-# Staff
+# Supervisor
 #
-# The same workers as their supervisor sees them: how they are started, what each has in
-# hand, what it says and how it ends. Whatever is said to a worker may not block, since
-# a process that is stopped reads nothing.
+# The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
+# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
-HAND_OVER_BYTES = 2**15
-"""What surely fits a pipe, so that sending it does not block."""
-LOOK_ASIDE = 0.01
-"""Seconds after which a coroutine that was handed over is looked at: it runs by then."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
-HIRE_REST = 1.0
+RESTART_PAUSE = 1.0
 """Seconds until a worker is tried again that could not start; twice as many each time."""
 FAILED_STARTS = 3
 """How many starts in a row may fail while no worker is ready; twice as many if there was one."""
+ASYNC_CHECK = 0.01
+"""Seconds after which an async job that was handed over is looked at: it runs by then."""
+UNKNOWN = 255
+"""Passes for the exit code of a process that somebody else has waited for."""
 
 
 @attrs.define(eq=False, repr=False)
-class Crew:
-    """The workers of a node, as many as there should be; the ear hears them all."""
+class Run:
+    """A job in hand, and all that its supervisor knows about it."""
 
-    _staff: Processes | Threads
-    _ear: Ear
-    _size: int
-    _concurrency: int
-    """How many coroutines each may run at a time: 0, if there are none to run."""
-    _jobs_each: float
-    """After so many a worker is replaced: a spare one stands by then."""
-    _grace: float
-    workers: list[Worker] = attrs.field(factory=list)
-    had_any: bool = False
-    """Whether one of them was ever ready."""
-    _failed_starts: int = 0
-    _failure: str = ""
-    """Why the last start failed."""
-    _hire_at: float = 0.0
-    """When the next one may be started."""
-    _replaces: bool = attrs.field(init=False)
-    """Whether workers may be dismissed."""
-
-    def __attrs_post_init__(self) -> None:
-        self._replaces = self._jobs_each < math.inf
-        in_forks(self, Crew.let_go)  # What is forked here must not hold its workers' lifelines.
-
-    def spawn(self, presence: str) -> None:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*.
-
-        Raises:
-            WorkerError: they cannot start.
-        """
-        size = self._size + (self._jobs_each < math.inf)
-        size += sum(worker.leaves_by < math.inf for worker in self.workers)
-        starting = sum(not worker.ready for worker in self.workers)
-        while len(self.workers) < size and starting < STARTING:
-            starting += 1
-            most = FAILED_STARTS * (1 + self.had_any)
-            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
-                if self.workers:
-                    return  # Those that are starting now decide.
-                raise WorkerError(f"no worker can be started: {self._failure}")
-            if time.monotonic() < self._hire_at:
-                return
-            try:
-                self._add(self._staff.hire(presence, self._concurrency))
-            except OSError as error:
-                self.start_failed(str(error), HIRE_REST)
-
-    def start_failed(self, problem: str, pause: float) -> None:
-        """The system has not what a worker takes, or its source files are just being replaced:
-        that may be different later. Those that fail during the pause were started before it."""
-        now = time.monotonic()
-        if now >= self._hire_at:
-            logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._hire_at = now + pause * 2 ** min(self._failed_starts, 6)
-            self._failed_starts += 1
-            self._failure = problem
-
-    def _add(self, worker: Worker) -> None:
-        worker.left = self._jobs_each
-        self.workers.append(worker)
-        for source in worker.sources:
-            self._ear.add(source, worker)
-
-    def remove(self, worker: Worker) -> None:
-        """Takes one off the list that has died."""
-        self.workers.remove(worker)
-        for source in worker.sources:
-            self._ear.remove(source)
-        worker.close()
-
-    def welcome(self, worker: Worker) -> None:
-        """One is ready to run jobs."""
-        worker.ready = self.had_any = True
-        self._failed_starts = 0
-
-    def dismiss(self) -> bool:
-        """Lets workers go that have run as many jobs as they may; says whether there were
-        any, whose places others can take."""
-        if not self._replaces:
-            return False
-        dismissed = False
-        for worker in self.workers:
-            if worker.left > 0 or worker.busy:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self._grace
-                worker.mouth.say(b"", fits=True)
-                dismissed = True
-            elif time.monotonic() >= worker.leaves_by:
-                worker.end()
-        return dismissed
-
-    def replace(self) -> None:
-        """Has other processes take the places of all, of each when it has ended its jobs."""
-        for worker in self.workers:
-            if worker.kill is not None:
-                self._replaces, worker.left = True, 0
-
-    def at_work(self) -> list[Worker]:
-        """Those that may be given jobs; a spare one waits until another leaves."""
-        if not self._replaces:
-            return [worker for worker in self.workers if worker.ready]
-        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self._size] if worker.left > 0]
-
-    @property
-    def busy(self) -> bool:
-        """Whether any of them has jobs in hand."""
-        return any(worker.busy for worker in self.workers)
-
-    def let_go(self) -> None:
-        """Closes this process's ends of what one talks to them through."""
-        for worker in self.workers:
-            if worker.lifeline is not None:
-                worker.lifeline.close()
-            for pipe in worker.pipes:
-                pipe.close()
-
-
-UNKNOWN = 255
-"""Passes for the exit code of a worker that somebody else has waited for."""
-NO_JOB = -1
-"""For which a worker was killed by a node that ends, or that it does not hear any more: all of
-its jobs are innocent."""
-
-
-class Asked(NamedTuple):
-    """A running job that was asked to end."""
-
-    why: Reason
-    kill_at: float
+    number: int
+    """Its place in the order of the hand-overs."""
+    claimed: Claimed
+    worker: Worker
+    expected: float
+    """Microseconds that it will take, by estimate."""
+    place: int = 0
+    """Of an async job, on the board."""
+    reason: Reason | None = None
+    """Why it was asked to end."""
+    kill_at: float = math.inf
+    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
-    """Seconds that it was granted."""
+    """Seconds that it was granted after it was asked."""
+    announced: bool = False
+    """Whether an event has said that it started."""
+    slow_after: float = 0.0
+    """Seconds of running after which it is logged as slow once more."""
 
 
 @attrs.define(eq=False, repr=False)
 class Worker:
-    """One worker: a process, or a thread."""
+    """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
-    mouth: Mouth
-    lifeline: Connection | None
+    channel: Channel
     board: Board
-    death: Any
-    """What one waits for to learn of its death."""
-    kill: Callable[..., None] | None
-    """Ends it with all that it started; `None` for a thread, which nothing can end."""
-    crowd: Crowd | None = None
+    lifeline: Connection | None = None
+    death: Any = None
+    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
-    """What the node ends with if it never gets ready."""
     left: float = math.inf
     """How many more jobs it may be given."""
     leaves_by: float = math.inf
     """When it was dismissed: the moment by which it must be gone."""
-    killed_for: int = 0
-    """The number of the job for which it was killed: the others are innocent."""
-    handed: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order in which it runs them; the crowd has
-    its coroutines."""
-    names: Counter[str] = attrs.field(factory=Counter)
-    """Of what definitions those are."""
-    asked: dict[int, Asked] = attrs.field(factory=dict)
-    """Which of its jobs were asked to end, by number."""
+    blameless: bool = False
+    """Whether its node has killed it: then only jobs that were asked to end are to blame."""
+    free: list[int] = attrs.field(init=False)
+    """The places on the board for further async jobs."""
+    runs: dict[int, Run] = attrs.field(factory=dict)
+    """What it has in hand, by number, in the order of the hand-overs."""
+    plain: int = 0
+    """How many of these are plain jobs, which it runs one after another."""
+    load: float = 0.0
+    """Microseconds of work that these will take, by estimate."""
+    look_at: float = math.inf
+    """Until when nothing can be due with any of its async jobs."""
     moved_at: float = 0.0
-    """When it was last given a job, or had ended one."""
-    used: Used = attrs.field(factory=lambda: Used())
-    """What it had used in the end, as far as the system said."""
-    _unsent: list[Handed] = attrs.field(factory=list)
-    _bytes_sent: int = 0
-    _inboxes: list[Inbox] = attrs.field(init=False)
+    """When it was given the first job that it has in hand, or had ended one."""
+    events: int = selectors.EVENT_READ
+    """What the selector waits for on its channel."""
+    broken: bool = False
+    """Whether nothing more can be heard of it."""
+    used: tuple[int | None, int | None] | None = None
+    """What it had used in the end: see `used_by`."""
 
-    @_inboxes.default
-    def _one_for_each_pipe(self) -> list[Inbox]:
-        return list(map(Inbox, self.pipes))
+    def __attrs_post_init__(self) -> None:
+        self.free = list(self.board.places)
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it can be killed."""
+        return self.lifeline is not None
 
     @property
     def pid(self) -> int:
         """The number of its process."""
-        return int(self.process.pid)
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has ended. Of a process that somebody else has waited for, as programs do
-        that ignore SIGCHLD or wait for all children, no exit code will ever tell."""
-        if self.process.exitcode is not None:
-            return True
-        return self.kill is not None and not is_there(self.pid)
-
-    @property
-    def pipes(self) -> list[Connection]:
-        """What it talks through."""
-        return [self.mouth.pipe] if self.crowd is None else [self.mouth.pipe, self.crowd.mouth.pipe]
+        return int(self.process.pid) if self.is_process else os.getpid()
 
     @property
     def sources(self) -> list[Any]:
-        """All that one waits for to hear of it."""
-        return [*self.pipes, self.death]
+        """What one waits for to hear of it."""
+        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
-    def busy(self) -> bool:
-        """Whether it has jobs in hand."""
-        return bool(self.handed or (self.crowd and self.crowd.jobs))
-
-    def claims(self) -> Iterator[tuple[int, Claimed]]:
-        """All that it has in hand, by number."""
-        yield from self.handed.items()
-        if self.crowd is not None:
-            yield from self.crowd.jobs.items()
-
-    def began(self, number: int) -> int:
-        """When a job that it has in hand began, in nanoseconds of the monotonic clock; 0 if
-        it does not run."""
-        if self.crowd is not None and number in self.crowd.jobs:
-            return self.crowd.began(number)
-        running, began = self.board.running
-        return began if running == number else 0
-
-    # Hand over and take back
-
-    def is_last(self) -> bool:
-        """Counts a job that it is to be given; says whether it may get no more."""
-        self.left -= 1
-        return self.left <= 0
-
-    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
-        """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
-        since a full pipe would block the supervisor."""
-        self.moved_at = time.monotonic()
-        self.handed.update(jobs)
-        self.names.update([claimed.name for _, claimed in jobs])
-        self._unsent += [(number, tuple(claimed)) for number, claimed in jobs]
-        self.send()
-
-    def send(self) -> None:
-        """Sends what may be sent now."""
-        if not self._unsent:
-            return
-        message = marshal.dumps(self._unsent)
-        size = self._bytes_sent + len(message)
-        if len(self._unsent) == len(self.handed) or size < HAND_OVER_BYTES:
-            self._bytes_sent = size
-            self._unsent = []
-            self.mouth.say(message, size < HAND_OVER_BYTES)
-
-    def ended(self, number: int) -> Claimed | None:
-        """Takes a job out of its hands that it has run."""
-        if claimed := self.handed.pop(number, None):
-            self.moved_at = time.monotonic()
-            self.names[claimed.name] -= 1
-            if not self.handed:
-                self._bytes_sent = 0
-            return claimed
-        return None if self.crowd is None else self.crowd.take(number)
-
-    def take_back(self, running: int) -> list[Claimed]:
-        """Takes all out of its hands that it was told not to begin."""
-        self._unsent = []
-        numbers = [number for number in self.handed if number != running]
-        claims = [self.handed.pop(number) for number in numbers]
-        self.names.subtract([claimed.name for claimed in claims])
-        return claims
-
-    # Hear and end
-
-    def said(self) -> Iterator[tuple[Any, ...]]:
-        """What it has said since: each a word and what belongs to it, or a report, which is a
-        number and the fields of a Report."""
-        for inbox in self._inboxes:
-            try:
-                for message in inbox.take():
-                    if message:
-                        said = marshal.loads(message)
-                        yield from said if isinstance(said, list) else (said,)
-            except (EOFError, OSError, ValueError, TypeError):
-                self._give_up()
-
-    def reports(self, dead: bool) -> list[tuple[Any, ...]]:
-        """The reports on its board."""
+    def dead(self) -> bool:
+        """Whether it has ended."""
+        if not self.is_process:
+            return not self.process.is_alive()
+        if self.process.exitcode is not None:
+            return True
+        if sys.platform == "win32":
+            return False
+        # No exit code will ever tell of a process that somebody else has waited for, as programs
+        # do that ignore SIGCHLD or wait for all children.
         try:
-            return self.board.collect(dead)
-        except (EOFError, ValueError, TypeError):  # Something has written over them.
-            self._give_up()
-            return []
+            os.kill(self.pid, 0)
+        except PermissionError:  # Its number belongs to somebody else.
+            return False
+        except ProcessLookupError:
+            return True
+        return False
 
-    def _give_up(self) -> None:
-        """It cannot be talked to any more."""
-        if self.kill is not None:
-            self.look()
-        if not self.dead:
-            self.end()
+    def hand_over(self, runs: list[Run]) -> None:
+        """Gives it jobs."""
+        now = time.monotonic()
+        if not self.runs:
+            self.moved_at = now
+        plain, beside = [], []
+        for run in runs:
+            self.runs[run.number] = run
+            if run.place:
+                self.board.clear(run.place)
+                beside.append((run.number, run.place, run.claimed[:]))
+            else:
+                self.load += run.expected
+                plain.append((run.number, run.claimed[:]))
+        self.plain += len(plain)
+        if plain:
+            self.channel.send(marshal.dumps(plain))
+        if beside:
+            self.look_at = min(self.look_at, now + ASYNC_CHECK)
+            self.channel.send(marshal.dumps(("begin", beside)))
 
-    def end(self, culprit: int = 0) -> None:
-        """Kills it, for one of its jobs or for its own sake; a thread goes on."""
-        if self.kill is not None:
-            self.killed_for = self.killed_for or culprit
-            self.look()
-            self.kill()
+    def take(self, number: int) -> Run | None:
+        """Takes a job out of its hands."""
+        if run := self.runs.pop(number, None):
+            self.moved_at = time.monotonic()
+            if run.place:
+                self.free.append(run.place)
+            else:
+                self.plain -= 1
+                self.load = self.load - run.expected if self.plain else 0.0
+        return run
 
-    def look(self) -> None:
-        """Sees what a process has used, before it is killed, or waited for."""
-        if self.used == (None, None):
-            self.used = used_by(self.pid)
+    def kill(self) -> None:
+        """Kills it with all that it started; a thread goes on."""
+        if self.is_process:
+            self.used = self.used or used_by(self.pid)
+            kill_group(self.pid)
 
-    def with_last_deeds(self, report: Report, number: int) -> Report:
-        """The report of a job that was in its hands when it died, with what is known of it."""
-        running, began = self.board.running
-        cpu, memory = self.used
-        # What coroutines used they used together.
-        known = cpu is not None and running == number
-        return report._replace(
-            exit_code=self.process.exitcode,
-            cpu=self.board.cpu_since(began, cpu or 0) if known else None,
-            memory=memory,
-            output=self.board.output_of(number),
-        )
+    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
+        """The messages and reports that have arrived."""
+        messages: list[Any] = []
+        reports: list[tuple[int, Report]] = []
+        with self._killed_if_garbled():
+            self.channel.flush()
+            for data in self.channel.receive():
+                if data == REPORTED:
+                    continue
+                messages.append(marshal.loads(data))
+                if messages[-1][0] == "report":
+                    reports.append(read_report(messages.pop()[1], 0)[:2])
+        with self._killed_if_garbled():
+            reports += self.board.collect(dead)  # Later: the message that it has some is read.
+        return messages, reports
+
+    @contextlib.contextmanager
+    def _killed_if_garbled(self) -> Iterator[None]:
+        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
+        try:
+            yield
+        except (EOFError, OSError, ValueError, TypeError, LookupError, struct.error):
+            self.broken = True
+            if not self.dead:
+                self.kill()
+
+    def wait(self, patience: float) -> None:
+        """Waits until it has ended, at most so many seconds."""
+        if self.death is None:
+            self.process.join(max(0.0, patience))
+        else:
+            from multiprocessing.connection import wait
+
+            wait([self.death], max(0.0, patience))
 
     def join(self) -> None:
-        """Sees it die, and what it has started."""
-        if self.kill is not None:
-            self.kill(alive=not self.dead)
+        """Sees it end, and what it has started."""
+        if self.is_process:
+            self.used = self.used or used_by(self.pid)
+            kill_group(self.pid, alive=not self.dead)
         self.process.join()
 
     def close(self) -> None:
-        """Gives back what it takes to talk to a worker that is dead."""
-        self.mouth.close()
+        """Gives back what it took to talk to it."""
+        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
+        self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-        if self.crowd is not None:
-            self.crowd.mouth.close()
-        if self.death != self.process.sentinel:
-            os.close(self.death)
-        if self.process.exitcode is None:
-            # Else multiprocessing takes it for alive: it would keep it, and its files, for ever.
-            self.process._popen.returncode = UNKNOWN
-        self.process.close()
+            if self.death not in (None, self.process.sentinel):
+                os.close(self.death)
+            if self.process.exitcode is None:
+                # Else multiprocessing would keep it, and its files, for ever.
+                self.process._popen.returncode = UNKNOWN
+            self.process.close()
 
 
-@attrs.define(eq=False, repr=False)
-class Crowd:
-    """The supervisor's view of the coroutines that one worker runs."""
+def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that imports a program and
+    holds the lock on the file *presence*; or a thread."""
+    with contextlib.ExitStack() as opened:
+        ours, theirs = map(opened.enter_context, socket.socketpair())
+        ours.setblocking(False)
+        if not isinstance(code, Program):
+            board = Board.make(concurrency)
+            arguments = theirs, board, code
+            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            thread.start()
+            opened.pop_all()
+            return Worker(thread, Channel(ours), board)
+        from multiprocessing import get_context
 
-    mouth: Mouth
-    _words: memoryview
-    jobs: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number."""
-    look_at: float = math.inf
-    """Until when nothing can be due with any of them."""
-    moved_at: float = 0.0
-    """When it was given the first job that it has in hand, or had ended one."""
-    _places: dict[int, int] = attrs.field(factory=dict)
-    _free: list[int] = attrs.field(init=False)
-    _sent: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        self._free = list(range(1, len(self._words)))
-
-    @classmethod
-    def make(cls, context: Any, size: int) -> tuple[Crowd, tuple[Connection, Any]]:
-        """Room for so many, and what the worker needs for it."""
-        ours, theirs = context.Pipe()
-        words = context.RawArray("q", 1 + size)
-        _move_to_end(words)
-        return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
-
-    @property
-    def room(self) -> int:
-        """How many more it may have in hand."""
-        return len(self._free)
-
-    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
-        """Gives the worker jobs, which begin as soon as its loop has a turn."""
-        cues: list[Cue] = []
-        now = time.monotonic()
-        if not self.jobs:
-            self.moved_at = now
-        for number, claimed in jobs:
-            self._places[number] = place = self._free.pop()
-            self._words[place] = 0
-            self.jobs[number] = claimed
-            cues.append((number, place, tuple(claimed)))
-            self.look_at = min(self.look_at, now + LOOK_ASIDE)
-            if claimed.timeout is not None:
-                self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
-        self._say(cues)
-
-    def take(self, number: int) -> Claimed | None:
-        """Takes a job out of its hands."""
-        if claimed := self.jobs.pop(number, None):
-            self._free.append(self._places.pop(number))
-            self.moved_at = time.monotonic()
-        return claimed
-
-    def began(self, number: int) -> int:
-        """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
-        return int(self._words[self._places[number]])
-
-    def ask(self, number: int, within: float, why: Reason) -> None:
-        """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self._say([(number, within, why)])
-
-    def _say(self, cues: list[Cue]) -> None:
-        message = marshal.dumps(cues)
-        unread = self._sent - self._words[0]
-        self._sent += len(message)
-        self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
-
-
-@attrs.define(eq=False, repr=False)
-class Inbox:
-    """What a worker says through a pipe. Nobody waits for the rest of a message, since a
-    process that is stopped says nothing more; and what a job has written into the pipe, as
-    those do that write to all that is open, passes for no message."""
-
-    _pipe: Connection
-    _arrived: bytearray = attrs.field(factory=bytearray)
-
-    def take(self) -> Iterator[bytes]:
-        """The messages that are there, whole.
-
-        Raises:
-            EOFError: there will be no more. An OSError says the same.
-            ValueError: that was not the worker.
-        """
-        while self._pipe.poll():
-            if sys.platform == "win32":  # There the system keeps messages apart.
-                yield _signed(self._pipe.recv_bytes())
-                continue
-            if not (data := os.read(self._pipe.fileno(), 2**20)):
-                raise EOFError
-            self._arrived += data
-            yield from self._complete()
-
-    def _complete(self) -> Iterator[bytes]:
-        """Takes apart what has arrived: each message comes after its length, in four bytes."""
-        arrived = self._arrived
-        while len(arrived) >= 4 + len(SIGN):
-            end = 4 + int.from_bytes(arrived[:4], "big")
-            message = _signed(bytes(arrived[4:end]))
-            if len(arrived) < end:
-                return
-            del arrived[:end]
-            yield message
-
-
-def _signed(message: bytes) -> bytes:
-    if not message.startswith(SIGN):
-        raise ValueError("somebody else has written into the pipe")
-    return message.removeprefix(SIGN)
-
-
-@attrs.define(eq=False, repr=False)
-class Mouth:
-    """Says things through a pipe and never waits: a thread says what may not fit, since a
-    process that is stopped reads nothing."""
-
-    pipe: Connection
-    _thread: threading.Thread | None = None
-    _queue: Any = None
-    _given: int = 0
-    _said: int = 0
-
-    def say(self, message: bytes, fits: bool) -> None:
-        """Says it after all that was said before; at once if it surely *fits*."""
-        if fits and self._given == self._said:
-            with contextlib.suppress(OSError):
-                self.pipe.send_bytes(message)
-            return
-        if self._thread is None:
-            from queue import SimpleQueue
-
-            self._queue = SimpleQueue()
-            self._thread = threading.Thread(target=self._say_all, daemon=True)
-            self._thread.start()
-        self._given += 1
-        self._queue.put(message)
-
-    def _say_all(self) -> None:
-        with contextlib.suppress(OSError):
-            while (message := self._queue.get()) is not None:
-                self.pipe.send_bytes(message)
-                self._said += 1
-
-    def close(self) -> None:
-        """To be called when nobody listens any more: what is not said yet is lost."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._interrupt()
-            self._thread.join()
-        self.pipe.close()
-
-    def _interrupt(self) -> None:
-        """Ends a wait for room in the pipe, which goes on as long as anybody holds the other
-        end: as a process does that a job has forked, and that nothing could end."""
-        if sys.platform == "win32":
-            return  # There nobody else holds it.
-        with contextlib.suppress(OSError):  # A pipe that goes one way is no socket.
-            line = socket.socket(fileno=self.pipe.fileno())
-            try:
-                line.shutdown(socket.SHUT_RDWR)
-            finally:
-                line.detach()
-
-
-@attrs.define(eq=False, repr=False)
-class Ear:
-    """All that a supervisor waits for, each with the worker that it concerns. The kernel
-    keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
-
-    _sources: dict[Any, Worker | None] = attrs.field(factory=dict)
-    _selector: selectors.BaseSelector | None = attrs.field(
-        factory=lambda: None if sys.platform == "win32" else selectors.DefaultSelector()
-    )
-
-    def add(self, source: Any, whose: Worker | None) -> None:
-        """Listens to a source from now on."""
-        self._sources[source] = whose
-        if self._selector is not None:
-            self._selector.register(source, selectors.EVENT_READ, whose)
-
-    def remove(self, source: Any) -> None:
-        """Listens to it no longer; to be said before it is closed."""
-        del self._sources[source]
-        if self._selector is not None:
-            self._selector.unregister(source)
-
-    def wait(self, patience: float) -> list[Worker | None]:
-        """Waits until there is something to hear, at most so many seconds, and not a
-        millisecond longer, in which selectors count; says whose it is."""
-        if self._selector is None:
-            from multiprocessing.connection import wait
-
-            heard = wait(list(self._sources), patience)
-            return [self._sources[source] for source in heard]
-        until = time.monotonic() + patience
-        events = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not events and patience:
-            time.sleep(max(0.0, until - time.monotonic()))
-            events = self._selector.select(0)
-        return [key.data for key, _ in events]
-
-    def wait_for(self, source: Any, patience: float) -> None:
-        """Waits for this one alone."""
-        from multiprocessing.connection import wait
-
-        wait([source], patience)
-
-    def close(self) -> None:
-        """Gives back what the kernel keeps."""
-        if self._selector is not None:
-            self._selector.close()
-
-
-def _spawning() -> Any:
-    from multiprocessing import get_context
-
-    return get_context("spawn")
-
-
-@attrs.frozen(eq=False, repr=False)
-class Processes:
-    """Makes workers that are processes."""
-
-    program: Program
-    context: Any = attrs.field(factory=_spawning)
-
-    def hire(self, presence: str, concurrency: int) -> Worker:
-        """Starts a process that runs jobs."""
-        ours, theirs = self.context.Pipe()
-        lifeline, held = self.context.Pipe(duplex=False)
-        board = Board.make(self.context)
-        crowd, aside = Crowd.make(self.context, concurrency) if concurrency else (None, None)
-        process = self.context.Process(
-            target=work_in_child,
-            args=(theirs, lifeline, board, aside, presence, self.program),
-            name="litejobs-worker",
-        )
+        context = get_context("spawn")
+        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        board = Board.make(concurrency, context)
+        handed = theirs, lifeline, board, presence, code
+        process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with signals_blocked(), without_unimportable_main():
             process.start()
-        for end in (theirs, lifeline, *(aside or ())[:1]):
+        opened.pop_all()
+        for end in (theirs, lifeline):
             end.close()
-        kill = functools.partial(kill_group, process.pid)
-        return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
+    try:
+        death: int | None = os.pidfd_open(process.pid or 0)
+    except (AttributeError, OSError):
+        # A pipe, which stays open in what the process has forked; then the next look shows it.
+        death = None if sys.platform == "win32" else process.sentinel
+    return Worker(process, Channel(ours), board, held, death)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Threads:
-    """Makes workers that are threads of this process."""
-
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-    def hire(self, presence: str, concurrency: int) -> Worker:
-        """Starts a thread that runs jobs; the supervisor's own share of the lock on the
-        file *presence* is its, too."""
-        context = Plain()
-        ours, theirs = context.Pipe()
-        board = Board.make(context)
-        crowd, aside = Crowd.make(context, concurrency) if concurrency else (None, None)
-        thread = InThread(*context.Pipe())
-        worker = Worker(thread, Mouth(ours), None, board, thread.sentinel, None, crowd)
-        thread.start(work_in_thread, theirs, board, aside, self.make)
-        return worker
-
-
-@attrs.define(eq=False, repr=False)
-class InThread:
-    """A thread that passes for a process of multiprocessing's."""
-
-    sentinel: Connection
-    """Can be read when the thread has ended."""
-    _ended: Connection
-    exitcode: int | None = None
-    pid: int = attrs.field(factory=os.getpid)
-
-    def start(self, target: Callable[..., None], *arguments: Any) -> None:
-        """Starts it."""
-
-        def work() -> None:
-            try:
-                target(*arguments)
-            finally:
-                self.exitcode = 0
-                self._ended.close()
-
-        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
-
-    def join(self) -> None:
-        """Waits until it has ended."""
-        from multiprocessing.connection import wait
-
-        wait([self.sentinel])
-
-    def close(self) -> None:
-        """Gives back the sentinel."""
-        self.sentinel.close()
-
-
-@attrs.frozen(eq=False, repr=False)
-class Plain:
-    """What multiprocessing's contexts make, for threads: it starts no process of its own,
-    as theirs do, which in a frozen application is the application."""
-
-    def Pipe(self) -> tuple[Connection, Connection]:
-        """Two ends that talk to each other."""
-        from multiprocessing.connection import Pipe
-
-        ours, theirs = Pipe()
-        return ours, theirs
-
-    def RawArray(self, kind: str, size: int) -> array.array[int]:
-        """So many words or bytes, all zero."""
-        return array.array(kind, bytes(size * array.array(kind).itemsize))
-
-    def Lock(self) -> Any:
-        """A lock for threads."""
-        return threading.Lock()
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process has this number, be it one that has ended and that nobody has waited
-    for. On Windows, where there are none of those, that is not asked."""
-    if sys.platform != "win32":
-        with contextlib.suppress(PermissionError):  # It belongs to somebody else, then.
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return False
-    return True
-
-
-class Used(NamedTuple):
-    """What a process has used, if it is known."""
-
-    cpu: int | None = None
-    """Nanoseconds."""
-    memory: int | None = None
-
-
-def used_by(pid: int) -> Used:
-    """What a process has used, where Linux's /proc says it: of one that has ended, only its
-    CPU time, and until somebody has waited for it."""
+def used_by(pid: int) -> tuple[int | None, int | None]:
+    """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
+    says it: of one that has ended, only the first, and until somebody has waited for it."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
-        return Used()
-    return Used(sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid))
+        return None, None
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid)
 
 
 def memory_of(pid: int) -> int:
@@ -10571,26 +10059,116 @@ def memory_of(pid: int) -> int:
         raise ProcessLookupError(pid) from None
 
 
-def _death_of(process: Any) -> int:
-    """What shows the death of a process at once. A sentinel of multiprocessing's is a pipe,
-    which stays open in what the process has forked; then the next look shows it."""
-    try:
-        return os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        return int(process.sentinel)
+@attrs.define(eq=False, repr=False)
+class WorkerPool:
+    """The workers of a node, as many as there should be."""
+
+    _code: Program | MakeExecutor
+    _size: int
+    _concurrency: int
+    """How many async jobs each may run at a time: 0, if there are none to run."""
+    _jobs_each: float
+    """After so many a worker is replaced: a spare one stands by then."""
+    _grace: float
+    workers: list[Worker] = attrs.field(factory=list)
+    had_any: bool = False
+    """Whether one of them was ever ready."""
+    _failed_starts: int = 0
+    _failure: str = ""
+    """Why the last start failed."""
+    _start_at: float = 0.0
+    """When the next one may be started."""
+    _replaces: bool = attrs.field(init=False)
+    """Whether workers may be dismissed."""
+
+    def __attrs_post_init__(self) -> None:
+        self._replaces = self._jobs_each < math.inf
+        in_forks(self, WorkerPool.let_go)  # A fork must not hold its workers' lifelines.
+
+    def spawn(self, presence: str) -> Iterator[Worker]:
+        """Starts workers up to the number there should be; they hold the lock on the file
+        *presence*. A WorkerError says that none can be started."""
+        size = self._size + (self._jobs_each < math.inf)
+        size += sum(worker.leaves_by < math.inf for worker in self.workers)
+        starting = sum(not worker.ready for worker in self.workers)
+        while len(self.workers) < size and starting < STARTING:
+            starting += 1
+            most = FAILED_STARTS * (1 + self.had_any)
+            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
+                if self.workers:
+                    return  # Those that are starting now decide.
+                raise WorkerError(f"no worker can be started: {self._failure}")
+            if time.monotonic() < self._start_at:
+                return
+            try:
+                worker = start_worker(self._code, presence, self._concurrency)
+            except OSError as error:
+                self.start_failed(str(error), RESTART_PAUSE)
+                continue
+            worker.left = self._jobs_each
+            self.workers.append(worker)
+            yield worker
+
+    def start_failed(self, problem: str, pause: float) -> None:
+        """The system lacks what a worker takes, or its source files are just being replaced:
+        that may be different later. Those that fail during the pause were started before it."""
+        now = time.monotonic()
+        if now >= self._start_at:
+            logger.error("a worker cannot be started and will be tried again: %s", problem)
+            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
+            self._failed_starts += 1
+            self._failure = problem
+
+    def ready(self, worker: Worker) -> None:
+        """One is ready to run jobs."""
+        worker.ready = self.had_any = True
+        self._failed_starts = 0
+
+    def dismiss(self) -> bool:
+        """Lets workers go that have run as many jobs as they may; says whether there were
+        any, whose places others can take."""
+        dismissed = False
+        for worker in self.workers if self._replaces else ():
+            if worker.left > 0 or worker.runs:
+                continue
+            if worker.leaves_by == math.inf:
+                worker.leaves_by = time.monotonic() + self._grace
+                worker.channel.send(b"")
+                dismissed = True
+            elif time.monotonic() >= worker.leaves_by:
+                worker.kill()
+        return dismissed
+
+    def replace(self) -> None:
+        """Has other processes take the places of all, of each when it has ended its jobs."""
+        for worker in self.workers:
+            if worker.is_process:
+                self._replaces, worker.left = True, 0
+
+    def at_work(self) -> list[Worker]:
+        """Those that may be given jobs; a spare one waits until another leaves."""
+        if not self._replaces:
+            return [worker for worker in self.workers if worker.ready]
+        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
+        return [worker for worker in here[: self._size] if worker.left > 0]
+
+    def runs(self) -> list[Run]:
+        """What they have in hand."""
+        return [run for worker in self.workers for run in worker.runs.values()]
+
+    def let_go(self) -> None:
+        """Closes this process's ends of what one talks to them through."""
+        for worker in self.workers:
+            worker.channel.socket.close()
+            if worker.lifeline is not None:
+                worker.lifeline.close()
 
 
-################################################################################
-# Dealer
-#
-# Whose each ready job is to be. Long jobs are handed over one at a time, short ones many
-# at a time, by how long those of their definition have been taking; coroutines go where
-# fewest run.
-################################################################################
+# Assign: whose each ready job is to be, by how long those of its definition have been taking.
 
 HAND_OVER = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that nobody waits for a worker."""
+for the next exchange, little enough that no job waits for a worker."""
 HAND_OVER_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 NEXT_ONE = 100_000
@@ -10599,140 +10177,68 @@ OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
 
 
-@attrs.define(eq=False, repr=False)
-class Dealer:
-    """Says whose each ready job is to be, and knows whether there may be any to deal."""
-
-    _paces: Paces
-    _aside: frozenset[str]
-    """The definitions whose jobs are coroutines, which run many at a time."""
-    _others: frozenset[str]
-    _counts: bool
-    """Whether workers may be given only so many jobs."""
-    stirred: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    full: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
-
-    def stir(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self.stirred, self.full = True, False
-
-    def choose(self, plan: Plan, workers: list[Worker], ready: Ready) -> list[int]:
-        """Picks jobs as long as a worker has room for the next one; *plan* is filled with
-        whose each is to be."""
-        self.stirred = self.full = True
-        table = Table.lay(workers, self._paces)
-        aside, passed_over = self._aside, False
-        while table.workers:
-            if (job := ready.peek()) is None:
-                # There may be more than what was read ahead.
-                self.stirred = passed_over or ready.version is None
+def assign(
+    plan: dict[int, Worker],
+    workers: list[Worker],
+    ready: Ready,
+    durations: Mapping[str, float],
+    async_names: frozenset[str],
+    other_names: frozenset[str],
+) -> bool:
+    """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
+    worker with the least work, an async one to that with most free places. Puts them into the
+    *plan*, by id, and says whether more may be ready."""
+    loads = [load_of(worker) for worker in workers]
+    counts = [worker.plain for worker in workers]
+    places = [len(worker.free) for worker in workers]
+    passed_over = False
+    while workers:
+        if (job := ready.peek()) is None:
+            # There may be more than what was read ahead.
+            return passed_over or ready.version is None
+        id, name = job
+        more = estimate(name, durations)
+        if is_async := name in async_names:
+            which = places.index(max(places))
+            fits = places[which] > 0
+        else:
+            which = loads.index(min(loads))
+            fits = has_room(counts[which], loads[which], more)
+            if fits and ready.rated:  # It has to start now.
+                fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
+        if not fits:
+            if not async_names:
                 break
-            id, name = job
-            alone = name not in aside
-            worker = (
-                table.least_loaded(self._paces.of(name), ready.rated) if alone else table.emptiest()
-            )
-            if worker is None and not aside:
-                break
-            if worker is None:
-                ready.pass_over(self._others if alone else aside)
-                passed_over = True
-                continue
-            plan[id] = worker if alone else worker.crowd or worker
-            next(ready)
-            if self._counts and worker.is_last():
-                table.leave(worker)
-        return ready.taken
-
-    def has_room(self, worker: Worker) -> bool:
-        """Whether a worker should get more, besides coroutines."""
-        return _has_room(len(worker.handed), self._paces.load(worker), HAND_OVER / 2)
-
-    def has_room_aside(self, worker: Worker) -> bool:
-        """Whether it could run one more coroutine."""
-        return bool(self._aside and worker.crowd and worker.crowd.room)
+            ready.pass_over(async_names if is_async else other_names)
+            passed_over = True
+            continue
+        next(ready)
+        plan[id] = worker = workers[which]
+        if is_async:
+            places[which] -= 1
+        else:
+            loads[which] += more
+            counts[which] += 1
+        worker.left -= 1
+        if worker.left <= 0:
+            del workers[which], loads[which], counts[which], places[which]
+    return True
 
 
-Plan = dict[int, Worker | Crowd]
-"""Whose a job is to be, by its id."""
+def estimate(name: str, durations: Mapping[str, float]) -> float:
+    """Microseconds that a worker will need for a job; of what has never run, so many that one is
+    tried at a time."""
+    return durations.get(name, NEXT_ONE) + OVERHEAD
 
 
-@attrs.define(eq=False, repr=False)
-class Table:
-    """Those who are dealt jobs, and what each would then have in hand."""
-
-    workers: list[Worker]
-    _loads: list[float]
-    _counts: list[int]
-    _rooms: dict[Worker, int]
-    """How many more coroutines those may run that run any."""
-
-    @classmethod
-    def lay(cls, workers: list[Worker], paces: Paces) -> Table:
-        """What they have now."""
-        return cls(
-            workers,
-            [paces.load(worker) for worker in workers],
-            [len(worker.handed) for worker in workers],
-            {worker: worker.crowd.room for worker in workers if worker.crowd},
-        )
-
-    def least_loaded(self, more: float, now: bool = False) -> Worker | None:
-        """Whoever has least to do gets so *much* more; nobody, if there is no room, or if it
-        is to start *now* and nobody is idle."""
-        loads = self._loads
-        least = loads.index(min(loads))
-        if not _has_room(self._counts[least], loads[least], more):
-            return None
-        if now and (self.workers[least].handed or loads[least] > BURST_SECONDS * 1e6):
-            return None
-        loads[least] += more
-        self._counts[least] += 1
-        return self.workers[least]
-
-    def emptiest(self) -> Worker | None:
-        """Whoever runs fewest coroutines gets one more; nobody, if there is no room."""
-        worker = max(self._rooms, key=self._rooms.__getitem__)
-        if not self._rooms[worker]:
-            return None
-        self._rooms[worker] -= 1
-        return worker
-
-    def leave(self, worker: Worker) -> None:
-        """One may get no more."""
-        place = self.workers.index(worker)
-        del self.workers[place], self._loads[place], self._counts[place]
-        self._rooms.pop(worker, None)
+def load_of(worker: Worker) -> float:
+    """Microseconds of work in a worker's hands; a job that has run for longer than expected may
+    well run for as long again."""
+    began = worker.board.running_since()
+    return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
-@attrs.define(eq=False, repr=False)
-class Paces:
-    """How long jobs of each definition have been taking."""
-
-    _micros: dict[str, float] = attrs.field(factory=dict)
-
-    def learn(self, name: str, took: int) -> None:
-        """Another one took so many microseconds."""
-        pace = self._micros.get(name, took)
-        self._micros[name] = pace + 0.2 * (took - pace)
-
-    def of(self, name: str) -> float:
-        """Microseconds that a worker will need for the next one, by estimate."""
-        # Of what has never run, one is tried at a time.
-        return self._micros.get(name, NEXT_ONE) + OVERHEAD
-
-    def load(self, worker: Worker) -> float:
-        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
-        than that may well run for as long again."""
-        number, started = worker.board.running
-        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
-        names = worker.names.items()
-        return max(ran, sum(self.of(name) * count for name, count in names if count))
-
-
-def _has_room(count: int, load: float, more: float) -> bool:
+def has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
     if count < 2:
@@ -10740,13 +10246,8 @@ def _has_room(count: int, load: float, more: float) -> bool:
     return count < HAND_OVER_JOBS and load + more <= HAND_OVER
 
 
-################################################################################
-# Clerk
-#
-# What has come back from the workers and is not in the file yet. Most attempts tell
-# themselves how they ended; an Arbiter says it of those that were asked to end, or whose
-# worker has died.
-################################################################################
+# Settle: most attempts report how they ended; here it is decided for those that were asked to end,
+# or whose worker has died.
 
 ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
@@ -10765,172 +10266,128 @@ class TooMuchMemory(LitejobsError):
 
 
 @attrs.define(eq=False, repr=False)
-class Clerk:
-    """Has in hand what is to be settled, and what jobs have told of their progress."""
+class Settlements:
+    """What the next exchange settles, and the events of that."""
 
-    _arbiter: Arbiter
-    _herald: Herald
-    _paces: Paces
-    settlements: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    _registry: Registry
+    _clock: Clock
+    _rng: random.Random
+    _events: Events
+    _node: str
+    durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
+    pending: list[Settlement] = attrs.field(factory=list)
     settle_by: float = math.inf
     """When that should be in the file."""
-    waiting: bool = False
+    run_again: bool = False
     """Whether jobs are among them that will run again."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """What jobs have told that is not in the file yet, by id and claim."""
-    note_by: float = math.inf
-    """When it should be."""
+    wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that are wanted, as of this round of the loop."""
+    _ended: list[Event] = attrs.field(factory=list)
 
-    @property
-    def has_enough(self) -> bool:
-        """Whether it is time to settle, even if more results will come along."""
-        return len(self.settlements) >= ENOUGH or time.monotonic() >= self.settle_by
+    def started(self, run: Run, at: int) -> None:
+        """Emits that a job has started, once."""
+        if "started" in self.wanted and not run.announced:
+            run.announced = True
+            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
 
-    def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
-        """An attempt has ended: its number, and the fields of a Report, of which the last
-        may be missing."""
-        number, started_at, _, took = entry[:4]
-        if (claimed := worker.ended(number)) is None:
-            return
-        self._paces.learn(claimed.name, took)
-        asked, herald = worker.asked.pop(number, None), self._herald
-        if herald.slow or "started" in herald.wanted:
-            herald.has_run(number, claimed, worker.pid, started_at)
-        report = Report(*entry[1:])
-        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
-            self._enter((claimed, report))
-            return
-        if asked is not None:
-            report = self._arbiter.overruled(report, claimed, asked)
-        self._settle(claimed, report, worker)
+    def reported(self, run: Run, report: Report) -> None:
+        """An attempt has ended. If the job was asked to end, that counts, and not how it did;
+        except when its node stops: then the worker knows."""
+        name, took = run.claimed.name, report.took
+        expected = self.durations.get(name, took)
+        self.durations[name] = expected + 0.2 * (took - expected)
+        self.started(run, report.started_at)
+        self._settle(run, report if run.reason is None else self.stopped(run, report))
 
-    def give_back(
-        self, claims: Iterable[Claimed], worker: Worker, cancelled: frozenset[int]
-    ) -> None:
-        """Makes jobs ready again that a worker had in hand and has not begun; *cancelled*
-        are the ids of those that nobody wants any more."""
-        for claimed in claims:
-            self._settle(claimed, self._arbiter.not_begun(claimed.id in cancelled), worker)
+    def not_begun(self, run: Run, cancelled: bool) -> None:
+        """Makes a job ready again that was in hand and has not begun, unless it was cancelled."""
+        self._settle(run, not_begun(self._clock(), cancelled))
 
-    def bury(self, worker: Worker, cancelled: frozenset[int]) -> None:
-        """A worker has died: the job that it ran has failed, and so have all its coroutines
-        that had begun, since nobody can know whose fault it was. Unless it was killed for
-        one of them; then the others are given back, as are those that have not begun."""
-        for number, claimed in worker.claims():
-            if worker.began(number):
-                report = self._arbiter.died(worker, number, claimed)
-                self._herald.has_run(number, claimed, worker.pid, report.started_at)
-                self._settle(claimed, report, worker)
-            else:
-                self.give_back([claimed], worker, cancelled)
+    def died(self, run: Run) -> None:
+        """The worker has died that ran the job, which failed, and so did each async job that had
+        begun there, since nobody can know which one was to blame. If the node has killed the
+        worker for one of them, the others are given back."""
+        worker, now = run.worker, self._clock()
+        began = worker.board.began(run)
+        took = (time.monotonic_ns() - began) // 1000
+        cpu, memory = worker.used or (None, None)
+        report = GIVEN_BACK._replace(
+            started_at=now - took, finished_at=now, took=took, memory=memory,
+            exit_code=worker.process.exitcode, output=worker.board.output_of(run.number),
+            # What async jobs used they used together.
+            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
+        )  # fmt: skip
+        self.started(run, report.started_at)
+        if run.reason not in (None, "stop"):
+            report = self.stopped(run, report)
+        elif not worker.blameless:
+            error = WorkerCrashed(exit_description(worker.process.exitcode))
+            report = self.failed(run, report, "crash", error)
+        self._settle(run, report)
 
-    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        report = report._replace(worker=worker.pid)
-        self._enter((claimed, report))
-        self._herald.ended(claimed, report)
-        self.waiting = self.waiting or report.state in WAITING
+    def stopped(self, run: Run, report: Report) -> Report:
+        """The report of a job that was asked to end."""
+        if run.reason == "cancel":
+            return report._replace(
+                state="cancelled", counted=True, result=None,
+                kind="cancelled", type="Cancelled", message="cancelled while it ran",
+            )  # fmt: skip
+        if run.reason == "memory" and report.state != "completed":
+            limit = self._registry.options(run.claimed.name).max_memory or 0
+            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+            return self.failed(run, report, "memory", error)
+        if run.reason == "timeout":
+            seconds = (run.claimed.timeout or 0) / 1e6
+            problem = f"it took longer than its timeout of {seconds:g} s"
+            late = JobTimedOut(f"{problem}, and was granted {run.grace:g} s more to end")
+            return self.failed(run, report, "timeout", late)
+        return report
 
-    def _enter(self, settled: Settlement) -> None:
-        if not self.settlements:
+    def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
+        """The report of a job that failed by no error of its own."""
+        own = self._registry.options(run.claimed.name).backoff
+        judged = after_failure(run.claimed, own, self._rng)
+        type, message, _ = describe(error)
+        return report._replace(
+            state=judged.state, delay=judged.delay, counted=True, result=None,
+            kind=kind, type=type, message=message,
+        )  # fmt: skip
+
+    def _settle(self, run: Run, report: Report) -> None:
+        if report.kind or report.state in self.wanted:
+            report = report._replace(worker=run.worker.pid)
+            for event in attempt_ended(run.claimed, report, self._node):
+                if event.kind in self.wanted:
+                    self._ended.append(event)
+        if report.state in WAITING:
+            self.run_again = True
+        if not self.pending:
             self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.settlements.append(settled)
+        self.pending.append((run.claimed, report))
 
     def clear(self) -> None:
         """All is settled."""
-        self.settlements, self.settle_by, self.waiting = [], math.inf, False
+        self.pending, self.settle_by, self.run_again = [], math.inf, False
 
-    def progressed(self, id: int, claim: int, text: str) -> None:
-        """A job has told how far it has come."""
-        if not self._progress:
-            self.note_by = time.monotonic() + PROGRESS_INTERVAL
-        self._progress[id, claim] = text
-
-    def note(self, store: Store) -> None:
-        """Keeps what jobs have told: soon, and before they are settled."""
-        if not self._progress or not (self.settlements or time.monotonic() >= self.note_by):
-            return
-        told, self._progress = self._progress, {}
-        self.note_by = math.inf
-        try:
-            store.keep_progress(told)
-        except BusyError:
-            self._progress, self.note_by = told, time.monotonic()
-            raise
-        except FileReplacedError:
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
+    def emit(self) -> None:
+        """Emits the events of what is settled."""
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self._events.emit(event)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Arbiter:
-    """Says how attempts have ended that cannot say it themselves."""
-
-    _registry: Registry
-    _limits: Mapping[str, int]
-    _clock: Clock
-    _rng: random.Random
-
-    def overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
-        """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops: then the worker knows."""
-        why = asked.why
-        if why == "cancel":
-            return _cancelled(report, "cancelled while it ran", counted=True)
-        if why == "memory" and report.state != "completed":
-            limit = self._limits[claimed.name]
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self._failed(error, claimed, "memory", report)
-        if why == "timeout":
-            late = JobTimedOut(_timed_out(claimed, asked.grace))
-            return self._failed(late, claimed, "timeout", report)
+def not_begun(now: int, cancelled: bool) -> Report:
+    """The report of a job that its node had claimed and no worker has begun."""
+    report = GIVEN_BACK._replace(finished_at=now)
+    if not cancelled:
         return report
-
-    def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
-        """What becomes of a job that a worker ran when it died."""
-        took = (time.monotonic_ns() - worker.began(number)) // 1000
-        now = self._clock()
-        report = GIVEN_BACK._replace(started_at=now - took, finished_at=now, took=took)
-        report = worker.with_last_deeds(report, number)
-        asked = worker.asked.get(number)
-        if asked and asked.why != "stop":
-            return self.overruled(report, claimed, asked)
-        if worker.killed_for and (asked or worker.killed_for != number):
-            return report
-        error = WorkerCrashed(_last_words(worker.process.exitcode))
-        return self._failed(error, claimed, "crash", report)
-
-    def not_begun(self, cancelled: bool) -> Report:
-        """What becomes of a job that a worker had in hand and never began."""
-        report = GIVEN_BACK._replace(finished_at=self._clock())
-        if not cancelled:
-            return report
-        return _cancelled(report, "cancelled before it started", counted=False)
-
-    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
-        own = self._registry.options(claimed.name).backoff
-        judged = after_failure(claimed, own, self._rng)
-        name, message, _ = describe(error)
-        return report._replace(
-            state=judged.state, delay=judged.delay, counted=True, result=None,
-            kind=kind, type=name, message=message,
-        )  # fmt: skip
+    message = "cancelled before it started"
+    return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
-    return report._replace(
-        state="cancelled", counted=counted, result=None,
-        kind="cancelled", type="Cancelled", message=message,
-    )  # fmt: skip
-
-
-def _timed_out(claimed: Claimed, grace: float) -> str:
-    problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
-    return f"{problem}, and was granted {grace:g} s more to end"
-
-
-def _last_words(exitcode: int | None) -> str:
+def exit_description(exitcode: int | None) -> str:
+    """How a worker ended that its node did not kill."""
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -10940,257 +10397,211 @@ def _last_words(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-################################################################################
-# Warden
-#
-# What must not go on: jobs that are over their time or memory, or cancelled, or in the
-# way of a node that stops. They are asked to end, and have the grace for it; then their
-# worker is killed, whatever it does.
-################################################################################
+# Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that stops,
+# are asked to end, and have the grace for it; then their worker is killed, whatever it does.
 
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
 LAST_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
-WEIGH = 0.1
+MEMORY_CHECK = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
 AGAIN = 0.05
-"""Seconds until somebody is to be killed who could not be looked at."""
+"""Seconds until a kill is tried again."""
 FROZEN = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-DEAF = 5.0
+UNRESPONSIVE = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
 
 @attrs.define(eq=False, repr=False)
-class Warden:
-    """Asks jobs to end that must, and kills those that do not."""
+class Watchdog:
+    """Asks jobs to end that must, and kills the workers of those that do not."""
 
-    _herald: Herald
+    _registry: Registry
+    _settlements: Settlements
+    _clock: Clock
     _grace: float
-    _graces: Mapping[str, timedelta]
-    """By the definitions that have one of their own."""
-    _limits: Mapping[str, int]
-    """Bytes that a worker may use, by the definitions that limit it."""
     cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that nobody wants any more."""
+    """The ids of jobs that were cancelled."""
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
-    deaf_after: float = DEAF
+    due: float = math.inf
+    """When it must look again."""
+    unresponsive_after: float = UNRESPONSIVE
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    _limits: Mapping[str, int] = attrs.field(init=False)
+    """Bytes that a worker may use, by the definitions that limit it."""
+    _memory_at: float = 0.0
+    """When memory is looked at again."""
     _expected_at: float = attrs.field(factory=time.monotonic)
     """By when the supervisor should have its next turn."""
     _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
     """When it got none, from and until, by the monotonic clock."""
-    _weigh_at: float = 0.0
 
-    def due(self, workers: Iterable[Worker]) -> Iterator[float]:
-        """When it must look again, by the monotonic clock."""
-        if self._limits:
-            yield self._weigh_at
-        now = time.monotonic()
-        for worker in workers:
-            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
-                yield now + SLOW
-            elif worker.handed:
-                yield from self._deadlines(worker)
-            if worker.crowd is not None:
-                yield worker.crowd.look_at
+    def __attrs_post_init__(self) -> None:
+        self._limits = {
+            own.name: own.options.max_memory for own in self._registry if own.options.max_memory
+        }
 
-    def _deadlines(self, worker: Worker) -> Iterator[float]:
-        number, started = worker.board.running
-        job = worker.handed.get(number)
-        if asked := worker.asked.get(number):
-            yield asked.kill_at
-        elif job is not None and job.timeout is not None:
-            yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
-        elif job is not None and job.id in self.cancelled:
-            yield 0.0
+    def expect(self, within: float) -> None:
+        """The supervisor should have its next turn in so many seconds."""
+        self._expected_at = time.monotonic() + within
 
-    def heed(self, cancelled: Iterable[int], workers: Iterable[Worker]) -> None:
+    def cancel(self, cancelled: Iterable[int], workers: list[Worker]) -> None:
         """These were cancelled."""
         self.cancelled = frozenset(cancelled)
         if self.cancelled:
-            _look_at_crowds(workers)
+            self._look_at_all(workers)
 
-    def stop(self, workers: Iterable[Worker]) -> None:
+    def stop(self, workers: list[Worker]) -> None:
         """All that runs has to end within the grace."""
         self.stop_at = time.monotonic() + self._grace
-        _look_at_crowds(workers)
+        self._look_at_all(workers)
 
-    def notice_freeze(self, workers: Iterable[Worker], patience: float = 0.0) -> None:
-        """Makes up for time in which the supervisor got no turn. To be called in every turn,
-        also before it waits, with the seconds that this may take, and after that."""
-        now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now + patience
-        if (missed := now - expected_at) < FROZEN:
-            return
-        self._frozen.append((expected_at, now))
-        self.stop_at += missed
+    def _look_at_all(self, workers: list[Worker]) -> None:
+        self.due = 0.0
         for worker in workers:
-            for number, asked in worker.asked.items():
-                worker.asked[number] = asked._replace(kill_at=asked.kill_at + missed)
+            worker.look_at = 0.0
+
+    def notice_freeze(self, workers: list[Worker]) -> None:
+        """Makes up for time in which the supervisor got no turn."""
+        now, expected_at = time.monotonic(), self._expected_at
+        self._expected_at = now
+        if (missed := now - expected_at) >= FROZEN:
+            self._frozen.append((expected_at, now))
+            self.stop_at += missed
+            for worker in workers:
+                for run in worker.runs.values():
+                    run.kill_at += missed
 
     def _missed(self, since: float) -> float:
         """Seconds since then that count towards no timeout."""
-        if not self._frozen:
-            return 0.0
         return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
 
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills who must end. Gives the workers of which the running job is in the
+        """Asks and kills whatever must end. Returns the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
-        if self._limits:
-            self._weigh(workers)
-        return [worker for worker in workers if self._watch_one(worker, patience)]
+        now, self.due, blocked = time.monotonic(), math.inf, []
+        for worker in workers:
+            running = worker.runs.get(worker.board.running)
+            if running is not None:
+                self.due = min(self.due, self._watch(running, now))
+            elif worker.runs:
+                self._replace_if_unresponsive(worker)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
+            self.due = min(self.due, worker.look_at)
+            if worker.plain > (running is not None):
+                self.due = min(self.due, now + SLOW)
+                if running is not None and (
+                    self._took(running, now) > patience
+                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
+                ):
+                    blocked.append(worker)
+        if now >= self._memory_at:
+            self._memory_at = now + MEMORY_CHECK
+        return blocked
 
-    def _watch_one(self, worker: Worker, patience: float) -> bool:
-        if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
-            self._watch_crowd(worker, worker.crowd)
-        number, started = worker.board.running
-        if (claimed := worker.handed.get(number)) is None:
-            self._replace_if_deaf(worker)
-            return False
-        took = time.monotonic() - started / 1e9 - self._missed(started / 1e9)
-        self._herald.running(number, claimed, worker.pid, took)
-        if asked := worker.asked.get(number):
-            if time.monotonic() >= asked.kill_at:
-                self._kill(worker, number, asked)
-        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
-            worker.asked[number] = self._asking(why, claimed)
-        if len(worker.handed) < 2:
-            return False
-        return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
+    def _took(self, run: Run, now: float) -> float:
+        """Seconds for which a job has been running."""
+        began = run.worker.board.began(run) / 1e9
+        return now - began - self._missed(began) if began else 0.0
 
-    def _replace_if_deaf(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
-        have no time-out before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
-        since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if worker.crowd is not None:
-            since = max(since, worker.crowd.moved_at)
-        if not worker.busy or time.monotonic() < since + self.deaf_after:
-            return
-        if worker.killed_for or worker.kill is None:
-            return
-        with worker.board.held():  # Else it may begin one before it is dead.
-            if not any(worker.began(number) for number, _ in worker.claims()):
-                worker.end(NO_JOB)
-        if worker.killed_for:
-            logger.error("worker %d is replaced: it begins nothing", worker.pid)
-
-    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
-        now = time.monotonic()
-        dues = [self._watch_aside(worker, crowd, *job, now) for job in crowd.jobs.items()]
-        crowd.look_at = min(dues, default=math.inf)
-
-    def _watch_aside(
-        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, now: float
-    ) -> float:
-        """Looks at one coroutine; gives the moment until which nothing can be due with it."""
-        began = crowd.began(number)
-        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
+    def _watch(self, run: Run, now: float) -> float:
+        """Asks one job to end, or kills its worker; returns when something may be due with it."""
+        began, took = run.worker.board.began(run), self._took(run, now)
         if began:
-            self._herald.running(number, claimed, worker.pid, took)
-        if asked := worker.asked.get(number):
-            if now >= asked.kill_at:
-                self._kill_all(worker, number, asked)
-            return worker.asked[number].kill_at
-        if why := self._reason(claimed, took):
-            worker.asked[number] = asked = self._asking(why, claimed)
-            left = asked.kill_at - time.monotonic()
-            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
-            return asked.kill_at
-        left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
-        # In a second again, to see who has been running for long; sooner, whether it begins.
-        return now + min(1.0 if began else 0.1, left)
+            self._settlements.started(run, self._clock() - round(took * 1e6))
+            if took >= max(run.slow_after, self.slow_after):
+                run.slow_after = 2 * took
+                about = run.claimed.id, run.claimed.name, took
+                logger.warning("job %d (%s) has been running for %.3g s", *about)
+        if run.reason is None and (reason := self._reason(run, took)):
+            self._ask(run, reason, now)
+        if now >= run.kill_at:
+            self._kill(run, now)
+        if run.reason is not None:
+            return run.kill_at
+        timeout, due = run.claimed.timeout, math.inf
+        if timeout is not None:
+            due = now + timeout / 1e6 - took
+        if run.claimed.name in self._limits:
+            due = min(due, self._memory_at)
+        if run.place:  # Does it begin, and has it been running for long?
+            due = min(due, now + (1.0 if began else 0.1))
+        return due
 
-    def _reason(self, claimed: Claimed, took: float) -> Reason | None:
+    def _reason(self, run: Run, took: float) -> Reason | None:
         """Why a job that has run for so many seconds has to end, if it has."""
+        claimed, worker = run.claimed, run.worker
         if claimed.id in self.cancelled:
             return "cancel"
         if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
             return "timeout"
+        limit = self._limits.get(claimed.name)
+        if limit and took and worker.is_process and time.monotonic() >= self._memory_at:
+            with contextlib.suppress(ProcessLookupError):
+                if memory_of(worker.pid) > limit:
+                    return "memory"
         return "stop" if self.stop_at < math.inf else None
 
-    def _asking(self, why: Reason, claimed: Claimed) -> Asked:
-        if why == "stop":
-            return Asked(why, self.stop_at)
-        grace = self._grace
-        if claimed.grace is not None:
-            grace = claimed.grace / 1e6
-        elif (own := self._graces.get(claimed.name)) is not None:
-            grace = own.total_seconds()
-        return Asked(why, time.monotonic() + grace, grace)
+    def _ask(self, run: Run, reason: Reason, now: float) -> None:
+        if not run.worker.board.ask(run.number, run.place, reason):
+            return
+        run.reason, run.kill_at = reason, now
+        if reason == "stop":
+            run.kill_at = self.stop_at
+        elif reason != "memory":
+            own = self._registry.options(run.claimed.name).grace
+            run.grace = self._grace if own is None else own.total_seconds()
+            if run.claimed.grace is not None:
+                run.grace = run.claimed.grace / 1e6
+            run.kill_at = now + run.grace
+        if run.place:
+            within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
+            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
 
-    def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, the
+    def _kill(self, run: Run, now: float) -> None:
+        """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
         job is over, and to kill it then might hit the next one: a moment later that is known."""
+        worker = run.worker
         with worker.board.held() as locked:
-            later = math.inf if locked else time.monotonic() + AGAIN
-            worker.asked[number] = asked._replace(kill_at=later)
-            if locked and worker.board.running[0] == number:
-                worker.end(number)
+            sure = locked or run.place > 0
+            run.kill_at = math.inf if sure else now + AGAIN
+            if sure and worker.board.began(run):
+                worker.blameless = True
+                worker.kill()
 
-    def _kill_all(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker for one of its coroutines, and so all of them."""
-        worker.asked[number] = asked._replace(kill_at=math.inf)
-        worker.end(number)
-
-    def weigh_soon(self) -> None:
-        """Workers were given jobs: their memory may matter now."""
-        self._weigh_at = 0.0
-
-    def _weigh(self, workers: list[Worker]) -> None:
-        """Kills workers that use more memory than a job that they run may."""
-        now = time.monotonic()
-        if now < self._weigh_at:
+    def _replace_if_unresponsive(self, worker: Worker) -> None:
+        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
+        have no timeout before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
+        since = max([worker.moved_at, *[end for _, end in self._frozen]])
+        if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
             return
-        self._weigh_at = math.inf
-        for worker in workers:
-            limited = [job for job in worker.claims() if job[1].name in self._limits]
-            if limited and worker.kill is not None:
-                self._weigh_at = now + WEIGH
-                self._weigh_one(worker, limited)
-
-    def _weigh_one(self, worker: Worker, limited: list[tuple[int, Claimed]]) -> None:
-        running = [(self._limits[job.name], n) for n, job in limited if worker.began(n)]
-        if not running:
-            return
-        limit, number = min(running)
-        with contextlib.suppress(ProcessLookupError):
-            if memory_of(worker.pid) <= limit:
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
                 return
-            asked = Asked("memory", math.inf)
-            if number in worker.handed:
-                self._kill(worker, number, asked)
-            else:
-                self._kill_all(worker, number, asked)
+            worker.blameless = True
+            worker.kill()
+        logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
 
-def _look_at_crowds(workers: Iterable[Worker]) -> None:
-    for worker in workers:
-        if worker.crowd is not None:
-            worker.crowd.look_at = 0.0
-
-
-################################################################################
-# Supervisor
-#
-# The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
-# handler and never decodes a payload.
-################################################################################
+# The loop
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
 DRAINED = 256
-"""How many datagrams are taken from the wake-up port at a time."""
+"""How many datagrams are taken from the wakeup socket at a time."""
 FALSE_WAKES, WAKE_REST = 8, 0.01
-"""After so many datagrams in a row without a commit, the port is left alone for so many seconds."""
+"""After so many datagrams without a commit, the socket is left alone for so many seconds."""
 LAST_WAIT = 1.0
 """Seconds for which a node that was told to end at once waits for the write lock."""
 
@@ -11201,11 +10612,12 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    staff: Processes | Threads
+    code: Program | MakeExecutor
+    """What its workers run: processes a program, threads an executor."""
     serves: Serves
     size: int
     concurrency: int
-    """How many coroutines each worker may run at a time."""
+    """How many async jobs each worker may run at a time."""
     until: Until | None
     grace: float
     clock: Clock = system_clock
@@ -11217,38 +10629,46 @@ class Supervisor:
     """After so many a worker is replaced: a spare one stands by then."""
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    _bell: Bell = attrs.field(factory=lambda: Bell.hang())
-    _ear: Ear = attrs.field(factory=Ear)
-    _crew: Crew = attrs.field(init=False)
-    _dealer: Dealer = attrs.field(init=False)
-    _clerk: Clerk = attrs.field(init=False)
-    _warden: Warden = attrs.field(init=False)
-    _herald: Herald = attrs.field(init=False)
+    pool: WorkerPool = attrs.field(init=False)
+    watchdog: Watchdog = attrs.field(init=False)
+    _settlements: Settlements = attrs.field(init=False)
+    _wakeup: socket.socket = attrs.field(init=False)
+    """Where datagrams arrive that wake the node; their content is never looked at."""
+    _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
+    _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     _stops: int = 0
-    _seen: int = 0
-    _strays: bool = False
+    _maybe_ready: bool = True
+    """Whether there may be ready jobs that nobody has looked at."""
+    _no_room: bool = False
+    """Whether no worker had room for the next job, and none has got any since."""
+    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    """The progress that is not in the file yet, by id and claim."""
+    _progress_by: float = math.inf
+    """When it should be."""
+    _changes: int = 0
+    """The number of others' commits that was seen."""
+    _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
     _locked: bool = False
-    """Whether others held the write lock in this turn."""
-    _locked_at: float = -math.inf
-    """When they last did, and since when."""
-    _locked_since: float = 0.0
+    """Whether others held the write lock in this turn, and since when they have in each."""
+    _locked_since: float = math.inf
     _false_wakes: int = 0
     _rested_at: float = math.inf
-    """When it listens to the wake-up port again."""
+    """When it listens to the wakeup socket again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
-    _again_at: float = math.inf
+    _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
@@ -11257,40 +10677,29 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
-        aside, most = (
-            frozenset(d.name for d in self.registry if d.body.is_async),
-            self.jobs_per_worker,
+        self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        concurrency = self.concurrency if self._async_names else 0
+        self._settlements = Settlements(
+            self.registry, self.clock, self.rng, self.events, self.serves.node
         )
-        concurrency = self.concurrency if aside else 0
-        limits = {own.name: own.options.max_memory for own in self.registry}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        paces = Paces()
-        self._herald = Herald(self.events, self.clock, self.serves.node)
-        self._crew = Crew(self.staff, self._ear, self.size, concurrency, most, self.grace)
-        self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
-        arbiter = Arbiter(self.registry, given, self.clock, self.rng)
-        self._clerk = Clerk(arbiter, self._herald, paces)
-        graces = {own.name: own.options.grace for own in self.registry}
-        chosen = {name: grace for name, grace in graces.items() if grace is not None}
-        self._warden = Warden(self._herald, self.grace, chosen, given)
+        self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
+        self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
-            "heed": (math.inf, self._heed),
+            "requests": (math.inf, self._check_requests),
             "refill": (math.inf, self._refill),
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.serves.node, self._stir, {**own, **DUTIES}
+            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
         )
+        self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._wakeup.bind(("127.0.0.1", 0))
+        self._wakeup.setblocking(False)
 
     def run(self) -> None:
-        """Works until it is stopped, or until nothing is left to do.
-
-        Raises:
-            WorkerError: the workers cannot start.
-            FileError: the file is not the one any more that it was.
-        """
+        """Works until it is stopped, or until nothing is left to do."""
         with contextlib.ExitStack() as unjoined:
-            for opened in (self._bell, self._ear, self.store):
+            for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + PATIENCE
             self._join()
@@ -11303,7 +10712,7 @@ class Supervisor:
             while not self._done():
                 self._spawn()
                 self._listen()
-                self._unless_locked(self._note, self._exchange)
+                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
                 self._unless_locked(self._attend)
         finally:
@@ -11315,7 +10724,8 @@ class Supervisor:
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
-        self._bell.ring()
+        with contextlib.suppress(OSError):
+            self._wakeup.sendto(b"", self._wakeup.getsockname())
 
     # The write lock, which any program may hold for as long as it likes
 
@@ -11333,9 +10743,7 @@ class Supervisor:
                 step()
         except BusyError as error:
             now = time.monotonic()
-            if now - self._locked_at > 1.0:
-                self._locked_since = now
-            self._locked, self._locked_at = True, now
+            self._locked, self._locked_since = True, min(self._locked_since, now)
             if now - self._locked_since > PATIENCE:
                 logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
                 self._locked_since = now
@@ -11345,18 +10753,18 @@ class Supervisor:
     def _join(self) -> None:
         self.store.schedules.declare(*self.declared)
         self._enlist()
-        name = self.serves.node
-        self._ear.add(self._bell.source, None)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._paused = self._paused_queues()
-        self._herald.look()
-        what = "workers" if isinstance(self.staff, Processes) else "threads"
-        logger.info("node %s started with %d %s", name, self.size, what)
+        self._settlements.wanted = self.events.wanted()
+        what = "workers" if isinstance(self.code, Program) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._duties.emit("node_joined")
 
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
+        port = int(self._wakeup.getsockname()[1])
         self._node, self._presence = self.store.nodes.join(
-            name, self._bell.port, self.size, self.serves, known
+            name, port, self.size, self.serves, known
         )
         self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
@@ -11367,24 +10775,24 @@ class Supervisor:
             "node %s is not in the list any more: it ends its jobs, and joins anew",
             self.serves.node,
         )
-        for worker in self._crew.workers:
+        for worker in self.pool.workers:
             self._take_back(worker)
-            if worker.busy:
-                worker.end(NO_JOB)
-        self._crew.replace()
+            if worker.runs:
+                worker.blameless = True
+                worker.kill()
+        self.pool.replace()
         self._presence.close()
         self._enlist()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
-        more = self._clerk.settlements or self._crew.busy
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
-            late = time.monotonic() > self._warden.stop_at + rest
-            return self._stops > 1 or late or not more
+            rest = self.grace + 1.0 if isinstance(self.code, Program) else 0.0
+            late = time.monotonic() > self.watchdog.stop_at + rest
+            return self._stops > 1 or late or not (self._settlements.pending or self.pool.runs())
         if not self._nothing_left():
             return False
         self._maybe_empty = False
@@ -11396,39 +10804,36 @@ class Supervisor:
 
     def _nothing_left(self) -> bool:
         """Whether it may be time to end: then the file is asked."""
-        left = self._clerk.settlements or self._crew.busy or self._dealer.stirred
-        return self.until is not None and not left
+        if self.until is None or self._maybe_ready or self._settlements.pending:
+            return False
+        return not self.pool.runs()
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + PATIENCE
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
-        workers = self._crew.workers
-        for worker in workers:
+        for worker in self.pool.workers:
             self._take_back(worker)
-            worker.mouth.say(b"", fits=True)
-        self._end_workers(give_up=time.monotonic() + 2.0)
-        if workers:
-            logger.warning("threads left behind, each with a job: %d", len(workers))
-            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
-            self._settle_last()
-        else:
-            self._close()
-
-    def _end_workers(self, give_up: float) -> None:
-        for worker in list(self._crew.workers):
-            busy = worker.busy and worker.ready
-            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
-            self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.dead:
+            worker.channel.send(b"")
+        give_up = time.monotonic() + 2.0
+        for worker in list(self.pool.workers):
+            if not (worker.runs and worker.ready):
+                worker.wait(give_up - time.monotonic())
+            if worker.is_process or worker.dead:
                 self._reap(worker)
+        if not self.pool.workers:
+            self._close()
+            return
+        logger.warning("threads left behind, each with a job: %d", len(self.pool.workers))
+        threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+        self._settle_last()
 
     def _see_out(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
-            while self._crew.workers:
+            while self.pool.workers:
                 self._hear_all(60.0)
                 self._give_up_at = time.monotonic() + PATIENCE
                 self._settle_last()
@@ -11437,26 +10842,26 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        settlements = self._clerk.settlements
-        self._clerk.clear()
-        if settlements:
+        pending = self._settlements.pending
+        self._settlements.clear()
+        if pending:
             try:
-                self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
             except FileError:
-                lost = "%d results are lost: the next node runs these jobs again"
-                logger.error(lost, len(settlements))
+                logger.error(
+                    "%d results are lost: the next node runs these jobs again", len(pending)
+                )
                 raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
+        with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
             closing.callback(self._say_goodbye)
-            closing.callback(self._bell.close)
-            closing.callback(self._ear.close)
-            closing.callback(self.store.close)
+            for opened in (self._wakeup, self._selector, self.store):
+                closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._note()
+            self._keep_progress()
             self._settle_last()
-            self._herald.tell_ended()
+            self._settlements.emit()
 
     def _say_goodbye(self) -> None:
         logger.info("node %s left", self.serves.node)
@@ -11467,120 +10872,155 @@ class Supervisor:
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self._crew.dismiss():
-            self._dealer.stir()
-        if not self._stops:
-            self._crew.spawn(self._presence_path)
+        if self.pool.dismiss():
+            self._look_for_jobs()
+        for worker in () if self._stops else self.pool.spawn(self._presence_path):
+            for source in worker.sources:
+                self._selector.register(source, selectors.EVENT_READ, worker)
 
     # Listen
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer says something, a
-        worker dies, or something is due."""
-        self._herald.look()
+        """The one place that blocks: until a worker or a producer sends something, a worker
+        dies, or something is due."""
+        self._settlements.wanted = self.events.wanted()
         if time.monotonic() >= self._rested_at:
             self._rested_at, self._false_wakes = math.inf, 0
-            self._ear.add(self._bell.source, None)
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
         patience = self._patience()
-        self._warden.notice_freeze(self._crew.workers, patience)
+        self.watchdog.expect(patience)
         self._hear_all(patience)
-        self._warden.notice_freeze(self._crew.workers)
+        self.watchdog.notice_freeze(self.pool.workers)
+        if not self._locked:
+            self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        if self._has_news():
+        if self._may_exchange():
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._duties.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
-        due += self._warden.due(self._crew.workers)
-        if self._stops and isinstance(self.staff, Threads):
-            due.append(self._warden.stop_at + 0.001)
+        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
+        due += [self._rested_at, self.watchdog.due]
+        if self._stops and not isinstance(self.code, Program):
+            due.append(self.watchdog.stop_at + 0.001)
         return max(0.0, min(due) - now)
 
     def _hear_all(self, patience: float) -> None:
-        for source in self._ear.wait(patience):
-            if source is None:
-                self._wake()
-            elif source in self._crew.workers:
-                self._hear(source)
-                self._bury(source)
+        for worker in self.pool.workers:
+            events = selectors.EVENT_READ
+            if worker.channel.unsent:
+                events |= selectors.EVENT_WRITE
+            if worker.events != events:
+                worker.events = events
+                self._selector.modify(worker.channel.socket, events, worker)
+        until = time.monotonic() + patience
+        # Not a millisecond longer, in which selectors count.
+        heard = self._selector.select(math.floor(patience * 1000) / 1000)
+        if not heard and patience:
+            time.sleep(max(0.0, until - time.monotonic()))
+            heard = self._selector.select(0)
+        for key, _ in heard:
+            worker = key.data
+            if worker is None:
+                self._wake_up()
+            elif worker in self.pool.workers:
+                self._receive(worker)
+                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                    self._reap(worker)
 
-    def _wake(self) -> None:
+    def _wake_up(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        self._bell.silence()
+        with contextlib.suppress(OSError):
+            for _ in range(DRAINED):
+                self._wakeup.recv(16)
         try:
             self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
         except FileReplacedError:
             raise
         except FileError:
-            self._stir()  # Who needs the file next will tell of it.
+            self._look_for_jobs()  # The next use of the file raises it again.
         if self._false_wakes >= FALSE_WAKES:
-            self._ear.remove(self._bell.source)
+            self._selector.unregister(self._wakeup)
             self._rested_at = time.monotonic() + WAKE_REST
 
-    def _hear(self, worker: Worker, dead: bool = False) -> None:
-        for said in worker.said():
-            self._told(worker, said)
-        for entry in worker.reports(dead):
-            self._clerk.reported(worker, entry)
-        worker.send()
-
-    def _told(self, worker: Worker, said: tuple[Any, ...]) -> None:
-        match said:
-            case ("ready",):
-                self._crew.welcome(worker)
-                self._dealer.full = False
-            case ("broken", kind, message, lines):
-                if not self._stops:
-                    told = lines.splitlines()
-                    logger.error("a worker could not start:" + "\n%s" * len(told), *told)
-                    worker.failure = f"{kind}: {message}"
-                    if not self._crew.had_any:
+    def _receive(self, worker: Worker, dead: bool = False) -> None:
+        messages, reports = worker.receive(dead)
+        for message in messages:
+            match message:
+                case ("ready",):
+                    self.pool.ready(worker)
+                    self._no_room = False
+                case ("broken", kind, text, lines) if not self._stops:
+                    shown = lines.splitlines()
+                    logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
+                    worker.failure = f"{kind}: {text}"
+                    if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
-            case ("progress", id, claim, text):
-                self._clerk.progressed(id, claim, text)
-            case _:
-                self._clerk.reported(worker, said)
-
-    def _bury(self, worker: Worker) -> None:
-        """Takes a worker off the list if it is dead."""
-        if worker.dead:
-            self._reap(worker)
+                case ("progress", id, claim, text):
+                    if not self._progress:
+                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
+                    self._progress[id, claim] = text
+        for number, report in reports:
+            if run := worker.take(number):
+                self._settlements.reported(run, report)
 
     def _reap(self, worker: Worker) -> None:
+        """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
         worker.join()
-        self._hear(worker, dead=True)
+        self._receive(worker, dead=True)
         if self._stops > 1:
-            worker.killed_for = NO_JOB
+            worker.blameless = True
         if not worker.ready and not self._stops:
-            self._crew.start_failed(worker.failure, HIRE_REST if self._crew.had_any else 0.0)
-        self._clerk.bury(worker, self._warden.cancelled)
-        self._crew.remove(worker)
+            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+        for run in worker.runs.values():
+            if worker.board.began(run):
+                self._settlements.died(run)
+            else:
+                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+        self.pool.workers.remove(worker)
+        for source in worker.sources:
+            self._selector.unregister(source)
+        worker.close()
 
-    def _stir(self) -> None:
+    def _look_for_jobs(self) -> None:
+        """There may be ready jobs, and room for them."""
+        self._maybe_ready, self._no_room = True, False
+
+    def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._dealer.stir()
-        self._duties.call("stage", "expire", "heed")
+        self._look_for_jobs()
+        self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
 
-    # Note
-
-    def _note(self) -> None:
-        """Keeps what jobs have told of their progress."""
-        self._clerk.note(self.store)
-
     # Exchange
+
+    def _keep_progress(self) -> None:
+        """Stores the progress of jobs: soon, and before they are settled."""
+        due = self._settlements.pending or time.monotonic() >= self._progress_by
+        if not self._progress or not due:
+            return
+        progress, self._progress, self._progress_by = self._progress, {}, math.inf
+        try:
+            self.store.keep_progress(progress)
+        except BusyError:
+            self._progress, self._progress_by = progress, time.monotonic()
+            raise
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
-        if not self._has_news() or time.monotonic() < self._quiet_until:
+        if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
-        plan: Plan = {}
-        workers = [] if self._stops else self._crew.at_work()
+        plan: dict[int, Worker] = {}
+        workers = [] if self._stops else self.pool.at_work()
+        names, durations = self._async_names, self._settlements.durations
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -11590,56 +11030,69 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            if ids := self._dealer.choose(plan, workers, ready):
+            self._maybe_ready = self._no_room = True
+            self._maybe_ready = assign(
+                plan, workers, ready, durations, names, self.serves.names - names
+            )
+            if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
-            return ids
+            return ready.taken
 
         try:
-            self._release_strays()
-            settlements = self._clerk.settlements
-            done = self.store.exchange(settlements, self._node, choose, self.serves)
+            if self._orphans:
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                # What has ended is held until that is in the file.
+                held += [claimed[:2] for claimed, _ in self._settlements.pending]
+                self.store.nodes.release_strays(self._node, held)
+                self._orphans = False
+            pending = self._settlements.pending
+            done = self.store.exchange(pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
             self._put_off(self._settle_each(error))
             return
         self._exchanged(done)
-        self._hand_over(plan, done.claimed)
-        self._herald.tell_ended()
+        runs: dict[Worker, list[Run]] = {}
+        for claimed in done.claimed:
+            worker = plan[claimed.id]
+            place = worker.free.pop() if claimed.name in names else 0
+            expected = estimate(claimed.name, durations)
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            runs.setdefault(worker, []).append(run)
+        for worker, handed in runs.items():
+            worker.hand_over(handed)
+        self._settlements.emit()
         if short:
             problem = "the disk is nearly full: no further jobs are started; free some space"
             self._put_off(FileError(str(self.store.file.path), problem))
         else:
             self._failing_since = math.inf
 
-    def _has_news(self) -> bool:
+    def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        settles = bool(self._clerk.settlements)
-        dealer = self._dealer
-        if not settles and (self._stops or dealer.full or not dealer.stirred):
+        pending = len(self._settlements.pending)
+        if not pending and (self._stops or self._no_room or not self._maybe_ready):
             return False
-        workers = self._crew.at_work()
-        if self._stops or any(map(dealer.has_room, workers)):
+        workers = self.pool.at_work()
+        for worker in workers:
+            if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
+                return True
+        if self._stops:
             return True
         # While all are at work, more results will come along.
-        return self._clerk.has_enough if settles else any(map(dealer.has_room_aside, workers))
-
-    def _release_strays(self) -> None:
-        if self._strays:
-            held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
-            # What has ended is held until that is in the file.
-            held += [claimed[:2] for claimed, _ in self._clerk.settlements]
-            self.store.nodes.release_strays(self._node, held)
-            self._strays = False
+        if pending:
+            return pending >= ENOUGH or time.monotonic() >= self._settlements.settle_by
+        return any(worker.free for worker in workers)
 
     def _settle_each(self, error: FileError) -> FileError:
         """Settles one at a time what could not be settled together: one that is to blame must not
-        keep the others, and a small transaction may fit where a large one does not. Gives the
+        keep the others, and a small transaction may fit where a large one does not. Returns the
         last error."""
         alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
-        if alone and self._clerk.settlements:
+        if alone and self._settlements.pending:
             try:
-                self.store.settle_each(self._clerk.settlements)
+                self.store.settle_each(self._settlements.pending)
                 self._exchanged(Exchanged([], 0, None))
             except BusyError:
                 raise
@@ -11649,62 +11102,55 @@ class Supervisor:
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself.
-
-        Raises:
-            FileError: nothing has moved for `PATIENCE`, and nothing is running.
-        """
-        self._failing_since = min(self._failing_since, time.monotonic())
-        failing = time.monotonic() - self._failing_since
-        if self.until is not None and not self._crew.busy and failing > PATIENCE:
+        node is to end by itself: if nothing has moved for PATIENCE, and nothing is running, the
+        error is raised."""
+        now = time.monotonic()
+        self._failing_since = min(self._failing_since, now)
+        failing = now - self._failing_since
+        if self.until is not None and not self.pool.runs() and failing > PATIENCE:
             raise error
         self._duties.log("the exchange", error)
-        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
-        self._dealer.stir()
-        self._quiet_until = time.monotonic() + 0.5
+        self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
+        self._look_for_jobs()
+        self._quiet_until = now + 0.5
 
     def _exchanged(self, done: Exchanged) -> None:
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
         if done.again_at is not None:
             left = (done.again_at - self.clock()) / 1e6
-            self._again_at = time.monotonic() + left
+            self._refill_at = time.monotonic() + left
             self._duties.call("refill", within=left)
-        if self._clerk.waiting:
+        if self._settlements.run_again:
             self._duties.call("stage")
         if self._recall is not None:
-            self._duties.call("heed")
-        self._clerk.clear()
+            self._duties.call("requests")
+        self._settlements.clear()
         self._maybe_empty = True
-
-    def _hand_over(self, plan: Plan, claimed: list[Claimed]) -> None:
-        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
-        for job in claimed:
-            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for whose, jobs in theirs.items():
-            whose.hand_over(jobs)
-        self._warden.weigh_soon()
 
     # Watch
 
     def _watch(self) -> None:
-        """Asks and kills who is over time, and takes back what waits behind slow jobs."""
-        workers = self._crew.workers
-        if self._stops and self._warden.stop_at == math.inf:
-            self._warden.stop(workers)
+        """Asks and kills what is over time, and takes back what waits behind slow jobs."""
+        workers = self.pool.workers
+        if self._stops and self.watchdog.stop_at == math.inf:
+            self.watchdog.stop(workers)
             for worker in workers:
                 self._take_back(worker)
-        idle = any(not worker.handed for worker in self._crew.at_work())
-        for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
+        idle = any(not worker.plain for worker in self.pool.at_work())
+        for worker in self.watchdog.watch(workers, SLOW if idle else VERY_SLOW):
             self._take_back(worker)
 
     def _take_back(self, worker: Worker) -> bool:
-        """Makes those of a worker's jobs ready again that have not started; says whether that
-        could be done now."""
+        """Makes those of a worker's plain jobs ready again that have not started; says whether
+        that could be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
-        self._hear(worker)
-        self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+        self._receive(worker)
+        for run in list(worker.runs.values()):
+            if not run.place and run.number != running:
+                worker.take(run.number)
+                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
         return True
 
     # Attend
@@ -11714,122 +11160,58 @@ class Supervisor:
         self._duties.attend()
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and who died unheard."""
-        for worker in list(self._crew.workers):
-            self._bury(worker)
+        """Sees what was committed without a wake-up, and which workers died unnoticed."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
         self._see_changes()
         if self._presence.renew():
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
-            self._crew.replace()
+            self.pool.replace()
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
-        if (changes := self.store.changes()) == self._seen:
+        if (changes := self.store.changes()) == self._changes:
             return False
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._seen = changes
-        self._stir()
-        if self._herald.wanted & {"queue_paused", "queue_resumed"}:
-            self._tell_paused()
+        self._changes = changes
+        self._wake()
+        if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
+            before, self._paused = self._paused, self._paused_queues()
+            for queue in sorted(self._paused - before):
+                self._duties.emit("queue_paused", queue=queue)
+            for queue in sorted(before - self._paused):
+                self._duties.emit("queue_resumed", queue=queue)
         return True
-
-    def _refill(self, duties: Duties) -> float | None:
-        """The rate of a queue lets the next job start."""
-        if (left := self._again_at - time.monotonic()) > 0:
-            return left
-        self._dealer.stir()
-        return None
-
-    def _heed(self, duties: Duties) -> float | None:
-        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
-        whether what has not begun is to be claimed anew, under other settings of its queue."""
-        cancelled, recall = self.store.nodes.asked(self._node)
-        self._warden.heed(cancelled, self._crew.workers)
-        if recall not in (None, self._recall):
-            holding = [worker for worker in self._crew.workers if worker.handed]
-            if not all(self._take_back(worker) for worker in holding):
-                return AGAIN
-            self._recall = recall
-        if recall is not None and not self._clerk.settlements:
-            self.store.nodes.recalled(self._node, recall)
-            self._recall = None
-        return None
 
     def _paused_queues(self) -> frozenset[str]:
         return frozenset(terms.name for terms in self.store.queues() if terms.paused)
 
-    def _tell_paused(self) -> None:
-        """Tells which queues were paused or resumed, by whomever."""
-        before, self._paused = self._paused, self._paused_queues()
-        for queue in sorted(self._paused - before):
-            self._duties.emit("queue_paused", queue=queue)
-        for queue in sorted(before - self._paused):
-            self._duties.emit("queue_resumed", queue=queue)
+    def _refill(self, duties: Duties) -> float | None:
+        """The rate of a queue lets the next job start."""
+        if (left := self._refill_at - time.monotonic()) > 0:
+            return left
+        self._look_for_jobs()
+        return None
 
-
-@attrs.define(eq=False, repr=False)
-class Bell:
-    """Where the datagrams arrive that wake a node; their content is never looked at."""
-
-    _socket: socket.socket
-    _relay: tuple[Any, Any] | None = None
-
-    @classmethod
-    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
-        """A bell on a free port of the loopback interface. Where one cannot wait for
-        datagrams and pipes together, a thread relays them into a pipe."""
-        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        bell._socket.bind(("127.0.0.1", 0))
-        if relayed:
-            from multiprocessing import Pipe
-
-            bell._relay = Pipe(duplex=False)
-            threading.Thread(target=bell._pass_on, daemon=True).start()
-        else:
-            bell._socket.setblocking(False)
-        return bell
-
-    @property
-    def port(self) -> int:
-        """The port that others send to."""
-        return int(self._socket.getsockname()[1])
-
-    @property
-    def source(self) -> Any:
-        """What one waits for."""
-        return self._socket if self._relay is None else self._relay[0]
-
-    def ring(self) -> None:
-        """Wakes the node from inside its process: in a signal handler, too."""
-        with contextlib.suppress(OSError):
-            self._socket.sendto(b"", self._socket.getsockname())
-
-    def silence(self) -> None:
-        """Takes what has arrived, up to DRAINED datagrams."""
-        if self._relay is not None:
-            for _ in range(DRAINED):
-                if not self._relay[0].poll():
-                    return
-                self._relay[0].recv_bytes()
-            return
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._socket.recv(16)
-
-    def _pass_on(self) -> None:
-        assert self._relay is not None
-        with contextlib.suppress(OSError):
-            while True:
-                self._socket.recv(16)
-                self._relay[1].send_bytes(b"")
-
-    def close(self) -> None:
-        """Closes the port."""
-        self._socket.close()
+    def _check_requests(self, duties: Duties) -> float | None:
+        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
+        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        cancelled, recall = self.store.nodes.asked(self._node)
+        self.watchdog.cancel(cancelled, self.pool.workers)
+        if recall not in (None, self._recall):
+            holding = [worker for worker in self.pool.workers if worker.plain]
+            if not all(self._take_back(worker) for worker in holding):
+                return AGAIN
+            self._recall = recall
+        if recall is not None and not self._settlements.pending:
+            self.store.nodes.recalled(self._node, recall)
+            self._recall = None
+        return None
 
 
 ################################################################################
@@ -12519,11 +11901,11 @@ class LiteJobs:
         store = Store.at(self.path, "fast", self.clock)
         store.file.standard_connections = self.store.file.standard_connections
         try:
-            staff, size = self._staff(workers, threads)
+            code, size = self._code_and_size(workers, threads)
             return Supervisor(
                 store,
                 self.registry,
-                staff,
+                code,
                 self._serves(queues, node),
                 size,
                 at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
@@ -12537,17 +11919,20 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _staff(self, workers: int | None, threads: int | None) -> tuple[Processes | Threads, int]:
+    def _code_and_size(
+        self, workers: int | None, threads: int | None
+    ) -> tuple[Program | MakeExecutor, int]:
+        """What workers run, and how many there are."""
         if threads is not None:
             if workers is not None:
                 problem = "given together with workers: jobs run in one or other"
                 raise OptionError("threads", problem)
-            return Threads(self._executor), at_least_one(threads, "threads", most=MOST_WORKERS)
+            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
         workers = (os.cpu_count() or 1) if workers is None else workers
-        return Processes(self._program()), at_least_one(workers, "workers", most=MOST_WORKERS)
+        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
