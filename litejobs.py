@@ -12595,10 +12595,9 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _store: Store = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._store = self.jobs.store
+    _store: Store = attrs.field(
+        default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
+    )
 
     @overload
     def enqueued(
@@ -12697,10 +12696,8 @@ class Recorder:
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = (
-            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
-        )
-        raise AssertionError(f"{problem}; {self._summary()}")
+        turns = f"{MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:
