@@ -212,8 +212,8 @@ outsiders = pytest.mark.parametrize("outsider", [shell, standard_library])
 def enqueueing(count: int, jobs: str = "jobs") -> str:
     """What a member of the crew is told, to enqueue that many jobs and to say so."""
     made = f"[litejobs.NewJob{tuple(new())!r}] * {count}"
-    write = f"lambda tx: litejobs.insert_all(tx, {made})[0]"
-    return f"len({jobs}.store.group_commit.commit({write}))"
+    write = f"litejobs.functools.partial(litejobs.insert_all, jobs={made})"
+    return f"len({jobs}.store.group_commit.commit({write})[0])"
 
 
 class Crew:
