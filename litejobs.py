@@ -36,9 +36,8 @@ be cancelled, or paused by a person until it is released.
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
-Timetable, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
-Worker, Staff, Dealer, Clerk, Warden, Supervisor, LiteJobs (what users hold), Testing,
-Command line.
+Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
+Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -70,6 +69,7 @@ import shlex
 import signal
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -441,6 +441,13 @@ def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1
     return value
 
 
+def check_name(value: object, what: str) -> str:
+    """A name that is safe to store, show and type: 1 to 200 printable characters."""
+    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
+        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
@@ -733,7 +740,7 @@ def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
     """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
     try:
         return read(load_json(text))
-    except (TypeError, ValueError, LookupError, AttributeError):
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
         problem = f"{reprlib.repr(text)} in a row was not written by litejobs"
         raise OptionError(what, problem) from None
 
@@ -935,7 +942,7 @@ class Constant:
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds()
 
 
@@ -948,7 +955,7 @@ class Linear:
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * attempt
 
 
@@ -962,7 +969,7 @@ class Exponential:
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(self.factor, attempt - 1)
 
 
@@ -976,7 +983,7 @@ class Polynomial:
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(attempt, self.exponent)
 
 
@@ -1091,8 +1098,7 @@ class Unique:
     key: str | Callable[..., Any] | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        if self.scope not in typing.get_args(Scope):
-            raise OptionError("scope", f"expected queued, active or exists, got {self.scope!r}")
+        check_one_of(self.scope, typing.get_args(Scope), "scope")
         if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
             expected = "return, raise, replace or a function that merges two payloads"
             raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
@@ -1118,18 +1124,19 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and the handling of missed
-# ticks. All of it is arithmetic on a given moment. A *tick* is a moment at which a
-# schedule is due. Cron fields are read by cronsim, but as plain local times: changes of
-# the clock are handled here (see Cron).
+# When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
+# moment at which a schedule is due. All of it is arithmetic on a given moment, in
+# microseconds. Cron fields are read by cronsim, but as plain local times: changes of the
+# clock are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["allow", "skip"]
+Period = tuple[int, int]
+"""From and until when, both included."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-SHORTEST = timedelta(milliseconds=100)
 TICKS = 1_000
 """How many missed ticks fire at a time."""
 PERIODS_KEPT = 4
@@ -1143,14 +1150,13 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, timedelta] = {
-    "d": timedelta(days=1),
-    "h": HOUR,
-    "m": timedelta(minutes=1),
-    "s": timedelta(seconds=1),
-    "ms": timedelta(milliseconds=1),
+UNITS: Mapping[str, tuple[str, timedelta]] = {
+    "d": ("day", timedelta(days=1)),
+    "h": ("hour", timedelta(hours=1)),
+    "m": ("minute", timedelta(minutes=1)),
+    "s": ("second", timedelta(seconds=1)),
+    "ms": ("millisecond", timedelta(milliseconds=1)),
 }
-_NAMES = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1167,14 +1173,20 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        left, parts = self.interval, []
-        for unit, size in UNITS.items():
-            count, left = divmod(left, size)
-            if count:
-                parts.append(f"{count} {_NAMES[unit]}{'s' * (count > 1)}")
-        if len(parts) == 1 and parts[0].startswith("1 "):
-            return f"Every {parts[0][2:]}"
-        return f"Every {_joined(parts)}"
+        parts = [
+            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+            for count, unit in _in_units(self.interval)
+        ]
+        if len(parts) == 1:
+            return f"Every {parts[0].removeprefix('1 ')}"
+        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
+    for unit, (_, size) in UNITS.items():
+        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+        if count:
+            yield count, unit
 
 
 @attrs.frozen
@@ -1190,9 +1202,7 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`; and its words
-    contradict its ticks where a field lists all values without a star, so the words are
-    made here.
+    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
     """
 
     fields: str
@@ -1203,19 +1213,12 @@ class Cron:
         """The rules of the time zone."""
         return time_zone(self.timezone)
 
-    @functools.cached_property
-    def by_real_time(self) -> bool:
-        """Whether the fields are of the first kind."""
-        return any(field.startswith("*") for field in self.fields.split()[:-3])
-
-    def next_after(self, moment: int) -> int | None:
+    def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
-        try:
-            if self.by_real_time:
-                return self._next_moment(moment)
-            return self._next_time_of_day(moment)
-        except OverflowError:
-            return None  # The year 10000.
+        by_real_time = any(field.startswith("*") for field in self.fields.split()[:-3])
+        with contextlib.suppress(OverflowError):  # The year 10000.
+            return self._next_moment(moment) if by_real_time else self._next_time_of_day(moment)
+        return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
         local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
@@ -1263,145 +1266,15 @@ class Cron:
                 after = middle
         return after
 
-    @functools.cached_property
+    @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
         cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
-        times = _times_in_words(cron.seconds, cron.minutes, cron.hours)
-        days = _days_in_words(cron)
-        if times.startswith("at") and "every hour" not in times and not days.startswith(" on"):
-            days = f" every day{days}"
-        return f"{times[0].upper()}{times[1:]}{days}"
-
-
-_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTH_NAMES = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = match.groups()
-    names = [*_DAY_NAMES, *_MONTH_NAMES]
-    numbers = {
-        name[:3].upper(): str((at + 1) % 7 if at < 7 else at - 6) for at, name in enumerate(names)
-    }
-    same = len({int(numbers.get(text.upper(), text)) for text in (first, last)}) == 1
-    return first if same else match[0]
-
-
-def _times_in_words(seconds: set[int], minutes: set[int], hours: set[int]) -> str:
-    if len(seconds) * len(minutes) * len(hours) <= 4:
-        form = "{:02}:{:02}" if seconds == {0} else "{:02}:{:02}:{:02}"
-        times = itertools.product(sorted(hours), sorted(minutes), sorted(seconds))
-        return f"at {_joined([form.format(*time) for time in times])}"
-    first, last = min(hours), max(hours)
-    unbroken = len(hours) == last - first + 1
-    if seconds == minutes == {0}:
-        if even := _evenly(hours, "hour", 24):
-            return even
-        if unbroken:
-            return f"every hour from {first:02}:00 through {last:02}:00"
-    text = even = _evenly(minutes, "minute", 60)
-    if seconds != {0}:
-        text = _evenly(seconds, "second", 60)
-        even = text if len(minutes) == 60 else ""
-        if not even:
-            text = text or _places(seconds, "second", 60)
-            text = f"{text} of {_places(minutes, 'minute', 60)}"
-    text = text or _places(minutes, "minute", 60)
-    if not unbroken or not (even or len(minutes) == 60):
-        text = f"{text} of {_places(hours, 'hour', 24)}"
-    elif len(hours) < 24:
-        text = f"{text} from {first:02}:00 through {last:02}:59"
-    return text if text.startswith("every") else f"at {text}"
-
-
-def _evenly(values: set[int], unit: str, size: int) -> str:
-    """Such as "every 15 minutes"; empty if they are not evenly spaced around the clock."""
-    step = size // len(values)
-    if values != {*range(0, size, step)} or len(values) == 1:
-        return ""
-    return f"every {unit}" if step == 1 else f"every {step} {unit}s"
-
-
-def _places(values: set[int], unit: str, size: int) -> str:
-    """Which minutes of an hour, and the like."""
-    if len(values) == size:
-        return f"every {unit}"
-    if step := _step(values):
-        return f"every {_ordinal(step)} {unit} from {min(values)} through {max(values)}"
-    return f"{unit}{'s' * (len(values) > 1)} {_listed(values, str)}"
-
-
-def _days_in_words(cron: Any) -> str:
-    """Begins with a space; empty if every day is meant."""
-    week = {(day - 1) % 7 for day in cron.weekdays if isinstance(day, int)}
-    all_days, all_week = cron.days >= {*range(1, 32)}, len(week) == 7
-    only_all = (all_days or all_week) and not cron.day_and  # For they are added then.
-    month = "" if len(cron.months) == 12 else _listed(cron.months, lambda m: _MONTH_NAMES[m - 1])
-    parts = []
-    if not (all_days or only_all):
-        of = month if month and all_week else "the month"
-        parts.append(f"on {_days_of_month(cron)} of {of}")
-        month = "" if of == month else month
-    if not (all_week or only_all):
-        names = [_listed(week, _DAY_NAMES.__getitem__)] if week else []
-        tuples = {(d[1] < 0, d[1], (d[0] - 1) % 7) for d in cron.weekdays if isinstance(d, tuple)}
-        for _, which, day in sorted(tuples):
-            nth = "last" if which == cron.LAST else _ordinal(which)
-            names.append(f"the {nth} {_DAY_NAMES[day]} of the month")
-        before = "on" if not parts else "if it is" if cron.day_and else "and on"
-        parts.append(f"{before} {_joined(names)}")
-    if month:
-        parts.append(f"in {month}")
-    return "".join(f" {part}" for part in parts)
-
-
-def _days_of_month(cron: Any) -> str:
-    numbers = {day for day in cron.days if day > 0}
-    if (step := _step(numbers)) and len(numbers) == len(cron.days):
-        ends = f"the {_ordinal(min(numbers))} through the {_ordinal(max(numbers))}"
-        return f"every {_ordinal(step)} day from {ends}"
-    names = [_listed(numbers, _ordinal)] if numbers else []
-    if cron.LAST in cron.days:
-        names.append("last")
-    days = [f"the {_joined(names)} day"] if names else []
-    return _joined([*days, *["the last weekday"] * (cron.LAST_WEEKDAY in cron.days)])
-
-
-def _step(values: set[int]) -> int:
-    """The distance between neighbors, if it is more than one; 0 if they are few or uneven."""
-    steps = {later - sooner for sooner, later in itertools.pairwise(sorted(values))}
-    return max(steps) if len(values) > 3 and len(steps) == 1 and steps != {1} else 0
-
-
-def _listed(values: Iterable[int], name: Callable[[int], str]) -> str:
-    """Such as "1, 3 and 5 through 9"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    parts = []
-    for run in runs:
-        names = [name(value) for value in run]
-        parts += [f"{names[0]} through {names[-1]}"] if len(run) > 2 else names
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[str]) -> str:
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _ordinal(number: int) -> str:
-    last = "th" if number // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{last}"
+        week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
+        if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
+            # Every day, since one of two fields of which either may match names all of them.
+            cron.parts[3] = cron.parts[5] = "*"
+        return str(cron.explain())
 
 
 def _cronsim() -> ModuleType:
@@ -1437,6 +1310,20 @@ def time_zone(name: str) -> tzinfo:
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
+_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
+_NAMED = {
+    name: f"{number}"
+    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
+    for number, name in enumerate(re.findall("...", names), first)
+}
+
+
+def _single_value(match: re.Match[str]) -> str:
+    """A range with a step, such as `9-9/2`; its value, if it has but one."""
+    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
+    return match[1] if first == last else match[0]
+
+
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     """Parses cron fields, an alias such as `@daily`, or `@every 30s`."""
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
@@ -1469,10 +1356,11 @@ def _interval(text: str, expression: str) -> timedelta:
     example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
     try:
         counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        length = sum(map(operator.mul, UNITS.values(), counts), timedelta())
+        sizes = (size for _, size in UNITS.values())
+        length = sum(map(operator.mul, sizes, counts), timedelta())
     except (ValueError, OverflowError):
         raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not SHORTEST <= length <= LONGEST:
+    if not timedelta(milliseconds=100) <= length <= LONGEST:
         problem = "not from a tenth of a second to a hundred years"
         raise OptionError("cron", f"{expression!r}: {problem}; {example}")
     return length
@@ -1480,14 +1368,10 @@ def _interval(text: str, expression: str) -> timedelta:
 
 def every_expression(interval: Duration) -> str:
     """The expression of an interval, such as `@every 1h30m`."""
-    left, parts = duration(interval, "every"), []
-    if left < SHORTEST:
+    length = duration(interval, "every")
+    if length < timedelta(milliseconds=100):
         raise OptionError("every", f"expected at least a tenth of a second, got {interval!r}")
-    for unit, size in UNITS.items():
-        count, left = divmod(left, size) if unit != "ms" else (left / size, timedelta())
-        if count:
-            parts.append(f"{count:g}{unit}")
-    return f"@every {''.join(parts)}"
+    return f"@every {''.join(f'{count:g}{unit}' for count, unit in _in_units(length))}"
 
 
 class Recurring(TypedDict, total=False):
@@ -1501,69 +1385,192 @@ class Recurring(TypedDict, total=False):
     end: datetime | None
 
 
-Period = tuple[int, int]
-"""From and until when, both included."""
+def _flag(value: int) -> bool:
+    return value != 0
 
 
-@attrs.frozen
-class Rule:
-    """When a schedule is due. Made by `make_rule`, which checks the values."""
+@attrs.frozen(repr=False)
+class Schedule:
+    """A schedule as it was when it was read: a frozen snapshot of its row."""
 
-    expression: str
+    # As the columns: by order and alias. Times are in microseconds.
+    name: str = ""
+    """Unique in the file."""
+    definition: str = ""
+    """The name of the definition that it enqueues."""
+    stored_payload: Any = attrs.field(default="{}", alias="payload")
+    stored_options: str = attrs.field(default="{}", alias="options")
+    expression: str = ""
+    """As it was written: cron fields, an alias, or `@every 30s`."""
     timezone: str = "UTC"
+    """The time zone of the fields."""
     misfire: Misfire = "once"
-    grace: timedelta = timedelta(minutes=1)
+    """How missed ticks are handled: once, skip or all."""
+    grace: int = 60 * SECOND
     overlap: Overlap = "allow"
-    jitter: timedelta = timedelta(0)
-    start: datetime | None = None
-    end: datetime | None = None
+    """What happens to a tick while the last job has not finished: allow or skip."""
+    jitter: int = 0
+    start_at: int | None = None
+    end_at: int | None = None
+    stored_origin: str | None = attrs.field(default=None, alias="origin")
+    paused: bool = attrs.field(default=False, converter=_flag)
+    """Whether it fires nothing until it is resumed."""
+    next_tick: int | None = attrs.field(default=None, alias="next_at")
+    last_tick: int | None = attrs.field(default=None, alias="last_at")
+    last_job: int | None = None
+    """The id of the last job that it has enqueued, which may be pruned by now."""
+    covered: str = "[]"
 
-    def __attrs_post_init__(self) -> None:
-        _ = self.timetable
-        if self.start is not None and self.end is not None and self.end < self.start:
-            raise OptionError("end", f"{self.end} is before the start, {self.start}")
-        if self.misfire == "skip" and self.grace < timedelta(seconds=1):
-            problem = "every tick is a little late: with misfire='skip' give a second at least"
-            raise OptionError("grace", problem)
+    @property
+    def payload(self) -> Any:
+        """The payload of its jobs as plain JSON values; bytes, if its definition has an
+        encoding of its own."""
+        return plain_payload(self.stored_payload, self.definition)
+
+    @property
+    def words(self) -> str:
+        """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
+        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
+        return f"{self.timetable.words}{zone}"
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """The programs that declared it when they last started, each with the module; empty if
+        it was made at run time."""
+        try:
+            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+        except (ValueError, TypeError):
+            return {"": str(self.stored_origin)}
+
+    @property
+    def origin(self) -> str | None:
+        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
+        comma after each but the last if several do; `None` if it was made at run time."""
+        return ", ".join(f"{program}:{module}" for program, module in self.programs.items()) or None
+
+    @property
+    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
+        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
+        if self.paused:
+            return "paused"
+        if self.problem is not None:
+            return "unusable"
+        return "ended" if self.next_tick is None else "active"
+
+    @functools.cached_property
+    def problem(self) -> str | None:
+        """Why this machine cannot fire it, such as a time zone that is unknown here."""
+        try:
+            _ = self.timetable, self.periods, self.job_options
+        except (OptionError, PayloadError) as error:
+            return str(error)
+        return None
+
+    @property
+    def next_at(self) -> datetime | None:
+        """Its next tick; `None` while it is paused and when it has ended."""
+        return None if self.paused else _maybe_moment(self.next_tick)
+
+    @property
+    def last_at(self) -> datetime | None:
+        """The last tick for which it has enqueued a job."""
+        return _maybe_moment(self.last_tick)
+
+    def upcoming(self, n: int = 5) -> list[datetime]:
+        """Its next *n* ticks, or as many as there are, in its time zone."""
+        zone = time_zone(self.timezone)
+        ticks: list[datetime] = []
+        at = None if self.paused else self.next_tick
+        while at is not None and len(ticks) < n:
+            ticks.append(from_micros(at).astimezone(zone))
+            at = self.next_after(at, at)
+        return ticks
 
     @functools.cached_property
     def timetable(self) -> Cron | Every:
-        """The expression, understood."""
+        """The expression, understood, if all that says when it is due can be used."""
+        check_one_of(self.misfire, typing.get_args(Misfire), "misfire")
+        check_one_of(self.overlap, typing.get_args(Overlap), "overlap")
+        for option in ("grace", "jitter"):
+            duration(getattr(self, option) / SECOND, option)
+        if self.misfire == "skip" and self.grace < SECOND:
+            problem = "every tick is a little late: with misfire='skip' give a second at least"
+            raise OptionError("grace", problem)
+        if self.start_at is not None and self.end_at is not None and self.end_at < self.start_at:
+            start, end = from_micros(self.start_at), from_micros(self.end_at)
+            raise OptionError("end", f"{end} is before the start, {start}")
         return parse_expression(self.expression, self.timezone)
+
+    @property
+    def periods(self) -> list[Period]:
+        """The periods whose ticks have been handled, the last one extended at the end."""
+        return stored(self.covered, "covered", _periods)
+
+    @property
+    def job_options(self) -> dict[str, Any]:
+        """The options of its jobs, as stored, if jobs can be made at all."""
+        check_name(self.definition, "definition")
+        _ = self.payload
+        return stored(self.stored_options, "options", _job_options)
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
         start or else from *anchor*: when it was made, or any of its ticks."""
-        if self.start is not None:
-            anchor = to_micros(self.start)
+        if self.start_at is not None:
+            anchor = self.start_at
             moment = max(moment, anchor - 1)
-        if isinstance(self.timetable, Every):
-            tick: int | None = self.timetable.next_after(moment, anchor)
-        else:
-            tick = self.timetable.next_after(moment)
-        last = _LAST if self.end is None else to_micros(self.end)
+        tick = self.timetable.next_after(moment, anchor)
+        last = _LAST if self.end_at is None else min(self.end_at, _LAST)
         return None if tick is None or tick > last else tick
 
-    def due(self, next_at: int, now: int) -> tuple[tuple[int, ...], int | None]:
-        """The ticks that fire *now*, oldest first, if the next one was to be at *next_at*, and
-        the next one after them, if there is one.
+    def planned(self, now: int) -> Schedule:
+        """This schedule with its next tick, computed by the present rules at this time. It is
+        the stored one, unless that was computed by another clock or with other time zone data.
+        No tick fires twice, however the clock was set in between."""
+        periods = self.periods
+        if ends := [end for start, end in periods if start <= now]:
+            after = max(ends)
+        elif not periods and self.next_tick is not None and self.next_tick <= now:
+            after = self.next_tick - 1
+        else:
+            # It is new, or the clock was set back to before everything that is recorded.
+            after, periods = now, [*periods, (now, now)]
+        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
+        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+
+    def due(self, now: int) -> tuple[list[int], Schedule]:
+        """The ticks that fire *now*, oldest first, and the schedule once they have fired.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
         and "all" each (TICKS at a time); "once" fires one job for all late ticks.
         """
-        first: int | None = next_at
-        if now - next_at > self.grace // MICROSECOND:
+        plan = self.planned(now)
+        if (first := plan.next_tick) is None or first > now:
+            return [], plan
+        tick: int | None = first
+        if now - first > self.grace:
             if self.misfire == "once":
-                first = self._last_until(now, next_at)
+                tick = self._last_until(now, first)
             elif self.misfire == "skip":
-                first = self.next_after(now - self.grace // MICROSECOND - 1, next_at)
+                tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
-        while first is not None and first <= now and len(ticks) < TICKS:
-            ticks.append(first)
-            first = self.next_after(first, next_at)
-        return tuple(ticks), first
+        while tick is not None and tick <= now and len(ticks) < TICKS:
+            ticks.append(tick)
+            tick = self.next_after(tick, first)
+        last = now if tick is None or tick > now else ticks[-1]
+        periods = plan.periods
+        current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
+        if current and ticks[:1] == [first]:
+            periods.remove(current)
+            periods.append((current[0], last))
+        else:  # Should the clock have been ahead, those that were missed are still to come.
+            periods.append((ticks[0] if ticks else now, last))
+        if tick is not None:
+            tick = self._first_uncovered(periods, tick - 1, first)
+        covered = json.dumps(periods[-PERIODS_KEPT:])
+        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
 
-    def first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
+    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
         """The first tick after a moment that is in none of these periods."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
@@ -1585,232 +1592,38 @@ class Rule:
                 low = later
         return low
 
-    def run_at(self, tick: int, rng: random.Random) -> int:
-        """When the job of a tick becomes due: then, or up to the jitter later."""
-        return tick + int(rng.random() * (self.jitter // MICROSECOND + 1))
-
-    @property
-    def columns(self) -> tuple[str, str, Misfire, int, Overlap, int, int | None, int | None]:
-        """As stored: from the expression to the end."""
-        start, end = (None if at is None else to_micros(at) for at in (self.start, self.end))
-        grace, jitter = self.grace // MICROSECOND, self.jitter // MICROSECOND
-        text = self.expression.strip()
-        return text, self.timezone, self.misfire, grace, self.overlap, jitter, start, end
-
-    @property
-    def words(self) -> str:
-        """In words, with the zone: "At 03:00 on Monday through Friday (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
-
-
-def _utc(value: datetime | None, option: str) -> datetime | None:
-    return None if value is None else aware(value, option).astimezone(UTC)
-
-
-_RECURRING: Mapping[str, Callable[[Any, str], Any]] = {
-    "misfire": lambda value, option: check_one_of(value, typing.get_args(Misfire), option),
-    "grace": duration,
-    "overlap": lambda value, option: check_one_of(value, typing.get_args(Overlap), option),
-    "jitter": duration,
-    "start": _utc,
-    "end": _utc,
-}
-"""How each option is checked and converted."""
-
-
-def make_rule(expression: str, timezone: str = "UTC", /, **how: Unpack[Recurring]) -> Rule:
-    """A rule with these options."""
-    check_known(how, _RECURRING, "no such option")
-    checked = {option: _RECURRING[option](value, option) for option, value in how.items()}
-    return Rule(expression, timezone, **checked)
-
-
-class Entry(NamedTuple):
-    """One row of the table of schedules, as it is stored."""
-
-    name: str
-    definition: str
-    payload: Any
-    options: str
-    expression: str
-    timezone: str
-    misfire: Misfire
-    grace: int
-    overlap: Overlap
-    jitter: int
-    start_at: int | None
-    end_at: int | None
-    origin: str | None
-    paused: int = 0
-    next_at: int | None = None
-    last_at: int | None = None
-    last_job: int | None = None
-    covered: str = "[]"
-
-    @property
-    def periods(self) -> list[Period]:
-        """The periods whose ticks have been handled, the last one extended at the end."""
-        try:
-            found = [(int(start), int(end)) for start, end in load_json(self.covered)]
-            if all(-_LAST < start <= end < _LAST for start, end in found):
-                return found
-            raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            problem = f"{reprlib.repr(self.covered)} in the schedule {self.name!r} is not a list"
-            raise OptionError("covered", f"{problem} of pairs of times: set it to '[]'") from None
-
-    @property
-    def modules(self) -> dict[str, str]:
-        """The programs that declared it when they last started, each with the module; empty if
-        it was made at run time."""
-        try:
-            found = {} if self.origin is None else load_json(self.origin)
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {"": str(self.origin)}
-
-    def planned(self, now: int) -> Entry:
-        """This schedule with its next tick, computed by the present rules at this time. It is
-        the stored one, unless that was computed by another clock or with other time zone data.
-        No tick fires twice, however the clock was set in between."""
-        periods, rule = self.periods, self.rule
-        if ends := [end for start, end in periods if start <= now]:
-            after = max(ends)
-        elif not periods and self.next_at is not None and self.next_at <= now:
-            after = self.next_at - 1
-        else:
-            # It is new, or the clock was set back to before everything that is recorded.
-            after, periods = now, [*periods, (now, now)]
-        next_at = rule.first_uncovered(periods, after, self.next_at or now)
-        return self._replace(next_at=next_at, covered=json.dumps(periods[-PERIODS_KEPT:]))
-
-    def resumed(self, now: int) -> Entry:
-        """This schedule, no longer paused; the missed ticks are skipped."""
-        periods = json.dumps([*self.periods, (now, now)])
-        return self._replace(paused=0, covered=periods).planned(now)
-
-    @property
-    def rule(self) -> Rule:
-        """Its rule; an `OptionError` if a zone or cronsim is missing here, or the row is bad."""
-        start, end = (
-            None if at is None else from_micros(at) for at in (self.start_at, self.end_at)
-        )
-        return make_rule(
-            self.expression,
-            self.timezone,
-            misfire=self.misfire,
-            grace=self.grace / SECOND,
-            overlap=self.overlap,
-            jitter=self.jitter / SECOND,
-            start=start,
-            end=end,
-        )
-
-    def keeps_time_of(self, other: Entry) -> bool:
-        """Whether it has the same ticks, so that the next one stays."""
-        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
-        return bool(times(self) == times(other))
-
-
-@attrs.frozen(repr=False)
-class Schedule:
-    """A schedule as it was when it was read: a frozen snapshot of its row."""
-
-    entry: Entry
-    problem: str | None = None
-    """Why this machine cannot fire it, such as a time zone that is unknown here."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the file."""
-        return self.entry.name
-
-    @property
-    def definition(self) -> str:
-        """The name of the definition that it enqueues."""
-        return self.entry.definition
-
-    @property
-    def payload(self) -> Any:
-        """The payload of its jobs as plain JSON values; bytes, if its definition has an
-        encoding of its own."""
-        return plain_payload(self.entry.payload, self.definition)
-
-    @property
-    def expression(self) -> str:
-        """As it was written: cron fields, an alias, or `@every 30s`."""
-        return self.entry.expression
-
-    @property
-    def timezone(self) -> str:
-        """The time zone of the fields."""
-        return self.entry.timezone
-
-    @property
-    def words(self) -> str:
-        """The expression in words."""
-        return self.entry.rule.words
-
-    @property
-    def misfire(self) -> str:
-        """How missed ticks are handled: once, skip or all."""
-        return self.entry.misfire
-
-    @property
-    def overlap(self) -> str:
-        """What happens to a tick while the last job has not finished: allow or skip."""
-        return self.entry.overlap
-
-    @property
-    def origin(self) -> str | None:
-        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
-        comma after each but the last if several do; `None` if it was made at run time."""
-        modules = self.entry.modules
-        return ", ".join(f"{program}:{modules[program]}" for program in modules) or None
-
-    @property
-    def paused(self) -> bool:
-        """Whether it fires nothing until it is resumed."""
-        return bool(self.entry.paused)
-
-    @property
-    def state(self) -> Literal["active", "paused", "ended", "unusable"]:
-        """Ended: there will be no tick any more. Unusable: this machine cannot fire it."""
-        if self.paused:
-            return "paused"
-        if self.problem is not None:
-            return "unusable"
-        return "ended" if self.entry.next_at is None else "active"
-
-    @property
-    def next_at(self) -> datetime | None:
-        """Its next tick; `None` while it is paused and when it has ended."""
-        at = None if self.paused else self.entry.next_at
-        return None if at is None else from_micros(at)
-
-    @property
-    def last_at(self) -> datetime | None:
-        """The last tick for which it has enqueued a job."""
-        return None if self.entry.last_at is None else from_micros(self.entry.last_at)
-
-    @property
-    def last_job(self) -> int | None:
-        """The id of that job, which may be pruned by now."""
-        return self.entry.last_job
-
-    def upcoming(self, n: int = 5) -> list[datetime]:
-        """Its next *n* ticks, or as many as there are, in its time zone."""
-        rule, zone = self.entry.rule, time_zone(self.timezone)
-        ticks: list[datetime] = []
-        at = None if self.paused else self.entry.next_at
-        while at is not None and len(ticks) < n:
-            ticks.append(from_micros(at).astimezone(zone))
-            at = rule.next_after(at, at)
-        return ticks
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
+
+
+def _job_options(found: Any) -> dict[str, Any]:
+    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
+
+
+def _periods(found: Any) -> list[Period]:
+    periods = [(int(start), int(end)) for start, end in found]
+    if not all(-_LAST < start <= end < _LAST for start, end in periods):
+        raise ValueError
+    return periods
+
+
+def make_schedule(
+    expression: object, timezone: str = "UTC", /, **how: Unpack[Recurring]
+) -> Schedule:
+    """A schedule that is due at these times, of no definition yet."""
+    check_known(how, Recurring.__annotations__, "no such option")
+    columns: dict[str, Any] = {}
+    for option, value in how.items():
+        if option in ("grace", "jitter"):
+            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
+        elif option in ("start", "end"):
+            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
+        else:
+            columns[option] = value
+    text: Any = expression.strip() if isinstance(expression, str) else expression
+    schedule = Schedule(expression=text, timezone=timezone, **columns)
+    _ = schedule.timetable  # Or the error that says what cannot be used.
+    return schedule
 
 
 ################################################################################
@@ -2468,11 +2281,11 @@ class Choices(TypedDict, total=False):
     queue: str
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    backoff: Backoff
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
     grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
     """Also when it was cancelled. `None`: as long as its definition says, else its node,
     `work(grace=5)`, whose own grace counts alone when the node stops."""
+    backoff: Backoff
     retention: Retention
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "until it is due"]
@@ -2502,13 +2315,6 @@ class Rules(Choices, total=False):
     """From a payload (an instance, or a function's arguments by name, with its defaults) to
     bytes that are stored instead of JSON, and into which nobody else looks."""
     decode: Callable[[bytes], Any] | None
-
-
-def check_name(value: object, what: str) -> str:
-    """A name that is safe to store, show and type: 1 to 200 printable characters."""
-    if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():
-        raise OptionError(what, f"expected 1 to 200 printable characters, got {value!r}")
-    return value
 
 
 Check = Callable[[Any, str], Any]
@@ -2608,9 +2414,9 @@ class Options:
     queue: str = _option("default", check_name, str)
     priority: int = _option(0, _check_priority, int)
     max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
@@ -3939,7 +3745,8 @@ def _bounds_triggers() -> str:
     )
 
 
-SCHEMA = """
+SCHEMA = (
+    """
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_job (
@@ -4159,15 +3966,21 @@ SCHEMA = """
             priority     = coalesce(NEW.priority, known.priority, 0),
             max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
                                 THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            timeout      = coalesce(NEW.timeout, known.timeout),
-            backoff      = coalesce(NEW.backoff, known.backoff),
-            retention    = coalesce(NEW.retention, known.retention),
+            """
+    + "".join(
+        f"{option} = coalesce(NEW.{option}, known.{option}),"
+        for option in STORED
+        if option not in ("queue", "node", "priority", "max_attempts")
+    )
+    + """
             expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
         FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
             LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
         WHERE id = NEW.id;
     END;
-    """ + _bounds_triggers()
+    """
+    + _bounds_triggers()
+)
 SCHEMA_VERSION = 4
 _FROM_VERSION_3 = """
     ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
@@ -5328,7 +5141,7 @@ def _types_in(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Literal:
         return (str,)
     found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found else found
+    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -5475,27 +5288,26 @@ _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-_FILTERS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-"""Filters for which there is no index: the jobs are looked at one by one."""
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
+class Filters(TypedDict, total=False):
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
+
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
+    queue: str
+    state: Annotated[State | Sequence[State], "may be repeated"]
+    node: str
+    key: str
+    schedule: str | AnyDefinition | type
+    enqueued_after: Annotated[datetime, "from then on"]
+    enqueued_before: datetime
+    finished_after: Annotated[datetime, "from then on"]
+    finished_before: datetime
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 @attrs.frozen
@@ -5508,16 +5320,11 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
     payload: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Names that lead into the payload, and the JSON of the scalars that should be there."""
+
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the terms of FILTERS refer to."""
 
     @property
     def group(self) -> str:
@@ -5536,8 +5343,9 @@ class Match:
     @property
     def unindexed(self) -> list[str]:
         """The terms for which the jobs have to be looked at one by one."""
-        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
-        return terms + [_payload_term(place) for place in range(len(self.payload))]
+        return [FILTERS[name][1] for name in self.others] + [
+            _payload_term(place) for place in range(len(self.payload))
+        ]
 
     @property
     def further(self) -> str:
@@ -5547,14 +5355,118 @@ class Match:
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
-        given |= {"queue": self.queue, "name": self.name}
+        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
             given |= {f"path{place}": path, f"value{place}": value}
         given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return given | {"before": before, "ids": json.dumps(self.ids)}
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
+
+
+def id_of(job: object, what: str = "id") -> int:
+    """The id of a job, which may stand for it."""
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def name_of(value: object, what: str = "name") -> str | None:
+    """The name of a definition or class, which may stand for it."""
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+
+
+def text_of(value: object, what: str) -> str | None:
+    """A text, or None."""
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The names on the way to each field, and the JSON that should be there."""
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
+
+
+FILTERS: Mapping[str, tuple[Check, str]] = {
+    "node": (text_of, "node = :node"),
+    "key": (text_of, "key = :key"),
+    "schedule": (name_of, "schedule = :schedule"),
+    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
+    "finished_after": (_micros, "finished_at >= :finished_after"),
+    "finished_before": (_micros, "finished_at < :finished_before"),
+}
+"""Filters for which there is no index: a check that gives what is bound, and a term."""
+
+
+def matching(filters: Filters) -> Match:
+    """The jobs that all filters choose."""
+    check_known(filters, Filters.__annotations__, "no such filter")
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
+    return Match(
+        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
+        name_of(given.get("name")),
+        text_of(given.get("queue"), "queue"),
+        _states(given["state"], "state") if "state" in given else None,
+        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
+        others=others,
+    )
+
+
+def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
+    """The jobs that ids and filters choose: never all."""
+    if not ids and not filters:
+        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
+    match = matching(filters)
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(id_of, ids))) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -6005,16 +5917,11 @@ class NewJob(NamedTuple):
     """A job that is to be inserted, by column; or several, which differ in their payloads alone,
     and of which none has a key, an expiry or a rule for duplicates."""
 
+    options: Mapping[str, Any]
+    """The columns of STORED."""
     name: str
     run_at: int
     enqueued_at: int
-    queue: str
-    priority: int
-    max_attempts: int | None
-    timeout: int | None
-    backoff: str | None
-    retention: str | None
-    node: str = ""
     state: State = "pending"
     headers: str | None = None
     key: str | None = None
@@ -6031,16 +5938,28 @@ class NewJob(NamedTuple):
     on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
     """A function makes the new payload of the job that holds the unique key from its old one."""
 
+    @property
+    def queue(self) -> str:
+        """The queue that it goes to."""
+        return str(self.options["queue"])
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """By name, in the order of _COLUMNS; but the payload."""
+        return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
+
     def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
         """The job of a row that was just inserted."""
+        options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
         return Job(
-            id, 0, self.name, self.queue, self.priority, 0, self.max_attempts, self.timeout,
-            self.backoff, payload, self.run_at, self.enqueued_at, self.headers, self.key,
-            self.grace, self.state, self.node, source=source,
+            id=id, claim=0, name=self.name, attempt=0, payload=payload, run_at=self.run_at,
+            enqueued_at=self.enqueued_at, state=self.state, source=source, **options,
         )  # fmt: skip
 
 
-_COLUMNS = NewJob._fields[: NewJob._fields.index("payloads")]
+_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
+_OWN_COLUMNS = NewJob._fields[1 : NewJob._fields.index("payloads")]
+_COLUMNS = (*STORED, *_OWN_COLUMNS)
 _INSERT = f"""
     INSERT INTO litejobs_job ({", ".join(_COLUMNS)}, payload)
     VALUES ({"?, " * len(_COLUMNS)}?)
@@ -6066,11 +5985,11 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
     options = bound.options
     run_at = options.run_at(now)
     job = NewJob(
+        options.columns,
         bound.body.name,
         run_at,
         now,
-        **options.columns,
-        state="scheduled" if run_at > now else "pending",
+        "scheduled" if run_at > now else "pending",
         payloads=payloads or (bound.payload,),
         open=options.open,
     )
@@ -6145,11 +6064,11 @@ def _with_defaults(
     jobs: Sequence[NewJob], defaults: Mapping[str, Mapping[str, Any]]
 ) -> list[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
-    given = [defaults.get(job.queue, {}).items() for job in jobs]
-    return [
-        job._replace(**{k: v for k, v in options if k in job.open})
-        for job, options in zip(jobs, given, strict=True)
-    ]
+    changed = []
+    for job in jobs:
+        given = {k: v for k, v in defaults.get(job.queue, {}).items() if k in job.open}
+        changed.append(job._replace(options={**job.options, **given}) if given else job)
+    return changed
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
@@ -6160,10 +6079,10 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
     counts: dict[Group, int] = {}
     for job in jobs:
         if len(job.payloads) == 1:
-            tx.execute(_INSERT, (*job[: len(_COLUMNS)], job.payloads[0]))
+            tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
         else:
             # Half of what an executemany takes; and NULLs would take a tenth of the time.
-            set = {c: v for c, v in zip(_COLUMNS, job, strict=False) if v is not None}
+            set = {c: v for c, v in job.columns.items() if v is not None}
             sql = f"INSERT INTO litejobs_job ({', '.join(set)}, payload)"
             sql += f" SELECT {'?, ' * len(set)}value FROM carray(?)"
             tx.execute(sql, (*set.values(), apsw.carray(job.payloads)))
@@ -6204,7 +6123,7 @@ def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) ->
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     """Inserts a job, or does what its rule says about its duplicate."""
     if (held := _holder(tx, job.unique_key)) is None:
-        tx.execute(_INSERT, (*job[: len(_COLUMNS)], job.payloads[0]))
+        tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
         if job.state != "pending":
             add_to_counts(tx, {(job.state, job.queue, job.name): 1})
@@ -6216,8 +6135,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
         tx.execute(sql, (job.on_conflict(payload), id))
     elif job.on_conflict == "replace":
-        columns = dict(zip(_COLUMNS, job, strict=False))
-        change_jobs(tx, [id], _REPLACE, **columns, payload=job.payloads[0])
+        change_jobs(tx, [id], _REPLACE, **job.columns, payload=job.payloads[0])
     return id, True
 
 
@@ -6375,110 +6293,50 @@ class GroupCommit:
 
 
 ################################################################################
-# Timetable
+# Schedules in SQL
 #
 # The schedules in the file. Any node may fire a tick, in one transaction with its jobs.
 ################################################################################
 
-_ENTRY = ", ".join(Entry._fields)
+_SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-
-
-@attrs.frozen
-class Declared:
-    """The schedules that a program declares. Others that it declared before, by the file, have
-    left its code."""
-
-    entries: tuple[Entry, ...] = ()
-    program: str = ""
-
-
-class Firing(NamedTuple):
-    """The jobs of a schedule's due ticks, and what to store of it once they are enqueued."""
-
-    entry: Entry
-    ticks: tuple[int, ...]
-    batches: list[NewJob]
-    next_at: int | None
-    covered: str
-
-
-def firing(entry: Entry, now: int, rng: random.Random) -> Firing:
-    """The firing of a schedule of which a tick is due."""
-    rule, plan = entry.rule, entry.planned(now)
-    if (first := plan.next_at) is None or first > now:
-        return Firing(entry, (), [], first, plan.covered)
-    ticks, next_at = rule.due(first, now)
-    batches = [batch_of(entry, rule.run_at(tick, rng), now) for tick in ticks]
-    periods = plan.periods
-    last = now if next_at is None or next_at > now else ticks[-1]
-    current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-    if current and ticks[:1] == (first,):
-        periods.remove(current)
-        periods.append((current[0], last))
-    else:  # Should the clock have been ahead, those that were missed are still to come.
-        periods.append((ticks[0] if ticks else now, last))
-    if next_at is not None:
-        next_at = rule.first_uncovered(periods, next_at - 1, first)
-    return Firing(entry, ticks, batches, next_at, json.dumps(periods[-PERIODS_KEPT:]))
-
-
-def batch_of(entry: Entry, run_at: int, now: int) -> NewJob:
-    """One job of a schedule."""
-    check_name(entry.definition, "definition")
-    try:
-        plain_payload(entry.payload, entry.definition)
-    except PayloadError as error:
-        raise OptionError("payload", str(error)) from None
-    try:
-        options = load_json(entry.options)
-        chosen = frozenset(options.pop("open"))
-        lasts, expires = options.pop("lasts"), options.pop("expires")
-        own = options.pop("extra")
-        return NewJob(
-            **options,
-            **own,
-            name=entry.definition,
-            state="scheduled" if run_at > now else "blocked" if own.get("key") else "pending",
-            run_at=run_at,
-            enqueued_at=now,
-            payloads=(entry.payload,),
-            open=chosen,
-            schedule=entry.name,
-            unique_until=None if lasts is None else now + lasts,
-            expires_at=None if expires is None else run_at + expires,
-        )
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        problem = f"{reprlib.repr(entry.options)} in the schedule {entry.name!r} are none of ours"
-        raise OptionError("options", problem) from error
-
-
-def problem_of(entry: Entry) -> str | None:
-    """Why this machine cannot fire a schedule."""
-    try:
-        _ = entry.rule, entry.periods, batch_of(entry, 0, 0)
-    except OptionError as error:
-        return str(error)
-    return None
+_KEPT_OWN = (
+    "headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
+)  # fmt: skip
+"""What is kept of a schedule's jobs beside the columns of their options."""
 
 
 def options_of(batch: NewJob) -> str:
-    """What is kept of the options of a job of a schedule: those of a *batch* that was made
-    for the moment 0, so that lengths of time are what they are."""
-    names = ("headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace")
-    return json.dumps(
-        {
-            **{name: getattr(batch, name) for name in Options().columns},
-            "open": sorted(batch.open),
-            "lasts": batch.unique_until,
-            "expires": batch.expires_at,
-            "extra": {name: getattr(batch, name) for name in names},
-        }
+    """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
+    lengths of time are what they are."""
+    kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
+    lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
+    return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
+
+
+def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
+    """One job of a schedule."""
+    options = schedule.job_options
+    options |= options.pop("extra", {})
+    lasts, expires = options.get("lasts"), options.get("expires")
+    own: Any = {name: options.get(name) for name in _KEPT_OWN}
+    return NewJob(
+        {option: options.get(option) for option in STORED},
+        **own,
+        name=schedule.definition,
+        state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
+        run_at=run_at,
+        enqueued_at=now,
+        payloads=(schedule.stored_payload,),
+        open=options["open"],
+        schedule=schedule.name,
+        unique_until=None if lasts is None else now + lasts,
+        expires_at=None if expires is None else run_at + expires,
     )
 
 
 @attrs.define(eq=False, repr=False)
-class Timetable:
+class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
     file: File
@@ -6490,7 +6348,7 @@ class Timetable:
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
-        self, now: int, on_fired: Callable[[Entry, list[int]], None] = lambda entry, jobs: None
+        self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
@@ -6499,204 +6357,209 @@ class Timetable:
             with self.file.writing() as connection:
                 self._plan(connection, now)
         self._latest = now
-        if (due := self._next_tick(-1)) is None or due > now:
-            return 0, due
+        if (next_at := self._next_at(-1)) is None or next_at > now:
+            return 0, next_at
         with self.file.reading() as connection:
-            entries = self._entries(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
-        firings = [made for entry in entries if (made := self._try(firing, entry, now, self._rng))]
-        fired = sum(self._fire(made, on_fired) for made in firings)
-        if any(made.next_at is not None and made.next_at <= now for made in firings):
-            return fired, now
-        return fired, self._next_tick(now)
+            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        fired, more = 0, False
+        for schedule in filter(self._usable, found):
+            ticks, after = schedule.due(now)
+            ids = self._fire(schedule, ticks, after, now)
+            if ids is not None:
+                on_fired(schedule, ids)
+                fired += len(ids)
+            more |= after.next_tick is not None and after.next_tick <= now
+        return fired, now if more else self._next_at(now)
 
-    def _next_tick(self, after: int) -> int | None:
+    def _next_at(self, after: int) -> int | None:
         with self.file.reading() as connection:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
             return _one_number(connection, sql, (after,))
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
-        """Works out anew each next tick that the present rules and the clock do not give."""
-        for entry in self._entries(connection, "NOT paused"):
-            plan = self._try(Entry.planned, entry, now)
-            if plan is not None and plan != entry:
-                self._write(connection, plan)
-                if plan.next_at != entry.next_at:
-                    at = [tick and from_micros(tick) for tick in (entry.next_at, plan.next_at)]
-                    logger.warning("schedule %s: next tick set from %s to %s", entry.name, *at)
+    def _usable(self, schedule: Schedule) -> bool:
+        """Whether this machine can fire a schedule; if not, another one may."""
+        if schedule.problem is not None and schedule.name not in self._unusable:
+            logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
+            self._unusable.add(schedule.name)
+        return schedule.problem is None
 
-    def _try(self, make: Callable[..., T], entry: Entry, *arguments: object) -> T | None:
-        """`None` for a schedule that this machine cannot fire; another one may."""
-        try:
-            return make(entry, *arguments)
-        except OptionError as error:
-            if entry.name not in self._unusable:
-                logger.error("schedule %s cannot fire: %s", entry.name, error)
-            self._unusable.add(entry.name)
-            return None
-
-    def _fire(self, made: Firing, on_fired: Callable[[Entry, list[int]], None]) -> int:
-        """Enqueues the jobs and moves the schedule on, unless another node has done so or
-        somebody has changed it meanwhile; returns how many."""
-        entry, ticks, batches, next_at, covered = made
+    def _fire(
+        self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
+    ) -> list[int] | None:
+        """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
+        if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            if self._entry(connection, entry.name) != entry:
-                return 0
-            if entry.overlap == "skip":
+            if self._find(tx.connection, schedule.name) != schedule:
+                return None
+            if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = connection.execute(sql, (entry.last_job,)).get
-                batches = batches[:1] if last is None or last in FINISHED else []
-            enqueued = []
-            for tick, batch in zip(ticks, batches, strict=False):
+                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                ticks = ticks[:1] if last is None or last in FINISHED else []
+            ids = []
+            for tick in ticks:
+                run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
+                    batch = batch_of(schedule, run_at, now)
                     [(id, _)] = insert_each(tx, [batch])
-                    enqueued.append((tick, id))
+                    ids.append(id)
+                    after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            last_at, last_job = enqueued[-1] if enqueued else (None, None)
-            connection.execute(
-                """
-                UPDATE litejobs_schedule SET
-                    next_at = ?, last_at = coalesce(?, last_at), last_job = coalesce(?, last_job),
-                    covered = ?
-                WHERE name = ?
-                """,
-                (next_at, last_at, last_job, covered, entry.name),
-            )
-        logger.info("schedule %s fired %d jobs", entry.name, len(enqueued))
-        on_fired(entry, [id for _, id in enqueued])
-        return len(enqueued)
+            _write_schedule(tx.connection, after)
+        logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
+        return ids
 
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            batch = batch_of(self._found(connection, name), now, now)
-            [(id, _)] = insert_each(tx, [batch])
-            connection.execute(
-                "UPDATE litejobs_schedule SET last_at = ?, last_job = ? WHERE name = ?",
-                (now, id, name),
-            )
+            schedule = self._found(tx.connection, name)
+            [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
+            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def declare(self, declared: Declared) -> None:
+    def _plan(self, connection: apsw.Connection, now: int) -> None:
+        """Computes each next tick anew, by the present rules and the clock."""
+        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+            plan = schedule.planned(now)
+            if plan != schedule:
+                _write_schedule(connection, plan)
+            if plan.next_tick != schedule.next_tick:
+                at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
+                logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
+
+    def declare(self, declared: Iterable[Schedule], program: str) -> None:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
+        declared = list(declared)
         with self.file.reading() as connection:
-            if not declared.entries and not self._entries(connection):
+            if not declared and not read_schedules(connection):
                 return
         with self.file.writing() as connection:
-            known = {entry.name: entry for entry in self._entries(connection)}
-            for entry in declared.entries:
-                self._declare(connection, entry, known.pop(entry.name, None), declared.program)
-            gone: list[tuple[str]] = []
-            for entry in known.values():
-                if (modules := entry.modules).pop(declared.program, None) is not None:
-                    if modules:
-                        self._write(connection, entry._replace(origin=json.dumps(modules)))
-                    else:
-                        gone.append((entry.name,))
-            connection.executemany("DELETE FROM litejobs_schedule WHERE name = ?", gone)
+            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+            for schedule in declared:
+                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+            for schedule in known.values():
+                if (programs := schedule.programs).pop(program, None) is None:
+                    continue
+                if programs:
+                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                else:
+                    _delete_schedule(connection, schedule.name)
+                    logger.info("schedule %s has left the code and was removed", schedule.name)
             self._plan(connection, self.clock())
-        for (name,) in gone:
-            logger.info("schedule %s has left the code and was removed", name)
 
     def _declare(
-        self, connection: apsw.Connection, entry: Entry, known: Entry | None, program: str
+        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
-        others = {} if known is None else {**known.modules}
+        others = {} if known is None else known.programs
         others.pop("", None)  # Of before programs were told apart.
         ours = others.pop(program, None) is not None
-        if known is not None and (known.origin is None or known[:12] != entry[:12]):
+        if known is not None and (
+            known.stored_origin is None
+            or known != attrs.evolve(_with_state(new, known), origin=known.stored_origin)
+        ):
             if not ours:
-                by = "made at run time" if known.origin is None else f"of {', '.join(others)}"
-                logger.warning("schedule %s, %s, is replaced by ours", entry.name, by)
+                by = f"of {', '.join(others)}" if known.stored_origin else "made at run time"
+                logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
-        last = dict([*others.items()][-7:])
-        self._put(connection, entry._replace(origin=json.dumps({**last, **entry.modules})), known)
+        programs = {**dict([*others.items()][-7:]), **new.programs}
+        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
 
-    def put(self, entry: Entry) -> None:
-        """Makes a schedule, or changes the one of this name."""
+    def put(self, schedule: Schedule) -> Schedule:
+        """Makes a schedule, or changes the one of this name; gives it as it is then."""
         with self.file.writing() as connection:
-            self._put(connection, entry, self._entry(connection, entry.name))
+            put = self._put(connection, schedule, self._find(connection, schedule.name))
         self.file.notify_nodes()
+        return put
 
-    def _put(self, connection: apsw.Connection, entry: Entry, known: Entry | None) -> None:
+    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
+        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
         if known is not None:
-            entry = Entry(*entry[:13], *known[13:])
-        if known is None or not known.keeps_time_of(entry):
-            entry = entry._replace(next_at=None, covered="[]").planned(self.clock())
-        if entry != known:
-            self._write(connection, entry)
-
-    def _write(self, connection: apsw.Connection, entry: Entry) -> None:
-        connection.execute(
-            f"INSERT OR REPLACE INTO litejobs_schedule ({_ENTRY})"
-            f" VALUES ({', '.join('?' * len(entry))})",
-            entry,
-        )
+            new = _with_state(new, known)
+        if known is None or times(new) != times(known):
+            new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
+        if new != known:
+            _write_schedule(connection, new)
+        return new
 
     def pause(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
-        with self.file.writing() as connection:
-            if name is not None:
-                self._found(connection, name)
-            connection.execute(
-                "UPDATE litejobs_schedule SET paused = 1"
-                " WHERE NOT paused AND name = coalesce(?, name)",
-                (name,),
-            )
-            paused = connection.changes()
-        self.file.notify_nodes()
-        return paused
+        return self._each(name, False, lambda schedule: attrs.evolve(schedule, paused=True))
 
     def resume(self, name: str | None = None) -> int:
         """Lets a schedule, or all, fire again from the next tick on; says how many that
         changed. What was missed meanwhile is not made up."""
         now = self.clock()
+
+        def resumed(schedule: Schedule) -> Schedule:
+            covered = json.dumps([*schedule.periods, (now, now)])
+            return attrs.evolve(schedule, paused=False, covered=covered).planned(now)
+
+        return self._each(name, True, resumed)
+
+    def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
         with self.file.writing() as connection:
-            entries = self._entries(connection)
-            if name is not None:
-                entries = [self._found(connection, name)]
-            paused = [entry for entry in entries if entry.paused]
-            for entry in paused:
-                self._write(connection, entry.resumed(now))
+            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+            found = [schedule for schedule in found if schedule.paused is paused]
+            for schedule in found:
+                _write_schedule(connection, change(schedule))
         self.file.notify_nodes()
-        return len(paused)
+        return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.writing() as connection:
-            self._found(connection, name)
-            connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+            _delete_schedule(connection, self._found(connection, name).name)
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> Schedule:
         """One schedule."""
         with self.file.reading() as connection:
             return self._found(connection, name)
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[Schedule]:
         """All schedules, by name."""
         with self.file.reading() as connection:
-            return self._entries(connection)
+            return read_schedules(connection)
 
-    @staticmethod
-    def _entries(connection: apsw.Connection, term: str = "TRUE", **bindings: Any) -> list[Entry]:
-        sql = f"SELECT {_ENTRY} FROM litejobs_schedule WHERE {term} ORDER BY name"
-        return [sound(Entry, row) for row in connection.execute(sql, bindings)]
+    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
+        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
 
-    def _entry(self, connection: apsw.Connection, name: str) -> Entry | None:
-        return next(iter(self._entries(connection, "name = :name", name=name)), None)
-
-    def _found(self, connection: apsw.Connection, name: str) -> Entry:
-        if entry := self._entry(connection, name):
-            return entry
-        known = [entry.name for entry in self._entries(connection)]
+    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
+        if schedule := self._find(connection, name):
+            return schedule
+        known = [schedule.name for schedule in read_schedules(connection)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+def read_schedules(
+    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+) -> list[Schedule]:
+    """Schedules by name, for which an SQL *term* holds."""
+    sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
+    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+
+
+def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+    row = attrs.astuple(schedule, recurse=False)
+    places = ", ".join("?" * len(row))
+    connection.execute(
+        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
+    )
+
+
+def _delete_schedule(connection: apsw.Connection, name: str) -> None:
+    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+
+
+def _with_state(new: Schedule, known: Schedule) -> Schedule:
+    return attrs.evolve(
+        new, paused=known.paused, next_at=known.next_tick, last_at=known.last_tick,
+        last_job=known.last_job, covered=known.covered,
+    )  # fmt: skip
 
 
 ################################################################################
@@ -6714,6 +6577,94 @@ LONG_LOOK = 0.001
 LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
+
+
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    """For max_attempts, timeout and backoff, as far as they are set."""
+    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
+    """The rate, as it is calculated with."""
+
+
+def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+    """The settings of queues, by name."""
+    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    rows = tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name")
+    return {row[0]: _settings_of(dict(zip(columns, row, strict=True))) for row in rows}
+
+
+def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
+    """Those of a row. If they cannot be calculated with, nobody knows what the queue's jobs may
+    do, and it is paused."""
+    unusable = QueueSettings(row["name"], paused=True)
+    defaults: dict[str, Any] = {}
+    try:
+        for column, (low, high) in BOUNDS["litejobs_queue"].items():
+            if row[column] is not None and not low <= row[column] <= high:
+                return unusable
+        if row["max_attempts"] is not None:
+            defaults["max_attempts"] = row["max_attempts"] or None
+        if row["timeout"] is not None:
+            defaults["timeout"] = timedelta(microseconds=row["timeout"])
+        if row["backoff"] is not None:
+            defaults["backoff"] = load_backoff(row["backoff"], DEFAULT_BACKOFF)
+    except (OptionError, TypeError):
+        return unusable
+    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
+    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+        if parse_rate(row["rate_given"]) == row["rate"]:
+            rate = row["rate_given"]
+    return QueueSettings(
+        name=row["name"],
+        paused=bool(row["paused"]),
+        concurrency=row["concurrency"],
+        rate=rate,
+        burst=row["burst"],
+        weight=row["weight"],
+        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
+        defaults=defaults,
+        per_second=row["rate"],
+    )
+
+
+def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
+    """How many of a queue's jobs run, on all nodes."""
+    sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
+    number: int = tx.execute(sql, (queue,)).get
+    return number
+
+
+# A clock that was set back gives no tokens, and takes none either.
+_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, :burst))"
+
+
+def count_tokens(
+    tx: Transaction | apsw.Connection, settings: QueueSettings, now: int, spent: int | None = None
+) -> float:
+    """How many jobs a queue's rate lets start now; writes down how many were *spent*. Source:
+    the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
+    for *burst*."""
+    if settings.per_second is None:
+        return math.inf
+    burst = settings.burst or max(1.0, settings.per_second * BURST_SECONDS)
+    bindings = {"name": settings.name, "now": now, "burst": burst, "spent": spent}
+    if spent is not None:
+        sql = f"UPDATE litejobs_queue SET tokens = {_TOKENS} - :spent, filled_at = :now"
+        tx.execute(f"{sql} WHERE name = :name", bindings)
+    sql = f"SELECT {_TOKENS} FROM litejobs_queue WHERE name = :name"
+    tokens: float | None = tx.execute(sql, bindings).get
+    return burst if tokens is None else tokens
 
 
 class Lane(NamedTuple):
@@ -6743,189 +6694,25 @@ class Serves:
 Place = tuple[int, int, int]
 """Where a ready job stands: its priority (with all bits inverted, which turns the order round and
 never overflows), due time and id."""
-
-
-class Terms(NamedTuple):
-    """The settings of a queue, as they are stored."""
-
-    name: str
-    paused: int = 0
-    concurrency: int | None = None
-    rate: float | None = None
-    burst: int | None = None
-    weight: float | None = None
-    ageing: int | None = None
-    max_attempts: int | None = None
-    timeout: int | None = None
-    backoff: str | None = None
-    tokens: float | None = None
-    filled_at: int | None = None
-    rate_given: str | None = None
-
-    @property
-    def rate_text(self) -> str | None:
-        """The rate as it was given; the number, if somebody has changed that by hand."""
-        if self.rate is None:
-            return None
-        with contextlib.suppress(OptionError):
-            if parse_rate(self.rate_given) == self.rate:
-                return self.rate_given
-        return f"{self.rate:g}/s"
-
-
-def _terms_of(tx: Transaction | apsw.Connection) -> dict[str, Terms]:
-    rows: Any = tx.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: _usable(sound(Terms, row)) for row in rows}
-
-
-def _usable(terms: Terms) -> Terms:
-    """Settings that one can calculate with: a queue with others is paused, since nobody knows
-    what its jobs may do."""
-    for column, (low, high) in BOUNDS["litejobs_queue"].items():
-        value = getattr(terms, column)
-        if not (value is None or low <= value <= high):
-            return Terms(terms.name, paused=1)
-    return terms
-
-
-@attrs.define(eq=False, repr=False)
-class Limits:
-    """How many jobs of each queue may be claimed, in one transaction."""
-
-    terms: Mapping[str, Terms]
-    connection: apsw.Connection
-    now: int
-    again_at: int | None = None
-    """When the rate of a queue that has jobs lets the next one start."""
-    fair: bool = attrs.field(init=False)
-    """Whether queues have shares."""
-    _rooms: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """By queue: how many more may run, and how many its rate lets start."""
-    _taken: Counter[str] = attrs.field(factory=Counter)
-
-    def __attrs_post_init__(self) -> None:
-        self.fair = any(terms.weight for terms in self.terms.values())
-
-    def allow(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        slots, tokens = (room - self._taken[queue] for room in self._room(queue))
-        if slots >= 1 > tokens:
-            # Rounded up, and a little more, lest it come a moment too early for ever.
-            rate = self.terms[queue].rate or math.inf
-            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
-            self.again_at = min(self.again_at or at, at)
-        return min(slots, tokens) >= 1
-
-    def take(self, queue: str) -> None:
-        """One job of this queue is claimed."""
-        self._taken[queue] += 1
-
-    def settle(self, claimed: Iterable[Claimed]) -> None:
-        """Writes down what was used of the rates."""
-        for queue, number in Counter(job.queue for job in claimed).items():
-            terms = self.terms.get(queue)
-            if terms and terms.rate:
-                self.connection.execute(
-                    "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
-                    (self._room(queue)[1] - number, self.now, queue),
-                )
-
-    def running(self, queue: str) -> int:
-        """How many of its jobs run, on all nodes."""
-        sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
-        number: int = self.connection.execute(sql, (queue,)).get
-        return number
-
-    def _room(self, queue: str) -> tuple[float, float]:
-        """As it was when the transaction began."""
-        if (room := self._rooms.get(queue)) is None:
-            terms = self.terms.get(queue) or Terms(queue)
-            slots = 0.0 if terms.paused else math.inf
-            if slots and terms.concurrency is not None:
-                slots = terms.concurrency - self.running(queue)
-            tokens = self.tokens(terms) if terms.rate else math.inf
-            room = self._rooms[queue] = slots, tokens
-        return room
-
-    def tokens(self, terms: Terms) -> float:
-        """How many a queue's rate lets start now. Source: the token bucket of ATM traffic
-        policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
-        assert terms.rate is not None
-        burst = terms.burst or max(1.0, terms.rate * BURST_SECONDS)
-        sql = "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?"
-        row = self.connection.execute(sql, (terms.name,)).fetchone()
-        if row is None or None in row:
-            return burst
-        tokens, filled_at = sound(_Bucket, row)
-        # A clock that was set back gives nothing, and takes nothing either.
-        filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
-        return min(burst, filled)
-
-
-class _Bucket(NamedTuple):
-    """The columns of a queue's tokens."""
-
-    tokens: float
-    filled_at: int
-
-
-@attrs.define(eq=False, repr=False)
-class LaneReader:
-    """Reads the jobs of one lane, in order, a page at a time."""
-
-    lane: Lane
-    priority: int | None = None
-    """The only one that it reads, where jobs age."""
-    taken: int = 0
-    """How many were given out that are not claimed yet, and so are still in the lane."""
-    ended: bool = False
-    """Whether there is nothing more to read."""
-    _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
-
-    def take(self, connection: apsw.Connection | None) -> Place | None:
-        """Gives out the first; gives the next one's place, for which more is read if there
-        is a connection."""
-        self.taken += 1
-        if self._rows:
-            return self._rows.popleft()
-        if connection is not None and not self.ended:
-            self._page = min(256, self._page * 2)
-            one = "" if self.priority is None else f"AND priority = {self.priority}"
-            rows: list[Any] = connection.execute(
-                f"""
-                SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
-                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
-                """,
-                (*self.lane, self._page, self.taken),
-            ).fetchall()
-            self._rows.extend(map(_sound_place, rows))
-            self.ended = len(rows) < self._page
-        return self._rows.popleft() if self._rows else None
-
-
-def _sound_place(row: Any) -> Place:
-    if not (type(row[0]) is int and type(row[1]) is int):
-        raise Damaged(f"a job that is ready is nowhere: {shown(row)}")
-    return typing.cast(Place, row)
-
+_PLACE = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
+"""Integers whatever is in the columns."""
 
 FIRST_LOOK = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
-    SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    SELECT queue, name, node, {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
 """
-_HEADS = """
+_HEADS = f"""
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, ~priority, run_at, id
+            SELECT queue, name, node, {_PLACE}
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
         UNION ALL
-        SELECT next.queue, next.name, next.node, ~next.priority, next.run_at, next.id
+        SELECT next.queue, next.name, next.node,
+            coalesce(~next.priority, 0), coalesce(~~next.run_at, 0), next.id
         FROM head JOIN litejobs_job AS next ON next.id = coalesce(
             (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
              WHERE state = 'pending' AND queue = head.queue AND name = head.name
@@ -6944,21 +6731,42 @@ _HEADS = """
 """
 """The first job of each lane, by a few steps into the index for each. (To find it by such a
 comparison of row values would walk through all the jobs of a lane.)"""
+_OF_LANE = f"""
+    SELECT {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+"""
+_IN_ORDER = "ORDER BY priority DESC, run_at, id"
 
 
-class _Head(NamedTuple):
-    """The first job of a lane."""
+@attrs.define(eq=False, repr=False)
+class LaneReader:
+    """Reads the jobs of one lane, in order, a page at a time."""
 
-    queue: str
-    name: str
-    node: str
-    urgency: int
-    run_at: int
-    id: int
+    lane: Lane
+    priority: int | None = None
+    """The only one that it reads, where jobs age."""
+    taken: int = 0
+    """How many were given out that are not claimed yet, and so are still in the lane."""
+    ended: bool = False
+    """Whether there is nothing more to read."""
+    _page: int = 4
+    _rows: deque[Place] = attrs.field(factory=deque)
+
+    def take(self, tx: Transaction | None) -> Place | None:
+        """Gives out the first; gives the next one's place, for which more is read if there
+        is a transaction."""
+        self.taken += 1
+        if tx is not None and not self._rows and not self.ended:
+            self._page = min(256, self._page * 2)
+            one = "" if self.priority is None else f"AND priority = {self.priority}"
+            sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
+            rows: Any = tx.execute(sql, (*self.lane, self._page, self.taken)).fetchall()
+            self._rows.extend(rows)
+            self.ended = len(rows) < self._page
+        return self._rows.popleft() if self._rows else None
 
 
 Rank = tuple[float, ...]
-Head = tuple[Rank, Place, LaneReader]
 
 
 @attrs.define(eq=False, repr=False)
@@ -6972,64 +6780,65 @@ class Ready:
     """
 
     serves: Serves
+    settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """What was given out in this transaction."""
+    again_at: int | None = None
+    """When the rate of a queue that has jobs lets the next one start."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    limits: Limits | None = None
-    """`None` where no queue has settings."""
-    _heads: list[Head] = attrs.field(factory=list)
-    _aside: list[Head] = attrs.field(factory=list)
+    _heads: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
+    _aside: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
     """Of queues that may start no more for now, or for which workers have no room."""
+    _rooms: dict[str, list[float]] = attrs.field(factory=dict)
+    """By queue: how many more may run, and how many its rate lets start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
     _given: set[LaneReader] = attrs.field(factory=set)
     _rested_at: float = 0.0
-    _connection: apsw.Connection | None = None
-    """`None` if others have changed the lanes since: then places have shifted."""
+    _tx: Transaction | None = None
+    _readable: bool = False
+    """Whether lanes are as they were when they were read, so that more of them can be."""
 
-    def refresh(
-        self, connection: apsw.Connection, version: int, limits: Limits | None = None
-    ) -> None:
+    def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was given out in the last one is claimed by now."""
-        self._connection = connection
-        self.limits = limits
-        self.taken = []
+        self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
+        self.taken, self.again_at, self._readable = [], None, True
+        self._rooms.clear()
         for reader in self._given:
             reader.taken = 0
         self._given.clear()
         while self._aside:
             heapq.heappush(self._heads, self._aside.pop())
-        if self.version == version:
+        if self.version == tx.version:
             return
         self.version = None
         began = time.monotonic()
         if self._heads and began < self._rested_at:
-            self._connection = None
+            self._readable = False
             return
-        self.look(connection)
-        self.version = version
+        self.look(tx)
+        self.version = tx.version
         took = time.monotonic() - began
         self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
 
-    def look(self, connection: apsw.Connection) -> bool:
+    def look(self, tx: Transaction | apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
-        heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
-        few = len(heads) < FIRST_LOOK
+        rows: Any = tx.execute(_FIRST_FEW).fetchall()
+        few = len(rows) < FIRST_LOOK
         if not few:
-            heads = connection.execute(_HEADS).fetchall()
-        heads = [sound(_Head, head) for head in heads]
-        lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
-        served = [
-            (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
+            rows = tx.execute(_HEADS).fetchall()
+        heads: Iterable[tuple[Place, LaneReader]] = [
+            ((urgency, run_at, id), LaneReader(lane, ended=few))
+            for queue, name, node, urgency, run_at, id in rows
+            if (lane := Lane(queue, name, node)) in self.serves
         ]
-        if self.limits is None:
-            self._heads = [(place, place, reader) for place, reader in served]
-        else:
-            self._join_in({reader.lane.queue for _, reader in served})
-            aged = served if few else self._by_age(connection, served)
-            self._heads = [(self._rank(place, reader), place, reader) for place, reader in aged]
+        if self.settings:
+            self._join_in({reader.lane.queue for _, reader in heads})
+            heads = heads if few else self._by_age(tx, heads)
+        self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
         self._aside = []
         heapq.heapify(self._heads)
         return bool(self._heads)
@@ -7038,9 +6847,9 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if self.limits is None:
+            if not self.settings:
                 return place[2], reader.lane.name
-            if not self.limits.allow(reader.lane.queue):
+            if not self._allows(reader.lane.queue):
                 self._aside.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
@@ -7052,10 +6861,8 @@ class Ready:
     @property
     def rated(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
-        if self.limits is None:
-            return False
-        terms = self.limits.terms.get(self._heads[0][2].lane.queue)
-        return terms is not None and terms.rate is not None
+        settings = self.settings.get(self._heads[0][2].lane.queue)
+        return settings is not None and settings.per_second is not None
 
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
@@ -7063,44 +6870,70 @@ class Ready:
         self._heads = [head for head in self._heads if head[2].lane.name not in names]
         heapq.heapify(self._heads)
 
+    def spend(self, claimed: Iterable[Claimed]) -> None:
+        """Writes down what was used of the rates."""
+        if self.settings and self._tx is not None:
+            for queue, number in Counter(job.queue for job in claimed).items():
+                if settings := self.settings.get(queue):
+                    count_tokens(self._tx, settings, self.now, number)
+
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.limits is not None and self.peek() is None):
+        if not self._heads or (self.settings and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._given.add(reader)
-        if self.limits is not None:
-            self._had(reader.lane.queue, self.limits)
-        if following := reader.take(self._connection):
-            rank = following if self.limits is None else self._rank(following, reader)
+        if self.settings:
+            self._count(reader.lane.queue)
+        if following := reader.take(self._tx if self._readable else None):
+            rank = self._rank(following, reader) if self.settings else following
             heapq.heapreplace(self._heads, (rank, following, reader))
         else:
             heapq.heappop(self._heads)
         return id, reader.lane.name
 
-    # Where queues have settings
-
     def _rank(self, place: Place, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
         its queue has had; then the time when it became due."""
-        assert self.limits is not None
+        if not self.settings:
+            return place
         urgency, run_at, id = place
         queue = reader.lane.queue
-        terms = self.limits.terms.get(queue)
-        if terms and terms.ageing:
-            urgency -= max(0, self.limits.now - run_at) // terms.ageing
+        if (settings := self.settings.get(queue)) and settings.ageing:
+            urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _had(self, queue: str, limits: Limits) -> None:
-        """A queue was given a turn. Source of the passes: C. Waldspurger and W. Weihl,
+    def _room(self, queue: str) -> list[float]:
+        if (room := self._rooms.get(queue)) is None:
+            assert self._tx is not None
+            settings = self.settings.get(queue) or QueueSettings(queue)
+            slots = 0.0 if settings.paused else math.inf
+            if slots and settings.concurrency is not None:
+                slots = settings.concurrency - count_running(self._tx, queue)
+            room = [slots, count_tokens(self._tx, settings, self.now)]
+            self._rooms[queue] = room
+        return room
+
+    def _allows(self, queue: str) -> bool:
+        """Whether one more job of this queue may be claimed."""
+        slots, tokens = self._room(queue)
+        if slots >= 1 > tokens:
+            # Rounded up, and a little more, lest it come a moment too early for ever.
+            rate = self.settings[queue].per_second or math.inf
+            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
+            self.again_at = min(self.again_at or at, at)
+        return min(slots, tokens) >= 1
+
+    def _count(self, queue: str) -> None:
+        """A job of this queue was given out. Source of the passes: C. Waldspurger and W. Weihl,
         "Stride Scheduling", MIT, 1995."""
-        limits.take(queue)
-        if limits.fair:
-            terms = limits.terms.get(queue)
-            weight = (terms.weight if terms else None) or 1.0
+        self._rooms[queue] = [left - 1 for left in self._room(queue)]
+        if any(settings.weight for settings in self.settings.values()):
+            settings = self.settings.get(queue)
+            weight = (settings.weight if settings else None) or 1.0
             self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
 
     def _join_in(self, queues: set[str]) -> None:
@@ -7110,29 +6943,22 @@ class Ready:
         self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
 
     def _by_age(
-        self, connection: apsw.Connection, served: list[tuple[Place, LaneReader]]
+        self, tx: Transaction | apsw.Connection, heads: Iterable[tuple[Place, LaneReader]]
     ) -> Iterator[tuple[Place, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
-        assert self.limits is not None
-        for place, reader in served:
-            terms = self.limits.terms.get(reader.lane.queue)
-            if terms is None or not terms.ageing:
+        for place, reader in heads:
+            settings = self.settings.get(reader.lane.queue)
+            if settings is None or not settings.ageing:
                 yield place, reader
                 continue
             following: Any = place
             while following is not None:
-                yield following, LaneReader(reader.lane, ~following[0])
-                following = connection.execute(
-                    """
-                    SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
-                        AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
-                    """,
-                    (*reader.lane, ~following[0]),
-                ).fetchone()
-                if following is not None and _sound_place(following) <= place:
-                    raise Damaged("an index of jobs that are ready is out of order")
+                priority = ~following[0]
+                yield following, LaneReader(reader.lane, priority)
+                # The plus: in a damaged index one could go round for ever.
+                lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
+                following = tx.execute(lower, (*reader.lane, priority, priority)).fetchone()
 
 
 ################################################################################
@@ -7996,14 +7822,14 @@ def _many(number: int, noun: str) -> str:
 
 def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
     """The setting of a queue that its jobs are waiting for."""
-    limits = Limits(_terms_of(connection), connection, now)
-    terms = limits.terms.get(queue) or Terms(queue)
-    if terms.paused:
+    settings = read_settings(connection).get(queue) or QueueSettings(queue)
+    if settings.paused:
         return "is paused"
-    if terms.concurrency is not None and (running := limits.running(queue)) >= terms.concurrency:
-        return f"runs as many jobs at a time as it may: {running} of {terms.concurrency}"
-    if terms.rate and limits.tokens(terms) < 1:
-        return f"starts as many jobs as it may: {terms.rate_text}"
+    running = count_running(connection, queue)
+    if settings.concurrency is not None and running >= settings.concurrency:
+        return f"runs as many jobs at a time as it may: {running} of {settings.concurrency}"
+    if count_tokens(connection, settings, now) < 1:
+        return f"starts as many jobs as it may: {settings.rate}"
     return None
 
 
@@ -8167,15 +7993,15 @@ def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> I
 
 
 def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    for entry in Timetable._entries(connection, "NOT paused"):
-        what = f"schedule {entry.name!r}"
-        if problem := problem_of(entry):
+    for schedule in read_schedules(connection, "NOT paused"):
+        what = f"schedule {schedule.name!r}"
+        if problem := schedule.problem:
             yield Finding(
                 "error", what, f"cannot be fired by this machine: {problem}",
                 "put that right, or `jobs.schedule(name).remove()`",
             )  # fmt: skip
-        elif (right := entry.planned(now).next_at) != entry.next_at:
-            stored, due = (_when(at) if at else "never" for at in (entry.next_at, right))
+        elif (right := schedule.planned(now).next_tick) != schedule.next_tick:
+            stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
             yield Finding(
                 "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
                 "the clock or the time zones have changed: a node that starts corrects it",
@@ -8276,16 +8102,6 @@ ROW_ERRORS = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQ
 """Errors of SQLite's whose cause may be one row, not the file or the disk."""
 PRUNE_BATCH, SHRINK_BATCH = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
-_NEXT_EXPIRY = "SELECT min(expires_at) FROM litejobs_job WHERE expires_at IS NOT NULL"
-_NEXT_DUE = """
-    SELECT min(run_at) FROM (
-        SELECT min(run_at) AS run_at FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND state = 'scheduled'
-        UNION ALL
-        SELECT min(run_at) FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND state = 'retrying'
-    )
-"""
 
 
 class Exchanged(NamedTuple):
@@ -8309,7 +8125,7 @@ class Store:
     file: File
     clock: Clock = system_clock
     group_commit: GroupCommit = attrs.field(init=False)
-    timetable: Timetable = attrs.field(init=False)
+    schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
     health: Health = attrs.field(init=False)
@@ -8318,7 +8134,7 @@ class Store:
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
         self.group_commit = GroupCommit(file)
-        self.timetable = Timetable(file, clock)
+        self.schedules = Schedules(file, clock)
         self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
@@ -8331,10 +8147,238 @@ class Store:
         """Closes the file; the next use opens it again."""
         self.file.close()
 
-    def queues(self) -> list[Terms]:
+    def changes(self) -> int:
+        """A number that changes when others commit."""
+        with self.file.reading() as connection:
+            return self.file.changes(connection)
+
+    # Claim and settle
+
+    def exchange(
+        self,
+        settlements: Sequence[Settlement],
+        node: int,
+        choose: Callable[[Ready], list[int]],
+        serves: Serves,
+    ) -> Exchanged:
+        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
+        transaction."""
+        ready, self._ready = self._ready, None  # Read again after an error.
+        if ready is None or ready.serves is not serves:
+            ready = Ready(serves)
+        late = 0
+        while True:
+            try:
+                with self.file.transaction() as tx:
+                    again, groups = self._settle(tx, settlements)
+                    if again:
+                        ready.version = None
+                    ready.refresh(tx)
+                    ids = choose(ready)
+                    claimed = _claim(tx, ids, node) if ids else []
+                    ready.spend(claimed)
+                break
+            except _ClaimLost:
+                held = self._without_lost_claims(settlements)
+                self.file.expect(len(held) < len(settlements))
+                late += len(settlements) - len(held)
+                settlements = held
+        self.meter.note(settlements, groups)
+        ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
+        self._ready = ready
+        return Exchanged(claimed, late, ready.again_at)
+
+    def settle_each(self, settlements: list[Settlement]) -> None:
+        """Settles jobs one at a time that could not be settled together, and removes them from
+        the list. A job that cannot be settled fails."""
+        while settlements:
+            claimed, report = settlements[0]
+            try:
+                with self.file.transaction() as tx:
+                    _, groups = self._settle(tx, settlements[:1])
+                self.meter.note(settlements[:1], groups)
+            except _ClaimLost:
+                pass
+            except FileError as error:
+                if not isinstance(error.__cause__, ROW_ERRORS):
+                    raise
+                problem = f"could not be settled: {error.__cause__}"
+                problem = storable(f"job {claimed.id} was {report.state}, but {problem}")
+                logger.error("%s", problem)
+                failed = f"""
+                    UPDATE litejobs_job SET
+                        state = 'failed', holder = NULL, finished_at = :now, error = :error,
+                        prune_at = :now + {_kept_for("'failed'")}
+                    WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
+                """
+                with self.file.transaction() as tx:
+                    change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
+            del settlements[0]
+
+    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """The settlements whose claim still holds, one of each job."""
+        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
+        with self.file.reading() as connection:
+            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
+        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
+        return [settled for claim, settled in by_claim.items() if claim in held]
+
+    def _settle(
+        self, tx: Transaction, settlements: Sequence[Settlement]
+    ) -> tuple[bool, Mapping[Group, int]]:
+        """Settles jobs; says whether some are ready again, and how many there are of each
+        group."""
+        if not settlements:
+            return False, {}
+        connection = tx.connection
+        # While their claims hold.
+        _store_failures(tx, [settled for settled in settlements if settled[1].kind])
+        before = connection.total_changes()
+        connection.executemany(
+            f"""
+            UPDATE litejobs_job SET
+                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
+                result = ?8, error = ?9, holder = NULL,
+                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
+                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
+                prune_at = ?7 + {_kept_for("?3")}
+            WHERE id = ?1 AND claim = ?2 AND state = 'running'
+            """,
+            itertools.starmap(_settled_columns, settlements),
+        )
+        if connection.total_changes() - before < len(settlements):
+            raise _ClaimLost
+        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
+        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in SHELVED})
+        states = {state for state, _, _ in groups}
+        if states != {"completed"}:
+            cancel_returned(tx)
+        again = "pending" in states
+        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
+        if connection.execute(blocked).get:
+            keys = keys_of(tx, [claimed.id for claimed, _ in settlements])
+            again = bool(admit_blocked(tx, keys)) or again
+        return again, groups
+
+    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
+        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
+        with self.file.writing() as connection:
+            connection.executemany(
+                """
+                UPDATE litejobs_job SET progress = ?
+                WHERE id = ? AND claim = ? AND state = 'running'
+                """,
+                [(text, *claim) for claim, text in progress.items()],
+            )
+
+    # Stage, expire, admit and prune
+
+    def stage(self, now: int) -> tuple[int, int | None]:
+        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
+        later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
+        return self._change_due(
+            now,
+            f"""
+            SELECT min(run_at) FROM (
+                SELECT min(run_at) AS run_at {later} AND state = 'scheduled'
+                UNION ALL SELECT min(run_at) {later} AND state = 'retrying'
+            )
+            """,
+            f"SELECT id {later} AND run_at <= ?",
+            f"""
+            UPDATE litejobs_job SET state = {_READY}
+            WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
+            """,
+        )
+
+    def expire(self, now: int) -> tuple[int, int | None]:
+        """Cancels jobs that were not started in time; says how many, and when the next one
+        expires."""
+        expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
+        expired, due = self._change_due(
+            now,
+            f"SELECT min(expires_at) {expiring}",
+            f"SELECT id {expiring} AND expires_at <= ? ORDER BY expires_at",
+            # The expiry of jobs that were started in time has no further use.
+            f"""
+            UPDATE litejobs_job SET expires_at = NULL
+            WHERE id IN carray(:ids) AND NOT ({_UNSTARTED})
+            """,
+            _expiry("IN carray(:ids)"),
+        )
+        if expired:
+            logger.info("cancelled %d jobs that were not started in time", expired)
+        return expired, due
+
+    def _change_due(
+        self, now: int, next_due: str, find: str, *statements: str
+    ) -> tuple[int, int | None]:
+        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        time up to *now*; returns how many were changed, and that time."""
+        changed = 0
+        while True:
+            with self.file.transaction(read_only=True) as tx:
+                due = _one_number(tx, next_due)
+            if due is None or due > now:
+                return changed, due
+            with self.file.transaction() as tx:
+                before = tx.connection.total_changes()
+                ids = _column(tx, f"{find} LIMIT {BATCH}", (now,))
+                changed += change_jobs(tx, ids, *statements)
+                progress = tx.connection.total_changes() > before
+                left = _one_number(tx, next_due)
+                self.file.expect(progress or left is None or left > now)
+
+    def admit(self) -> int:
+        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
+        says how many."""
+        admitted, key = 0, ""
+        following = f"""
+            SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {_KEYED} AND state = 'blocked' AND key > ?
+        """
+        while True:
+            with self.file.transaction(read_only=True) as tx:
+                if (key := tx.execute(following, (key,)).get) is None:
+                    return admitted
+                free = admissible(tx, key) is not None
+            if free:
+                with self.file.transaction() as tx:
+                    admitted += admit_blocked(tx, [key])
+
+    def prune(self, now: int) -> int:
+        """Deletes one batch of jobs whose retention is over; says how many."""
+        due = """
+            SELECT id FROM litejobs_job WHERE prune_at IS NOT NULL AND prune_at <= ?
+            ORDER BY prune_at LIMIT ?
+        """
+        with self.file.transaction(read_only=True) as tx:
+            if not _column(tx, due, (now, 1)):
+                return 0
+        with self.file.transaction() as tx:
+            return change_jobs(tx, _column(tx, due, (now, PRUNE_BATCH)), *DELETION)
+
+    def shrink(self) -> int:
+        """Gives some empty pages of the file back to the file system; says how many."""
+        with self.file.reading() as connection:
+            free: int = connection.pragma("freelist_count")
+        if free:
+            with self.file.writing() as connection:
+                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
+                free -= connection.pragma("freelist_count")
+        return free
+
+    def forget_statistics(self) -> None:
+        """Deletes the statistics that an ANALYZE in the application made of our tables."""
+        with self.file.reading() as connection:
+            _forget_statistics(connection)
+
+    # Queues and nodes
+
+    def queues(self) -> dict[str, QueueSettings]:
         """The queues that have settings, by name."""
         with self.file.reading() as connection:
-            return sorted(_terms_of(connection).values())
+            return read_settings(connection)
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and wakes the nodes."""
@@ -8363,269 +8407,6 @@ class Store:
             connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
         self.file.notify_nodes()
 
-    def exchange(
-        self,
-        settlements: Sequence[Settlement],
-        node: int,
-        choose: Callable[[Ready], list[int]],
-        serves: Serves,
-    ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
-        ready, self._ready = self._ready, None  # Read again after an error.
-        if ready is None or ready.serves is not serves:
-            ready = Ready(serves)
-        late = 0
-        while True:
-            try:
-                claimed = self._exchange(settlements, node, choose, ready)
-                self._ready = ready
-                return Exchanged(claimed, late, ready.limits.again_at if ready.limits else None)
-            except _ClaimLost:
-                held = self._without_lost_claims(settlements)
-                self.file.expect(len(held) < len(settlements))
-                late += len(settlements) - len(held)
-                settlements = held
-
-    def _exchange(
-        self,
-        settlements: Sequence[Settlement],
-        node: int,
-        choose: Callable[[Ready], list[int]],
-        ready: Ready,
-    ) -> list[Claimed]:
-        with self.file.transaction() as tx:
-            connection = tx.connection
-            again, groups = self._settle(tx, settlements)
-            if again:
-                ready.version = None
-            version, terms = tx.version, tx.cached(_terms_of)
-            limits = Limits(terms, connection, tx.now) if terms else None
-            ready.refresh(connection, version, limits)
-            ids = choose(ready)
-            claimed = self._claim(connection, ids, node) if ids else []
-            if limits is not None:
-                limits.settle(claimed)
-        ready.version = version + 1 if ready.version and ids == ready.taken else None
-        if groups:
-            self.meter.note(settlements, groups)
-        return claimed
-
-    def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles jobs one at a time that could not be settled together, and removes them from
-        the list. A job that cannot be settled fails."""
-        while settlements:
-            settled = settlements[0]
-            try:
-                with self.file.transaction() as tx:
-                    _, groups = self._settle(tx, [settled])
-                self.meter.note([settled], groups)
-            except _ClaimLost:
-                pass
-            except FileError as error:
-                if not isinstance(error.__cause__, ROW_ERRORS):
-                    raise
-                self._fail(*settled, str(error.__cause__))
-            del settlements[0]
-
-    def _fail(self, claimed: Claimed, report: Report, problem: str) -> None:
-        error = f"job {claimed.id} was {report.state}, but could not be settled: {problem}"
-        logger.error("%s", error)
-        failed = f"""
-            UPDATE litejobs_job SET
-                state = 'failed', holder = NULL, finished_at = :now, error = :error,
-                prune_at = :now + {_kept_for("'failed'")}
-            WHERE id IN carray(:ids) AND claim = :claim AND state = 'running'
-        """
-        with self.file.transaction() as tx:
-            change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=storable(error))
-
-    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """The settlements whose claim still holds, one of each job."""
-        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
-        with self.file.reading() as connection:
-            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
-        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
-        return [settled for claim, settled in by_claim.items() if claim in held]
-
-    def _settle(
-        self, tx: Transaction, settlements: Sequence[Settlement]
-    ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; says whether some are ready again, and how many there are of each
-        group."""
-        if not settlements:
-            return False, {}
-        connection = tx.connection
-        failed = [settled for settled in settlements if settled[1].kind]
-        self._keep_failures(connection, failed)
-        before = connection.total_changes()
-        connection.executemany(
-            f"""
-            UPDATE litejobs_job SET
-                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
-                result = ?8, error = ?9, holder = NULL,
-                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
-                prune_at = ?7 + {_kept_for("?3")}
-            WHERE id = ?1 AND claim = ?2 AND state = 'running'
-            """,
-            itertools.starmap(_settled_columns, settlements),
-        )
-        if connection.total_changes() - before < len(settlements):
-            raise _ClaimLost
-        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        shelved = {group: number for group, number in groups.items() if group[0] in SHELVED}
-        add_to_counts(tx, shelved)
-        if any(state != "completed" for state, _, _ in groups):
-            cancel_returned(tx)
-        again = any(state == "pending" for state, _, _ in groups)
-        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
-        if connection.execute(blocked).get:
-            ids = [claimed.id for claimed, _ in settlements]
-            again = bool(admit_blocked(tx, keys_of(tx, ids))) or again
-        return again, groups
-
-    def _keep_failures(self, connection: apsw.Connection, settlements: list[Settlement]) -> None:
-        """Stores failed attempts, before the jobs are settled: while their claims hold."""
-        for claimed, report in settlements:
-            if report.kind == "cancelled":
-                continue
-            facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
-            connection.execute(
-                f"""
-                INSERT INTO litejobs_attempt (job, {_FAILURE})
-                SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
-                WHERE id = :id AND claim = :claim AND state = 'running'
-                """,
-                {**facts, "id": claimed.id, "claim": claimed.claim},
-            )
-            if claimed.claim > FIRST_FAILURES + LAST_FAILURES:
-                self._thin_out(connection, claimed.id)
-
-    def _thin_out(self, connection: apsw.Connection, job: int) -> None:
-        """Keeps the first and the last failed attempts, for a job that is retried for weeks."""
-        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
-        ids = _column(connection, later, (job, FIRST_FAILURES))
-        if surplus := ids[:-LAST_FAILURES]:
-            connection.execute(
-                """
-                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
-                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
-                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
-                    WHERE id IN carray(?)
-                ) AS INTEGER) WHERE id = ?
-                """,
-                (_carray(surplus), ids[-LAST_FAILURES]),
-            )
-            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
-            connection.execute(gone, (_carray(surplus),))
-
-    def _claim(self, connection: apsw.Connection, ids: list[int], node: int) -> list[Claimed]:
-        rows: list[Any] = connection.execute(
-            f"""
-            UPDATE litejobs_job SET
-                state = 'running', attempt = min(attempt, 2147483647) + 1,
-                claim = (claim & 4611686018427387903) + 1,
-                holder = ?1, started_at = ?2
-            WHERE id IN carray(?3) AND state = 'pending'
-                AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
-            RETURNING {", ".join(Claimed._fields)}
-            """,
-            (node, self.clock(), _carray(ids)),
-        ).fetchall()
-        # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
-        # that were just written need no checks: the table is STRICT.)
-        by_id = {row[0]: row for row in rows}
-        return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
-
-    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
-        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
-        with self.file.writing() as connection:
-            connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
-
-    def admit(self) -> int:
-        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        says how many."""
-        admitted, key = 0, ""
-        while True:
-            with self.file.transaction(read_only=True) as tx:
-                following = tx.execute(
-                    f"""
-                    SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
-                    WHERE {_KEYED} AND state = 'blocked' AND key > ?
-                    """,
-                    (key,),
-                ).get
-                if following is None:
-                    return admitted
-                key = following
-                free = admissible(tx, key) is not None
-            if free:
-                with self.file.transaction() as tx:
-                    admitted += admit_blocked(tx, [key])
-
-    def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; says how many, and when the next one
-        expires."""
-
-        def expire_some(tx: Transaction) -> int:
-            due = "expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at"
-            find = f"SELECT id FROM litejobs_job WHERE {due} LIMIT {BATCH}"
-            ids = _column(tx, find, (now,))
-            expired = change_jobs(tx, ids, _expiry("IN carray(:ids)"))
-            # The expiry of jobs that were started in time has no further use.
-            started = """
-                UPDATE litejobs_job SET expires_at = NULL
-                WHERE id IN carray(?) AND +expires_at IS NOT NULL
-            """
-            tx.execute(started, (_carray(ids),))
-            return expired
-
-        expired, due = self._in_batches(_NEXT_EXPIRY, now, expire_some)
-        if expired:
-            logger.info("cancelled %d jobs that were not started in time", expired)
-        return expired, due
-
-    def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
-
-        def stage_some(tx: Transaction) -> int:
-            find = f"""
-                SELECT id FROM litejobs_job
-                WHERE state IN ('scheduled', 'retrying') AND run_at <= ? LIMIT {BATCH}
-            """
-            ready = f"""
-                UPDATE litejobs_job SET state = {_READY}
-                WHERE id IN carray(:ids) AND +state IN ('scheduled', 'retrying')
-            """
-            return change_jobs(tx, _column(tx, find, (now,)), ready)
-
-        return self._in_batches(_NEXT_DUE, now, stage_some)
-
-    def _in_batches(
-        self, next_due: str, now: int, change: Callable[[Transaction], int]
-    ) -> tuple[int, int | None]:
-        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
-        time up to *now*; returns how many were changed, and that time."""
-        changed = 0
-        while True:
-            with self.file.transaction(read_only=True) as tx:
-                due = _one_number(tx, next_due)
-            if due is None or due > now:
-                return changed, due
-            with self.file.transaction() as tx:
-                before = tx.connection.total_changes()
-                changed += change(tx)
-                progress = tx.connection.total_changes() > before
-                left = _one_number(tx, next_due)
-                self.file.expect(progress or left is None or left > now)
-
     def leave(self, node: int, presence: Presence) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
@@ -8638,64 +8419,47 @@ class Store:
         finally:
             self.file.joined -= 1
 
-    def changes(self) -> int:
-        """A number that changes when others commit."""
-        with self.file.reading() as connection:
-            return self.file.changes(connection)
-
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
         not paused."""
         with self.file.reading() as connection:
-            paused = {name for name, terms in _terms_of(connection).items() if terms.paused}
+            paused = {name for name, known in read_settings(connection).items() if known.paused}
             if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
-            found = connection.execute(
-                f"""
+            sql = f"""
                 SELECT 1 FROM litejobs_job WHERE state = 'running' AND {served}
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
-                """,
-                {
-                    "names": json.dumps(sorted(serves.names)),
-                    "queues": None if serves.queues is None else json.dumps(sorted(serves.queues)),
-                    "node": serves.node,
-                },
-            ).get
-        return found is not None
+            """
+            queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
+            names = json.dumps(sorted(serves.names))
+            bindings = {"names": names, "queues": queues, "node": serves.node}
+            return connection.execute(sql, bindings).get is not None
 
-    def prune(self, now: int) -> int:
-        """Deletes one batch of jobs whose retention is over; says how many."""
-        due = "prune_at IS NOT NULL AND prune_at <= ?"
-        with self.file.reading() as connection:
-            if not connection.execute(
-                f"SELECT 1 FROM litejobs_job WHERE {due} LIMIT 1", (now,)
-            ).get:
-                return 0
-        with self.file.transaction() as tx:
-            sql = f"SELECT id FROM litejobs_job WHERE {due} ORDER BY prune_at LIMIT {PRUNE_BATCH}"
-            return change_jobs(tx, _column(tx, sql, (now,)), *DELETION)
 
-    def shrink(self) -> int:
-        """Gives some empty pages of the file back to the file system; says how many."""
-        with self.file.reading() as connection:
-            free: int = connection.pragma("freelist_count")
-        if free:
-            with self.file.writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
-                free -= connection.pragma("freelist_count")
-        return free
-
-    def forget_statistics(self) -> None:
-        """Deletes the statistics that an ANALYZE in the application made of our tables."""
-        with self.file.reading() as connection:
-            _forget_statistics(connection)
+def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
+    rows: list[Any] = tx.execute(
+        f"""
+        UPDATE litejobs_job SET
+            state = 'running', attempt = min(attempt, 2147483647) + 1,
+            claim = (claim & 4611686018427387903) + 1,
+            holder = ?1, started_at = ?2
+        WHERE id IN carray(?3) AND state = 'pending'
+            AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
+        RETURNING {", ".join(Claimed._fields)}
+        """,
+        (node, tx.now, _carray(ids)),
+    ).fetchall()
+    # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
+    # that were just written need no checks: the table is STRICT.)
+    by_id = {row[0]: row for row in rows}
+    return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
 
 def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
@@ -8712,6 +8476,39 @@ def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
         report.result,
         report.error,
     )
+
+
+def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    for claimed, report in settlements:
+        if report.kind == "cancelled":
+            continue
+        facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
+        tx.execute(
+            f"""
+            INSERT INTO litejobs_attempt (job, {_FAILURE})
+            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            WHERE id = :id AND claim = :claim AND state = 'running'
+            """,
+            {**facts, "id": claimed.id, "claim": claimed.claim},
+        )
+        if claimed.claim <= FIRST_FAILURES + LAST_FAILURES:
+            continue
+        later = "SELECT id FROM litejobs_attempt WHERE job = ? ORDER BY id LIMIT -1 OFFSET ?"
+        ids = _column(tx, later, (claimed.id, FIRST_FAILURES))
+        if surplus := ids[:-LAST_FAILURES]:
+            tx.execute(
+                """
+                UPDATE litejobs_attempt SET omitted = CAST(coalesce(omitted, 0) + (
+                    -- Unlike sum(), total() does not overflow, whatever was written by hand.
+                    SELECT total(1 + coalesce(omitted, 0)) FROM litejobs_attempt
+                    WHERE id IN carray(?)
+                ) AS INTEGER) WHERE id = ?
+                """,
+                (_carray(surplus), ids[-LAST_FAILURES]),
+            )
+            gone = "DELETE FROM litejobs_attempt WHERE id IN carray(?)"
+            tx.execute(gone, (_carray(surplus),))
 
 
 ################################################################################
@@ -8925,59 +8722,6 @@ def _close_at_exit(reference: weakref.ref[Events]) -> None:
         events.close()
 
 
-@attrs.define(eq=False, repr=False)
-class Herald:
-    """Emits the events of one node's jobs: the outcome of a job when it is in the file."""
-
-    _events: Events
-    _clock: Clock
-    _node: str
-    slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
-    wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the supervisor's loop."""
-    slow: dict[int, float] = attrs.field(factory=dict)
-    """By the number of a job that was logged as slow: after how many seconds it is again."""
-    _started: set[int] = attrs.field(factory=set)
-    """The numbers of running jobs whose start was emitted."""
-    _ended: list[Event] = attrs.field(factory=list)
-
-    def look(self) -> None:
-        """Finds out which events are wanted."""
-        self.wanted = self._events.wanted()
-
-    def running(self, number: int, claimed: Claimed, worker: int, took: float) -> None:
-        """Emits that a job has started, once; logs that it has been running for long."""
-        if "started" in self.wanted and number not in self._started:
-            at = self._clock() - round(took * 1e6)
-            self._events.emit(attempt_started(claimed, at, worker, self._node))
-            self._started.add(number)
-        if took >= self.slow.get(number, self.slow_after):
-            self.slow[number] = 2 * took
-            about = claimed.id, claimed.name, took
-            logger.warning("job %d (%s) has been running for %.3g s", *about)
-
-    def has_run(self, number: int, claimed: Claimed, worker: int, started_at: int) -> None:
-        """Emits that a job had started, unless that was done while it ran."""
-        self.slow.pop(number, None)
-        if number in self._started:
-            self._started.discard(number)
-        elif "started" in self.wanted:
-            self._events.emit(attempt_started(claimed, started_at, worker, self._node))
-
-    def ended(self, claimed: Claimed, report: Report) -> None:
-        """Keeps the events of an attempt that has ended, until it is settled."""
-        if report.kind or report.state in self.wanted:
-            ended = attempt_ended(claimed, report, self._node)
-            self._ended += [event for event in ended if event.kind in self.wanted]
-
-    def tell_ended(self) -> None:
-        """Emits the events of attempts that are settled now."""
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._events.emit(event)
-
-
 ################################################################################
 # Duties
 #
@@ -9031,11 +8775,11 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
 def fire(duties: Duties) -> float | None:
     """Enqueues the jobs of schedules that are due."""
 
-    def emit(entry: Entry, jobs: list[int]) -> None:
+    def emit(schedule: Schedule, jobs: list[int]) -> None:
         for job in jobs:
-            duties.emit("schedule_fired", job=job, name=entry.definition, schedule=entry.name)
+            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
-    return duties.do_due(lambda now: duties.store.timetable.fire(now, emit))
+    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
 
 
 def admit(duties: Duties) -> None:
@@ -9186,16 +8930,8 @@ class Program:
     log_level: int | None = None
 
     def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """The executor of the program's jobs in this process, with a state of its own, and what
-        closes that."""
-        registry = self.load()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
-
-    def load(self) -> Registry:
-        """Imports the modules and gathers the definitions."""
+        """Imports the modules, and makes the executor of the program's jobs in this process, with
+        a state of its own, and what closes that."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -9206,7 +8942,10 @@ class Program:
         gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
         for body in {definition.body for definition in registry}:
             body.home = body.home or self.home()
-        return registry
+        if self.log_level is not None:
+            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
+        state, closing = make_state(self.state)
+        return Executor(registry, state, self.clock, around=self.around), closing
 
 
 def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
@@ -9316,34 +9055,356 @@ def without_unimportable_main() -> Iterator[None]:
 ################################################################################
 # Worker
 #
-# A child process that runs jobs. It gets them through a private pipe, and tells
-# through a Board, a few words of shared memory under a lock, which one it runs: so
-# the supervisor knows without asking, can take back what has not started, and finds
-# every result there even when the worker is dead. Coroutines run beside them, many at
-# a time, in a thread with an event loop: they have a pipe and words of their own.
+# A process, or thread, that runs jobs. They come through a channel, and it reports on a
+# board: memory that its supervisor reads at any moment, and still when the worker is dead.
+# So that knows which job runs without asking, can take back those that have not started,
+# and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that ask a node to end. Its workers leave that to it."""
+REPORTED = b"."
+"""The message that there are reports on the board."""
+LONGEST_MESSAGE = 2**30
+"""Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+@attrs.define(eq=False, repr=False)
+class Channel:
+    """One end of the connection between a worker and its supervisor, whose end never blocks, since
+    the worker may have been stopped in the midst of a message."""
+
+    socket: socket.socket
+    unsent: bytearray = attrs.field(factory=bytearray)
+    _received: bytearray = attrs.field(factory=bytearray)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def send(self, message: bytes) -> None:
+        """Sends a message after its length, or keeps what the socket does not take."""
+        with self._lock:
+            self.unsent += len(message).to_bytes(4, "big") + message
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what was kept. If the other side is gone, that shows when one reads."""
+        try:
+            while self.unsent:
+                del self.unsent[: self.socket.send(self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent.clear()
+
+    def receive(self) -> Iterator[bytes]:
+        """The messages that arrive; on the supervisor's end, those that have arrived."""
+        arrived = self._received
+        while True:
+            try:
+                data = self.socket.recv(2**16)
+            except BlockingIOError:
+                return
+            if not data:
+                raise EOFError
+            arrived += data
+            while len(arrived) >= 4:
+                end = 4 + int.from_bytes(arrived[:4], "big")
+                if end > LONGEST_MESSAGE:
+                    raise ValueError("not a message of litejobs")
+                if len(arrived) < end:
+                    break
+                message = bytes(arrived[4:end])
+                del arrived[:end]
+                yield message
+
+
+# The board
+
+OUTBOX = 2**18
+"""Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+OUTPUT_RING = OUTPUT_LIMIT + 1
+"""Bytes for what the running job writes: by the last one it shows that there was more."""
+REPORT = struct.Struct("=5q")
+"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
+other fields, which follow if they are not the defaults."""
+_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
+"""Words of the board. From the last one on, there are two for each place of an async job: when it
+began, and which was asked to end; those of place 0 are of the plain jobs."""
+
+
+@attrs.define(eq=False, repr=False)
+class Board:
+    """The memory that a worker and its supervisor share. The worker writes what it runs, its
+    reports, and facts about an attempt that it may not survive; the supervisor writes what is
+    revoked and which job is asked to end."""
+
+    _memory: Any
+    _lock: Any
+    _words: memoryview = attrs.field(init=False)
+    _outbox: memoryview = attrs.field(init=False)
+    _ring: memoryview = attrs.field(init=False)
+    _taken: bytes = attrs.field(default=b"", init=False)
+    """Reports that the supervisor has taken away and not returned yet."""
+
+    def __attrs_post_init__(self) -> None:
+        view = memoryview(self._memory).cast("B")
+        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
+        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
+
+    @classmethod
+    def make(cls, concurrency: int, context: Any = None) -> Board:
+        """A board for a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context."""
+        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
+        if context is None:
+            return cls(bytearray(size), threading.Lock())
+        return cls(context.RawArray("B", size), context.Lock())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Board, (self._memory, self._lock)
+
+    @property
+    def places(self) -> range:
+        """The places for async jobs."""
+        return range(1, (len(self._words) - _ASYNC) // 2)
+
+    # The worker's side
+
+    def step(self, report: bytes, number: int) -> int:
+        """Leaves the report of the job that ran, if any, and says that the next one runs
+        from now, or none (0). Returns that moment; 0 if the next one was revoked."""
+        began = time.monotonic_ns()
+        words = self._words
+        with self._lock:
+            if report:
+                self._append(report)
+            if number < words[_REVOKED]:
+                began = number = 0
+            words[_BEGAN] = began
+            words[_RUNNING] = number
+        return began
+
+    def begin_async(self, place: int) -> None:
+        """Says that the async job in this place runs from now."""
+        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
+
+    def leave(self, report: bytes) -> bool:
+        """Leaves the report of an async job; false if there is no room for it."""
+        with self._lock:
+            if fits := self.fits(report):
+                self._append(report)
+        return fits
+
+    def fits(self, report: bytes) -> bool:
+        """Whether there is room for a report."""
+        return bool(self._words[_USED] + len(report) <= OUTBOX)
+
+    def _append(self, report: bytes) -> None:
+        start = self._words[_USED]
+        self._words[_USED] = end = start + len(report)
+        self._outbox[start:end] = report
+
+    def unless_running(self, act: Callable[[], object]) -> None:
+        """Calls a function while no plain job can begin; not while one runs."""
+        with self._lock:
+            if not self._words[_RUNNING]:
+                act()
+
+    def asked(self, number: int, place: int = 0) -> Reason | None:
+        """Why this job was asked to end, if it was."""
+        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        return REASONS[why] if asked == number else None
+
+    def keep_output(self, text: str) -> None:
+        """Keeps the end of what the running job writes. There is no lock that a process which
+        it forks, or a signal, could find held: of two writes at once, some may be lost."""
+        words, ring = self._words, self._ring
+        if not (number := words[_RUNNING]):
+            return
+        if words[_WRITER] != number:
+            words[_WRITTEN] = 0
+            words[_WRITER] = number
+        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
+        place = words[_WRITTEN] % OUTPUT_RING
+        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
+        ring[place : place + len(first)] = first
+        ring[: len(rest)] = rest
+        words[_WRITTEN] += len(data)
+
+    def mark_cpu(self, spent: int) -> None:
+        """Notes how many nanoseconds of CPU time were spent until now."""
+        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+
+    # Both sides
+
+    def output_of(self, number: int) -> str:
+        """The last lines that a job wrote; none, if another has written since."""
+        words, ring = self._words, self._ring
+        if words[_WRITER] != number:
+            return ""
+        place = words[_WRITTEN] % OUTPUT_RING
+        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
+        return last_lines(start + bytes(ring[:place]))
+
+    def cpu_since(self, began: int, spent: int) -> int:
+        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
+        the mark there were only short jobs before it, which count as all work."""
+        before = self._words[_CPU] + began - self._words[_CPU_AT]
+        return int(max(0, spent - before) // 1000)
+
+    # The supervisor's side
+
+    @property
+    def running(self) -> int:
+        """The number of the plain job that runs; 0: none."""
+        return int(self._words[_RUNNING])
+
+    def running_since(self) -> int:
+        """When it began, in nanoseconds of the monotonic clock."""
+        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+
+    def began(self, run: Run) -> int:
+        """When a job began; 0 if it does not run."""
+        if run.place:
+            return int(self._words[_ASYNC + 2 * run.place])
+        return self.running_since() if self._words[_RUNNING] == run.number else 0
+
+    def clear(self, place: int) -> None:
+        """Makes a place ready for another async job."""
+        self._words[_ASYNC + 2 * place] = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keeps the worker from starting or finishing a job meanwhile. False if it was stopped,
+        or died, inside its own turn: then waiting longer would not help."""
+        locked = self._lock.acquire(timeout=0.05)
+        try:
+            yield locked
+        finally:
+            if locked:
+                self._lock.release()
+
+    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
+        """Takes the reports away, each with the number of its job."""
+        if self._words[_USED]:
+            with self.held() as locked:
+                if locked or dead:
+                    self._take()
+        taken, self._taken = self._taken, b""
+        place, reports = 0, []
+        while place < len(taken):
+            number, report, place = read_report(taken, place)
+            reports.append((number, report))
+        return reports
+
+    def _take(self) -> None:
+        self._taken += bytes(self._outbox[: self._words[_USED]])
+        self._words[_USED] = 0
+
+    def revoke(self, until: int) -> int | None:
+        """Takes back all plain jobs with lower numbers that have not started; returns the number
+        of the one that runs (0: none). Those before it have started, too: their reports are
+        taken away in the same moment, to be collected next. `None` if it could not be done now."""
+        with self.held() as locked:
+            if not locked:
+                return None
+            self._words[_REVOKED] = until
+            self._take()
+            return self.running
+
+    def ask(self, number: int, place: int, why: Reason) -> bool:
+        """Asks a job to end; false if it is a plain one that does not run any more."""
+        with self.held() as locked:
+            if not place and (not locked or self.running != number):
+                return False
+            asked = number * len(REASONS) + REASONS.index(why)
+            self._words[_ASYNC + 1 + 2 * place] = asked
+        return True
+
+
+def write_report(number: int, report: Report) -> bytes:
+    """A report as it stands on the board."""
+    rest = b"" if report.brief else marshal.dumps(report[3:])
+    return REPORT.pack(number, *report[:3], len(rest)) + rest
+
+
+def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
+    """The job's number, its report, and the place behind it."""
+    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
+    place += REPORT.size
+    if not length:
+        return number, Report(started_at, finished_at, took), place
+    rest = marshal.loads(data[place : place + length])
+    return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
+    if sys.platform == "linux":
+        return peak_of(os.getpid())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_of(pid: int) -> int | None:
+    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
+    begins with the memory of the process that started it.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    return None
+
+
+OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
+"""What the async job that runs here has written: it is not the job that the board knows."""
+
+
+def keep_output(stream: Any, board: Board) -> None:
+    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
+    same object, since others, such as handlers of logging, may have it already."""
+    write = getattr(stream, "write", None)
+    if write is None:
+        return  # As pythonw.exe has it.
+
+    def write_and_keep(text: str) -> Any:
+        count = write(text)
+        if (own := OUTPUT.get()) is None:
+            board.keep_output(text)
+        else:
+            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
+            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+        return count
+
+    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+        stream.write = write_and_keep
+
+
+# The life of a worker
 
 
 def work_in_child(
-    pipe: Connection,
-    lifeline: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    presence: str,
-    program: Program,
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process."""
+    """The whole life of a worker process, which holds the lock on the file *presence*."""
     _become_worker(lifeline)
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     share = Presence.hold(presence)
-    witness = Witness(board, time.process_time_ns)
-    _serve(pipe, board, aside, program.executor, witness)
+    _serve(connection, board, program.executor, time.process_time_ns)
     share.close()
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
+
+
+def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
+    """The whole life of a worker that is a thread."""
+    with connection:
+        _serve(connection, board, make, time.thread_time_ns)
 
 
 @contextlib.contextmanager
@@ -9375,21 +9436,17 @@ def _become_worker(lifeline: Connection) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_end_by_signals)
     if sys.platform == "linux":
-        _let_the_kernel_end_it(lifeline)
+        # The kernel kills the whole group when the lifeline closes: the thread, which is the
+        # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
+        # the job has started.)
+        import fcntl
+
+        f_setsig = 10  # of <fcntl.h>
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
     threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
-
-
-def _let_the_kernel_end_it(lifeline: Connection) -> None:
-    """Has the whole group killed when the lifeline closes: the thread, which is the
-    portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-    the job has started.)"""
-    import fcntl
-
-    f_setsig = 10  # of <fcntl.h>
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
-    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
 
 
 def _end_by_signals() -> None:
@@ -9417,54 +9474,123 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def work_in_thread(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-) -> None:
-    """The whole life of a worker that is a thread."""
-    with contextlib.ExitStack() as closing:
-        for end in (pipe, *(aside or ())[:1]):
-            closing.enter_context(end)
-        _serve(pipe, board, aside, make, Witness(board, time.thread_time_ns))
-
-
 def _serve(
-    pipe: Connection,
-    board: Board,
-    aside: tuple[Connection, Any] | None,
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]],
-    witness: Witness,
+    connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
-    voice = Voice(pipe)
+    channel = Channel(connection)
     try:
         executor, closing = make()
     except BaseException as error:
-        voice.say(marshal.dumps(("broken", *describe(error))))
+        channel.send(marshal.dumps(("broken", *describe(error))))
         return
-    # Threads have no signal handlers and no folder of their own.
-    own_process = threading.current_thread() is threading.main_thread()
-    restore, to_folder = _restoring() if own_process else (lambda all: True, lambda: None)
-    alone = functools.partial(board.unless_running, to_folder)
-    juggler = None if aside is None else Juggler.start(aside, executor, alone, own_process)
-    voice.say(marshal.dumps(("ready",)))
     with closing:
-        _run_jobs(pipe, voice, board, executor, witness, restore)
-        if juggler is not None:
-            juggler.close()
+        own_process = threading.current_thread() is threading.main_thread()
+        restore, to_folder = surroundings(connection, own_process)
+        runner = JobRunner(channel, board, executor, restore, cpu_clock)
+        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
+        batches = runner.batches() if beside is None else beside.read()
+        channel.send(marshal.dumps(("ready",)))
+        for batch in batches:
+            if not runner.run(batch):
+                break
+        if beside is not None:
+            beside.close()
     executor.close()
 
 
-RING_AFTER, RING_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which a worker in the midst of a batch tells of them."""
+NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
+"""Reports, and nanoseconds, after which the supervisor is notified in the midst of a batch."""
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
 HARMLESS = 5
-"""Microseconds: who closes all that is open takes longer. (That took 35, a look at the pipe 1;
-to put back what jobs change 2.)"""
+"""Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
+putting back what jobs change 2.)"""
+
+
+@attrs.define(eq=False, repr=False)
+class JobRunner:
+    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+
+    channel: Channel
+    board: Board
+    executor: Executor
+    _restore: Callable[[bool], bool]
+    _cpu_clock: Callable[[], int]
+    _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
+    """By the job's id, of those that have reported progress."""
+
+    def batches(self) -> Iterator[Any]:
+        """What the supervisor sends, until no more will come."""
+        with contextlib.suppress(EOFError, OSError):
+            for message in self.channel.receive():
+                if not message:
+                    return
+                yield marshal.loads(message)
+
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
+        """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
+        channel, board, restore = self.channel, self.board, self._restore
+        if not restore(True):
+            return False
+        board.mark_cpu(self._cpu_clock())
+        unseen, seen_at, report = 0, time.monotonic_ns(), b""
+        for number, fields in batch:
+            began = board.step(report, number)
+            unseen += bool(report)
+            report = b""
+            if not began:
+                continue
+            if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
+                channel.send(REPORTED)
+                unseen, seen_at = 0, began
+            asked = functools.partial(board.asked, number)
+            made = self.executor.run(Claimed._make(fields), asked, self.progress)
+            if (took := made.took) > SHORT_RUN or made.kind:
+                made = self._with_usage(made, number, began)
+            report = write_report(number, made)
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
+                # Through the channel it comes after the last progress of the job.
+                channel.send(marshal.dumps(("report", report)))
+                report = b""
+            if took > HARMLESS and not restore(took > SHORT_RUN):
+                board.step(report, 0)
+                return False  # Else the next one is blamed, for what cannot be heard, or printed.
+        board.step(report, 0)
+        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
+        return True
+
+    def _with_usage(self, report: Report, number: int, began: int) -> Report:
+        """The report of an attempt that was not short, or failed: with what it used, if it
+        failed, or will be said to have."""
+        if report.kind or self.board.asked(number):
+            report = report._replace(
+                cpu=self.board.cpu_since(began, self._cpu_clock()),
+                memory=peak_memory(),
+                output=self.board.output_of(number),
+            )
+        self.board.mark_cpu(self._cpu_clock())
+        return report
+
+    def progress(self, claimed: Claimed, progress: Progress) -> None:
+        """Sends the progress of a job, now or soon; called from any of its threads."""
+        if (reporter := self._reporters.get(claimed.id)) is None:
+            send = functools.partial(self._send_progress, claimed.id, claimed.claim)
+            reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
+        reporter.report(progress)
+
+    def _send_progress(self, id: int, claim: int, text: str) -> None:
+        self.channel.send(marshal.dumps(("progress", id, claim, text)))
+
+    def end_progress(self, id: int) -> bool:
+        """Sends the last progress of a job that has ended; says whether there was any."""
+        if (reporter := self._reporters.pop(id, None)) is None:
+            return False
+        reporter.close()
+        return True
+
+
 SIGNALS = tuple(
     int(getattr(signal, f"SIG{name}"))
     for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
@@ -9473,71 +9599,45 @@ SIGNALS = tuple(
 """Those whose handlers are the same for each job that a worker runs."""
 
 
-def _run_jobs(
-    pipe: Connection,
-    voice: Voice,
-    board: Board,
-    executor: Executor,
-    witness: Witness,
-    restore: Callable[[bool], bool],
-) -> None:
-    is_whole = _watched(pipe)
-    while (message := _next_message(pipe)) and restore(True):
-        witness.mark()
-        told, told_at = 0, time.monotonic_ns()
-        report: bytes | tuple[int, ...] | None = None
-        for number, fields in marshal.loads(message):
-            began = board.step(report, number)
-            told += report is not None
-            report = None
-            if not began:
-                continue
-            if told >= RING_AFTER or (told and began - told_at > RING_AFTER_NS):
-                voice.say(b"")
-                told, told_at = 0, began
-            asked = functools.partial(board.asked, number)
-            made = executor.run(Claimed._make(fields), asked, voice.tell)
-            if (took := made.took) > SHORT_RUN or made.kind:
-                made = witness.tell(made, number, began)
-            report = (number, *made[:3]) if made.brief else marshal.dumps((number, *made))
-            if (voice.tellers and voice.told(fields[0])) or not board.fits(report):
-                # Through the pipe it comes after the last word on the job's progress.
-                voice.say(report if isinstance(report, bytes) else marshal.dumps(report))
-                report = None
-            if took > HARMLESS and not (is_whole() and restore(took > SHORT_RUN)):
-                board.step(report, 0)
-                return  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.step(report, 0)
-        # Whatever came last, a report or jobs that were revoked: the hands are empty.
-        voice.say(b"")
-
-
-def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One says whether it
-    could: signal handlers and folder, or *all*, as is done for each batch and after jobs that
-    were not short. The other one puts back the folder alone."""
+def surroundings(
+    connection: socket.socket, own_process: bool
+) -> tuple[Callable[[bool], bool], Callable[[], object]]:
+    """Two functions that put back what jobs have changed of their process. One puts back signal
+    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
+    false, if that, the connection or the standard streams are not as they were. The other one puts
+    back the folder alone. Threads have none of these of their own."""
+    number, look = connection.fileno(), os.fstat
+    file = None if sys.platform == "win32" else _mark_of(look(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
     handlers = list(map(handler_of, SIGNALS))
-    blocks = hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if blocks else ()
-    os.umask(umask := os.umask(0o077))
-    if hasattr(os, "fchdir"):  # Takes half as long as by name, and finds it under a new one.
-        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
-    else:
-        to_folder = functools.partial(os.chdir, os.getcwd())
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    # By descriptor it takes half as long, and finds a folder that was renamed.
+    by_number = hasattr(os, "fchdir")
+    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
+    to_folder = functools.partial(*enter) if own_process else (lambda: None)
 
     def restore(all: bool) -> bool:
         try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _mark_of(look(number)) != file:
+                return False
+            if not own_process:
+                return True
             if all:
                 os.umask(umask)
-                if blocks:
+                if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if list(map(handler_of, SIGNALS)) != handlers:
-                for number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(number) != handler:
-                        signal.signal(number, handler)
+                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
+                    if handler_of(signal_number) != handler:
+                        signal.signal(signal_number, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9546,410 +9646,54 @@ def _restoring() -> tuple[Callable[[bool], bool], Callable[[], object]]:
     return restore, to_folder
 
 
-def _watched(pipe: Connection) -> Callable[[], bool]:
-    """A function that says whether the pipe is as it is now, and what others print can be
-    written: jobs close all that is open, or put other files there."""
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    number, look = pipe.fileno(), os.fstat
-    # On Windows others do not know its handle.
-    mark = None if sys.platform == "win32" else _mark_of(look(number))
-
-    def is_whole() -> bool:
-        for stream in streams:
-            if stream.closed:
-                return False
-        try:
-            return mark is None or _mark_of(look(number)) == mark
-        except OSError:
-            return False
-
-    return is_whole
-
-
-def _next_message(pipe: Connection) -> bytes:
-    try:
-        return pipe.recv_bytes()
-    except (EOFError, OSError):
-        return b""
-
-
-Handed = tuple[int, tuple[Any, ...]]
-"""A number that says the place in the order of the hand-overs, and a Claimed."""
-
-BRIEF = 1024
-"""Reports of which there is nothing to tell but times, as four numbers each."""
-OUTBOX = 2**18
-"""Bytes for the others that wait to be read; larger ones go through the pipe."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
-_RUNNING, _STARTED, _REVOKED, _ASKED, _WRITTEN, _BRIEFS = range(6)
-_WRITER, _OUTPUT, _CPU, _CPU_AT, _TIMES = range(6, 11)
-
-
 @attrs.define(eq=False, repr=False)
-class Board:
-    """What a worker and its supervisor both see. The worker writes what it runs, its
-    reports, and what is told of an attempt that it may not survive; the supervisor writes
-    what is revoked and who is asked to end."""
+class AsyncRunner:
+    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
+    reads the channel, also while a job blocks the loop."""
 
-    _raw_words: Any
-    _raw_outbox: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: list[tuple[list[int], bytes]] = attrs.field(factory=list, init=False)
-    """Reports that the supervisor has taken away, and nobody has collected."""
-
-    def __attrs_post_init__(self) -> None:
-        self._words = memoryview(self._raw_words).cast("B").cast("q")
-        room = memoryview(self._raw_outbox).cast("B")
-        self._outbox, self._ring = room[:OUTBOX], room[OUTBOX:]
-
-    @classmethod
-    def make(cls, context: Any) -> Board:
-        """A board that can be handed to a process of this multiprocessing context."""
-        words = context.RawArray("q", _TIMES + 4 * BRIEF)
-        room = context.RawArray("B", OUTBOX + OUTPUT_RING)
-        for memory in words, room:
-            _move_to_end(memory)
-        return cls(words, room, context.Lock())
-
-    def __getstate__(self) -> tuple[Any, Any, Any]:
-        return self._raw_words, self._raw_outbox, self._lock
-
-    def __setstate__(self, state: tuple[Any, Any, Any]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
-
-    # The worker's side
-
-    def step(self, report: bytes | tuple[int, ...] | None, number: int) -> int:
-        """Leaves the report of the job that ran, if any, and says that the next one runs
-        from now, or nothing (0). Gives that moment; 0 if the next one was revoked."""
-        began = time.monotonic_ns()
-        words = self._words
-        with self._lock:
-            if type(report) is tuple:
-                end = words[_BRIEFS] + 4
-                words[_TIMES + end - 4], words[_TIMES + end - 3] = report[0], report[1]
-                words[_TIMES + end - 2], words[_TIMES + end - 1] = report[2], report[3]
-                words[_BRIEFS] = end
-            elif type(report) is bytes:
-                start = words[_WRITTEN]
-                end = start + 4 + len(report)
-                self._outbox[start : start + 4] = len(report).to_bytes(4, "little")
-                self._outbox[start + 4 : end] = report
-                words[_WRITTEN] = end
-            if number < words[_REVOKED]:
-                began = number = 0
-            words[_STARTED] = began
-            words[_RUNNING] = number
-        return began
-
-    def fits(self, report: bytes | tuple[int, ...]) -> bool:
-        """Whether there is room for a report."""
-        if isinstance(report, bytes):
-            return bool(self._words[_WRITTEN] + 4 + len(report) <= OUTBOX)
-        return bool(self._words[_BRIEFS] < 4 * BRIEF)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Does something while no job begins that the board knows; not while one runs."""
-        with self._lock:
-            if not self._words[_RUNNING]:
-                act()
-
-    def asked(self, number: int) -> Reason | None:
-        """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASKED], len(REASONS))
-        return REASONS[why] if asked == number else None
-
-    def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of what two write at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_OUTPUT] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_OUTPUT] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_OUTPUT] += len(data)
-
-    def mark_cpu(self, spent: int) -> None:
-        """Says how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
-
-    # What both ask
-
-    def output_of(self, number: int) -> str:
-        """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        end = words[_OUTPUT]
-        if end < OUTPUT_RING:
-            return last_lines(bytes(ring[:end]))
-        place = end % OUTPUT_RING
-        return last_lines(bytes(ring[place:]) + bytes(ring[:place]))
-
-    def cpu_since(self, began: int, spent: int) -> int:
-        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
-        the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
-
-    # The supervisor's side
-
-    @property
-    def running(self) -> tuple[int, int]:
-        """The number of the running job (0: none) and when it began, in nanoseconds of
-        the monotonic clock."""
-        return self._words[_RUNNING], self._words[_STARTED]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[bool]:
-        """Keeps the worker from starting or finishing a job meanwhile. False if it was
-        stopped, or died, inside its own turn: then waiting longer would not help."""
-        locked = self._lock.acquire(timeout=0.05)
-        try:
-            yield locked
-        finally:
-            if locked:
-                self._lock.release()
-
-    def collect(self, dead: bool = False) -> list[tuple[Any, ...]]:
-        """Takes the reports away: each a number and the fields of a Report, of which the
-        last may be missing."""
-        if self._words[_WRITTEN] or self._words[_BRIEFS]:
-            with self.held() as locked:
-                if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, []
-        return [entry for numbers, data in taken for entry in self._entries(numbers, data)]
-
-    def _take(self) -> None:
-        words = self._words
-        numbers = words[_TIMES : _TIMES + words[_BRIEFS]].tolist()
-        self._taken.append((numbers, bytes(self._outbox[: words[_WRITTEN]])))
-        words[_WRITTEN] = words[_BRIEFS] = 0
-
-    @staticmethod
-    def _entries(times: list[int], data: bytes) -> list[tuple[Any, ...]]:
-        numbers = iter(times)
-        entries = list[tuple[Any, ...]](zip(numbers, numbers, numbers, numbers, strict=True))
-        place = 0
-        while place < len(data):
-            length = int.from_bytes(data[place : place + 4], "little")
-            entries.append(marshal.loads(data[place + 4 : place + 4 + length]))
-            place += 4 + length
-        return entries
-
-    def revoke(self, until: int) -> int | None:
-        """Takes back all jobs with lower numbers that have not started; gives the number of
-        the one that has (0: none). Those before it have started, too: their reports are taken
-        away in the same moment, and are the next to be collected. `None` if it could not be done
-        now."""
-        with self.held() as locked:
-            if not locked:
-                return None
-            self._words[_REVOKED] = until
-            self._take()
-            return int(self._words[_RUNNING])
-
-    def ask(self, number: int, started: int, why: Reason) -> bool:
-        """Asks the running job to end; false if it is another one by now."""
-        with self.held() as locked:
-            if not locked or self.running != (number, started):
-                return False
-            self._words[_ASKED] = number * len(REASONS) + REASONS.index(why)
-        return True
-
-
-def _move_to_end(memory: Any) -> None:
-    """Has whoever writes to the file behind shared memory write behind that: workers have it
-    open, and a job may write to whatever it finds open. (Of multiprocessing's own.)"""
-    with contextlib.suppress(AttributeError):
-        arena, *_ = memory._wrapper._state[0]
-        os.lseek(arena.fd, 0, os.SEEK_END)
-
-
-@attrs.frozen(eq=False, repr=False)
-class Witness:
-    """Tells what a failed attempt did."""
-
-    _board: Board
-    _cpu_clock: Callable[[], int]
-
-    def mark(self) -> None:
-        """Looks at the CPU clock, before jobs run."""
-        self._board.mark_cpu(self._cpu_clock())
-
-    def tell(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it did, if it
-        failed, or will be said to have."""
-        if report.kind or self._board.asked(number):
-            report = report._replace(
-                cpu=self._board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
-                output=self._board.output_of(number),
-            )
-        self.mark()
-        return report
-
-
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of whoever started the process.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
-
-
-OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the coroutine that runs here has written: it is not the job that the board knows."""
-
-
-def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
-
-    def write_and_keep(text: str) -> Any:
-        count = write(text)
-        if (own := OUTPUT.get()) is None:
-            board.keep_output(text)
-        else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
-        return count
-
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
-        stream.write = write_and_keep
-
-
-SIGN = b"litejobs"
-"""What every message of a worker begins with, since its jobs can write into the pipe, too."""
-
-
-@attrs.define(eq=False, repr=False)
-class Voice:
-    """What a worker tells through its pipe; the threads of its jobs tell of progress."""
-
-    _pipe: Connection
-    tellers: dict[int, ProgressReporter] = attrs.field(factory=dict)
-    """By the job's id, of those that have told something."""
-    _turn: threading.Lock = attrs.field(factory=threading.Lock)
-
-    def say(self, message: bytes) -> None:
-        """Sends a message, whole."""
-        with self._turn:
-            self._pipe.send_bytes(SIGN + message)
-
-    def tell(self, claimed: Claimed, progress: Progress) -> None:
-        """Takes a job's word for how far it has come."""
-        if (teller := self.tellers.get(claimed.id)) is None:
-            pass_on = functools.partial(self._pass_on, claimed.id, claimed.claim)
-            teller = self.tellers.setdefault(claimed.id, ProgressReporter(pass_on))
-        teller.report(progress)
-
-    def told(self, id: int) -> bool:
-        """Passes on the last word of a job that has ended, and says whether there was any."""
-        if (teller := self.tellers.pop(id, None)) is None:
-            return False
-        teller.close()
-        return True
-
-    def _pass_on(self, id: int, claim: int, text: str) -> None:
-        with contextlib.suppress(OSError):  # Without its supervisor a worker ends by itself.
-            self.say(marshal.dumps(("progress", id, claim, text)))
-
-
-Cue = tuple[int, float, tuple[Any, ...] | Reason]
-"""To a Juggler: a job's number, the place of its word, and a Claimed; or the number of one
-that is asked to end, the seconds until it is made to, and why."""
-
-
-@attrs.define(eq=False, repr=False)
-class Juggler:
-    """Runs a worker's coroutines, many at a time. One thread reads what the pipe says,
-    also while a handler blocks the event loop, which another one runs.
-
-    Of shared memory, the first word counts the bytes that were read. Each job has one
-    that says when it began, in nanoseconds of the monotonic clock.
-    """
-
-    _pipe: Connection
-    _words: memoryview
-    _executor: Executor
-    _voice: Voice
-    _alone: Callable[[], None]
-    """Called before a coroutine beside which no other one runs."""
+    _jobs: JobRunner
+    _to_folder: Callable[[], object]
     _own_process: bool
+    _batches: Any = None
+    """A SimpleQueue of batches for the JobRunner."""
     _runner: Any = None
-    """Made with the first job: few programs need asyncio."""
-    _looping: threading.Thread | None = None
+    """An asyncio.Runner, made with the first job: few programs need asyncio."""
+    _thread: threading.Thread | None = None
     _tasks: dict[int, Any] = attrs.field(factory=dict)
     _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
     """Id and claim, by number."""
-    _asked: dict[int, Reason] = attrs.field(factory=dict)
-    _told: list[tuple[Any, ...]] = attrs.field(factory=list)
+    _notifies: bool = False
     _closed: bool = False
 
-    @classmethod
-    def start(
-        cls,
-        aside: tuple[Connection, Any],
-        executor: Executor,
-        alone: Callable[[], None],
-        own_process: bool,
-    ) -> Juggler:
-        """Begins to read."""
-        pipe, words = aside
-        words = memoryview(words).cast("B").cast("q")
-        juggler = cls(pipe, words, executor, Voice(pipe), alone, own_process)
-        threading.Thread(target=juggler._read, daemon=True).start()
-        return juggler
+    def read(self) -> Iterator[Any]:
+        """Begins to read; returns the batches of plain jobs."""
+        from queue import SimpleQueue
+
+        self._batches = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        return iter(self._batches.get, None)
 
     def _read(self) -> None:
-        while message := _next_message(self._pipe):
-            self._words[0] += len(message)
-            while True:
+        for message in self._jobs.batches():
+            if isinstance(message, list):
+                self._batches.put(message)
+                continue
+            while not self._closed:
                 try:
-                    self._begin(marshal.loads(message))
+                    self._take(*message)
                     break
                 except BaseException:  # Out of descriptors, threads or memory.
-                    if self._closed:
-                        return
                     logger.exception("a worker cannot run its async jobs")
                     if self._own_process:
                         os._exit(1)
                     time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
+        self._batches.put(None)
 
-    def _begin(self, cues: list[Cue]) -> None:
-        # At once, even if the loop gets no turn: `cancelled` is for handlers that look.
-        self._asked.update({number: why for number, _, why in cues if isinstance(why, str)})
-        if self._looping is None:
+    def _take(self, what: str, *fields: Any) -> None:
+        if self._thread is None:
             self._start_loop()
-        self._runner.get_loop().call_soon_threadsafe(self._follow, cues)
+        act = self._begin if what == "begin" else self._cancel
+        self._runner.get_loop().call_soon_threadsafe(act, *fields)
 
     def _start_loop(self) -> None:
         import asyncio
@@ -9957,52 +9701,46 @@ class Juggler:
         self._runner = self._runner or asyncio.Runner()
         loop = self._runner.get_loop()
 
-        def turn() -> None:
+        def run_loop() -> None:
             asyncio.set_event_loop(loop)
-            while self._looping is not None:
+            while not self._closed:
                 try:
                     loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        self._looping = threading.Thread(target=turn, name="litejobs-async", daemon=True)
-        try:
-            self._looping.start()
-        except BaseException:
-            self._looping = None
-            raise
+        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        thread.start()
+        self._thread = thread
 
-    def _follow(self, cues: list[Cue]) -> None:
-        loop = self._runner.get_loop()
-        for number, place, fields in cues:
-            if not isinstance(fields, str):
-                run = self._run(number, int(place), Claimed._make(fields))
-                self._tasks[number] = task = loop.create_task(run)
-                task.add_done_callback(functools.partial(self._ended, number))
-            elif number in self._tasks:
-                loop.call_later(place, self._cancel, number)
-            else:
-                self._asked.pop(number, None)
+    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        for number, place, fields in jobs:
+            run = self._run(number, place, Claimed._make(fields))
+            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            task.add_done_callback(functools.partial(self._ended, number))
 
-    def _cancel(self, number: int) -> None:
-        if number in self._begun and self._tasks[number].cancel():
-            self._executor.noticed.add(self._begun[number])
+    def _cancel(self, number: int, within: float) -> None:
+        """Cancels a task that was asked to end, in so many seconds."""
+        if within > 0:
+            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+        elif number in self._begun and self._tasks[number].cancel():
+            self._jobs.executor.noticed.add(self._begun[number])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
-        if number in self._asked:
+        jobs = self._jobs
+        asked = functools.partial(jobs.board.asked, number, place)
+        if asked():
             return None
         if not self._begun:
             with contextlib.suppress(OSError):
-                self._alone()
+                jobs.board.unless_running(self._to_folder)
         self._begun[number] = claimed[:2]
-        self._words[place] = time.monotonic_ns()
-        asked = functools.partial(self._asked.get, number)
+        jobs.board.begin_async(place)
         written: list[bytes] = []
         OUTPUT.set(written)
-        report = await self._executor.run_async(claimed, asked, self._voice.tell)
-        self._voice.told(claimed.id)
-        if report.kind or number in self._asked:
+        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        if report.kind or asked():
             output = last_lines(b"".join(written))
             report = report._replace(memory=peak_memory(), output=output)
         return report
@@ -10010,746 +9748,288 @@ class Juggler:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        report: Report | None = None if task.cancelled() else task.result()
-        if report is None:
-            now = self._executor.clock()
-            report = GIVEN_BACK._replace(started_at=now, finished_at=now)
+        made: Report | None = None if task.cancelled() else task.result()
+        if made is None:
+            now = self._jobs.executor.clock()
+            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
         del self._tasks[number]
-        self._begun.pop(number, None)
-        self._asked.pop(number, None)
-        if not self._told:
-            self._runner.get_loop().call_soon(self._tell)
-        self._told.append((number, *report))
+        id, _ = self._begun.pop(number, (0, 0))
+        report = write_report(number, made)
+        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
+            self._jobs.channel.send(marshal.dumps(("report", report)))
+        elif not self._notifies:
+            self._notifies = True
+            self._runner.get_loop().call_soon(self._notify)
 
-    def _tell(self) -> None:
-        """Reports all that have ended in this turn of the loop."""
-        told, self._told = self._told, []
-        with contextlib.suppress(OSError):
-            self._voice.say(marshal.dumps(told))
+    def _notify(self) -> None:
+        """Notifies the supervisor once of all that have ended in this turn of the loop."""
+        self._notifies = False
+        self._jobs.channel.send(REPORTED)
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if looping := self._looping:
-            self._looping = None
+        if self._thread is not None:
             loop = self._runner.get_loop()
             loop.call_soon_threadsafe(loop.stop)
-            looping.join()
+            self._thread.join()
             self._runner.close()
-            if self._told:
-                self._tell()
+            self._notify()
 
 
 ################################################################################
-# Staff
+# Supervisor
 #
-# The same workers as their supervisor sees them: how they are started, what each has in
-# hand, what it says and how it ends. Whatever is said to a worker may not block, since
-# a process that is stopped reads nothing.
+# The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
+# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
-HAND_OVER_BYTES = 2**15
-"""What surely fits a pipe, so that sending it does not block."""
-LOOK_ASIDE = 0.01
-"""Seconds after which a coroutine that was handed over is looked at: it runs by then."""
 STARTING = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
-HIRE_REST = 1.0
+RESTART_PAUSE = 1.0
 """Seconds until a worker is tried again that could not start; twice as many each time."""
 FAILED_STARTS = 3
 """How many starts in a row may fail while no worker is ready; twice as many if there was one."""
+ASYNC_CHECK = 0.01
+"""Seconds after which an async job that was handed over is looked at: it runs by then."""
+UNKNOWN = 255
+"""Passes for the exit code of a process that somebody else has waited for."""
 
 
 @attrs.define(eq=False, repr=False)
-class Crew:
-    """The workers of a node, as many as there should be; the ear hears them all."""
+class Run:
+    """A job in hand, and all that its supervisor knows about it."""
 
-    _staff: Processes | Threads
-    _ear: Ear
-    _size: int
-    _concurrency: int
-    """How many coroutines each may run at a time: 0, if there are none to run."""
-    _jobs_each: float
-    """After so many a worker is replaced: a spare one stands by then."""
-    _grace: float
-    workers: list[Worker] = attrs.field(factory=list)
-    had_any: bool = False
-    """Whether one of them was ever ready."""
-    _failed_starts: int = 0
-    _failure: str = ""
-    """Why the last start failed."""
-    _hire_at: float = 0.0
-    """When the next one may be started."""
-    _replaces: bool = attrs.field(init=False)
-    """Whether workers may be dismissed."""
-
-    def __attrs_post_init__(self) -> None:
-        self._replaces = self._jobs_each < math.inf
-        in_forks(self, Crew.let_go)  # What is forked here must not hold its workers' lifelines.
-
-    def spawn(self, presence: str) -> None:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*.
-
-        Raises:
-            WorkerError: they cannot start.
-        """
-        size = self._size + (self._jobs_each < math.inf)
-        size += sum(worker.leaves_by < math.inf for worker in self.workers)
-        starting = sum(not worker.ready for worker in self.workers)
-        while len(self.workers) < size and starting < STARTING:
-            starting += 1
-            most = FAILED_STARTS * (1 + self.had_any)
-            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
-                if self.workers:
-                    return  # Those that are starting now decide.
-                raise WorkerError(f"no worker can be started: {self._failure}")
-            if time.monotonic() < self._hire_at:
-                return
-            try:
-                self._add(self._staff.hire(presence, self._concurrency))
-            except OSError as error:
-                self.start_failed(str(error), HIRE_REST)
-
-    def start_failed(self, problem: str, pause: float) -> None:
-        """The system has not what a worker takes, or its source files are just being replaced:
-        that may be different later. Those that fail during the pause were started before it."""
-        now = time.monotonic()
-        if now >= self._hire_at:
-            logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._hire_at = now + pause * 2 ** min(self._failed_starts, 6)
-            self._failed_starts += 1
-            self._failure = problem
-
-    def _add(self, worker: Worker) -> None:
-        worker.left = self._jobs_each
-        self.workers.append(worker)
-        for source in worker.sources:
-            self._ear.add(source, worker)
-
-    def remove(self, worker: Worker) -> None:
-        """Takes one off the list that has died."""
-        self.workers.remove(worker)
-        for source in worker.sources:
-            self._ear.remove(source)
-        worker.close()
-
-    def welcome(self, worker: Worker) -> None:
-        """One is ready to run jobs."""
-        worker.ready = self.had_any = True
-        self._failed_starts = 0
-
-    def dismiss(self) -> bool:
-        """Lets workers go that have run as many jobs as they may; says whether there were
-        any, whose places others can take."""
-        if not self._replaces:
-            return False
-        dismissed = False
-        for worker in self.workers:
-            if worker.left > 0 or worker.busy:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self._grace
-                worker.mouth.say(b"", fits=True)
-                dismissed = True
-            elif time.monotonic() >= worker.leaves_by:
-                worker.end()
-        return dismissed
-
-    def replace(self) -> None:
-        """Has other processes take the places of all, of each when it has ended its jobs."""
-        for worker in self.workers:
-            if worker.kill is not None:
-                self._replaces, worker.left = True, 0
-
-    def at_work(self) -> list[Worker]:
-        """Those that may be given jobs; a spare one waits until another leaves."""
-        if not self._replaces:
-            return [worker for worker in self.workers if worker.ready]
-        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self._size] if worker.left > 0]
-
-    @property
-    def busy(self) -> bool:
-        """Whether any of them has jobs in hand."""
-        return any(worker.busy for worker in self.workers)
-
-    def let_go(self) -> None:
-        """Closes this process's ends of what one talks to them through."""
-        for worker in self.workers:
-            if worker.lifeline is not None:
-                worker.lifeline.close()
-            for pipe in worker.pipes:
-                pipe.close()
-
-
-UNKNOWN = 255
-"""Passes for the exit code of a worker that somebody else has waited for."""
-NO_JOB = -1
-"""For which a worker was killed by a node that ends, or that it does not hear any more: all of
-its jobs are innocent."""
-
-
-class Asked(NamedTuple):
-    """A running job that was asked to end."""
-
-    why: Reason
-    kill_at: float
+    number: int
+    """Its place in the order of the hand-overs."""
+    claimed: Claimed
+    worker: Worker
+    expected: float
+    """Microseconds that it will take, by estimate."""
+    place: int = 0
+    """Of an async job, on the board."""
+    reason: Reason | None = None
+    """Why it was asked to end."""
+    kill_at: float = math.inf
+    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
-    """Seconds that it was granted."""
+    """Seconds that it was granted after it was asked."""
+    announced: bool = False
+    """Whether an event has said that it started."""
+    slow_after: float = 0.0
+    """Seconds of running after which it is logged as slow once more."""
 
 
 @attrs.define(eq=False, repr=False)
 class Worker:
-    """One worker: a process, or a thread."""
+    """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
-    mouth: Mouth
-    lifeline: Connection | None
+    channel: Channel
     board: Board
-    death: Any
-    """What one waits for to learn of its death."""
-    kill: Callable[..., None] | None
-    """Ends it with all that it started; `None` for a thread, which nothing can end."""
-    crowd: Crowd | None = None
+    lifeline: Connection | None = None
+    death: Any = None
+    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
-    """What the node ends with if it never gets ready."""
     left: float = math.inf
     """How many more jobs it may be given."""
     leaves_by: float = math.inf
     """When it was dismissed: the moment by which it must be gone."""
-    killed_for: int = 0
-    """The number of the job for which it was killed: the others are innocent."""
-    handed: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order in which it runs them; the crowd has
-    its coroutines."""
-    names: Counter[str] = attrs.field(factory=Counter)
-    """Of what definitions those are."""
-    asked: dict[int, Asked] = attrs.field(factory=dict)
-    """Which of its jobs were asked to end, by number."""
+    blameless: bool = False
+    """Whether its node has killed it: then only jobs that were asked to end are to blame."""
+    free: list[int] = attrs.field(init=False)
+    """The places on the board for further async jobs."""
+    runs: dict[int, Run] = attrs.field(factory=dict)
+    """What it has in hand, by number, in the order of the hand-overs."""
+    plain: int = 0
+    """How many of these are plain jobs, which it runs one after another."""
+    load: float = 0.0
+    """Microseconds of work that these will take, by estimate."""
+    look_at: float = math.inf
+    """Until when nothing can be due with any of its async jobs."""
     moved_at: float = 0.0
-    """When it was last given a job, or had ended one."""
-    used: Used = attrs.field(factory=lambda: Used())
-    """What it had used in the end, as far as the system said."""
-    _unsent: list[Handed] = attrs.field(factory=list)
-    _bytes_sent: int = 0
-    _inboxes: list[Inbox] = attrs.field(init=False)
+    """When it was given the first job that it has in hand, or had ended one."""
+    events: int = selectors.EVENT_READ
+    """What the selector waits for on its channel."""
+    broken: bool = False
+    """Whether nothing more can be heard of it."""
+    used: tuple[int | None, int | None] | None = None
+    """What it had used in the end: see `used_by`."""
 
-    @_inboxes.default
-    def _one_for_each_pipe(self) -> list[Inbox]:
-        return list(map(Inbox, self.pipes))
+    def __attrs_post_init__(self) -> None:
+        self.free = list(self.board.places)
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it can be killed."""
+        return self.lifeline is not None
 
     @property
     def pid(self) -> int:
         """The number of its process."""
-        return int(self.process.pid)
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has ended. Of a process that somebody else has waited for, as programs do
-        that ignore SIGCHLD or wait for all children, no exit code will ever tell."""
-        if self.process.exitcode is not None:
-            return True
-        return self.kill is not None and not is_there(self.pid)
-
-    @property
-    def pipes(self) -> list[Connection]:
-        """What it talks through."""
-        return [self.mouth.pipe] if self.crowd is None else [self.mouth.pipe, self.crowd.mouth.pipe]
+        return int(self.process.pid) if self.is_process else os.getpid()
 
     @property
     def sources(self) -> list[Any]:
-        """All that one waits for to hear of it."""
-        return [*self.pipes, self.death]
+        """What one waits for to hear of it."""
+        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
-    def busy(self) -> bool:
-        """Whether it has jobs in hand."""
-        return bool(self.handed or (self.crowd and self.crowd.jobs))
-
-    def claims(self) -> Iterator[tuple[int, Claimed]]:
-        """All that it has in hand, by number."""
-        yield from self.handed.items()
-        if self.crowd is not None:
-            yield from self.crowd.jobs.items()
-
-    def began(self, number: int) -> int:
-        """When a job that it has in hand began, in nanoseconds of the monotonic clock; 0 if
-        it does not run."""
-        if self.crowd is not None and number in self.crowd.jobs:
-            return self.crowd.began(number)
-        running, began = self.board.running
-        return began if running == number else 0
-
-    # Hand over and take back
-
-    def is_last(self) -> bool:
-        """Counts a job that it is to be given; says whether it may get no more."""
-        self.left -= 1
-        return self.left <= 0
-
-    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
-        """Gives the worker jobs. More than fits a pipe waits until it has run the rest,
-        since a full pipe would block the supervisor."""
-        self.moved_at = time.monotonic()
-        self.handed.update(jobs)
-        self.names.update([claimed.name for _, claimed in jobs])
-        self._unsent += [(number, tuple(claimed)) for number, claimed in jobs]
-        self.send()
-
-    def send(self) -> None:
-        """Sends what may be sent now."""
-        if not self._unsent:
-            return
-        message = marshal.dumps(self._unsent)
-        size = self._bytes_sent + len(message)
-        if len(self._unsent) == len(self.handed) or size < HAND_OVER_BYTES:
-            self._bytes_sent = size
-            self._unsent = []
-            self.mouth.say(message, size < HAND_OVER_BYTES)
-
-    def ended(self, number: int) -> Claimed | None:
-        """Takes a job out of its hands that it has run."""
-        if claimed := self.handed.pop(number, None):
-            self.moved_at = time.monotonic()
-            self.names[claimed.name] -= 1
-            if not self.handed:
-                self._bytes_sent = 0
-            return claimed
-        return None if self.crowd is None else self.crowd.take(number)
-
-    def take_back(self, running: int) -> list[Claimed]:
-        """Takes all out of its hands that it was told not to begin."""
-        self._unsent = []
-        numbers = [number for number in self.handed if number != running]
-        claims = [self.handed.pop(number) for number in numbers]
-        self.names.subtract([claimed.name for claimed in claims])
-        return claims
-
-    # Hear and end
-
-    def said(self) -> Iterator[tuple[Any, ...]]:
-        """What it has said since: each a word and what belongs to it, or a report, which is a
-        number and the fields of a Report."""
-        for inbox in self._inboxes:
-            try:
-                for message in inbox.take():
-                    if message:
-                        said = marshal.loads(message)
-                        yield from said if isinstance(said, list) else (said,)
-            except (EOFError, OSError, ValueError, TypeError):
-                self._give_up()
-
-    def reports(self, dead: bool) -> list[tuple[Any, ...]]:
-        """The reports on its board."""
+    def dead(self) -> bool:
+        """Whether it has ended."""
+        if not self.is_process:
+            return not self.process.is_alive()
+        if self.process.exitcode is not None:
+            return True
+        if sys.platform == "win32":
+            return False
+        # No exit code will ever tell of a process that somebody else has waited for, as programs
+        # do that ignore SIGCHLD or wait for all children.
         try:
-            return self.board.collect(dead)
-        except (EOFError, ValueError, TypeError):  # Something has written over them.
-            self._give_up()
-            return []
+            os.kill(self.pid, 0)
+        except PermissionError:  # Its number belongs to somebody else.
+            return False
+        except ProcessLookupError:
+            return True
+        return False
 
-    def _give_up(self) -> None:
-        """It cannot be talked to any more."""
-        if self.kill is not None:
-            self.look()
-        if not self.dead:
-            self.end()
+    def hand_over(self, runs: list[Run]) -> None:
+        """Gives it jobs."""
+        now = time.monotonic()
+        if not self.runs:
+            self.moved_at = now
+        plain, beside = [], []
+        for run in runs:
+            self.runs[run.number] = run
+            if run.place:
+                self.board.clear(run.place)
+                beside.append((run.number, run.place, run.claimed[:]))
+            else:
+                self.load += run.expected
+                plain.append((run.number, run.claimed[:]))
+        self.plain += len(plain)
+        if plain:
+            self.channel.send(marshal.dumps(plain))
+        if beside:
+            self.look_at = min(self.look_at, now + ASYNC_CHECK)
+            self.channel.send(marshal.dumps(("begin", beside)))
 
-    def end(self, culprit: int = 0) -> None:
-        """Kills it, for one of its jobs or for its own sake; a thread goes on."""
-        if self.kill is not None:
-            self.killed_for = self.killed_for or culprit
-            self.look()
-            self.kill()
+    def take(self, number: int) -> Run | None:
+        """Takes a job out of its hands."""
+        if run := self.runs.pop(number, None):
+            self.moved_at = time.monotonic()
+            if run.place:
+                self.free.append(run.place)
+            else:
+                self.plain -= 1
+                self.load = self.load - run.expected if self.plain else 0.0
+        return run
 
-    def look(self) -> None:
-        """Sees what a process has used, before it is killed, or waited for."""
-        if self.used == (None, None):
-            self.used = used_by(self.pid)
+    def kill(self) -> None:
+        """Kills it with all that it started; a thread goes on."""
+        if self.is_process:
+            self.used = self.used or used_by(self.pid)
+            kill_group(self.pid)
 
-    def with_last_deeds(self, report: Report, number: int) -> Report:
-        """The report of a job that was in its hands when it died, with what is known of it."""
-        running, began = self.board.running
-        cpu, memory = self.used
-        # What coroutines used they used together.
-        known = cpu is not None and running == number
-        return report._replace(
-            exit_code=self.process.exitcode,
-            cpu=self.board.cpu_since(began, cpu or 0) if known else None,
-            memory=memory,
-            output=self.board.output_of(number),
-        )
+    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
+        """The messages and reports that have arrived."""
+        messages: list[Any] = []
+        reports: list[tuple[int, Report]] = []
+        with self._killed_if_garbled():
+            self.channel.flush()
+            for data in self.channel.receive():
+                if data == REPORTED:
+                    continue
+                messages.append(marshal.loads(data))
+                if messages[-1][0] == "report":
+                    reports.append(read_report(messages.pop()[1], 0)[:2])
+        with self._killed_if_garbled():
+            reports += self.board.collect(dead)  # Later: the message that it has some is read.
+        return messages, reports
+
+    @contextlib.contextmanager
+    def _killed_if_garbled(self) -> Iterator[None]:
+        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
+        try:
+            yield
+        except (EOFError, OSError, ValueError, TypeError, LookupError, struct.error):
+            self.broken = True
+            if not self.dead:
+                self.kill()
+
+    def wait(self, patience: float) -> None:
+        """Waits until it has ended, at most so many seconds."""
+        if self.death is None:
+            self.process.join(max(0.0, patience))
+        else:
+            from multiprocessing.connection import wait
+
+            wait([self.death], max(0.0, patience))
 
     def join(self) -> None:
-        """Sees it die, and what it has started."""
-        if self.kill is not None:
-            self.kill(alive=not self.dead)
+        """Sees it end, and what it has started."""
+        if self.is_process:
+            self.used = self.used or used_by(self.pid)
+            kill_group(self.pid, alive=not self.dead)
         self.process.join()
 
     def close(self) -> None:
-        """Gives back what it takes to talk to a worker that is dead."""
-        self.mouth.close()
+        """Gives back what it took to talk to it."""
+        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
+        self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-        if self.crowd is not None:
-            self.crowd.mouth.close()
-        if self.death != self.process.sentinel:
-            os.close(self.death)
-        if self.process.exitcode is None:
-            # Else multiprocessing takes it for alive: it would keep it, and its files, for ever.
-            self.process._popen.returncode = UNKNOWN
-        self.process.close()
+            if self.death not in (None, self.process.sentinel):
+                os.close(self.death)
+            if self.process.exitcode is None:
+                # Else multiprocessing would keep it, and its files, for ever.
+                self.process._popen.returncode = UNKNOWN
+            self.process.close()
 
 
-@attrs.define(eq=False, repr=False)
-class Crowd:
-    """The supervisor's view of the coroutines that one worker runs."""
+def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that imports a program and
+    holds the lock on the file *presence*; or a thread."""
+    with contextlib.ExitStack() as opened:
+        ours, theirs = map(opened.enter_context, socket.socketpair())
+        ours.setblocking(False)
+        if not isinstance(code, Program):
+            board = Board.make(concurrency)
+            arguments = theirs, board, code
+            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            thread.start()
+            opened.pop_all()
+            return Worker(thread, Channel(ours), board)
+        from multiprocessing import get_context
 
-    mouth: Mouth
-    _words: memoryview
-    jobs: dict[int, Claimed] = attrs.field(factory=dict)
-    """What it has in hand, by number."""
-    look_at: float = math.inf
-    """Until when nothing can be due with any of them."""
-    moved_at: float = 0.0
-    """When it was given the first job that it has in hand, or had ended one."""
-    _places: dict[int, int] = attrs.field(factory=dict)
-    _free: list[int] = attrs.field(init=False)
-    _sent: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        self._free = list(range(1, len(self._words)))
-
-    @classmethod
-    def make(cls, context: Any, size: int) -> tuple[Crowd, tuple[Connection, Any]]:
-        """Room for so many, and what the worker needs for it."""
-        ours, theirs = context.Pipe()
-        words = context.RawArray("q", 1 + size)
-        _move_to_end(words)
-        return cls(Mouth(ours), memoryview(words).cast("B").cast("q")), (theirs, words)
-
-    @property
-    def room(self) -> int:
-        """How many more it may have in hand."""
-        return len(self._free)
-
-    def hand_over(self, jobs: list[tuple[int, Claimed]]) -> None:
-        """Gives the worker jobs, which begin as soon as its loop has a turn."""
-        cues: list[Cue] = []
-        now = time.monotonic()
-        if not self.jobs:
-            self.moved_at = now
-        for number, claimed in jobs:
-            self._places[number] = place = self._free.pop()
-            self._words[place] = 0
-            self.jobs[number] = claimed
-            cues.append((number, place, tuple(claimed)))
-            self.look_at = min(self.look_at, now + LOOK_ASIDE)
-            if claimed.timeout is not None:
-                self.look_at = min(self.look_at, now + claimed.timeout / 1e6)
-        self._say(cues)
-
-    def take(self, number: int) -> Claimed | None:
-        """Takes a job out of its hands."""
-        if claimed := self.jobs.pop(number, None):
-            self._free.append(self._places.pop(number))
-            self.moved_at = time.monotonic()
-        return claimed
-
-    def began(self, number: int) -> int:
-        """When a job began, in nanoseconds of the monotonic clock; 0 if it has not."""
-        return int(self._words[self._places[number]])
-
-    def ask(self, number: int, within: float, why: Reason) -> None:
-        """Asks a job to end; its task is cancelled *within* so many seconds."""
-        self._say([(number, within, why)])
-
-    def _say(self, cues: list[Cue]) -> None:
-        message = marshal.dumps(cues)
-        unread = self._sent - self._words[0]
-        self._sent += len(message)
-        self.mouth.say(message, unread + len(message) < HAND_OVER_BYTES)
-
-
-@attrs.define(eq=False, repr=False)
-class Inbox:
-    """What a worker says through a pipe. Nobody waits for the rest of a message, since a
-    process that is stopped says nothing more; and what a job has written into the pipe, as
-    those do that write to all that is open, passes for no message."""
-
-    _pipe: Connection
-    _arrived: bytearray = attrs.field(factory=bytearray)
-
-    def take(self) -> Iterator[bytes]:
-        """The messages that are there, whole.
-
-        Raises:
-            EOFError: there will be no more. An OSError says the same.
-            ValueError: that was not the worker.
-        """
-        while self._pipe.poll():
-            if sys.platform == "win32":  # There the system keeps messages apart.
-                yield _signed(self._pipe.recv_bytes())
-                continue
-            if not (data := os.read(self._pipe.fileno(), 2**20)):
-                raise EOFError
-            self._arrived += data
-            yield from self._complete()
-
-    def _complete(self) -> Iterator[bytes]:
-        """Takes apart what has arrived: each message comes after its length, in four bytes."""
-        arrived = self._arrived
-        while len(arrived) >= 4 + len(SIGN):
-            end = 4 + int.from_bytes(arrived[:4], "big")
-            message = _signed(bytes(arrived[4:end]))
-            if len(arrived) < end:
-                return
-            del arrived[:end]
-            yield message
-
-
-def _signed(message: bytes) -> bytes:
-    if not message.startswith(SIGN):
-        raise ValueError("somebody else has written into the pipe")
-    return message.removeprefix(SIGN)
-
-
-@attrs.define(eq=False, repr=False)
-class Mouth:
-    """Says things through a pipe and never waits: a thread says what may not fit, since a
-    process that is stopped reads nothing."""
-
-    pipe: Connection
-    _thread: threading.Thread | None = None
-    _queue: Any = None
-    _given: int = 0
-    _said: int = 0
-
-    def say(self, message: bytes, fits: bool) -> None:
-        """Says it after all that was said before; at once if it surely *fits*."""
-        if fits and self._given == self._said:
-            with contextlib.suppress(OSError):
-                self.pipe.send_bytes(message)
-            return
-        if self._thread is None:
-            from queue import SimpleQueue
-
-            self._queue = SimpleQueue()
-            self._thread = threading.Thread(target=self._say_all, daemon=True)
-            self._thread.start()
-        self._given += 1
-        self._queue.put(message)
-
-    def _say_all(self) -> None:
-        with contextlib.suppress(OSError):
-            while (message := self._queue.get()) is not None:
-                self.pipe.send_bytes(message)
-                self._said += 1
-
-    def close(self) -> None:
-        """To be called when nobody listens any more: what is not said yet is lost."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._interrupt()
-            self._thread.join()
-        self.pipe.close()
-
-    def _interrupt(self) -> None:
-        """Ends a wait for room in the pipe, which goes on as long as anybody holds the other
-        end: as a process does that a job has forked, and that nothing could end."""
-        if sys.platform == "win32":
-            return  # There nobody else holds it.
-        with contextlib.suppress(OSError):  # A pipe that goes one way is no socket.
-            line = socket.socket(fileno=self.pipe.fileno())
-            try:
-                line.shutdown(socket.SHUT_RDWR)
-            finally:
-                line.detach()
-
-
-@attrs.define(eq=False, repr=False)
-class Ear:
-    """All that a supervisor waits for, each with the worker that it concerns. The kernel
-    keeps the list where it can; Windows, which cannot wait for pipes so, is told anew."""
-
-    _sources: dict[Any, Worker | None] = attrs.field(factory=dict)
-    _selector: selectors.BaseSelector | None = attrs.field(
-        factory=lambda: None if sys.platform == "win32" else selectors.DefaultSelector()
-    )
-
-    def add(self, source: Any, whose: Worker | None) -> None:
-        """Listens to a source from now on."""
-        self._sources[source] = whose
-        if self._selector is not None:
-            self._selector.register(source, selectors.EVENT_READ, whose)
-
-    def remove(self, source: Any) -> None:
-        """Listens to it no longer; to be said before it is closed."""
-        del self._sources[source]
-        if self._selector is not None:
-            self._selector.unregister(source)
-
-    def wait(self, patience: float) -> list[Worker | None]:
-        """Waits until there is something to hear, at most so many seconds, and not a
-        millisecond longer, in which selectors count; says whose it is."""
-        if self._selector is None:
-            from multiprocessing.connection import wait
-
-            heard = wait(list(self._sources), patience)
-            return [self._sources[source] for source in heard]
-        until = time.monotonic() + patience
-        events = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not events and patience:
-            time.sleep(max(0.0, until - time.monotonic()))
-            events = self._selector.select(0)
-        return [key.data for key, _ in events]
-
-    def wait_for(self, source: Any, patience: float) -> None:
-        """Waits for this one alone."""
-        from multiprocessing.connection import wait
-
-        wait([source], patience)
-
-    def close(self) -> None:
-        """Gives back what the kernel keeps."""
-        if self._selector is not None:
-            self._selector.close()
-
-
-def _spawning() -> Any:
-    from multiprocessing import get_context
-
-    return get_context("spawn")
-
-
-@attrs.frozen(eq=False, repr=False)
-class Processes:
-    """Makes workers that are processes."""
-
-    program: Program
-    context: Any = attrs.field(factory=_spawning)
-
-    def hire(self, presence: str, concurrency: int) -> Worker:
-        """Starts a process that runs jobs."""
-        ours, theirs = self.context.Pipe()
-        lifeline, held = self.context.Pipe(duplex=False)
-        board = Board.make(self.context)
-        crowd, aside = Crowd.make(self.context, concurrency) if concurrency else (None, None)
-        process = self.context.Process(
-            target=work_in_child,
-            args=(theirs, lifeline, board, aside, presence, self.program),
-            name="litejobs-worker",
-        )
+        context = get_context("spawn")
+        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        board = Board.make(concurrency, context)
+        handed = theirs, lifeline, board, presence, code
+        process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with signals_blocked(), without_unimportable_main():
             process.start()
-        for end in (theirs, lifeline, *(aside or ())[:1]):
+        opened.pop_all()
+        for end in (theirs, lifeline):
             end.close()
-        kill = functools.partial(kill_group, process.pid)
-        return Worker(process, Mouth(ours), held, board, _death_of(process), kill, crowd)
+    try:
+        death: int | None = os.pidfd_open(process.pid or 0)
+    except (AttributeError, OSError):
+        # A pipe, which stays open in what the process has forked; then the next look shows it.
+        death = None if sys.platform == "win32" else process.sentinel
+    return Worker(process, Channel(ours), board, held, death)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Threads:
-    """Makes workers that are threads of this process."""
-
-    make: Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-    def hire(self, presence: str, concurrency: int) -> Worker:
-        """Starts a thread that runs jobs; the supervisor's own share of the lock on the
-        file *presence* is its, too."""
-        context = Plain()
-        ours, theirs = context.Pipe()
-        board = Board.make(context)
-        crowd, aside = Crowd.make(context, concurrency) if concurrency else (None, None)
-        thread = InThread(*context.Pipe())
-        worker = Worker(thread, Mouth(ours), None, board, thread.sentinel, None, crowd)
-        thread.start(work_in_thread, theirs, board, aside, self.make)
-        return worker
-
-
-@attrs.define(eq=False, repr=False)
-class InThread:
-    """A thread that passes for a process of multiprocessing's."""
-
-    sentinel: Connection
-    """Can be read when the thread has ended."""
-    _ended: Connection
-    exitcode: int | None = None
-    pid: int = attrs.field(factory=os.getpid)
-
-    def start(self, target: Callable[..., None], *arguments: Any) -> None:
-        """Starts it."""
-
-        def work() -> None:
-            try:
-                target(*arguments)
-            finally:
-                self.exitcode = 0
-                self._ended.close()
-
-        threading.Thread(target=work, name="litejobs-worker", daemon=True).start()
-
-    def join(self) -> None:
-        """Waits until it has ended."""
-        from multiprocessing.connection import wait
-
-        wait([self.sentinel])
-
-    def close(self) -> None:
-        """Gives back the sentinel."""
-        self.sentinel.close()
-
-
-@attrs.frozen(eq=False, repr=False)
-class Plain:
-    """What multiprocessing's contexts make, for threads: it starts no process of its own,
-    as theirs do, which in a frozen application is the application."""
-
-    def Pipe(self) -> tuple[Connection, Connection]:
-        """Two ends that talk to each other."""
-        from multiprocessing.connection import Pipe
-
-        ours, theirs = Pipe()
-        return ours, theirs
-
-    def RawArray(self, kind: str, size: int) -> array.array[int]:
-        """So many words or bytes, all zero."""
-        return array.array(kind, bytes(size * array.array(kind).itemsize))
-
-    def Lock(self) -> Any:
-        """A lock for threads."""
-        return threading.Lock()
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process has this number, be it one that has ended and that nobody has waited
-    for. On Windows, where there are none of those, that is not asked."""
-    if sys.platform != "win32":
-        with contextlib.suppress(PermissionError):  # It belongs to somebody else, then.
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return False
-    return True
-
-
-class Used(NamedTuple):
-    """What a process has used, if it is known."""
-
-    cpu: int | None = None
-    """Nanoseconds."""
-    memory: int | None = None
-
-
-def used_by(pid: int) -> Used:
-    """What a process has used, where Linux's /proc says it: of one that has ended, only its
-    CPU time, and until somebody has waited for it."""
+def used_by(pid: int) -> tuple[int | None, int | None]:
+    """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
+    says it: of one that has ended, only the first, and until somebody has waited for it."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
-        return Used()
-    return Used(sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid))
+        return None, None
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid)
 
 
 def memory_of(pid: int) -> int:
@@ -10775,26 +10055,116 @@ def memory_of(pid: int) -> int:
         raise ProcessLookupError(pid) from None
 
 
-def _death_of(process: Any) -> int:
-    """What shows the death of a process at once. A sentinel of multiprocessing's is a pipe,
-    which stays open in what the process has forked; then the next look shows it."""
-    try:
-        return os.pidfd_open(process.pid)
-    except (AttributeError, OSError):
-        return int(process.sentinel)
+@attrs.define(eq=False, repr=False)
+class WorkerPool:
+    """The workers of a node, as many as there should be."""
+
+    _code: Program | MakeExecutor
+    _size: int
+    _concurrency: int
+    """How many async jobs each may run at a time: 0, if there are none to run."""
+    _jobs_each: float
+    """After so many a worker is replaced: a spare one stands by then."""
+    _grace: float
+    workers: list[Worker] = attrs.field(factory=list)
+    had_any: bool = False
+    """Whether one of them was ever ready."""
+    _failed_starts: int = 0
+    _failure: str = ""
+    """Why the last start failed."""
+    _start_at: float = 0.0
+    """When the next one may be started."""
+    _replaces: bool = attrs.field(init=False)
+    """Whether workers may be dismissed."""
+
+    def __attrs_post_init__(self) -> None:
+        self._replaces = self._jobs_each < math.inf
+        in_forks(self, WorkerPool.let_go)  # A fork must not hold its workers' lifelines.
+
+    def spawn(self, presence: str) -> Iterator[Worker]:
+        """Starts workers up to the number there should be; they hold the lock on the file
+        *presence*. A WorkerError says that none can be started."""
+        size = self._size + (self._jobs_each < math.inf)
+        size += sum(worker.leaves_by < math.inf for worker in self.workers)
+        starting = sum(not worker.ready for worker in self.workers)
+        while len(self.workers) < size and starting < STARTING:
+            starting += 1
+            most = FAILED_STARTS * (1 + self.had_any)
+            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
+                if self.workers:
+                    return  # Those that are starting now decide.
+                raise WorkerError(f"no worker can be started: {self._failure}")
+            if time.monotonic() < self._start_at:
+                return
+            try:
+                worker = start_worker(self._code, presence, self._concurrency)
+            except OSError as error:
+                self.start_failed(str(error), RESTART_PAUSE)
+                continue
+            worker.left = self._jobs_each
+            self.workers.append(worker)
+            yield worker
+
+    def start_failed(self, problem: str, pause: float) -> None:
+        """The system lacks what a worker takes, or its source files are just being replaced:
+        that may be different later. Those that fail during the pause were started before it."""
+        now = time.monotonic()
+        if now >= self._start_at:
+            logger.error("a worker cannot be started and will be tried again: %s", problem)
+            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
+            self._failed_starts += 1
+            self._failure = problem
+
+    def ready(self, worker: Worker) -> None:
+        """One is ready to run jobs."""
+        worker.ready = self.had_any = True
+        self._failed_starts = 0
+
+    def dismiss(self) -> bool:
+        """Lets workers go that have run as many jobs as they may; says whether there were
+        any, whose places others can take."""
+        dismissed = False
+        for worker in self.workers if self._replaces else ():
+            if worker.left > 0 or worker.runs:
+                continue
+            if worker.leaves_by == math.inf:
+                worker.leaves_by = time.monotonic() + self._grace
+                worker.channel.send(b"")
+                dismissed = True
+            elif time.monotonic() >= worker.leaves_by:
+                worker.kill()
+        return dismissed
+
+    def replace(self) -> None:
+        """Has other processes take the places of all, of each when it has ended its jobs."""
+        for worker in self.workers:
+            if worker.is_process:
+                self._replaces, worker.left = True, 0
+
+    def at_work(self) -> list[Worker]:
+        """Those that may be given jobs; a spare one waits until another leaves."""
+        if not self._replaces:
+            return [worker for worker in self.workers if worker.ready]
+        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
+        return [worker for worker in here[: self._size] if worker.left > 0]
+
+    def runs(self) -> list[Run]:
+        """What they have in hand."""
+        return [run for worker in self.workers for run in worker.runs.values()]
+
+    def let_go(self) -> None:
+        """Closes this process's ends of what one talks to them through."""
+        for worker in self.workers:
+            worker.channel.socket.close()
+            if worker.lifeline is not None:
+                worker.lifeline.close()
 
 
-################################################################################
-# Dealer
-#
-# Whose each ready job is to be. Long jobs are handed over one at a time, short ones many
-# at a time, by how long those of their definition have been taking; coroutines go where
-# fewest run.
-################################################################################
+# Assign: whose each ready job is to be, by how long those of its definition have been taking.
 
 HAND_OVER = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that nobody waits for a worker."""
+for the next exchange, little enough that no job waits for a worker."""
 HAND_OVER_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 NEXT_ONE = 100_000
@@ -10803,140 +10173,68 @@ OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
 
 
-@attrs.define(eq=False, repr=False)
-class Dealer:
-    """Says whose each ready job is to be, and knows whether there may be any to deal."""
-
-    _paces: Paces
-    _aside: frozenset[str]
-    """The definitions whose jobs are coroutines, which run many at a time."""
-    _others: frozenset[str]
-    _counts: bool
-    """Whether workers may be given only so many jobs."""
-    stirred: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    full: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
-
-    def stir(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self.stirred, self.full = True, False
-
-    def choose(self, plan: Plan, workers: list[Worker], ready: Ready) -> list[int]:
-        """Picks jobs as long as a worker has room for the next one; *plan* is filled with
-        whose each is to be."""
-        self.stirred = self.full = True
-        table = Table.lay(workers, self._paces)
-        aside, passed_over = self._aside, False
-        while table.workers:
-            if (job := ready.peek()) is None:
-                # There may be more than what was read ahead.
-                self.stirred = passed_over or ready.version is None
+def assign(
+    plan: dict[int, Worker],
+    workers: list[Worker],
+    ready: Ready,
+    durations: Mapping[str, float],
+    async_names: frozenset[str],
+    other_names: frozenset[str],
+) -> bool:
+    """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
+    worker with the least work, an async one to that with most free places. Puts them into the
+    *plan*, by id, and says whether more may be ready."""
+    loads = [load_of(worker) for worker in workers]
+    counts = [worker.plain for worker in workers]
+    places = [len(worker.free) for worker in workers]
+    passed_over = False
+    while workers:
+        if (job := ready.peek()) is None:
+            # There may be more than what was read ahead.
+            return passed_over or ready.version is None
+        id, name = job
+        more = estimate(name, durations)
+        if is_async := name in async_names:
+            which = places.index(max(places))
+            fits = places[which] > 0
+        else:
+            which = loads.index(min(loads))
+            fits = has_room(counts[which], loads[which], more)
+            if fits and ready.rated:  # It has to start now.
+                fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
+        if not fits:
+            if not async_names:
                 break
-            id, name = job
-            alone = name not in aside
-            worker = (
-                table.least_loaded(self._paces.of(name), ready.rated) if alone else table.emptiest()
-            )
-            if worker is None and not aside:
-                break
-            if worker is None:
-                ready.pass_over(self._others if alone else aside)
-                passed_over = True
-                continue
-            plan[id] = worker if alone else worker.crowd or worker
-            next(ready)
-            if self._counts and worker.is_last():
-                table.leave(worker)
-        return ready.taken
-
-    def has_room(self, worker: Worker) -> bool:
-        """Whether a worker should get more, besides coroutines."""
-        return _has_room(len(worker.handed), self._paces.load(worker), HAND_OVER / 2)
-
-    def has_room_aside(self, worker: Worker) -> bool:
-        """Whether it could run one more coroutine."""
-        return bool(self._aside and worker.crowd and worker.crowd.room)
+            ready.pass_over(async_names if is_async else other_names)
+            passed_over = True
+            continue
+        next(ready)
+        plan[id] = worker = workers[which]
+        if is_async:
+            places[which] -= 1
+        else:
+            loads[which] += more
+            counts[which] += 1
+        worker.left -= 1
+        if worker.left <= 0:
+            del workers[which], loads[which], counts[which], places[which]
+    return True
 
 
-Plan = dict[int, Worker | Crowd]
-"""Whose a job is to be, by its id."""
+def estimate(name: str, durations: Mapping[str, float]) -> float:
+    """Microseconds that a worker will need for a job; of what has never run, so many that one is
+    tried at a time."""
+    return durations.get(name, NEXT_ONE) + OVERHEAD
 
 
-@attrs.define(eq=False, repr=False)
-class Table:
-    """Those who are dealt jobs, and what each would then have in hand."""
-
-    workers: list[Worker]
-    _loads: list[float]
-    _counts: list[int]
-    _rooms: dict[Worker, int]
-    """How many more coroutines those may run that run any."""
-
-    @classmethod
-    def lay(cls, workers: list[Worker], paces: Paces) -> Table:
-        """What they have now."""
-        return cls(
-            workers,
-            [paces.load(worker) for worker in workers],
-            [len(worker.handed) for worker in workers],
-            {worker: worker.crowd.room for worker in workers if worker.crowd},
-        )
-
-    def least_loaded(self, more: float, now: bool = False) -> Worker | None:
-        """Whoever has least to do gets so *much* more; nobody, if there is no room, or if it
-        is to start *now* and nobody is idle."""
-        loads = self._loads
-        least = loads.index(min(loads))
-        if not _has_room(self._counts[least], loads[least], more):
-            return None
-        if now and (self.workers[least].handed or loads[least] > BURST_SECONDS * 1e6):
-            return None
-        loads[least] += more
-        self._counts[least] += 1
-        return self.workers[least]
-
-    def emptiest(self) -> Worker | None:
-        """Whoever runs fewest coroutines gets one more; nobody, if there is no room."""
-        worker = max(self._rooms, key=self._rooms.__getitem__)
-        if not self._rooms[worker]:
-            return None
-        self._rooms[worker] -= 1
-        return worker
-
-    def leave(self, worker: Worker) -> None:
-        """One may get no more."""
-        place = self.workers.index(worker)
-        del self.workers[place], self._loads[place], self._counts[place]
-        self._rooms.pop(worker, None)
+def load_of(worker: Worker) -> float:
+    """Microseconds of work in a worker's hands; a job that has run for longer than expected may
+    well run for as long again."""
+    began = worker.board.running_since()
+    return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
-@attrs.define(eq=False, repr=False)
-class Paces:
-    """How long jobs of each definition have been taking."""
-
-    _micros: dict[str, float] = attrs.field(factory=dict)
-
-    def learn(self, name: str, took: int) -> None:
-        """Another one took so many microseconds."""
-        pace = self._micros.get(name, took)
-        self._micros[name] = pace + 0.2 * (took - pace)
-
-    def of(self, name: str) -> float:
-        """Microseconds that a worker will need for the next one, by estimate."""
-        # Of what has never run, one is tried at a time.
-        return self._micros.get(name, NEXT_ONE) + OVERHEAD
-
-    def load(self, worker: Worker) -> float:
-        """Microseconds of work in a worker's hands, by estimate; a job that has run for longer
-        than that may well run for as long again."""
-        number, started = worker.board.running
-        ran = (time.monotonic_ns() - started) / 1000 if number else 0.0
-        names = worker.names.items()
-        return max(ran, sum(self.of(name) * count for name, count in names if count))
-
-
-def _has_room(count: int, load: float, more: float) -> bool:
+def has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
     if count < 2:
@@ -10944,13 +10242,8 @@ def _has_room(count: int, load: float, more: float) -> bool:
     return count < HAND_OVER_JOBS and load + more <= HAND_OVER
 
 
-################################################################################
-# Clerk
-#
-# What has come back from the workers and is not in the file yet. Most attempts tell
-# themselves how they ended; an Arbiter says it of those that were asked to end, or whose
-# worker has died.
-################################################################################
+# Settle: most attempts report how they ended; here it is decided for those that were asked to end,
+# or whose worker has died.
 
 ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
@@ -10969,172 +10262,128 @@ class TooMuchMemory(LitejobsError):
 
 
 @attrs.define(eq=False, repr=False)
-class Clerk:
-    """Has in hand what is to be settled, and what jobs have told of their progress."""
+class Settlements:
+    """What the next exchange settles, and the events of that."""
 
-    _arbiter: Arbiter
-    _herald: Herald
-    _paces: Paces
-    settlements: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    _registry: Registry
+    _clock: Clock
+    _rng: random.Random
+    _events: Events
+    _node: str
+    durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
+    pending: list[Settlement] = attrs.field(factory=list)
     settle_by: float = math.inf
     """When that should be in the file."""
-    waiting: bool = False
+    run_again: bool = False
     """Whether jobs are among them that will run again."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """What jobs have told that is not in the file yet, by id and claim."""
-    note_by: float = math.inf
-    """When it should be."""
+    wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that are wanted, as of this round of the loop."""
+    _ended: list[Event] = attrs.field(factory=list)
 
-    @property
-    def has_enough(self) -> bool:
-        """Whether it is time to settle, even if more results will come along."""
-        return len(self.settlements) >= ENOUGH or time.monotonic() >= self.settle_by
+    def started(self, run: Run, at: int) -> None:
+        """Emits that a job has started, once."""
+        if "started" in self.wanted and not run.announced:
+            run.announced = True
+            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
 
-    def reported(self, worker: Worker, entry: tuple[Any, ...]) -> None:
-        """An attempt has ended: its number, and the fields of a Report, of which the last
-        may be missing."""
-        number, started_at, _, took = entry[:4]
-        if (claimed := worker.ended(number)) is None:
-            return
-        self._paces.learn(claimed.name, took)
-        asked, herald = worker.asked.pop(number, None), self._herald
-        if herald.slow or "started" in herald.wanted:
-            herald.has_run(number, claimed, worker.pid, started_at)
-        report = Report(*entry[1:])
-        if len(entry) == 4 and asked is None and "completed" not in herald.wanted:
-            self._enter((claimed, report))
-            return
-        if asked is not None:
-            report = self._arbiter.overruled(report, claimed, asked)
-        self._settle(claimed, report, worker)
+    def reported(self, run: Run, report: Report) -> None:
+        """An attempt has ended. If the job was asked to end, that counts, and not how it did;
+        except when its node stops: then the worker knows."""
+        name, took = run.claimed.name, report.took
+        expected = self.durations.get(name, took)
+        self.durations[name] = expected + 0.2 * (took - expected)
+        self.started(run, report.started_at)
+        self._settle(run, report if run.reason is None else self.stopped(run, report))
 
-    def give_back(
-        self, claims: Iterable[Claimed], worker: Worker, cancelled: frozenset[int]
-    ) -> None:
-        """Makes jobs ready again that a worker had in hand and has not begun; *cancelled*
-        are the ids of those that nobody wants any more."""
-        for claimed in claims:
-            self._settle(claimed, self._arbiter.not_begun(claimed.id in cancelled), worker)
+    def not_begun(self, run: Run, cancelled: bool) -> None:
+        """Makes a job ready again that was in hand and has not begun, unless it was cancelled."""
+        self._settle(run, not_begun(self._clock(), cancelled))
 
-    def bury(self, worker: Worker, cancelled: frozenset[int]) -> None:
-        """A worker has died: the job that it ran has failed, and so have all its coroutines
-        that had begun, since nobody can know whose fault it was. Unless it was killed for
-        one of them; then the others are given back, as are those that have not begun."""
-        for number, claimed in worker.claims():
-            if worker.began(number):
-                report = self._arbiter.died(worker, number, claimed)
-                self._herald.has_run(number, claimed, worker.pid, report.started_at)
-                self._settle(claimed, report, worker)
-            else:
-                self.give_back([claimed], worker, cancelled)
+    def died(self, run: Run) -> None:
+        """The worker has died that ran the job, which failed, and so did each async job that had
+        begun there, since nobody can know which one was to blame. If the node has killed the
+        worker for one of them, the others are given back."""
+        worker, now = run.worker, self._clock()
+        began = worker.board.began(run)
+        took = (time.monotonic_ns() - began) // 1000
+        cpu, memory = worker.used or (None, None)
+        report = GIVEN_BACK._replace(
+            started_at=now - took, finished_at=now, took=took, memory=memory,
+            exit_code=worker.process.exitcode, output=worker.board.output_of(run.number),
+            # What async jobs used they used together.
+            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
+        )  # fmt: skip
+        self.started(run, report.started_at)
+        if run.reason not in (None, "stop"):
+            report = self.stopped(run, report)
+        elif not worker.blameless:
+            error = WorkerCrashed(exit_description(worker.process.exitcode))
+            report = self.failed(run, report, "crash", error)
+        self._settle(run, report)
 
-    def _settle(self, claimed: Claimed, report: Report, worker: Worker) -> None:
-        report = report._replace(worker=worker.pid)
-        self._enter((claimed, report))
-        self._herald.ended(claimed, report)
-        self.waiting = self.waiting or report.state in WAITING
+    def stopped(self, run: Run, report: Report) -> Report:
+        """The report of a job that was asked to end."""
+        if run.reason == "cancel":
+            return report._replace(
+                state="cancelled", counted=True, result=None,
+                kind="cancelled", type="Cancelled", message="cancelled while it ran",
+            )  # fmt: skip
+        if run.reason == "memory" and report.state != "completed":
+            limit = self._registry.options(run.claimed.name).max_memory or 0
+            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
+            return self.failed(run, report, "memory", error)
+        if run.reason == "timeout":
+            seconds = (run.claimed.timeout or 0) / 1e6
+            problem = f"it took longer than its timeout of {seconds:g} s"
+            late = JobTimedOut(f"{problem}, and was granted {run.grace:g} s more to end")
+            return self.failed(run, report, "timeout", late)
+        return report
 
-    def _enter(self, settled: Settlement) -> None:
-        if not self.settlements:
+    def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
+        """The report of a job that failed by no error of its own."""
+        own = self._registry.options(run.claimed.name).backoff
+        judged = after_failure(run.claimed, own, self._rng)
+        type, message, _ = describe(error)
+        return report._replace(
+            state=judged.state, delay=judged.delay, counted=True, result=None,
+            kind=kind, type=type, message=message,
+        )  # fmt: skip
+
+    def _settle(self, run: Run, report: Report) -> None:
+        if report.kind or report.state in self.wanted:
+            report = report._replace(worker=run.worker.pid)
+            for event in attempt_ended(run.claimed, report, self._node):
+                if event.kind in self.wanted:
+                    self._ended.append(event)
+        if report.state in WAITING:
+            self.run_again = True
+        if not self.pending:
             self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.settlements.append(settled)
+        self.pending.append((run.claimed, report))
 
     def clear(self) -> None:
         """All is settled."""
-        self.settlements, self.settle_by, self.waiting = [], math.inf, False
+        self.pending, self.settle_by, self.run_again = [], math.inf, False
 
-    def progressed(self, id: int, claim: int, text: str) -> None:
-        """A job has told how far it has come."""
-        if not self._progress:
-            self.note_by = time.monotonic() + PROGRESS_INTERVAL
-        self._progress[id, claim] = text
-
-    def note(self, store: Store) -> None:
-        """Keeps what jobs have told: soon, and before they are settled."""
-        if not self._progress or not (self.settlements or time.monotonic() >= self.note_by):
-            return
-        told, self._progress = self._progress, {}
-        self.note_by = math.inf
-        try:
-            store.keep_progress(told)
-        except BusyError:
-            self._progress, self.note_by = told, time.monotonic()
-            raise
-        except FileReplacedError:
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(told), error)
+    def emit(self) -> None:
+        """Emits the events of what is settled."""
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self._events.emit(event)
 
 
-@attrs.frozen(eq=False, repr=False)
-class Arbiter:
-    """Says how attempts have ended that cannot say it themselves."""
-
-    _registry: Registry
-    _limits: Mapping[str, int]
-    _clock: Clock
-    _rng: random.Random
-
-    def overruled(self, report: Report, claimed: Claimed, asked: Asked) -> Report:
-        """What becomes of a job that was asked to end and then did: that it was asked
-        counts, not how it ended, except when its node stops: then the worker knows."""
-        why = asked.why
-        if why == "cancel":
-            return _cancelled(report, "cancelled while it ran", counted=True)
-        if why == "memory" and report.state != "completed":
-            limit = self._limits[claimed.name]
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self._failed(error, claimed, "memory", report)
-        if why == "timeout":
-            late = JobTimedOut(_timed_out(claimed, asked.grace))
-            return self._failed(late, claimed, "timeout", report)
+def not_begun(now: int, cancelled: bool) -> Report:
+    """The report of a job that its node had claimed and no worker has begun."""
+    report = GIVEN_BACK._replace(finished_at=now)
+    if not cancelled:
         return report
-
-    def died(self, worker: Worker, number: int, claimed: Claimed) -> Report:
-        """What becomes of a job that a worker ran when it died."""
-        took = (time.monotonic_ns() - worker.began(number)) // 1000
-        now = self._clock()
-        report = GIVEN_BACK._replace(started_at=now - took, finished_at=now, took=took)
-        report = worker.with_last_deeds(report, number)
-        asked = worker.asked.get(number)
-        if asked and asked.why != "stop":
-            return self.overruled(report, claimed, asked)
-        if worker.killed_for and (asked or worker.killed_for != number):
-            return report
-        error = WorkerCrashed(_last_words(worker.process.exitcode))
-        return self._failed(error, claimed, "crash", report)
-
-    def not_begun(self, cancelled: bool) -> Report:
-        """What becomes of a job that a worker had in hand and never began."""
-        report = GIVEN_BACK._replace(finished_at=self._clock())
-        if not cancelled:
-            return report
-        return _cancelled(report, "cancelled before it started", counted=False)
-
-    def _failed(self, error: Exception, claimed: Claimed, kind: str, report: Report) -> Report:
-        own = self._registry.options(claimed.name).backoff
-        judged = after_failure(claimed, own, self._rng)
-        name, message, _ = describe(error)
-        return report._replace(
-            state=judged.state, delay=judged.delay, counted=True, result=None,
-            kind=kind, type=name, message=message,
-        )  # fmt: skip
+    message = "cancelled before it started"
+    return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def _cancelled(report: Report, message: str, *, counted: bool) -> Report:
-    return report._replace(
-        state="cancelled", counted=counted, result=None,
-        kind="cancelled", type="Cancelled", message=message,
-    )  # fmt: skip
-
-
-def _timed_out(claimed: Claimed, grace: float) -> str:
-    problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
-    return f"{problem}, and was granted {grace:g} s more to end"
-
-
-def _last_words(exitcode: int | None) -> str:
+def exit_description(exitcode: int | None) -> str:
+    """How a worker ended that its node did not kill."""
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -11144,257 +10393,211 @@ def _last_words(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-################################################################################
-# Warden
-#
-# What must not go on: jobs that are over their time or memory, or cancelled, or in the
-# way of a node that stops. They are asked to end, and have the grace for it; then their
-# worker is killed, whatever it does.
-################################################################################
+# Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that stops,
+# are asked to end, and have the grace for it; then their worker is killed, whatever it does.
 
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
 LAST_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
-WEIGH = 0.1
+MEMORY_CHECK = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
 AGAIN = 0.05
-"""Seconds until somebody is to be killed who could not be looked at."""
+"""Seconds until a kill is tried again."""
 FROZEN = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-DEAF = 5.0
+UNRESPONSIVE = 5.0
 """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
 
 
 @attrs.define(eq=False, repr=False)
-class Warden:
-    """Asks jobs to end that must, and kills those that do not."""
+class Watchdog:
+    """Asks jobs to end that must, and kills the workers of those that do not."""
 
-    _herald: Herald
+    _registry: Registry
+    _settlements: Settlements
+    _clock: Clock
     _grace: float
-    _graces: Mapping[str, timedelta]
-    """By the definitions that have one of their own."""
-    _limits: Mapping[str, int]
-    """Bytes that a worker may use, by the definitions that limit it."""
     cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that nobody wants any more."""
+    """The ids of jobs that were cancelled."""
     stop_at: float = math.inf
     """When a node that stops has waited long enough."""
-    deaf_after: float = DEAF
+    due: float = math.inf
+    """When it must look again."""
+    unresponsive_after: float = UNRESPONSIVE
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    _limits: Mapping[str, int] = attrs.field(init=False)
+    """Bytes that a worker may use, by the definitions that limit it."""
+    _memory_at: float = 0.0
+    """When memory is looked at again."""
     _expected_at: float = attrs.field(factory=time.monotonic)
     """By when the supervisor should have its next turn."""
     _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
     """When it got none, from and until, by the monotonic clock."""
-    _weigh_at: float = 0.0
 
-    def due(self, workers: Iterable[Worker]) -> Iterator[float]:
-        """When it must look again, by the monotonic clock."""
-        if self._limits:
-            yield self._weigh_at
-        now = time.monotonic()
-        for worker in workers:
-            if len(worker.handed) > 1 or (worker.handed and not worker.board.running[0]):
-                yield now + SLOW
-            elif worker.handed:
-                yield from self._deadlines(worker)
-            if worker.crowd is not None:
-                yield worker.crowd.look_at
+    def __attrs_post_init__(self) -> None:
+        self._limits = {
+            own.name: own.options.max_memory for own in self._registry if own.options.max_memory
+        }
 
-    def _deadlines(self, worker: Worker) -> Iterator[float]:
-        number, started = worker.board.running
-        job = worker.handed.get(number)
-        if asked := worker.asked.get(number):
-            yield asked.kill_at
-        elif job is not None and job.timeout is not None:
-            yield started / 1e9 + self._missed(started / 1e9) + job.timeout / 1e6
-        elif job is not None and job.id in self.cancelled:
-            yield 0.0
+    def expect(self, within: float) -> None:
+        """The supervisor should have its next turn in so many seconds."""
+        self._expected_at = time.monotonic() + within
 
-    def heed(self, cancelled: Iterable[int], workers: Iterable[Worker]) -> None:
+    def cancel(self, cancelled: Iterable[int], workers: list[Worker]) -> None:
         """These were cancelled."""
         self.cancelled = frozenset(cancelled)
         if self.cancelled:
-            _look_at_crowds(workers)
+            self._look_at_all(workers)
 
-    def stop(self, workers: Iterable[Worker]) -> None:
+    def stop(self, workers: list[Worker]) -> None:
         """All that runs has to end within the grace."""
         self.stop_at = time.monotonic() + self._grace
-        _look_at_crowds(workers)
+        self._look_at_all(workers)
 
-    def notice_freeze(self, workers: Iterable[Worker], patience: float = 0.0) -> None:
-        """Makes up for time in which the supervisor got no turn. To be called in every turn,
-        also before it waits, with the seconds that this may take, and after that."""
-        now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now + patience
-        if (missed := now - expected_at) < FROZEN:
-            return
-        self._frozen.append((expected_at, now))
-        self.stop_at += missed
+    def _look_at_all(self, workers: list[Worker]) -> None:
+        self.due = 0.0
         for worker in workers:
-            for number, asked in worker.asked.items():
-                worker.asked[number] = asked._replace(kill_at=asked.kill_at + missed)
+            worker.look_at = 0.0
+
+    def notice_freeze(self, workers: list[Worker]) -> None:
+        """Makes up for time in which the supervisor got no turn."""
+        now, expected_at = time.monotonic(), self._expected_at
+        self._expected_at = now
+        if (missed := now - expected_at) >= FROZEN:
+            self._frozen.append((expected_at, now))
+            self.stop_at += missed
+            for worker in workers:
+                for run in worker.runs.values():
+                    run.kill_at += missed
 
     def _missed(self, since: float) -> float:
         """Seconds since then that count towards no timeout."""
-        if not self._frozen:
-            return 0.0
         return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
 
     def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills who must end. Gives the workers of which the running job is in the
+        """Asks and kills whatever must end. Returns the workers of which the running job is in the
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
-        if self._limits:
-            self._weigh(workers)
-        return [worker for worker in workers if self._watch_one(worker, patience)]
+        now, self.due, blocked = time.monotonic(), math.inf, []
+        for worker in workers:
+            running = worker.runs.get(worker.board.running)
+            if running is not None:
+                self.due = min(self.due, self._watch(running, now))
+            elif worker.runs:
+                self._replace_if_unresponsive(worker)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
+            self.due = min(self.due, worker.look_at)
+            if worker.plain > (running is not None):
+                self.due = min(self.due, now + SLOW)
+                if running is not None and (
+                    self._took(running, now) > patience
+                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
+                ):
+                    blocked.append(worker)
+        if now >= self._memory_at:
+            self._memory_at = now + MEMORY_CHECK
+        return blocked
 
-    def _watch_one(self, worker: Worker, patience: float) -> bool:
-        if worker.crowd is not None and time.monotonic() >= worker.crowd.look_at:
-            self._watch_crowd(worker, worker.crowd)
-        number, started = worker.board.running
-        if (claimed := worker.handed.get(number)) is None:
-            self._replace_if_deaf(worker)
-            return False
-        took = time.monotonic() - started / 1e9 - self._missed(started / 1e9)
-        self._herald.running(number, claimed, worker.pid, took)
-        if asked := worker.asked.get(number):
-            if time.monotonic() >= asked.kill_at:
-                self._kill(worker, number, asked)
-        elif (why := self._reason(claimed, took)) and worker.board.ask(number, started, why):
-            worker.asked[number] = self._asking(why, claimed)
-        if len(worker.handed) < 2:
-            return False
-        return took > patience or any(job.id in self.cancelled for job in worker.handed.values())
+    def _took(self, run: Run, now: float) -> float:
+        """Seconds for which a job has been running."""
+        began = run.worker.board.began(run) / 1e9
+        return now - began - self._missed(began) if began else 0.0
 
-    def _replace_if_deaf(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its coroutines, which
-        have no time-out before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
-        since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if worker.crowd is not None:
-            since = max(since, worker.crowd.moved_at)
-        if not worker.busy or time.monotonic() < since + self.deaf_after:
-            return
-        if worker.killed_for or worker.kill is None:
-            return
-        with worker.board.held():  # Else it may begin one before it is dead.
-            if not any(worker.began(number) for number, _ in worker.claims()):
-                worker.end(NO_JOB)
-        if worker.killed_for:
-            logger.error("worker %d is replaced: it begins nothing", worker.pid)
-
-    def _watch_crowd(self, worker: Worker, crowd: Crowd) -> None:
-        now = time.monotonic()
-        dues = [self._watch_aside(worker, crowd, *job, now) for job in crowd.jobs.items()]
-        crowd.look_at = min(dues, default=math.inf)
-
-    def _watch_aside(
-        self, worker: Worker, crowd: Crowd, number: int, claimed: Claimed, now: float
-    ) -> float:
-        """Looks at one coroutine; gives the moment until which nothing can be due with it."""
-        began = crowd.began(number)
-        took = now - began / 1e9 - self._missed(began / 1e9) if began else 0.0
+    def _watch(self, run: Run, now: float) -> float:
+        """Asks one job to end, or kills its worker; returns when something may be due with it."""
+        began, took = run.worker.board.began(run), self._took(run, now)
         if began:
-            self._herald.running(number, claimed, worker.pid, took)
-        if asked := worker.asked.get(number):
-            if now >= asked.kill_at:
-                self._kill_all(worker, number, asked)
-            return worker.asked[number].kill_at
-        if why := self._reason(claimed, took):
-            worker.asked[number] = asked = self._asking(why, claimed)
-            left = asked.kill_at - time.monotonic()
-            crowd.ask(number, left - LAST_PART * self._grace if why == "stop" else 0.0, why)
-            return asked.kill_at
-        left = math.inf if claimed.timeout is None else claimed.timeout / 1e6 - took
-        # In a second again, to see who has been running for long; sooner, whether it begins.
-        return now + min(1.0 if began else 0.1, left)
+            self._settlements.started(run, self._clock() - round(took * 1e6))
+            if took >= max(run.slow_after, self.slow_after):
+                run.slow_after = 2 * took
+                about = run.claimed.id, run.claimed.name, took
+                logger.warning("job %d (%s) has been running for %.3g s", *about)
+        if run.reason is None and (reason := self._reason(run, took)):
+            self._ask(run, reason, now)
+        if now >= run.kill_at:
+            self._kill(run, now)
+        if run.reason is not None:
+            return run.kill_at
+        timeout, due = run.claimed.timeout, math.inf
+        if timeout is not None:
+            due = now + timeout / 1e6 - took
+        if run.claimed.name in self._limits:
+            due = min(due, self._memory_at)
+        if run.place:  # Does it begin, and has it been running for long?
+            due = min(due, now + (1.0 if began else 0.1))
+        return due
 
-    def _reason(self, claimed: Claimed, took: float) -> Reason | None:
+    def _reason(self, run: Run, took: float) -> Reason | None:
         """Why a job that has run for so many seconds has to end, if it has."""
+        claimed, worker = run.claimed, run.worker
         if claimed.id in self.cancelled:
             return "cancel"
         if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
             return "timeout"
+        limit = self._limits.get(claimed.name)
+        if limit and took and worker.is_process and time.monotonic() >= self._memory_at:
+            with contextlib.suppress(ProcessLookupError):
+                if memory_of(worker.pid) > limit:
+                    return "memory"
         return "stop" if self.stop_at < math.inf else None
 
-    def _asking(self, why: Reason, claimed: Claimed) -> Asked:
-        if why == "stop":
-            return Asked(why, self.stop_at)
-        grace = self._grace
-        if claimed.grace is not None:
-            grace = claimed.grace / 1e6
-        elif (own := self._graces.get(claimed.name)) is not None:
-            grace = own.total_seconds()
-        return Asked(why, time.monotonic() + grace, grace)
+    def _ask(self, run: Run, reason: Reason, now: float) -> None:
+        if not run.worker.board.ask(run.number, run.place, reason):
+            return
+        run.reason, run.kill_at = reason, now
+        if reason == "stop":
+            run.kill_at = self.stop_at
+        elif reason != "memory":
+            own = self._registry.options(run.claimed.name).grace
+            run.grace = self._grace if own is None else own.total_seconds()
+            if run.claimed.grace is not None:
+                run.grace = run.claimed.grace / 1e6
+            run.kill_at = now + run.grace
+        if run.place:
+            within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
+            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
 
-    def _kill(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, the
+    def _kill(self, run: Run, now: float) -> None:
+        """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
         job is over, and to kill it then might hit the next one: a moment later that is known."""
+        worker = run.worker
         with worker.board.held() as locked:
-            later = math.inf if locked else time.monotonic() + AGAIN
-            worker.asked[number] = asked._replace(kill_at=later)
-            if locked and worker.board.running[0] == number:
-                worker.end(number)
+            sure = locked or run.place > 0
+            run.kill_at = math.inf if sure else now + AGAIN
+            if sure and worker.board.began(run):
+                worker.blameless = True
+                worker.kill()
 
-    def _kill_all(self, worker: Worker, number: int, asked: Asked) -> None:
-        """Kills a worker for one of its coroutines, and so all of them."""
-        worker.asked[number] = asked._replace(kill_at=math.inf)
-        worker.end(number)
-
-    def weigh_soon(self) -> None:
-        """Workers were given jobs: their memory may matter now."""
-        self._weigh_at = 0.0
-
-    def _weigh(self, workers: list[Worker]) -> None:
-        """Kills workers that use more memory than a job that they run may."""
-        now = time.monotonic()
-        if now < self._weigh_at:
+    def _replace_if_unresponsive(self, worker: Worker) -> None:
+        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
+        have no timeout before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
+        since = max([worker.moved_at, *[end for _, end in self._frozen]])
+        if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
             return
-        self._weigh_at = math.inf
-        for worker in workers:
-            limited = [job for job in worker.claims() if job[1].name in self._limits]
-            if limited and worker.kill is not None:
-                self._weigh_at = now + WEIGH
-                self._weigh_one(worker, limited)
-
-    def _weigh_one(self, worker: Worker, limited: list[tuple[int, Claimed]]) -> None:
-        running = [(self._limits[job.name], n) for n, job in limited if worker.began(n)]
-        if not running:
-            return
-        limit, number = min(running)
-        with contextlib.suppress(ProcessLookupError):
-            if memory_of(worker.pid) <= limit:
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
                 return
-            asked = Asked("memory", math.inf)
-            if number in worker.handed:
-                self._kill(worker, number, asked)
-            else:
-                self._kill_all(worker, number, asked)
+            worker.blameless = True
+            worker.kill()
+        logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
 
-def _look_at_crowds(workers: Iterable[Worker]) -> None:
-    for worker in workers:
-        if worker.crowd is not None:
-            worker.crowd.look_at = 0.0
-
-
-################################################################################
-# Supervisor
-#
-# The parent of the workers owns the file and the clock. Its turn is a list of verbs
-# around one blocking wait: spawn, listen, note, exchange, watch, attend. It never runs a
-# handler and never decodes a payload.
-################################################################################
+# The loop
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
 DRAINED = 256
-"""How many datagrams are taken from the wake-up port at a time."""
+"""How many datagrams are taken from the wakeup socket at a time."""
 FALSE_WAKES, WAKE_REST = 8, 0.01
-"""After so many datagrams in a row without a commit, the port is left alone for so many seconds."""
+"""After so many datagrams without a commit, the socket is left alone for so many seconds."""
 LAST_WAIT = 1.0
 """Seconds for which a node that was told to end at once waits for the write lock."""
 
@@ -11405,53 +10608,63 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    staff: Processes | Threads
+    code: Program | MakeExecutor
+    """What its workers run: processes a program, threads an executor."""
     serves: Serves
     size: int
     concurrency: int
-    """How many coroutines each worker may run at a time."""
+    """How many async jobs each worker may run at a time."""
     until: Until | None
     grace: float
     clock: Clock = system_clock
-    declared: Declared = Declared()
+    declared: tuple[Sequence[Schedule], str] = ((), "")
+    """The schedules of the program, and the program."""
     rng: random.Random = attrs.field(factory=random.Random)
     events: Events = attrs.field(factory=Events)
     jobs_per_worker: float = math.inf
     """After so many a worker is replaced: a spare one stands by then."""
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    _bell: Bell = attrs.field(factory=lambda: Bell.hang())
-    _ear: Ear = attrs.field(factory=Ear)
-    _crew: Crew = attrs.field(init=False)
-    _dealer: Dealer = attrs.field(init=False)
-    _clerk: Clerk = attrs.field(init=False)
-    _warden: Warden = attrs.field(init=False)
-    _herald: Herald = attrs.field(init=False)
+    pool: WorkerPool = attrs.field(init=False)
+    watchdog: Watchdog = attrs.field(init=False)
+    _settlements: Settlements = attrs.field(init=False)
+    _wakeup: socket.socket = attrs.field(init=False)
+    """Where datagrams arrive that wake the node; their content is never looked at."""
+    _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
+    _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
     _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     _stops: int = 0
-    _seen: int = 0
-    _strays: bool = False
+    _maybe_ready: bool = True
+    """Whether there may be ready jobs that nobody has looked at."""
+    _no_room: bool = False
+    """Whether no worker had room for the next job, and none has got any since."""
+    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    """The progress that is not in the file yet, by id and claim."""
+    _progress_by: float = math.inf
+    """When it should be."""
+    _changes: int = 0
+    """The number of others' commits that was seen."""
+    _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
     _maybe_empty: bool = True
     """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
+    """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
     _locked: bool = False
-    """Whether others held the write lock in this turn."""
-    _locked_at: float = -math.inf
-    """When they last did, and since when."""
-    _locked_since: float = 0.0
+    """Whether others held the write lock in this turn, and since when they have in each."""
+    _locked_since: float = math.inf
     _false_wakes: int = 0
     _rested_at: float = math.inf
-    """When it listens to the wake-up port again."""
+    """When it listens to the wakeup socket again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
-    _again_at: float = math.inf
+    _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
     _paused: frozenset[str] = frozenset()
     """The queues that were, when somebody looked."""
@@ -11460,40 +10673,29 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
-        aside, most = (
-            frozenset(d.name for d in self.registry if d.body.is_async),
-            self.jobs_per_worker,
+        self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        concurrency = self.concurrency if self._async_names else 0
+        self._settlements = Settlements(
+            self.registry, self.clock, self.rng, self.events, self.serves.node
         )
-        concurrency = self.concurrency if aside else 0
-        limits = {own.name: own.options.max_memory for own in self.registry}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        paces = Paces()
-        self._herald = Herald(self.events, self.clock, self.serves.node)
-        self._crew = Crew(self.staff, self._ear, self.size, concurrency, most, self.grace)
-        self._dealer = Dealer(paces, aside, self.serves.names - aside, most < math.inf)
-        arbiter = Arbiter(self.registry, given, self.clock, self.rng)
-        self._clerk = Clerk(arbiter, self._herald, paces)
-        graces = {own.name: own.options.grace for own in self.registry}
-        chosen = {name: grace for name, grace in graces.items() if grace is not None}
-        self._warden = Warden(self._herald, self.grace, chosen, given)
+        self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
+        self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
-            "heed": (math.inf, self._heed),
+            "requests": (math.inf, self._check_requests),
             "refill": (math.inf, self._refill),
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.serves.node, self._stir, {**own, **DUTIES}
+            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
         )
+        self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._wakeup.bind(("127.0.0.1", 0))
+        self._wakeup.setblocking(False)
 
     def run(self) -> None:
-        """Works until it is stopped, or until nothing is left to do.
-
-        Raises:
-            WorkerError: the workers cannot start.
-            FileError: the file is not the one any more that it was.
-        """
+        """Works until it is stopped, or until nothing is left to do."""
         with contextlib.ExitStack() as unjoined:
-            for opened in (self._bell, self._ear, self.store):
+            for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + PATIENCE
             self._join()
@@ -11506,7 +10708,7 @@ class Supervisor:
             while not self._done():
                 self._spawn()
                 self._listen()
-                self._unless_locked(self._note, self._exchange)
+                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
                 self._unless_locked(self._attend)
         finally:
@@ -11518,7 +10720,8 @@ class Supervisor:
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
-        self._bell.ring()
+        with contextlib.suppress(OSError):
+            self._wakeup.sendto(b"", self._wakeup.getsockname())
 
     # The write lock, which any program may hold for as long as it likes
 
@@ -11536,9 +10739,7 @@ class Supervisor:
                 step()
         except BusyError as error:
             now = time.monotonic()
-            if now - self._locked_at > 1.0:
-                self._locked_since = now
-            self._locked, self._locked_at = True, now
+            self._locked, self._locked_since = True, min(self._locked_since, now)
             if now - self._locked_since > PATIENCE:
                 logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
                 self._locked_since = now
@@ -11546,20 +10747,20 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.timetable.declare(self.declared)
+        self.store.schedules.declare(*self.declared)
         self._enlist()
-        name = self.serves.node
-        self._ear.add(self._bell.source, None)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._paused = self._paused_queues()
-        self._herald.look()
-        what = "workers" if isinstance(self.staff, Processes) else "threads"
-        logger.info("node %s started with %d %s", name, self.size, what)
+        self._settlements.wanted = self.events.wanted()
+        what = "workers" if isinstance(self.code, Program) else "threads"
+        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._duties.emit("node_joined")
 
     def _enlist(self) -> None:
         name, known = self.serves.node, self.registry.listing()
+        port = int(self._wakeup.getsockname()[1])
         self._node, self._presence = self.store.nodes.join(
-            name, self._bell.port, self.size, self.serves, known
+            name, port, self.size, self.serves, known
         )
         self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
@@ -11570,24 +10771,24 @@ class Supervisor:
             "node %s is not in the list any more: it ends its jobs, and joins anew",
             self.serves.node,
         )
-        for worker in self._crew.workers:
+        for worker in self.pool.workers:
             self._take_back(worker)
-            if worker.busy:
-                worker.end(NO_JOB)
-        self._crew.replace()
+            if worker.runs:
+                worker.blameless = True
+                worker.kill()
+        self.pool.replace()
         self._presence.close()
         self._enlist()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
-        more = self._clerk.settlements or self._crew.busy
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.staff, Processes) else 0.0
-            late = time.monotonic() > self._warden.stop_at + rest
-            return self._stops > 1 or late or not more
+            rest = self.grace + 1.0 if isinstance(self.code, Program) else 0.0
+            late = time.monotonic() > self.watchdog.stop_at + rest
+            return self._stops > 1 or late or not (self._settlements.pending or self.pool.runs())
         if not self._nothing_left():
             return False
         self._maybe_empty = False
@@ -11599,39 +10800,36 @@ class Supervisor:
 
     def _nothing_left(self) -> bool:
         """Whether it may be time to end: then the file is asked."""
-        left = self._clerk.settlements or self._crew.busy or self._dealer.stirred
-        return self.until is not None and not left
+        if self.until is None or self._maybe_ready or self._settlements.pending:
+            return False
+        return not self.pool.runs()
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self._warden.stop_at) + self.grace if self._stops else now + PATIENCE
+        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + PATIENCE
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
-        workers = self._crew.workers
-        for worker in workers:
+        for worker in self.pool.workers:
             self._take_back(worker)
-            worker.mouth.say(b"", fits=True)
-        self._end_workers(give_up=time.monotonic() + 2.0)
-        if workers:
-            logger.warning("threads left behind, each with a job: %d", len(workers))
-            threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
-            self._settle_last()
-        else:
-            self._close()
-
-    def _end_workers(self, give_up: float) -> None:
-        for worker in list(self._crew.workers):
-            busy = worker.busy and worker.ready
-            patience = 0.0 if busy else max(0.0, give_up - time.monotonic())
-            self._ear.wait_for(worker.death, patience)
-            if worker.kill is not None or worker.dead:
+            worker.channel.send(b"")
+        give_up = time.monotonic() + 2.0
+        for worker in list(self.pool.workers):
+            if not (worker.runs and worker.ready):
+                worker.wait(give_up - time.monotonic())
+            if worker.is_process or worker.dead:
                 self._reap(worker)
+        if not self.pool.workers:
+            self._close()
+            return
+        logger.warning("threads left behind, each with a job: %d", len(self.pool.workers))
+        threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+        self._settle_last()
 
     def _see_out(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
-            while self._crew.workers:
+            while self.pool.workers:
                 self._hear_all(60.0)
                 self._give_up_at = time.monotonic() + PATIENCE
                 self._settle_last()
@@ -11640,26 +10838,26 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        settlements = self._clerk.settlements
-        self._clerk.clear()
-        if settlements:
+        pending = self._settlements.pending
+        self._settlements.clear()
+        if pending:
             try:
-                self.store.exchange(settlements, self._node, lambda ready: [], self.serves)
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
             except FileError:
-                lost = "%d results are lost: the next node runs these jobs again"
-                logger.error(lost, len(settlements))
+                logger.error(
+                    "%d results are lost: the next node runs these jobs again", len(pending)
+                )
                 raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # All of it, whatever has become of the file.
+        with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
             closing.callback(self._say_goodbye)
-            closing.callback(self._bell.close)
-            closing.callback(self._ear.close)
-            closing.callback(self.store.close)
+            for opened in (self._wakeup, self._selector, self.store):
+                closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._note()
+            self._keep_progress()
             self._settle_last()
-            self._herald.tell_ended()
+            self._settlements.emit()
 
     def _say_goodbye(self) -> None:
         logger.info("node %s left", self.serves.node)
@@ -11670,120 +10868,155 @@ class Supervisor:
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self._crew.dismiss():
-            self._dealer.stir()
-        if not self._stops:
-            self._crew.spawn(self._presence_path)
+        if self.pool.dismiss():
+            self._look_for_jobs()
+        for worker in () if self._stops else self.pool.spawn(self._presence_path):
+            for source in worker.sources:
+                self._selector.register(source, selectors.EVENT_READ, worker)
 
     # Listen
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer says something, a
-        worker dies, or something is due."""
-        self._herald.look()
+        """The one place that blocks: until a worker or a producer sends something, a worker
+        dies, or something is due."""
+        self._settlements.wanted = self.events.wanted()
         if time.monotonic() >= self._rested_at:
             self._rested_at, self._false_wakes = math.inf, 0
-            self._ear.add(self._bell.source, None)
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
         patience = self._patience()
-        self._warden.notice_freeze(self._crew.workers, patience)
+        self.watchdog.expect(patience)
         self._hear_all(patience)
-        self._warden.notice_freeze(self._crew.workers)
+        self.watchdog.notice_freeze(self.pool.workers)
+        if not self._locked:
+            self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        if self._has_news():
+        if self._may_exchange():
             return max(0.0, self._quiet_until - now)
         if self._maybe_empty and self._nothing_left():
             return 0.0
-        due = [self._duties.soonest, self._clerk.settle_by, self._clerk.note_by, self._rested_at]
-        due += self._warden.due(self._crew.workers)
-        if self._stops and isinstance(self.staff, Threads):
-            due.append(self._warden.stop_at + 0.001)
+        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
+        due += [self._rested_at, self.watchdog.due]
+        if self._stops and not isinstance(self.code, Program):
+            due.append(self.watchdog.stop_at + 0.001)
         return max(0.0, min(due) - now)
 
     def _hear_all(self, patience: float) -> None:
-        for source in self._ear.wait(patience):
-            if source is None:
-                self._wake()
-            elif source in self._crew.workers:
-                self._hear(source)
-                self._bury(source)
+        for worker in self.pool.workers:
+            events = selectors.EVENT_READ
+            if worker.channel.unsent:
+                events |= selectors.EVENT_WRITE
+            if worker.events != events:
+                worker.events = events
+                self._selector.modify(worker.channel.socket, events, worker)
+        until = time.monotonic() + patience
+        # Not a millisecond longer, in which selectors count.
+        heard = self._selector.select(math.floor(patience * 1000) / 1000)
+        if not heard and patience:
+            time.sleep(max(0.0, until - time.monotonic()))
+            heard = self._selector.select(0)
+        for key, _ in heard:
+            worker = key.data
+            if worker is None:
+                self._wake_up()
+            elif worker in self.pool.workers:
+                self._receive(worker)
+                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                    self._reap(worker)
 
-    def _wake(self) -> None:
+    def _wake_up(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        self._bell.silence()
+        with contextlib.suppress(OSError):
+            for _ in range(DRAINED):
+                self._wakeup.recv(16)
         try:
             self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
         except FileReplacedError:
             raise
         except FileError:
-            self._stir()  # Who needs the file next will tell of it.
+            self._look_for_jobs()  # The next use of the file raises it again.
         if self._false_wakes >= FALSE_WAKES:
-            self._ear.remove(self._bell.source)
+            self._selector.unregister(self._wakeup)
             self._rested_at = time.monotonic() + WAKE_REST
 
-    def _hear(self, worker: Worker, dead: bool = False) -> None:
-        for said in worker.said():
-            self._told(worker, said)
-        for entry in worker.reports(dead):
-            self._clerk.reported(worker, entry)
-        worker.send()
-
-    def _told(self, worker: Worker, said: tuple[Any, ...]) -> None:
-        match said:
-            case ("ready",):
-                self._crew.welcome(worker)
-                self._dealer.full = False
-            case ("broken", kind, message, lines):
-                if not self._stops:
-                    told = lines.splitlines()
-                    logger.error("a worker could not start:" + "\n%s" * len(told), *told)
-                    worker.failure = f"{kind}: {message}"
-                    if not self._crew.had_any:
+    def _receive(self, worker: Worker, dead: bool = False) -> None:
+        messages, reports = worker.receive(dead)
+        for message in messages:
+            match message:
+                case ("ready",):
+                    self.pool.ready(worker)
+                    self._no_room = False
+                case ("broken", kind, text, lines) if not self._stops:
+                    shown = lines.splitlines()
+                    logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
+                    worker.failure = f"{kind}: {text}"
+                    if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
-            case ("progress", id, claim, text):
-                self._clerk.progressed(id, claim, text)
-            case _:
-                self._clerk.reported(worker, said)
-
-    def _bury(self, worker: Worker) -> None:
-        """Takes a worker off the list if it is dead."""
-        if worker.dead:
-            self._reap(worker)
+                case ("progress", id, claim, text):
+                    if not self._progress:
+                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
+                    self._progress[id, claim] = text
+        for number, report in reports:
+            if run := worker.take(number):
+                self._settlements.reported(run, report)
 
     def _reap(self, worker: Worker) -> None:
+        """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
         worker.join()
-        self._hear(worker, dead=True)
+        self._receive(worker, dead=True)
         if self._stops > 1:
-            worker.killed_for = NO_JOB
+            worker.blameless = True
         if not worker.ready and not self._stops:
-            self._crew.start_failed(worker.failure, HIRE_REST if self._crew.had_any else 0.0)
-        self._clerk.bury(worker, self._warden.cancelled)
-        self._crew.remove(worker)
+            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+        for run in worker.runs.values():
+            if worker.board.began(run):
+                self._settlements.died(run)
+            else:
+                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+        self.pool.workers.remove(worker)
+        for source in worker.sources:
+            self._selector.unregister(source)
+        worker.close()
 
-    def _stir(self) -> None:
+    def _look_for_jobs(self) -> None:
+        """There may be ready jobs, and room for them."""
+        self._maybe_ready, self._no_room = True, False
+
+    def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._dealer.stir()
-        self._duties.call("stage", "expire", "heed")
+        self._look_for_jobs()
+        self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
 
-    # Note
-
-    def _note(self) -> None:
-        """Keeps what jobs have told of their progress."""
-        self._clerk.note(self.store)
-
     # Exchange
+
+    def _keep_progress(self) -> None:
+        """Stores the progress of jobs: soon, and before they are settled."""
+        due = self._settlements.pending or time.monotonic() >= self._progress_by
+        if not self._progress or not due:
+            return
+        progress, self._progress, self._progress_by = self._progress, {}, math.inf
+        try:
+            self.store.keep_progress(progress)
+        except BusyError:
+            self._progress, self._progress_by = progress, time.monotonic()
+            raise
+        except FileReplacedError:
+            raise
+        except FileError as error:
+            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
-        if not self._has_news() or time.monotonic() < self._quiet_until:
+        if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
-        plan: Plan = {}
-        workers = [] if self._stops else self._crew.at_work()
+        plan: dict[int, Worker] = {}
+        workers = [] if self._stops else self.pool.at_work()
+        names, durations = self._async_names, self._settlements.durations
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -11793,56 +11026,69 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            if ids := self._dealer.choose(plan, workers, ready):
+            self._maybe_ready = self._no_room = True
+            self._maybe_ready = assign(
+                plan, workers, ready, durations, names, self.serves.names - names
+            )
+            if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
-            return ids
+            return ready.taken
 
         try:
-            self._release_strays()
-            settlements = self._clerk.settlements
-            done = self.store.exchange(settlements, self._node, choose, self.serves)
+            if self._orphans:
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                # What has ended is held until that is in the file.
+                held += [claimed[:2] for claimed, _ in self._settlements.pending]
+                self.store.nodes.release_strays(self._node, held)
+                self._orphans = False
+            pending = self._settlements.pending
+            done = self.store.exchange(pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
             self._put_off(self._settle_each(error))
             return
         self._exchanged(done)
-        self._hand_over(plan, done.claimed)
-        self._herald.tell_ended()
+        runs: dict[Worker, list[Run]] = {}
+        for claimed in done.claimed:
+            worker = plan[claimed.id]
+            place = worker.free.pop() if claimed.name in names else 0
+            expected = estimate(claimed.name, durations)
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            runs.setdefault(worker, []).append(run)
+        for worker, handed in runs.items():
+            worker.hand_over(handed)
+        self._settlements.emit()
         if short:
             problem = "the disk is nearly full: no further jobs are started; free some space"
             self._put_off(FileError(str(self.store.file.path), problem))
         else:
             self._failing_since = math.inf
 
-    def _has_news(self) -> bool:
+    def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        settles = bool(self._clerk.settlements)
-        dealer = self._dealer
-        if not settles and (self._stops or dealer.full or not dealer.stirred):
+        pending = len(self._settlements.pending)
+        if not pending and (self._stops or self._no_room or not self._maybe_ready):
             return False
-        workers = self._crew.at_work()
-        if self._stops or any(map(dealer.has_room, workers)):
+        workers = self.pool.at_work()
+        for worker in workers:
+            if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
+                return True
+        if self._stops:
             return True
         # While all are at work, more results will come along.
-        return self._clerk.has_enough if settles else any(map(dealer.has_room_aside, workers))
-
-    def _release_strays(self) -> None:
-        if self._strays:
-            held = [job[:2] for worker in self._crew.workers for _, job in worker.claims()]
-            # What has ended is held until that is in the file.
-            held += [claimed[:2] for claimed, _ in self._clerk.settlements]
-            self.store.nodes.release_strays(self._node, held)
-            self._strays = False
+        if pending:
+            return pending >= ENOUGH or time.monotonic() >= self._settlements.settle_by
+        return any(worker.free for worker in workers)
 
     def _settle_each(self, error: FileError) -> FileError:
         """Settles one at a time what could not be settled together: one that is to blame must not
-        keep the others, and a small transaction may fit where a large one does not. Gives the
+        keep the others, and a small transaction may fit where a large one does not. Returns the
         last error."""
         alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
-        if alone and self._clerk.settlements:
+        if alone and self._settlements.pending:
             try:
-                self.store.settle_each(self._clerk.settlements)
+                self.store.settle_each(self._settlements.pending)
                 self._exchanged(Exchanged([], 0, None))
             except BusyError:
                 raise
@@ -11852,62 +11098,55 @@ class Supervisor:
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself.
-
-        Raises:
-            FileError: nothing has moved for `PATIENCE`, and nothing is running.
-        """
-        self._failing_since = min(self._failing_since, time.monotonic())
-        failing = time.monotonic() - self._failing_since
-        if self.until is not None and not self._crew.busy and failing > PATIENCE:
+        node is to end by itself: if nothing has moved for PATIENCE, and nothing is running, the
+        error is raised."""
+        now = time.monotonic()
+        self._failing_since = min(self._failing_since, now)
+        failing = now - self._failing_since
+        if self.until is not None and not self.pool.runs() and failing > PATIENCE:
             raise error
         self._duties.log("the exchange", error)
-        self._strays = self._strays or isinstance(error, OutcomeUnknownError)
-        self._dealer.stir()
-        self._quiet_until = time.monotonic() + 0.5
+        self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
+        self._look_for_jobs()
+        self._quiet_until = now + 0.5
 
     def _exchanged(self, done: Exchanged) -> None:
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
         if done.again_at is not None:
             left = (done.again_at - self.clock()) / 1e6
-            self._again_at = time.monotonic() + left
+            self._refill_at = time.monotonic() + left
             self._duties.call("refill", within=left)
-        if self._clerk.waiting:
+        if self._settlements.run_again:
             self._duties.call("stage")
         if self._recall is not None:
-            self._duties.call("heed")
-        self._clerk.clear()
+            self._duties.call("requests")
+        self._settlements.clear()
         self._maybe_empty = True
-
-    def _hand_over(self, plan: Plan, claimed: list[Claimed]) -> None:
-        theirs: dict[Worker | Crowd, list[tuple[int, Claimed]]] = {}
-        for job in claimed:
-            theirs.setdefault(plan[job.id], []).append((next(self._numbers), job))
-        for whose, jobs in theirs.items():
-            whose.hand_over(jobs)
-        self._warden.weigh_soon()
 
     # Watch
 
     def _watch(self) -> None:
-        """Asks and kills who is over time, and takes back what waits behind slow jobs."""
-        workers = self._crew.workers
-        if self._stops and self._warden.stop_at == math.inf:
-            self._warden.stop(workers)
+        """Asks and kills what is over time, and takes back what waits behind slow jobs."""
+        workers = self.pool.workers
+        if self._stops and self.watchdog.stop_at == math.inf:
+            self.watchdog.stop(workers)
             for worker in workers:
                 self._take_back(worker)
-        idle = any(not worker.handed for worker in self._crew.at_work())
-        for worker in self._warden.watch(workers, SLOW if idle else VERY_SLOW):
+        idle = any(not worker.plain for worker in self.pool.at_work())
+        for worker in self.watchdog.watch(workers, SLOW if idle else VERY_SLOW):
             self._take_back(worker)
 
     def _take_back(self, worker: Worker) -> bool:
-        """Makes those of a worker's jobs ready again that have not started; says whether that
-        could be done now."""
+        """Makes those of a worker's plain jobs ready again that have not started; says whether
+        that could be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
-        self._hear(worker)
-        self._clerk.give_back(worker.take_back(running), worker, self._warden.cancelled)
+        self._receive(worker)
+        for run in list(worker.runs.values()):
+            if not run.place and run.number != running:
+                worker.take(run.number)
+                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
         return True
 
     # Attend
@@ -11917,122 +11156,58 @@ class Supervisor:
         self._duties.attend()
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and who died unheard."""
-        for worker in list(self._crew.workers):
-            self._bury(worker)
+        """Sees what was committed without a wake-up, and which workers died unnoticed."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
         self._see_changes()
         if self._presence.renew():
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
                 " their jobs, so that all hold it", self._presence_path,
             )  # fmt: skip
-            self._crew.replace()
+            self.pool.replace()
 
     def _see_changes(self) -> bool:
         """Whether others have committed something since the last look."""
-        if (changes := self.store.changes()) == self._seen:
+        if (changes := self.store.changes()) == self._changes:
             return False
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._seen = changes
-        self._stir()
-        if self._herald.wanted & {"queue_paused", "queue_resumed"}:
-            self._tell_paused()
+        self._changes = changes
+        self._wake()
+        if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
+            before, self._paused = self._paused, self._paused_queues()
+            for queue in sorted(self._paused - before):
+                self._duties.emit("queue_paused", queue=queue)
+            for queue in sorted(before - self._paused):
+                self._duties.emit("queue_resumed", queue=queue)
         return True
+
+    def _paused_queues(self) -> frozenset[str]:
+        return frozenset(terms.name for terms in self.store.queues().values() if terms.paused)
 
     def _refill(self, duties: Duties) -> float | None:
         """The rate of a queue lets the next job start."""
-        if (left := self._again_at - time.monotonic()) > 0:
+        if (left := self._refill_at - time.monotonic()) > 0:
             return left
-        self._dealer.stir()
+        self._look_for_jobs()
         return None
 
-    def _heed(self, duties: Duties) -> float | None:
+    def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
-        self._warden.heed(cancelled, self._crew.workers)
+        self.watchdog.cancel(cancelled, self.pool.workers)
         if recall not in (None, self._recall):
-            holding = [worker for worker in self._crew.workers if worker.handed]
+            holding = [worker for worker in self.pool.workers if worker.plain]
             if not all(self._take_back(worker) for worker in holding):
                 return AGAIN
             self._recall = recall
-        if recall is not None and not self._clerk.settlements:
+        if recall is not None and not self._settlements.pending:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
         return None
-
-    def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues() if terms.paused)
-
-    def _tell_paused(self) -> None:
-        """Tells which queues were paused or resumed, by whomever."""
-        before, self._paused = self._paused, self._paused_queues()
-        for queue in sorted(self._paused - before):
-            self._duties.emit("queue_paused", queue=queue)
-        for queue in sorted(before - self._paused):
-            self._duties.emit("queue_resumed", queue=queue)
-
-
-@attrs.define(eq=False, repr=False)
-class Bell:
-    """Where the datagrams arrive that wake a node; their content is never looked at."""
-
-    _socket: socket.socket
-    _relay: tuple[Any, Any] | None = None
-
-    @classmethod
-    def hang(cls, relayed: bool = sys.platform == "win32") -> Bell:
-        """A bell on a free port of the loopback interface. Where one cannot wait for
-        datagrams and pipes together, a thread relays them into a pipe."""
-        bell = cls(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        bell._socket.bind(("127.0.0.1", 0))
-        if relayed:
-            from multiprocessing import Pipe
-
-            bell._relay = Pipe(duplex=False)
-            threading.Thread(target=bell._pass_on, daemon=True).start()
-        else:
-            bell._socket.setblocking(False)
-        return bell
-
-    @property
-    def port(self) -> int:
-        """The port that others send to."""
-        return int(self._socket.getsockname()[1])
-
-    @property
-    def source(self) -> Any:
-        """What one waits for."""
-        return self._socket if self._relay is None else self._relay[0]
-
-    def ring(self) -> None:
-        """Wakes the node from inside its process: in a signal handler, too."""
-        with contextlib.suppress(OSError):
-            self._socket.sendto(b"", self._socket.getsockname())
-
-    def silence(self) -> None:
-        """Takes what has arrived, up to DRAINED datagrams."""
-        if self._relay is not None:
-            for _ in range(DRAINED):
-                if not self._relay[0].poll():
-                    return
-                self._relay[0].recv_bytes()
-            return
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._socket.recv(16)
-
-    def _pass_on(self) -> None:
-        assert self._relay is not None
-        with contextlib.suppress(OSError):
-            while True:
-                self._socket.recv(16)
-                self._relay[1].send_bytes(b"")
-
-    def close(self) -> None:
-        """Closes the port."""
-        self._socket.close()
 
 
 ################################################################################
@@ -12070,7 +11245,7 @@ class LiteJobs:
     middleware: Middleware = attrs.field(factory=Middleware, init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, Declaration] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that the command line was given."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -12283,7 +11458,7 @@ class LiteJobs:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         with self.store.file.transaction(read_only=True) as tx:
-            return get_jobs(tx, [_id_of(id)], self)[0]
+            return get_jobs(tx, [id_of(id)], self)[0]
 
     def find(
         self,
@@ -12298,8 +11473,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        last = None if before is None else _id_of(before, "before")
-        match = attrs.evolve(_match(filters), before=last)
+        last = None if before is None else id_of(before, "before")
+        match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
@@ -12319,12 +11494,12 @@ class LiteJobs:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
-        return pages(_match(filters))
+        return pages(matching(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
         with self.store.file.transaction(read_only=True) as tx:
-            return count_jobs(tx, _match(filters))
+            return count_jobs(tx, matching(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
@@ -12350,7 +11525,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
+        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
@@ -12360,7 +11535,7 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, _id_of(id))
+            return failures_of(tx, id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -12369,11 +11544,8 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _polls_within(timeout):
-            job = self.get(id)
-            if job.finished:
-                return job
-        raise WaitTimeoutError(job.id, job.state)
+        (job,) = self.as_completed([id], timeout)
+        return job
 
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -12385,9 +11557,11 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(_id_of, jobs)}
+        left = {*map(id_of, jobs)}
         total = len(left)
-        for _ in _polls_within(timeout):
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
@@ -12398,8 +11572,11 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-        still = next(job for job in found if not job.finished)
-        raise WaitTimeoutError(still.id, still.state)
+            time_left = give_up - time.monotonic()
+            if time_left <= 0:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, time_left))
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -12410,7 +11587,7 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[_id_of(job)] for job in jobs]
+        return [ended[id_of(job)] for job in jobs]
 
     def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
@@ -12487,7 +11664,7 @@ class LiteJobs:
 
     def queues(self) -> list[QueueSettings]:
         """The queues that have settings, by name."""
-        return [_settings_of(terms) for terms in self.store.queues()]
+        return list(self.store.queues().values())
 
     def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Cancels waiting jobs at once, and asks running ones to end; they are killed after
@@ -12496,16 +11673,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -12554,13 +11731,13 @@ class LiteJobs:
         self,
         expression: str,
         work: object,
-        origin: str,
+        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
-        rule = make_rule(expression, timezone, **how)
+        schedule = make_schedule(expression, timezone, **how)
 
         def declare(work: object) -> ScheduleHandle:
             title = self._name_of(work) if name is None else check_name(name, "name")
@@ -12568,9 +11745,9 @@ class LiteJobs:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
             if taken := self._declared.get(title):
-                problem = f"schedule {title!r} declared twice, in {taken.origin} and in {origin}"
+                problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = Declaration(title, rule, work, origin)
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -12580,25 +11757,28 @@ class LiteJobs:
             return work.body.name
         return (definition_of(work) or self.registry.of(work)).name
 
-    def _declarations(self) -> Declared:
-        """What the program declares, as rows."""
+    def _declarations(self) -> tuple[Sequence[Schedule], str]:
+        """The schedules that the program declares, and the program."""
         program = program_of(self.target, self._made_in)
-        entries = tuple(
-            self._entry(d.name, d.rule, d.work, json.dumps({program: d.origin}))
-            for d in self._declared.values()
-        )
-        for entry in entries:
-            self.registry.named(entry.definition)
-        return Declared(entries, program)
+        schedules = [
+            self._bound(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
+            for schedule, work, module in self._declared.values()
+        ]
+        for schedule in schedules:
+            self.registry.named(schedule.definition)
+        return schedules, program
 
-    def _entry(self, name: str, rule: Rule, work: object, origin: str | None) -> Entry:
+    def _bound(self, schedule: Schedule, work: object) -> Schedule:
+        """The schedule with what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         _refuse_for_schedules(bound.options)
         # Made for the moment 0, so that times stay lengths.
         options = options_of(new_job(bound, 0))
-        return Entry(name, bound.body.name, bound.payload, options, *rule.columns, origin)
+        return attrs.evolve(
+            schedule, definition=bound.body.name, payload=bound.payload, options=options
+        )
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -12608,16 +11788,16 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return [Schedule(entry, problem_of(entry)) for entry in self.store.timetable.all()]
+        return self.store.schedules.all()
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; gives how many that paused."""
-        return self.store.timetable.pause()
+        return self.store.schedules.pause()
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; gives how many were paused.
         Missed ticks are not made up."""
-        return self.store.timetable.resume()
+        return self.store.schedules.resume()
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
@@ -12638,7 +11818,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -12660,11 +11840,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -12723,11 +11903,11 @@ class LiteJobs:
         store = Store.at(self.path, "fast", self.clock)
         store.file.standard_connections = self.store.file.standard_connections
         try:
-            staff, size = self._staff(workers, threads)
+            code, size = self._code_and_size(workers, threads)
             return Supervisor(
                 store,
                 self.registry,
-                staff,
+                code,
                 self._serves(queues, node),
                 size,
                 at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
@@ -12741,17 +11921,20 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _staff(self, workers: int | None, threads: int | None) -> tuple[Processes | Threads, int]:
+    def _code_and_size(
+        self, workers: int | None, threads: int | None
+    ) -> tuple[Program | MakeExecutor, int]:
+        """What workers run, and how many there are."""
         if threads is not None:
             if workers is not None:
                 problem = "given together with workers: jobs run in one or other"
                 raise OptionError("threads", problem)
-            return Threads(self._executor), at_least_one(threads, "threads", most=MOST_WORKERS)
+            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
         workers = (os.cpu_count() or 1) if workers is None else workers
-        return Processes(self._program()), at_least_one(workers, "workers", most=MOST_WORKERS)
+        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
@@ -12797,24 +11980,13 @@ class LiteJobs:
         with closing:
             closing.callback(executor.close)
             known = self.registry.listing()
-            self.store.timetable.declare(self._declarations())
+            self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
             closing.callback(self.store.leave, node, presence)
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
             return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
-
-
-def _polls_within(timeout: Duration | None) -> Iterator[None]:
-    """Yields before each poll, and once more when the time is over."""
-    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-    give_up = time.monotonic() + limit
-    for pause in poll_intervals():
-        yield
-        if time.monotonic() >= give_up:
-            return
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -12961,8 +12133,7 @@ class Queue:
     @property
     def settings(self) -> QueueSettings:
         """Its settings, as they are in the file now."""
-        found = {terms.name: terms for terms in self._jobs.store.queues()}
-        return _settings_of(found.get(self.name) or Terms(self.name))
+        return self._jobs.store.queues().get(self.name) or QueueSettings(self.name)
 
     def pause(self) -> None:
         """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
@@ -12978,42 +12149,6 @@ class Queue:
     def reset(self) -> None:
         """Takes all its settings away, and resumes it."""
         self._jobs.store.reset_queue(self.name)
-
-
-@attrs.frozen
-class QueueSettings:
-    """The settings of a queue; `None` where it has none."""
-
-    name: str
-    paused: bool = False
-    concurrency: int | None = None
-    rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
-    burst: int | None = None
-    weight: float | None = None
-    ageing: timedelta | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    """For max_attempts, timeout and backoff, as far as they are set."""
-
-
-def _settings_of(terms: Terms) -> QueueSettings:
-    defaults: dict[str, Any] = {}
-    if terms.max_attempts is not None:
-        defaults["max_attempts"] = terms.max_attempts or None
-    if terms.timeout is not None:
-        defaults["timeout"] = timedelta(microseconds=terms.timeout)
-    if terms.backoff is not None:
-        defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
-    return QueueSettings(
-        name=terms.name,
-        paused=bool(terms.paused),
-        concurrency=terms.concurrency,
-        rate=terms.rate_text,
-        burst=terms.burst,
-        weight=terms.weight,
-        ageing=None if terms.ageing is None else timedelta(microseconds=terms.ageing),
-        defaults=defaults,
-    )
 
 
 def _micros_of(value: Any, what: str) -> int:
@@ -13043,17 +12178,6 @@ _SETTING_CHECKS: Mapping[str, Check] = {
 """Checks each setting of a queue and gives what is stored."""
 
 
-@attrs.frozen(eq=False, repr=False)
-class Declaration:
-    """A schedule as the program declares it. Its work is bound when a node starts, so that
-    annotations may name what comes later."""
-
-    name: str
-    rule: Rule
-    work: object
-    origin: str
-
-
 class Declaring(Recurring, total=False):
     """How a program declares a schedule: its name (else that of the definition), and the time
     zone of its fields."""
@@ -13076,8 +12200,7 @@ class ScheduleHandle:
 
     def get(self) -> Schedule:
         """The schedule as it is now."""
-        entry = self._jobs.store.timetable.get(self.name)
-        return Schedule(entry, problem_of(entry))
+        return self._jobs.store.schedules.get(self.name)
 
     def set(
         self,
@@ -13097,26 +12220,25 @@ class ScheduleHandle:
         """
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
-        rule = make_rule(text, timezone, **how)
-        self._jobs.store.timetable.put(self._jobs._entry(self.name, rule, work, None))
-        return self.get()
+        schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
+        return self._jobs.store.schedules.put(self._jobs._bound(schedule, work))
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
-        self._jobs.store.timetable.pause(self.name)
+        self._jobs.store.schedules.pause(self.name)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on."""
-        self._jobs.store.timetable.resume(self.name)
+        self._jobs.store.schedules.resume(self.name)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays."""
         _refuse_while_importing()
-        return self._jobs.get(self._jobs.store.timetable.fire_now(self.name))
+        return self._jobs.get(self._jobs.store.schedules.fire_now(self.name))
 
     def remove(self) -> None:
         """Deletes it. (One that a program declares comes back when its next node starts.)"""
-        self._jobs.store.timetable.remove(self.name)
+        self._jobs.store.schedules.remove(self.name)
 
 
 def module_name(name: str) -> str:
@@ -13160,28 +12282,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
-
-
-class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
-
-    id: int | Job[Any] | Iterable[int | Job[Any]]
-    name: str | AnyDefinition | type
-    queue: str
-    state: Annotated[State | Sequence[State], "may be repeated"]
-    node: str
-    key: str
-    schedule: str | AnyDefinition | type
-    enqueued_after: Annotated[datetime, "from then on"]
-    enqueued_before: datetime
-    finished_after: Annotated[datetime, "from then on"]
-    finished_before: datetime
-    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
-
-
 class Changes(TypedDict, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -13214,96 +12314,6 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
-
-
-def _match(filters: Filters) -> Match:
-    check_known(filters, _FILTER_CHECKS, "no such filter")
-    given = {
-        name: _FILTER_CHECKS[name](value, name)
-        for name, value in filters.items()
-        if value is not None
-    }
-    return Match(given.pop("id", None), states=given.pop("state", None), **given)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
-def _id_of(job: object, what: str = "id") -> int:
-    if isinstance(job, Job):
-        return job.id
-    if isinstance(job, int) and not isinstance(job, bool):
-        return job
-    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
-
-
-def _name_of(value: object, what: str = "name") -> str | None:
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
-
-
-def _text(value: object, what: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
-
-
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
-    if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
-    for field, value in wanted.items():
-        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
-            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
-            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
-
-
-_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "id": lambda given, _: tuple(map(_id_of, _several(given))),
-    "name": _name_of,
-    "queue": _text,
-    "state": _states,
-    "node": _text,
-    "key": _text,
-    "schedule": _name_of,
-    "enqueued_after": _micros,
-    "enqueued_before": _micros,
-    "finished_after": _micros,
-    "finished_before": _micros,
-    "payload": _payload_filter,
-}
-"""Checks each filter and gives what the query needs."""
-
-
-def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    if not ids and not filters:
-        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
-    match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
-    if match == Match():
-        raise OptionError("id", "all that was given is None, which would mean every job")
-    return match
 
 
 def _read_json(text: object) -> Any:
@@ -13974,7 +12984,7 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         with jobs.store.file.transaction(enqueues=True) as tx:
             id = insert_unknown(tx, name, payload, columns)
         job = jobs.get(id)
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13985,7 +12995,7 @@ def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _listing(_job_values(jobs, found), columns)
+    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
@@ -13994,7 +13004,7 @@ SHOWN_FAILURES = 5
 def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    (values,) = _job_values(jobs, [job])
+    (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
@@ -14074,42 +13084,29 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff")
+    hidden = ("defaults", "backoff", "per_second")
     return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 
 def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    hidden = _hidden(jobs)
-
-    def values_of(schedule: Schedule) -> dict[str, Any]:
-        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
-        try:
-            values["words"] = schedule.entry.rule.timetable.words
-        except OptionError as error:  # This machine does not know the time zone, say.
-            values["words"] = f"({error})"
-        not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.entry.payload, not_shown)}
-
+    names = (
+        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+        "misfire", "overlap", "origin", "problem", "words", "payload",
+    )  # fmt: skip
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
         "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
     }  # fmt: skip
-    return _listing(list(map(values_of, jobs.schedules())), columns)
-
-
-_SCHEDULE_VALUES = (
-    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-    "misfire", "overlap", "origin", "problem",
-)  # fmt: skip
+    return _listing(_values(jobs, jobs.schedules(), names), columns)
 
 
 def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.timetable, options.verb)(options.name)
+    changed = getattr(jobs.store.schedules, options.verb)(options.name)
     return {options.done: changed}, f"{changed} {options.done}", int(not changed)
 
 
@@ -14231,11 +13228,6 @@ def _new(options: argparse.Namespace) -> Output:
     return None, _NEXT.format(**texts), 0
 
 
-def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
-    """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
-
-
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
     """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
@@ -14246,24 +13238,31 @@ def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> 
     return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
-_JOB_VALUES = (
-    "id", "name", "queue", "node", "priority", "state", "attempt", "max_attempts", "run_at",
-    "enqueued_at", "started_at", "finished_at", "payload", "progress", "result", "error",
-)  # fmt: skip
+_JOB_VALUES = tuple(
+    str(field.alias)
+    for field in attrs.fields(Job)
+    if not (field.kw_only or field.name.startswith("_"))
+)
 
 
-def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
-    """What is shown of jobs, without what is hidden."""
-    hidden = _hidden(jobs)
+def _values(
+    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+) -> list[dict[str, Any]]:
+    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
+    have stored."""
+    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    def value(job: Job[Any], name: str) -> Any:
+    def value(thing: Any, name: str) -> Any:
         if name in ("payload", "progress", "result"):
-            return _redacted(
-                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
-            )
-        return getattr(job, name)
+            definition = thing.definition if isinstance(thing, Schedule) else thing.name
+            not_shown = hidden.get(definition, frozenset())
+            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
+        if name == "words":
+            # This machine may not know the time zone, say.
+            return f"({thing.problem})" if thing.problem else thing.timetable.words
+        return getattr(thing, name)
 
-    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
+    return [{name: value(thing, name) for name in names} for thing in things]
 
 
 _Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]

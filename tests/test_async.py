@@ -58,9 +58,9 @@ class TestManyAtATime:
 
     def test_they_are_spread_over_the_workers(self, jobs: LiteJobs) -> None:
         with jobs.start(workers=2, concurrency=10, grace=GRACE) as pool:
-            eventually(lambda: all(w.ready for w in pool._supervisor._crew.workers[1:]))
-            eventually(lambda: len(pool._supervisor._crew.workers) == 2)
-            eventually(lambda: all(w.ready for w in pool._supervisor._crew.workers))
+            eventually(lambda: all(w.ready for w in pool._supervisor.pool.workers[1:]))
+            eventually(lambda: len(pool._supervisor.pool.workers) == 2)
+            eventually(lambda: all(w.ready for w in pool._supervisor.pool.workers))
             waiting = jobs.enqueue_many(beside.rest.bind(0.2) for _ in range(20))
             workers = [job.result(PATIENT) for job in waiting]
         assert sorted(map(workers.count, {*workers})) == [10, 10]
@@ -289,7 +289,7 @@ class TestCancelAndStop:
         with jobs.start(workers=1, grace=GRACE) as pool:
             job = beside.ignore.using(timeout=None, max_attempts=1).enqueue()
             eventually(lambda: job.refresh().state == "running")
-            [worker] = [w.process.pid for w in pool._supervisor._crew.workers]
+            [worker] = [w.process.pid for w in pool._supervisor.pool.workers]
         assert (job.refresh().state, job.refresh().attempt, job.errors) == ("pending", 0, ())
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)

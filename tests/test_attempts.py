@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import marshal
 import os
 import re
 import signal
@@ -28,10 +27,11 @@ from litejobs import (
     Context,
     Failure,
     LiteJobs,
-    Plain,
     Pool,
+    Report,
     last_lines,
     main,
+    write_report,
 )
 
 PATIENT = 60.0
@@ -300,24 +300,25 @@ class TestTheBoard:
     def test_tells_of_what_has_ended_in_the_moment_in_which_the_rest_is_taken_back(self) -> None:
         """A worker that was stopped right after that, with the lock of its board in hand, kept its
         reports from being read: what they were about ran again, although it had returned."""
-        board = Board.make(Plain())
-        assert board.step(None, 1)
-        assert board.step((1, 0, 0, 5), 2)
-        assert board.step(marshal.dumps((2, "told at length")), 3)
+        board = Board.make(0)
+        assert board.step(b"", 1)
+        brief, long = Report(1, 2, 5), Report(1, 2, 5, result="at length")
+        assert board.step(write_report(1, brief), 2)
+        assert board.step(write_report(2, long), 3)
         assert board.revoke(9) == 3
         with board.held():
-            assert board.collect() == [(1, 0, 0, 5), (2, "told at length")]
+            assert board.collect() == [(1, brief), (2, long)]
             assert board.revoke(12) is None
-        assert not board.step((3, 0, 0, 5), 4), "it was taken back"
-        assert board.collect() == [(3, 0, 0, 5)]
+        assert not board.step(write_report(3, brief), 4), "it was taken back"
+        assert board.collect() == [(3, brief)]
 
 
 class TestTheRing:
     @settings(max_examples=200)
     @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_RING).map(lambda n: "ab\xe9\n" * n)))
     def test_keeps_the_end_of_whatever_is_written(self, texts: list[str]) -> None:
-        board = Board.make(Plain())
-        board.step(None, 7)
+        board = Board.make(0)
+        board.step(b"", 7)
         for text in texts:
             board.keep_output(text)
         written = "".join(texts).encode(errors="backslashreplace")
@@ -325,15 +326,15 @@ class TestTheRing:
         assert board.output_of(8) == ""
 
     def test_shows_lone_surrogates_as_escapes(self) -> None:
-        board = Board.make(Plain())
-        board.step(None, 7)
+        board = Board.make(0)
+        board.step(b"", 7)
         board.keep_output("caf\udce9")
         assert board.output_of(7) == "caf\\udce9"
 
     def test_keeps_nothing_of_what_is_written_between_jobs(self) -> None:
-        board = Board.make(Plain())
-        board.step(None, 7)
-        board.step(None, 0)
+        board = Board.make(0)
+        board.step(b"", 7)
+        board.step(b"", 0)
         board.keep_output("lost")
         assert (board.output_of(7), board.output_of(0)) == ("", "")
 

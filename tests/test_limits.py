@@ -22,7 +22,6 @@ from programs import Programs, eventually, lines, never, trouble
 
 import litejobs
 from litejobs import (
-    Arbiter,
     Claimed,
     Constant,
     Definition,
@@ -38,6 +37,7 @@ from litejobs import (
     Serves,
     Snooze,
     from_micros,
+    not_begun,
     parse_rate,
 )
 
@@ -641,8 +641,7 @@ class TestExpiry:
         self, jobs: LiteJobs, hands: Hands, clock: TurnedClock
     ) -> None:
         job = jobs.registry.named("note").using(expires=10).enqueue(1)
-        arbiter = Arbiter(jobs.registry, {}, clock, random.Random(0))
-        given_back = [(c, arbiter.not_begun(False)) for c in hands.claim()]
+        given_back = [(c, not_begun(clock(), cancelled=False)) for c in hands.claim()]
         jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.serves)
         assert (job.refresh().state, job.refresh().started_at) == ("pending", None)
         clock.turn(10)

@@ -99,7 +99,7 @@ class TestReplacement:
         with real.start(workers=1, jobs_per_worker=10, grace=GRACE) as pool:
             made = real.enqueue_many(beside.whoami.bind() for _ in range(35))
             pids = [job.result(PATIENT) for job in made]
-            eventually(lambda: len(pool._supervisor._crew.workers) == 2)
+            eventually(lambda: len(pool._supervisor.pool.workers) == 2)
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [10, 10, 10, 5]
         assert not any(map(alive, pids))
 
@@ -113,8 +113,8 @@ class TestReplacement:
 
     def test_the_next_worker_stands_by(self, real: LiteJobs) -> None:
         with real.start(workers=1, jobs_per_worker=1, grace=GRACE) as pool:
-            eventually(lambda: len(pool._supervisor._crew.workers) == 2)
-            eventually(lambda: all(worker.ready for worker in pool._supervisor._crew.workers))
+            eventually(lambda: len(pool._supervisor.pool.workers) == 2)
+            eventually(lambda: all(worker.ready for worker in pool._supervisor.pool.workers))
             first, second = (beside.eat_little.enqueue(0.05) for _ in range(2))
             assert first.result(PATIENT) != second.result(PATIENT)
             ended, began = first.refresh().finished_at, second.refresh().started_at

@@ -391,7 +391,7 @@ class TestWhatADeclaredSetDoesToTheFile:
         first.drain()
         write_by_hand(first, "UPDATE litejobs_schedule SET origin = 'test_recurring'")
         second.drain()
-        assert len(second.schedules()[0].entry.modules) == 1
+        assert len(second.schedules()[0].programs) == 1
         third.define(report)
         third.drain()
         assert third.schedules() == []
@@ -440,10 +440,10 @@ class TestMissedTicks:
         jobs.every(1, misfire="all")(report)
         jobs.drain()
         clock.turn(2_300)
-        fired, due = jobs.store.timetable.fire(clock())
+        fired, due = jobs.store.schedules.fire(clock())
         assert (fired, due) == (1_000, clock())
-        assert jobs.store.timetable.fire(clock()) == (1_000, clock())
-        assert jobs.store.timetable.fire(clock()) == (300, clock() + 10**6)
+        assert jobs.store.schedules.fire(clock()) == (1_000, clock())
+        assert jobs.store.schedules.fire(clock()) == (300, clock() + 10**6)
         assert jobs.count() == 2_300
 
 
@@ -465,7 +465,7 @@ class TestAClockThatWasWrong:
         clock.turn(2 - self.YEARS)
         assert [finding.subject for finding in jobs.doctor()] == ["schedule 'report'"]
         for _ in range(5):
-            jobs.store.timetable.fire(clock())
+            jobs.store.schedules.fire(clock())
             assert jobs.doctor() == []
             clock.turn(2)
         assert jobs.count() == before + 5
@@ -608,7 +608,7 @@ class TestNewDataOnTimeZones:
             assert next_hour(second) == self.MAY + 15
         for hour in (14, 15, 16):
             clock.turn_to(NEW_YEAR + timedelta(hours=self.MAY + hour))
-            second.store.timetable.fire(clock())
+            second.store.schedules.fire(clock())
         assert hours(second) == [self.MAY + 15]
 
     def test_that_are_installed_after_the_tick_was_missed_do_not_lose_it(
@@ -630,9 +630,9 @@ class TestASchedule:
             ("timezone = 'Mars/Olympus'", "there is no time zone 'Mars/Olympus'"),
             ("expression = 'whenever'", "number of fields"),
             ("payload = '{'", "it is no JSON"),
-            ("options = '[]'", "none of ours"),
+            ("options = '[]'", "'[]' in a row was not written by litejobs"),
             ("definition = ''", "definition: expected 1 to 200"),
-            ("covered = '7'", "pairs of times"),
+            ("covered = '7'", "covered: '7' in a row was not written by"),
         ],
     )
     def test_that_this_machine_cannot_fire_is_found_and_says_so(
@@ -655,7 +655,7 @@ class TestASchedule:
         assert problem in (alien.problem or "")
         assert {schedule.state for schedule in jobs.schedules()} == {"active", "unusable"}
         clock.turn(HOUR)
-        assert jobs.store.timetable.fire(clock())[0] == 1
+        assert jobs.store.schedules.fire(clock())[0] == 1
         assert "schedule alien cannot fire" in caplog.text
 
 
@@ -664,7 +664,7 @@ class TestOverlap:
         jobs.cron("@hourly", misfire="all")(report)
         jobs.drain()
         clock.turn(2 * HOUR)
-        assert jobs.store.timetable.fire(clock())[0] == 2
+        assert jobs.store.schedules.fire(clock())[0] == 2
 
     def test_skip_lets_a_tick_pass_while_the_last_job_has_not_finished(
         self, jobs: LiteJobs, clock: TurnedClock
@@ -673,12 +673,12 @@ class TestOverlap:
         jobs.drain()
         for _ in range(3):
             clock.turn(HOUR)
-            jobs.store.timetable.fire(clock())
+            jobs.store.schedules.fire(clock())
         assert hours(jobs) == [1]
         assert next_hour(jobs) == 4
         jobs.cancel(state="pending")
         clock.turn(2 * HOUR)  # Two ticks, of which the second would overlap the first.
-        assert jobs.store.timetable.fire(clock())[0] == 1
+        assert jobs.store.schedules.fire(clock())[0] == 1
         assert hours(jobs) == [1, 4]
         assert next_hour(jobs) == 6
 
@@ -688,10 +688,10 @@ class TestOverlap:
         jobs.cron("@hourly", overlap="skip")(report)
         jobs.drain()
         clock.turn(HOUR)
-        jobs.store.timetable.fire(clock())
+        jobs.store.schedules.fire(clock())
         jobs.delete(name="report")
         clock.turn(HOUR)
-        assert jobs.store.timetable.fire(clock())[0] == 1
+        assert jobs.store.schedules.fire(clock())[0] == 1
 
     def test_skip_waits_for_a_job_that_was_fired_by_hand(
         self, jobs: LiteJobs, clock: TurnedClock
@@ -700,7 +700,7 @@ class TestOverlap:
         jobs.drain()
         jobs.schedule("report").fire()
         clock.turn(HOUR)
-        assert jobs.store.timetable.fire(clock())[0] == 0
+        assert jobs.store.schedules.fire(clock())[0] == 0
 
 
 class TestFiring:
@@ -724,7 +724,7 @@ class TestFiring:
         jobs.drain()
         clock.turn(HOUR)
         for _ in range(20):
-            jobs.store.timetable.fire(clock())
+            jobs.store.schedules.fire(clock())
             clock.turn(HOUR)
         late = [job.run_at - NEW_YEAR for job in jobs.find()]
         minutes = {(length.total_seconds() % HOUR) // 60 for length in late}
@@ -754,12 +754,12 @@ class TestFiring:
         write_by_hand(jobs, set_by_hand.format("timezone = 'Mars/Olympus'", "alien"))
         write_by_hand(jobs, set_by_hand.format("options = '[]'", "broken"))
         clock.turn(HOUR)
-        assert jobs.store.timetable.fire(clock()) == (1, clock() + HOUR * 10**6)
-        assert jobs.store.timetable.fire(clock()) == (0, clock() + HOUR * 10**6)
+        assert jobs.store.schedules.fire(clock()) == (1, clock() + HOUR * 10**6)
+        assert jobs.store.schedules.fire(clock()) == (0, clock() + HOUR * 10**6)
         told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert len(told) == 2
         assert "Mars/Olympus" in told[0]
-        assert "'broken'" in told[1]
+        assert "schedule broken cannot fire" in told[1]
 
     @pytest.mark.parametrize(("on_conflict", "last"), [("return", 3), ("raise", 1), ("replace", 3)])
     def test_of_a_unique_job_adds_none_while_one_waits(
@@ -770,7 +770,7 @@ class TestFiring:
         jobs.drain()
         for _ in range(3):
             clock.turn(HOUR)
-            jobs.store.timetable.fire(clock())
+            jobs.store.schedules.fire(clock())
         assert jobs.count() == 1
         assert jobs.schedule("report").get().last_at == NEW_YEAR + timedelta(hours=last)
         jobs.drain()
@@ -785,7 +785,7 @@ class TestFiring:
         jobs.drain()
         for _ in range(4):
             clock.turn(HOUR)
-            jobs.store.timetable.fire(clock())
+            jobs.store.schedules.fire(clock())
         assert hours(jobs) == [1, 3]
 
     def test_of_jobs_with_a_key_respects_its_limit(
@@ -794,7 +794,7 @@ class TestFiring:
         jobs.cron("@hourly", jobs.define(key="tenant", key_limit=1)(report), misfire="all")
         jobs.drain()
         clock.turn(2 * HOUR)
-        jobs.store.timetable.fire(clock())
+        jobs.store.schedules.fire(clock())
         assert jobs.stats() == {"default": {"pending": 1, "blocked": 1}}
 
     def test_counts_the_expiry_of_each_job_from_its_tick(
@@ -803,7 +803,7 @@ class TestFiring:
         jobs.cron("@hourly", jobs.define(expires=600, headers={"from": "cron"})(report))
         jobs.drain()
         clock.turn(HOUR + 5)
-        jobs.store.timetable.fire(clock())
+        jobs.store.schedules.fire(clock())
         [job] = jobs.find()
         assert job.expires_at == NEW_YEAR + timedelta(hours=1, minutes=10)
         assert job.headers == {"from": "cron"}
@@ -828,7 +828,7 @@ class TestFiring:
         def fire(store: Store) -> None:
             for _ in range(ticks):
                 start.wait()
-                store.timetable.fire(clock())
+                store.schedules.fire(clock())
                 start.wait()
             store.close()
 

@@ -424,7 +424,7 @@ class TestAHostileFile:
             job.result()
         with pytest.raises(OptionError, match="not written by litejobs"):
             litejobs.load_backoff(deep, litejobs.DEFAULT_BACKOFF)
-        with pytest.raises(OptionError, match="none of ours"):
+        with pytest.raises(OptionError, match="not written by litejobs"):
             jobs.schedule("daily").fire()
 
     def test_beside_which_lies_something_else_than_a_lock_says_so(self, jobs: LiteJobs) -> None:

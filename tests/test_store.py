@@ -38,6 +38,7 @@ from typing_extensions import Buffer
 import litejobs
 from litejobs import (
     BATCH,
+    DEFAULT_RETENTION,
     LOST_LIMIT,
     MEBIBYTE,
     SCHEMA_VERSION,
@@ -55,6 +56,7 @@ from litejobs import (
     Match,
     Moved,
     NewJob,
+    Options,
     OutcomeUnknownError,
     Presence,
     Report,
@@ -66,7 +68,6 @@ from litejobs import (
     Transaction,
     _carray,
     from_micros,
-    store_retention,
     system_clock,
     to_micros,
 )
@@ -112,10 +113,8 @@ def new(
 ) -> NewJob:
     """A job as it is enqueued."""
     state: State = "scheduled" if run_at > START else "pending"
-    kept = None if retention is None else store_retention(retention)
-    return NewJob(
-        name, run_at, START, queue, priority, 5, None, None, kept, node, state, payloads=(payload,)
-    )
+    options = Options(queue, priority, node=node or None, retention=retention or DEFAULT_RETENTION)
+    return NewJob(options.columns, name, run_at, START, state, payloads=(payload,))
 
 
 def put(store: Store, jobs: Iterable[NewJob]) -> range:
@@ -1467,7 +1466,7 @@ rows = st.lists(
 
 
 def urgency(row: NewJob, id: int) -> tuple[int, int, int]:
-    return -row.priority, row.run_at, id
+    return -row.options["priority"], row.run_at, id
 
 
 class TestClaims:
@@ -1630,7 +1629,7 @@ class TestSettlements:
         (claimed,) = take(store, node)
         clock.turn(10)
         settle(store, node, ending(claimed, "pending", counted=False, delay=7))
-        assert get_in(store, 1).run_at == START
+        assert row_of(store, 1).run_at == START
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
         put(store, [new()])

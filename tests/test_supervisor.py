@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import math
-import multiprocessing
 import os
 import random
 import re
@@ -39,14 +38,13 @@ from programs import (
 )
 
 from litejobs import (
-    SIGN,
     Bound,
+    Channel,
     Constant,
     Definition,
     Failure,
     FileError,
     FileReplacedError,
-    Inbox,
     Job,
     LiteJobs,
     Moved,
@@ -561,7 +559,7 @@ def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
             sent += 1
             time.sleep(0.00002)
         job = trouble.nap.enqueue(0)
-    used = ((used_by(node.pid).cpu or 0) - (before.cpu or 0)) / 1e9
+    used = ((used_by(node.pid)[0] or 0) - (before[0] or 0)) / 1e9
     print(f"{sent} datagrams cost {used:.3f} s of CPU time")
     assert used < 0.3 * (time.monotonic() - began)
     assert job.wait(PATIENT).attempt == 1
@@ -835,7 +833,7 @@ def test_what_a_handler_raises_while_its_node_stops_counts(
         ran = [trouble.end_as.enqueue(str(log), str(flag), *case) for case in cases]
         eventually(written(log, len(cases)))
         pool._supervisor.stop()
-        eventually(lambda: all(worker.asked for worker in pool._supervisor._crew.workers))
+        eventually(lambda: all(run.reason for run in pool._supervisor.pool.runs()))
         flag.touch()
         assert pool.wait(PATIENT)
     for job, (how, looks) in zip(ran, cases, strict=True):
@@ -854,7 +852,7 @@ def test_a_crash_while_its_node_stops_costs_an_attempt(jobs: LiteJobs, log: Path
         job = trouble.end_as.enqueue(str(log), str(flag), "exit")
         eventually(written(log, 1))
         pool._supervisor.stop()
-        eventually(lambda: pool._supervisor._crew.workers[0].asked)
+        eventually(lambda: pool._supervisor.pool.runs()[0].reason)
         flag.touch()
         assert pool.wait(PATIENT)
     assert (job.refresh().state, [error.kind for error in job.errors]) == ("failed", ["crash"])
@@ -1432,8 +1430,8 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
 def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, log: Path) -> None:
     """It fits no pipe, and the worker reads nothing."""
     with jobs.start(workers=2, grace=GRACE) as pool:
-        eventually(lambda: sum(worker.ready for worker in pool._supervisor._crew.workers) == 2)
-        stopped = [worker.process.pid for worker in pool._supervisor._crew.workers]
+        eventually(lambda: sum(worker.ready for worker in pool._supervisor.pool.workers) == 2)
+        stopped = [worker.process.pid for worker in pool._supervisor.pool.workers]
         for pid in stopped[:1]:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -1449,8 +1447,8 @@ def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, lo
 
 def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE) as pool:
-        eventually(lambda: any(worker.ready for worker in pool._supervisor._crew.workers))
-        [worker] = [worker.process.pid for worker in pool._supervisor._crew.workers]
+        eventually(lambda: any(worker.ready for worker in pool._supervisor.pool.workers))
+        [worker] = [worker.process.pid for worker in pool._supervisor.pool.workers]
         os.kill(worker, signal.SIGSTOP)
         large = trouble.innocent.using(max_attempts=1).enqueue("x" * 3_000_000, 1)
         eventually(lambda: large.refresh().state == "running")
@@ -1495,16 +1493,17 @@ def test_what_a_job_writes_to_all_that_is_open_ends_only_its_worker(
 
 def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     """A worker that is stopped while it sends a large result held its whole node up."""
-    theirs, ours = multiprocessing.Pipe()
-    inbox = Inbox(ours)
-    message = len(SIGN + b"hello").to_bytes(4, "big") + SIGN + b"hello"
-    os.write(theirs.fileno(), message + message[:15])
-    assert list(inbox.take()) == [b"hello"]
-    os.write(theirs.fileno(), message[15:] + message)
-    assert list(inbox.take()) == [b"hello"] * 2
+    theirs, ours = socket.socketpair()
+    ours.setblocking(False)
+    channel = Channel(ours)
+    message = len(b"hello").to_bytes(4, "big") + b"hello"
+    theirs.sendall(message + message[:6])
+    assert list(channel.receive()) == [b"hello"]
+    theirs.sendall(message[6:] + message)
+    assert list(channel.receive()) == [b"hello"] * 2
     theirs.close()
     with pytest.raises(EOFError):
-        list(inbox.take())
+        list(channel.receive())
     ours.close()
 
 
@@ -1513,11 +1512,11 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
     ever, for the file, and its timeout did not matter, since it had not begun."""
     jobs.register(misdeeds.leave_a_hog)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor._warden.deaf_after = 0.3
+        pool._supervisor.watchdog.unresponsive_after = 0.3
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
-        spent = used_by(worker).cpu or 0
-        eventually(lambda: (used_by(worker).cpu or 0) > spent + 100_000_000)
+        spent = used_by(worker)[0] or 0
+        eventually(lambda: (used_by(worker)[0] or 0) > spent + 100_000_000)
         job = trouble.whoami.using(max_attempts=1).enqueue()
         assert job.result(PATIENT) != worker
         assert (job.refresh().attempt, job.errors) == (1, ())
@@ -1526,11 +1525,11 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
 def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, log: Path) -> None:
     jobs.register(misdeeds.leave_a_hog, surroundings.look_aside)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor._warden.deaf_after = 1.0
+        pool._supervisor.watchdog.unresponsive_after = 1.0
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
-        spent = used_by(worker).cpu or 0
-        eventually(lambda: (used_by(worker).cpu or 0) > spent + 100_000_000)
+        spent = used_by(worker)[0] or 0
+        eventually(lambda: (used_by(worker)[0] or 0) > spent + 100_000_000)
         job = surroundings.look_aside.using(max_attempts=1).enqueue()
         assert job.result(PATIENT)[0] != worker
         assert (job.refresh().attempt, job.errors) == (1, ())
@@ -1557,14 +1556,15 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
     with jobs.start(workers=1, grace=1.0) as pool:
         job = trouble.wait_for.enqueue(str(log), str(flag))
         eventually(written(log, 1))
-        (worker,) = pool._supervisor._crew.workers
+        (worker,) = pool._supervisor.pool.workers
         jobs.cancel(job.id)
-        eventually(lambda: worker.asked)
+        [run] = worker.runs.values()
+        eventually(lambda: run.reason)
         # As the worker does when it leaves its report, and is not on the processor meanwhile.
         with worker.board.held():
-            [(number, (_, kill_at, _))] = worker.asked.items()
+            kill_at = run.kill_at
             flag.touch()
-            eventually(lambda: kill_at + 0.2 < worker.asked[number].kill_at < math.inf)
+            eventually(lambda: kill_at + 0.2 < run.kill_at < math.inf)
         assert job.wait(PATIENT).state == "cancelled"
 
 
@@ -1619,10 +1619,10 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
             while len(replaced) < 4:
                 assert rounds < 100, "none is replaced"
                 rounds += 1
-                pool._supervisor._warden.deaf_after = 0.0
+                pool._supervisor.watchdog.unresponsive_after = 0.0
                 work = jobs.enqueue_many(naps)
                 eventually(lambda: len(replaced) >= 4 or jobs.count(state="pending") == 0)
-                pool._supervisor._warden.deaf_after = FAR
+                pool._supervisor.watchdog.unresponsive_after = FAR
                 jobs.wait_all(work, timeout=PATIENT)
     finally:
         logging.getLogger("litejobs").removeHandler(slow)

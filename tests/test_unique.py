@@ -577,7 +577,7 @@ def test_a_tick_does_not_wait_for_a_job_that_expired_while_no_node_was_at_work(
 ) -> None:
     jobs.schedule("s").set("@hourly", noting.using(expires=60), overlap="skip")
     clock.turn(3600)
-    jobs.store.timetable.fire(jobs.clock(), lambda entry, ids: None)
+    jobs.store.schedules.fire(jobs.clock(), lambda entry, ids: None)
     clock.turn(3600)
     assert jobs.drain() == 1
     assert jobs.stats() == {"default": {"cancelled": 1, "completed": 1}}
@@ -589,7 +589,7 @@ def test_a_tick_does_not_wait_for_a_job_that_expired_while_no_node_was_at_work(
 @pytest.mark.parametrize(
     ("choices", "problem"),
     [
-        ({"scope": "for ever"}, "scope: expected queued, active or exists, got 'for ever'"),
+        ({"scope": "for ever"}, "scope: there is no 'for ever'; there is active, exists, queued"),
         ({"on_conflict": "ignore"}, "on_conflict: expected return, raise, replace or a function"),
         ({"scope": "active", "on_conflict": "replace"}, "this needs scope='queued'"),
         ({"scope": "exists", "on_conflict": max}, "this needs scope='queued'"),

@@ -764,7 +764,7 @@ class Pipes:
         self.refused = refused
         self.make = os.pipe
         monkeypatch.setattr(os, "pipe", self.pipe)
-        monkeypatch.setattr(litejobs, "HIRE_REST", 0.05)
+        monkeypatch.setattr(litejobs, "RESTART_PAUSE", 0.05)
 
     def pipe(self) -> tuple[int, int]:
         self.refused -= 1

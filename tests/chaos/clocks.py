@@ -351,7 +351,7 @@ def fire_together(run: Run, stores: list[Store], clock: TurnedClock) -> None:
     def fire(store: Store) -> None:
         try:
             start.wait()
-            while store.timetable.fire(clock())[0]:
+            while store.schedules.fire(clock())[0]:
                 pass
         except BaseException as error:
             failed.append(error)

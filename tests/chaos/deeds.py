@@ -144,7 +144,7 @@ class Hands:
     def tick(self) -> None:
         """Fires the schedule."""
         self.clock.turn(60)
-        self.store.timetable.fire(self.clock())
+        self.store.schedules.fire(self.clock())
 
     def stage(self) -> None:
         """Makes ready what waited for its time."""

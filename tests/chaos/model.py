@@ -46,8 +46,6 @@ from hypothesis.stateful import (
 import litejobs
 from litejobs import (
     DUTIES,
-    Arbiter,
-    Asked,
     Bound,
     Cancel,
     Claimed,
@@ -68,11 +66,13 @@ from litejobs import (
     Retention,
     Retry,
     ScheduleNotFoundError,
+    Settlements,
     Snooze,
     TurnedClock,
     Unique,
     WorkerCrashed,
     define,
+    not_begun,
     store_backoff,
     store_progress,
     store_retention,
@@ -1133,7 +1133,9 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.comparison = Comparison(self.path)
         registry = self.programs[0].registry
         self.executor = Executor(registry, self.acts, self.clock)
-        self.arbiter = Arbiter(registry, {}, self.clock, random.Random(0))
+        self.settlements = Settlements(
+            registry, self.clock, random.Random(0), litejobs.Events(), "model"
+        )
 
     def _program(self) -> LiteJobs:
         jobs = LiteJobs(self.path, durability="fast", clock=self.clock)
@@ -1227,15 +1229,22 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _attempt(self, claimed: Claimed, act: str) -> Report:
         """Runs a job, or says how its node made it end."""
         if act == "give back":
-            return self.arbiter.not_begun(False)
+            return not_begun(self.clock(), cancelled=False)
         self.acts[claimed.id] = act
         report = self.executor.run(claimed, lambda: "stop" if act == "stop" else None)
         if act == "crash":
-            return self.arbiter._failed(WorkerCrashed("of course"), claimed, "crash", report)
+            crashed = WorkerCrashed("of course")
+            return self.settlements.failed(self._run(claimed), report, "crash", crashed)
         if act in ("timeout", "asked"):
-            asked = Asked("cancel" if act == "asked" else "timeout", 0.0)
-            return self.arbiter.overruled(report, claimed, asked)
+            run = self._run(claimed)
+            run.reason = "cancel" if act == "asked" else "timeout"
+            return self.settlements.stopped(run, report)
         return report
+
+    def _run(self, claimed: Claimed) -> litejobs.Run:
+        """The job in hand of a worker that need not exist."""
+        nobody: Any = None
+        return litejobs.Run(0, claimed, nobody, 0.0)
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
         """Settles and claims, in one transaction, with results that nobody wants any more."""
@@ -1495,7 +1504,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _sees_the_clock_set_back(self, hand: Hand) -> None:
         """Has all next ticks worked out, which a node does at the start or if the clock is behind
         what it has seen."""
-        hand.jobs.store.timetable._latest = self.model.now + 1
+        hand.jobs.store.schedules._latest = self.model.now + 1
 
     @step(
         "schedules",
@@ -1578,9 +1587,9 @@ class LifeOfJobs(RuleBasedStateMachine):
 
         def come_between(entry: object, jobs: object) -> None:
             if at_once:
-                fired.append(other.jobs.store.timetable.fire(self.model.now)[0])
+                fired.append(other.jobs.store.schedules.fire(self.model.now)[0])
 
-        fired.append(first.jobs.store.timetable.fire(self.model.now, come_between)[0])
+        fired.append(first.jobs.store.schedules.fire(self.model.now, come_between)[0])
         self.expect(sum(fired), self.model.fire(), "jobs of ticks")
 
     # Time and trouble

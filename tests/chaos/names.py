@@ -287,7 +287,7 @@ def _schedule(world: World, text: str) -> None:
     world.same(text, job.payload["text"], "a payload of a schedule")
     schedule.pause()
     schedule.resume()
-    world.jobs.store.timetable.fire(world.jobs.clock() + 7_200_000_000)
+    world.jobs.store.schedules.fire(world.jobs.clock() + 7_200_000_000)
     schedule.remove()
 
 

@@ -125,7 +125,7 @@ def enqueue_keyed(racer: Racer, key: str) -> int:
 
 def fire(racer: Racer, now: int) -> int:
     """Fires the schedules that are due."""
-    return racer.jobs.store.timetable.fire(now)[0]
+    return racer.jobs.store.schedules.fire(now)[0]
 
 
 def claim(racer: Racer, _: None) -> list[int]:

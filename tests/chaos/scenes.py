@@ -296,7 +296,7 @@ SCENES: tuple[Scene, ...] = (
     Scene(join),
     Scene(lambda jobs: jobs.store.nodes.rescue(1), name="rescue", either=True),
     Scene(lambda jobs: jobs.store.nodes.rescue(2), name="leave a live node alone", ready=live_node),
-    Scene(lambda jobs: jobs.store.timetable.fire(NOW + 61 * SECOND), name="tick", either=True),
+    Scene(lambda jobs: jobs.store.schedules.fire(NOW + 61 * SECOND), name="tick", either=True),
     Scene(lambda jobs: jobs.store.stage(NOW + 61 * SECOND), name="stage", either=True),
     Scene(lambda jobs: jobs.store.expire(NOW + 61 * SECOND), name="expire", either=True),
     Scene(lambda jobs: jobs.store.prune(NOW + 100 * DAY), name="prune"),
