@@ -5956,27 +5956,81 @@ class Enqueued(Sequence[Job[Any]]):
                 yield new.job(next(ids), payload, self._source)
 
 
-def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
-    """By queue: its defaults for options."""
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    stored_defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
+    """The rate, as it is calculated with."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """For max_attempts, timeout and backoff, as far as they are set."""
+        found = {**self.stored_defaults}
+        if timeout := found.get("timeout"):
+            found["timeout"] = timedelta(microseconds=timeout)
+        if backoff := found.get("backoff"):
+            found["backoff"] = load_backoff(backoff, DEFAULT_BACKOFF)
+        return found
+
+
+def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+    """The settings of queues, by name. Of those that cannot be calculated with nobody knows
+    what the queue's jobs may do, and it is paused."""
+    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    found = {}
+    for row in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
+        values = dict(zip(columns, row, strict=True))
+        try:
+            found[row[0]] = _settings_of(values)
+        except (TypeError, ValueError):
+            found[row[0]] = QueueSettings(row[0], paused=True)
+    return found
+
+
+def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
+    for column, (low, high) in BOUNDS["litejobs_queue"].items():
+        if row[column] is not None and not low <= row[column] <= high:
+            raise ValueError(column)
+    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
+    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+        if parse_rate(row["rate_given"]) == row["rate"]:
+            rate = row["rate_given"]
     options = ("max_attempts", "timeout", "backoff")
-    rows = tx.execute(f"""
-        SELECT name, {", ".join(options)} FROM litejobs_queue
-        WHERE coalesce({", ".join(options)}) IS NOT NULL
-    """)
-    return {
+    return QueueSettings(
+        name=row["name"],
+        paused=bool(row["paused"]),
+        concurrency=row["concurrency"],
+        rate=rate,
+        burst=row["burst"],
+        weight=row["weight"],
+        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
         # 0 attempts: without end.
-        name: {k: v or None for k, v in zip(options, row, strict=True) if v is not None}
-        for name, *row in rows
-    }
+        stored_defaults={name: row[name] or None for name in options if row[name] is not None},
+        per_second=row["rate"],
+    )
 
 
 def _with_defaults(
-    jobs: Sequence[NewJob], defaults: Mapping[str, Mapping[str, Any]]
-) -> list[NewJob]:
+    jobs: Sequence[NewJob], settings: Mapping[str, QueueSettings]
+) -> Sequence[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
+    if not settings:
+        return jobs
     changed = []
     for job in jobs:
-        given = {k: v for k, v in defaults.get(job.queue, {}).items() if k in job.open}
+        queue = settings.get(job.queue)
+        defaults = queue.stored_defaults if queue else {}
+        given = {name: value for name, value in defaults.items() if name in job.open}
         changed.append(job._replace(options={**job.options, **given}) if given else job)
     return changed
 
@@ -5984,8 +6038,7 @@ def _with_defaults(
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
     """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
     the defaults of their queues."""
-    if defaults := tx.cached(_defaults):
-        jobs = _with_defaults(jobs, defaults)
+    jobs = _with_defaults(jobs, tx.cached(read_settings))
     counts: dict[Group, int] = {}
     for job in jobs:
         if len(job.payloads) == 1:
@@ -6009,7 +6062,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
     """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
     before."""
-    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, _defaults(tx))]
+    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, read_settings(tx))]
     for key in {job.key for job in jobs if job.key is not None}:
         # Jobs that hold a slot and have expired give it up, also when no node is at work; those
         # that are let in instead may have expired, too.
@@ -6264,13 +6317,13 @@ class Schedules:
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
         if now < self._latest:
-            with self.file.writing() as connection:
-                self._plan(connection, now)
+            with self.file.transaction() as tx:
+                self._plan(tx, now)
         self._latest = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
-        with self.file.reading() as connection:
-            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        with self.file.transaction(read_only=True) as tx:
+            found = read_schedules(tx, f"{_ACTIVE} AND next_at <= :now", now=now)
         fired, more = 0, False
         for schedule in filter(self._usable, found):
             ticks, after = schedule.due(now)
@@ -6282,9 +6335,9 @@ class Schedules:
         return fired, now if more else self._next_at(now)
 
     def _next_at(self, after: int) -> int | None:
-        with self.file.reading() as connection:
+        with self.file.transaction(read_only=True) as tx:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
-            return _one_number(connection, sql, (after,))
+            return _one_number(tx, sql, (after,))
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
@@ -6299,11 +6352,11 @@ class Schedules:
         """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
         if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            if self._find(tx.connection, schedule.name) != schedule:
+            if self._find(tx, schedule.name) != schedule:
                 return None
             if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                last = tx.execute(sql, (schedule.last_job,)).get
                 ticks = ticks[:1] if last is None or last in FINISHED else []
             ids = []
             for tick in ticks:
@@ -6315,7 +6368,7 @@ class Schedules:
                     after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            _write_schedule(tx.connection, after)
+            _write_schedule(tx, after)
         logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
         return ids
 
@@ -6323,17 +6376,17 @@ class Schedules:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            schedule = self._found(tx.connection, name)
+            schedule = self._found(tx, name)
             [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
-            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
+            _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
+    def _plan(self, tx: Transaction, now: int) -> None:
         """Computes each next tick anew, by the present rules and the clock."""
-        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+        for schedule in filter(self._usable, read_schedules(tx, "NOT paused")):
             plan = schedule.planned(now)
             if plan != schedule:
-                _write_schedule(connection, plan)
+                _write_schedule(tx, plan)
             if plan.next_tick != schedule.next_tick:
                 at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
                 logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
@@ -6342,25 +6395,25 @@ class Schedules:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
         declared = list(declared)
-        with self.file.reading() as connection:
-            if not declared and not read_schedules(connection):
+        with self.file.transaction(read_only=True) as tx:
+            if not declared and not read_schedules(tx):
                 return
-        with self.file.writing() as connection:
-            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+        with self.file.transaction() as tx:
+            known = {schedule.name: schedule for schedule in read_schedules(tx)}
             for schedule in declared:
-                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+                self._declare(tx, schedule, known.pop(schedule.name, None), program)
             for schedule in known.values():
                 if (programs := schedule.programs).pop(program, None) is None:
                     continue
                 if programs:
-                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                    _write_schedule(tx, attrs.evolve(schedule, origin=json.dumps(programs)))
                 else:
-                    _delete_schedule(connection, schedule.name)
+                    _delete_schedule(tx, schedule.name)
                     logger.info("schedule %s has left the code and was removed", schedule.name)
-            self._plan(connection, self.clock())
+            self._plan(tx, self.clock())
 
     def _declare(
-        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
+        self, tx: Transaction, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
         others = {} if known is None else known.programs
@@ -6375,16 +6428,14 @@ class Schedules:
                 logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
         programs = {**dict([*others.items()][-7:]), **new.programs}
-        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
+        self._put(tx, attrs.evolve(new, origin=json.dumps(programs)), known)
 
     def put(self, schedule: Schedule) -> Schedule:
         """Makes a schedule, or changes the one of this name; gives it as it is then."""
-        with self.file.writing() as connection:
-            put = self._put(connection, schedule, self._find(connection, schedule.name))
-        self.file.notify_nodes()
-        return put
+        with self.file.transaction(notify=True) as tx:
+            return self._put(tx, schedule, self._find(tx, schedule.name))
 
-    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
+    def _put(self, tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
         times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
@@ -6393,7 +6444,7 @@ class Schedules:
         if known is None or times(new) != times(known):
             new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
         if new != known:
-            _write_schedule(connection, new)
+            _write_schedule(tx, new)
         return new
 
     def pause(self, name: str | None = None) -> int:
@@ -6412,57 +6463,54 @@ class Schedules:
         return self._each(name, True, resumed)
 
     def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
-        with self.file.writing() as connection:
-            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+        with self.file.transaction(notify=True) as tx:
+            found = read_schedules(tx) if name is None else [self._found(tx, name)]
             found = [schedule for schedule in found if schedule.paused is paused]
             for schedule in found:
-                _write_schedule(connection, change(schedule))
-        self.file.notify_nodes()
+                _write_schedule(tx, change(schedule))
         return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
-        with self.file.writing() as connection:
-            _delete_schedule(connection, self._found(connection, name).name)
+        with self.file.transaction() as tx:
+            _delete_schedule(tx, self._found(tx, name).name)
 
     def get(self, name: str) -> Schedule:
         """One schedule."""
-        with self.file.reading() as connection:
-            return self._found(connection, name)
+        with self.file.transaction(read_only=True) as tx:
+            return self._found(tx, name)
 
     def all(self) -> list[Schedule]:
         """All schedules, by name."""
-        with self.file.reading() as connection:
-            return read_schedules(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return read_schedules(tx)
 
-    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
-        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
+    def _find(self, tx: Transaction, name: str) -> Schedule | None:
+        return next(iter(read_schedules(tx, "name = :name", name=name)), None)
 
-    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
-        if schedule := self._find(connection, name):
+    def _found(self, tx: Transaction, name: str) -> Schedule:
+        if schedule := self._find(tx, name):
             return schedule
-        known = [schedule.name for schedule in read_schedules(connection)]
+        known = [schedule.name for schedule in read_schedules(tx)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
 
 
 def read_schedules(
-    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+    tx: Transaction | apsw.Connection, term: str = "TRUE", **bindings: Any
 ) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
-    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+    return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
 
 
-def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     row = attrs.astuple(schedule, recurse=False)
     places = ", ".join("?" * len(row))
-    connection.execute(
-        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
-    )
+    tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
 
 
-def _delete_schedule(connection: apsw.Connection, name: str) -> None:
-    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+def _delete_schedule(tx: Transaction, name: str) -> None:
+    tx.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
 
 
 def _with_state(new: Schedule, known: Schedule) -> Schedule:
@@ -6487,65 +6535,6 @@ LONG_LOOK = 0.001
 LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
-
-
-@attrs.frozen
-class QueueSettings:
-    """The settings of a queue; `None` where it has none."""
-
-    name: str
-    paused: bool = False
-    concurrency: int | None = None
-    rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
-    burst: int | None = None
-    weight: float | None = None
-    ageing: timedelta | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    """For max_attempts, timeout and backoff, as far as they are set."""
-    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
-    """The rate, as it is calculated with."""
-
-
-def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
-    """The settings of queues, by name."""
-    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
-    rows = tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name")
-    return {row[0]: _settings_of(dict(zip(columns, row, strict=True))) for row in rows}
-
-
-def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
-    """Those of a row. If they cannot be calculated with, nobody knows what the queue's jobs may
-    do, and it is paused."""
-    unusable = QueueSettings(row["name"], paused=True)
-    defaults: dict[str, Any] = {}
-    try:
-        for column, (low, high) in BOUNDS["litejobs_queue"].items():
-            if row[column] is not None and not low <= row[column] <= high:
-                return unusable
-        if row["max_attempts"] is not None:
-            defaults["max_attempts"] = row["max_attempts"] or None
-        if row["timeout"] is not None:
-            defaults["timeout"] = timedelta(microseconds=row["timeout"])
-        if row["backoff"] is not None:
-            defaults["backoff"] = load_backoff(row["backoff"], DEFAULT_BACKOFF)
-    except (OptionError, TypeError):
-        return unusable
-    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-        if parse_rate(row["rate_given"]) == row["rate"]:
-            rate = row["rate_given"]
-    return QueueSettings(
-        name=row["name"],
-        paused=bool(row["paused"]),
-        concurrency=row["concurrency"],
-        rate=rate,
-        burst=row["burst"],
-        weight=row["weight"],
-        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
-        defaults=defaults,
-        per_second=row["rate"],
-    )
 
 
 def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
@@ -8204,25 +8193,22 @@ class Store:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
         recalls = any(columns.get(setting) for setting in ("paused", "concurrency", "rate"))
-        with self.file.writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
-            connection.execute(
-                f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
-                {"name": name, **columns},
-            )
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
+            change = f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name"
+            tx.execute(change, {"name": name, **columns})
             if recalls:
                 # A drain has no port, and cannot answer.
-                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
-                connection.execute(recall)
-        self.file.notify_nodes()
+                tx.execute(
+                    "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
+                )
         if recalls:
             self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
         """Deletes the settings of a queue, and wakes the nodes."""
-        with self.file.writing() as connection:
-            connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.file.notify_nodes()
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
 
     def leave(self, node: int, presence: Presence) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
@@ -12900,7 +12886,7 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "per_second")
+    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
     return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 
