@@ -2406,25 +2406,27 @@ _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or
 _check_function = _accept(callable, "a function")
 
 
-def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default, how it is checked, and, if each row has a column for it, what is
-    stored there. One whose default is None may be None."""
+def _option(
+    default: Any, check: Check, column: str = "", store: Callable[[Any], Any] = lambda value: value
+) -> Any:
+    """An option: its default and how it is checked; and, if rows have a *column* for it, of which
+    type in SQL, and what is stored there. One whose default is None may be None."""
     check = _optional(check) if default is None else check
-    return attrs.field(default=default, metadata={"check": check, "store": store})
+    return attrs.field(default=default, metadata={"check": check, "stored": (column, store)})
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = _option("default", check_name, str)
-    priority: int = _option(0, _check_priority, int)
-    max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
-    timeout: timedelta | None = _option(None, _check_timeout, _store_length)
+    queue: str = _option("default", check_name, "TEXT NOT NULL")
+    priority: int = _option(0, _check_priority, "INTEGER NOT NULL")
+    max_attempts: int | None = _option(5, _check_attempts, "INTEGER")
+    timeout: timedelta | None = _option(None, _check_timeout, "INTEGER", _store_length)
     grace: timedelta | None = _option(None, duration)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
-    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
-    node: str | None = _option(None, check_name, lambda name: name or "")
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, "TEXT", store_backoff)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, "TEXT", store_retention)
+    node: str | None = _option(None, check_name, "TEXT NOT NULL", lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
     expires: timedelta | datetime | None = _option(None, _check_expires)
@@ -2498,20 +2500,20 @@ class Options:
     @functools.cached_property
     def columns(self) -> Mapping[str, Any]:
         """What is stored with each job, by column."""
-        return {name: store(getattr(self, name)) for name, store in STORED.items()}
+        return {name: store(getattr(self, name)) for name, (_, store) in STORED.items()}
 
 
 OPTIONS: Mapping[str, Check] = {
     option.name: option.metadata["check"] for option in attrs.fields(Options) if option.metadata
 }
 """How each option is checked."""
-STORED: Mapping[str, Callable[[Any], Any]] = {
-    option: store
-    for option in OPTIONS
-    if (store := getattr(attrs.fields(Options), option).metadata["store"])
+STORED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    option.name: option.metadata["stored"]
+    for option in attrs.fields(Options)
+    if option.metadata and option.metadata["stored"][0]
 }
-"""The options for which each row has a column, and so has what nodes store of each definition;
-with what makes the column's value."""
+"""The options of which every row has a column, and nodes store the definition's: its type there,
+and what makes its value."""
 CHOICES = tuple(Choices.__annotations__)
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 """The options that an instance may choose by its attributes."""
@@ -3842,15 +3844,11 @@ SCHEMA = (
     CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
-        name         TEXT PRIMARY KEY,
-        queue        TEXT NOT NULL,
-        node         TEXT NOT NULL,
-        priority     INTEGER NOT NULL,
-        max_attempts INTEGER,
-        timeout      INTEGER,
-        backoff      TEXT,
-        retention    TEXT,
-        expires      INTEGER
+        name TEXT PRIMARY KEY,
+        """
+    + "".join(f"{option} {column}, " for option, (column, _) in STORED.items())
+    + """
+        expires INTEGER
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -5294,16 +5292,16 @@ _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-_FILTERS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-"""Filters for which there is no index: the jobs are looked at one by one."""
+
+
+def _term(filter: str) -> str:
+    """The term of a filter for which there is no index; it is called as its column is, or has
+    a moment from which, or before which, one of the columns of times is."""
+    if filter.endswith("_after"):
+        return f"{filter.removesuffix('_after')}_at >= :{filter}"
+    if filter.endswith("_before"):
+        return f"{filter.removesuffix('_before')}_at < :{filter}"
+    return f"{filter} = :{filter}"
 
 
 def _payload_term(place: int) -> str:
@@ -5327,14 +5325,8 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
+    others: Mapping[str, str | int] = attrs.field(factory=dict)
+    """The filters for which the jobs are looked at one by one; times in microseconds."""
     payload: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Names that lead into the payload, and the JSON of the scalars that should be there."""
 
@@ -5355,8 +5347,9 @@ class Match:
     @property
     def unindexed(self) -> list[str]:
         """The terms for which the jobs have to be looked at one by one."""
-        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
-        return terms + [_payload_term(place) for place in range(len(self.payload))]
+        return [*map(_term, self.others)] + [
+            _payload_term(place) for place in range(len(self.payload))
+        ]
 
     @property
     def further(self) -> str:
@@ -5366,8 +5359,7 @@ class Match:
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
-        given |= {"queue": self.queue, "name": self.name}
+        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
             given |= {f"path{place}": path, f"value{place}": value}
@@ -12301,7 +12293,9 @@ def _match(filters: Filters) -> Match:
         for name, value in filters.items()
         if value is not None
     }
-    return Match(given.pop("id", None), states=given.pop("state", None), **given)
+    names = {"id": "ids", "name": "name", "queue": "queue", "state": "states", "payload": "payload"}
+    indexed: Any = {names[name]: given.pop(name) for name in [*given] if name in names}
+    return Match(**indexed, others=given)
 
 
 def _several(given: Any) -> tuple[Any, ...]:
@@ -12358,17 +12352,14 @@ def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], s
 
 
 _FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    **{
+        name: _micros if name.endswith(("_after", "_before")) else _text
+        for name in Filters.__annotations__
+    },
     "id": lambda given, _: tuple(map(_id_of, _several(given))),
     "name": _name_of,
-    "queue": _text,
     "state": _states,
-    "node": _text,
-    "key": _text,
     "schedule": _name_of,
-    "enqueued_after": _micros,
-    "enqueued_before": _micros,
-    "finished_after": _micros,
-    "finished_before": _micros,
     "payload": _payload_filter,
 }
 """Checks each filter and gives what the query needs."""
