@@ -1620,7 +1620,7 @@ class TestSettlements:
         (claimed,) = take(store, node)
         clock.turn(10)
         settle(store, node, ending(claimed, "pending", counted=False, delay=7))
-        assert get_in(store, 1).run_at == START
+        assert row_of(store, 1).run_at == START
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
         store.intake.enqueue([new()])
