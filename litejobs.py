@@ -3149,11 +3149,12 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 @attrs.define(eq=False, repr=False)
 class Middleware:
     """What a program puts around every run and every enqueue, each in the order in which
-    it was added: the first is the outermost. Frozen once work starts."""
+    it was added: the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    _frozen: bool = False
+    frozen: bool = False
+    """Whether work has started: running workers would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3185,14 +3186,10 @@ class Middleware:
         self.enqueues += (layer,)
         return layer
 
-    def freeze(self) -> None:
-        """From now on nothing is added: running workers would not have it."""
-        self._frozen = True
-
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self._frozen:
+        if self.frozen:
             raise OptionError("middleware", f"{layer!r} was added after work had started")
 
 
@@ -11901,7 +11898,7 @@ class LiteJobs:
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
-        self.middleware.freeze()
+        self.middleware.frozen = True
         state, closing = make_state(self.state)
         around = self.middleware.runs
         return Executor(self.registry, state, self.clock, self, around=around), closing
@@ -11909,7 +11906,7 @@ class LiteJobs:
     def _program(self) -> Program:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
-        self.middleware.freeze()
+        self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {**relative_paths(), self.store.file.given: self.path}
