@@ -3724,26 +3724,46 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 """The ranges of numbers that other programs may write: part of the schema, and never changed."""
 
 
-def _bounds_triggers() -> str:
-    """Triggers that refuse numbers out of bounds."""
-    refused = {
-        table: "\n".join(
-            f"WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
-            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
-            for column, (low, high) in columns.items()
-        )
-        for table, columns in BOUNDS.items()
-    }
-    return "".join(
-        f"CREATE TRIGGER {table}_{verb.lower()} AFTER {verb} ON {table}\n"
-        f"BEGIN SELECT CASE {cases} END; END;\n"
-        for table, cases in refused.items()
-        for verb in ("INSERT", "UPDATE")
+COUNTED = "state <> 'pending' AND state <> 'running'"
+KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+HOLDS = """
+    unique_key IS NOT NULL AND (
+        unique_scope = 'exists'
+        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
+            AND (unique_scope = 'active' OR claim = 0)
     )
-
-
-SCHEMA = (
-    """
+"""
+"""Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
+statement that is to use one of them repeats its text."""
+_FROM_DEFINITION = ", ".join(
+    f"{option} = coalesce(NEW.{option}, known.{option})"
+    for option in STORED
+    if option not in ("queue", "node", "priority", "max_attempts")
+)
+COMPLETION = f"""
+    SET
+        enqueued_at  = coalesce(NEW.enqueued_at, time.now),
+        run_at       = coalesce(NEW.run_at, time.now),
+        state        = CASE WHEN NEW.state <> 'pending' THEN NEW.state
+                            WHEN NEW.run_at > time.now THEN 'scheduled'
+                            WHEN NEW.key IS NOT NULL AND coalesce(NEW.key_limit, 1) <= (
+                                SELECT count(*) FROM litejobs_job
+                                WHERE key = NEW.key AND id <> NEW.id
+                                    AND state IN ('pending', 'running')
+                            ) THEN 'blocked'
+                            ELSE 'pending' END,
+        queue        = coalesce(NEW.queue, known.queue, 'default'),
+        node         = coalesce(nullif(NEW.node, ''), known.node, ''),
+        priority     = coalesce(NEW.priority, known.priority, 0),
+        max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
+                            THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
+        {_FROM_DEFINITION},
+        expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
+    FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
+        LEFT JOIN litejobs_definition AS known ON known.name =
+"""
+"""How an UPDATE completes a row inserted by hand, by its trigger and by ourselves."""
+SCHEMA = f"""
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_job (
@@ -3756,7 +3776,7 @@ SCHEMA = (
                          -- Alone, since an IN builds its list anew for each row.
                          state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
                          ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
-        payload      ANY     NOT NULL DEFAULT '{}',      -- JSON text
+        payload      ANY     NOT NULL DEFAULT '{{}}',      -- JSON text
         run_at       INTEGER,                            -- all times: microseconds, UTC
         attempt      INTEGER NOT NULL DEFAULT 0,
         max_attempts INTEGER,                            -- NULL: for ever
@@ -3790,18 +3810,11 @@ SCHEMA = (
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state)
-        WHERE state <> 'pending' AND state <> 'running';
+    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
-    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key)
-        WHERE unique_key IS NOT NULL AND (
-            unique_scope = 'exists'
-            OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-                AND (unique_scope = 'active' OR claim = 0)
-        );
-    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at)
-        WHERE key IS NOT NULL AND state IN ('pending', 'running', 'blocked');
+    CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
+    CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
@@ -3902,78 +3915,7 @@ SCHEMA = (
         number       INTEGER NOT NULL,
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
-
-    -- For other programs, in any language: an INSERT is completed, and every change is counted.
-    -- (litejobs' own connection fires no triggers, but counts a whole transaction at once.)
-    CREATE TRIGGER litejobs_added AFTER INSERT ON litejobs_job
-    WHEN NEW.queue IS NOT NULL AND NEW.state NOT IN ('pending', 'running')
-    BEGIN
-        INSERT INTO litejobs_count VALUES (NEW.state, NEW.queue, NEW.name, 1)
-            ON CONFLICT DO UPDATE SET number = number + 1;
-    END;
-
-    CREATE TRIGGER litejobs_changed AFTER UPDATE OF state, queue, name ON litejobs_job
-    BEGIN
-        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
-            WHERE OLD.queue IS NOT NULL AND OLD.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number - 1;
-        INSERT INTO litejobs_count SELECT NEW.state, NEW.queue, NEW.name, 1
-            WHERE NEW.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number + 1;
-    END;
-
-    CREATE TRIGGER litejobs_forget AFTER DELETE ON litejobs_job
-    BEGIN
-        DELETE FROM litejobs_attempt WHERE job = OLD.id;
-        INSERT INTO litejobs_count SELECT OLD.state, OLD.queue, OLD.name, -1
-            WHERE OLD.state NOT IN ('pending', 'running')
-            ON CONFLICT DO UPDATE SET number = number - 1;
-    END;
-
-    CREATE TRIGGER litejobs_enqueue AFTER INSERT ON litejobs_job
-    WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL OR NEW.run_at IS NULL
-    BEGIN
-        SELECT RAISE(ABORT, 'litejobs: payload is not JSON')
-            WHERE typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload);
-        SELECT RAISE(ABORT, 'litejobs: retention is not JSON')
-            WHERE NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention);
-        SELECT RAISE(ABORT, 'litejobs: backoff is not JSON')
-            WHERE NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff);
-        SELECT RAISE(ABORT, 'litejobs: headers is not JSON')
-            WHERE NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers);
-        SELECT RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970')
-            WHERE NEW.run_at NOT BETWEEN 0 AND 253402300799999999;
-        UPDATE litejobs_job SET
-            enqueued_at  = coalesce(NEW.enqueued_at, time.now),
-            run_at       = coalesce(NEW.run_at, time.now),
-            state        = CASE WHEN NEW.state <> 'pending' THEN NEW.state
-                                WHEN NEW.run_at > time.now THEN 'scheduled'
-                                WHEN NEW.key IS NOT NULL AND coalesce(NEW.key_limit, 1) <= (
-                                    SELECT count(*) FROM litejobs_job
-                                    WHERE key = NEW.key AND id <> NEW.id
-                                        AND state IN ('pending', 'running')
-                                ) THEN 'blocked'
-                                ELSE 'pending' END,
-            queue        = coalesce(NEW.queue, known.queue, 'default'),
-            node         = coalesce(nullif(NEW.node, ''), known.node, ''),
-            priority     = coalesce(NEW.priority, known.priority, 0),
-            max_attempts = CASE WHEN NEW.max_attempts IS NULL AND known.name IS NOT NULL
-                                THEN known.max_attempts ELSE coalesce(NEW.max_attempts, 5) END,
-            """
-    + "".join(
-        f"{option} = coalesce(NEW.{option}, known.{option}),"
-        for option in STORED
-        if option not in ("queue", "node", "priority", "max_attempts")
-    )
-    + """
-            expires_at   = coalesce(NEW.expires_at, coalesce(NEW.run_at, time.now) + known.expires)
-        FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
-            LEFT JOIN litejobs_definition AS known ON known.name = NEW.name
-        WHERE id = NEW.id;
-    END;
-    """
-    + _bounds_triggers()
-)
+"""
 SCHEMA_VERSION = 4
 _FROM_VERSION_3 = """
     ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
@@ -3981,7 +3923,56 @@ _FROM_VERSION_3 = """
     ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
     ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
     ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-    """ + _bounds_triggers()
+"""
+
+
+def _triggers() -> Iterator[tuple[str, str]]:
+    """For other programs, in any language: an INSERT is completed, changes are counted, and
+    numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
+    whole transaction at once.) The name of each, and the rest of its statement."""
+
+    def count(job: str, change: str) -> str:
+        return f"""
+            INSERT INTO litejobs_count (state, queue, name, number)
+                SELECT {job}.state, {job}.queue, {job}.name, {change} 1
+                WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
+                ON CONFLICT DO UPDATE SET number = number {change} 1;
+        """
+
+    changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
+    forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
+    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    for table, columns in BOUNDS.items():
+        cases = "".join(
+            f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
+            f" THEN RAISE(ABORT, 'litejobs: {column} must be from {low} to {high}')"
+            for column, (low, high) in columns.items()
+        )
+        for verb in ("insert", "update"):
+            yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    not_json = "".join(
+        f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
+        for column, term in (
+            ("payload", "typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload)"),
+            ("retention", "NOT json_valid(NEW.retention)"),
+            ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
+            ("headers", "NOT json_valid(NEW.headers)"),
+        )
+    )
+    low, high = _MOMENT
+    yield (
+        "litejobs_enqueue",
+        f"""AFTER INSERT ON litejobs_job
+        WHEN NEW.enqueued_at IS NULL OR NEW.queue IS NULL OR NEW.priority IS NULL
+            OR NEW.run_at IS NULL
+        BEGIN
+            SELECT CASE{not_json} WHEN NEW.run_at NOT BETWEEN {low} AND {high}
+                THEN RAISE(ABORT, 'litejobs: run_at is not in microseconds since 1970') END;
+            UPDATE litejobs_job {COMPLETION} NEW.name WHERE id = NEW.id;
+        END""",
+    )
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
@@ -4017,65 +4008,62 @@ def _update_schema(connection: Any) -> None:
     the standard sqlite3 commits before it runs a script."""
     for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
         connection.execute(statement)
-    connection.execute(
-        "INSERT OR REPLACE INTO litejobs_meta VALUES ('schema', ?)", (SCHEMA_VERSION,)
-    )
+    for name, trigger in _triggers():
+        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+    set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
+    connection.execute(set_version, (SCHEMA_VERSION,))
 
 
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if apsw.complete(statement):
-            yield statement
-            statement = ""
+def _statements(script: str) -> list[str]:
+    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     """Refuses a file in which something else has one of our names: a view could run for ever, and
     a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
-    expected = _expected_schema()
     objects = connection.execute("""
         SELECT type, name, sql FROM sqlite_schema
         WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
         ORDER BY name <> 'litejobs_meta'
     """)
+    outdated = False
     for kind, name, sql in objects:
-        required, parts = expected.get((kind, name)), _parts_of(str(sql))
-        # Columns that users add are fine, unless they compute something.
-        if required is None or required - parts or any("(" in part for part in parts - required):
+        expected = _expected_schema().get((kind, name))
+        if expected is not None and kind == "trigger" and outdated:
+            continue  # It is about to be created anew.
+        if expected is None or not re.fullmatch(expected, _squeezed(str(sql))):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
-            _is_outdated(connection, path)  # A newer litejobs makes what this one does not know.
+            # A newer litejobs makes what this one does not know.
+            outdated = _is_outdated(connection, path)
 
 
 @functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], frozenset[str]]:
-    """What each table, index and trigger must consist of, by its kind and name."""
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
+    may have more columns, as users add them, and as steps do, unless those compute something."""
     expected = {
-        (made[1].lower(), made[2]): _parts_of(statement.removesuffix(";\n"))
-        for statement in _statements(SCHEMA)
-        if (made := re.search(r"CREATE (?:UNIQUE )?([A-Z]+) (\w+)", statement))
+        ("trigger", name): re.escape(_squeezed(f"CREATE TRIGGER {name} {trigger}"))
+        for name, trigger in _triggers()
     }
-    for added in re.finditer(r"ALTER TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3):
-        expected["table", added[1]] -= _parts_of(added[2])  # A file of version 3 lacks them.
+    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
+    for statement in _statements(SCHEMA):
+        text = _squeezed(statement)
+        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
+            columns, rules = text, ""
+            if kind == "TABLE":
+                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
+            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
+            more = "(,[^()]*)?" if kind == "TABLE" else ""
+            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
     return expected
 
 
-def _parts_of(sql: str) -> frozenset[str]:
-    """The columns of a CREATE TABLE, each with its rules, and its head and end; any other
-    statement as a whole. Spaces and comments are left out: SQLite may lay them out otherwise."""
-    parts, depth, is_table = [""], 0, re.match(r"\s*(--.*\s+)*CREATE TABLE", sql)
-    for token in re.findall(r"""'[^']*'|"[^"]*"|--.*|/\*[\s\S]*?\*/|\s+|[^-'"/\s(),]+|.""", sql):
-        if token.isspace() or token.startswith(("--", "/*")):
-            continue
-        depth += (token == "(") - (token == ")")
-        if is_table and (token, depth) in (("(", 1), (",", 1), (")", 0)):
-            parts.append("")
-        else:
-            parts[-1] += token
-    return frozenset(parts)
+def _squeezed(sql: str) -> str:
+    """A statement without spaces and comments: SQLite may lay it out otherwise."""
+    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
@@ -4094,193 +4082,25 @@ def _forget_statistics(connection: apsw.Connection) -> None:
 ################################################################################
 # File
 #
-# The database file and one connection, which the threads of a process take turns with. What
-# was committed is in the file of that name, or an error says so: SQLite looks at the names of
-# the file, its WAL and its shared memory once, when it opens them, but people and programs
-# move, remove and replace files at any time. From here to the Store all is SQL of SQLite.
+# The database file and one connection to it, which the threads of a process take turns with,
+# for a transaction each. What was committed is in the file of that name, or an error says so:
+# SQLite looks at the paths of the file, its WAL and its shared memory only when it opens them,
+# but people and programs move, remove and replace files at any time. From here to the Store all
+# is SQL of SQLite.
 ################################################################################
 
-Mark = tuple[int, int]
-"""Device and inode, which tell a file from others of the same name."""
-TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
+Durability = Literal["full", "fast"]
+FileId = tuple[int, int]
+"""Device and inode, which tell a file from others of the same name; zeros: there is none."""
+MEBIBYTE = 2**20
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for the write lock."""
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of the paths while a process only reads."""
-LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
-NOT_THERE = FileNotFoundError, NotADirectoryError
-"""Other errors only say that the path could not be checked."""
-
-
-@attrs.define(eq=False, repr=False)
-class Paths:
-    """The paths of an open file, its WAL and its shared memory, with their ids at opening."""
-
-    file: str = ""
-    wal: str = ""
-    shm: str = ""
-    _marks: tuple[Mark, ...] = ()
-    _checked_at: float = 0.0
-    file_size: int = 0
-    wal_size: int = 0
-    """Bytes, at the last check."""
-
-    @classmethod
-    def of(cls, place: Path, mark: Mark) -> Paths:
-        """The paths of a file that was just opened, when its own had the id *mark*."""
-        wal, shm = f"{place}-wal", f"{place}-shm"
-        return cls(str(place), wal, shm, (mark, _seen(wal), _seen(shm)))
-
-    def links(self) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open."""
-        now = time.monotonic()
-        try:
-            file, wal, shm = os.stat(self.file), os.stat(self.wal), os.stat(self.shm)
-        except NOT_THERE:
-            return 0
-        if (_mark_of(file), _mark_of(wal), _mark_of(shm)) != self._marks or not file.st_size:
-            return 0
-        if file.st_nlink > 1:
-            return file.st_nlink
-        self._checked_at = now
-        self.file_size, self.wal_size = file.st_size, wal.st_size
-        return 1
-
-    def checked_recently(self) -> bool:
-        """Whether all paths were in order a moment ago."""
-        return time.monotonic() - self._checked_at <= CHECK_INTERVAL
-
-    def lead_to(self, mark: Mark) -> bool:
-        """Whether SQLite has locks on that file."""
-        return mark in self._marks[::2]
-
-    def file_is_there(self) -> bool:
-        """Whether the file has its name still, and is not empty, which SQLite never makes it."""
-        try:
-            found = os.stat(self.file)
-        except NOT_THERE:
-            return False
-        return _mark_of(found) == self._marks[0] and found.st_size > 0
-
-    def wal_is_there(self) -> bool:
-        """Whether the WAL still has its name."""
-        try:
-            return _seen(self.wal) == self._marks[1]
-        except NOT_THERE:
-            return False
-
-    def put_wal_aside(self) -> None:
-        """Renames the WAL: SQLite would apply it to whatever file has the name now."""
-        _rename_wal(self.wal, self.shm, self._marks[1:])
-
-
-def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
-    try:
-        place = _whole(path)
-        if create:
-            _put_stale_wal_aside(place)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        found = os.lstat(place)
-    except NotADirectoryError:
-        raise FileError(str(path), f"{path.parent} is not a folder") from None
-    except FileNotFoundError:
-        if path.parent.is_dir():
-            raise FileError(str(path), "does not exist") from None
-        raise FileError(str(path), f"the folder {path.parent} does not exist: create it") from None
-    except OSError as error:
-        raise FileError(str(path), f"cannot be created: {error.strerror}") from None
-    except ValueError as error:
-        raise FileError(str(path), f"is not a valid file name: {error}") from None
-    if stat.S_ISLNK(found.st_mode):
-        raise FileError(str(path), "is a symbolic link: name the file that it leads to")
-    if stat.S_ISDIR(found.st_mode):
-        raise FileError(str(path), "is a folder: name a file in it")
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError(str(path), "is not a regular file")
-    if found.st_nlink > 1:
-        raise FileError(str(path), LINKED)
-    return place
-
-
-def _whole(path: Path) -> Path:
-    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
-    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
-    whole = Path(os.path.realpath(path.parent, strict=True), path.name)
-    str(whole).encode()
-    return whole
-
-
-def _put_stale_wal_aside(place: Path) -> None:
-    """Renames a WAL that was left by an earlier file of this name, and removes its shared memory:
-    SQLite would delete the one, and share the other with processes that still have that file
-    open. SQLite creates neither before there is a first page."""
-    wal, shm = f"{place}-wal", f"{place}-shm"
-    left = _mark(wal), _mark(shm)
-    with contextlib.suppress(OSError):
-        if any(map(any, left)) and not (place.exists() and place.stat().st_size):
-            _rename_wal(wal, shm, left)
-
-
-def _rename_wal(wal: str, shm: str, left: Sequence[Mark]) -> None:
-    """Renames a WAL, and removes its shared memory, unless others have replaced them meanwhile."""
-    with _alone_in(os.path.dirname(wal)):
-        if any(left[1]) and _mark(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _mark(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            logger.warning(
-                "%s belongs to a file that is not there any more: it is kept as %s", wal, aside
-            )
-
-
-@contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Locks a folder, so that of two processes none renames the new file of the other. Not for
-    ever, since people lock folders, too."""
-    if sys.platform == "win32":  # Where nothing that is open is renamed.
-        yield
-        return
-    import fcntl
-
-    give_up = time.monotonic() + 1.0
-    with contextlib.ExitStack() as closing:
-        # A folder need not be readable, and not every file system has such locks.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            closing.callback(os.close, descriptor)
-            while time.monotonic() < give_up:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.001)
-        yield
-
-
-def _mark_of(found: os.stat_result) -> Mark:
-    return found.st_dev, found.st_ino
-
-
-def _seen(path: str) -> Mark:
-    return _mark_of(os.stat(path))
-
-
-def _mark(path: str) -> Mark:
-    try:
-        return _seen(path)
-    except OSError:
-        return 0, 0
-
-
-Durability = Literal["full", "fast"]
-MEBIBYTE = 2**20
-PATIENCE = 30.0
-"""Seconds to wait for the write lock."""
+WAL_CHECK_INTERVAL = 1.0
+"""Seconds between two checks that the WAL is still the same file. (That it is there is checked
+before and after each commit. On Linux, the next sync after a `stat` writes the inode as well,
+which made one commit in five microseconds of stat 40 slower.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -4288,18 +4108,13 @@ DISK_RESERVE = 4 * MEBIBYTE
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
+TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
+LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
+NOT_THERE = FileNotFoundError, NotADirectoryError
+"""Other errors only say that the path could not be checked."""
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
-_OPEN_HERE: weakref.WeakValueDictionary[int, HasOpen] = weakref.WeakValueDictionary()
-"""What has files open in this process, all parts of which share one set of locks on a file."""
-
-
-class HasOpen(Protocol):
-    """Has a file open that nothing else in this process may open: closing it would drop the
-    locks."""
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether it is that file."""
+_FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 
 
 class Damaged(Exception):
@@ -4308,6 +4123,12 @@ class Damaged(Exception):
 
 FailedReading = apsw.Error | Damaged | UnicodeDecodeError
 """What reading from a file may raise; the last one for a text that is not UTF-8."""
+_PROBLEMS: Mapping[type[Exception], str] = {
+    apsw.NotADBError: "is not an SQLite database: name another file",
+    apsw.FullError: "the disk is full: nothing was written; free some space",
+    apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
+    apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+}
 
 
 def _translated(error: FailedReading | OSError, path: str) -> FileError:
@@ -4320,19 +4141,9 @@ def _translated(error: FailedReading | OSError, path: str) -> FileError:
         case apsw.BusyError():
             problem = "locked by another process for too long"
             return BusyError(path, f"{problem}: who holds a transaction open on it?")
-        case apsw.NotADBError():
-            return FileError(path, "is not an SQLite database: name another file")
-        case apsw.FullError():
-            return FileError(path, "the disk is full: nothing was written; free some space")
-        case apsw.CantOpenError():
-            problem = "cannot be opened: is it readable, and its folder writable?"
-            return FileError(path, problem)
         case apsw.ReadOnlyError():
             return FileError(path, f"cannot be written: {error}")
-        case apsw.NoMemError():
-            problem = "SQLite got no memory for it: let it have more, or do less at once"
-            return FileError(path, problem)
-    return FileError(path, f"{type(error).__name__}: {error}")
+    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
 
 
 def _code(error: Exception) -> int:
@@ -4350,8 +4161,24 @@ def _as_ours(path: str | Path) -> Iterator[None]:
         raise _translated(error, str(path)) from error
 
 
-def _within_patience(waited: float) -> bool:
-    return waited < PATIENCE
+def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
+    problem = f"a commit failed ({error}); what it wrote may be there or not"
+    return OutcomeUnknownError(str(file.path), problem)
+
+
+def _stat_id(found: os.stat_result) -> FileId:
+    return found.st_dev, found.st_ino
+
+
+def _file_id(path: str) -> FileId:
+    try:
+        return _stat_id(os.stat(path))
+    except OSError:
+        return 0, 0
+
+
+def _within_timeout(waited: float) -> bool:
+    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False)
@@ -4368,26 +4195,30 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_patience
+    may_wait: Callable[[float], bool] = _within_timeout
     """Whether to go on waiting for the write lock after so many seconds."""
+    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
+    """What `Transaction.cached` has read, each with the version of the file."""
+    warned: bool = False
+    """Whether the log says already that the SQLite of the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
-    _paths: Paths = attrs.field(factory=Paths)
-    _lost: bool = False
-    """Whether the connection was closed because its paths led elsewhere."""
-    _page_size: int = 0
+    _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
     _opened: int = 0
     """Rises so much with each connection that no version comes again."""
-    _abandoned: list[apsw.Connection] = attrs.field(factory=list)
-    cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
-    """What `Transaction.cached` has read, each with the version of the file."""
+    _paths: tuple[str, str, str] = ("", "", "")
+    """Of the open file, its WAL and its shared memory."""
+    _ids: list[FileId] = attrs.field(factory=list)
+    """Of these three, when they were opened."""
+    _lost: bool = False
+    """Whether the connection was closed because its paths led elsewhere."""
+    _checked_at: float = 0.0
+    _wal_checked_at: float = 0.0
+    _sizes: tuple[int, int] = (0, 0)
+    """Bytes of the file and its WAL, when they were checked."""
+    _page_size: int = 0
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
-    standard_connections: list[Any] = attrs.field(factory=list)
-    """Connections of the standard sqlite3 that jobs were enqueued through: as long as one
-    is open, this process must not open the file with our SQLite as well."""
-    warned: bool = False
-    """Whether the log says already that their SQLite is too old."""
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4395,7 +4226,7 @@ class File:
             raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
         with _as_ours(self.given):
             self.path = _FROM_NODE.get(self.given) or self.given.absolute()
-        _OPEN_HERE[id(self)] = self
+        _FILES[id(self)] = self
 
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
@@ -4405,133 +4236,9 @@ class File:
         """Whether it is our own connection, which fires no triggers."""
         return connection is self._connection
 
-    def note_standard_connection(self, connection: Any) -> None:
-        """Keeps in mind that the standard sqlite3 has the file open."""
-        if not any(connection is known for known in self._open_standard_connections()):
-            self.standard_connections.append(connection)
-
-    def refuse_beside_standard(self) -> None:
-        """Refuses to open the file while the standard sqlite3 has it open: each library would
-        break the locks of the other."""
-        if self._open_standard_connections():
-            problem = "jobs were enqueued through a connection of sqlite3, which is still open"
-            raise FileError(str(self.path), f"{problem}: close it, or work in another process")
-
-    def _open_standard_connections(self) -> list[Any]:
-        known = self.standard_connections
-        known[:] = [connection for connection in known if not _is_closed(connection)]
-        return known
-
-    def connection(self) -> apsw.Connection:
-        """The open connection of this process; opened now if need be."""
-        if self._connection is not None and self._pid != os.getpid():
-            # It belongs to the parent: even to close it would break the parent's locks.
-            self._abandoned.append(self._connection)
-            self._connection = None
-        if self._connection is None:
-            _check_sqlite()
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self.refuse_beside_standard()
-                self._open()
-        assert self._connection is not None
-        return self._connection
-
-    def _open(self) -> None:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._paths.file_is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
-            mark = _seen(str(place))
-            _refuse_beside_others(place, mark)
-        synchronous = "full" if self.durability == "full" else "normal"
-        began = time.monotonic()
-        while True:
-            try:
-                self._connection = _connect(place, synchronous, self.create, self.may_wait)
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not self.may_wait(time.monotonic() - began):
-                    raise
-                time.sleep(random.uniform(0.001, 0.02))
-        self._pid = os.getpid()
-        self._opened += 2**32
-        self._page_size = self._connection.pragma("page_size")
-        try:
-            self._paths = Paths.of(place, mark)
-        except OSError as error:
-            self._connection.close()
-            self._connection = None
-            raise _translated(error, str(place)) from error
-        self.path, self._lost = place, False
-
-    def close(self) -> None:
-        """Closes the connection; the next use opens it again."""
-        with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
-            connection, self._connection = self._connection, None
-            if connection is None or self._pid != os.getpid():
-                return
-            with contextlib.suppress(apsw.Error, OSError):
-                if not self._paths.links():
-                    self._lost = True
-                    self._leave_without_checkpoint(connection)
-            connection.close()
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose locks of ours by closing that file."""
-        return self._connection is not None and self._paths.lead_to(mark)
-
-    def check(self) -> None:
-        """Refuses to go on with a file that its name does not lead to any more; the next use opens
-        the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._paths.links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
-        if links > 1:
-            raise FileError(str(self.path), LINKED)
-        if not links:
-            self.close()
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_commit(self) -> None:
-        """Makes sure that a commit went to the file of that name."""
-        try:
-            lost = not self._paths.wal_is_there()
-        except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(self.path), problem) from error
-        if lost:
-            self.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
-            raise FileReplacedError(str(self.path), problem)
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if not self._paths.checked_recently():
-            self.check()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._paths.file_is_there():
-            self._paths.put_wal_aside()
+    def is_open_as(self, found: FileId) -> bool:
+        """Whether this process would lose locks of SQLite's by closing that file."""
+        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4554,6 +4261,21 @@ class File:
         with self.transaction() as tx:
             yield tx.connection
 
+    def read(self, sql: str, bindings: Any = ()) -> list[Any]:
+        """The rows of one query."""
+        with self.transaction(read_only=True) as tx:
+            rows: list[Any] = tx.execute(sql, bindings).fetchall()
+        return rows
+
+    @contextlib.contextmanager
+    def second_connection(self) -> Iterator[apsw.Connection]:
+        """For long operations that other threads should not wait for."""
+        with _as_ours(self.path):
+            with self.turn:
+                self.connection()
+            with contextlib.closing(self._connect(self.path, "normal")) as connection:
+                yield connection
+
     def notify_nodes(self) -> None:
         """Wakes all nodes, as after a commit."""
         with self.transaction(read_only=True) as tx:
@@ -4571,14 +4293,167 @@ class File:
                     self._close_socket = weakref.finalize(self, sender.close)
                 sender.sendto(b"", ("127.0.0.1", port))
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[apsw.Connection]:
-        """A second connection, for long operations that other threads should not wait for."""
+    def connection(self) -> apsw.Connection:
+        """The open connection of this process; opened now if need be."""
+        if self._connection is not None and self._pid != os.getpid():
+            # It belongs to the parent: even to close it would break the parent's locks.
+            self._abandoned.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+            _keep_others_out()
+            with _as_ours(self.path):
+                fill_standard_streams()
+            with _OPENING:
+                self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> apsw.Connection:
         with _as_ours(self.path):
-            with self.turn:
-                self.connection()
-            with contextlib.closing(_connect(self.path, "normal", self.create)) as connection:
-                yield connection
+            if self.joined and (self._lost or not self._is_there()):
+                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        place = _locate(self.path, self.create)
+        with _as_ours(place):
+            opened = _stat_id(os.stat(place))
+            _refuse_beside_others(place, opened)
+        may_go_on = _busy_handler(self.may_wait)
+        for tries in itertools.count():
+            try:
+                connection = self._connect(place, "full" if self.durability == "full" else "normal")
+                break
+            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
+                if not may_go_on(tries):
+                    raise
+        try:
+            self._paths = str(place), f"{place}-wal", f"{place}-shm"
+            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
+        except OSError as error:
+            connection.close()
+            raise _translated(error, str(place)) from error
+        self._page_size = connection.pragma("page_size")
+        self._pid, self._opened = os.getpid(), self._opened + 2**32
+        self._checked_at = self._wal_checked_at = 0.0
+        self.path, self._lost = place, False
+        return connection
+
+    def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
+        """A connection with all settings, in WAL mode. Without *create* a file in which there is
+        no queue is refused."""
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(str(place), flags=flags)
+        try:
+            connection.set_busy_handler(_busy_handler(self.may_wait))
+            if connection.readonly("main"):
+                raise FileError(str(place), "cannot be written by this user")
+            connection.transaction_mode = "IMMEDIATE"
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+            for setting in (
+                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+                apsw.SQLITE_DBCONFIG_DQS_DML,
+                apsw.SQLITE_DBCONFIG_DQS_DDL,
+            ):
+                connection.config(setting, 0)
+            _refuse_lost_wal(connection, place)
+            _refuse_foreign_schema(connection, str(place))
+            if not self.create and _schema_version(connection) == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+            if connection.pragma("page_count") == 0:
+                connection.pragma("auto_vacuum", "incremental")
+            if (mode := connection.pragma("journal_mode", "wal")) != "wal":
+                problem = f"stays in journal mode {mode!r}: WAL does not work there"
+                raise FileError(str(place), problem)
+            connection.pragma("synchronous", synchronous)
+            connection.pragma("temp_store", "memory")
+            # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
+            connection.pragma("wal_autocheckpoint", 1000)
+            connection.pragma("journal_size_limit", 64 * MEBIBYTE)
+            _migrate(connection, str(place))
+            _forget_statistics(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens it again."""
+        with self.turn:
+            if self._close_socket is not None:
+                self._close_socket()
+                self._socket = self._close_socket = None
+            connection, self._connection = self._connection, None
+            if connection is None or self._pid != os.getpid():
+                return
+            with contextlib.suppress(apsw.Error, OSError):
+                if not self._links(fully=True):
+                    self._lost = True
+                    self._leave_without_checkpoint(connection)
+            connection.close()
+
+    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
+        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
+        overwrite what others have written since, and a WAL of that name may be theirs."""
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with contextlib.suppress(apsw.Error):
+            if not connection.in_transaction:
+                # A process that is writing may have made its check before this happened: until it
+                # has ended, the file must not be opened again and written in the same places.
+                connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        if not self._is_there():
+            _put_wal_aside(self._paths[0], self._ids[1:])
+
+    def check(self) -> None:
+        """Refuses to go on with a file that its name does not lead to any more; the next use opens
+        the one that is there by then. Transactions that write check it once they have the write
+        lock."""
+        if self._connection is None:
+            return
+        try:
+            links = self._links()
+        except OSError as error:
+            raise _translated(error, str(self.path)) from error
+        if links > 1:
+            raise FileError(str(self.path), LINKED)
+        if not links:
+            self.close()
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+
+    def check_now_and_then(self) -> None:
+        """The same for transactions that only read: not each time."""
+        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
+            self.check()
+
+    def _links(self, fully: bool = False) -> int:
+        """How many names the file has; 0 if a path leads to something else than is open. What the
+        path of the WAL leads to is checked *fully*, or once in a while."""
+        now = time.monotonic()
+        path, wal, shm = self._paths
+        ids = [*self._ids]
+        try:
+            found = os.stat(path)
+            ids[0], ids[2] = _stat_id(found), _stat_id(os.stat(shm))
+            fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
+            if fully or not os.access(wal, os.F_OK):
+                seen = os.stat(wal)
+                ids[1], self._sizes = _stat_id(seen), (0, seen.st_size)
+                self._wal_checked_at = now
+        except NOT_THERE:
+            return 0
+        if ids != self._ids or not found.st_size:  # SQLite never makes it empty.
+            return 0
+        self._checked_at, self._sizes = now, (found.st_size, self._sizes[1])
+        return found.st_nlink
+
+    def _is_there(self) -> bool:
+        """Whether the file still has its name, and is not empty."""
+        try:
+            found = os.stat(self._paths[0])
+        except NOT_THERE:
+            return False
+        return _stat_id(found) == self._ids[0] and found.st_size > 0
 
     def version(self, connection: apsw.Connection) -> int:
         """A number for the content, in a transaction: it rises by one with a commit of our own,
@@ -4594,14 +4469,6 @@ class File:
     # are refused while there is still room for settling. Only SQLite writes to the file and its
     # WAL: other writing would damage what processes with other locks write meanwhile.
 
-    def require_space(self, connection: apsw.Connection) -> None:
-        """Refuses a transaction that enqueues, just before it commits, unless `DISK_RESERVE` is
-        left for settling."""
-        if (free := self.lacks_space(connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.path), f"{problem} ({left})")
-
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
         next checkpoint adds to the file, for the WAL, and for the *reserve*.
@@ -4609,15 +4476,13 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        growth = pages * self._page_size - self._paths.file_size
-        wal_growth = self._wal_room - self._paths.wal_size
+        size, wal_size = self._sizes
+        needed = max(0, pages * self._page_size - size) + max(0, self._wal_room - wal_size)
         try:
-            free = _free_space(os.path.dirname(self._paths.file))
+            free = _free_space(os.path.dirname(self._paths[0]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        if free is None or free >= max(0, growth) + max(0, wal_growth) + reserve:
-            return None
-        return free
+        return None if free is None or free >= needed + reserve else free
 
     @property
     def _wal_room(self) -> int:
@@ -4632,7 +4497,7 @@ class File:
         """
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths.wal).st_size >= self._wal_room:
+            if os.stat(self._paths[1]).st_size >= self._wal_room:
                 return
             size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
@@ -4666,67 +4531,6 @@ class File:
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
-
-
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
-def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
-    _FROM_NODE.update(paths)
-    for file in _files_here():
-        if file.given in paths:
-            file.close()
-            file.path = paths[file.given]
-
-
-def _files_here() -> Iterator[File]:
-    for reference in _OPEN_HERE.valuerefs():
-        if isinstance(file := reference(), File):
-            yield file
-
-
-def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
-    problem = f"a commit failed ({error}); what it wrote may be there or not"
-    return OutcomeUnknownError(str(file.path), problem)
-
-
-def _close_before_fork() -> None:
-    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-    # Python forks even if Ctrl-C raises an error here: what is held by then is given back. And a
-    # signal handler may fork in the middle of this.
-    held = contextlib.ExitStack()
-    _FORKING.__dict__.setdefault("held", []).append(held)
-    held.enter_context(_FORKS)
-    for file in _files_here():
-        held.enter_context(file.turn)
-        with contextlib.suppress(apsw.Error):
-            file.close()
-    held.enter_context(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
-
-
-def _go_on_after_fork() -> None:
-    _FORKING.held.pop().close()
-
-
-_FORKING = threading.local()
-"""What each thread holds while it forks."""
-_FORKS = threading.RLock()
-"""Held by the thread that forks."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_close_before_fork,
-        after_in_parent=_go_on_after_fork,
-        after_in_child=_go_on_after_fork,
-    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -4783,7 +4587,7 @@ class Transaction:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
                 if self._enqueues:
-                    self.file.require_space(self.connection)
+                    self._require_space()
                 self._commit()
             elif not self._read_only:
                 self.file.roll_back()
@@ -4815,9 +4619,16 @@ class Transaction:
         self._used[read] = value
         return typing.cast(T, value)
 
+    def _require_space(self) -> None:
+        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
+        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
+            problem = "the disk is nearly full: nothing was written; free some space"
+            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+            raise FileError(str(self.file.path), f"{problem} ({left})")
+
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
-        file = self.file
+        file, wal = self.file, self.file._paths[1]
         try:
             self.execute("COMMIT")
         except apsw.FullError:
@@ -4829,7 +4640,16 @@ class Transaction:
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
             file.cache[read] = self._version + 1, value
-        file.check_commit()
+        try:
+            if os.access(wal, os.F_OK) or os.stat(wal):
+                return
+        except NOT_THERE:
+            file.close()
+            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            raise FileReplacedError(str(file.path), problem) from None
+        except OSError as error:
+            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
+            raise OutcomeUnknownError(str(file.path), problem) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
         if isinstance(error, apsw.FullError):
@@ -4844,76 +4664,13 @@ class Transaction:
 
 def _ports(tx: Transaction) -> Sequence[int]:
     """Where the nodes listen."""
-    ports = tx.execute("SELECT port FROM litejobs_node")
-    return [port for (port,) in ports if isinstance(port, int)]
+    ports = [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
+    if not {*map(type, ports)} <= {int}:
+        raise Damaged(f"expected ports of nodes, found {ports}")
+    return ports
 
 
-def _connect(
-    place: Path,
-    synchronous: str,
-    create: bool,
-    may_wait: Callable[[float], bool] = _within_patience,
-) -> apsw.Connection:
-    """A connection with all settings, in WAL mode. Without *create* a file in which there is no
-    queue is refused."""
-    connection = apsw.Connection(
-        str(place), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    )
-    try:
-        connection.set_busy_handler(_patient(may_wait))
-        if connection.readonly("main"):
-            raise FileError(str(place), "cannot be written by this user")
-        connection.transaction_mode = "IMMEDIATE"
-        for setting, value in (
-            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
-            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DML, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DDL, 0),
-        ):
-            connection.config(setting, value)
-        _refuse_lost_wal(connection, place)
-        _refuse_foreign_schema(connection, str(place))
-        if not create and _schema_version(connection) == 0:
-            raise FileError(str(place), "holds no queue: name another file")
-        if connection.pragma("page_count") == 0:
-            connection.pragma("auto_vacuum", "incremental")
-        if (mode := connection.pragma("journal_mode", "wal")) != "wal":
-            raise FileError(str(place), f"stays in journal mode {mode!r}: WAL does not work there")
-        connection.pragma("synchronous", synchronous)
-        connection.pragma("temp_store", "memory")
-        # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
-        connection.pragma("wal_autocheckpoint", 1000)
-        connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-        _migrate(connection, str(place))
-        _forget_statistics(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory still
-    refers to frames which only they have."""
-    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
-        try:
-            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
-            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        except apsw.IOError as error:
-            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
-                raise
-            frames = 1  # SQLite tried to read one that is not there.
-        if frames <= 0 or os.path.getsize(f"{place}-wal"):
-            return
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    problem = "its WAL was removed while programs had it open, which still have"
-    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
-
-
-def _patient(
-    may_wait: Callable[[float], bool] = _within_patience,
-) -> Callable[[int], bool]:
+def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
     """A busy handler for one connection, with short waits of random length: SQLite's own waits
     longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
@@ -4928,49 +4685,128 @@ def _patient(
     return wait
 
 
-def _check_sqlite() -> None:
-    """Refuses versions of SQLite that can lose commits (or that lack SQLITE_CHECKPOINT_NOOP)."""
-    version = apsw.sqlite_lib_version()
-    if tuple(int(part) for part in version.split(".")[:3]) < SAFE_SQLITE:
-        raise LitejobsError(f"SQLite {version} can lose commits: upgrade apsw to 3.51.3 or later")
+def _locate(path: Path, create: bool) -> Path:
+    """The real path of the file, which then exists, private to its user.
 
-
-def fill_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
-    file gets their number, and is written to by what is printed."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-
-
-@functools.cache
-def _keep_others_out() -> None:
-    if sys.platform != "win32":  # Where each handle has locks of its own.
-        sys.addaudithook(_refuse_beside_ours)
-
-
-def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open: when they
-    close it, the system drops the locks of our SQLite as well, and other processes would delete
-    the WAL that it is writing. (Python does not report ATTACH.)"""
-    if event not in ("open", "sqlite3.connect"):
-        return
-    path = arguments[0]
-    if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
-        return  # It is open already, or new.
+    It is created with O_EXCL, and never opened here once it exists: closing any
+    descriptor of a file drops all POSIX locks that this process has on it.
+    """
     try:
-        mark = _mark(_plain_path(os.fsdecode(path)))
-    except (TypeError, ValueError):
-        return  # It is not a path, which they will report.
-    if any(mark) and _litejobs_has(mark):
-        problem = "litejobs has the file open in this process, and would lose its locks on it"
-        advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
-        raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+        place = _real_path(path)
+        if create:
+            with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
+                if not (place.exists() and place.stat().st_size):
+                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        found = os.lstat(place)
+    except NotADirectoryError:
+        problem = f"{path.parent} is not a folder"
+    except FileNotFoundError:
+        problem = f"the folder {path.parent} does not exist: create it"
+        if path.parent.is_dir():
+            problem = "does not exist"
+    except OSError as error:
+        problem = f"cannot be created: {error.strerror}"
+    except ValueError as error:
+        problem = f"is not a valid file name: {error}"
+    else:
+        if stat.S_ISREG(found.st_mode):
+            if found.st_nlink == 1:
+                return place
+            problem = LINKED
+        elif stat.S_ISLNK(found.st_mode):
+            problem = "is a symbolic link: name the file that it leads to"
+        elif stat.S_ISDIR(found.st_mode):
+            problem = "is a folder: name a file in it"
+        else:
+            problem = "is not a regular file"
+    raise FileError(str(path), problem) from None
 
 
-def _litejobs_has(mark: Mark) -> bool:
-    there = (reference() for reference in _OPEN_HERE.valuerefs())
-    return any(each.is_open_as(mark) for each in there if each is not None)
+ENDINGS = "-wal", "-shm"
+
+
+def _real_path(path: Path) -> Path:
+    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
+    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
+    place = Path(os.path.realpath(path.parent, strict=True), path.name)
+    str(place).encode()
+    return place
+
+
+def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
+    """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
+    replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
+    now, and share the other with processes that still have that file open."""
+    wal, shm = (f"{place}{end}" for end in ENDINGS)
+    if not any(map(any, left)):
+        return
+    with contextlib.ExitStack() as unlocking:
+        # Of two processes, none renames the new file of the other. Folders need not be readable,
+        # people lock them, too, and not every file system has such locks: so only for a second.
+        with contextlib.suppress(OSError):
+            if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
+                unlocking.enter_context(locked)
+        if any(left[1]) and _file_id(shm) == left[1]:
+            os.unlink(shm)
+        if any(left[0]) and _file_id(wal) == left[0]:
+            aside = f"{wal}-{left[0][1]}"
+            os.rename(wal, aside)
+            problem = "%s belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, wal, aside)
+
+
+def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
+    """Locks a file, alone or with others, until what it returns is closed or the process ends;
+    `None` if the locks of others still forbid that after *wait* seconds."""
+    give_up = time.monotonic() + wait
+    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
+        time.sleep(0.001)
+    return locked
+
+
+def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
+    with contextlib.ExitStack() as locked:
+        if sys.platform == "win32":
+            # A lock of SQLite's on an empty file.
+            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+            locked.callback(connection.close)
+            connection.pragma("journal_mode", "memory")
+            with contextlib.suppress(apsw.BusyError):
+                connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+                return locked.pop_all()
+            return None
+        import fcntl
+
+        # Read-only: a job that writes into every open descriptor must not damage it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        locked.callback(os.close, descriptor)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return locked.pop_all()
+    return None
+
+
+def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
+    """Refuses a file whose WAL was removed while others have it open: the shared memory still
+    refers to frames which only they have."""
+    wal = f"{place}-wal"
+    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+        try:
+            connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
+            frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.IOError as error:
+            if _code(error) != apsw.SQLITE_IOERR_SHORT_READ:
+                raise
+            frames = 1  # SQLite tried to read one that is not there.
+        if frames <= 0 or os.path.getsize(wal):
+            return
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    os.unlink(wal)  # SQLite has just created it; the others are to see that theirs is gone.
+    problem = "its WAL was removed while programs had it open, which still have"
+    raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def _free_space(folder: str) -> int | None:
@@ -4983,61 +4819,146 @@ def _free_space(folder: str) -> int | None:
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
-def _plain_path(name: str) -> str:
-    """The path in a name that may be a URI, as sqlite3 takes it."""
-    if not name.startswith("file:"):
-        return name
-    from urllib.parse import unquote, urlsplit
+def fill_standard_streams() -> None:
+    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
+    file gets their number, and is written to by what is printed."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
-    return unquote(urlsplit(name).path)
+
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
-def _refuse_beside_others(place: Path, mark: Mark) -> None:
-    """Refuses a file that something else than our SQLite has open in this process: when that
-    closes it, the locks of our SQLite would be gone."""
+def _files_here() -> list[File]:
+    """The files of this process, which other threads may be creating."""
+    return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
+
+
+def relative_paths() -> dict[Path, Path]:
+    """Where relative paths of files lead in this program."""
+    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
+
+
+def use_relative_paths(paths: Mapping[Path, Path]) -> None:
+    """Makes relative paths lead there, also those of files that the import of the main program
+    has created already, in whatever folder the worker was started."""
+    _FROM_NODE.update(paths)
+    for file in _files_here():
+        if file.given in paths:
+            file.close()
+            file.path = paths[file.given]
+
+
+_FORKS = threading.RLock()
+"""Held by the thread that forks."""
+_HELD_BY_FORK: list[threading.RLock] = []
+
+
+def _close_before_fork() -> None:
+    """Closes the connections, which are opened again when needed: SQLite handles do not survive a
+    fork, and a child that only closes one can undo the parent's commits."""
+
+    def hold(lock: threading.RLock) -> None:
+        lock.acquire()
+        _HELD_BY_FORK.append(lock)
+
+    # Python forks even if Ctrl-C raises an error here; what is held by then is released.
+    hold(_FORKS)
+    for file in _files_here():
+        hold(file.turn)
+        with contextlib.suppress(apsw.Error):
+            file.close()
+    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
+
+
+def _release_after_fork() -> None:
+    while _HELD_BY_FORK:
+        _HELD_BY_FORK.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_close_before_fork,
+        after_in_parent=_release_after_fork,
+        after_in_child=_release_after_fork,
+    )
+
+# Two SQLite libraries in one process, as apsw's and Python's own, must not have the same file
+# open: when one closes it, the system drops the locks of the other, and other processes would
+# delete the WAL that it is writing. (On Windows, each handle has locks of its own.)
+
+
+@functools.cache
+def _keep_others_out() -> None:
+    if sys.platform != "win32":
+        sys.addaudithook(_refuse_beside_ours)
+
+
+def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
+    does not report ATTACH.)"""
+    if event not in ("open", "sqlite3.connect"):
+        return
+    path = arguments[0]
+    if isinstance(path, int) or (event == "open" and arguments[2] & os.O_EXCL):
+        return  # It is open already, or new.
+    try:
+        name = os.fsdecode(path)
+        if name.startswith("file:"):  # A URI, as sqlite3 takes it.
+            from urllib.parse import unquote, urlsplit
+
+            name = unquote(urlsplit(name).path)
+        found = _file_id(name)
+    except (TypeError, ValueError):
+        return  # It is not a path, which they will report.
+    if any(found) and _litejobs_has(found):
+        problem = "litejobs has the file open in this process, and would lose its locks on it"
+        advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
+        raise FileError(os.fsdecode(path), f"{problem}: {advice}")
+
+
+def _refuse_beside_others(place: Path, found: FileId) -> None:
+    """Refuses a file that something else than our SQLite has open in this process."""
     give_up = time.monotonic() + 0.5
     # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(mark) and not (_litejobs_has(mark) or _apsw_may_have(place)):
+    while _has_descriptors_of(found) and not (
+        _litejobs_has(found) or _apsw_has(place, if_busy=True)
+    ):
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _has_descriptors_of(mark: Mark) -> bool:
+def _litejobs_has(found: FileId) -> bool:
+    return any(file.is_open_as(found) for file in _files_here())
+
+
+def _has_descriptors_of(found: FileId) -> bool:
     """Whether a file is open in this process; where that matters, and can be known."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return False
     for number in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):
-            if _mark_of(os.fstat(int(number))) == mark:
+            if _stat_id(os.fstat(int(number))) == found:
                 return True
     return False
 
 
-def _apsw_may_have(place: Path, if_busy: bool = True) -> bool:
+def _apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
         try:
-            path = connection.filename
+            if (path := connection.filename) and os.path.samefile(path, place):
+                return True
         except apsw.ThreadingViolationError:
             if if_busy:
                 return True
-        except apsw.ConnectionClosedError:
+        except (apsw.ConnectionClosedError, OSError):
             continue
-        else:
-            if path and os.path.exists(path) and os.path.samefile(path, place):
-                return True
-    return False
-
-
-def _is_closed(connection: Any) -> bool:
-    """Whether a connection of the standard sqlite3 is closed, in whatever thread it is used."""
-    try:
-        _ = connection.total_changes
-    except Exception:  # Its own error for a connection that was closed.
-        return True
     return False
 
 
@@ -5054,20 +4975,10 @@ BATCH = 5_000
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
-_COUNTED = "state <> 'pending' AND state <> 'running'"
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
-_KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
-_HOLDS = """
-    unique_key IS NOT NULL AND (
-        unique_scope = 'exists'
-        OR state <> 'completed' AND state <> 'failed' AND state <> 'cancelled'
-            AND (unique_scope = 'active' OR claim = 0)
-    )
-"""
-"""The terms of two partial indexes, as the schema has them: SQLite compares their text."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
 _KEPT: Mapping[str, int] = {
@@ -5182,7 +5093,7 @@ def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
         f"""
         SELECT state, queue, name, count(*)
         FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE {_COUNTED} GROUP BY state, queue, name
+        WHERE {COUNTED} GROUP BY state, queue, name
         """,
         (json.dumps(ids),),
     )
@@ -5194,7 +5105,7 @@ def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
     do it."""
     if changes and tx.own:
         tx.connection.executemany(
-            f"INSERT INTO litejobs_count VALUES (?, ?, ?, ?) {_ADD}",
+            f"INSERT INTO litejobs_count (state, queue, name, number) VALUES (?, ?, ?, ?) {_ADD}",
             [(*group, change) for group, change in changes.items() if change],
         )
 
@@ -5255,7 +5166,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {_KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5265,7 +5176,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     taken = tx.execute(
         f"""
         SELECT count(*) FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {_KEYED} AND state IN ('pending', 'running') AND key = ?
+        WHERE {KEYED} AND state IN ('pending', 'running') AND key = ?
         """,
         (key,),
     ).fetchone()
@@ -5497,7 +5408,7 @@ def _in_counted_states(match: Match) -> str:
     newest can matter; the others take one step into the index each."""
     mine = f"""
         SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {_COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
             AND {match.further} ORDER BY id DESC
     """
     return f"""
@@ -5512,7 +5423,10 @@ def _in_counted_states(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"SELECT * FROM litejobs_count WHERE {match.group} AND {match.among(SHELVED)}"
+    shelved = f"""
+        SELECT state, queue, name, number FROM litejobs_count
+        WHERE {match.group} AND {match.among(SHELVED)}
+    """
     parts = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
@@ -5640,7 +5554,7 @@ VERBS: Mapping[str, tuple[Step, ...]] = {
                 # have expired.
                 f"""
                 UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {_HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
                     AND unique_key IN (
                         SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
                     )
@@ -5756,7 +5670,6 @@ def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
             if standard:
                 with _OPENING:
                     _check_no_other(file)
-                    file.note_standard_connection(connection)
             ours = _begin_part(connection)
             try:
                 if _is_outdated(connection, str(file.path)):
@@ -5878,7 +5791,9 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
     file.warned = True
     advice = "use a connection of apsw's, or a Python with SQLite 3.51.3 or later"
     logger.warning("sqlite3 has SQLite %s here, which may lose commits: %s", version, advice)
-    connection.execute("INSERT OR REPLACE INTO litejobs_meta VALUES ('old_sqlite', ?)", (version,))
+    connection.execute(
+        "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('old_sqlite', ?)", (version,)
+    )
 
 
 def _check_path(connection: Any, file: File) -> None:
@@ -5895,7 +5810,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_mark(str(file.path))) or _apsw_may_have(file.path, if_busy=False)
+        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -5966,10 +5881,7 @@ _REPLACE = f"""
     WHERE id = :id
 """
 
-_BY_TRIGGER = re.findall(
-    r"UPDATE litejobs_job (SET\s+enqueued_at .*? ON known.name =) NEW.name", "".join(SCHEMA), re.S
-)
-_COMPLETE = f"UPDATE litejobs_job AS NEW {_BY_TRIGGER[-1]} :name WHERE NEW.id = :id"
+_COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
 
@@ -6024,25 +5936,75 @@ class GroupCommit:
                 self.waiting[0].wake()
 
 
-def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
-    """By queue: its defaults for options."""
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    stored_defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
+    """The rate, as it is calculated with."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """For max_attempts, timeout and backoff, as far as they are set."""
+        found = {**self.stored_defaults}
+        if timeout := found.get("timeout"):
+            found["timeout"] = timedelta(microseconds=timeout)
+        if backoff := found.get("backoff"):
+            found["backoff"] = load_backoff(backoff, DEFAULT_BACKOFF)
+        return found
+
+
+def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+    """The settings of queues, by name. Of those that cannot be calculated with nobody knows
+    what the queue's jobs may do, and it is paused."""
+    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    found = {}
+    for row in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
+        values = dict(zip(columns, row, strict=True))
+        try:
+            found[row[0]] = _settings_of(values)
+        except (TypeError, ValueError):
+            found[row[0]] = QueueSettings(row[0], paused=True)
+    return found
+
+
+def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
+    for column, (low, high) in BOUNDS["litejobs_queue"].items():
+        if row[column] is not None and not low <= row[column] <= high:
+            raise ValueError(column)
+    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
+    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+        if parse_rate(row["rate_given"]) == row["rate"]:
+            rate = row["rate_given"]
     options = ("max_attempts", "timeout", "backoff")
-    rows = tx.execute(f"""
-        SELECT name, {", ".join(options)} FROM litejobs_queue
-        WHERE coalesce({", ".join(options)}) IS NOT NULL
-    """)
-    return {
+    return QueueSettings(
+        name=row["name"],
+        paused=bool(row["paused"]),
+        concurrency=row["concurrency"],
+        rate=rate,
+        burst=row["burst"],
+        weight=row["weight"],
+        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
         # 0 attempts: without end.
-        name: {k: v or None for k, v in zip(options, row, strict=True) if v is not None}
-        for name, *row in rows
-    }
+        stored_defaults={name: row[name] or None for name in options if row[name] is not None},
+        per_second=row["rate"],
+    )
 
 
-def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> Batch:
+def _with_defaults(batch: Batch, settings: Mapping[str, QueueSettings]) -> Batch:
     """The batch, with its queue's defaults for the options that were not given."""
-    if not (given := defaults.get(batch.queue)):
+    if (queue := settings.get(batch.queue)) is None:
         return batch
-    chosen = {option: value for option, value in given.items() if option in batch.open}
+    chosen = {name: value for name, value in queue.stored_defaults.items() if name in batch.open}
     return batch._replace(options={**batch.options, **chosen})
 
 
@@ -6149,8 +6111,8 @@ class Intake:
 
     def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
         connection = tx.connection
-        if defaults := tx.cached(_defaults):
-            batches[:] = [_with_defaults(batch, defaults) for batch in batches]
+        if settings := tx.cached(read_settings):
+            batches[:] = [_with_defaults(batch, settings) for batch in batches]
         counts: dict[Group, int] = {}
         for batch in batches:
             shared = (
@@ -6173,8 +6135,8 @@ class Intake:
     def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
         """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
         whether it was there before."""
-        defaults = _defaults(tx)
-        inserted = [self._insert(tx, _with_defaults(batch, defaults)) for batch in batches]
+        settings = read_settings(tx)
+        inserted = [self._insert(tx, _with_defaults(batch, settings)) for batch in batches]
         for key in {batch.key for batch in batches if batch.key is not None}:
             self._free_slots(tx, key)
             admit_blocked(tx, [key])
@@ -6210,7 +6172,7 @@ class Intake:
             SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
                 CASE WHEN {_UNSTARTED} THEN expires_at END
             FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {_HOLDS}
+            WHERE unique_key = ? AND {HOLDS}
             """,
             (key,),
         ).fetchone()
@@ -6230,7 +6192,7 @@ class Intake:
         that does. Those that are let in instead may have expired, too."""
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
         """
         while row := tx.execute(sql, (key, tx.now)).fetchone():
             expire_job(tx, row[0])
@@ -6320,13 +6282,13 @@ class Schedules:
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
         if now < self._latest:
-            with self.file.writing() as connection:
-                self._plan(connection, now)
+            with self.file.transaction() as tx:
+                self._plan(tx, now)
         self._latest = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
-        with self.file.reading() as connection:
-            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        with self.file.transaction(read_only=True) as tx:
+            found = read_schedules(tx, f"{_ACTIVE} AND next_at <= :now", now=now)
         fired, more = 0, False
         for schedule in filter(self._usable, found):
             ticks, after = schedule.due(now)
@@ -6338,9 +6300,9 @@ class Schedules:
         return fired, now if more else self._next_at(now)
 
     def _next_at(self, after: int) -> int | None:
-        with self.file.reading() as connection:
+        with self.file.transaction(read_only=True) as tx:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
-            return _one_number(connection, sql, (after,))
+            return _one_number(tx, sql, (after,))
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
@@ -6355,11 +6317,11 @@ class Schedules:
         """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
         if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            if self._find(tx.connection, schedule.name) != schedule:
+            if self._find(tx, schedule.name) != schedule:
                 return None
             if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                last = tx.execute(sql, (schedule.last_job,)).get
                 ticks = ticks[:1] if last is None or last in FINISHED else []
             ids = []
             for tick in ticks:
@@ -6371,7 +6333,7 @@ class Schedules:
                     after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            _write_schedule(tx.connection, after)
+            _write_schedule(tx, after)
         logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
         return ids
 
@@ -6379,17 +6341,17 @@ class Schedules:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            schedule = self._found(tx.connection, name)
+            schedule = self._found(tx, name)
             [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
-            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
+            _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
+    def _plan(self, tx: Transaction, now: int) -> None:
         """Computes each next tick anew, by the present rules and the clock."""
-        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+        for schedule in filter(self._usable, read_schedules(tx, "NOT paused")):
             plan = schedule.planned(now)
             if plan != schedule:
-                _write_schedule(connection, plan)
+                _write_schedule(tx, plan)
             if plan.next_tick != schedule.next_tick:
                 at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
                 logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
@@ -6398,25 +6360,25 @@ class Schedules:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
         declared = list(declared)
-        with self.file.reading() as connection:
-            if not declared and not read_schedules(connection):
+        with self.file.transaction(read_only=True) as tx:
+            if not declared and not read_schedules(tx):
                 return
-        with self.file.writing() as connection:
-            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+        with self.file.transaction() as tx:
+            known = {schedule.name: schedule for schedule in read_schedules(tx)}
             for schedule in declared:
-                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+                self._declare(tx, schedule, known.pop(schedule.name, None), program)
             for schedule in known.values():
                 if (programs := schedule.programs).pop(program, None) is None:
                     continue
                 if programs:
-                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                    _write_schedule(tx, attrs.evolve(schedule, origin=json.dumps(programs)))
                 else:
-                    _delete_schedule(connection, schedule.name)
+                    _delete_schedule(tx, schedule.name)
                     logger.info("schedule %s has left the code and was removed", schedule.name)
-            self._plan(connection, self.clock())
+            self._plan(tx, self.clock())
 
     def _declare(
-        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
+        self, tx: Transaction, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
         others = {} if known is None else known.programs
@@ -6431,16 +6393,14 @@ class Schedules:
                 logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
         programs = {**dict([*others.items()][-7:]), **new.programs}
-        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
+        self._put(tx, attrs.evolve(new, origin=json.dumps(programs)), known)
 
     def put(self, schedule: Schedule) -> Schedule:
         """Makes a schedule, or changes the one of this name; gives it as it is then."""
-        with self.file.writing() as connection:
-            put = self._put(connection, schedule, self._find(connection, schedule.name))
-        self.file.notify_nodes()
-        return put
+        with self.file.transaction(notify=True) as tx:
+            return self._put(tx, schedule, self._find(tx, schedule.name))
 
-    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
+    def _put(self, tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
         times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
@@ -6449,7 +6409,7 @@ class Schedules:
         if known is None or times(new) != times(known):
             new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
         if new != known:
-            _write_schedule(connection, new)
+            _write_schedule(tx, new)
         return new
 
     def pause(self, name: str | None = None) -> int:
@@ -6468,57 +6428,54 @@ class Schedules:
         return self._each(name, True, resumed)
 
     def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
-        with self.file.writing() as connection:
-            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+        with self.file.transaction(notify=True) as tx:
+            found = read_schedules(tx) if name is None else [self._found(tx, name)]
             found = [schedule for schedule in found if schedule.paused is paused]
             for schedule in found:
-                _write_schedule(connection, change(schedule))
-        self.file.notify_nodes()
+                _write_schedule(tx, change(schedule))
         return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
-        with self.file.writing() as connection:
-            _delete_schedule(connection, self._found(connection, name).name)
+        with self.file.transaction() as tx:
+            _delete_schedule(tx, self._found(tx, name).name)
 
     def get(self, name: str) -> Schedule:
         """One schedule."""
-        with self.file.reading() as connection:
-            return self._found(connection, name)
+        with self.file.transaction(read_only=True) as tx:
+            return self._found(tx, name)
 
     def all(self) -> list[Schedule]:
         """All schedules, by name."""
-        with self.file.reading() as connection:
-            return read_schedules(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return read_schedules(tx)
 
-    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
-        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
+    def _find(self, tx: Transaction, name: str) -> Schedule | None:
+        return next(iter(read_schedules(tx, "name = :name", name=name)), None)
 
-    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
-        if schedule := self._find(connection, name):
+    def _found(self, tx: Transaction, name: str) -> Schedule:
+        if schedule := self._find(tx, name):
             return schedule
-        known = [schedule.name for schedule in read_schedules(connection)]
+        known = [schedule.name for schedule in read_schedules(tx)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
 
 
 def read_schedules(
-    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+    tx: Transaction | apsw.Connection, term: str = "TRUE", **bindings: Any
 ) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
-    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+    return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
 
 
-def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     row = attrs.astuple(schedule, recurse=False)
     places = ", ".join("?" * len(row))
-    connection.execute(
-        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
-    )
+    tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
 
 
-def _delete_schedule(connection: apsw.Connection, name: str) -> None:
-    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+def _delete_schedule(tx: Transaction, name: str) -> None:
+    tx.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
 
 
 def _with_state(new: Schedule, known: Schedule) -> Schedule:
@@ -6543,65 +6500,6 @@ LONG_LOOK = 0.001
 LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
-
-
-@attrs.frozen
-class QueueSettings:
-    """The settings of a queue; `None` where it has none."""
-
-    name: str
-    paused: bool = False
-    concurrency: int | None = None
-    rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
-    burst: int | None = None
-    weight: float | None = None
-    ageing: timedelta | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    """For max_attempts, timeout and backoff, as far as they are set."""
-    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
-    """The rate, as it is calculated with."""
-
-
-def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
-    """The settings of queues, by name."""
-    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
-    rows = tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name")
-    return {row[0]: _settings_of(dict(zip(columns, row, strict=True))) for row in rows}
-
-
-def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
-    """Those of a row. If they cannot be calculated with, nobody knows what the queue's jobs may
-    do, and it is paused."""
-    unusable = QueueSettings(row["name"], paused=True)
-    defaults: dict[str, Any] = {}
-    try:
-        for column, (low, high) in BOUNDS["litejobs_queue"].items():
-            if row[column] is not None and not low <= row[column] <= high:
-                return unusable
-        if row["max_attempts"] is not None:
-            defaults["max_attempts"] = row["max_attempts"] or None
-        if row["timeout"] is not None:
-            defaults["timeout"] = timedelta(microseconds=row["timeout"])
-        if row["backoff"] is not None:
-            defaults["backoff"] = load_backoff(row["backoff"], DEFAULT_BACKOFF)
-    except (OptionError, TypeError):
-        return unusable
-    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-        if parse_rate(row["rate_given"]) == row["rate"]:
-            rate = row["rate_given"]
-    return QueueSettings(
-        name=row["name"],
-        paused=bool(row["paused"]),
-        concurrency=row["concurrency"],
-        rate=rate,
-        burst=row["burst"],
-        weight=row["weight"],
-        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
-        defaults=defaults,
-        per_second=row["rate"],
-    )
 
 
 def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
@@ -6946,6 +6844,14 @@ NAME_TIMEOUT = 1.0
 """Seconds that the processes of another node of the same name have to end."""
 
 
+def _names_in(text: str | None) -> tuple[str, ...] | None:
+    with contextlib.suppress(ValueError):
+        names = None if text is None else load_json(text)
+        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
+            return None if names is None else tuple(names)
+    raise Damaged(f"a node does not list names: {shown(text)}")
+
+
 @attrs.frozen
 class Node:
     """A running `work()`, as it is listed in the file."""
@@ -6955,11 +6861,11 @@ class Node:
     pid: int
     port: int
     workers: int
-    queues: tuple[str, ...] | None
-    started_at: datetime
+    queues: tuple[str, ...] | None = attrs.field(converter=_names_in)
+    started_at: datetime = attrs.field(converter=from_micros)
     running: int
     """How many jobs it holds."""
-    names: frozenset[str] | None = None
+    names: tuple[str, ...] | None = attrs.field(converter=_names_in)
     """The definitions that it has; `None` if that is not known."""
 
     def takes(self, name: str, queue: str) -> bool:
@@ -6971,41 +6877,13 @@ class Node:
         return self.names is None or name in self.names
 
 
-class Listed(NamedTuple):
-    """The columns of a node, and how many jobs it holds."""
-
-    id: int
-    name: str
-    pid: int
-    port: int
-    workers: int
-    queues: str | None
-    started_at: int
-    running: int
-    names: str | None
-
-
-def _nodes(connection: apsw.Connection) -> list[Node]:
-    rows: list[Any] = connection.execute("""
+def _nodes(tx: Transaction) -> list[Node]:
+    rows = tx.execute("""
         SELECT id, name, pid, port, workers, queues, started_at,
             (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
         FROM litejobs_node AS node ORDER BY id
     """).fetchall()
-    return [_node(sound(Listed, row)) for row in rows]
-
-
-def _node(row: Listed) -> Node:
-    queues, names = _names_in(row.queues), _names_in(row.names)
-    lists = {"queues": queues, "names": None if names is None else frozenset(names)}
-    return Node(**row._asdict() | lists | {"started_at": from_micros(row.started_at)})
-
-
-def _names_in(text: str | None) -> tuple[str, ...] | None:
-    with contextlib.suppress(ValueError):
-        names = None if text is None else load_json(text)
-        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {shown(text)}")
+    return [sound(Node, row) for row in rows]
 
 
 _UNLISTED = """
@@ -7039,18 +6917,21 @@ class Nodes:
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         while True:
-            with self.file.writing() as connection:
-                if (pid := self._live_namesake(connection, name)) is None:
-                    self._remove_stale_locks(connection)
-                    connection.execute(
+            with self.file.transaction() as tx:
+                # With two live nodes of a name, a job for that name would reach either one.
+                namesakes = tx.execute("SELECT id, pid FROM litejobs_node WHERE name = ?", (name,))
+                pid = next((pid for id, pid in namesakes.fetchall() if self.is_alive(id)), None)
+                if pid is None:
+                    self._remove_stale_locks(tx)
+                    tx.execute(
                         "INSERT INTO litejobs_node"
                         " (name, pid, port, workers, queues, names, started_at)"
                         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (*columns, self.clock()),
+                        (*columns, tx.now),
                     )
-                    node = connection.last_insert_rowid()
-                    _store_definitions(connection, known)
-                    presence = Presence.create(self.file.presence_path(node), self.file.path)
+                    node = tx.connection.last_insert_rowid()
+                    _store_definitions(tx, known)
+                    presence = Presence(self.file.presence_path(node), self.file.path)
             if pid is None:
                 self.file.joined += 1
                 return node, presence
@@ -7061,57 +6942,42 @@ class Nodes:
                 )
             time.sleep(0.02)
 
-    def _live_namesake(self, connection: apsw.Connection, name: str) -> int | None:
-        """The process id of a live node of that name. With two of them, a job for that name would
-        reach either one."""
-        sql = "SELECT id, pid FROM litejobs_node WHERE name = ?"
-        rows: list[Any] = connection.execute(sql, (name,)).fetchall()
-        return next((pid for id, pid in rows if self.is_alive(id)), None)
-
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
-        found: defaultdict[str, set[str]] = defaultdict(set)
-        sql = """
+        rows = self.file.read("""
             SELECT substr(name, length('hidden:') + 1), path.value
             FROM litejobs_meta, json_each(litejobs_meta.value) AS path
             WHERE name GLOB 'hidden:*' AND json_valid(litejobs_meta.value)
-        """
-        with self.file.reading() as connection:
-            for name, path in connection.execute(sql):
-                if isinstance(path, str):
-                    found[name].add(path)
-        return {name: frozenset(paths) for name, paths in found.items()}
+                AND typeof(path.value) = 'text'
+        """)
+        return {name: frozenset(path for of, path in rows if of == name) for name, _ in rows}
 
-    def _remove_stale_locks(self, connection: apsw.Connection) -> None:
+    def _remove_stale_locks(self, tx: Transaction) -> None:
         """Removes the lock files of nodes that were killed while they left. No other node can be
         joining now, since this process has the write lock."""
-        nodes = _column(connection, "SELECT id FROM litejobs_node")
+        nodes = _column(tx, "SELECT id FROM litejobs_node")
         listed = set(map(self.file.presence_path, nodes))
         start = f"{self.file.path.name}-node-"
         with contextlib.suppress(OSError):
             for file in self.file.path.parent.iterdir():
                 if file.name.startswith(start) and str(file) not in listed:
-                    with Presence.gone(str(file)):
+                    with gone(str(file)):
                         pass
 
     def all(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
-        with self.file.reading() as connection:
-            return _nodes(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return _nodes(tx)
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
         joined next after it to the one that joined last before it."""
-        with self.file.reading() as connection:
-            sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
-            rows: list[Any] = connection.execute(sql, (node,)).fetchall()
-        return rows
+        sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
+        return self.file.read(sql, (node,))
 
     def is_listed(self, node: int) -> bool:
         """Whether a node is listed; if not, another one has found it dead."""
-        with self.file.reading() as connection:
-            sql = "SELECT 1 FROM litejobs_node WHERE id = ?"
-            return connection.execute(sql, (node,)).get is not None
+        return bool(self.file.read("SELECT 1 FROM litejobs_node WHERE id = ?", (node,)))
 
     def refuse_unlisted(self, node: int) -> None:
         """Raises an error if a node is not listed: no other node would rescue its jobs."""
@@ -7121,14 +6987,11 @@ class Nodes:
 
     def unlisted(self) -> list[int]:
         """The ids of nodes that hold jobs but are not listed; 0 for jobs without a holder."""
-        with self.file.reading() as connection:
-            return _column(connection, f"SELECT holder FROM ({_UNLISTED})")
+        return [holder for (holder,) in self.file.read(f"SELECT holder FROM ({_UNLISTED})")]
 
     def is_alive(self, node: int) -> bool:
         """Whether one of its processes is certainly there."""
-        with contextlib.suppress(FileError), contextlib.ExitStack() as closing:
-            return not _lock_alone(self.file.presence_path(node), closing)
-        return False
+        return alive(self.file.presence_path(node), if_unknown=False)
 
     def rescue(self, node: int) -> int:
         """Takes over the jobs of a node if none of its processes is left; says how many.
@@ -7138,8 +7001,8 @@ class Nodes:
         keeps its jobs, unless its lock file stays missing.
         """
         path = self.file.presence_path(node)
-        with Presence.gone(path) as gone:
-            return self._take_over(node) if gone or self._stays_missing(node, path) else 0
+        with gone(path) as dead:
+            return self._take_over(node) if dead or self._stays_missing(node, path) else 0
 
     def _stays_missing(self, node: int, path: str) -> bool:
         """Whether the lock file has been missing for so long that no process can be left."""
@@ -7155,13 +7018,11 @@ class Nodes:
     def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
         """The ids, names, queues and attempts of the jobs that a node holds, and whether each is
         a dead letter if that node is lost."""
-        with self.file.reading() as connection:
-            sql = """
-                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
-                WHERE state = 'running' AND ifnull(holder, 0) = ?
-            """
-            rows: list[Any] = connection.execute(sql, (LOST_LIMIT, node)).fetchall()
-        return rows
+        sql = """
+            SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
+            WHERE state = 'running' AND ifnull(holder, 0) = ?
+        """
+        return self.file.read(sql, (LOST_LIMIT, node))
 
     def _take_over(self, node: int) -> int:
         with self.file.transaction() as tx:
@@ -7220,26 +7081,24 @@ class Nodes:
     def asked(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
         has to take back the jobs that its workers have not started."""
-        with self.file.reading() as connection:
-            sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
-            recall = "SELECT recall FROM litejobs_node WHERE id = ?"
-            return _column(connection, sql, (node,)), _one_number(connection, recall, (node,))
+        sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
+        recall = "SELECT recall FROM litejobs_node WHERE id = ?"
+        with self.file.transaction(read_only=True) as tx:
+            return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
     def recalled(self, node: int, recall: int) -> None:
         """Notes that a node has taken back its jobs, unless there is another recall by now."""
-        with self.file.writing() as connection:
+        with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
-            connection.execute(sql, (node, recall))
+            tx.execute(sql, (node, recall))
 
     def await_recall(self) -> None:
         """Waits until all live nodes have taken back the jobs that have not started."""
         give_up = time.monotonic() + RECALL_TIMEOUT
         for pause in poll_intervals():
             time.sleep(pause)
-            with self.file.reading() as connection:
-                sql = "SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL"
-                asked: list[Any] = connection.execute(sql).fetchall()
-            late = [name for id, name in asked if Presence.held(self.file.presence_path(id))]
+            asked = self.file.read("SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL")
+            late = [name for id, name in asked if alive(self.file.presence_path(id))]
             if not late:
                 return
             if time.monotonic() >= give_up:
@@ -7248,122 +7107,105 @@ class Nodes:
                 return
 
 
-def _store_definitions(connection: apsw.Connection, known: Iterable[Mapping[str, Any]]) -> None:
+def _store_definitions(tx: Transaction, known: Iterable[Mapping[str, Any]]) -> None:
     columns = (*STORED, "expires", "name")
     for definition in known:
-        connection.execute(
+        tx.execute(
             f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
             definition,
         )
         key, hidden = f"hidden:{definition['name']}", definition["hidden"]
-        connection.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
+        tx.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
         if hidden:
             value = json.dumps(sorted(hidden))
-            connection.execute("INSERT INTO litejobs_meta VALUES (?, ?)", (key, value))
+            tx.execute("INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value))
 
 
 @attrs.define(eq=False, repr=False)
 class Presence:
-    """A shared lock on a small file, held by every process of a node. The operating system
-    releases it when the process ends (or when the process closes the file after opening it
-    a second time). It is a lock of SQLite's on an empty file: that works on every system."""
+    """The share of a node's lock that its first process holds, and the small file that it is on."""
 
     path: str
-    _connection: apsw.Connection
-    _file: Path = Path()
-    _mark: Mark | None = None
-    """Of the file, if nothing else in this process may open it."""
+    _file: Path
+    """The queue's, whose rights it gets."""
+    _lock: contextlib.ExitStack = attrs.field(init=False)
+    _id: FileId | None = attrs.field(init=False)
 
-    @classmethod
-    def hold(cls, path: str) -> Presence:
-        """Takes a share of the lock; the file has to exist."""
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        with _as_ours(path):
-            connection = _lock_connection(path, apsw.SQLITE_OPEN_READONLY)
-            connection.execute("BEGIN")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        return cls(path, connection)
-
-    @classmethod
-    def create(cls, path: str, file: Path) -> Presence:
-        """Creates the lock file with the rights of the queue's *file*, and takes the first share.
-        Until that is given back, nothing else in this process may open the lock file: the system
-        releases a process's locks on a file whenever it closes that file."""
-        with _as_ours(path):
-            found = os.stat(file)
-            made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    def __attrs_post_init__(self) -> None:
+        with _as_ours(self.path):
+            found = os.stat(self._file)
+            made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0):
                 _give_rights(made, found)
-        presence = cls.hold(path)
-        presence._file, presence._mark = file, _mark(path)
-        _OPEN_HERE[id(presence)] = presence
-        return presence
+        self._lock, self._id = hold(self.path), _file_id(self.path)
 
     def renew(self) -> bool:
         """Creates the file again if it was removed or replaced, and takes the first share; says
         whether it did. Other processes still hold their shares of the old file."""
-        if self._mark is None or _mark(self.path) == self._mark:
+        if self._id is None or _file_id(self.path) == self._id:
             return False
         with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
-        renewed = Presence.create(self.path, self._file)
-        self._connection.close()
-        self._connection, self._mark = renewed._connection, renewed._mark
+        renewed = Presence(self.path, self._file)
+        self._lock.close()
+        self._lock, self._id = renewed._lock, renewed._id
         return True
-
-    def is_open_as(self, mark: Mark) -> bool:
-        """Whether this process would lose the lock by closing that file."""
-        return mark == self._mark
 
     def close(self) -> None:
         """Gives the share back."""
-        self._connection.close()
-        self._mark = None
-
-    @staticmethod
-    def held(path: str) -> bool:
-        """Whether a process holds a share, or may hold one."""
-        with contextlib.ExitStack() as closing:
-            return not _is_alone(path, closing)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def gone(path: str) -> Iterator[bool]:
-        """Whether certainly no process holds a share. If so, none can take one until the block
-        ends; then the file is removed. Processes that ask at the same moment may all get the
-        answer no, so callers have to ask again."""
-        with contextlib.ExitStack() as closing:
-            alone = _is_alone(path, closing)
-            yield alone
-            closing.close()
-            if alone:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+        self._lock.close()
+        self._id = None
 
 
-def _give_rights(made: int, found: os.stat_result) -> None:
-    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
-    does with the WAL: every user of the queue has to find out whether this node lives."""
-    if sys.platform == "win32":
-        return
-    mode = found.st_mode & 0o666
-    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
-        try:
-            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
-        except OSError:
-            mode &= ~0o060  # It would be for another group.
-        os.fchmod(made, mode)
+def hold(path: str) -> contextlib.ExitStack:
+    """Takes a share of the lock of a node, in one of its processes."""
+    with _as_ours(path):
+        held = lock(path, alone=False, wait=BUSY_TIMEOUT)
+    if held is None:
+        raise BusyError(path, "locked by another process for too long")
+    in_forks(held, contextlib.ExitStack.close)  # What a job forks does not keep its node alive.
+    return held
 
 
-def _is_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes the whole lock, until *closing*, if certainly no other process holds a share."""
+def alive(path: str, if_unknown: bool = True) -> bool:
+    """Whether a process holds a share of a node's lock."""
     try:
-        return _lock_alone(path, closing)
+        alone = _lock_alone(path)
+    except FileError:
+        return if_unknown
+    if alone is not None:
+        alone.close()
+    return alone is None
+
+
+@contextlib.contextmanager
+def gone(path: str) -> Iterator[bool]:
+    """Whether certainly no process holds a share. If so, none can take one until the block ends;
+    then the file is removed. Processes that ask at the same moment may all get the answer no, so
+    callers have to ask again."""
+    alone = None
+    with contextlib.suppress(FileError):
+        alone = _lock_alone(path)
+    if alone is None:
+        yield False
+        return
+    with alone:
+        yield True
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _lock_alone(path: str) -> contextlib.ExitStack | None:
+    """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
+    be known."""
+    try:
+        with _as_ours(path):
+            return lock(path, alone=True)
     except FileError as error:
         if not _is_missing(path):  # A live node creates it again; or it was just rescued.
             _log_once(f"whether a node lives cannot be known: {error}")
-        return False
+        raise
 
 
 def _is_missing(path: str) -> bool:
@@ -7381,30 +7223,18 @@ def _log_once(problem: str) -> None:
     logger.error("%s", problem)
 
 
-def _lock_alone(path: str, closing: contextlib.ExitStack) -> bool:
-    """Takes the whole lock, until *closing*; says whether it did, which it cannot while another
-    process holds a share. A FileError means that it cannot be known."""
-    if _is_missing(path):
-        raise FileError(path, "is missing: a live node creates it again within a second")
-    with _as_ours(path):
+def _give_rights(made: int, found: os.stat_result) -> None:
+    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
+    does with the WAL: every user of the queue has to find out whether this node lives."""
+    if sys.platform == "win32":
+        return
+    mode = found.st_mode & 0o666
+    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
         try:
-            connection = _lock_connection(path)
-            closing.callback(connection.close)
-            connection.execute("BEGIN EXCLUSIVE")
-        except apsw.BusyError:
-            return False
-    return True
-
-
-def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
-    connection = apsw.Connection(path, flags=mode | apsw.SQLITE_OPEN_NOFOLLOW)
-    if mode == apsw.SQLITE_OPEN_READWRITE and connection.readonly("main"):
-        # An exclusive transaction takes no lock then, and every node would seem dead.
-        raise FileError(path, "cannot be written by this user")
-    if mode == apsw.SQLITE_OPEN_READONLY:  # Finding out who is alive must not wait.
-        connection.set_busy_handler(_patient())
-    connection.pragma("journal_mode", "memory")
-    return connection
+            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+        except OSError:
+            mode &= ~0o060  # It would be for another group.
+        os.fchmod(made, mode)
 
 
 ################################################################################
@@ -7416,6 +7246,7 @@ def _lock_connection(path: str, mode: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.
 SAMPLE = 8
 """How many jobs of an exchange are measured."""
 METRICS_KEPT = 90 * SPANS["day"]
+_METRIC = "span, time, queue, name, measure, bucket, number"
 
 
 @attrs.define(eq=False, repr=False)
@@ -7459,9 +7290,9 @@ class Meter:
     def flush(self) -> None:
         """Stores the counts."""
         if counts := self._counts:
-            with self._file.writing() as connection:
-                connection.executemany(
-                    f"INSERT INTO litejobs_metric VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
+            with self._file.transaction() as tx:
+                tx.connection.executemany(
+                    f"INSERT INTO litejobs_metric ({_METRIC}) VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
                     [(*key, number) for key, number in counts.items()],
                 )
             self._counts = defaultdict(int)
@@ -7472,8 +7303,8 @@ class Meter:
         hour = SPANS["hour"]
         end = now - now % hour - SPANS["day"]
         sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
-        with self._file.reading() as connection:
-            first, oldest = (_one_number(connection, sql, (span,)) for span in (60, 3600))
+        with self._file.transaction(read_only=True) as tx:
+            first, oldest = (_one_number(tx, sql, (span,)) for span in (60, 3600))
             if min(first or 0, oldest or 0) < 0:
                 raise Damaged(f"a span begins at {first}, or at {oldest}")
         old = now - METRICS_KEPT
@@ -7482,19 +7313,19 @@ class Meter:
         start = min(end if first is None else first, end - hour)
         start -= start % hour
         values = {"start": start, "end": start + hour, "hour": hour, "old": old}
-        with self._file.writing() as connection:
+        with self._file.transaction() as tx:
             of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
-            connection.execute(
+            tx.execute(
                 f"""
-                INSERT INTO litejobs_metric
+                INSERT INTO litejobs_metric ({_METRIC})
                 SELECT 3600, :start, queue, name, measure, bucket, sum(number)
                 FROM litejobs_metric {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
                 """,
                 values,
             )
-            connection.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
+            tx.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
             outdated = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
-            connection.execute(outdated, values)
+            tx.execute(outdated, values)
         return True
 
     def read(
@@ -7511,8 +7342,8 @@ class Meter:
             "length": length, "first": min(spans), "end": last + length,
             "queue": queue and storable(queue), "name": name and storable(name),
         }  # fmt: skip
-        with self._file.reading() as connection:
-            rows: Any = connection.execute(
+        with self._file.transaction(read_only=True) as tx:
+            rows: Any = tx.execute(
                 f"""
                 SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
                 WHERE span IN ({"60" if span == "minute" else "60, 3600"})
@@ -7533,7 +7364,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _whole(place)
+        place = _real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7544,7 +7375,7 @@ def back_up(file: File, place: Path) -> Path:
     try:
         with _as_ours(place):
             os.close(made)
-        with file.aside() as source:
+        with file.second_connection() as source:
             _copy(source, copy)
         with _as_ours(place):
             _sync(copy)
@@ -7591,12 +7422,12 @@ def _sync(path: Path) -> None:
 
 def compact(file: File) -> Compacted:
     """Rewrites the file without gaps, and empties its WAL. Writers wait meanwhile, at most
-    PATIENCE; as much free space is needed as the file has."""
+    BUSY_TIMEOUT; as much free space is needed as the file has."""
 
     def size() -> int:
         return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
 
-    with file.aside() as connection:
+    with file.second_connection() as connection:
         before = size()
         connection.pragma("temp_store", "default")  # It would not fit into memory.
         connection.execute("VACUUM")
@@ -7609,172 +7440,17 @@ OVERDUE = 60_000_000
 LATE = 3_600_000_000
 """Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
-_BLOCKED = """
-    SELECT key, min(id) AS id, count(*) AS number FROM litejobs_job AS blocked
-    WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
-        SELECT 1 FROM litejobs_job
-        WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
-    )
-    GROUP BY key
-"""
 _RECOUNTED = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
-    WHERE {_COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
+    WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
 
-@attrs.define(eq=False, repr=False)
-class Health:
-    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
+class _Number(int):
+    """A number that is formatted with a noun, as in "2 jobs", or as a time."""
 
-    _file: File
-    _clock: Clock
-
-    def _live(self, connection: apsw.Connection) -> list[Node]:
-        nodes = _nodes(connection)
-        return [node for node in nodes if Presence.held(self._file.presence_path(node.id))]
-
-    def findings(self) -> list[Finding]:
-        """All problems; none, if all is well."""
-        with self._file.aside() as connection:
-            if found := [*_broken(connection)]:
-                return found  # The rest of the file cannot be trusted.
-            live, now = self._live(connection), self._clock()
-            found += _out_of_bounds(connection)
-            found += _miscounted(connection)
-            found += _old_sqlite(connection)
-            found += self._large_wal()
-            found += _dead_nodes(connection, live)
-            found += self._unknown_liveness(live)
-            found += _unknown_definitions(connection, live)
-            found += _wrong_schedules(connection, now)
-            found += _put_off_by_a_wrong_clock(connection, now)
-            found += _for_absent_nodes(connection, live)
-            found += _kept_from_running(connection)
-            found += _late(connection, live, now)
-            found += _dead_letters(connection)
-        return found
-
-    def repair(self) -> int:
-        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
-        were wrong."""
-        with self._file.aside() as connection:
-            damaged, _ = _integrity(connection)
-        with self._file.writing() as connection:
-            for index in sorted(damaged):
-                connection.execute(f"REINDEX {index}")
-            repaired = len(damaged) + len([*_miscounted(connection)])
-            connection.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
-            connection.execute("DELETE FROM litejobs_count")
-            connection.execute(f"INSERT INTO litejobs_count {_RECOUNTED}")
-        return repaired
-
-    def _large_wal(self) -> Iterator[Finding]:
-        size = os.stat(f"{self._file.path}-wal").st_size
-        if size > LARGE_WAL:
-            yield Finding(
-                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
-                "a program keeps a transaction open: end it, then `litejobs compact …`",
-            )  # fmt: skip
-
-    def _unknown_liveness(self, live: Sequence[Node]) -> Iterator[Finding]:
-        for node in live:
-            try:
-                with contextlib.ExitStack() as closing:
-                    _lock_alone(self._file.presence_path(node.id), closing)
-            except FileError as error:
-                yield Finding(
-                    "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
-                    f"unless it does (pid {node.pid}), see to it that there is no such file: a"
-                    f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
-                )  # fmt: skip
-
-    def why(self, job: Job[Any]) -> str:
-        """Why a job is not running, or how it ended, in one sentence, on one line."""
-        with self._file.reading() as connection:
-            return printable(self._why(connection, job))
-
-    def _why(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        match job.state:
-            case "running":
-                return self._why_running(connection, job)
-            case "pending":
-                return self._why_pending(connection, job)
-            case "blocked":
-                return _why_blocked(connection, job)
-            case "paused":
-                return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if to_micros(
-                job.run_at
-            ) <= self._clock() and not self._live(connection):
-                return f"it has been due since {_when(job.run_at)}, and no node is at work"
-            case "scheduled":
-                return f"it is due at {_when(job.run_at)}"
-            case "retrying":
-                return (
-                    f"attempt {job.attempt} failed ({job.error}), "
-                    f"and the next one is due at {_when(job.run_at)}"
-                )
-            case "failed":
-                tried = _many(job.attempt, "attempt")
-                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
-            case "cancelled":
-                # The error of an earlier attempt is not the reason.
-                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {job.error}" if known else ""
-                return f"it was cancelled at {_when(job.finished_at)}{why}"
-        return f"it completed at {_when(job.finished_at)}"
-
-    def _why_running(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = connection.execute(sql, (job.id,)).fetchone() or (None, None)
-        node = next((node for node in self._live(connection) if node.id == holder), None)
-        if node is None:
-            return "the node that ran it has died, and the next one at work takes it over"
-        asked = "" if cancel_at is None else ", and was asked to end"
-        return (
-            f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-            f" since {_when(job.started_at)}{asked}"
-        )
-
-    def _why_pending(self, connection: apsw.Connection, job: Job[Any]) -> str:
-        if limited := _limited(connection, job.queue, self._clock()):
-            return f"its queue {job.queue!r} {limited}"
-        live = self._live(connection)
-        if not live:
-            return "no node is at work"
-        live = [node for node in live if job.node in (None, node.name)]
-        if not live:
-            return f"its node {job.node!r} is not at work"
-        if not any(node.knows(job.name) for node in live):
-            return f"no node at work has its definition {job.name!r}"
-        if not any(node.takes(job.name, job.queue) for node in live):
-            return f"no node at work serves its queue {job.queue!r}"
-        sql = """
-            SELECT count(*) FROM (
-                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ?
-                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
-            )
-        """
-        position = job.queue, job.priority, to_micros(job.run_at), job.id
-        if ahead := _one_number(connection, sql, position):
-            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
-        return "it is ready, and next in its queue"
-
-
-def _why_blocked(connection: apsw.Connection, job: Job[Any]) -> str:
-    if job.key is None:
-        return "it waits for another job"
-    sql = """
-        SELECT id FROM litejobs_job
-        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-    """
-    holders = _column(connection, sql, (job.key,))
-    if not holders:
-        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
-    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(map(str, sorted(holders)[:5]))}"
-    return f"its key {job.key!r} is held by {jobs}"
+    def __format__(self, noun: str) -> str:
+        return _when(self) if noun == "when" else _many(self, noun) if noun else str(int(self))
 
 
 def _when(moment: datetime | int | None) -> str:
@@ -7786,23 +7462,335 @@ def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _limited(connection: apsw.Connection, queue: str, now: int) -> str | None:
+_COMPLETED = "queue", "priority", "run_at", "enqueued_at"
+"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+
+
+class Problem(NamedTuple):
+    """A kind of problem. Each row that the query gives is one, and is inserted into the texts."""
+
+    level: Level
+    subject: str
+    problem: str
+    advice: str
+    sql: str
+
+
+def _check_bounds(table: str, id: str, thing: str, advice: str) -> Problem:
+    """Rows from before there were bounds, or written without the triggers that keep them."""
+    bounds = BOUNDS[table].items()
+    cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
+    if thing == "job":
+        cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
+    sql = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
+    return Problem(
+        "error", f"{thing} {{0!r}}", "its {1} is out of bounds", advice,
+        f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10",
+    )  # fmt: skip
+
+
+_MISCOUNTED = f"""
+    SELECT state, queue, name, sum(kept), sum(number) FROM (
+        SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
+        UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+    ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
+"""
+_UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
+PROBLEMS = (
+    _check_bounds("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
+    _check_bounds(
+        "litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"
+    ),
+    Problem(
+        "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
+        "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
+    ),
+    Problem(
+        "warning", "a program",
+        "enqueued through sqlite3 with SQLite {0}, which may lose commits",
+        "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
+        "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'",
+    ),
+    Problem(
+        "warning", "node {0!r}", "died (pid {1}) and is still listed, with {2:job}",
+        "the next node at work takes its jobs over: `litejobs run …`",
+        """
+        SELECT name, pid, (
+            SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id
+        ) FROM litejobs_node AS node WHERE id NOT IN (SELECT value FROM json_each(:live))
+        """,
+    ),
+    Problem(
+        "warning", "node {0}", "is not listed, and holds {1:job}",
+        "a node at work takes them over within a minute: `litejobs run …`", _UNLISTED,
+    ),
+    Problem(
+        "warning", "definition {0!r}", "{who} has it, for {1:waiting job}",
+        "start a program that defines it, or `litejobs cancel … --name` them",
+        f"""
+        SELECT name, sum(number) AS waiting FROM ({_counts_of(Match(states=WAITING))})
+        WHERE {_UNKNOWN.format("name")} GROUP BY name HAVING waiting > 0
+        """,
+    ),
+    Problem(
+        "warning", "schedule {0!r}", "{who} has its definition {1!r}",
+        "start a program that defines it, or remove the schedule",
+        f"""
+        SELECT name, definition FROM litejobs_schedule
+        WHERE next_at IS NOT NULL AND NOT paused AND {_UNKNOWN.format("definition")}
+        """,
+    ),
+    Problem(
+        "warning", "definition {0!r}",
+        "{1:job}, such as {2}, put off until {3:when} at the latest by a clock that was ahead",
+        "give them another time, such as `litejobs change … ID --delay 0`",
+        """
+        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
+        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
+            coalesce(started_at, enqueued_at) > :soon
+            OR EXISTS (
+                SELECT 1 FROM litejobs_attempt
+                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
+            )
+        ) GROUP BY name
+        """,
+    ),
+    Problem(
+        "warning", "node {0!r}", "is not at work, with {1:job} for it alone",
+        "start it, or `litejobs change … --from-node {quoted} --node ''`",
+        """
+        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND node <> ''
+            AND node NOT IN (SELECT value FROM json_each(:names))
+        GROUP BY node
+        """,
+    ),
+    Problem(
+        "warning", "queue {0!r}", "is paused, with {1:waiting job}",
+        "when they may run: `litejobs queue … {quoted} --resume`",
+        """
+        SELECT name, (
+            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = setting.name
+        ) AS number
+        FROM litejobs_queue AS setting WHERE paused AND number > 0
+        """,
+    ),
+    Problem(
+        "error", "key {0!r}", "held by no job, with {2:job} waiting for it, such as {1}",
+        "`litejobs doctor … --repair` lets the first one in",
+        """
+        SELECT key, min(id), count(*) FROM litejobs_job AS blocked
+        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+            SELECT 1 FROM litejobs_job
+            WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
+        )
+        GROUP BY key
+        """,
+    ),
+    Problem(
+        "warning", "queue {0!r}", "{2:job} late, the first since {1:when}{idle}", "{hurry}",
+        """
+        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
+        WHERE state = 'pending' AND run_at < :late
+            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
+        GROUP BY queue
+        """,
+    ),
+    Problem(
+        "warning", "definition {1!r}", "{2:dead letter} in queue {0!r}",
+        "see `litejobs list … --state failed`, then retry or delete them",
+        "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0",
+    ),
+)  # fmt: skip
+
+
+@attrs.define(eq=False, repr=False)
+class Health:
+    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
+
+    _file: File
+    _clock: Clock
+
+    def _live(self, tx: Transaction) -> list[Node]:
+        return [node for node in _nodes(tx) if alive(self._file.presence_path(node.id))]
+
+    def findings(self) -> list[Finding]:
+        """All problems; none, if all is well."""
+        with self._file.second_connection() as connection:
+            tx = Transaction(self._file, connection, own=False)
+            # If it is broken, the rest of the file cannot be trusted.
+            return [*_broken(connection)] or [
+                *self._checked(tx),
+                *self._unknown_liveness(tx),
+                *_wrong_schedules(tx),
+                *self._large_wal(),
+            ]
+
+    def _checked(self, tx: Transaction) -> Iterator[Finding]:
+        live = self._live(tx)
+        if live:
+            names = [node.names for node in live]
+            known = None if None in names else {name for each in names for name in each or ()}
+            texts = {"who": "no node at work", "idle": ""}
+            texts["hurry"] = (
+                "start more workers, or see by `litejobs why …` what the first one waits for"
+            )
+        else:
+            known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
+            texts = {"who": "no node so far", "idle": ": no node is at work"}
+            texts["hurry"] = "start one: `litejobs run …`"
+        values = {
+            "live": json.dumps([node.id for node in live]),
+            "names": json.dumps([node.name for node in live]),
+            "known": None if known is None else json.dumps([*known]),
+            "soon": tx.now + 60 * SECOND,
+            "late": tx.now - (LATE if live else OVERDUE),
+        }
+        for problem in PROBLEMS:
+            for row in tx.execute(problem.sql, values):
+                row = [_Number(each) if type(each) is int else each for each in row]
+                texts["quoted"] = shlex.quote(str(row[0]))
+                sentences = (text.format(*row, **texts) for text in problem[1:4])
+                yield Finding(problem.level, *sentences)
+
+    def _unknown_liveness(self, tx: Transaction) -> Iterator[Finding]:
+        for node in self._live(tx):
+            try:
+                if (alone := _lock_alone(self._file.presence_path(node.id))) is not None:
+                    alone.close()
+            except FileError as error:
+                yield Finding(
+                    "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
+                    f"unless it does (pid {node.pid}), see to it that there is no such file: a"
+                    f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
+                )  # fmt: skip
+
+    def _large_wal(self) -> Iterator[Finding]:
+        size = os.stat(f"{self._file.path}-wal").st_size
+        if size > LARGE_WAL:
+            yield Finding(
+                "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
+                "a program keeps a transaction open: end it, then `litejobs compact …`",
+            )  # fmt: skip
+
+    def repair(self) -> int:
+        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
+        were wrong."""
+        with self._file.second_connection() as connection:
+            damaged, _ = _integrity(connection)
+        with self._file.transaction() as tx:
+            for index in sorted(damaged):
+                tx.execute(f"REINDEX {index}")
+            repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+            tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
+            tx.execute("DELETE FROM litejobs_count")
+            tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
+        return repaired
+
+    def why(self, job: Job[Any]) -> str:
+        """Why a job is not running, or how it ended, in one sentence, on one line."""
+        with self._file.transaction(read_only=True) as tx:
+            return printable(self._why(tx, job))
+
+    def _why(self, tx: Transaction, job: Job[Any]) -> str:
+        match job.state:
+            case "running":
+                return self._why_running(tx, job)
+            case "pending":
+                return self._why_pending(tx, job)
+            case "blocked":
+                return _why_blocked(tx, job)
+            case "paused":
+                return "a person holds it, until it is released"
+            case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not self._live(tx):
+                return f"it has been due since {_when(job.run_at)}, and no node is at work"
+            case "scheduled":
+                return f"it is due at {_when(job.run_at)}"
+            case "retrying":
+                failed = f"attempt {job.attempt} failed ({job.error})"
+                return f"{failed}, and the next one is due at {_when(job.run_at)}"
+            case "failed":
+                tried = _many(job.attempt, "attempt")
+                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
+            case "cancelled":
+                # The error of an earlier attempt is not the reason.
+                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+                why = f": {job.error}" if known else ""
+                return f"it was cancelled at {_when(job.finished_at)}{why}"
+        return f"it completed at {_when(job.finished_at)}"
+
+    def _why_running(self, tx: Transaction, job: Job[Any]) -> str:
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+        node = next((node for node in self._live(tx) if node.id == holder), None)
+        if node is None:
+            return "the node that ran it has died, and the next one at work takes it over"
+        asked = "" if cancel_at is None else ", and was asked to end"
+        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+        return f"{runs} since {_when(job.started_at)}{asked}"
+
+    def _why_pending(self, tx: Transaction, job: Job[Any]) -> str:
+        if limited := _limited(tx, job.queue):
+            return f"its queue {job.queue!r} {limited}"
+        live = self._live(tx)
+        here = [node for node in live if job.node in (None, node.name)]
+        for found, problem in (
+            (live, "no node is at work"),
+            (here, f"its node {job.node!r} is not at work"),
+            (
+                any(node.knows(job.name) for node in here),
+                f"no node at work has its definition {job.name!r}",
+            ),
+            (
+                any(node.takes(job.name, job.queue) for node in here),
+                f"no node at work serves its queue {job.queue!r}",
+            ),
+        ):
+            if not found:
+                return problem
+        sql = """
+            SELECT count(*) FROM (
+                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending' AND queue = ?
+                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
+            )
+        """
+        position = job.queue, job.priority, to_micros(job.run_at), job.id
+        if ahead := tx.execute(sql, position).get:
+            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return "it is ready, and next in its queue"
+
+
+def _why_blocked(tx: Transaction, job: Job[Any]) -> str:
+    if job.key is None:
+        return "it waits for another job"
+    sql = """
+        SELECT id FROM litejobs_job
+        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running') ORDER BY id LIMIT 5
+    """
+    holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
+    if not holders:
+        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
+    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
+    return f"its key {job.key!r} is held by {jobs}"
+
+
+def _limited(tx: Transaction, queue: str) -> str | None:
     """The setting of a queue that its jobs are waiting for."""
-    settings = read_settings(connection).get(queue) or QueueSettings(queue)
+    settings = read_settings(tx).get(queue) or QueueSettings(queue)
     if settings.paused:
         return "is paused"
-    running = count_running(connection, queue)
+    running = count_running(tx, queue)
     if settings.concurrency is not None and running >= settings.concurrency:
         return f"runs as many jobs at a time as it may: {running} of {settings.concurrency}"
-    if count_tokens(connection, settings, now) < 1:
+    if count_tokens(tx, settings, tx.now) < 1:
         return f"starts as many jobs as it may: {settings.rate}"
     return None
 
 
-# Each of these functions looks for one kind of problem.
-
-
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+    """What makes the file unreadable, or ours no more."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
         indexes, problems = _integrity(connection)
@@ -7818,12 +7806,9 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
         return
-    sql = "SELECT name FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
-    there = {name for (name,) in connection.execute(sql)}
-    step = r"(CREATE|DROP)(?: UNIQUE)? (?:TABLE|INDEX|TRIGGER) (litejobs_\w+)"
-    made = {name: verb for verb, name in re.findall(step, "".join(SCHEMA))}
-    for name, verb in sorted(made.items()):
-        if verb == "CREATE" and name not in there:
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    for _, name in sorted(_expected_schema()):
+        if name not in there:
             yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
@@ -7843,218 +7828,38 @@ def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
     """Finds texts that are not JSON any more, as after a byte was overwritten. (SQLite's own check
     refuses deeper nesting than Python's, and ends at a NUL.)"""
     for column in ("payload", "headers", "result", "progress", "retention"):
-        sql = f"""
+        ids = []
+        for id, text in connection.execute(f"""
             SELECT id, {column} FROM litejobs_job
             WHERE typeof({column}) = 'text'
                 AND (NOT json_valid({column}) OR instr({column}, char(0)))
-        """
-        ids = [id for id, text in connection.execute(sql) if not _is_json(text)]
+        """):
+            try:
+                load_json(text)
+            except ValueError:
+                ids.append(str(id))
         if ids:
             yield Finding(
                 "error", f"the {column} of {_many(len(ids), 'job')}",
-                f"cannot be read as JSON: {', '.join(map(str, ids[:5]))}",
+                f"cannot be read as JSON: {', '.join(ids[:5])}",
                 "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
             )  # fmt: skip
 
 
-def _is_json(text: str) -> bool:
-    try:
-        load_json(text)
-    except ValueError:
-        return False
-    return True
-
-
-_COMPLETED = ("queue", "priority", "run_at", "enqueued_at")
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
-
-
-def _out_of_bounds(connection: apsw.Connection) -> Iterator[Finding]:
-    """Finds rows from before there were bounds, or written without the triggers that keep them."""
-    for table, id, thing, advice in (
-        ("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
-        ("litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"),
-    ):
-        bounds = BOUNDS[table].items()
-        cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
-        if thing == "job":
-            cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
-        cases_of = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
-        for name, wrong in connection.execute(
-            f"SELECT * FROM ({cases_of}) WHERE wrong IS NOT NULL LIMIT 10"
-        ):
-            yield Finding("error", f"{thing} {name!r}", f"its {wrong} is out of bounds", advice)
-
-
-def _miscounted(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = f"""
-        SELECT state, queue, name, sum(kept), sum(number) FROM (
-            SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
-            UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
-        ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
-    """
-    for state, queue, name, kept, number in connection.execute(sql):
-        yield Finding(
-            "error", f"{state} jobs of {name!r} in queue {queue!r}",
-            f"counted as {kept}, but there are {number}",
-            "`litejobs doctor … --repair` counts them anew",
-        )  # fmt: skip
-
-
-def _old_sqlite(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'"
-    for (version,) in connection.execute(sql):
-        yield Finding(
-            "warning", "a program",
-            f"enqueued through sqlite3 with SQLite {version}, which may lose commits",
-            "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
-        )  # fmt: skip
-
-
-def _dead_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    ids = {node.id for node in live}
-    for node in _nodes(connection):
-        if node.id not in ids:
-            yield Finding(
-                "warning", f"node {node.name!r}",
-                f"died (pid {node.pid}) and is still listed, with {_many(node.running, 'job')}",
-                "the next node at work takes its jobs over: `litejobs run …`",
-            )  # fmt: skip
-    for holder, number in connection.execute(_UNLISTED):
-        yield Finding(
-            "warning", f"node {holder}", f"is not listed, and holds {_many(number, 'job')}",
-            "a node at work takes them over within a minute: `litejobs run …`",
-        )  # fmt: skip
-
-
-def _unknown_definitions(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    """Finds definitions that no live node has; if there is no node, those that none has had."""
-    sql = "SELECT name FROM litejobs_definition"
-    known = {name for (name,) in connection.execute(sql)}
-
-    def unknown(name: str) -> bool:
-        if live:
-            return not any(node.knows(name) for node in live)
-        return bool(known) and name not in known
-
-    who = "no node at work" if live else "no node so far"
-    waiting = f"""
-        SELECT name, sum(number) FROM ({_counts_of(Match(states=WAITING))})
-        GROUP BY name HAVING sum(number) > 0
-    """
-    for name, number in connection.execute(waiting):
-        if unknown(name):
-            yield Finding(
-                "warning", f"definition {name!r}",
-                f"{who} has it, for {_many(number, 'waiting job')}",
-                "start a program that defines it, or `litejobs cancel … --name` them",
-            )  # fmt: skip
-    ticking = "SELECT name, definition FROM litejobs_schedule WHERE next_at IS NOT NULL"
-    for name, definition in connection.execute(f"{ticking} AND NOT paused"):
-        if unknown(definition):
-            yield Finding(
-                "warning", f"schedule {name!r}", f"{who} has its definition {definition!r}",
-                "start a program that defines it, or remove the schedule",
-            )  # fmt: skip
-
-
-def _wrong_schedules(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    for schedule in read_schedules(connection, "NOT paused"):
+def _wrong_schedules(tx: Transaction) -> Iterator[Finding]:
+    for schedule in read_schedules(tx.connection, "NOT paused"):
         what = f"schedule {schedule.name!r}"
         if problem := schedule.problem:
             yield Finding(
                 "error", what, f"cannot be fired by this machine: {problem}",
                 "put that right, or `jobs.schedule(name).remove()`",
             )  # fmt: skip
-        elif (right := schedule.planned(now).next_tick) != schedule.next_tick:
+        elif (right := schedule.planned(tx.now).next_tick) != schedule.next_tick:
             stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
             yield Finding(
                 "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
                 "the clock or the time zones have changed: a node that starts corrects it",
             )  # fmt: skip
-
-
-def _put_off_by_a_wrong_clock(connection: apsw.Connection, now: int) -> Iterator[Finding]:
-    """Finds jobs whose delay counts from a moment in the future."""
-    sql = """
-        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
-        WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
-            coalesce(started_at, enqueued_at) > :soon
-            OR EXISTS (
-                SELECT 1 FROM litejobs_attempt
-                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
-            )
-        ) GROUP BY name
-    """
-    for name, number, id, latest in connection.execute(sql, {"soon": now + 60 * SECOND}):
-        yield Finding(
-            "warning", f"definition {name!r}",
-            f"{_many(number, 'job')}, such as {id}, put off until {_when(latest)} at the latest"
-            " by a clock that was ahead",
-            "give them another time, such as `litejobs change … ID --delay 0`",
-        )  # fmt: skip
-
-
-def _for_absent_nodes(connection: apsw.Connection, live: Sequence[Node]) -> Iterator[Finding]:
-    names = {node.name for node in live}
-    sql = """
-        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND node <> '' GROUP BY node
-    """
-    for node, number in connection.execute(sql):
-        if node not in names:
-            yield Finding(
-                "warning", f"node {node!r}",
-                f"is not at work, with {_many(number, 'job')} for it alone",
-                f"start it, or `litejobs change … --from-node {shlex.quote(node)} --node ''`",
-            )  # fmt: skip
-
-
-def _kept_from_running(connection: apsw.Connection) -> Iterator[Finding]:
-    paused = """
-        SELECT name, (
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
-            WHERE state = 'pending' AND queue = setting.name
-        ) AS number
-        FROM litejobs_queue AS setting WHERE paused AND number > 0
-    """
-    for name, number in connection.execute(paused):
-        yield Finding(
-            "warning", f"queue {name!r}", f"is paused, with {_many(number, 'waiting job')}",
-            f"when they may run: `litejobs queue … {shlex.quote(name)} --resume`",
-        )  # fmt: skip
-    for key, id, number in connection.execute(_BLOCKED):
-        yield Finding(
-            "error", f"key {key!r}",
-            f"held by no job, with {_many(number, 'job')} waiting for it, such as {id}",
-            "`litejobs doctor … --repair` lets the first one in",
-        )  # fmt: skip
-
-
-def _late(connection: apsw.Connection, live: Sequence[Node], now: int) -> Iterator[Finding]:
-    limit = LATE if live else OVERDUE
-    sql = """
-        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND run_at < ?
-            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
-        GROUP BY queue
-    """
-    for queue, oldest, number in connection.execute(sql, (now - limit,)):
-        late = f"{_many(number, 'job')} late, the first since {_when(oldest)}"
-        yield Finding(
-            "warning", f"queue {queue!r}", late if live else f"{late}: no node is at work",
-            "start more workers, or see by `litejobs why …` what the first one waits for"
-            if live else "start one: `litejobs run …`",
-        )  # fmt: skip
-
-
-def _dead_letters(connection: apsw.Connection) -> Iterator[Finding]:
-    sql = "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0"
-    for queue, name, number in connection.execute(sql):
-        yield Finding(
-            "warning", f"definition {name!r}", f"{_many(number, 'dead letter')} in queue {queue!r}",
-            "see `litejobs list … --state failed`, then retry or delete them",
-        )  # fmt: skip
 
 
 ################################################################################
@@ -8220,7 +8025,7 @@ class Store:
         if states != {"completed"}:
             cancel_returned(tx)
         again = "pending" in states
-        blocked = f"SELECT 1 FROM litejobs_job WHERE {_KEYED} AND state = 'blocked' LIMIT 1"
+        blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
             keys = keys_of(tx, [claimed.id for claimed, _ in settlements])
             again = bool(admit_blocked(tx, keys)) or again
@@ -8301,7 +8106,7 @@ class Store:
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {_KEYED} AND state = 'blocked' AND key > ?
+            WHERE {KEYED} AND state = 'blocked' AND key > ?
         """
         while True:
             with self.file.transaction(read_only=True) as tx:
@@ -8353,25 +8158,22 @@ class Store:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
         recalls = any(columns.get(setting) for setting in ("paused", "concurrency", "rate"))
-        with self.file.writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
-            connection.execute(
-                f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
-                {"name": name, **columns},
-            )
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
+            change = f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name"
+            tx.execute(change, {"name": name, **columns})
             if recalls:
                 # A drain has no port, and cannot answer.
-                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
-                connection.execute(recall)
-        self.file.notify_nodes()
+                tx.execute(
+                    "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
+                )
         if recalls:
             self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
         """Deletes the settings of a queue, and wakes the nodes."""
-        with self.file.writing() as connection:
-            connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.file.notify_nodes()
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
 
     def leave(self, node: int, presence: Presence) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
@@ -9359,7 +9161,7 @@ def work_in_child(
     _become_worker(lifeline)
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
-    share = Presence.hold(presence)
+    share = hold(presence)
     _serve(connection, board, program.executor, time.process_time_ns)
     share.close()
 
@@ -9573,7 +9375,7 @@ def surroundings(
     false, if that, the connection or the standard streams are not as they were. The other one puts
     back the folder alone. Threads have none of these of their own."""
     number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _mark_of(look(number))
+    file = None if sys.platform == "win32" else _stat_id(look(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
@@ -9591,7 +9393,7 @@ def surroundings(
             for stream in streams:
                 if stream.closed:
                     return False
-            if file is not None and _mark_of(look(number)) != file:
+            if file is not None and _stat_id(look(number)) != file:
                 return False
             if not own_process:
                 return True
@@ -10663,7 +10465,7 @@ class Supervisor:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
-            self._give_up_at = time.monotonic() + PATIENCE
+            self._give_up_at = time.monotonic() + BUSY_TIMEOUT
             self._join()
             unjoined.pop_all()
         self._give_up_at = math.inf
@@ -10706,8 +10508,8 @@ class Supervisor:
         except BusyError as error:
             now = time.monotonic()
             self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > PATIENCE:
-                logger.error("nothing was claimed or settled for %.0f s: %s", PATIENCE, error)
+            if now - self._locked_since > BUSY_TIMEOUT:
+                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
                 self._locked_since = now
 
     # Join and leave
@@ -10772,7 +10574,7 @@ class Supervisor:
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + PATIENCE
+        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
@@ -10797,7 +10599,7 @@ class Supervisor:
         try:
             while self.pool.workers:
                 self._hear_all(60.0)
-                self._give_up_at = time.monotonic() + PATIENCE
+                self._give_up_at = time.monotonic() + BUSY_TIMEOUT
                 self._settle_last()
             self._close()
         except FileError as error:
@@ -11064,12 +10866,12 @@ class Supervisor:
 
     def _put_off(self, error: FileError) -> None:
         """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself: if nothing has moved for PATIENCE, and nothing is running, the
+        node is to end by itself: if nothing has moved for BUSY_TIMEOUT, and nothing is running, the
         error is raised."""
         now = time.monotonic()
         self._failing_since = min(self._failing_since, now)
         failing = now - self._failing_since
-        if self.until is not None and not self.pool.runs() and failing > PATIENCE:
+        if self.until is not None and not self.pool.runs() and failing > BUSY_TIMEOUT:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
@@ -11861,7 +11663,6 @@ class LiteJobs:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
-        store.file.standard_connections = self.store.file.standard_connections
         try:
             code, size = self._code_and_size(workers, threads)
             return Supervisor(
@@ -13116,7 +12917,7 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "per_second")
+    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
     return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 

@@ -897,13 +897,13 @@ def test_all_sorts_of_serves_leave_out_paused_queues() -> None:
 
 def test_the_schema_knows_the_words_of_the_indexes(jobs: LiteJobs) -> None:
     """SQLite finds the partial indexes for what the claim and the enqueue ask."""
-    from litejobs import _HOLDS, _KEYED
+    from litejobs import HOLDS, KEYED
 
     jobs.count()
     connection = apsw.Connection(str(jobs.path))
     for index, term, rest in (
-        ("litejobs_unique", _HOLDS, "unique_key = 'x'"),
-        ("litejobs_key", _KEYED, "state = 'blocked' AND key = 'x'"),
+        ("litejobs_unique", HOLDS, "unique_key = 'x'"),
+        ("litejobs_key", KEYED, "state = 'blocked' AND key = 'x'"),
     ):
         plan = connection.execute(
             f"EXPLAIN QUERY PLAN SELECT 1 FROM litejobs_job WHERE {term} AND {rest}"

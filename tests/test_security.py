@@ -226,7 +226,7 @@ class TestTheFile:
         try:
             jobs.count()
             jobs.backup(tmp_path / "copy.db")
-            presence = Presence.create(jobs.store.file.presence_path(1), jobs.path)
+            presence = Presence(jobs.store.file.presence_path(1), jobs.path)
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
@@ -323,7 +323,7 @@ class TestAHostileFile:
             with contextlib.closing(apsw.Connection(str(file))) as connection:
                 shapes.append(
                     {
-                        name: litejobs._parts_of(sql)
+                        name: litejobs._squeezed(sql)
                         for name, sql in connection.execute(
                             "SELECT name, sql FROM sqlite_schema WHERE name GLOB 'litejobs_*'"
                         )
@@ -427,15 +427,15 @@ class TestAHostileFile:
         with pytest.raises(OptionError, match="not written by litejobs"):
             jobs.schedule("daily").fire()
 
-    def test_beside_which_lies_something_else_than_a_lock_says_so(self, jobs: LiteJobs) -> None:
+    def test_beside_which_lies_a_link_in_place_of_a_lock_says_so(self, jobs: LiteJobs) -> None:
         write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL)")
-        Path(f"{jobs.path}-node-1").write_bytes(b"garbage" * 1000)
+        Path(f"{jobs.path}-node-1").symlink_to("nowhere")
         assert jobs.store.nodes.rescue(1) == 0
         assert jobs.get(1).why() == "no node at work has its definition 'note'"
         problems = [found.problem for found in jobs.doctor() if found.subject == "node 'n'"]
         assert len(problems) == 1
         assert "whether it lives cannot be known: " in problems[0]
-        assert "jobs.db-node-1: is not an SQLite database" in problems[0]
+        assert "jobs.db-node-1: cannot be used: Too many levels" in problems[0]
 
     @pytest.mark.parametrize("damage", ["queue = x'00'", "state = x'00'", "number = 0.5"])
     def test_whose_numbers_are_damaged_says_so(self, jobs: LiteJobs, damage: str) -> None:

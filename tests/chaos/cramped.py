@@ -194,7 +194,7 @@ def work_until_empty(jobs: LiteJobs, room: int) -> dict[str, Any]:
     Its jobs return what makes the file larger."""
     disk, enqueued = SmallDisk(errno.ENOSPC), 0
     disk.install()
-    litejobs.PATIENCE = 1.0
+    litejobs.BUSY_TIMEOUT = 1.0
     outcome = "done"
     with disk.with_room(room):
         try:

@@ -253,7 +253,7 @@ def files(run: Run) -> None:
     if not hasattr(os, "pidfd_open"):
         run.counts["skipped (this needs Linux)"] += 1
         return
-    litejobs.PATIENCE = 1.0  # Who has emptied the file has not taken the locks on it away.
+    litejobs.BUSY_TIMEOUT = 1.0  # Who has emptied the file has not taken the locks on it away.
     litejobs.POLL_INTERVAL = (
         0.05  # So that nobody waits half a second for a node that has nothing to do.
     )

@@ -104,7 +104,7 @@ def _live(line: socket.socket, work: Callable[[Send], None]) -> None:
     status = 1
     try:
         logging.getLogger("litejobs").setLevel(logging.CRITICAL + 1)
-        litejobs.PATIENCE = PATIENT
+        litejobs.BUSY_TIMEOUT = PATIENT
         line.recv(1)
 
         def send(what: Any) -> None:

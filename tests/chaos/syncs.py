@@ -251,7 +251,10 @@ class Case:
 
 def checkpoint(jobs: LiteJobs) -> None:
     """So that the next who writes starts the WAL anew, and syncs its head."""
-    with contextlib.suppress(apsw.Error, LitejobsError), jobs.store.file.aside() as connection:
+    with (
+        contextlib.suppress(apsw.Error, LitejobsError),
+        jobs.store.file.second_connection() as connection,
+    ):
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
 
 
