@@ -38,6 +38,10 @@ Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
 Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
+
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
+EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 """
 
 from __future__ import annotations
@@ -3042,36 +3046,31 @@ def _body(code: Any, name: str | None, options: Options) -> Body:
     if name is None and (given is None or given == "<lambda>"):
         raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
     name = check_name(given if name is None else name, "name")
-    if isinstance(code, type):
-        problem = _problem_of_class(code)
-    elif inspect.isfunction(code):
-        problem = _problem_of_function(code)
-    else:
-        problem = f"expected a function or an attrs class, got {code!r}"
-    function: Any = getattr(code, "run", None) if isinstance(code, type) else code
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        problem = problem or "a generator: its body would never run"
-    if problem:
+    if problem := _problem_of(code):
         raise DefinitionError(name, problem)
     return Body(name, code, _place(code), code.__module__, options)
 
 
-def _problem_of_class(code: Any) -> str | None:
-    if not attrs.has(code):
-        return "not an attrs class: put @attrs.frozen below the @define"
-    if not inspect.isfunction(run := getattr(code, "run", None)):
-        return "has no run() method, which is what its jobs do"
-    if extra := list(inspect.signature(run).parameters)[2:]:
-        return f"run() takes at most a context; {extra[0]!r} should be a field"
-    return None
-
-
-def _problem_of_function(code: Callable[..., Any]) -> str | None:
-    for parameter in inspect.signature(code).parameters.values():
-        if parameter.name == "self" and parameter.annotation is parameter.empty:
-            return "a method, whose object would have to travel: use a function, or an attrs class"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return f"takes {parameter}: use a parameter of type list or dict, which has a name"
+def _problem_of(code: Any) -> str | None:
+    """Why code cannot be a definition."""
+    function = getattr(code, "run", None) if isinstance(code, type) else code
+    if isinstance(code, type):
+        if not attrs.has(code):
+            return "not an attrs class: put @attrs.frozen below the @define"
+        if not inspect.isfunction(function):
+            return "has no run() method, which is what its jobs do"
+        if extra := list(inspect.signature(function).parameters)[2:]:
+            return f"run() takes at most a context; {extra[0]!r} should be a field"
+    elif not inspect.isfunction(code):
+        return f"expected a function or an attrs class, got {code!r}"
+    else:
+        for each in inspect.signature(code).parameters.values():
+            if each.name == "self" and each.annotation is each.empty:
+                return "a method, whose object would have to travel: use a function, or a class"
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                return f"takes {each}: use a parameter of type list or dict, which has a name"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "a generator: its body would never run"
     return None
 
 
@@ -3847,9 +3846,7 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name TEXT PRIMARY KEY,
-        """
-    + "".join(f"{option} {column}, " for option, (column, _) in STORED.items())
-    + """
+        {", ".join(f"{option} {column}" for option, (column, _) in STORED.items())},
         expires INTEGER
     ) STRICT;
 
