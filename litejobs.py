@@ -2402,27 +2402,25 @@ _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or
 _check_function = _accept(callable, "a function")
 
 
-def _option(
-    default: Any, check: Check, column: str = "", store: Callable[[Any], Any] = lambda value: value
-) -> Any:
-    """An option: its default and how it is checked; and, if rows have a *column* for it, of which
-    type in SQL, and what is stored there. One whose default is None may be None."""
+def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
+    """An option: its default and how it is checked; and, if rows have a column for it, what is
+    stored there. One whose default is None may be None."""
     check = _optional(check) if default is None else check
-    return attrs.field(default=default, metadata={"check": check, "stored": (column, store)})
+    return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
 @attrs.frozen
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = _option("default", check_name, "TEXT NOT NULL")
-    priority: int = _option(0, _check_priority, "INTEGER NOT NULL")
-    max_attempts: int | None = _option(5, _check_attempts, "INTEGER")
-    timeout: timedelta | None = _option(None, _check_timeout, "INTEGER", _store_length)
+    queue: str = _option("default", check_name, _same)
+    priority: int = _option(0, _check_priority, _same)
+    max_attempts: int | None = _option(5, _check_attempts, _same)
+    timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, "TEXT", store_backoff)
-    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, "TEXT", store_retention)
-    node: str | None = _option(None, check_name, "TEXT NOT NULL", lambda name: name or "")
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
+    node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
     expires: timedelta | datetime | None = _option(None, _check_expires)
@@ -2496,20 +2494,20 @@ class Options:
     @functools.cached_property
     def columns(self) -> Mapping[str, Any]:
         """What is stored with each job, by column."""
-        return {name: store(getattr(self, name)) for name, (_, store) in STORED.items()}
+        return {name: store(getattr(self, name)) for name, store in STORED.items()}
 
 
 OPTIONS: Mapping[str, Check] = {
     option.name: option.metadata["check"] for option in attrs.fields(Options) if option.metadata
 }
 """How each option is checked."""
-STORED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    option.name: option.metadata["stored"]
+STORED: Mapping[str, Callable[[Any], Any]] = {
+    option.name: option.metadata["store"]
     for option in attrs.fields(Options)
-    if option.metadata and option.metadata["stored"][0]
+    if option.metadata.get("store")
 }
-"""The options of which every row has a column, and nodes store the definition's: its type there,
-and what makes its value."""
+"""The options of which every row has a column, and nodes store the definition's; with what makes
+the column's value."""
 CHOICES = tuple(Choices.__annotations__)
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 """The options that an instance may choose by its attributes."""
@@ -3845,9 +3843,15 @@ SCHEMA = f"""
     CREATE INDEX litejobs_attempt_job ON litejobs_attempt (job);
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
-        name TEXT PRIMARY KEY,
-        {", ".join(f"{option} {column}" for option, (column, _) in STORED.items())},
-        expires INTEGER
+        name         TEXT PRIMARY KEY,
+        queue        TEXT NOT NULL,
+        node         TEXT NOT NULL,
+        priority     INTEGER NOT NULL,
+        max_attempts INTEGER,
+        timeout      INTEGER,
+        backoff      TEXT,
+        retention    TEXT,
+        expires      INTEGER
     ) STRICT;
 
     CREATE TABLE litejobs_node (
