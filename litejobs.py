@@ -8832,8 +8832,6 @@ def without_unimportable_main() -> Iterator[None]:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The signals that ask a node to end. Its workers leave that to it."""
-REPORTED = b"."
-"""The message that there are reports on the board."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
 
@@ -8848,8 +8846,9 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, message: bytes) -> None:
+    def send(self, what: str, *fields: Any) -> None:
         """Sends a message after its length, or keeps what the socket does not take."""
+        message = marshal.dumps((what, *fields))
         with self._lock:
             self.unsent += len(message).to_bytes(4, "big") + message
             self.flush()
@@ -8864,7 +8863,7 @@ class Channel:
         except OSError:
             self.unsent.clear()
 
-    def receive(self) -> Iterator[bytes]:
+    def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
         arrived = self._received
         while True:
@@ -8881,7 +8880,7 @@ class Channel:
                     raise ValueError("not a message of litejobs")
                 if len(arrived) < end:
                     break
-                message = bytes(arrived[4:end])
+                message = marshal.loads(arrived[4:end])
                 del arrived[:end]
                 yield message
 
@@ -8953,10 +8952,6 @@ class Board:
             words[_RUNNING] = number
         return began
 
-    def begin_async(self, place: int) -> None:
-        """Says that the async job in this place runs from now."""
-        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
-
     def leave(self, report: bytes) -> bool:
         """Leaves the report of an async job; false if there is no room for it."""
         with self._lock:
@@ -8970,8 +8965,9 @@ class Board:
 
     def _append(self, report: bytes) -> None:
         start = self._words[_USED]
-        self._words[_USED] = end = start + len(report)
+        end = start + len(report)
         self._outbox[start:end] = report
+        self._words[_USED] = end  # Last: the process may be killed in between.
 
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
@@ -9038,9 +9034,9 @@ class Board:
             return int(self._words[_ASYNC + 2 * run.place])
         return self.running_since() if self._words[_RUNNING] == run.number else 0
 
-    def clear(self, place: int) -> None:
-        """Makes a place ready for another async job."""
-        self._words[_ASYNC + 2 * place] = 0
+    def set_began(self, place: int, began: int) -> None:
+        """Says when the async job in this place began: 0, before it is handed over."""
+        self._words[_ASYNC + 2 * place] = began
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -9107,25 +9103,18 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     return number, Report(started_at, finished_at, took, *rest), place + length
 
 
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
+def peak_memory(pid: int) -> int | None:
+    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
+    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    if sys.platform in ("linux", "win32") or pid != os.getpid():
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of the process that started it.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
 
 
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
@@ -9203,7 +9192,8 @@ def _become_worker(lifeline: Connection) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_end_by_signals)
+        # What a job forks can be ended like any other process.
+        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9215,19 +9205,18 @@ def _become_worker(lifeline: Connection) -> None:
         fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
         flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+    def end_with_supervisor() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        kill_group(os.getpid())
+
+    threading.Thread(target=end_with_supervisor, daemon=True).start()
 
 
-def _end_by_signals() -> None:
-    """Lets a process that a job forked be ended like any other."""
+def _reset_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_with_supervisor(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    kill_group(os.getpid())
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9247,11 +9236,12 @@ def _serve(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
+    connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
     try:
         executor, closing = make()
     except BaseException as error:
-        channel.send(marshal.dumps(("broken", *describe(error))))
+        channel.send("broken", *describe(error))
         return
     with closing:
         own_process = threading.current_thread() is threading.main_thread()
@@ -9259,7 +9249,7 @@ def _serve(
         runner = JobRunner(channel, board, executor, restore, cpu_clock)
         beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
         batches = runner.batches() if beside is None else beside.read()
-        channel.send(marshal.dumps(("ready",)))
+        channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
@@ -9291,12 +9281,16 @@ class JobRunner:
     """By the job's id, of those that have reported progress."""
 
     def batches(self) -> Iterator[Any]:
-        """What the supervisor sends, until no more will come."""
+        """The plain jobs that the supervisor hands over, until no more will come."""
+        return (jobs for _, jobs in self.messages())
+
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        """What the supervisor sends."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
-                if not message:
+                if message == ("end",):
                     return
-                yield marshal.loads(message)
+                yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
@@ -9312,7 +9306,7 @@ class JobRunner:
             if not began:
                 continue
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
-                channel.send(REPORTED)
+                channel.send("reports")
                 unseen, seen_at = 0, began
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
@@ -9321,13 +9315,13 @@ class JobRunner:
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send(marshal.dumps(("report", report)))
+                channel.send("report", report)
                 report = b""
             if took > HARMLESS and not restore(took > SHORT_RUN):
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
-        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
+        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
 
     def _with_usage(self, report: Report, number: int, began: int) -> Report:
@@ -9336,7 +9330,7 @@ class JobRunner:
         if report.kind or self.board.asked(number):
             report = report._replace(
                 cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
+                memory=peak_memory(os.getpid()),
                 output=self.board.output_of(number),
             )
         self.board.mark_cpu(self._cpu_clock())
@@ -9345,12 +9339,9 @@ class JobRunner:
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
         if (reporter := self._reporters.get(claimed.id)) is None:
-            send = functools.partial(self._send_progress, claimed.id, claimed.claim)
+            send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
-
-    def _send_progress(self, id: int, claim: int, text: str) -> None:
-        self.channel.send(marshal.dumps(("progress", id, claim, text)))
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; says whether there was any."""
@@ -9443,13 +9434,13 @@ class AsyncRunner:
         return iter(self._batches.get, None)
 
     def _read(self) -> None:
-        for message in self._jobs.batches():
-            if isinstance(message, list):
-                self._batches.put(message)
+        for what, *fields in self._jobs.messages():
+            if what == "run":
+                self._batches.put(*fields)
                 continue
             while not self._closed:
                 try:
-                    self._take(*message)
+                    self._take(what, *fields)
                     break
                 except BaseException:  # Out of descriptors, threads or memory.
                     logger.exception("a worker cannot run its async jobs")
@@ -9505,13 +9496,13 @@ class AsyncRunner:
             with contextlib.suppress(OSError):
                 jobs.board.unless_running(self._to_folder)
         self._begun[number] = claimed[:2]
-        jobs.board.begin_async(place)
+        jobs.board.set_began(place, time.monotonic_ns())
         written: list[bytes] = []
         OUTPUT.set(written)
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
             output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(), output=output)
+            report = report._replace(memory=peak_memory(os.getpid()), output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
@@ -9525,7 +9516,7 @@ class AsyncRunner:
         id, _ = self._begun.pop(number, (0, 0))
         report = write_report(number, made)
         if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send(marshal.dumps(("report", report)))
+            self._jobs.channel.send("report", report)
         elif not self._notifies:
             self._notifies = True
             self._runner.get_loop().call_soon(self._notify)
@@ -9533,7 +9524,7 @@ class AsyncRunner:
     def _notify(self) -> None:
         """Notifies the supervisor once of all that have ended in this turn of the loop."""
         self._notifies = False
-        self._jobs.channel.send(REPORTED)
+        self._jobs.channel.send("reports")
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -9641,6 +9632,11 @@ class Worker:
         return int(self.process.pid) if self.is_process else os.getpid()
 
     @property
+    def exit_code(self) -> int | None:
+        """How its process ended; `None` if that is not known."""
+        return self.process.exitcode if self.is_process else 0
+
+    @property
     def sources(self) -> list[Any]:
         """What one waits for to hear of it."""
         return [source for source in (self.channel.socket, self.death) if source is not None]
@@ -9673,17 +9669,17 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.clear(run.place)
+                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
         if plain:
-            self.channel.send(marshal.dumps(plain))
+            self.channel.send("run", plain)
         if beside:
             self.look_at = min(self.look_at, now + ASYNC_CHECK)
-            self.channel.send(marshal.dumps(("begin", beside)))
+            self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
         """Takes a job out of its hands."""
@@ -9708,12 +9704,11 @@ class Worker:
         reports: list[tuple[int, Report]] = []
         with self._killed_if_garbled():
             self.channel.flush()
-            for data in self.channel.receive():
-                if data == REPORTED:
-                    continue
-                messages.append(marshal.loads(data))
-                if messages[-1][0] == "report":
-                    reports.append(read_report(messages.pop()[1], 0)[:2])
+            for message in self.channel.receive():
+                if message[0] == "report":
+                    reports.append(read_report(message[1], 0)[:2])
+                else:
+                    messages.append(message)
         with self._killed_if_garbled():
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         return messages, reports
@@ -9798,7 +9793,7 @@ def used_by(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
 
 
 def memory_of(pid: int) -> int:
@@ -9898,7 +9893,7 @@ class WorkerPool:
                 continue
             if worker.leaves_by == math.inf:
                 worker.leaves_by = time.monotonic() + self._grace
-                worker.channel.send(b"")
+                worker.channel.send("end")
                 dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
@@ -10079,7 +10074,7 @@ class Settlements:
         cpu, memory = worker.used or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.process.exitcode, output=worker.board.output_of(run.number),
+            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
             # What async jobs used they used together.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
@@ -10087,7 +10082,7 @@ class Settlements:
         if run.reason not in (None, "stop"):
             report = self.stopped(run, report)
         elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.process.exitcode))
+            error = WorkerCrashed(exit_description(worker.exit_code))
             report = self.failed(run, report, "crash", error)
         self._settle(run, report)
 
@@ -10200,6 +10195,7 @@ class Watchdog:
     """Seconds of running after which a job is logged as slow; again after twice the time."""
     _limits: Mapping[str, int] = attrs.field(init=False)
     """Bytes that a worker may use, by the definitions that limit it."""
+    _checks_memory: bool = False
     _memory_at: float = 0.0
     """When memory is looked at again."""
     _expected_at: float = attrs.field(factory=time.monotonic)
@@ -10252,6 +10248,9 @@ class Watchdog:
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
         now, self.due, blocked = time.monotonic(), math.inf, []
+        self._checks_memory = now >= self._memory_at
+        if self._checks_memory:
+            self._memory_at = now + MEMORY_CHECK
         for worker in workers:
             running = worker.runs.get(worker.board.running)
             if running is not None:
@@ -10269,8 +10268,6 @@ class Watchdog:
                     or any(run.claimed.id in self.cancelled for run in worker.runs.values())
                 ):
                     blocked.append(worker)
-        if now >= self._memory_at:
-            self._memory_at = now + MEMORY_CHECK
         return blocked
 
     def _took(self, run: Run, now: float) -> float:
@@ -10288,7 +10285,9 @@ class Watchdog:
                 about = run.claimed.id, run.claimed.name, took
                 logger.warning("job %d (%s) has been running for %.3g s", *about)
         if run.reason is None and (reason := self._reason(run, took)):
-            self._ask(run, reason, now)
+            if not run.worker.board.ask(run.number, run.place, reason):
+                return now
+            self._asked(run, reason, now)
         if now >= run.kill_at:
             self._kill(run, now)
         if run.reason is not None:
@@ -10310,15 +10309,13 @@ class Watchdog:
         if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
             return "timeout"
         limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and time.monotonic() >= self._memory_at:
+        if limit and took and worker.is_process and self._checks_memory:
             with contextlib.suppress(ProcessLookupError):
                 if memory_of(worker.pid) > limit:
                     return "memory"
         return "stop" if self.stop_at < math.inf else None
 
-    def _ask(self, run: Run, reason: Reason, now: float) -> None:
-        if not run.worker.board.ask(run.number, run.place, reason):
-            return
+    def _asked(self, run: Run, reason: Reason, now: float) -> None:
         run.reason, run.kill_at = reason, now
         if reason == "stop":
             run.kill_at = self.stop_at
@@ -10330,7 +10327,7 @@ class Watchdog:
             run.kill_at = now + run.grace
         if run.place:
             within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
+            run.worker.channel.send("cancel", run.number, within)
 
     def _kill(self, run: Run, now: float) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
@@ -10580,7 +10577,7 @@ class Supervisor:
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
             self._take_back(worker)
-            worker.channel.send(b"")
+            worker.channel.send("end")
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
@@ -10771,10 +10768,8 @@ class Supervisor:
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
         try:
             self.store.keep_progress(progress)
-        except BusyError:
+        except (BusyError, FileReplacedError):
             self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileReplacedError:
             raise
         except FileError as error:
             logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
@@ -12311,10 +12306,9 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _store: Store = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._store = self.jobs.store
+    _store: Store = attrs.field(
+        default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
+    )
 
     @overload
     def enqueued(
@@ -12413,10 +12407,8 @@ class Recorder:
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = (
-            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
-        )
-        raise AssertionError(f"{problem}; {self._summary()}")
+        turns = f"{MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import marshal
 import math
 import os
 import random
@@ -1496,11 +1497,12 @@ def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     theirs, ours = socket.socketpair()
     ours.setblocking(False)
     channel = Channel(ours)
-    message = len(b"hello").to_bytes(4, "big") + b"hello"
+    hello = marshal.dumps(("hello",))
+    message = len(hello).to_bytes(4, "big") + hello
     theirs.sendall(message + message[:6])
-    assert list(channel.receive()) == [b"hello"]
+    assert list(channel.receive()) == [("hello",)]
     theirs.sendall(message[6:] + message)
-    assert list(channel.receive()) == [b"hello"] * 2
+    assert list(channel.receive()) == [("hello",)] * 2
     theirs.close()
     with pytest.raises(EOFError):
         list(channel.receive())
