@@ -33,15 +33,15 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
+EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
+
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
 Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
-
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
-A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
-EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 """
 
 from __future__ import annotations
