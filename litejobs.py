@@ -4111,9 +4111,8 @@ BUSY_TIMEOUT = 30.0
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of the paths while a process only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file. (That it is there is checked
-before and after each commit. On Linux, the next sync after a `stat` writes the inode as well,
-which made one commit in five microseconds of stat 40 slower.)"""
+"""Seconds between two checks that the WAL is still the same file; that it is there is checked
+with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
