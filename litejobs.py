@@ -940,7 +940,7 @@ class Constant:
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds()
 
 
@@ -953,7 +953,7 @@ class Linear:
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * attempt
 
 
@@ -967,7 +967,7 @@ class Exponential:
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(self.factor, attempt - 1)
 
 
@@ -981,7 +981,7 @@ class Polynomial:
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
     def curve(self, attempt: int) -> float:
-        """Seconds after failed attempt number *attempt*, before cap and jitter."""
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(attempt, self.exponent)
 
 
@@ -1096,8 +1096,7 @@ class Unique:
     key: str | Callable[..., Any] | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        if self.scope not in typing.get_args(Scope):
-            raise OptionError("scope", f"expected queued, active or exists, got {self.scope!r}")
+        check_one_of(self.scope, typing.get_args(Scope), "scope")
         if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
             expected = "return, raise, replace or a function that merges two payloads"
             raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
@@ -1212,19 +1211,12 @@ class Cron:
         """The rules of the time zone."""
         return time_zone(self.timezone)
 
-    @functools.cached_property
-    def by_real_time(self) -> bool:
-        """Whether the fields are of the first kind."""
-        return any(field.startswith("*") for field in self.fields.split()[:-3])
-
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
-        try:
-            if self.by_real_time:
-                return self._next_moment(moment)
-            return self._next_time_of_day(moment)
-        except OverflowError:
-            return None  # The year 10000.
+        by_real_time = any(field.startswith("*") for field in self.fields.split()[:-3])
+        with contextlib.suppress(OverflowError):  # The year 10000.
+            return self._next_moment(moment) if by_real_time else self._next_time_of_day(moment)
+        return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
         local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
@@ -1475,12 +1467,12 @@ class Schedule:
     @property
     def next_at(self) -> datetime | None:
         """Its next tick; `None` while it is paused and when it has ended."""
-        return None if self.paused or self.next_tick is None else from_micros(self.next_tick)
+        return None if self.paused else _maybe_moment(self.next_tick)
 
     @property
     def last_at(self) -> datetime | None:
         """The last tick for which it has enqueued a job."""
-        return None if self.last_tick is None else from_micros(self.last_tick)
+        return _maybe_moment(self.last_tick)
 
     def upcoming(self, n: int = 5) -> list[datetime]:
         """Its next *n* ticks, or as many as there are, in its time zone."""
@@ -3155,11 +3147,12 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 @attrs.define(eq=False, repr=False)
 class Middleware:
     """What a program puts around every run and every enqueue, each in the order in which
-    it was added: the first is the outermost. Frozen once work starts."""
+    it was added: the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    _frozen: bool = False
+    frozen: bool = False
+    """Whether work has started: running workers would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3191,14 +3184,10 @@ class Middleware:
         self.enqueues += (layer,)
         return layer
 
-    def freeze(self) -> None:
-        """From now on nothing is added: running workers would not have it."""
-        self._frozen = True
-
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self._frozen:
+        if self.frozen:
             raise OptionError("middleware", f"{layer!r} was added after work had started")
 
 
@@ -5204,27 +5193,26 @@ _UNCOUNTED: tuple[tuple[str, State], ...] = (
     ("litejobs_held", "running"),
 )
 """The states that are not counted, and their indexes."""
-_FILTERS: Mapping[str, str] = {
-    "node": "node = :node",
-    "key": "key = :key",
-    "schedule": "schedule = :schedule",
-    "enqueued_after": "enqueued_at >= :enqueued_after",
-    "enqueued_before": "enqueued_at < :enqueued_before",
-    "finished_after": "finished_at >= :finished_after",
-    "finished_before": "finished_at < :finished_before",
-}
-"""Filters for which there is no index: the jobs are looked at one by one."""
+FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
+class Filters(TypedDict, total=False):
+    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
+    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
+    JSON values that all of them should have: numbers, texts, booleans or None."""
+
+    id: int | Job[Any] | Iterable[int | Job[Any]]
+    name: str | AnyDefinition | type
+    queue: str
+    state: Annotated[State | Sequence[State], "may be repeated"]
+    node: str
+    key: str
+    schedule: str | AnyDefinition | type
+    enqueued_after: Annotated[datetime, "from then on"]
+    enqueued_before: datetime
+    finished_after: Annotated[datetime, "from then on"]
+    finished_before: datetime
+    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
 @attrs.frozen
@@ -5237,16 +5225,11 @@ class Match:
     states: tuple[State, ...] | None = None
     before: int | None = None
     """Only jobs with a lower id: the cursor to the next page."""
-    node: str | None = None
-    key: str | None = None
-    schedule: str | None = None
-    enqueued_after: int | None = None
-    """From this moment on; "before" is earlier than that one."""
-    enqueued_before: int | None = None
-    finished_after: int | None = None
-    finished_before: int | None = None
     payload: tuple[tuple[tuple[str, ...], str], ...] = ()
     """Names that lead into the payload, and the JSON of the scalars that should be there."""
+
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the terms of FILTERS refer to."""
 
     @property
     def group(self) -> str:
@@ -5265,8 +5248,9 @@ class Match:
     @property
     def unindexed(self) -> list[str]:
         """The terms for which the jobs have to be looked at one by one."""
-        terms = [term for name, term in _FILTERS.items() if getattr(self, name) is not None]
-        return terms + [_payload_term(place) for place in range(len(self.payload))]
+        return [FILTERS[name][1] for name in self.others] + [
+            _payload_term(place) for place in range(len(self.payload))
+        ]
 
     @property
     def further(self) -> str:
@@ -5276,14 +5260,118 @@ class Match:
     @property
     def bindings(self) -> dict[str, Any]:
         """What the terms refer to."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in _FILTERS}
-        given |= {"queue": self.queue, "name": self.name}
+        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
         for place, (names, value) in enumerate(self.payload):
             path = "$" + "".join(f".{json.dumps(name)}" for name in names)
             given |= {f"path{place}": path, f"value{place}": value}
         given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
         return given | {"before": before, "ids": json.dumps(self.ids)}
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return (given,) if one else tuple(given)
+
+
+def _states(given: Any, what: str) -> tuple[State, ...]:
+    return tuple(check_one_of(state, STATES, what) for state in _several(given))
+
+
+def id_of(job: object, what: str = "id") -> int:
+    """The id of a job, which may stand for it."""
+    if isinstance(job, Job):
+        return job.id
+    if isinstance(job, int) and not isinstance(job, bool):
+        return job
+    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
+
+
+def name_of(value: object, what: str = "name") -> str | None:
+    """The name of a definition or class, which may stand for it."""
+    if (definition := definition_of(value)) is not None:
+        return definition.name
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+
+
+def text_of(value: object, what: str) -> str | None:
+    """A text, or None."""
+    if value is None or isinstance(value, str):
+        return value
+    raise OptionError(what, f"expected a text, got {value!r}")
+
+
+def _micros(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The names on the way to each field, and the JSON that should be there."""
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
+    terms = []
+    for field, value in wanted.items():
+        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
+            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
+        try:
+            if not (value is None or isinstance(value, str | int | float)):
+                raise ValueError
+            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
+        except ValueError:
+            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
+            raise OptionError(what, problem) from None
+    return tuple(terms)
+
+
+FILTERS: Mapping[str, tuple[Check, str]] = {
+    "node": (text_of, "node = :node"),
+    "key": (text_of, "key = :key"),
+    "schedule": (name_of, "schedule = :schedule"),
+    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
+    "finished_after": (_micros, "finished_at >= :finished_after"),
+    "finished_before": (_micros, "finished_at < :finished_before"),
+}
+"""Filters for which there is no index: a check that gives what is bound, and a term."""
+
+
+def matching(filters: Filters) -> Match:
+    """The jobs that all filters choose."""
+    check_known(filters, Filters.__annotations__, "no such filter")
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
+    return Match(
+        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
+        name_of(given.get("name")),
+        text_of(given.get("queue"), "queue"),
+        _states(given["state"], "state") if "state" in given else None,
+        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
+        others=others,
+    )
+
+
+def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
+    """The jobs that ids and filters choose: never all."""
+    if not ids and not filters:
+        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
+    match = matching(filters)
+    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(id_of, ids))) if ids else match
+    if match == Match():
+        raise OptionError("id", "all that was given is None, which would mean every job")
+    return match
+
+
+def _payload_term(place: int) -> str:
+    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+    path, wanted = f":path{place}", f":value{place}, '$'"
+    return f"""
+        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
+            replace(json_type(payload, {path}), 'real', 'integer')
+                = replace(json_type({wanted}), 'real', 'integer')
+            AND json_extract({wanted}) IS json_extract(payload, {path})
+        END"""
 
 
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
@@ -6366,6 +6454,94 @@ LOOK_REST = 5
 as long."""
 
 
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    """For max_attempts, timeout and backoff, as far as they are set."""
+    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
+    """The rate, as it is calculated with."""
+
+
+def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+    """The settings of queues, by name."""
+    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    rows = tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name")
+    return {row[0]: _settings_of(dict(zip(columns, row, strict=True))) for row in rows}
+
+
+def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
+    """Those of a row. If they cannot be calculated with, nobody knows what the queue's jobs may
+    do, and it is paused."""
+    unusable = QueueSettings(row["name"], paused=True)
+    defaults: dict[str, Any] = {}
+    try:
+        for column, (low, high) in BOUNDS["litejobs_queue"].items():
+            if row[column] is not None and not low <= row[column] <= high:
+                return unusable
+        if row["max_attempts"] is not None:
+            defaults["max_attempts"] = row["max_attempts"] or None
+        if row["timeout"] is not None:
+            defaults["timeout"] = timedelta(microseconds=row["timeout"])
+        if row["backoff"] is not None:
+            defaults["backoff"] = load_backoff(row["backoff"], DEFAULT_BACKOFF)
+    except (OptionError, TypeError):
+        return unusable
+    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
+    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+        if parse_rate(row["rate_given"]) == row["rate"]:
+            rate = row["rate_given"]
+    return QueueSettings(
+        name=row["name"],
+        paused=bool(row["paused"]),
+        concurrency=row["concurrency"],
+        rate=rate,
+        burst=row["burst"],
+        weight=row["weight"],
+        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
+        defaults=defaults,
+        per_second=row["rate"],
+    )
+
+
+def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
+    """How many of a queue's jobs run, on all nodes."""
+    sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
+    number: int = tx.execute(sql, (queue,)).get
+    return number
+
+
+# A clock that was set back gives no tokens, and takes none either.
+_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, :burst))"
+
+
+def count_tokens(
+    tx: Transaction | apsw.Connection, settings: QueueSettings, now: int, spent: int | None = None
+) -> float:
+    """How many jobs a queue's rate lets start now; writes down how many were *spent*. Source:
+    the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
+    for *burst*."""
+    if settings.per_second is None:
+        return math.inf
+    burst = settings.burst or max(1.0, settings.per_second * BURST_SECONDS)
+    bindings = {"name": settings.name, "now": now, "burst": burst, "spent": spent}
+    if spent is not None:
+        sql = f"UPDATE litejobs_queue SET tokens = {_TOKENS} - :spent, filled_at = :now"
+        tx.execute(f"{sql} WHERE name = :name", bindings)
+    sql = f"SELECT {_TOKENS} FROM litejobs_queue WHERE name = :name"
+    tokens: float | None = tx.execute(sql, bindings).get
+    return burst if tokens is None else tokens
+
+
 class Lane(NamedTuple):
     """Ready jobs that are alike to a node: it takes all of them or none."""
 
@@ -6393,189 +6569,25 @@ class Serves:
 Place = tuple[int, int, int]
 """Where a ready job stands: its priority (with all bits inverted, which turns the order round and
 never overflows), due time and id."""
-
-
-class Terms(NamedTuple):
-    """The settings of a queue, as they are stored."""
-
-    name: str
-    paused: int = 0
-    concurrency: int | None = None
-    rate: float | None = None
-    burst: int | None = None
-    weight: float | None = None
-    ageing: int | None = None
-    max_attempts: int | None = None
-    timeout: int | None = None
-    backoff: str | None = None
-    tokens: float | None = None
-    filled_at: int | None = None
-    rate_given: str | None = None
-
-    @property
-    def rate_text(self) -> str | None:
-        """The rate as it was given; the number, if somebody has changed that by hand."""
-        if self.rate is None:
-            return None
-        with contextlib.suppress(OptionError):
-            if parse_rate(self.rate_given) == self.rate:
-                return self.rate_given
-        return f"{self.rate:g}/s"
-
-
-def _terms_of(tx: Transaction | apsw.Connection) -> dict[str, Terms]:
-    rows: Any = tx.execute(f"SELECT {', '.join(Terms._fields)} FROM litejobs_queue")
-    return {row[0]: _usable(sound(Terms, row)) for row in rows}
-
-
-def _usable(terms: Terms) -> Terms:
-    """Settings that one can calculate with: a queue with others is paused, since nobody knows
-    what its jobs may do."""
-    for column, (low, high) in BOUNDS["litejobs_queue"].items():
-        value = getattr(terms, column)
-        if not (value is None or low <= value <= high):
-            return Terms(terms.name, paused=1)
-    return terms
-
-
-@attrs.define(eq=False, repr=False)
-class Limits:
-    """How many jobs of each queue may be claimed, in one transaction."""
-
-    terms: Mapping[str, Terms]
-    connection: apsw.Connection
-    now: int
-    again_at: int | None = None
-    """When the rate of a queue that has jobs lets the next one start."""
-    fair: bool = attrs.field(init=False)
-    """Whether queues have shares."""
-    _rooms: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    """By queue: how many more may run, and how many its rate lets start."""
-    _taken: Counter[str] = attrs.field(factory=Counter)
-
-    def __attrs_post_init__(self) -> None:
-        self.fair = any(terms.weight for terms in self.terms.values())
-
-    def allow(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        slots, tokens = (room - self._taken[queue] for room in self._room(queue))
-        if slots >= 1 > tokens:
-            # Rounded up, and a little more, lest it come a moment too early for ever.
-            rate = self.terms[queue].rate or math.inf
-            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
-            self.again_at = min(self.again_at or at, at)
-        return min(slots, tokens) >= 1
-
-    def take(self, queue: str) -> None:
-        """One job of this queue is claimed."""
-        self._taken[queue] += 1
-
-    def settle(self, claimed: Iterable[Claimed]) -> None:
-        """Writes down what was used of the rates."""
-        for queue, number in Counter(job.queue for job in claimed).items():
-            terms = self.terms.get(queue)
-            if terms and terms.rate:
-                self.connection.execute(
-                    "UPDATE litejobs_queue SET tokens = ?, filled_at = ? WHERE name = ?",
-                    (self._room(queue)[1] - number, self.now, queue),
-                )
-
-    def running(self, queue: str) -> int:
-        """How many of its jobs run, on all nodes."""
-        sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
-        number: int = self.connection.execute(sql, (queue,)).get
-        return number
-
-    def _room(self, queue: str) -> tuple[float, float]:
-        """As it was when the transaction began."""
-        if (room := self._rooms.get(queue)) is None:
-            terms = self.terms.get(queue) or Terms(queue)
-            slots = 0.0 if terms.paused else math.inf
-            if slots and terms.concurrency is not None:
-                slots = terms.concurrency - self.running(queue)
-            tokens = self.tokens(terms) if terms.rate else math.inf
-            room = self._rooms[queue] = slots, tokens
-        return room
-
-    def tokens(self, terms: Terms) -> float:
-        """How many a queue's rate lets start now. Source: the token bucket of ATM traffic
-        policing (ITU-T I.371), with *rate* tokens a second and room for *burst*."""
-        assert terms.rate is not None
-        burst = terms.burst or max(1.0, terms.rate * BURST_SECONDS)
-        sql = "SELECT tokens, filled_at FROM litejobs_queue WHERE name = ?"
-        row = self.connection.execute(sql, (terms.name,)).fetchone()
-        if row is None or None in row:
-            return burst
-        tokens, filled_at = sound(_Bucket, row)
-        # A clock that was set back gives nothing, and takes nothing either.
-        filled: float = tokens + max(0, self.now - filled_at) * terms.rate / 1e6
-        return min(burst, filled)
-
-
-class _Bucket(NamedTuple):
-    """The columns of a queue's tokens."""
-
-    tokens: float
-    filled_at: int
-
-
-@attrs.define(eq=False, repr=False)
-class LaneReader:
-    """Reads the jobs of one lane, in order, a page at a time."""
-
-    lane: Lane
-    priority: int | None = None
-    """The only one that it reads, where jobs age."""
-    taken: int = 0
-    """How many were given out that are not claimed yet, and so are still in the lane."""
-    ended: bool = False
-    """Whether there is nothing more to read."""
-    _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
-
-    def take(self, connection: apsw.Connection | None) -> Place | None:
-        """Gives out the first; gives the next one's place, for which more is read if there
-        is a connection."""
-        self.taken += 1
-        if self._rows:
-            return self._rows.popleft()
-        if connection is not None and not self.ended:
-            self._page = min(256, self._page * 2)
-            one = "" if self.priority is None else f"AND priority = {self.priority}"
-            rows: list[Any] = connection.execute(
-                f"""
-                SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ? AND name = ? AND node = ? {one}
-                ORDER BY priority DESC, run_at, id LIMIT ? OFFSET ?
-                """,
-                (*self.lane, self._page, self.taken),
-            ).fetchall()
-            self._rows.extend(map(_sound_place, rows))
-            self.ended = len(rows) < self._page
-        return self._rows.popleft() if self._rows else None
-
-
-def _sound_place(row: Any) -> Place:
-    if not (type(row[0]) is int and type(row[1]) is int):
-        raise Damaged(f"a job that is ready is nowhere: {shown(row)}")
-    return typing.cast(Place, row)
-
+_PLACE = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
+"""Integers whatever is in the columns."""
 
 FIRST_LOOK = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
-    SELECT queue, name, node, ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
+    SELECT queue, name, node, {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
 """
-_HEADS = """
+_HEADS = f"""
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, ~priority, run_at, id
+            SELECT queue, name, node, {_PLACE}
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
         UNION ALL
-        SELECT next.queue, next.name, next.node, ~next.priority, next.run_at, next.id
+        SELECT next.queue, next.name, next.node,
+            coalesce(~next.priority, 0), coalesce(~~next.run_at, 0), next.id
         FROM head JOIN litejobs_job AS next ON next.id = coalesce(
             (SELECT id FROM litejobs_job INDEXED BY litejobs_ready
              WHERE state = 'pending' AND queue = head.queue AND name = head.name
@@ -6594,21 +6606,42 @@ _HEADS = """
 """
 """The first job of each lane, by a few steps into the index for each. (To find it by such a
 comparison of row values would walk through all the jobs of a lane.)"""
+_OF_LANE = f"""
+    SELECT {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
+"""
+_IN_ORDER = "ORDER BY priority DESC, run_at, id"
 
 
-class _Head(NamedTuple):
-    """The first job of a lane."""
+@attrs.define(eq=False, repr=False)
+class LaneReader:
+    """Reads the jobs of one lane, in order, a page at a time."""
 
-    queue: str
-    name: str
-    node: str
-    urgency: int
-    run_at: int
-    id: int
+    lane: Lane
+    priority: int | None = None
+    """The only one that it reads, where jobs age."""
+    taken: int = 0
+    """How many were given out that are not claimed yet, and so are still in the lane."""
+    ended: bool = False
+    """Whether there is nothing more to read."""
+    _page: int = 4
+    _rows: deque[Place] = attrs.field(factory=deque)
+
+    def take(self, tx: Transaction | None) -> Place | None:
+        """Gives out the first; gives the next one's place, for which more is read if there
+        is a transaction."""
+        self.taken += 1
+        if tx is not None and not self._rows and not self.ended:
+            self._page = min(256, self._page * 2)
+            one = "" if self.priority is None else f"AND priority = {self.priority}"
+            sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
+            rows: Any = tx.execute(sql, (*self.lane, self._page, self.taken)).fetchall()
+            self._rows.extend(rows)
+            self.ended = len(rows) < self._page
+        return self._rows.popleft() if self._rows else None
 
 
 Rank = tuple[float, ...]
-Head = tuple[Rank, Place, LaneReader]
 
 
 @attrs.define(eq=False, repr=False)
@@ -6622,64 +6655,65 @@ class Ready:
     """
 
     serves: Serves
+    settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """What was given out in this transaction."""
+    again_at: int | None = None
+    """When the rate of a queue that has jobs lets the next one start."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    limits: Limits | None = None
-    """`None` where no queue has settings."""
-    _heads: list[Head] = attrs.field(factory=list)
-    _aside: list[Head] = attrs.field(factory=list)
+    _heads: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
+    _aside: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
     """Of queues that may start no more for now, or for which workers have no room."""
+    _rooms: dict[str, list[float]] = attrs.field(factory=dict)
+    """By queue: how many more may run, and how many its rate lets start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
     _given: set[LaneReader] = attrs.field(factory=set)
     _rested_at: float = 0.0
-    _connection: apsw.Connection | None = None
-    """`None` if others have changed the lanes since: then places have shifted."""
+    _tx: Transaction | None = None
+    _readable: bool = False
+    """Whether lanes are as they were when they were read, so that more of them can be."""
 
-    def refresh(
-        self, connection: apsw.Connection, version: int, limits: Limits | None = None
-    ) -> None:
+    def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was given out in the last one is claimed by now."""
-        self._connection = connection
-        self.limits = limits
-        self.taken = []
+        self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
+        self.taken, self.again_at, self._readable = [], None, True
+        self._rooms.clear()
         for reader in self._given:
             reader.taken = 0
         self._given.clear()
         while self._aside:
             heapq.heappush(self._heads, self._aside.pop())
-        if self.version == version:
+        if self.version == tx.version:
             return
         self.version = None
         began = time.monotonic()
         if self._heads and began < self._rested_at:
-            self._connection = None
+            self._readable = False
             return
-        self.look(connection)
-        self.version = version
+        self.look(tx)
+        self.version = tx.version
         took = time.monotonic() - began
         self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
 
-    def look(self, connection: apsw.Connection) -> bool:
+    def look(self, tx: Transaction | apsw.Connection) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
-        heads: list[Any] = connection.execute(_FIRST_FEW).fetchall()
-        few = len(heads) < FIRST_LOOK
+        rows: Any = tx.execute(_FIRST_FEW).fetchall()
+        few = len(rows) < FIRST_LOOK
         if not few:
-            heads = connection.execute(_HEADS).fetchall()
-        heads = [sound(_Head, head) for head in heads]
-        lanes = ((Lane(*head[:3]), head[3:]) for head in heads)
-        served = [
-            (place, LaneReader(lane, ended=few)) for lane, place in lanes if lane in self.serves
+            rows = tx.execute(_HEADS).fetchall()
+        heads: Iterable[tuple[Place, LaneReader]] = [
+            ((urgency, run_at, id), LaneReader(lane, ended=few))
+            for queue, name, node, urgency, run_at, id in rows
+            if (lane := Lane(queue, name, node)) in self.serves
         ]
-        if self.limits is None:
-            self._heads = [(place, place, reader) for place, reader in served]
-        else:
-            self._join_in({reader.lane.queue for _, reader in served})
-            aged = served if few else self._by_age(connection, served)
-            self._heads = [(self._rank(place, reader), place, reader) for place, reader in aged]
+        if self.settings:
+            self._join_in({reader.lane.queue for _, reader in heads})
+            heads = heads if few else self._by_age(tx, heads)
+        self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
         self._aside = []
         heapq.heapify(self._heads)
         return bool(self._heads)
@@ -6688,9 +6722,9 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if self.limits is None:
+            if not self.settings:
                 return place[2], reader.lane.name
-            if not self.limits.allow(reader.lane.queue):
+            if not self._allows(reader.lane.queue):
                 self._aside.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
@@ -6702,10 +6736,8 @@ class Ready:
     @property
     def rated(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
-        if self.limits is None:
-            return False
-        terms = self.limits.terms.get(self._heads[0][2].lane.queue)
-        return terms is not None and terms.rate is not None
+        settings = self.settings.get(self._heads[0][2].lane.queue)
+        return settings is not None and settings.per_second is not None
 
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
@@ -6713,44 +6745,70 @@ class Ready:
         self._heads = [head for head in self._heads if head[2].lane.name not in names]
         heapq.heapify(self._heads)
 
+    def spend(self, claimed: Iterable[Claimed]) -> None:
+        """Writes down what was used of the rates."""
+        if self.settings and self._tx is not None:
+            for queue, number in Counter(job.queue for job in claimed).items():
+                if settings := self.settings.get(queue):
+                    count_tokens(self._tx, settings, self.now, number)
+
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.limits is not None and self.peek() is None):
+        if not self._heads or (self.settings and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._given.add(reader)
-        if self.limits is not None:
-            self._had(reader.lane.queue, self.limits)
-        if following := reader.take(self._connection):
-            rank = following if self.limits is None else self._rank(following, reader)
+        if self.settings:
+            self._count(reader.lane.queue)
+        if following := reader.take(self._tx if self._readable else None):
+            rank = self._rank(following, reader) if self.settings else following
             heapq.heapreplace(self._heads, (rank, following, reader))
         else:
             heapq.heappop(self._heads)
         return id, reader.lane.name
 
-    # Where queues have settings
-
     def _rank(self, place: Place, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
         its queue has had; then the time when it became due."""
-        assert self.limits is not None
+        if not self.settings:
+            return place
         urgency, run_at, id = place
         queue = reader.lane.queue
-        terms = self.limits.terms.get(queue)
-        if terms and terms.ageing:
-            urgency -= max(0, self.limits.now - run_at) // terms.ageing
+        if (settings := self.settings.get(queue)) and settings.ageing:
+            urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _had(self, queue: str, limits: Limits) -> None:
-        """A queue was given a turn. Source of the passes: C. Waldspurger and W. Weihl,
+    def _room(self, queue: str) -> list[float]:
+        if (room := self._rooms.get(queue)) is None:
+            assert self._tx is not None
+            settings = self.settings.get(queue) or QueueSettings(queue)
+            slots = 0.0 if settings.paused else math.inf
+            if slots and settings.concurrency is not None:
+                slots = settings.concurrency - count_running(self._tx, queue)
+            room = [slots, count_tokens(self._tx, settings, self.now)]
+            self._rooms[queue] = room
+        return room
+
+    def _allows(self, queue: str) -> bool:
+        """Whether one more job of this queue may be claimed."""
+        slots, tokens = self._room(queue)
+        if slots >= 1 > tokens:
+            # Rounded up, and a little more, lest it come a moment too early for ever.
+            rate = self.settings[queue].per_second or math.inf
+            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
+            self.again_at = min(self.again_at or at, at)
+        return min(slots, tokens) >= 1
+
+    def _count(self, queue: str) -> None:
+        """A job of this queue was given out. Source of the passes: C. Waldspurger and W. Weihl,
         "Stride Scheduling", MIT, 1995."""
-        limits.take(queue)
-        if limits.fair:
-            terms = limits.terms.get(queue)
-            weight = (terms.weight if terms else None) or 1.0
+        self._rooms[queue] = [left - 1 for left in self._room(queue)]
+        if any(settings.weight for settings in self.settings.values()):
+            settings = self.settings.get(queue)
+            weight = (settings.weight if settings else None) or 1.0
             self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
 
     def _join_in(self, queues: set[str]) -> None:
@@ -6760,29 +6818,22 @@ class Ready:
         self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
 
     def _by_age(
-        self, connection: apsw.Connection, served: list[tuple[Place, LaneReader]]
+        self, tx: Transaction | apsw.Connection, heads: Iterable[tuple[Place, LaneReader]]
     ) -> Iterator[tuple[Place, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
-        assert self.limits is not None
-        for place, reader in served:
-            terms = self.limits.terms.get(reader.lane.queue)
-            if terms is None or not terms.ageing:
+        for place, reader in heads:
+            settings = self.settings.get(reader.lane.queue)
+            if settings is None or not settings.ageing:
                 yield place, reader
                 continue
             following: Any = place
             while following is not None:
-                yield following, LaneReader(reader.lane, ~following[0])
-                following = connection.execute(
-                    """
-                    SELECT ~priority, run_at, id FROM litejobs_job INDEXED BY litejobs_ready
-                    WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
-                        AND priority < ? ORDER BY priority DESC, run_at, id LIMIT 1
-                    """,
-                    (*reader.lane, ~following[0]),
-                ).fetchone()
-                if following is not None and _sound_place(following) <= place:
-                    raise Damaged("an index of jobs that are ready is out of order")
+                priority = ~following[0]
+                yield following, LaneReader(reader.lane, priority)
+                # The plus: in a damaged index one could go round for ever.
+                lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
+                following = tx.execute(lower, (*reader.lane, priority, priority)).fetchone()
 
 
 ################################################################################
@@ -7738,14 +7789,14 @@ def _why_blocked(tx: Transaction, job: Job[Any]) -> str:
 
 def _limited(tx: Transaction, queue: str) -> str | None:
     """The setting of a queue that its jobs are waiting for."""
-    limits = Limits(_terms_of(tx), tx.connection, tx.now)
-    terms = limits.terms.get(queue) or Terms(queue)
-    if terms.paused:
+    settings = read_settings(tx).get(queue) or QueueSettings(queue)
+    if settings.paused:
         return "is paused"
-    if terms.concurrency is not None and (running := limits.running(queue)) >= terms.concurrency:
-        return f"runs as many jobs at a time as it may: {running} of {terms.concurrency}"
-    if terms.rate and limits.tokens(terms) < 1:
-        return f"starts as many jobs as it may: {terms.rate_text}"
+    running = count_running(tx, queue)
+    if settings.concurrency is not None and running >= settings.concurrency:
+        return f"runs as many jobs at a time as it may: {running} of {settings.concurrency}"
+    if count_tokens(tx, settings, tx.now) < 1:
+        return f"starts as many jobs as it may: {settings.rate}"
     return None
 
 
@@ -7904,13 +7955,10 @@ class Store:
                     again, groups = self._settle(tx, settlements)
                     if again:
                         ready.version = None
-                    version, terms = tx.version, tx.cached(_terms_of)
-                    limits = Limits(terms, tx.connection, tx.now) if terms else None
-                    ready.refresh(tx.connection, version, limits)
+                    ready.refresh(tx)
                     ids = choose(ready)
                     claimed = _claim(tx, ids, node) if ids else []
-                    if limits is not None:
-                        limits.settle(claimed)
+                    ready.spend(claimed)
                 break
             except _ClaimLost:
                 held = self._without_lost_claims(settlements)
@@ -7918,9 +7966,9 @@ class Store:
                 late += len(settlements) - len(held)
                 settlements = held
         self.meter.note(settlements, groups)
-        ready.version = version + 1 if ready.version and ids == ready.taken else None
+        ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
-        return Exchanged(claimed, late, limits.again_at if limits else None)
+        return Exchanged(claimed, late, ready.again_at)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
         """Settles jobs one at a time that could not be settled together, and removes them from
@@ -8109,10 +8157,10 @@ class Store:
 
     # Queues and nodes
 
-    def queues(self) -> list[Terms]:
+    def queues(self) -> dict[str, QueueSettings]:
         """The queues that have settings, by name."""
         with self.file.reading() as connection:
-            return sorted(_terms_of(connection).values())
+            return read_settings(connection)
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and wakes the nodes."""
@@ -8157,7 +8205,7 @@ class Store:
         """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
         not paused."""
         with self.file.reading() as connection:
-            paused = {name for name, terms in _terms_of(connection).items() if terms.paused}
+            paused = {name for name, known in read_settings(connection).items() if known.paused}
             if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
                 return True
             served = """
@@ -10919,7 +10967,7 @@ class Supervisor:
         return True
 
     def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues() if terms.paused)
+        return frozenset(terms.name for terms in self.store.queues().values() if terms.paused)
 
     def _refill(self, duties: Duties) -> float | None:
         """The rate of a queue lets the next job start."""
@@ -11186,7 +11234,7 @@ class LiteJobs:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         with self.store.file.transaction(read_only=True) as tx:
-            return get_jobs(tx, [_id_of(id)], self)[0]
+            return get_jobs(tx, [id_of(id)], self)[0]
 
     def find(
         self,
@@ -11201,8 +11249,8 @@ class LiteJobs:
         Raises:
             OptionError: a filter is unknown or cannot match anything.
         """
-        last = None if before is None else _id_of(before, "before")
-        match = attrs.evolve(_match(filters), before=last)
+        last = None if before is None else id_of(before, "before")
+        match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
@@ -11222,12 +11270,12 @@ class LiteJobs:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
-        return pages(_match(filters))
+        return pages(matching(filters))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many jobs match all filters."""
         with self.store.file.transaction(read_only=True) as tx:
-            return count_jobs(tx, _match(filters))
+            return count_jobs(tx, matching(filters))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """How many jobs there are, by queue and then by state."""
@@ -11253,7 +11301,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, _text(queue, "queue"), _name_of(name), limit)
+        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
         return [Metric.of(start, numbers) for start, numbers in spans]
 
     def nodes(self) -> list[Node]:
@@ -11263,7 +11311,7 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, _id_of(id))
+            return failures_of(tx, id_of(id))
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -11272,11 +11320,8 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        for _ in _polls_within(timeout):
-            job = self.get(id)
-            if job.finished:
-                return job
-        raise WaitTimeoutError(job.id, job.state)
+        (job,) = self.as_completed([id], timeout)
+        return job
 
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11288,9 +11333,11 @@ class LiteJobs:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(_id_of, jobs)}
+        left = {*map(id_of, jobs)}
         total = len(left)
-        for _ in _polls_within(timeout):
+        limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
+        give_up = time.monotonic() + limit
+        for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
@@ -11301,8 +11348,11 @@ class LiteJobs:
                     yield job
             if not left:
                 return
-        still = next(job for job in found if not job.finished)
-        raise WaitTimeoutError(still.id, still.state)
+            time_left = give_up - time.monotonic()
+            if time_left <= 0:
+                still = next(job for job in found if not job.finished)
+                raise WaitTimeoutError(still.id, still.state)
+            time.sleep(min(pause, time_left))
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11313,7 +11363,7 @@ class LiteJobs:
         """
         jobs = list(jobs)
         ended = {job.id: job for job in self.as_completed(jobs, timeout, bar=bar)}
-        return [ended[_id_of(job)] for job in jobs]
+        return [ended[id_of(job)] for job in jobs]
 
     def result(self, job: int | Job[Any]) -> Any:
         """What the handler of a completed job returned.
@@ -11390,7 +11440,7 @@ class LiteJobs:
 
     def queues(self) -> list[QueueSettings]:
         """The queues that have settings, by name."""
-        return [_settings_of(terms) for terms in self.store.queues()]
+        return list(self.store.queues().values())
 
     def cancel(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Cancels waiting jobs at once, and asks running ones to end; they are killed after
@@ -11399,16 +11449,16 @@ class LiteJobs:
         Raises:
             OptionError: neither ids nor filters are given, or a filter is unknown.
         """
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["cancel"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Starts failed and cancelled jobs again, with all their attempts (their history stays),
         and makes jobs that wait for their backoff due now."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["retry"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["delete"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
     # Recur
 
@@ -11544,7 +11594,7 @@ class LiteJobs:
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
         rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, _chosen(ids, filters), columns, rework)
+        return change_options(self.store.file, chosen(ids, filters), columns, rework)
 
     def _rework(self, fields: Mapping[str, Any]) -> Rework:
         """What puts *fields* into a payload."""
@@ -11566,11 +11616,11 @@ class LiteJobs:
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
         or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["hold"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
 
     def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, _chosen(ids, filters), VERBS["release"])
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
@@ -11663,7 +11713,7 @@ class LiteJobs:
 
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
-        self.middleware.freeze()
+        self.middleware.frozen = True
         state, closing = make_state(self.state)
         around = self.middleware.runs
         return Executor(self.registry, state, self.clock, self, around=around), closing
@@ -11671,7 +11721,7 @@ class LiteJobs:
     def _program(self) -> Program:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
-        self.middleware.freeze()
+        self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {**relative_paths(), self.store.file.given: self.path}
@@ -11712,17 +11762,6 @@ class LiteJobs:
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
             return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
-
-
-def _polls_within(timeout: Duration | None) -> Iterator[None]:
-    """Yields before each poll, and once more when the time is over."""
-    limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-    give_up = time.monotonic() + limit
-    for pause in poll_intervals():
-        yield
-        if time.monotonic() >= give_up:
-            return
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11869,8 +11908,7 @@ class Queue:
     @property
     def settings(self) -> QueueSettings:
         """Its settings, as they are in the file now."""
-        found = {terms.name: terms for terms in self._jobs.store.queues()}
-        return _settings_of(found.get(self.name) or Terms(self.name))
+        return self._jobs.store.queues().get(self.name) or QueueSettings(self.name)
 
     def pause(self) -> None:
         """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
@@ -11886,42 +11924,6 @@ class Queue:
     def reset(self) -> None:
         """Takes all its settings away, and resumes it."""
         self._jobs.store.reset_queue(self.name)
-
-
-@attrs.frozen
-class QueueSettings:
-    """The settings of a queue; `None` where it has none."""
-
-    name: str
-    paused: bool = False
-    concurrency: int | None = None
-    rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
-    burst: int | None = None
-    weight: float | None = None
-    ageing: timedelta | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    """For max_attempts, timeout and backoff, as far as they are set."""
-
-
-def _settings_of(terms: Terms) -> QueueSettings:
-    defaults: dict[str, Any] = {}
-    if terms.max_attempts is not None:
-        defaults["max_attempts"] = terms.max_attempts or None
-    if terms.timeout is not None:
-        defaults["timeout"] = timedelta(microseconds=terms.timeout)
-    if terms.backoff is not None:
-        defaults["backoff"] = load_backoff(terms.backoff, DEFAULT_BACKOFF)
-    return QueueSettings(
-        name=terms.name,
-        paused=bool(terms.paused),
-        concurrency=terms.concurrency,
-        rate=terms.rate_text,
-        burst=terms.burst,
-        weight=terms.weight,
-        ageing=None if terms.ageing is None else timedelta(microseconds=terms.ageing),
-        defaults=defaults,
-    )
 
 
 def _micros_of(value: Any, what: str) -> int:
@@ -12055,28 +12057,6 @@ def _refuse_for_schedules(options: Options) -> None:
         raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
-
-
-class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
-
-    id: int | Job[Any] | Iterable[int | Job[Any]]
-    name: str | AnyDefinition | type
-    queue: str
-    state: Annotated[State | Sequence[State], "may be repeated"]
-    node: str
-    key: str
-    schedule: str | AnyDefinition | type
-    enqueued_after: Annotated[datetime, "from then on"]
-    enqueued_before: datetime
-    finished_after: Annotated[datetime, "from then on"]
-    finished_before: datetime
-    payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
-
-
 class Changes(TypedDict, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -12109,96 +12089,6 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
-
-
-def _match(filters: Filters) -> Match:
-    check_known(filters, _FILTER_CHECKS, "no such filter")
-    given = {
-        name: _FILTER_CHECKS[name](value, name)
-        for name, value in filters.items()
-        if value is not None
-    }
-    return Match(given.pop("id", None), states=given.pop("state", None), **given)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
-def _id_of(job: object, what: str = "id") -> int:
-    if isinstance(job, Job):
-        return job.id
-    if isinstance(job, int) and not isinstance(job, bool):
-        return job
-    raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
-
-
-def _name_of(value: object, what: str = "name") -> str | None:
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
-
-
-def _text(value: object, what: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
-
-
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
-    if not isinstance(wanted, Mapping) or not wanted:
-        raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
-    for field, value in wanted.items():
-        if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
-            raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
-            problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
-
-
-_FILTER_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "id": lambda given, _: tuple(map(_id_of, _several(given))),
-    "name": _name_of,
-    "queue": _text,
-    "state": _states,
-    "node": _text,
-    "key": _text,
-    "schedule": _name_of,
-    "enqueued_after": _micros,
-    "enqueued_before": _micros,
-    "finished_after": _micros,
-    "finished_before": _micros,
-    "payload": _payload_filter,
-}
-"""Checks each filter and gives what the query needs."""
-
-
-def _chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    if not ids and not filters:
-        raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
-    match = _match(filters)
-    match = attrs.evolve(match, ids=(*(match.ids or ()), *map(_id_of, ids))) if ids else match
-    if match == Match():
-        raise OptionError("id", "all that was given is None, which would mean every job")
-    return match
 
 
 def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
@@ -12941,7 +12831,7 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
         job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -12952,7 +12842,7 @@ def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         "run at (UTC)": "run_at",
         "error": lambda job: (job["error"] or "")[:80],
     }
-    return _listing(_job_values(jobs, found), columns)
+    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
@@ -12961,7 +12851,7 @@ SHOWN_FAILURES = 5
 def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.get(options.id)
     errors = job.errors
-    (values,) = _job_values(jobs, [job])
+    (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
@@ -13041,38 +12931,25 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff")
+    hidden = ("defaults", "backoff", "per_second")
     return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 
 def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    hidden = _hidden(jobs)
-
-    def values_of(schedule: Schedule) -> dict[str, Any]:
-        values = {name: getattr(schedule, name) for name in _SCHEDULE_VALUES}
-        try:
-            values["words"] = schedule.timetable.words
-        except OptionError as error:  # This machine does not know the time zone, say.
-            values["words"] = f"({error})"
-        not_shown = hidden.get(schedule.definition, frozenset())
-        return values | {"payload": _redacted(schedule.stored_payload, not_shown)}
-
+    names = (
+        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
+        "misfire", "overlap", "origin", "problem", "words", "payload",
+    )  # fmt: skip
     columns: _Columns = {
         "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
         "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
     }  # fmt: skip
-    return _listing(list(map(values_of, jobs.schedules())), columns)
-
-
-_SCHEDULE_VALUES = (
-    "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-    "misfire", "overlap", "origin", "problem",
-)  # fmt: skip
+    return _listing(_values(jobs, jobs.schedules(), names), columns)
 
 
 def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
     job = jobs.schedule(options.name).fire()
-    return _job_values(jobs, [job])[0], f"{job.id}", 0
+    return _values(jobs, [job])[0], f"{job.id}", 0
 
 
 def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
@@ -13198,11 +13075,6 @@ def _new(options: argparse.Namespace) -> Output:
     return None, _NEXT.format(**texts), 0
 
 
-def _hidden(jobs: LiteJobs) -> Mapping[str, frozenset[str]]:
-    """What is not to be shown, by definition: as the program says, or nodes to the file."""
-    return {**jobs.store.nodes.hidden(), **{own.name: own.body.hidden for own in jobs.registry}}
-
-
 def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
     """A payload, progress or result as JSON values, with what is hidden replaced."""
     plain = _read_json(stored)
@@ -13220,18 +13092,24 @@ _JOB_VALUES = tuple(
 )
 
 
-def _job_values(jobs: LiteJobs, found: Iterable[Job[Any]]) -> list[dict[str, Any]]:
-    """What is shown of jobs, without what is hidden."""
-    hidden = _hidden(jobs)
+def _values(
+    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+) -> list[dict[str, Any]]:
+    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
+    have stored."""
+    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    def value(job: Job[Any], name: str) -> Any:
+    def value(thing: Any, name: str) -> Any:
         if name in ("payload", "progress", "result"):
-            return _redacted(
-                getattr(job, f"stored_{name}"), hidden.get(job.name, frozenset()), name
-            )
-        return getattr(job, name)
+            definition = thing.definition if isinstance(thing, Schedule) else thing.name
+            not_shown = hidden.get(definition, frozenset())
+            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
+        if name == "words":
+            # This machine may not know the time zone, say.
+            return f"({thing.problem})" if thing.problem else thing.timetable.words
+        return getattr(thing, name)
 
-    return [{name: value(job, name) for name in _JOB_VALUES} for job in found]
+    return [{name: value(thing, name) for name in names} for thing in things]
 
 
 _Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]

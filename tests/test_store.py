@@ -533,7 +533,7 @@ class TestOtherProcesses:
         assert sorted(ids) == list(range(1, 401))
         rows = find_in(Store.at(path), Match(), 1000)
         assert {row.id for row in rows} == set(ids)
-        sent = [json.loads(row.payload)["n"] for row in rows]
+        sent = [row.payload["n"] for row in rows]
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
     def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
@@ -1621,7 +1621,7 @@ class TestSettlements:
         (claimed,) = take(store, node)
         clock.turn(10)
         settle(store, node, ending(claimed, "pending", counted=False, delay=7))
-        assert get_in(store, 1).run_at == START
+        assert row_of(store, 1).run_at == START
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
         store.intake.enqueue([new()])

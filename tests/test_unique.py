@@ -589,7 +589,7 @@ def test_a_tick_does_not_wait_for_a_job_that_expired_while_no_node_was_at_work(
 @pytest.mark.parametrize(
     ("choices", "problem"),
     [
-        ({"scope": "for ever"}, "scope: expected queued, active or exists, got 'for ever'"),
+        ({"scope": "for ever"}, "scope: there is no 'for ever'; there is active, exists, queued"),
         ({"on_conflict": "ignore"}, "on_conflict: expected return, raise, replace or a function"),
         ({"scope": "active", "on_conflict": "replace"}, "this needs scope='queued'"),
         ({"scope": "exists", "on_conflict": max}, "this needs scope='queued'"),

@@ -11,6 +11,7 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -259,8 +260,12 @@ def face(bug: Bug, copy: Path, seed: int, patience: float) -> tuple[str, int]:
     try:
         output, _ = process.communicate(timeout=max(0.0, patience))
     except subprocess.TimeoutExpired:
-        litejobs.kill_group(process.pid)
-        output, _ = process.communicate()
+        process.send_signal(signal.SIGINT)  # So it can end what it has started.
+        try:
+            output, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            litejobs.kill_group(process.pid)
+            output, _ = process.communicate()
         return f"more than {WITHIN:.0f} s: {output}", -1
     return output, process.returncode
 
