@@ -4215,8 +4215,9 @@ class File:
     """Whether the connection was closed because its paths led elsewhere."""
     _checked_at: float = 0.0
     _wal_checked_at: float = 0.0
-    _sizes: tuple[int, int] = (0, 0)
-    """Bytes of the file and its WAL, when they were checked."""
+    _size: int = 0
+    _wal_size: int = 0
+    """Bytes, when they were checked."""
     _page_size: int = 0
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
@@ -4232,10 +4233,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def owns(self, connection: Any) -> bool:
-        """Whether it is our own connection, which fires no triggers."""
-        return connection is self._connection
 
     def is_open_as(self, found: FileId) -> bool:
         """Whether this process would lose locks of SQLite's by closing that file."""
@@ -4432,20 +4429,20 @@ class File:
         path of the WAL leads to is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
-        ids = [*self._ids]
         try:
-            found = os.stat(path)
-            ids[0], ids[2] = _stat_id(found), _stat_id(os.stat(shm))
+            found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
                 seen = os.stat(wal)
-                ids[1], self._sizes = _stat_id(seen), (0, seen.st_size)
-                self._wal_checked_at = now
+                if _stat_id(seen) != self._ids[1]:
+                    return 0
+                self._wal_size, self._wal_checked_at = seen.st_size, now
         except NOT_THERE:
             return 0
-        if ids != self._ids or not found.st_size:  # SQLite never makes it empty.
+        here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
+        if not here or not found.st_size:  # SQLite never makes it empty.
             return 0
-        self._checked_at, self._sizes = now, (found.st_size, self._sizes[1])
+        self._size, self._checked_at = found.st_size, now
         return found.st_nlink
 
     def _is_there(self) -> bool:
@@ -4477,10 +4474,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        size, wal_size = self._sizes
-        needed = max(0, pages * self._page_size - size) + max(0, self._wal_room - wal_size)
+        growth = max(0, pages * self._page_size - self._size)
+        needed = growth + max(0, self._wal_room - self._wal_size)
         try:
-            free = _free_space(os.path.dirname(self._paths[0]))
+            free = _free_space(self._paths[0])
         except OSError:
             return None  # The commit says what is wrong with it.
         return None if free is None or free >= needed + reserve else free
@@ -4614,9 +4611,8 @@ class Transaction:
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, value = self.file.cache.get(read, (-1, None))
-        if version != self.version:
-            value = read(self)
+        version, known = self.version, self.file.cache.get(read)
+        value = read(self) if known is None or known[0] != version else known[1]
         self._used[read] = value
         return typing.cast(T, value)
 
@@ -4810,13 +4806,13 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(folder: str) -> int | None:
-    """Bytes that the disk has left for this user; `None` if it does not say."""
+def _free_space(path: str) -> int | None:
+    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
     if sys.platform == "win32":
         import shutil
 
-        return shutil.disk_usage(folder).free
-    disk = os.statvfs(folder)
+        return shutil.disk_usage(os.path.dirname(path)).free
+    disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
