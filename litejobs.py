@@ -3958,9 +3958,9 @@ def _triggers() -> Iterator[tuple[str, str]]:
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
             ("payload", "typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload)"),
-            ("retention", "NOT json_valid(NEW.retention)"),
+            ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
-            ("headers", "NOT json_valid(NEW.headers)"),
+            ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
         )
     )
     low, high = _MOMENT
