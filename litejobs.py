@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
+Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
 Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
@@ -387,7 +387,6 @@ Duration = float | timedelta
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 LONGEST = timedelta(days=36500)
-_FIRST = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
@@ -403,7 +402,10 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """The moment as an aware datetime in UTC; the nearest that there is."""
-    return EPOCH + timedelta(microseconds=max(_FIRST, min(micros, _LAST)))
+    try:
+        return EPOCH + micros * MICROSECOND
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC) if micros > 0 else datetime.min.replace(tzinfo=UTC)
 
 
 def duration(value: Duration, what: str) -> timedelta:
@@ -763,7 +765,7 @@ def _node_name(stored: str) -> str | None:
     return stored or None
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
 class Job(Generic[R]):
     """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
     this order, of which the first ones are those of `Claimed`."""
@@ -5652,7 +5654,7 @@ def change_options(
 
 
 @contextlib.contextmanager
-def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
+def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
     """A part of the transaction on the caller's connection, all of it or none."""
     standard = not isinstance(connection, apsw.Connection)
     try:
@@ -5669,7 +5671,7 @@ def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
                     _update_schema(connection)
                 if standard:
                     _warn_of_old_sqlite(connection, file)
-                yield
+                yield Transaction(file, connection, own=False)
             except BaseException:
                 _undo_part(connection, ours)
                 raise
@@ -5811,66 +5813,70 @@ def _check_no_other(file: File) -> None:
 
 
 ################################################################################
-# Intake
+# Enqueue
 #
-# How new jobs come into the file: threads that enqueue at once share a commit, a unique
-# key has one winner, and the nodes are notified.
+# How new jobs come into the file: threads that enqueue at once share a commit, and a unique key
+# has one winner.
 ################################################################################
 
-GROUP_COMMIT_WINDOW = 0.0001
-"""Seconds that a thread waits for others before it commits for all: less than a sync."""
 
-
-class Batch(NamedTuple):
-    """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
-    rule for duplicates, is of one job."""
+class NewJob(NamedTuple):
+    """A job that is to be inserted, by column; or several, which differ in their payloads alone,
+    and of which none has a key, an expiry or a rule for duplicates."""
 
     options: Mapping[str, Any]
-    """The columns of STORED, in that order."""
+    """The columns of STORED."""
     name: str
-    state: State
     run_at: int
     enqueued_at: int
-    payloads: tuple[str | bytes, ...]
-    open: frozenset[str] = frozenset()
-    """Options that were not given, for the queue's defaults."""
+    state: State = "pending"
     headers: str | None = None
     key: str | None = None
     key_limit: int | None = None
+    grace: int | None = None
     unique_key: str | None = None
     unique_scope: str | None = None
     unique_until: int | None = None
     expires_at: int | None = None
     schedule: str | None = None
-    grace: int | None = None
-    on_conflict: OnConflict | Literal["merge"] = "return"
-    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
-    """Makes the new payload of the job that holds the unique key from its old one."""
+    payloads: tuple[str | bytes, ...] = ("{}",)
+    open: frozenset[str] = frozenset()
+    """Options that were not given, for the queue's defaults."""
+    on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
+    """A function makes the new payload of the job that holds the unique key from its old one."""
 
     @property
     def queue(self) -> str:
-        """The queue that the jobs go to."""
+        """The queue that it goes to."""
         return str(self.options["queue"])
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """By name, in the order of _COLUMNS; but the payload."""
+        return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
 
-_SHARED = (*STORED, "name", "state", "run_at", "enqueued_at")
-_OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
-_INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
-_INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
-_INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
-_INSERT_WITH_OWN = f"""
-    INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
-    VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
+    def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
+        """The job of a row that was just inserted."""
+        options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
+        return Job(
+            id=id, claim=0, name=self.name, attempt=0, payload=payload, run_at=self.run_at,
+            enqueued_at=self.enqueued_at, state=self.state, source=source, **options,
+        )  # fmt: skip
+
+
+_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
+_OWN_COLUMNS = NewJob._fields[1 : NewJob._fields.index("payloads")]
+_COLUMNS = (*STORED, *_OWN_COLUMNS)
+_INSERT = f"""
+    INSERT INTO litejobs_job ({", ".join(_COLUMNS)}, payload)
+    VALUES ({"?, " * len(_COLUMNS)}?)
 """
-_REPLACED_COLUMNS = {*STORED, *_OWN, "run_at", "payload"} - {
-    "unique_key",
-    "unique_scope",
-    "schedule",
-}
+_KEPT_BY_REPLACE = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
+_REPLACED = [column for column in _COLUMNS if column not in _KEPT_BY_REPLACE]
 _REPLACE = f"""
     UPDATE litejobs_job SET
-        state = CASE WHEN state = 'paused' THEN state ELSE :state END,
-        {", ".join(f"{column} = :{column}" for column in sorted(_REPLACED_COLUMNS))}
+        {", ".join(f"{column} = :{column}" for column in _REPLACED)},
+        state = CASE WHEN state = 'paused' THEN state ELSE :state END, payload = :payload
     WHERE id = :id
 """
 
@@ -5879,6 +5885,266 @@ _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 triggers: others may have put theirs into the file."""
 
 
+def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ()) -> NewJob:
+    """What is inserted for a job, or for several that differ from it in their payloads alone."""
+    options = bound.options
+    run_at = options.run_at(now)
+    job = NewJob(
+        options.columns,
+        bound.body.name,
+        run_at,
+        now,
+        "scheduled" if run_at > now else "pending",
+        payloads=payloads or (bound.payload,),
+        open=options.open,
+    )
+    if options.plain:
+        return job
+    key, unique = limited_key(bound), options.unique or Unique()
+    unique_text = unique_key(bound)
+    rule: Any = unique.on_conflict
+    return job._replace(
+        state="blocked" if key is not None and job.state == "pending" else job.state,
+        headers=json.dumps(options.headers) if options.headers else None,
+        key=key,
+        key_limit=None if key is None else options.key_limit,
+        unique_key=unique_text,
+        unique_scope=None if unique_text is None else unique.scope,
+        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
+        expires_at=options.expires_at(run_at),
+        grace=options.own_grace,
+        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule,
+    )
+
+
+@attrs.frozen(eq=False, repr=False)
+class Enqueued(Sequence[Job[Any]]):
+    """Jobs that were just enqueued, each made when it is accessed: most never are."""
+
+    _ids: range
+    _new: Sequence[NewJob]
+    _source: _Source
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Job[Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
+
+    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
+        ids = self._ids[place]
+        if isinstance(ids, range):
+            return [self[id - self._ids.start] for id in ids]
+        left = ids - self._ids.start
+        for new in self._new:
+            if left < len(new.payloads):
+                return new.job(ids, new.payloads[left], self._source)
+            left -= len(new.payloads)
+        raise IndexError(place)
+
+    def __iter__(self) -> Iterator[Job[Any]]:
+        ids = iter(self._ids)
+        for new in self._new:
+            for payload in new.payloads:
+                yield new.job(next(ids), payload, self._source)
+
+
+@attrs.frozen
+class QueueSettings:
+    """The settings of a queue; `None` where it has none."""
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: str | None = None
+    """How many start in some time, as it was given: "10/min"."""
+    burst: int | None = None
+    weight: float | None = None
+    ageing: timedelta | None = None
+    stored_defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
+    """The rate, as it is calculated with."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """For max_attempts, timeout and backoff, as far as they are set."""
+        found = {**self.stored_defaults}
+        if timeout := found.get("timeout"):
+            found["timeout"] = timedelta(microseconds=timeout)
+        if backoff := found.get("backoff"):
+            found["backoff"] = load_backoff(backoff, DEFAULT_BACKOFF)
+        return found
+
+
+def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+    """The settings of queues, by name. Of those that cannot be calculated with nobody knows
+    what the queue's jobs may do, and it is paused."""
+    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    found = {}
+    for row in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
+        values = dict(zip(columns, row, strict=True))
+        try:
+            found[row[0]] = _settings_of(values)
+        except (TypeError, ValueError):
+            found[row[0]] = QueueSettings(row[0], paused=True)
+    return found
+
+
+def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
+    for column, (low, high) in BOUNDS["litejobs_queue"].items():
+        if row[column] is not None and not low <= row[column] <= high:
+            raise ValueError(column)
+    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
+    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+        if parse_rate(row["rate_given"]) == row["rate"]:
+            rate = row["rate_given"]
+    options = ("max_attempts", "timeout", "backoff")
+    return QueueSettings(
+        name=row["name"],
+        paused=bool(row["paused"]),
+        concurrency=row["concurrency"],
+        rate=rate,
+        burst=row["burst"],
+        weight=row["weight"],
+        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
+        # 0 attempts: without end.
+        stored_defaults={name: row[name] or None for name in options if row[name] is not None},
+        per_second=row["rate"],
+    )
+
+
+def _with_defaults(
+    jobs: Sequence[NewJob], settings: Mapping[str, QueueSettings]
+) -> Sequence[NewJob]:
+    """The jobs, with their queues' defaults for the options that were not given."""
+    if not settings:
+        return jobs
+    changed = []
+    for job in jobs:
+        queue = settings.get(job.queue)
+        defaults = queue.stored_defaults if queue else {}
+        given = {name: value for name, value in defaults.items() if name in job.open}
+        changed.append(job._replace(options={**job.options, **given}) if given else job)
+    return changed
+
+
+def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
+    """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
+    the defaults of their queues."""
+    jobs = _with_defaults(jobs, tx.cached(read_settings))
+    counts: dict[Group, int] = {}
+    for job in jobs:
+        if len(job.payloads) == 1:
+            tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        else:
+            # Half of what an executemany takes; and NULLs would take a tenth of the time.
+            set = {c: v for c, v in job.columns.items() if v is not None}
+            sql = f"INSERT INTO litejobs_job ({', '.join(set)}, payload)"
+            sql += f" SELECT {'?, ' * len(set)}value FROM carray(?)"
+            tx.execute(sql, (*set.values(), apsw.carray(job.payloads)))
+        if job.state != "pending":
+            group = job.state, job.queue, job.name
+            counts[group] = counts.get(group, 0) + len(job.payloads)
+    if counts:
+        add_to_counts(tx, counts)
+    # AUTOINCREMENT under the write lock counts without gaps.
+    end = tx.connection.last_insert_rowid() + 1
+    return range(end - sum([len(job.payloads) for job in jobs]), end), jobs
+
+
+def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
+    """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
+    before."""
+    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
+    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, settings)]
+    for key in {job.key for job in jobs if job.key is not None}:
+        # Jobs that hold a slot and have expired give it up, also when no node is at work; those
+        # that are let in instead may have expired, too.
+        sql = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+        """
+        while row := tx.execute(sql, (key, tx.now)).fetchone():
+            expire_job(tx, row[0])
+        admit_blocked(tx, [key])
+    return inserted
+
+
+def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) -> list[Job[Any]]:
+    """The same; gives the jobs as they are then."""
+    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
+    rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
+    return [sound(Job, row, source=source, duplicate=there) for row, there in rows]
+
+
+def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
+    """Inserts a job, or does what its rule says about its duplicate."""
+    if (held := _holder(tx, job.unique_key)) is None:
+        tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
+        if job.state != "pending":
+            add_to_counts(tx, {(job.state, job.queue, job.name): 1})
+        return new, False
+    id, payload, fixed = held
+    if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
+        raise DuplicateError(id, job.name)
+    if callable(job.on_conflict):
+        sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
+        tx.execute(sql, (job.on_conflict(payload), id))
+    elif job.on_conflict == "replace":
+        change_jobs(tx, [id], _REPLACE, **job.columns, payload=job.payloads[0])
+    return id, True
+
+
+def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
+    """Id and payload of the job that holds a unique key, and whether it has started or ended, so
+    that nobody may change it."""
+    if key is None:
+        return None
+    held = tx.execute(
+        f"""
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+            CASE WHEN {_UNSTARTED} THEN expires_at END
+        FROM litejobs_job INDEXED BY litejobs_unique
+        WHERE unique_key = ? AND {HOLDS}
+        """,
+        (key,),
+    ).fetchone()
+    if held is None:
+        return None
+    id, payload, fixed, until, expires_at = held
+    if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+        expire_job(tx, id)
+        return _holder(tx, key)  # Scope "exists" also means ended jobs.
+    if (until := sound_number(until)) is not None and until <= tx.now:
+        tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+        return None
+    return id, payload, fixed
+
+
+def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str, Any]) -> int:
+    """Inserts one job of a definition that the program does not have; what nodes have stored of
+    the definition fills in the columns that are not given."""
+    known = [str(known) for (known,) in tx.execute("SELECT name FROM litejobs_definition")]
+    if known and name not in known:
+        problem = f"no node has had such a definition{did_you_mean(name, known)}"
+        raise DefinitionError(name, problem)
+    columns = {"name": name, "payload": payload, **given}
+    tx.execute(
+        f"INSERT INTO litejobs_job ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+        columns,
+    )
+    id: int = tx.connection.last_insert_rowid()
+    tx.execute(_COMPLETE, {"name": name, "id": id})
+    add_to_counts(tx, counted(tx, [id]))
+    return id
+
+
+GROUP_COMMIT_WINDOW = 0.0001
+"""Seconds that a thread waits for others before it commits for all: less than a sync."""
 Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
 
@@ -5891,139 +6157,75 @@ class PendingWrite:
     done: bool = False
     result: Any = None
     error: Exception | None = None
-    wakeup: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    """Taken from the start; released for the thread that waits."""
-
-    def __attrs_post_init__(self) -> None:
-        self.wakeup.acquire()
+    wakeup: threading.Lock = attrs.field(factory=threading.Lock)
+    """Released for the thread that waits."""
 
     @property
     def settled(self) -> bool:
         """Whether it was committed or refused."""
         return self.done or self.error is not None
 
-    def wake(self) -> None:
-        """Wakes the thread that waits."""
-        with contextlib.suppress(RuntimeError):
-            self.wakeup.release()
-
 
 @attrs.define(eq=False, repr=False)
 class GroupCommit:
-    """The writes of a process's threads: those that come while one thread commits share the
-    next commit."""
-
-    pid: int = attrs.field(factory=os.getpid)
-    lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its
-    thread does must not wait for that thread.)"""
-    waiting: deque[PendingWrite] = attrs.field(factory=deque)
-    size: int = 1
-    """How many writes the last commit was for."""
-
-    def pass_on(self) -> None:
-        """Gives up the lead, and lets a thread that waits take it."""
-        self.lead.release()
-        if self.waiting:
-            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
-                self.waiting[0].wake()
-
-
-def _defaults(tx: Transaction) -> dict[str, dict[str, Any]]:
-    """By queue: its defaults for options."""
-    options = ("max_attempts", "timeout", "backoff")
-    rows = tx.execute(f"""
-        SELECT name, {", ".join(options)} FROM litejobs_queue
-        WHERE coalesce({", ".join(options)}) IS NOT NULL
-    """)
-    return {
-        # 0 attempts: without end.
-        name: {k: v or None for k, v in zip(options, row, strict=True) if v is not None}
-        for name, *row in rows
-    }
-
-
-def _with_defaults(batch: Batch, defaults: Mapping[str, Mapping[str, Any]]) -> Batch:
-    """The batch, with its queue's defaults for the options that were not given."""
-    if not (given := defaults.get(batch.queue)):
-        return batch
-    chosen = {option: value for option, value in given.items() if option in batch.open}
-    return batch._replace(options={**batch.options, **chosen})
-
-
-@attrs.define(eq=False, repr=False)
-class Intake:
-    """Puts new jobs into the file."""
+    """Commits the writes of a process's threads: those that come while one thread commits share
+    the next commit."""
 
     file: File
-    _group: GroupCommit = attrs.field(factory=GroupCommit)
+    _pid: int = 0
+    _lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its thread
+    does must not wait for that thread.)"""
+    _waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    _size: int = 1
+    """How many writes the last commit was for."""
 
-    def enqueue(self, batches: list[Batch]) -> range:
-        """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
-        of their queues into the batches."""
-        ids: range = self._together(functools.partial(self._insert_all, batches))
-        return ids
-
-    def enqueue_each(self, batches: Sequence[Batch], source: _Source) -> list[Job[Any]]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
-        jobs: list[Job[Any]] = self._together(
-            lambda connection: self._read(connection, self.insert_each(connection, batches), source)
-        )
-        return jobs
-
-    def enqueue_through(
-        self, connection: Any, batches: Sequence[Batch], source: _Source
-    ) -> list[Job[Any]]:
-        """The same in a transaction on the caller's connection to the file: the jobs are there
-        if and only if the caller commits."""
-        with _on_callers_connection(connection, self.file):
-            tx = Transaction(self.file, connection, own=False)
-            return self._read(tx, self.insert_each(tx, batches), source)
-
-    def _read(
-        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
-    ) -> list[Job[Any]]:
-        sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
-        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
-        return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
-
-    def _together(self, write: Write) -> Any:
-        """Commits a write. Threads that do so at once share a commit: the one that has the lead
+    def commit(self, write: Write) -> Any:
+        """Commits a write, and wakes the nodes; returns its result. The thread that has the lead
         commits for all that wait."""
-        if self._group.pid != os.getpid():
+        if self._pid != os.getpid():
             # What waits in the process that forked this one is committed there.
-            self._group = GroupCommit()
-        group = self._group
-        if not group.waiting and group.size < 3 and group.lead.acquire(blocking=False):
+            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), deque()
+        lead = self._lead
+        if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
-                return self._commit([write])[0]
+                with self.file.transaction(enqueues=True) as tx:
+                    return write(tx)
             finally:
-                group.pass_on()
+                self._pass_on(lead)
         pending = PendingWrite(write)
-        group.waiting.append(pending)
+        pending.wakeup.acquire()
+        self._waiting.append(pending)
         while not pending.settled:
-            if not group.lead.acquire(blocking=False):
+            if not lead.acquire(blocking=False):
                 pending.wakeup.acquire()
                 continue
             try:
                 if not pending.settled:
-                    self._commit_waiting(group)
+                    self._commit_waiting()
             finally:
-                group.pass_on()
-        if not pending.done:
-            raise pending.error or AssertionError("a write was neither committed nor refused")
+                self._pass_on(lead)
+        if pending.error is not None:
+            raise pending.error
         return pending.result
 
-    def _commit_waiting(self, group: GroupCommit) -> None:
-        if self.file.durability == "full" and group.size > 2:
+    def _pass_on(self, lead: threading.RLock) -> None:
+        """Gives up the lead, and lets a thread that waits take it."""
+        lead.release()
+        if self._waiting:
+            with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
+                self._waiting[0].wakeup.release()
+
+    def _commit_waiting(self) -> None:
+        if self.file.durability == "full" and self._size > 2:
             # The others, whose commit has just ended, will be back at once.
             time.sleep(GROUP_COMMIT_WINDOW)
         taken: list[PendingWrite] = []
-        while group.waiting:
-            taken.append(group.waiting.popleft())
-        group.size = len(taken)
+        while self._waiting:
+            taken.append(self._waiting.popleft())
+        self._size = len(taken)
         try:
-            self._commit_pending(taken)
+            self._commit_all(taken)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
             for pending in taken:
                 pending.error = error
@@ -6031,135 +6233,22 @@ class Intake:
             # Only one of them may be to blame.
             for pending in taken:
                 try:
-                    self._commit_pending([pending])
+                    self._commit_all([pending])
                 except Exception as error:
                     pending.error = error
         finally:
             problem = "interrupted while it committed for other threads; jobs may be there or not"
-            unknown = OutcomeUnknownError(str(self.file.path), problem)
             for pending in taken:
                 if not pending.settled:
-                    pending.error = unknown
-                pending.wake()
+                    pending.error = OutcomeUnknownError(str(self.file.path), problem)
+                with contextlib.suppress(RuntimeError):
+                    pending.wakeup.release()
 
-    def _commit_pending(self, taken: Sequence[PendingWrite]) -> None:
-        results = self._commit([pending.write for pending in taken])
+    def _commit_all(self, taken: Sequence[PendingWrite]) -> None:
+        with self.file.transaction(enqueues=True) as tx:
+            results = [pending.write(tx) for pending in taken]
         for pending, result in zip(taken, results, strict=True):
             pending.result, pending.done = result, True
-
-    def _commit(self, writes: Sequence[Write]) -> list[Any]:
-        """Commits all in one transaction, and notifies the nodes."""
-        with self.file.transaction(enqueues=True) as tx:
-            return [write(tx) for write in writes]
-
-    def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
-        connection = tx.connection
-        if defaults := tx.cached(_defaults):
-            batches[:] = [_with_defaults(batch, defaults) for batch in batches]
-        counts: dict[Group, int] = {}
-        for batch in batches:
-            shared = (
-                *batch.options.values(), batch.name, batch.state, batch.run_at, batch.enqueued_at,
-            )  # fmt: skip
-            if len(batch.payloads) == 1:
-                connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
-            else:
-                # Half of what an executemany takes.
-                connection.execute(_INSERT_MANY, (*shared, apsw.carray(batch.payloads)))
-            if batch.state != "pending":
-                group = batch.state, batch.queue, batch.name
-                counts[group] = counts.get(group, 0) + len(batch.payloads)
-        if counts:
-            add_to_counts(tx, counts)
-        # AUTOINCREMENT under the write lock counts without gaps.
-        end = connection.last_insert_rowid() + 1
-        return range(end - sum([len(batch.payloads) for batch in batches]), end)
-
-    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
-        """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
-        whether it was there before."""
-        defaults = _defaults(tx)
-        inserted = [self._insert(tx, _with_defaults(batch, defaults)) for batch in batches]
-        for key in {batch.key for batch in batches if batch.key is not None}:
-            self._free_slots(tx, key)
-            admit_blocked(tx, [key])
-        return inserted
-
-    def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
-        """Inserts one job, or does what its rule says about its duplicate; gives the id, and
-        whether it was there before."""
-        bindings = {**batch.options, **batch._asdict(), "payload": batch.payloads[0]}
-        if (held := self._holder(tx, batch.unique_key)) is None:
-            tx.execute(_INSERT_WITH_OWN, bindings)
-            id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
-            if batch.state != "pending":
-                add_to_counts(tx, {(batch.state, batch.queue, batch.name): 1})
-            return id, False
-        id, payload, fixed = held
-        if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
-            raise DuplicateError(id, batch.name)
-        if batch.on_conflict == "merge":
-            sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            tx.execute(sql, (batch.merge(payload), id))
-        elif batch.on_conflict == "replace":
-            change_jobs(tx, [id], _REPLACE, **bindings)
-        return id, True
-
-    def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-        """Id and payload of the job that holds a unique key, and whether it has started or
-        ended, so that nobody may change it."""
-        if key is None:
-            return None
-        held = tx.execute(
-            f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-                CASE WHEN {_UNSTARTED} THEN expires_at END
-            FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {HOLDS}
-            """,
-            (key,),
-        ).fetchone()
-        if held is None:
-            return None
-        id, payload, fixed, until, expires_at = held
-        if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
-            expire_job(tx, id)
-            return self._holder(tx, key)  # Scope "exists" also means ended jobs.
-        if (until := sound_number(until)) is not None and until <= tx.now:
-            tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
-            return None
-        return id, payload, fixed
-
-    def _free_slots(self, tx: Transaction, key: str) -> None:
-        """Cancels jobs that hold a slot of this key and have expired; no node may be at work
-        that does. Those that are let in instead may have expired, too."""
-        sql = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
-        """
-        while row := tx.execute(sql, (key, tx.now)).fetchone():
-            expire_job(tx, row[0])
-
-    def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
-        """Inserts one job with the given columns; the file fills in the others from
-        what nodes have written down of the definition."""
-        columns = {"name": name, "payload": payload, **given}
-        with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            names = connection.execute("SELECT name FROM litejobs_definition")
-            known = [str(name) for (name,) in names]
-            if known and name not in known:
-                problem = f"no node has had such a definition{did_you_mean(name, known)}"
-                raise DefinitionError(name, problem)
-            connection.execute(
-                f"INSERT INTO litejobs_job ({', '.join(columns)})"
-                f" VALUES ({', '.join(f':{column}' for column in columns)})",
-                columns,
-            )
-            id: int = connection.last_insert_rowid()
-            connection.execute(_COMPLETE, {"name": name, "id": id})
-            add_to_counts(tx, counted(tx, [id]))
-        return id
 
 
 ################################################################################
@@ -6176,7 +6265,7 @@ _KEPT_OWN = (
 """What is kept of a schedule's jobs beside the columns of their options."""
 
 
-def options_of(batch: Batch) -> str:
+def options_of(batch: NewJob) -> str:
     """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
     lengths of time are what they are."""
     kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
@@ -6184,13 +6273,13 @@ def options_of(batch: Batch) -> str:
     return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
 
 
-def batch_of(schedule: Schedule, run_at: int, now: int) -> Batch:
+def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     """One job of a schedule."""
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     own: Any = {name: options.get(name) for name in _KEPT_OWN}
-    return Batch(
+    return NewJob(
         {option: options.get(option) for option in STORED},
         **own,
         name=schedule.definition,
@@ -6211,7 +6300,6 @@ class Schedules:
 
     file: File
     clock: Clock
-    intake: Intake
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6225,13 +6313,13 @@ class Schedules:
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
         if now < self._latest:
-            with self.file.writing() as connection:
-                self._plan(connection, now)
+            with self.file.transaction() as tx:
+                self._plan(tx, now)
         self._latest = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
-        with self.file.reading() as connection:
-            found = read_schedules(connection, f"{_ACTIVE} AND next_at <= :now", now=now)
+        with self.file.transaction(read_only=True) as tx:
+            found = read_schedules(tx, f"{_ACTIVE} AND next_at <= :now", now=now)
         fired, more = 0, False
         for schedule in filter(self._usable, found):
             ticks, after = schedule.due(now)
@@ -6243,9 +6331,9 @@ class Schedules:
         return fired, now if more else self._next_at(now)
 
     def _next_at(self, after: int) -> int | None:
-        with self.file.reading() as connection:
+        with self.file.transaction(read_only=True) as tx:
             sql = f"SELECT min(next_at) FROM litejobs_schedule WHERE {_ACTIVE} AND next_at > ?"
-            return _one_number(connection, sql, (after,))
+            return _one_number(tx, sql, (after,))
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
@@ -6260,23 +6348,23 @@ class Schedules:
         """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
         if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            if self._find(tx.connection, schedule.name) != schedule:
+            if self._find(tx, schedule.name) != schedule:
                 return None
             if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
-                last = tx.connection.execute(sql, (schedule.last_job,)).get
+                last = tx.execute(sql, (schedule.last_job,)).get
                 ticks = ticks[:1] if last is None or last in FINISHED else []
             ids = []
             for tick in ticks:
                 run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
                     batch = batch_of(schedule, run_at, now)
-                    [(id, _)] = self.intake.insert_each(tx, [batch])
+                    [(id, _)] = insert_each(tx, [batch])
                     ids.append(id)
                     after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
                     logger.info("a tick passes: %s", error)
-            _write_schedule(tx.connection, after)
+            _write_schedule(tx, after)
         logger.info("schedule %s fired %d jobs", schedule.name, len(ids))
         return ids
 
@@ -6284,44 +6372,43 @@ class Schedules:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            schedule = self._found(tx.connection, name)
-            [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
-            _write_schedule(tx.connection, attrs.evolve(schedule, last_at=now, last_job=id))
+            schedule = self._found(tx, name)
+            [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
+            _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
-    def _plan(self, connection: apsw.Connection, now: int) -> None:
+    def _plan(self, tx: Transaction, now: int) -> None:
         """Computes each next tick anew, by the present rules and the clock."""
-        for schedule in filter(self._usable, read_schedules(connection, "NOT paused")):
+        for schedule in filter(self._usable, read_schedules(tx, "NOT paused")):
             plan = schedule.planned(now)
             if plan != schedule:
-                _write_schedule(connection, plan)
+                _write_schedule(tx, plan)
             if plan.next_tick != schedule.next_tick:
                 at = [tick and from_micros(tick) for tick in (schedule.next_tick, plan.next_tick)]
                 logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
 
-    def declare(self, declared: Iterable[Schedule], program: str) -> None:
+    def declare(self, declared: Sequence[Schedule], program: str) -> None:
         """Makes what a program declares its schedules in the file: new ones come, changed ones
         change, and those that have left its code go, unless another program declares them, too."""
-        declared = list(declared)
-        with self.file.reading() as connection:
-            if not declared and not read_schedules(connection):
+        with self.file.transaction(read_only=True) as tx:
+            if not declared and not read_schedules(tx):
                 return
-        with self.file.writing() as connection:
-            known = {schedule.name: schedule for schedule in read_schedules(connection)}
+        with self.file.transaction() as tx:
+            known = {schedule.name: schedule for schedule in read_schedules(tx)}
             for schedule in declared:
-                self._declare(connection, schedule, known.pop(schedule.name, None), program)
+                self._declare(tx, schedule, known.pop(schedule.name, None), program)
             for schedule in known.values():
                 if (programs := schedule.programs).pop(program, None) is None:
                     continue
                 if programs:
-                    _write_schedule(connection, attrs.evolve(schedule, origin=json.dumps(programs)))
+                    _write_schedule(tx, attrs.evolve(schedule, origin=json.dumps(programs)))
                 else:
-                    _delete_schedule(connection, schedule.name)
+                    _delete_schedule(tx, schedule.name)
                     logger.info("schedule %s has left the code and was removed", schedule.name)
-            self._plan(connection, self.clock())
+            self._plan(tx, self.clock())
 
     def _declare(
-        self, connection: apsw.Connection, new: Schedule, known: Schedule | None, program: str
+        self, tx: Transaction, new: Schedule, known: Schedule | None, program: str
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
         others = {} if known is None else known.programs
@@ -6336,16 +6423,14 @@ class Schedules:
                 logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
             others = {}
         programs = {**dict([*others.items()][-7:]), **new.programs}
-        self._put(connection, attrs.evolve(new, origin=json.dumps(programs)), known)
+        self._put(tx, attrs.evolve(new, origin=json.dumps(programs)), known)
 
     def put(self, schedule: Schedule) -> Schedule:
         """Makes a schedule, or changes the one of this name; gives it as it is then."""
-        with self.file.writing() as connection:
-            put = self._put(connection, schedule, self._find(connection, schedule.name))
-        self.file.notify_nodes()
-        return put
+        with self.file.transaction(notify=True) as tx:
+            return self._put(tx, schedule, self._find(tx, schedule.name))
 
-    def _put(self, connection: apsw.Connection, new: Schedule, known: Schedule | None) -> Schedule:
+    def _put(self, tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
         """The next tick stays if the times are the same: it may be one that was missed while
         nothing ran."""
         times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
@@ -6354,7 +6439,7 @@ class Schedules:
         if known is None or times(new) != times(known):
             new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
         if new != known:
-            _write_schedule(connection, new)
+            _write_schedule(tx, new)
         return new
 
     def pause(self, name: str | None = None) -> int:
@@ -6373,57 +6458,54 @@ class Schedules:
         return self._each(name, True, resumed)
 
     def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
-        with self.file.writing() as connection:
-            found = read_schedules(connection) if name is None else [self._found(connection, name)]
+        with self.file.transaction(notify=True) as tx:
+            found = read_schedules(tx) if name is None else [self._found(tx, name)]
             found = [schedule for schedule in found if schedule.paused is paused]
             for schedule in found:
-                _write_schedule(connection, change(schedule))
-        self.file.notify_nodes()
+                _write_schedule(tx, change(schedule))
         return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
-        with self.file.writing() as connection:
-            _delete_schedule(connection, self._found(connection, name).name)
+        with self.file.transaction() as tx:
+            _delete_schedule(tx, self._found(tx, name).name)
 
     def get(self, name: str) -> Schedule:
         """One schedule."""
-        with self.file.reading() as connection:
-            return self._found(connection, name)
+        with self.file.transaction(read_only=True) as tx:
+            return self._found(tx, name)
 
     def all(self) -> list[Schedule]:
         """All schedules, by name."""
-        with self.file.reading() as connection:
-            return read_schedules(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return read_schedules(tx)
 
-    def _find(self, connection: apsw.Connection, name: str) -> Schedule | None:
-        return next(iter(read_schedules(connection, "name = :name", name=name)), None)
+    def _find(self, tx: Transaction, name: str) -> Schedule | None:
+        return next(iter(read_schedules(tx, "name = :name", name=name)), None)
 
-    def _found(self, connection: apsw.Connection, name: str) -> Schedule:
-        if schedule := self._find(connection, name):
+    def _found(self, tx: Transaction, name: str) -> Schedule:
+        if schedule := self._find(tx, name):
             return schedule
-        known = [schedule.name for schedule in read_schedules(connection)]
+        known = [schedule.name for schedule in read_schedules(tx)]
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
 
 
 def read_schedules(
-    connection: apsw.Connection, term: str = "TRUE", **bindings: Any
+    tx: Transaction | apsw.Connection, term: str = "TRUE", **bindings: Any
 ) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
-    return [sound(Schedule, row) for row in connection.execute(sql, bindings)]
+    return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
 
 
-def _write_schedule(connection: apsw.Connection, schedule: Schedule) -> None:
+def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     row = attrs.astuple(schedule, recurse=False)
     places = ", ".join("?" * len(row))
-    connection.execute(
-        f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row
-    )
+    tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
 
 
-def _delete_schedule(connection: apsw.Connection, name: str) -> None:
-    connection.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+def _delete_schedule(tx: Transaction, name: str) -> None:
+    tx.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
 
 
 def _with_state(new: Schedule, known: Schedule) -> Schedule:
@@ -6448,65 +6530,6 @@ LONG_LOOK = 0.001
 LOOK_REST = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
-
-
-@attrs.frozen
-class QueueSettings:
-    """The settings of a queue; `None` where it has none."""
-
-    name: str
-    paused: bool = False
-    concurrency: int | None = None
-    rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
-    burst: int | None = None
-    weight: float | None = None
-    ageing: timedelta | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    """For max_attempts, timeout and backoff, as far as they are set."""
-    per_second: float | None = attrs.field(default=None, eq=False, repr=False)
-    """The rate, as it is calculated with."""
-
-
-def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
-    """The settings of queues, by name."""
-    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
-    rows = tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name")
-    return {row[0]: _settings_of(dict(zip(columns, row, strict=True))) for row in rows}
-
-
-def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
-    """Those of a row. If they cannot be calculated with, nobody knows what the queue's jobs may
-    do, and it is paused."""
-    unusable = QueueSettings(row["name"], paused=True)
-    defaults: dict[str, Any] = {}
-    try:
-        for column, (low, high) in BOUNDS["litejobs_queue"].items():
-            if row[column] is not None and not low <= row[column] <= high:
-                return unusable
-        if row["max_attempts"] is not None:
-            defaults["max_attempts"] = row["max_attempts"] or None
-        if row["timeout"] is not None:
-            defaults["timeout"] = timedelta(microseconds=row["timeout"])
-        if row["backoff"] is not None:
-            defaults["backoff"] = load_backoff(row["backoff"], DEFAULT_BACKOFF)
-    except (OptionError, TypeError):
-        return unusable
-    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-        if parse_rate(row["rate_given"]) == row["rate"]:
-            rate = row["rate_given"]
-    return QueueSettings(
-        name=row["name"],
-        paused=bool(row["paused"]),
-        concurrency=row["concurrency"],
-        rate=rate,
-        burst=row["burst"],
-        weight=row["weight"],
-        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
-        defaults=defaults,
-        per_second=row["rate"],
-    )
 
 
 def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
@@ -7902,7 +7925,7 @@ class Store:
 
     file: File
     clock: Clock = system_clock
-    intake: Intake = attrs.field(init=False)
+    group_commit: GroupCommit = attrs.field(init=False)
     schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
@@ -7911,8 +7934,8 @@ class Store:
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.intake = Intake(file)
-        self.schedules = Schedules(file, clock, self.intake)
+        self.group_commit = GroupCommit(file)
+        self.schedules = Schedules(file, clock)
         self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
@@ -8165,25 +8188,22 @@ class Store:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
         recalls = any(columns.get(setting) for setting in ("paused", "concurrency", "rate"))
-        with self.file.writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
-            connection.execute(
-                f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name",
-                {"name": name, **columns},
-            )
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("INSERT OR IGNORE INTO litejobs_queue (name) VALUES (?)", (name,))
+            change = f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name"
+            tx.execute(change, {"name": name, **columns})
             if recalls:
                 # A drain has no port, and cannot answer.
-                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
-                connection.execute(recall)
-        self.file.notify_nodes()
+                tx.execute(
+                    "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
+                )
         if recalls:
             self.nodes.await_recall()
 
     def reset_queue(self, name: str) -> None:
         """Deletes the settings of a queue, and wakes the nodes."""
-        with self.file.writing() as connection:
-            connection.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
-        self.file.notify_nodes()
+        with self.file.transaction(notify=True) as tx:
+            tx.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
 
     def leave(self, node: int, presence: Presence) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
@@ -8841,8 +8861,6 @@ def without_unimportable_main() -> Iterator[None]:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The signals that ask a node to end. Its workers leave that to it."""
-REPORTED = b"."
-"""The message that there are reports on the board."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
 
@@ -8857,8 +8875,9 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, message: bytes) -> None:
+    def send(self, what: str, *fields: Any) -> None:
         """Sends a message after its length, or keeps what the socket does not take."""
+        message = marshal.dumps((what, *fields))
         with self._lock:
             self.unsent += len(message).to_bytes(4, "big") + message
             self.flush()
@@ -8873,7 +8892,7 @@ class Channel:
         except OSError:
             self.unsent.clear()
 
-    def receive(self) -> Iterator[bytes]:
+    def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
         arrived = self._received
         while True:
@@ -8890,7 +8909,7 @@ class Channel:
                     raise ValueError("not a message of litejobs")
                 if len(arrived) < end:
                     break
-                message = bytes(arrived[4:end])
+                message = marshal.loads(arrived[4:end])
                 del arrived[:end]
                 yield message
 
@@ -8962,10 +8981,6 @@ class Board:
             words[_RUNNING] = number
         return began
 
-    def begin_async(self, place: int) -> None:
-        """Says that the async job in this place runs from now."""
-        self._words[_ASYNC + 2 * place] = time.monotonic_ns()
-
     def leave(self, report: bytes) -> bool:
         """Leaves the report of an async job; false if there is no room for it."""
         with self._lock:
@@ -8979,8 +8994,9 @@ class Board:
 
     def _append(self, report: bytes) -> None:
         start = self._words[_USED]
-        self._words[_USED] = end = start + len(report)
+        end = start + len(report)
         self._outbox[start:end] = report
+        self._words[_USED] = end  # Last: the process may be killed in between.
 
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
@@ -9047,9 +9063,9 @@ class Board:
             return int(self._words[_ASYNC + 2 * run.place])
         return self.running_since() if self._words[_RUNNING] == run.number else 0
 
-    def clear(self, place: int) -> None:
-        """Makes a place ready for another async job."""
-        self._words[_ASYNC + 2 * place] = 0
+    def set_began(self, place: int, began: int) -> None:
+        """Says when the async job in this place began: 0, before it is handed over."""
+        self._words[_ASYNC + 2 * place] = began
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -9116,25 +9132,18 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     return number, Report(started_at, finished_at, took, *rest), place + length
 
 
-def peak_memory() -> int | None:
-    """Bytes that this process has occupied at the most; `None` where nobody counts them."""
-    if sys.platform == "linux":
-        return peak_of(os.getpid())
-    if sys.platform == "win32":
+def peak_memory(pid: int) -> int | None:
+    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
+    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    with contextlib.suppress(OSError):
+        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
+            return 1024 * int(found[1])
+    if sys.platform in ("linux", "win32") or pid != os.getpid():
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def peak_of(pid: int) -> int | None:
-    """The same of another process, where Linux's /proc says it. (What `getrusage` says there
-    begins with the memory of the process that started it.)"""
-    with contextlib.suppress(OSError):
-        if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
-            return 1024 * int(found[1])
-    return None
 
 
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
@@ -9212,7 +9221,8 @@ def _become_worker(lifeline: Connection) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_end_by_signals)
+        # What a job forks can be ended like any other process.
+        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9224,19 +9234,18 @@ def _become_worker(lifeline: Connection) -> None:
         fcntl.fcntl(lifeline, f_setsig, signal.SIGKILL)
         flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | fcntl.FASYNC)
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+    def end_with_supervisor() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        kill_group(os.getpid())
+
+    threading.Thread(target=end_with_supervisor, daemon=True).start()
 
 
-def _end_by_signals() -> None:
-    """Lets a process that a job forked be ended like any other."""
+def _reset_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_with_supervisor(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()
-    kill_group(os.getpid())
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9256,11 +9265,12 @@ def _serve(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
+    connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
     try:
         executor, closing = make()
     except BaseException as error:
-        channel.send(marshal.dumps(("broken", *describe(error))))
+        channel.send("broken", *describe(error))
         return
     with closing:
         own_process = threading.current_thread() is threading.main_thread()
@@ -9268,7 +9278,7 @@ def _serve(
         runner = JobRunner(channel, board, executor, restore, cpu_clock)
         beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
         batches = runner.batches() if beside is None else beside.read()
-        channel.send(marshal.dumps(("ready",)))
+        channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
@@ -9300,12 +9310,16 @@ class JobRunner:
     """By the job's id, of those that have reported progress."""
 
     def batches(self) -> Iterator[Any]:
-        """What the supervisor sends, until no more will come."""
+        """The plain jobs that the supervisor hands over, until no more will come."""
+        return (jobs for _, jobs in self.messages())
+
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        """What the supervisor sends."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
-                if not message:
+                if message == ("end",):
                     return
-                yield marshal.loads(message)
+                yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
@@ -9321,7 +9335,7 @@ class JobRunner:
             if not began:
                 continue
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
-                channel.send(REPORTED)
+                channel.send("reports")
                 unseen, seen_at = 0, began
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
@@ -9330,13 +9344,13 @@ class JobRunner:
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send(marshal.dumps(("report", report)))
+                channel.send("report", report)
                 report = b""
             if took > HARMLESS and not restore(took > SHORT_RUN):
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
-        channel.send(REPORTED)  # Also after jobs that were all revoked: the hands are empty.
+        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
 
     def _with_usage(self, report: Report, number: int, began: int) -> Report:
@@ -9345,7 +9359,7 @@ class JobRunner:
         if report.kind or self.board.asked(number):
             report = report._replace(
                 cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(),
+                memory=peak_memory(os.getpid()),
                 output=self.board.output_of(number),
             )
         self.board.mark_cpu(self._cpu_clock())
@@ -9354,12 +9368,9 @@ class JobRunner:
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
         if (reporter := self._reporters.get(claimed.id)) is None:
-            send = functools.partial(self._send_progress, claimed.id, claimed.claim)
+            send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
-
-    def _send_progress(self, id: int, claim: int, text: str) -> None:
-        self.channel.send(marshal.dumps(("progress", id, claim, text)))
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; says whether there was any."""
@@ -9452,13 +9463,13 @@ class AsyncRunner:
         return iter(self._batches.get, None)
 
     def _read(self) -> None:
-        for message in self._jobs.batches():
-            if isinstance(message, list):
-                self._batches.put(message)
+        for what, *fields in self._jobs.messages():
+            if what == "run":
+                self._batches.put(*fields)
                 continue
             while not self._closed:
                 try:
-                    self._take(*message)
+                    self._take(what, *fields)
                     break
                 except BaseException:  # Out of descriptors, threads or memory.
                     logger.exception("a worker cannot run its async jobs")
@@ -9514,13 +9525,13 @@ class AsyncRunner:
             with contextlib.suppress(OSError):
                 jobs.board.unless_running(self._to_folder)
         self._begun[number] = claimed[:2]
-        jobs.board.begin_async(place)
+        jobs.board.set_began(place, time.monotonic_ns())
         written: list[bytes] = []
         OUTPUT.set(written)
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
             output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(), output=output)
+            report = report._replace(memory=peak_memory(os.getpid()), output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
@@ -9534,7 +9545,7 @@ class AsyncRunner:
         id, _ = self._begun.pop(number, (0, 0))
         report = write_report(number, made)
         if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send(marshal.dumps(("report", report)))
+            self._jobs.channel.send("report", report)
         elif not self._notifies:
             self._notifies = True
             self._runner.get_loop().call_soon(self._notify)
@@ -9542,7 +9553,7 @@ class AsyncRunner:
     def _notify(self) -> None:
         """Notifies the supervisor once of all that have ended in this turn of the loop."""
         self._notifies = False
-        self._jobs.channel.send(REPORTED)
+        self._jobs.channel.send("reports")
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
@@ -9650,6 +9661,11 @@ class Worker:
         return int(self.process.pid) if self.is_process else os.getpid()
 
     @property
+    def exit_code(self) -> int | None:
+        """How its process ended; `None` if that is not known."""
+        return self.process.exitcode if self.is_process else 0
+
+    @property
     def sources(self) -> list[Any]:
         """What one waits for to hear of it."""
         return [source for source in (self.channel.socket, self.death) if source is not None]
@@ -9682,17 +9698,17 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.clear(run.place)
+                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
         if plain:
-            self.channel.send(marshal.dumps(plain))
+            self.channel.send("run", plain)
         if beside:
             self.look_at = min(self.look_at, now + ASYNC_CHECK)
-            self.channel.send(marshal.dumps(("begin", beside)))
+            self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
         """Takes a job out of its hands."""
@@ -9717,12 +9733,11 @@ class Worker:
         reports: list[tuple[int, Report]] = []
         with self._killed_if_garbled():
             self.channel.flush()
-            for data in self.channel.receive():
-                if data == REPORTED:
-                    continue
-                messages.append(marshal.loads(data))
-                if messages[-1][0] == "report":
-                    reports.append(read_report(messages.pop()[1], 0)[:2])
+            for message in self.channel.receive():
+                if message[0] == "report":
+                    reports.append(read_report(message[1], 0)[:2])
+                else:
+                    messages.append(message)
         with self._killed_if_garbled():
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         return messages, reports
@@ -9807,7 +9822,7 @@ def used_by(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_of(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
 
 
 def memory_of(pid: int) -> int:
@@ -9907,7 +9922,7 @@ class WorkerPool:
                 continue
             if worker.leaves_by == math.inf:
                 worker.leaves_by = time.monotonic() + self._grace
-                worker.channel.send(b"")
+                worker.channel.send("end")
                 dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
@@ -10088,7 +10103,7 @@ class Settlements:
         cpu, memory = worker.used or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.process.exitcode, output=worker.board.output_of(run.number),
+            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
             # What async jobs used they used together.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
@@ -10096,7 +10111,7 @@ class Settlements:
         if run.reason not in (None, "stop"):
             report = self.stopped(run, report)
         elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.process.exitcode))
+            error = WorkerCrashed(exit_description(worker.exit_code))
             report = self.failed(run, report, "crash", error)
         self._settle(run, report)
 
@@ -10209,6 +10224,7 @@ class Watchdog:
     """Seconds of running after which a job is logged as slow; again after twice the time."""
     _limits: Mapping[str, int] = attrs.field(init=False)
     """Bytes that a worker may use, by the definitions that limit it."""
+    _checks_memory: bool = False
     _memory_at: float = 0.0
     """When memory is looked at again."""
     _expected_at: float = attrs.field(factory=time.monotonic)
@@ -10261,6 +10277,9 @@ class Watchdog:
         way of others, for that many seconds, or has cancelled ones behind it."""
         self.notice_freeze(workers)
         now, self.due, blocked = time.monotonic(), math.inf, []
+        self._checks_memory = now >= self._memory_at
+        if self._checks_memory:
+            self._memory_at = now + MEMORY_CHECK
         for worker in workers:
             running = worker.runs.get(worker.board.running)
             if running is not None:
@@ -10278,8 +10297,6 @@ class Watchdog:
                     or any(run.claimed.id in self.cancelled for run in worker.runs.values())
                 ):
                     blocked.append(worker)
-        if now >= self._memory_at:
-            self._memory_at = now + MEMORY_CHECK
         return blocked
 
     def _took(self, run: Run, now: float) -> float:
@@ -10297,7 +10314,9 @@ class Watchdog:
                 about = run.claimed.id, run.claimed.name, took
                 logger.warning("job %d (%s) has been running for %.3g s", *about)
         if run.reason is None and (reason := self._reason(run, took)):
-            self._ask(run, reason, now)
+            if not run.worker.board.ask(run.number, run.place, reason):
+                return now
+            self._asked(run, reason, now)
         if now >= run.kill_at:
             self._kill(run, now)
         if run.reason is not None:
@@ -10319,15 +10338,13 @@ class Watchdog:
         if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
             return "timeout"
         limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and time.monotonic() >= self._memory_at:
+        if limit and took and worker.is_process and self._checks_memory:
             with contextlib.suppress(ProcessLookupError):
                 if memory_of(worker.pid) > limit:
                     return "memory"
         return "stop" if self.stop_at < math.inf else None
 
-    def _ask(self, run: Run, reason: Reason, now: float) -> None:
-        if not run.worker.board.ask(run.number, run.place, reason):
-            return
+    def _asked(self, run: Run, reason: Reason, now: float) -> None:
         run.reason, run.kill_at = reason, now
         if reason == "stop":
             run.kill_at = self.stop_at
@@ -10339,7 +10356,7 @@ class Watchdog:
             run.kill_at = now + run.grace
         if run.place:
             within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send(marshal.dumps(("cancel", run.number, within)))
+            run.worker.channel.send("cancel", run.number, within)
 
     def _kill(self, run: Run, now: float) -> None:
         """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
@@ -10589,7 +10606,7 @@ class Supervisor:
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
             self._take_back(worker)
-            worker.channel.send(b"")
+            worker.channel.send("end")
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
@@ -10780,10 +10797,8 @@ class Supervisor:
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
         try:
             self.store.keep_progress(progress)
-        except BusyError:
+        except (BusyError, FileReplacedError):
             self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileReplacedError:
             raise
         except FileError as error:
             logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
@@ -11125,9 +11140,9 @@ class LiteJobs:
             return self._enqueue_inside([bound])[0]
         if not bound.options.plain:
             return self._enqueue_each([bound])[0]
-        batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
-        (id,) = self.store.intake.enqueue(batches)
-        job: Job[R] = _job_of(id, batches[0], bound.payload, self)
+        insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
+        (id,), (new,) = self.store.group_commit.commit(insert)
+        job: Job[R] = new.job(id, bound.payload, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued([job])
         return job
@@ -11160,12 +11175,15 @@ class LiteJobs:
 
     def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
-        parts = [(*work, tuple([job.payload for job in jobs])) for work, jobs in alike]
-        if not all(options.plain for _, options, _ in parts):
+        groups = [list(jobs) for _, jobs in alike]
+        if not groups:
+            return []
+        if not all(group[0].options.plain for group in groups):
             return self._enqueue_each(bound)
         now = self.clock()
-        batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
-        jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
+        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
+        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
+        jobs = Enqueued(ids, new, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
         return jobs
@@ -11184,11 +11202,14 @@ class LiteJobs:
         if len(connections) > 1:
             raise OptionError("connection", "the jobs of one call go through one connection")
         (connection,) = connections.values()
-        batches = [_make_special(job, now) for job in bound]
+        new = [new_job(job, now) for job in bound]
+        jobs: list[Job[Any]]
         if connection is None:
-            jobs = self.store.intake.enqueue_each(batches, self)
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
+            jobs = self.store.group_commit.commit(insert)
         else:
-            jobs = self.store.intake.enqueue_through(connection, batches, self)
+            with on_callers_connection(connection, self.store.file) as tx:
+                jobs = insert_and_read(tx, new, self)
         # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
@@ -11547,7 +11568,7 @@ class LiteJobs:
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         _refuse_for_schedules(bound.options)
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(_make_special(bound, 0))
+        options = options_of(new_job(bound, 0))
         return attrs.evolve(
             schedule, definition=bound.body.name, payload=bound.payload, options=options
         )
@@ -12087,81 +12108,6 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     return columns
 
 
-def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
-    run_at = options.run_at(now)
-    state: State = "scheduled" if run_at > now else "pending"
-    return Batch(options.columns, body.name, state, run_at, now, payloads, options.open)
-
-
-def _make_special(bound: Bound[Any], now: int) -> Batch:
-    """The batch of one job that is more than its columns."""
-    options, unique = bound.options, bound.options.unique or Unique()
-    batch = _make_batch(bound.body, options, (bound.payload,), now)
-    key, unique_text = limited_key(bound), unique_key(bound)
-    merge = unique.on_conflict if callable(unique.on_conflict) else None
-    blocked = key is not None and batch.state == "pending"
-    batch = batch._replace(
-        state="blocked" if blocked else batch.state,
-        headers=json.dumps(options.headers) if options.headers else None,
-        key=key,
-        key_limit=None if key is None else options.key_limit,
-        unique_key=unique_text,
-        unique_scope=None if unique_text is None else unique.scope,
-        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
-        expires_at=options.expires_at(batch.run_at),
-        grace=options.own_grace,
-    )
-    if merge is not None:
-        how = functools.partial(merged, bound, merge)
-        return batch._replace(on_conflict="merge", merge=how)
-    return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
-
-
-def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
-    options: dict[str, Any] = {option: batch.options[option] for option in _SHOWN_OPTIONS}
-    return Job(
-        id=id, claim=0, name=batch.name, attempt=0, payload=payload, run_at=batch.run_at,
-        enqueued_at=batch.enqueued_at, state=batch.state, source=source, **options,
-    )  # fmt: skip
-
-
-_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
-
-
-@attrs.frozen(eq=False, repr=False)
-class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is accessed: most never are."""
-
-    _ids: range
-    _batches: Sequence[Batch]
-    _source: _Source
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @overload
-    def __getitem__(self, place: int) -> Job[Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
-
-    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
-        ids = self._ids[place]
-        if isinstance(ids, range):
-            return [self[id - self._ids.start] for id in ids]
-        left = ids - self._ids.start
-        for batch in self._batches:
-            if left < len(batch.payloads):
-                return _job_of(ids, batch, batch.payloads[left], self._source)
-            left -= len(batch.payloads)
-        raise IndexError(place)
-
-    def __iter__(self) -> Iterator[Job[Any]]:
-        ids = iter(self._ids)
-        for batch in self._batches:
-            for payload in batch.payloads:
-                yield _job_of(next(ids), batch, payload, self._source)
-
-
 def _read_json(text: object) -> Any:
     """A value of a row; its text, if that is not JSON."""
     if isinstance(text, bytes):
@@ -12320,10 +12266,9 @@ class Recorder:
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
     """Every attempt that failed while it was drained, with its job as it was then."""
-    _store: Store = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._store = self.jobs.store
+    _store: Store = attrs.field(
+        default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
+    )
 
     @overload
     def enqueued(
@@ -12422,10 +12367,8 @@ class Recorder:
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        problem = (
-            f"there is no end to it, after {MOST_TURNS:,} turns of the clock to {self.clock.now}"
-        )
-        raise AssertionError(f"{problem}; {self._summary()}")
+        turns = f"{MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:
@@ -12826,7 +12769,10 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
-        job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
+        columns = columns_of(choices, jobs.clock())
+        with jobs.store.file.transaction(enqueues=True) as tx:
+            id = insert_unknown(tx, name, payload, columns)
+        job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
@@ -12927,7 +12873,7 @@ def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
 
 def _queue_values(settings: QueueSettings) -> dict[str, Any]:
     values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "per_second")
+    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
     return {key: _json_value(value) for key, value in values.items() if key not in hidden}
 
 

@@ -94,6 +94,8 @@ class Hands:
             report = Report()
             if error is not None:
                 report = after_failure(job, Constant(0), random.Random())
+                if isinstance(error, Fail):
+                    report = Report(state="failed")
                 report = report._replace(kind="exception", type="E", message="e")
             settlements.append((job, report._replace(started_at=now, finished_at=now, worker=1)))
         self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.serves)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import marshal
 import math
 import os
 import random
@@ -23,7 +24,7 @@ from typing import Any
 
 import apsw
 import pytest
-from conftest import write_by_hand
+from conftest import insert, write_by_hand
 from programs import (
     Programs,
     alive,
@@ -1075,8 +1076,8 @@ def test_a_job_that_is_cancelled_in_the_grace_of_its_timeout_is_not_tried_again(
 def test_a_backoff_that_cannot_be_read_harms_no_node(jobs: LiteJobs) -> None:
     ids = []
     for name in ("fail", "leave_at_once"):
-        given = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
-        ids.append(jobs.store.intake.insert(name, "{}", given))
+        given: dict[str, Any] = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
+        ids.append(insert(jobs.store, name, **given))
     with jobs.start(workers=1, grace=GRACE) as pool:
         eventually(lambda: pool.wait(0) or jobs.count(state="retrying") == 2)
     assert [job.errors[0].kind for job in map(jobs.get, ids)] == ["exception", "crash"]
@@ -1496,11 +1497,12 @@ def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     theirs, ours = socket.socketpair()
     ours.setblocking(False)
     channel = Channel(ours)
-    message = len(b"hello").to_bytes(4, "big") + b"hello"
+    hello = marshal.dumps(("hello",))
+    message = len(hello).to_bytes(4, "big") + hello
     theirs.sendall(message + message[:6])
-    assert list(channel.receive()) == [b"hello"]
+    assert list(channel.receive()) == [("hello",)]
     theirs.sendall(message[6:] + message)
-    assert list(channel.receive()) == [b"hello"] * 2
+    assert list(channel.receive()) == [("hello",)] * 2
     theirs.close()
     with pytest.raises(EOFError):
         list(channel.receive())
