@@ -379,7 +379,7 @@ STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
 LATER: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
-SHELVED: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
+COUNTED_STATES: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
 
 Clock = Callable[[], int]
 Duration = float | timedelta
@@ -3158,7 +3158,7 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; gives it back as it is. `call_next()` runs what is inside and gives the
+        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
         handler's return value; what the function returns is the result instead. It may
         raise whatever a handler may, and need not call on.
 
@@ -3172,9 +3172,9 @@ class Middleware:
         return layer
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
-        """Puts a function `(works, call_next)` around every enqueue; gives it back as it is.
+        """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
         *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and gives the jobs, which the
+        others made of them with `using`, into the file and returns the jobs, which the
         function has to return. It refuses them all by raising.
 
         Raises:
@@ -3353,7 +3353,7 @@ class Executor:
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
         be a coroutine."""
         if not layers:
             return handler()
@@ -3514,7 +3514,7 @@ class _Attempt:
         )
 
     def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; gives what is left to await."""
+        """Calls the hook of a job that failed for good; returns what is left to await."""
         hook = self.executor.registry.options(self.claimed.name).on_failure
         # The outcome of a job that was asked to end is decided by the supervisor, except when
         # its node stops.
@@ -5409,7 +5409,7 @@ def _in_counted_states(match: Match) -> str:
     return f"""
         WITH newest AS MATERIALIZED (
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(SHELVED)} {_NEWEST}
+            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
         )
         SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
         ON job.id IN ({mine} LIMIT :limit)
@@ -5418,9 +5418,9 @@ def _in_counted_states(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"""
+    counted = f"""
         SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(SHELVED)}
+        WHERE {match.group} AND {match.among(COUNTED_STATES)}
     """
     parts = (
         f"""
@@ -5429,7 +5429,7 @@ def _counts_of(match: Match) -> str:
         """
         for index, state in _UNCOUNTED
     )
-    return " UNION ALL ".join((shelved, *parts))
+    return " UNION ALL ".join((counted, *parts))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
@@ -8027,7 +8027,7 @@ class Store:
     def _settle(
         self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; says whether some are ready again, and how many there are of each
+        """Settles jobs; returns whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
@@ -8050,7 +8050,7 @@ class Store:
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in SHELVED})
+        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in COUNTED_STATES})
         states = {state for state, _, _ in groups}
         if states != {"completed"}:
             cancel_returned(tx)
@@ -8075,7 +8075,7 @@ class Store:
     # Stage, expire, admit and prune
 
     def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
+        """Makes jobs ready that are due; returns how many, and when the next one is due."""
         later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
         return self._change_due(
             now,
@@ -8093,7 +8093,7 @@ class Store:
         )
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; says how many, and when the next one
+        """Cancels jobs that were not started in time; returns how many, and when the next one
         expires."""
         expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired, due = self._change_due(
@@ -8114,7 +8114,7 @@ class Store:
     def _change_due(
         self, now: int, next_due: str, find: str, *statements: str
     ) -> tuple[int, int | None]:
-        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        """Changes jobs, in one transaction after another, until *next_due*, a query, has no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
@@ -8132,7 +8132,7 @@ class Store:
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        says how many."""
+        returns how many."""
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
@@ -8148,7 +8148,7 @@ class Store:
                     admitted += admit_blocked(tx, [key])
 
     def prune(self, now: int) -> int:
-        """Deletes one batch of jobs whose retention is over; says how many."""
+        """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
             SELECT id FROM litejobs_job WHERE prune_at IS NOT NULL AND prune_at <= ?
             ORDER BY prune_at LIMIT ?
@@ -8160,7 +8160,7 @@ class Store:
             return change_jobs(tx, _column(tx, due, (now, PRUNE_BATCH)), *DELETION)
 
     def shrink(self) -> int:
-        """Gives some empty pages of the file back to the file system; says how many."""
+        """Gives some empty pages of the file back to the file system; returns how many."""
         with self.file.reading() as connection:
             free: int = connection.pragma("freelist_count")
         if free:
@@ -8535,7 +8535,7 @@ EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
-"""Gives the seconds after which it is called again, if not after its interval."""
+"""Returns the seconds after which it is called again, if not after its interval."""
 
 
 def rescue(duties: Duties) -> None:
@@ -8561,7 +8561,7 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        duties.stir()
+        duties.on_ready()
         now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
         for job, name, queue, attempt, given_up in held:
             crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
@@ -8583,7 +8583,7 @@ def fire(duties: Duties) -> float | None:
 def admit(duties: Duties) -> None:
     """Makes blocked jobs ready whose key became free unnoticed."""
     if duties.store.admit():
-        duties.stir()
+        duties.on_ready()
 
 
 def prune(duties: Duties) -> float | None:
@@ -8624,7 +8624,7 @@ class Duties:
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
-    stir: Callable[[], None] = lambda: None
+    on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
     _due: dict[str, float] = attrs.field(init=False)
@@ -8668,12 +8668,12 @@ class Duties:
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
     def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Does what is due by now; gives the seconds until more is, no more than one, since the
+        """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
-            self.stir()
+            self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
