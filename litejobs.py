@@ -383,7 +383,7 @@ STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
 LATER: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
-SHELVED: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
+COUNTED_STATES: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
 
 Clock = Callable[[], int]
 Duration = float | timedelta
@@ -3157,7 +3157,7 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; gives it back as it is. `call_next()` runs what is inside and gives the
+        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
         handler's return value; what the function returns is the result instead. It may
         raise whatever a handler may, and need not call on.
 
@@ -3171,9 +3171,9 @@ class Middleware:
         return layer
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
-        """Puts a function `(works, call_next)` around every enqueue; gives it back as it is.
+        """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
         *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and gives the jobs, which the
+        others made of them with `using`, into the file and returns the jobs, which the
         function has to return. It refuses them all by raising.
 
         Raises:
@@ -3352,7 +3352,7 @@ class Executor:
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
         be a coroutine."""
         if not layers:
             return handler()
@@ -3513,7 +3513,7 @@ class _Attempt:
         )
 
     def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; gives what is left to await."""
+        """Calls the hook of a job that failed for good; returns what is left to await."""
         hook = self.executor.registry.options(self.claimed.name).on_failure
         # The outcome of a job that was asked to end is decided by the supervisor, except when
         # its node stops.
@@ -3959,9 +3959,9 @@ def _triggers() -> Iterator[tuple[str, str]]:
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
             ("payload", "typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload)"),
-            ("retention", "NOT json_valid(NEW.retention)"),
+            ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
-            ("headers", "NOT json_valid(NEW.headers)"),
+            ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
         )
     )
     low, high = _MOMENT
@@ -4101,9 +4101,8 @@ BUSY_TIMEOUT = 30.0
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of the paths while a process only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file. (That it is there is checked
-before and after each commit. On Linux, the next sync after a `stat` writes the inode as well,
-which made one commit in five microseconds of stat 40 slower.)"""
+"""Seconds between two checks that the WAL is still the same file; that it is there is checked
+with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -4217,8 +4216,9 @@ class File:
     """Whether the connection was closed because its paths led elsewhere."""
     _checked_at: float = 0.0
     _wal_checked_at: float = 0.0
-    _sizes: tuple[int, int] = (0, 0)
-    """Bytes of the file and its WAL, when they were checked."""
+    _size: int = 0
+    _wal_size: int = 0
+    """Bytes, when they were checked."""
     _page_size: int = 0
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
@@ -4234,10 +4234,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def owns(self, connection: Any) -> bool:
-        """Whether it is our own connection, which fires no triggers."""
-        return connection is self._connection
 
     def is_open_as(self, found: FileId) -> bool:
         """Whether this process would lose locks of SQLite's by closing that file."""
@@ -4434,20 +4430,20 @@ class File:
         path of the WAL leads to is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
-        ids = [*self._ids]
         try:
-            found = os.stat(path)
-            ids[0], ids[2] = _stat_id(found), _stat_id(os.stat(shm))
+            found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
                 seen = os.stat(wal)
-                ids[1], self._sizes = _stat_id(seen), (0, seen.st_size)
-                self._wal_checked_at = now
+                if _stat_id(seen) != self._ids[1]:
+                    return 0
+                self._wal_size, self._wal_checked_at = seen.st_size, now
         except NOT_THERE:
             return 0
-        if ids != self._ids or not found.st_size:  # SQLite never makes it empty.
+        here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
+        if not here or not found.st_size:  # SQLite never makes it empty.
             return 0
-        self._checked_at, self._sizes = now, (found.st_size, self._sizes[1])
+        self._size, self._checked_at = found.st_size, now
         return found.st_nlink
 
     def _is_there(self) -> bool:
@@ -4479,10 +4475,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        size, wal_size = self._sizes
-        needed = max(0, pages * self._page_size - size) + max(0, self._wal_room - wal_size)
+        growth = max(0, pages * self._page_size - self._size)
+        needed = growth + max(0, self._wal_room - self._wal_size)
         try:
-            free = _free_space(os.path.dirname(self._paths[0]))
+            free = _free_space(self._paths[0])
         except OSError:
             return None  # The commit says what is wrong with it.
         return None if free is None or free >= needed + reserve else free
@@ -4616,9 +4612,8 @@ class Transaction:
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, value = self.file.cache.get(read, (-1, None))
-        if version != self.version:
-            value = read(self)
+        version, known = self.version, self.file.cache.get(read)
+        value = read(self) if known is None or known[0] != version else known[1]
         self._used[read] = value
         return typing.cast(T, value)
 
@@ -4812,13 +4807,13 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(folder: str) -> int | None:
-    """Bytes that the disk has left for this user; `None` if it does not say."""
+def _free_space(path: str) -> int | None:
+    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
     if sys.platform == "win32":
         import shutil
 
-        return shutil.disk_usage(folder).free
-    disk = os.statvfs(folder)
+        return shutil.disk_usage(os.path.dirname(path)).free
+    disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
@@ -5417,7 +5412,7 @@ def _in_counted_states(match: Match) -> str:
     return f"""
         WITH newest AS MATERIALIZED (
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(SHELVED)} {_NEWEST}
+            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
         )
         SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
         ON job.id IN ({mine} LIMIT :limit)
@@ -5426,9 +5421,9 @@ def _in_counted_states(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"""
+    counted = f"""
         SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(SHELVED)}
+        WHERE {match.group} AND {match.among(COUNTED_STATES)}
     """
     parts = (
         f"""
@@ -5437,7 +5432,7 @@ def _counts_of(match: Match) -> str:
         """
         for index, state in _UNCOUNTED
     )
-    return " UNION ALL ".join((shelved, *parts))
+    return " UNION ALL ".join((counted, *parts))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
@@ -8035,7 +8030,7 @@ class Store:
     def _settle(
         self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; says whether some are ready again, and how many there are of each
+        """Settles jobs; returns whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
@@ -8058,7 +8053,7 @@ class Store:
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in SHELVED})
+        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in COUNTED_STATES})
         states = {state for state, _, _ in groups}
         if states != {"completed"}:
             cancel_returned(tx)
@@ -8083,7 +8078,7 @@ class Store:
     # Stage, expire, admit and prune
 
     def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
+        """Makes jobs ready that are due; returns how many, and when the next one is due."""
         later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
         return self._change_due(
             now,
@@ -8101,7 +8096,7 @@ class Store:
         )
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; says how many, and when the next one
+        """Cancels jobs that were not started in time; returns how many, and when the next one
         expires."""
         expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired, due = self._change_due(
@@ -8122,7 +8117,7 @@ class Store:
     def _change_due(
         self, now: int, next_due: str, find: str, *statements: str
     ) -> tuple[int, int | None]:
-        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        """Changes jobs, in one transaction after another, until *next_due*, a query, has no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
@@ -8140,7 +8135,7 @@ class Store:
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        says how many."""
+        returns how many."""
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
@@ -8156,7 +8151,7 @@ class Store:
                     admitted += admit_blocked(tx, [key])
 
     def prune(self, now: int) -> int:
-        """Deletes one batch of jobs whose retention is over; says how many."""
+        """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
             SELECT id FROM litejobs_job WHERE prune_at IS NOT NULL AND prune_at <= ?
             ORDER BY prune_at LIMIT ?
@@ -8168,7 +8163,7 @@ class Store:
             return change_jobs(tx, _column(tx, due, (now, PRUNE_BATCH)), *DELETION)
 
     def shrink(self) -> int:
-        """Gives some empty pages of the file back to the file system; says how many."""
+        """Gives some empty pages of the file back to the file system; returns how many."""
         with self.file.reading() as connection:
             free: int = connection.pragma("freelist_count")
         if free:
@@ -8543,7 +8538,7 @@ EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
-"""Gives the seconds after which it is called again, if not after its interval."""
+"""Returns the seconds after which it is called again, if not after its interval."""
 
 
 def rescue(duties: Duties) -> None:
@@ -8569,7 +8564,7 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        duties.stir()
+        duties.on_ready()
         now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
         for job, name, queue, attempt, given_up in held:
             crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
@@ -8591,7 +8586,7 @@ def fire(duties: Duties) -> float | None:
 def admit(duties: Duties) -> None:
     """Makes blocked jobs ready whose key became free unnoticed."""
     if duties.store.admit():
-        duties.stir()
+        duties.on_ready()
 
 
 def prune(duties: Duties) -> float | None:
@@ -8632,7 +8627,7 @@ class Duties:
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
-    stir: Callable[[], None] = lambda: None
+    on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
     _due: dict[str, float] = attrs.field(init=False)
@@ -8676,12 +8671,12 @@ class Duties:
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
     def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Does what is due by now; gives the seconds until more is, no more than one, since the
+        """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
-            self.stir()
+            self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:

@@ -2394,7 +2394,7 @@ steps = st.one_of(
 
 
 class TestCounting:
-    """The jobs on the shelf are counted as they come and go, never by reading them."""
+    """The jobs in the counted states are counted as they come and go, never by reading them."""
 
     def do(self, store: Store, node: int, step: tuple[str, Any], other: int) -> None:
         what, how = step
