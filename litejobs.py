@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Intake,
+Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
 Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
 Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
 """
@@ -379,7 +379,7 @@ STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
 LATER: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
-SHELVED: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
+COUNTED_STATES: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
 
 Clock = Callable[[], int]
 Duration = float | timedelta
@@ -387,7 +387,6 @@ Duration = float | timedelta
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 LONGEST = timedelta(days=36500)
-_FIRST = (datetime.min.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
@@ -403,7 +402,10 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: int) -> datetime:
     """The moment as an aware datetime in UTC; the nearest that there is."""
-    return EPOCH + timedelta(microseconds=max(_FIRST, min(micros, _LAST)))
+    try:
+        return EPOCH + micros * MICROSECOND
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC) if micros > 0 else datetime.min.replace(tzinfo=UTC)
 
 
 def duration(value: Duration, what: str) -> timedelta:
@@ -763,7 +765,7 @@ def _node_name(stored: str) -> str | None:
     return stored or None
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
 class Job(Generic[R]):
     """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
     this order, of which the first ones are those of `Claimed`."""
@@ -3156,7 +3158,7 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; gives it back as it is. `call_next()` runs what is inside and gives the
+        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
         handler's return value; what the function returns is the result instead. It may
         raise whatever a handler may, and need not call on.
 
@@ -3170,9 +3172,9 @@ class Middleware:
         return layer
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
-        """Puts a function `(works, call_next)` around every enqueue; gives it back as it is.
+        """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
         *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and gives the jobs, which the
+        others made of them with `using`, into the file and returns the jobs, which the
         function has to return. It refuses them all by raising.
 
         Raises:
@@ -3351,7 +3353,7 @@ class Executor:
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; gives what comes out, which may
+        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
         be a coroutine."""
         if not layers:
             return handler()
@@ -3512,7 +3514,7 @@ class _Attempt:
         )
 
     def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; gives what is left to await."""
+        """Calls the hook of a job that failed for good; returns what is left to await."""
         hook = self.executor.registry.options(self.claimed.name).on_failure
         # The outcome of a job that was asked to end is decided by the supervisor, except when
         # its node stops.
@@ -5412,7 +5414,7 @@ def _in_counted_states(match: Match) -> str:
     return f"""
         WITH newest AS MATERIALIZED (
             SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(SHELVED)} {_NEWEST}
+            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
         )
         SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
         ON job.id IN ({mine} LIMIT :limit)
@@ -5421,9 +5423,9 @@ def _in_counted_states(match: Match) -> str:
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    shelved = f"""
+    counted = f"""
         SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(SHELVED)}
+        WHERE {match.group} AND {match.among(COUNTED_STATES)}
     """
     parts = (
         f"""
@@ -5432,7 +5434,7 @@ def _counts_of(match: Match) -> str:
         """
         for index, state in _UNCOUNTED
     )
-    return " UNION ALL ".join((shelved, *parts))
+    return " UNION ALL ".join((counted, *parts))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
@@ -5657,7 +5659,7 @@ def change_options(
 
 
 @contextlib.contextmanager
-def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
+def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
     """A part of the transaction on the caller's connection, all of it or none."""
     standard = not isinstance(connection, apsw.Connection)
     try:
@@ -5674,7 +5676,7 @@ def _on_callers_connection(connection: Any, file: File) -> Iterator[None]:
                     _update_schema(connection)
                 if standard:
                     _warn_of_old_sqlite(connection, file)
-                yield
+                yield Transaction(file, connection, own=False)
             except BaseException:
                 _undo_part(connection, ours)
                 raise
@@ -5816,66 +5818,70 @@ def _check_no_other(file: File) -> None:
 
 
 ################################################################################
-# Intake
+# Enqueue
 #
-# How new jobs come into the file: threads that enqueue at once share a commit, a unique
-# key has one winner, and the nodes are notified.
+# How new jobs come into the file: threads that enqueue at once share a commit, and a unique key
+# has one winner.
 ################################################################################
 
-GROUP_COMMIT_WINDOW = 0.0001
-"""Seconds that a thread waits for others before it commits for all: less than a sync."""
 
-
-class Batch(NamedTuple):
-    """New jobs that differ in their payloads alone. A batch with a column below *open*, or with a
-    rule for duplicates, is of one job."""
+class NewJob(NamedTuple):
+    """A job that is to be inserted, by column; or several, which differ in their payloads alone,
+    and of which none has a key, an expiry or a rule for duplicates."""
 
     options: Mapping[str, Any]
-    """The columns of STORED, in that order."""
+    """The columns of STORED."""
     name: str
-    state: State
     run_at: int
     enqueued_at: int
-    payloads: tuple[str | bytes, ...]
-    open: frozenset[str] = frozenset()
-    """Options that were not given, for the queue's defaults."""
+    state: State = "pending"
     headers: str | None = None
     key: str | None = None
     key_limit: int | None = None
+    grace: int | None = None
     unique_key: str | None = None
     unique_scope: str | None = None
     unique_until: int | None = None
     expires_at: int | None = None
     schedule: str | None = None
-    grace: int | None = None
-    on_conflict: OnConflict | Literal["merge"] = "return"
-    merge: Callable[[str | bytes], str | bytes] = lambda payload: payload
-    """Makes the new payload of the job that holds the unique key from its old one."""
+    payloads: tuple[str | bytes, ...] = ("{}",)
+    open: frozenset[str] = frozenset()
+    """Options that were not given, for the queue's defaults."""
+    on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
+    """A function makes the new payload of the job that holds the unique key from its old one."""
 
     @property
     def queue(self) -> str:
-        """The queue that the jobs go to."""
+        """The queue that it goes to."""
         return str(self.options["queue"])
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """By name, in the order of _COLUMNS; but the payload."""
+        return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
 
-_SHARED = (*STORED, "name", "state", "run_at", "enqueued_at")
-_OWN = Batch._fields[Batch._fields.index("headers") : Batch._fields.index("on_conflict")]
-_INSERT = f"INSERT INTO litejobs_job ({', '.join(_SHARED)}, payload)"
-_INSERT_ONE = f"{_INSERT} VALUES ({'?, ' * len(_SHARED)}?)"
-_INSERT_MANY = f"{_INSERT} SELECT {'?, ' * len(_SHARED)}value FROM carray(?)"
-_INSERT_WITH_OWN = f"""
-    INSERT INTO litejobs_job ({", ".join((*_SHARED, *_OWN, "payload"))})
-    VALUES ({", ".join(f":{column}" for column in (*_SHARED, *_OWN, "payload"))})
+    def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
+        """The job of a row that was just inserted."""
+        options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
+        return Job(
+            id=id, claim=0, name=self.name, attempt=0, payload=payload, run_at=self.run_at,
+            enqueued_at=self.enqueued_at, state=self.state, source=source, **options,
+        )  # fmt: skip
+
+
+_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
+_OWN_COLUMNS = NewJob._fields[1 : NewJob._fields.index("payloads")]
+_COLUMNS = (*STORED, *_OWN_COLUMNS)
+_INSERT = f"""
+    INSERT INTO litejobs_job ({", ".join(_COLUMNS)}, payload)
+    VALUES ({"?, " * len(_COLUMNS)}?)
 """
-_REPLACED_COLUMNS = {*STORED, *_OWN, "run_at", "payload"} - {
-    "unique_key",
-    "unique_scope",
-    "schedule",
-}
+_KEPT_BY_REPLACE = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
+_REPLACED = [column for column in _COLUMNS if column not in _KEPT_BY_REPLACE]
 _REPLACE = f"""
     UPDATE litejobs_job SET
-        state = CASE WHEN state = 'paused' THEN state ELSE :state END,
-        {", ".join(f"{column} = :{column}" for column in sorted(_REPLACED_COLUMNS))}
+        {", ".join(f"{column} = :{column}" for column in _REPLACED)},
+        state = CASE WHEN state = 'paused' THEN state ELSE :state END, payload = :payload
     WHERE id = :id
 """
 
@@ -5884,54 +5890,70 @@ _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 triggers: others may have put theirs into the file."""
 
 
-Write = Callable[[Transaction], Any]
-"""What a thread does in a transaction that it may share with others."""
+def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ()) -> NewJob:
+    """What is inserted for a job, or for several that differ from it in their payloads alone."""
+    options = bound.options
+    run_at = options.run_at(now)
+    job = NewJob(
+        options.columns,
+        bound.body.name,
+        run_at,
+        now,
+        "scheduled" if run_at > now else "pending",
+        payloads=payloads or (bound.payload,),
+        open=options.open,
+    )
+    if options.plain:
+        return job
+    key, unique = limited_key(bound), options.unique or Unique()
+    unique_text = unique_key(bound)
+    rule: Any = unique.on_conflict
+    return job._replace(
+        state="blocked" if key is not None and job.state == "pending" else job.state,
+        headers=json.dumps(options.headers) if options.headers else None,
+        key=key,
+        key_limit=None if key is None else options.key_limit,
+        unique_key=unique_text,
+        unique_scope=None if unique_text is None else unique.scope,
+        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
+        expires_at=options.expires_at(run_at),
+        grace=options.own_grace,
+        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule,
+    )
 
 
-@attrs.define(eq=False, repr=False)
-class PendingWrite:
-    """A write that waits to be committed, and its outcome."""
+@attrs.frozen(eq=False, repr=False)
+class Enqueued(Sequence[Job[Any]]):
+    """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
-    write: Write
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    wakeup: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    """Taken from the start; released for the thread that waits."""
+    _ids: range
+    _new: Sequence[NewJob]
+    _source: _Source
 
-    def __attrs_post_init__(self) -> None:
-        self.wakeup.acquire()
+    def __len__(self) -> int:
+        return len(self._ids)
 
-    @property
-    def settled(self) -> bool:
-        """Whether it was committed or refused."""
-        return self.done or self.error is not None
+    @overload
+    def __getitem__(self, place: int) -> Job[Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
 
-    def wake(self) -> None:
-        """Wakes the thread that waits."""
-        with contextlib.suppress(RuntimeError):
-            self.wakeup.release()
+    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
+        ids = self._ids[place]
+        if isinstance(ids, range):
+            return [self[id - self._ids.start] for id in ids]
+        left = ids - self._ids.start
+        for new in self._new:
+            if left < len(new.payloads):
+                return new.job(ids, new.payloads[left], self._source)
+            left -= len(new.payloads)
+        raise IndexError(place)
 
-
-@attrs.define(eq=False, repr=False)
-class GroupCommit:
-    """The writes of a process's threads: those that come while one thread commits share the
-    next commit."""
-
-    pid: int = attrs.field(factory=os.getpid)
-    lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its
-    thread does must not wait for that thread.)"""
-    waiting: deque[PendingWrite] = attrs.field(factory=deque)
-    size: int = 1
-    """How many writes the last commit was for."""
-
-    def pass_on(self) -> None:
-        """Gives up the lead, and lets a thread that waits take it."""
-        self.lead.release()
-        if self.waiting:
-            with contextlib.suppress(IndexError):  # It may have been taken meanwhile.
-                self.waiting[0].wake()
+    def __iter__(self) -> Iterator[Job[Any]]:
+        ids = iter(self._ids)
+        for new in self._new:
+            for payload in new.payloads:
+                yield new.job(next(ids), payload, self._source)
 
 
 @attrs.frozen
@@ -6000,87 +6022,217 @@ def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
     )
 
 
-def _with_defaults(batch: Batch, settings: Mapping[str, QueueSettings]) -> Batch:
-    """The batch, with its queue's defaults for the options that were not given."""
-    if (queue := settings.get(batch.queue)) is None:
-        return batch
-    chosen = {name: value for name, value in queue.stored_defaults.items() if name in batch.open}
-    return batch._replace(options={**batch.options, **chosen})
+def _with_defaults(
+    jobs: Sequence[NewJob], settings: Mapping[str, QueueSettings]
+) -> Sequence[NewJob]:
+    """The jobs, with their queues' defaults for the options that were not given."""
+    if not settings:
+        return jobs
+    changed = []
+    for job in jobs:
+        queue = settings.get(job.queue)
+        defaults = queue.stored_defaults if queue else {}
+        given = {name: value for name, value in defaults.items() if name in job.open}
+        changed.append(job._replace(options={**job.options, **given}) if given else job)
+    return changed
+
+
+def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
+    """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
+    the defaults of their queues."""
+    jobs = _with_defaults(jobs, tx.cached(read_settings))
+    counts: dict[Group, int] = {}
+    for job in jobs:
+        if len(job.payloads) == 1:
+            tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        else:
+            # Half of what an executemany takes; and NULLs would take a tenth of the time.
+            set = {c: v for c, v in job.columns.items() if v is not None}
+            sql = f"INSERT INTO litejobs_job ({', '.join(set)}, payload)"
+            sql += f" SELECT {'?, ' * len(set)}value FROM carray(?)"
+            tx.execute(sql, (*set.values(), apsw.carray(job.payloads)))
+        if job.state != "pending":
+            group = job.state, job.queue, job.name
+            counts[group] = counts.get(group, 0) + len(job.payloads)
+    if counts:
+        add_to_counts(tx, counts)
+    # AUTOINCREMENT under the write lock counts without gaps.
+    end = tx.connection.last_insert_rowid() + 1
+    return range(end - sum([len(job.payloads) for job in jobs]), end), jobs
+
+
+def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
+    """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
+    before."""
+    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
+    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, settings)]
+    for key in {job.key for job in jobs if job.key is not None}:
+        # Jobs that hold a slot and have expired give it up, also when no node is at work; those
+        # that are let in instead may have expired, too.
+        sql = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_key
+            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
+        """
+        while row := tx.execute(sql, (key, tx.now)).fetchone():
+            expire_job(tx, row[0])
+        admit_blocked(tx, [key])
+    return inserted
+
+
+def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) -> list[Job[Any]]:
+    """The same; gives the jobs as they are then."""
+    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
+    rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
+    return [sound(Job, row, source=source, duplicate=there) for row, there in rows]
+
+
+def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
+    """Inserts a job, or does what its rule says about its duplicate."""
+    if (held := _holder(tx, job.unique_key)) is None:
+        tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
+        if job.state != "pending":
+            add_to_counts(tx, {(job.state, job.queue, job.name): 1})
+        return new, False
+    id, payload, fixed = held
+    if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
+        raise DuplicateError(id, job.name)
+    if callable(job.on_conflict):
+        sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
+        tx.execute(sql, (job.on_conflict(payload), id))
+    elif job.on_conflict == "replace":
+        change_jobs(tx, [id], _REPLACE, **job.columns, payload=job.payloads[0])
+    return id, True
+
+
+def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
+    """Id and payload of the job that holds a unique key, and whether it has started or ended, so
+    that nobody may change it."""
+    if key is None:
+        return None
+    held = tx.execute(
+        f"""
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+            CASE WHEN {_UNSTARTED} THEN expires_at END
+        FROM litejobs_job INDEXED BY litejobs_unique
+        WHERE unique_key = ? AND {HOLDS}
+        """,
+        (key,),
+    ).fetchone()
+    if held is None:
+        return None
+    id, payload, fixed, until, expires_at = held
+    if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+        expire_job(tx, id)
+        return _holder(tx, key)  # Scope "exists" also means ended jobs.
+    if (until := sound_number(until)) is not None and until <= tx.now:
+        tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
+        return None
+    return id, payload, fixed
+
+
+def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str, Any]) -> int:
+    """Inserts one job of a definition that the program does not have; what nodes have stored of
+    the definition fills in the columns that are not given."""
+    known = [str(known) for (known,) in tx.execute("SELECT name FROM litejobs_definition")]
+    if known and name not in known:
+        problem = f"no node has had such a definition{did_you_mean(name, known)}"
+        raise DefinitionError(name, problem)
+    columns = {"name": name, "payload": payload, **given}
+    tx.execute(
+        f"INSERT INTO litejobs_job ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+        columns,
+    )
+    id: int = tx.connection.last_insert_rowid()
+    tx.execute(_COMPLETE, {"name": name, "id": id})
+    add_to_counts(tx, counted(tx, [id]))
+    return id
+
+
+GROUP_COMMIT_WINDOW = 0.0001
+"""Seconds that a thread waits for others before it commits for all: less than a sync."""
+Write = Callable[[Transaction], Any]
+"""What a thread does in a transaction that it may share with others."""
 
 
 @attrs.define(eq=False, repr=False)
-class Intake:
-    """Puts new jobs into the file."""
+class PendingWrite:
+    """A write that waits to be committed, and its outcome."""
+
+    write: Write
+    done: bool = False
+    result: Any = None
+    error: Exception | None = None
+    wakeup: threading.Lock = attrs.field(factory=threading.Lock)
+    """Released for the thread that waits."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was committed or refused."""
+        return self.done or self.error is not None
+
+
+@attrs.define(eq=False, repr=False)
+class GroupCommit:
+    """Commits the writes of a process's threads: those that come while one thread commits share
+    the next commit."""
 
     file: File
-    _group: GroupCommit = attrs.field(factory=GroupCommit)
+    _pid: int = 0
+    _lead: threading.RLock = attrs.field(factory=threading.RLock)
+    """Held by the thread that commits for all. (A signal handler that enqueues while its thread
+    does must not wait for that thread.)"""
+    _waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    _size: int = 1
+    """How many writes the last commit was for."""
 
-    def enqueue(self, batches: list[Batch]) -> range:
-        """Inserts new jobs, all or none; gives their ids, in order, and fills the defaults
-        of their queues into the batches."""
-        ids: range = self._together(functools.partial(self._insert_all, batches))
-        return ids
-
-    def enqueue_each(self, batches: Sequence[Batch], source: _Source) -> list[Job[Any]]:
-        """Inserts new jobs, all or none, each of which may be a duplicate or be blocked."""
-        jobs: list[Job[Any]] = self._together(
-            lambda connection: self._read(connection, self.insert_each(connection, batches), source)
-        )
-        return jobs
-
-    def enqueue_through(
-        self, connection: Any, batches: Sequence[Batch], source: _Source
-    ) -> list[Job[Any]]:
-        """The same in a transaction on the caller's connection to the file: the jobs are there
-        if and only if the caller commits."""
-        with _on_callers_connection(connection, self.file):
-            tx = Transaction(self.file, connection, own=False)
-            return self._read(tx, self.insert_each(tx, batches), source)
-
-    def _read(
-        self, tx: Transaction, inserted: Iterable[tuple[int, bool]], source: _Source
-    ) -> list[Job[Any]]:
-        sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
-        rows = [(tx.connection.execute(sql, (id,)).fetchone(), dup) for id, dup in inserted]
-        return [sound(Job, row, source=source, duplicate=duplicate) for row, duplicate in rows]
-
-    def _together(self, write: Write) -> Any:
-        """Commits a write. Threads that do so at once share a commit: the one that has the lead
+    def commit(self, write: Write) -> Any:
+        """Commits a write, and wakes the nodes; returns its result. The thread that has the lead
         commits for all that wait."""
-        if self._group.pid != os.getpid():
+        if self._pid != os.getpid():
             # What waits in the process that forked this one is committed there.
-            self._group = GroupCommit()
-        group = self._group
-        if not group.waiting and group.size < 3 and group.lead.acquire(blocking=False):
+            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), deque()
+        lead = self._lead
+        if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
-                return self._commit([write])[0]
+                with self.file.transaction(enqueues=True) as tx:
+                    return write(tx)
             finally:
-                group.pass_on()
+                self._pass_on(lead)
         pending = PendingWrite(write)
-        group.waiting.append(pending)
+        pending.wakeup.acquire()
+        self._waiting.append(pending)
         while not pending.settled:
-            if not group.lead.acquire(blocking=False):
+            if not lead.acquire(blocking=False):
                 pending.wakeup.acquire()
                 continue
             try:
                 if not pending.settled:
-                    self._commit_waiting(group)
+                    self._commit_waiting()
             finally:
-                group.pass_on()
-        if not pending.done:
-            raise pending.error or AssertionError("a write was neither committed nor refused")
+                self._pass_on(lead)
+        if pending.error is not None:
+            raise pending.error
         return pending.result
 
-    def _commit_waiting(self, group: GroupCommit) -> None:
-        if self.file.durability == "full" and group.size > 2:
+    def _pass_on(self, lead: threading.RLock) -> None:
+        """Gives up the lead, and lets a thread that waits take it."""
+        lead.release()
+        if self._waiting:
+            with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
+                self._waiting[0].wakeup.release()
+
+    def _commit_waiting(self) -> None:
+        if self.file.durability == "full" and self._size > 2:
             # The others, whose commit has just ended, will be back at once.
             time.sleep(GROUP_COMMIT_WINDOW)
         taken: list[PendingWrite] = []
-        while group.waiting:
-            taken.append(group.waiting.popleft())
-        group.size = len(taken)
+        while self._waiting:
+            taken.append(self._waiting.popleft())
+        self._size = len(taken)
         try:
-            self._commit_pending(taken)
+            self._commit_all(taken)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
             for pending in taken:
                 pending.error = error
@@ -6088,135 +6240,22 @@ class Intake:
             # Only one of them may be to blame.
             for pending in taken:
                 try:
-                    self._commit_pending([pending])
+                    self._commit_all([pending])
                 except Exception as error:
                     pending.error = error
         finally:
             problem = "interrupted while it committed for other threads; jobs may be there or not"
-            unknown = OutcomeUnknownError(str(self.file.path), problem)
             for pending in taken:
                 if not pending.settled:
-                    pending.error = unknown
-                pending.wake()
+                    pending.error = OutcomeUnknownError(str(self.file.path), problem)
+                with contextlib.suppress(RuntimeError):
+                    pending.wakeup.release()
 
-    def _commit_pending(self, taken: Sequence[PendingWrite]) -> None:
-        results = self._commit([pending.write for pending in taken])
+    def _commit_all(self, taken: Sequence[PendingWrite]) -> None:
+        with self.file.transaction(enqueues=True) as tx:
+            results = [pending.write(tx) for pending in taken]
         for pending, result in zip(taken, results, strict=True):
             pending.result, pending.done = result, True
-
-    def _commit(self, writes: Sequence[Write]) -> list[Any]:
-        """Commits all in one transaction, and notifies the nodes."""
-        with self.file.transaction(enqueues=True) as tx:
-            return [write(tx) for write in writes]
-
-    def _insert_all(self, batches: list[Batch], tx: Transaction) -> range:
-        connection = tx.connection
-        if settings := tx.cached(read_settings):
-            batches[:] = [_with_defaults(batch, settings) for batch in batches]
-        counts: dict[Group, int] = {}
-        for batch in batches:
-            shared = (
-                *batch.options.values(), batch.name, batch.state, batch.run_at, batch.enqueued_at,
-            )  # fmt: skip
-            if len(batch.payloads) == 1:
-                connection.execute(_INSERT_ONE, (*shared, batch.payloads[0]))
-            else:
-                # Half of what an executemany takes.
-                connection.execute(_INSERT_MANY, (*shared, apsw.carray(batch.payloads)))
-            if batch.state != "pending":
-                group = batch.state, batch.queue, batch.name
-                counts[group] = counts.get(group, 0) + len(batch.payloads)
-        if counts:
-            add_to_counts(tx, counts)
-        # AUTOINCREMENT under the write lock counts without gaps.
-        end = connection.last_insert_rowid() + 1
-        return range(end - sum([len(batch.payloads) for batch in batches]), end)
-
-    def insert_each(self, tx: Transaction, batches: Sequence[Batch]) -> list[tuple[int, bool]]:
-        """Inserts jobs in a transaction, each unless it is a duplicate; gives for each the id, and
-        whether it was there before."""
-        settings = tx.cached(read_settings) if tx.own else read_settings(tx)
-        inserted = [self._insert(tx, _with_defaults(batch, settings)) for batch in batches]
-        for key in {batch.key for batch in batches if batch.key is not None}:
-            self._free_slots(tx, key)
-            admit_blocked(tx, [key])
-        return inserted
-
-    def _insert(self, tx: Transaction, batch: Batch) -> tuple[int, bool]:
-        """Inserts one job, or does what its rule says about its duplicate; gives the id, and
-        whether it was there before."""
-        bindings = {**batch.options, **batch._asdict(), "payload": batch.payloads[0]}
-        if (held := self._holder(tx, batch.unique_key)) is None:
-            tx.execute(_INSERT_WITH_OWN, bindings)
-            id: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
-            if batch.state != "pending":
-                add_to_counts(tx, {(batch.state, batch.queue, batch.name): 1})
-            return id, False
-        id, payload, fixed = held
-        if batch.on_conflict == "raise" or (fixed and batch.on_conflict != "return"):
-            raise DuplicateError(id, batch.name)
-        if batch.on_conflict == "merge":
-            sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-            tx.execute(sql, (batch.merge(payload), id))
-        elif batch.on_conflict == "replace":
-            change_jobs(tx, [id], _REPLACE, **bindings)
-        return id, True
-
-    def _holder(self, tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-        """Id and payload of the job that holds a unique key, and whether it has started or
-        ended, so that nobody may change it."""
-        if key is None:
-            return None
-        held = tx.execute(
-            f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-                CASE WHEN {_UNSTARTED} THEN expires_at END
-            FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {HOLDS}
-            """,
-            (key,),
-        ).fetchone()
-        if held is None:
-            return None
-        id, payload, fixed, until, expires_at = held
-        if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
-            expire_job(tx, id)
-            return self._holder(tx, key)  # Scope "exists" also means ended jobs.
-        if (until := sound_number(until)) is not None and until <= tx.now:
-            tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
-            return None
-        return id, payload, fixed
-
-    def _free_slots(self, tx: Transaction, key: str) -> None:
-        """Cancels jobs that hold a slot of this key and have expired; no node may be at work
-        that does. Those that are let in instead may have expired, too."""
-        sql = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_key
-            WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
-        """
-        while row := tx.execute(sql, (key, tx.now)).fetchone():
-            expire_job(tx, row[0])
-
-    def insert(self, name: str, payload: str, given: Mapping[str, Any]) -> int:
-        """Inserts one job with the given columns; the file fills in the others from
-        what nodes have written down of the definition."""
-        columns = {"name": name, "payload": payload, **given}
-        with self.file.transaction(enqueues=True) as tx:
-            connection = tx.connection
-            names = connection.execute("SELECT name FROM litejobs_definition")
-            known = [str(name) for (name,) in names]
-            if known and name not in known:
-                problem = f"no node has had such a definition{did_you_mean(name, known)}"
-                raise DefinitionError(name, problem)
-            connection.execute(
-                f"INSERT INTO litejobs_job ({', '.join(columns)})"
-                f" VALUES ({', '.join(f':{column}' for column in columns)})",
-                columns,
-            )
-            id: int = connection.last_insert_rowid()
-            connection.execute(_COMPLETE, {"name": name, "id": id})
-            add_to_counts(tx, counted(tx, [id]))
-        return id
 
 
 ################################################################################
@@ -6233,7 +6272,7 @@ _KEPT_OWN = (
 """What is kept of a schedule's jobs beside the columns of their options."""
 
 
-def options_of(batch: Batch) -> str:
+def options_of(batch: NewJob) -> str:
     """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
     lengths of time are what they are."""
     kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
@@ -6241,13 +6280,13 @@ def options_of(batch: Batch) -> str:
     return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
 
 
-def batch_of(schedule: Schedule, run_at: int, now: int) -> Batch:
+def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     """One job of a schedule."""
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     own: Any = {name: options.get(name) for name in _KEPT_OWN}
-    return Batch(
+    return NewJob(
         {option: options.get(option) for option in STORED},
         **own,
         name=schedule.definition,
@@ -6268,7 +6307,6 @@ class Schedules:
 
     file: File
     clock: Clock
-    intake: Intake
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6328,7 +6366,7 @@ class Schedules:
                 run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
                 try:
                     batch = batch_of(schedule, run_at, now)
-                    [(id, _)] = self.intake.insert_each(tx, [batch])
+                    [(id, _)] = insert_each(tx, [batch])
                     ids.append(id)
                     after = attrs.evolve(after, last_at=tick, last_job=id)
                 except DuplicateError as error:
@@ -6342,7 +6380,7 @@ class Schedules:
         now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
             schedule = self._found(tx, name)
-            [(id, _)] = self.intake.insert_each(tx, [batch_of(schedule, now, now)])
+            [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
             _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
         return id
 
@@ -7894,7 +7932,7 @@ class Store:
 
     file: File
     clock: Clock = system_clock
-    intake: Intake = attrs.field(init=False)
+    group_commit: GroupCommit = attrs.field(init=False)
     schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
@@ -7903,8 +7941,8 @@ class Store:
 
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
-        self.intake = Intake(file)
-        self.schedules = Schedules(file, clock, self.intake)
+        self.group_commit = GroupCommit(file)
+        self.schedules = Schedules(file, clock)
         self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
@@ -7996,7 +8034,7 @@ class Store:
     def _settle(
         self, tx: Transaction, settlements: Sequence[Settlement]
     ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; says whether some are ready again, and how many there are of each
+        """Settles jobs; returns whether some are ready again, and how many there are of each
         group."""
         if not settlements:
             return False, {}
@@ -8019,7 +8057,7 @@ class Store:
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in SHELVED})
+        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in COUNTED_STATES})
         states = {state for state, _, _ in groups}
         if states != {"completed"}:
             cancel_returned(tx)
@@ -8044,7 +8082,7 @@ class Store:
     # Stage, expire, admit and prune
 
     def stage(self, now: int) -> tuple[int, int | None]:
-        """Makes jobs that are due by *now* ready; says how many, and when the next one is due."""
+        """Makes jobs ready that are due; returns how many, and when the next one is due."""
         later = "FROM litejobs_job WHERE state IN ('scheduled', 'retrying')"
         return self._change_due(
             now,
@@ -8062,7 +8100,7 @@ class Store:
         )
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; says how many, and when the next one
+        """Cancels jobs that were not started in time; returns how many, and when the next one
         expires."""
         expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired, due = self._change_due(
@@ -8083,7 +8121,7 @@ class Store:
     def _change_due(
         self, now: int, next_due: str, find: str, *statements: str
     ) -> tuple[int, int | None]:
-        """Changes jobs, in one transaction after another, until *next_due*, a query, gives no
+        """Changes jobs, in one transaction after another, until *next_due*, a query, has no
         time up to *now*; returns how many were changed, and that time."""
         changed = 0
         while True:
@@ -8101,7 +8139,7 @@ class Store:
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        says how many."""
+        returns how many."""
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
@@ -8117,7 +8155,7 @@ class Store:
                     admitted += admit_blocked(tx, [key])
 
     def prune(self, now: int) -> int:
-        """Deletes one batch of jobs whose retention is over; says how many."""
+        """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
             SELECT id FROM litejobs_job WHERE prune_at IS NOT NULL AND prune_at <= ?
             ORDER BY prune_at LIMIT ?
@@ -8129,7 +8167,7 @@ class Store:
             return change_jobs(tx, _column(tx, due, (now, PRUNE_BATCH)), *DELETION)
 
     def shrink(self) -> int:
-        """Gives some empty pages of the file back to the file system; says how many."""
+        """Gives some empty pages of the file back to the file system; returns how many."""
         with self.file.reading() as connection:
             free: int = connection.pragma("freelist_count")
         if free:
@@ -8504,7 +8542,7 @@ EARLIEST = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
-"""Gives the seconds after which it is called again, if not after its interval."""
+"""Returns the seconds after which it is called again, if not after its interval."""
 
 
 def rescue(duties: Duties) -> None:
@@ -8530,7 +8568,7 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        duties.stir()
+        duties.on_ready()
         now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
         for job, name, queue, attempt, given_up in held:
             crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
@@ -8552,7 +8590,7 @@ def fire(duties: Duties) -> float | None:
 def admit(duties: Duties) -> None:
     """Makes blocked jobs ready whose key became free unnoticed."""
     if duties.store.admit():
-        duties.stir()
+        duties.on_ready()
 
 
 def prune(duties: Duties) -> float | None:
@@ -8593,7 +8631,7 @@ class Duties:
     events: Events = attrs.field(factory=Events)
     name: str = ""
     """The node's."""
-    stir: Callable[[], None] = lambda: None
+    on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
     _due: dict[str, float] = attrs.field(init=False)
@@ -8637,12 +8675,12 @@ class Duties:
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
     def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Does what is due by now; gives the seconds until more is, no more than one, since the
+        """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
-            self.stir()
+            self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
@@ -11109,9 +11147,9 @@ class LiteJobs:
             return self._enqueue_inside([bound])[0]
         if not bound.options.plain:
             return self._enqueue_each([bound])[0]
-        batches = [_make_batch(bound.body, bound.options, (bound.payload,), self.clock())]
-        (id,) = self.store.intake.enqueue(batches)
-        job: Job[R] = _job_of(id, batches[0], bound.payload, self)
+        insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
+        (id,), (new,) = self.store.group_commit.commit(insert)
+        job: Job[R] = new.job(id, bound.payload, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued([job])
         return job
@@ -11144,12 +11182,15 @@ class LiteJobs:
 
     def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
-        parts = [(*work, tuple([job.payload for job in jobs])) for work, jobs in alike]
-        if not all(options.plain for _, options, _ in parts):
+        groups = [list(jobs) for _, jobs in alike]
+        if not groups:
+            return []
+        if not all(group[0].options.plain for group in groups):
             return self._enqueue_each(bound)
         now = self.clock()
-        batches = [_make_batch(body, options, payloads, now) for body, options, payloads in parts]
-        jobs = Enqueued(self.store.intake.enqueue(batches) if batches else range(0), batches, self)
+        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
+        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
+        jobs = Enqueued(ids, new, self)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
         return jobs
@@ -11168,11 +11209,14 @@ class LiteJobs:
         if len(connections) > 1:
             raise OptionError("connection", "the jobs of one call go through one connection")
         (connection,) = connections.values()
-        batches = [_make_special(job, now) for job in bound]
+        new = [new_job(job, now) for job in bound]
+        jobs: list[Job[Any]]
         if connection is None:
-            jobs = self.store.intake.enqueue_each(batches, self)
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
+            jobs = self.store.group_commit.commit(insert)
         else:
-            jobs = self.store.intake.enqueue_through(connection, batches, self)
+            with on_callers_connection(connection, self.store.file) as tx:
+                jobs = insert_and_read(tx, new, self)
         # When, and whether, the caller's transaction is committed is not known here.
         if connection is None and self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
@@ -11531,7 +11575,7 @@ class LiteJobs:
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         _refuse_for_schedules(bound.options)
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(_make_special(bound, 0))
+        options = options_of(new_job(bound, 0))
         return attrs.evolve(
             schedule, definition=bound.body.name, payload=bound.payload, options=options
         )
@@ -12069,81 +12113,6 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     if "key" in choices:
         columns |= {"key": options.key, "key_limit": options.key_limit}
     return columns
-
-
-def _make_batch(body: Body, options: Options, payloads: tuple[str | bytes, ...], now: int) -> Batch:
-    run_at = options.run_at(now)
-    state: State = "scheduled" if run_at > now else "pending"
-    return Batch(options.columns, body.name, state, run_at, now, payloads, options.open)
-
-
-def _make_special(bound: Bound[Any], now: int) -> Batch:
-    """The batch of one job that is more than its columns."""
-    options, unique = bound.options, bound.options.unique or Unique()
-    batch = _make_batch(bound.body, options, (bound.payload,), now)
-    key, unique_text = limited_key(bound), unique_key(bound)
-    merge = unique.on_conflict if callable(unique.on_conflict) else None
-    blocked = key is not None and batch.state == "pending"
-    batch = batch._replace(
-        state="blocked" if blocked else batch.state,
-        headers=json.dumps(options.headers) if options.headers else None,
-        key=key,
-        key_limit=None if key is None else options.key_limit,
-        unique_key=unique_text,
-        unique_scope=None if unique_text is None else unique.scope,
-        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
-        expires_at=options.expires_at(batch.run_at),
-        grace=options.own_grace,
-    )
-    if merge is not None:
-        how = functools.partial(merged, bound, merge)
-        return batch._replace(on_conflict="merge", merge=how)
-    return batch._replace(on_conflict=typing.cast(OnConflict, unique.on_conflict))
-
-
-def _job_of(id: int, batch: Batch, payload: str | bytes, source: _Source) -> Job[Any]:
-    options: dict[str, Any] = {option: batch.options[option] for option in _SHOWN_OPTIONS}
-    return Job(
-        id=id, claim=0, name=batch.name, attempt=0, payload=payload, run_at=batch.run_at,
-        enqueued_at=batch.enqueued_at, state=batch.state, source=source, **options,
-    )  # fmt: skip
-
-
-_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
-
-
-@attrs.frozen(eq=False, repr=False)
-class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is accessed: most never are."""
-
-    _ids: range
-    _batches: Sequence[Batch]
-    _source: _Source
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @overload
-    def __getitem__(self, place: int) -> Job[Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
-
-    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
-        ids = self._ids[place]
-        if isinstance(ids, range):
-            return [self[id - self._ids.start] for id in ids]
-        left = ids - self._ids.start
-        for batch in self._batches:
-            if left < len(batch.payloads):
-                return _job_of(ids, batch, batch.payloads[left], self._source)
-            left -= len(batch.payloads)
-        raise IndexError(place)
-
-    def __iter__(self) -> Iterator[Job[Any]]:
-        ids = iter(self._ids)
-        for batch in self._batches:
-            for payload in batch.payloads:
-                yield _job_of(next(ids), batch, payload, self._source)
 
 
 def _read_json(text: object) -> Any:
@@ -12807,7 +12776,10 @@ def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
         except Unfit as unfit:
             raise PayloadError(options.name, unfit.problems) from None
         name = check_name(options.name, "name")
-        job = jobs.get(jobs.store.intake.insert(name, payload, columns_of(choices, jobs.clock())))
+        columns = columns_of(choices, jobs.clock())
+        with jobs.store.file.transaction(enqueues=True) as tx:
+            id = insert_unknown(tx, name, payload, columns)
+        job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 

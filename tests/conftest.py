@@ -13,9 +13,10 @@ import pytest
 from hypothesis import settings
 from programs import Programs
 
+import litejobs
 from litejobs import NEW_YEAR, LiteJobs, Store, TurnedClock
 
-__all__ = ["NEW_YEAR", "TurnedClock", "row_of", "rows_of", "write_by_hand"]
+__all__ = ["NEW_YEAR", "TurnedClock", "insert", "row_of", "rows_of", "write_by_hand"]
 
 # Else each of the many programs that tests start would compile litejobs.py anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -57,6 +58,12 @@ def rows_of(store: Store) -> list[Any]:
 def row_of(store: Store, id: int) -> Any:
     """The row of one job."""
     return next(row for row in rows_of(store) if row.id == id)
+
+
+def insert(store: Store, name: str, payload: str = "{}", **columns: Any) -> int:
+    """Enqueues a job of a definition that the program does not have; gives its id."""
+    with store.file.transaction(enqueues=True) as tx:
+        return litejobs.insert_unknown(tx, name, payload, columns)
 
 
 @pytest.fixture

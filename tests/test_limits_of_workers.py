@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TurnedClock
+from conftest import TurnedClock, insert
 from programs import Programs, alive, beside, eventually, lines
 
 from litejobs import (
@@ -279,6 +279,6 @@ class TestHook:
             raise Fail("never")
 
         job = work.enqueue(1)
-        worse = jobs.store.intake.insert("work", '{"n": "no number"}', {})
+        worse = insert(jobs.store, "work", '{"n": "no number"}')
         jobs.drain()
         assert called == [(job.id, "Fail"), (worse, "PayloadError")]

@@ -277,7 +277,7 @@ class TestFilters:
 
 
 def counted(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
-    """The numbers that the file keeps of jobs on the shelf."""
+    """The numbers that the file keeps of jobs in the counted states."""
     rows = jobs.store.file.connection().execute("SELECT * FROM litejobs_count WHERE number <> 0")
     return {(state, queue, name): number for state, queue, name, number in rows}
 
@@ -286,7 +286,9 @@ def shelved(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
     """The same, by a look at all rows."""
     return dict(
         Counter(
-            (job.state, job.queue, job.name) for job in jobs.find() if job.state in litejobs.SHELVED
+            (job.state, job.queue, job.name)
+            for job in jobs.find()
+            if job.state in litejobs.COUNTED_STATES
         )
     )
 

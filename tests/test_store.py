@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ import attrs
 import pytest
 from chaos.disk import Disk, Touch, nobody
 from chaos.older import older_file
-from conftest import NEW_YEAR, TurnedClock, row_of, rows_of
+from conftest import NEW_YEAR, TurnedClock, insert, row_of, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import eventually
@@ -42,7 +42,6 @@ from litejobs import (
     LOST_LIMIT,
     MEBIBYTE,
     SCHEMA_VERSION,
-    Batch,
     BusyError,
     Claimed,
     Durability,
@@ -56,6 +55,7 @@ from litejobs import (
     LiteJobs,
     Match,
     Moved,
+    NewJob,
     Options,
     OutcomeUnknownError,
     Presence,
@@ -110,11 +110,17 @@ def new(
     run_at: int = START,
     retention: Retention | None = None,
     payload: str = "{}",
-) -> Batch:
+) -> NewJob:
     """A job as it is enqueued."""
     state: State = "scheduled" if run_at > START else "pending"
     options = Options(queue, priority, node=node or None, retention=retention or DEFAULT_RETENTION)
-    return Batch(options.columns, name, state, run_at, START, (payload,))
+    return NewJob(options.columns, name, run_at, START, state, payloads=(payload,))
+
+
+def put(store: Store, jobs: Iterable[NewJob]) -> range:
+    """Enqueues jobs; gives their ids."""
+    ids: range = store.group_commit.commit(lambda tx: litejobs.insert_all(tx, [*jobs])[0])
+    return ids
 
 
 def get_in(store: Store, id: int) -> Job[Any]:
@@ -204,7 +210,9 @@ outsiders = pytest.mark.parametrize("outsider", [shell, standard_library])
 
 def enqueueing(count: int, jobs: str = "jobs") -> str:
     """What a member of the crew is told, to enqueue that many jobs and to say so."""
-    return f"len({jobs}.store.intake.enqueue([litejobs.Batch{tuple(new())[:-1]!r}] * {count}))"
+    made = f"[litejobs.NewJob{tuple(new())!r}] * {count}"
+    write = f"litejobs.functools.partial(litejobs.insert_all, jobs={made})"
+    return f"len({jobs}.store.group_commit.commit({write})[0])"
 
 
 class Crew:
@@ -324,7 +332,7 @@ class TestTheConnection:
         before = os.umask(0)
         try:
             store = Store.at(path)
-            store.intake.enqueue([new()])
+            put(store, [new()])
             presence = Presence(store.file.presence_path(1), store.file.path)
         finally:
             os.umask(before)
@@ -366,7 +374,7 @@ class TestTheConnection:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
         store = Store.at(tmp_path / "link" / "jobs.db")
-        store.intake.enqueue([new()])
+        put(store, [new()])
         assert store.file.path == tmp_path / "real" / "jobs.db"
         store.close()
 
@@ -436,7 +444,7 @@ class TestTheConnection:
             Store.at(tmp_path / ("x" * 300)).changes()
 
     def test_says_that_a_damaged_file_is_damaged(self, store: Store, path: Path) -> None:
-        store.intake.enqueue([new() for _ in range(1000)])
+        put(store, [new() for _ in range(1000)])
         store.close()
         with open(path, "r+b") as file:
             file.seek(4096)
@@ -505,7 +513,7 @@ class TestTheConnection:
             application.execute("CREATE TABLE customer (name TEXT); PRAGMA user_version = 7")
             application.execute("INSERT INTO customer VALUES ('Ada')")
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         assert store.file.connection().pragma("journal_mode") == "wal"
         assert store.file.connection().pragma("user_version") == 7
         assert store.file.connection().execute("SELECT name FROM customer").get == "Ada"
@@ -515,7 +523,7 @@ class TestTheConnection:
         store.close()
 
     def test_opens_again_after_it_was_closed(self, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         store.close()
         store.close()
         assert get_in(store, 1).id == 1
@@ -537,7 +545,7 @@ class TestOtherProcesses:
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
     def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
-        Store.at(path).intake.enqueue([new("note") for _ in range(100)])
+        put(Store.at(path), [new("note") for _ in range(100)])
         claim = (
             "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
@@ -550,22 +558,22 @@ class TestOtherProcesses:
         self, crew: Crew, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litejobs, "BUSY_TIMEOUT", 0.2)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
         assert crew.tell(hold, store.file.path, 1) == [1]
         began = time.monotonic()
         with pytest.raises(BusyError, match=r"locked by another process .*: who holds a trans"):
-            store.intake.enqueue([new()])
+            put(store, [new()])
         assert 0.2 <= time.monotonic() - began < 5
         assert count_in(store, Match()) == 1, "one can read meanwhile"
         assert crew.tell("kept.pop().close()", store.file.path, 1) == [None]
-        assert list(store.intake.enqueue([new()])) == [2]
+        assert list(put(store, [new()])) == [2]
 
     def test_are_waited_for_while_they_write(self, crew: Crew, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
         crew.tell(hold, store.file.path, 1)
-        waiting = threading.Thread(target=store.intake.enqueue, args=([new()],))
+        waiting = threading.Thread(target=put, args=(store, [new()]))
         waiting.start()
         waiting.join(0.05)
         assert waiting.is_alive()
@@ -574,13 +582,13 @@ class TestOtherProcesses:
         assert count_in(store, Match()) == 2
 
     def test_that_read_for_long_hinder_nobody(self, crew: Crew, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         read = (
             "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN DEFERRED'),"
             " jobs.count()][-1]"
         )
         assert crew.tell(read, store.file.path, 1) == [1]
-        assert list(store.intake.enqueue([new()])) == [2]
+        assert list(put(store, [new()])) == [2]
         crew.tell("kept.pop().close()", store.file.path, 1)
 
 
@@ -598,15 +606,15 @@ class TestAFork:
 
     def test_lets_both_processes_go_on(self, path: Path) -> None:
         store = Store.at(path)
-        ids = [*store.intake.enqueue([new()])]
+        ids = [*put(store, [new()])]
         for act in (
-            lambda: store.intake.enqueue([new()]),
+            lambda: put(store, [new()]),
             lambda: store.close(),
             lambda: get_in(store, 1),
             lambda: os.kill(os.getpid(), 0),
         ):
             self.in_a_child(act)
-            ids += store.intake.enqueue([new() for _ in range(5)])
+            ids += put(store, [new() for _ in range(5)])
         # Asked by a process that shares nothing with this one.
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
         assert len(set(ids)) == 21
@@ -616,17 +624,17 @@ class TestAFork:
         # SQLite in the child would believe in the parent's locks, had it inherited them:
         # the parent, the last one as it seems, would delete the WAL under the child.
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         asking, told = os.pipe()
         hearing, answered = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                store.intake.enqueue([new()])
+                put(store, [new()])
                 os.write(answered, b"open")
                 os.read(asking, 9)
                 for _ in range(20):
-                    store.intake.enqueue([new()])
+                    put(store, [new()])
                 os._exit(0)
             except BaseException:
                 os._exit(1)
@@ -643,10 +651,10 @@ class TestAFork:
 
     def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         store.close()
         del store
-        self.in_a_child(lambda: Store.at(path).intake.enqueue([new()]))
+        self.in_a_child(lambda: put(Store.at(path), [new()]))
         assert count_in(Store.at(path), Match()) == 2
 
     def test_does_not_leave_the_child_waiting_for_a_thread_that_opens_a_file(
@@ -714,12 +722,12 @@ print([jobs.count() for jobs in (quiet, busy)])
 
         def enqueue() -> None:
             while not stop.is_set():
-                acknowledged.extend(store.intake.enqueue([new()]))
+                acknowledged.extend(put(store, [new()]))
 
         thread = threading.Thread(target=enqueue)
         thread.start()
         for _ in range(10):
-            self.in_a_child(lambda: store.intake.enqueue([new()]))
+            self.in_a_child(lambda: put(store, [new()]))
         stop.set()
         thread.join()
         count = int(shell(path, "SELECT count(*) FROM litejobs_job").stdout)
@@ -751,8 +759,8 @@ class TestAFileThatIsOpenedWhile:
 
         with contextlib.closing(Store.at(path)) as store, once_it_waits(replace):
             with pytest.raises(FileReplacedError):
-                store.intake.enqueue([new()])
-            store.intake.enqueue([new()])
+                put(store, [new()])
+            put(store, [new()])
             assert count_in(store, Match()) == 1
             assert store.file.connection().pragma("integrity_check") == "ok"
 
@@ -772,7 +780,7 @@ class TestAFileThatIsOpenedWhile:
             once_it_waits(upgrade),
             pytest.raises(FileError, match="newer litejobs"),
         ):
-            store.intake.enqueue([new()])
+            put(store, [new()])
         assert busy.execute("SELECT value FROM litejobs_meta").get == SCHEMA_VERSION + 1
 
     def test_a_signal_handler_opens_another_one_is_opened_all_the_same(
@@ -782,7 +790,7 @@ class TestAFileThatIsOpenedWhile:
         other = Store.at(tmp_path / "other.db")
 
         def enqueue(number: int, frame: object) -> None:
-            other.intake.enqueue([new()])
+            put(other, [new()])
             busy.execute("ROLLBACK")
 
         before = signal.signal(signal.SIGTERM, enqueue)
@@ -791,7 +799,7 @@ class TestAFileThatIsOpenedWhile:
                 contextlib.closing(Store.at(path)) as store,
                 once_it_waits(lambda: os.kill(os.getpid(), signal.SIGTERM)),
             ):
-                store.intake.enqueue([new()])
+                put(store, [new()])
             assert count_in(other, Match()) == 1
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -860,25 +868,25 @@ class TestTheFileThatIsTakenAway:
         self, act: Callable[[object, Path], None], path: Path
     ) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         act(self, path)
         with pytest.raises(FileReplacedError, match=r"jobs\.db: was removed, moved or replaced"):
-            store.intake.enqueue([new()])
+            put(store, [new()])
         # The next use takes the file that is there by then.
         before = count_in(store, Match())
-        id = store.intake.enqueue([new()])[0]
+        id = put(store, [new()])[0]
         assert get_in(store, id).name == "mail"
         assert count_in(store, Match()) == before + 1
         store.close()
 
     def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         self.lose_all(path)
         begin = f"[kept.append(jobs), {enqueueing(7)}] and jobs.count()"
         assert crew.tell(begin, path, 1) == [7]
         with pytest.raises(FileReplacedError):
-            store.intake.enqueue([new()])
+            put(store, [new()])
         assert crew.tell(enqueueing(1, "kept[0]"), path, 1) == [1]
         assert count_in(store, Match()) == 8
         crew.tell("kept.pop().close()", path, 1)
@@ -888,13 +896,13 @@ class TestTheFileThatIsTakenAway:
     def test_is_noticed_before_anything_is_written(self, crew: Crew, path: Path) -> None:
         """Without its shared memory this process would write over what the other one wrote."""
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         self.lose_the_shared_memory(path)
         begin = f"[kept.append(jobs), {enqueueing(1)}] and jobs.count()"
         assert crew.tell(begin, path, 1) == [2]
         with pytest.raises(FileReplacedError, match="nothing was written"):
             steer(store, "cancel", Match())
-        assert store.intake.enqueue([new()])[0] == 3
+        assert put(store, [new()])[0] == 3
         crew.tell("kept.pop().close()", path, 1)
         assert count_in(store, Match()) == 3
         store.close()
@@ -904,7 +912,7 @@ class TestTheFileThatIsTakenAway:
     ) -> None:
         for end in (Store.changes, Store.close):
             store = Store.at(path)
-            store.intake.enqueue([new() for _ in range(5)])
+            put(store, [new() for _ in range(5)])
             self.lose_the_shared_memory(path)
             with contextlib.suppress(FileReplacedError):
                 end(store)
@@ -915,7 +923,7 @@ class TestTheFileThatIsTakenAway:
     ) -> None:
         """A new WAL began behind frames that were only in the old one: it had holes."""
         store = Store.at(path)
-        store.intake.enqueue([new() for _ in range(50)])
+        put(store, [new() for _ in range(50)])
         self.lose_the_wal(path)
         for _ in range(2):
             refused = crew.tell("jobs.count()", path, 1)[0]
@@ -951,7 +959,7 @@ class TestTheFileThatIsTakenAway:
     ) -> None:
         """Who only read opened it anew at once, and wrote to the same places of the WAL."""
         store = Store.at(path)
-        store.intake.enqueue([new() for _ in range(50)])
+        put(store, [new() for _ in range(50)])
         assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
         told: list[Any] = []
 
@@ -979,14 +987,14 @@ class TestTheFileThatIsTakenAway:
     def test_is_not_mixed_with_the_one_that_takes_its_place(self, path: Path) -> None:
         """SQLite would take the WAL that is left for that of the other file."""
         other = Store.at(path.with_name("other.db"))
-        other.intake.enqueue([new(name="theirs")])
+        put(other, [new(name="theirs")])
         other.close()
         store = Store.at(path)
-        store.intake.enqueue([new(name="ours") for _ in range(50)])
+        put(store, [new(name="ours") for _ in range(50)])
         path.with_name("other.db").replace(path)
         with pytest.raises(FileReplacedError):
-            store.intake.enqueue([new(name="ours")])
-        store.intake.enqueue([new(name="ours")])
+            put(store, [new(name="ours")])
+        put(store, [new(name="ours")])
         assert [get_in(store, id).name for id in (1, 2)] == ["theirs", "ours"]
         assert count_in(store, Match()) == 2
         store.close()
@@ -998,13 +1006,13 @@ class TestTheFileThatIsTakenAway:
         import fcntl
 
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         self.replace(path)
         refused: list[BaseException] = []
 
         def enqueue() -> None:
             try:
-                store.intake.enqueue([new()])
+                put(store, [new()])
             except FileReplacedError as error:
                 refused.append(error)
 
@@ -1027,21 +1035,21 @@ class TestTheFileThatIsTakenAway:
         path = public_folder / "jobs.db"
         with without_privileges():
             store = Store.at(path)
-            store.intake.enqueue([new()])
+            put(store, [new()])
         public_folder.chmod(0o333)
         with without_privileges():
             path.unlink()
             with pytest.raises(FileReplacedError):
-                store.intake.enqueue([new()])
+                put(store, [new()])
             store.close()
         assert list(public_folder.glob("jobs.db-wal-*"))
 
     def test_leaves_its_wal_to_who_looks_for_its_jobs(self, path: Path) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new() for _ in range(50)])
+        put(store, [new() for _ in range(50)])
         self.rename(path)
         with pytest.raises(FileReplacedError):
-            store.intake.enqueue([new()])
+            put(store, [new()])
         (wal,) = path.parent.glob("jobs.db-wal-*")
         wal.rename(path.with_name("elsewhere.db-wal"))
         moved = Store.at(path.with_name("elsewhere.db"))
@@ -1053,7 +1061,7 @@ class TestTheFileThatIsTakenAway:
         self, path: Path, crew: Crew
     ) -> None:
         old = Store.at(path)
-        old.intake.enqueue([new() for _ in range(50)])
+        put(old, [new() for _ in range(50)])
         self.rename(path)
         assert crew.tell(enqueueing(1), path, 1) == [1]
         assert list(path.parent.glob("jobs.db-wal-*"))
@@ -1064,7 +1072,7 @@ class TestTheFileThatIsTakenAway:
 
     def test_that_has_a_second_name_is_refused_as_long_as_it_has(self, path: Path) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         second = path.with_name("second.db")
         os.link(path, second)
         with pytest.raises(FileError, match=r"jobs\.db: has a second name, a hard link"):
@@ -1074,15 +1082,15 @@ class TestTheFileThatIsTakenAway:
                 Store.at(name).changes()
         second.unlink()
         before = count_in(store, Match())
-        store.intake.enqueue([new()])
+        put(store, [new()])
         assert count_in(store, Match()) == before + 1
         store.close()
 
     def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:
         store = Store.at(path)
-        store.intake.enqueue([new()])
+        put(store, [new()])
         store.file.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        assert list(store.intake.enqueue([new()])) == [2]
+        assert list(put(store, [new()])) == [2]
         store.close()
 
 
@@ -1131,13 +1139,13 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
         broken = BrokenDisk()
         store = Store.at(path)
         try:
-            store.intake.enqueue([new()])
+            put(store, [new()])
             broken.fails = True
             with pytest.raises(OutcomeUnknownError, match="may be there or not"):
-                store.intake.enqueue([new()])
+                put(store, [new()])
             count = count_in(store, Match())
             assert count in (1, 2)
-            store.intake.enqueue([new()])
+            put(store, [new()])
             assert count_in(store, Match()) == count + 1
             assert store.file.connection().pragma("integrity_check") == "ok"
         finally:
@@ -1151,56 +1159,56 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
 
         store = Store.at(path)
         with Disk() as disk:
-            store.intake.enqueue([new()])
+            put(store, [new()])
             disk.watcher = fail
             with pytest.raises(OutcomeUnknownError):
-                store.intake.enqueue([new()])
+                put(store, [new()])
             disk.watcher = nobody
-            store.intake.enqueue([new()])
+            put(store, [new()])
             assert count_in(store, Match()) in (2, 3)
             store.close()
 
     def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         connection = store.file.connection()
         most = connection.pragma("max_page_count")
         connection.pragma("max_page_count", connection.pragma("page_count"))
         with pytest.raises(FileError, match=r"the disk is full: nothing was written; free some"):
-            store.intake.enqueue([new(payload=json.dumps("x" * 2**20))])
+            put(store, [new(payload=json.dumps("x" * 2**20))])
         connection.pragma("max_page_count", most)
         assert count_in(store, Match()) == 1
-        assert list(store.intake.enqueue([new()])) == [2]
+        assert list(put(store, [new()])) == [2]
 
     def test_for_want_of_disk_writes_nothing(self, store: Store) -> None:
         with a_broken_disk() as broken:
-            store.intake.enqueue([new()])
+            put(store, [new()])
             broken.left = 0
             # More than is taken beforehand.
             with pytest.raises(FileError, match="nothing was written; free some") as caught:
-                store.intake.enqueue([new(payload=json.dumps("x" * 2**20))])
+                put(store, [new(payload=json.dumps("x" * 2**20))])
             assert type(caught.value) is FileError, "its outcome is known"
             broken.left = None
             assert count_in(store, Match()) == 1
-            assert list(store.intake.enqueue([new()])) == [2]
+            assert list(put(store, [new()])) == [2]
             store.close()
 
     def test_is_not_said_to_be_lost_because_nobody_can_look(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         with monkeypatch.context() as patched:
 
             def enqueue_and_go_blind(tx: Transaction) -> None:
-                store.intake._insert_all([new()], tx)
+                litejobs.insert_all(tx, [new()])
                 patched.setattr(os, "stat", out_of_order)
                 patched.setattr(os, "access", lambda *path: False)
 
             with pytest.raises(OutcomeUnknownError, match=r"jobs\.db: whether a commit went to"):
-                store.intake._together(enqueue_and_go_blind)
+                store.group_commit.commit(enqueue_and_go_blind)
             with pytest.raises(FileError, match=r"jobs\.db: .*Input/output error"):
-                store.intake.enqueue([new()])
+                put(store, [new()])
         assert count_in(store, Match()) == 2
-        assert list(store.intake.enqueue([new()])) == [3]
+        assert list(put(store, [new()])) == [3]
 
 
 class TestATransaction:
@@ -1210,14 +1218,14 @@ class TestATransaction:
             apsw.hard_heap_limit(apsw.memory_used())
             tx.execute("SELECT zeroblob(100000)").fetchall()
 
-        store.intake.enqueue([new()])
+        put(store, [new()])
         limit = apsw.hard_heap_limit(-1)
         try:
             with pytest.raises(FileError, match="no memory"):
-                store.intake._together(starve)
+                store.group_commit.commit(starve)
         finally:
             apsw.hard_heap_limit(limit)
-        assert list(store.intake.enqueue([new()])) == [2]
+        assert list(put(store, [new()])) == [2]
         assert count_in(store, Match()) == 2
 
     def test_that_makes_the_schema_says_what_it_has_no_memory_for(self, tmp_path: Path) -> None:
@@ -1415,7 +1423,7 @@ class TestAnInsertByHand:
     @pytest.mark.parametrize("column", ["enqueued_at", "started_at", "attempt", "claim"])
     def test_never_hides_the_jobs_of_others(self, column: str, store: Store, node: int) -> None:
         shell(store.file.path, f"INSERT INTO litejobs_job (name, {column}) VALUES ('mail', 5)")
-        (other,) = store.intake.enqueue([new(queue="other")])
+        (other,) = put(store, [new(queue="other")])
         assert other in [job.id for job in take(store, node)]
 
     def test_is_run_like_any_other(self, jobs_that_note: LiteJobs) -> None:
@@ -1437,7 +1445,7 @@ class TestAnInsertByHand:
             yield jobs
 
     def test_is_deleted_with_its_history(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         one, other = take(store, node)
         settle(store, node, failing(one), failing(other))
         shell(store.file.path, "DELETE FROM litejobs_job WHERE id = 1")
@@ -1458,7 +1466,7 @@ rows = st.lists(
 )
 
 
-def urgency(row: Batch, id: int) -> tuple[int, int, int]:
+def urgency(row: NewJob, id: int) -> tuple[int, int, int]:
     return -row.options["priority"], row.run_at, id
 
 
@@ -1470,10 +1478,10 @@ class TestClaims:
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     def test_go_by_priority_then_by_when_they_became_due_then_by_id(
-        self, store: Store, rows: list[Batch]
+        self, store: Store, rows: list[NewJob]
     ) -> None:
         store.file.connection().execute("DELETE FROM litejobs_job")
-        ids = store.intake.enqueue(rows) if rows else range(0)
+        ids = put(store, rows) if rows else range(0)
         expected = sorted(ids, key=lambda id: urgency(rows[id - ids[0]], id))
         half = len(expected) // 2
         first, rest = take(store, 1, half), take(store, 1)
@@ -1486,13 +1494,13 @@ class TestClaims:
             new(f"job{n % 7}", f"queue{n % 5}", priority=n * 7 % 3, run_at=START - n * 13 % 50)
             for n in range(3000)
         ]
-        ids = store.intake.enqueue(rows)
+        ids = put(store, rows)
         serves = Serves(frozenset(f"job{n}" for n in range(7)), None, "here")
         expected = sorted(ids, key=lambda id: urgency(rows[id - 1], id))
         assert [job.id for job in take(store, 1, serves=serves)] == expected
 
     def test_leave_jobs_alone_until_they_are_due(self, store: Store, clock: TurnedClock) -> None:
-        store.intake.enqueue([new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
+        put(store, [new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
         assert [job.id for job in take(store, 1)] == [2]
         assert store.stage(START + 4) == (0, START + 5)
         assert take(store, 1) == []
@@ -1502,27 +1510,28 @@ class TestClaims:
         assert [job.id for job in take(store, 1)] == [1]
 
     def test_leave_what_the_node_does_not_serve(self, store: Store) -> None:
-        store.intake.enqueue(
+        put(
+            store,
             [
                 new("mail", "default"),
                 new("mail", "slow"),
                 new("unknown", "slow"),
                 new("mail", "slow", node="there"),
                 new("mail", "slow", node="here"),
-            ]
+            ],
         )
         serves = Serves(frozenset(["mail"]), frozenset(["slow"]), "here")
         assert [job.id for job in take(store, 1, serves=serves)] == [2, 5]
         assert [row.state for row in find_in(store, Match(ids=(1, 3, 4)), 9)] == ["pending"] * 3
 
     def test_take_what_is_chosen_in_the_order_of_the_choice(self, store: Store) -> None:
-        store.intake.enqueue([new(), new(), new()])
+        put(store, [new(), new(), new()])
         claimed, *_ = store.exchange([], 1, lambda ready: [3, 1], ALL)
         assert [job.id for job in claimed] == [3, 1]
         assert get_in(store, 2).state == "pending"
 
     def test_show_each_job_with_its_name(self, store: Store) -> None:
-        store.intake.enqueue([new("mail"), new("report", "slow")])
+        put(store, [new("mail"), new("report", "slow")])
         seen: list[tuple[int, str]] = []
 
         def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -1533,7 +1542,7 @@ class TestClaims:
         assert seen == [(1, "mail"), (2, "report")]
 
     def test_count_the_attempt_and_raise_the_fence(self, store: Store, clock: TurnedClock) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         clock.turn(5e-6)
         (claimed,) = take(store, 1)
         row = row_of(store, 1)
@@ -1541,7 +1550,7 @@ class TestClaims:
         assert claimed == Claimed(1, 1, "mail", "default", 0, 1, 5, None, None, "{}", START, START)
 
     def test_of_two_stores_never_overlap(self, store: Store, path: Path) -> None:
-        store.intake.enqueue([new() for _ in range(400)])
+        put(store, [new() for _ in range(400)])
         taken: list[list[int]] = []
 
         def work() -> None:
@@ -1560,7 +1569,7 @@ class TestClaims:
         assert sorted(taken[0] + taken[1]) == list(range(1, 401))
 
     def test_roll_back_when_the_choice_fails(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         (claimed,) = take(store, node, 1)
 
         def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -1572,7 +1581,7 @@ class TestClaims:
         assert settle(store, node, ending(claimed, "completed")) == 0
 
     def test_stage_more_than_one_batch(self, store: Store) -> None:
-        store.intake.enqueue([new(run_at=START + 1)] * (BATCH + 1))
+        put(store, [new(run_at=START + 1)] * (BATCH + 1))
         assert store.stage(START + 1) == (BATCH + 1, None)
         assert count_in(store, Match(states=("pending",))) == BATCH + 1
 
@@ -1580,7 +1589,7 @@ class TestClaims:
 class TestSettlements:
     @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
     def test_of_the_ends(self, state: State, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         end = ending(claimed, state, result="[1]", kind="cancelled", type="Why", message="why\nnot")
         assert settle(store, node, end) == 0
@@ -1593,7 +1602,7 @@ class TestSettlements:
 
     @pytest.mark.parametrize("state", ["scheduled", "retrying"])
     def test_of_jobs_that_come_back_later(self, state: State, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state, delay=5, counted=False))
         row = row_of(store, 1)
@@ -1604,7 +1613,7 @@ class TestSettlements:
         assert [job.claim for job in take(store, node)] == [2]
 
     def test_of_a_job_that_is_given_back(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         (claimed,) = take(store, node, 1)
         settle(store, node, ending(claimed, "pending", counted=False))
         assert [(job.id, job.attempt, job.claim) for job in take(store, node)] == [
@@ -1617,14 +1626,14 @@ class TestSettlements:
     ) -> None:
         """They went behind all that had become due since, and the time of a schedule's tick was
         lost."""
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         clock.turn(10)
         settle(store, node, ending(claimed, "pending", counted=False, delay=7))
         assert row_of(store, 1).run_at == START
 
     def test_keep_the_failure_with_the_job(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         kept = []
         for message in ("one", "two\0, with a NUL", "drei – 🚀"):
             store.stage(START + SECOND)
@@ -1634,7 +1643,7 @@ class TestSettlements:
         assert errors_in(store, 1) == tuple(kept)
 
     def test_from_an_older_claim_change_nothing(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (old,) = take(store, node)
         settle(store, node, ending(old, "pending", counted=False))
         (current,) = take(store, node)
@@ -1648,14 +1657,14 @@ class TestSettlements:
         assert get_in(store, 1).state == "completed"
 
     def test_of_a_job_that_is_gone_leave_no_history(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         shell(store.file.path, "DELETE FROM litejobs_job")
         assert settle(store, node, failing(claimed)) == 1
         assert errors_in(store, 1) == ()
 
     def test_are_counted_one_by_one(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new() for _ in range(3)])
+        put(store, [new() for _ in range(3)])
         one, two, three = take(store, node)
         assert settle(
             store,
@@ -1674,14 +1683,14 @@ class TestSettlements:
     def test_never_bring_back_a_job_that_was_cancelled_meanwhile(
         self, state: State, store: Store, node: int
     ) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         assert steer(store, "cancel", Match(ids=(1,))) == Moved(1)
         settle(store, node, ending(claimed, state))
         assert get_in(store, 1).state == "cancelled"
 
     def test_let_a_job_complete_though_it_was_asked_to_end(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
         assert store.nodes.asked(node)[0] == [1]
@@ -1692,14 +1701,14 @@ class TestSettlements:
 
 class TestRescue:
     def test_leaves_the_jobs_of_a_node_that_lives(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, node)
         assert store.nodes.rescue(node) == 0
         assert get_in(store, 1).state == "running"
         assert [each.id for each in store.nodes.all()] == [node]
 
     def test_leaves_the_jobs_of_a_node_in_another_process(self, crew: Crew, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         join = "[kept.append(jobs.store.nodes.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
             "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
         )
@@ -1714,7 +1723,7 @@ class TestRescue:
     ) -> None:
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
         worker = litejobs.hold(store.file.presence_path(node))
-        store.intake.enqueue([new(), new(), new()])
+        put(store, [new(), new(), new()])
         take(store, node, 2)
         presence.close()
         assert store.nodes.rescue(node) == 0, "its worker may still run the jobs"
@@ -1737,7 +1746,7 @@ class TestRescue:
         self, store: Store, clock: TurnedClock
     ) -> None:
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, node)
         os.unlink(presence.path)
         for _ in range(20):
@@ -1759,7 +1768,7 @@ class TestRescue:
     ) -> None:
         """All is frozen, or the clock is set: the node has had no time to make it anew."""
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, node)
         os.unlink(presence.path)
         for _ in range(5):
@@ -1771,7 +1780,7 @@ class TestRescue:
         self, store: Store, node: int, clock: TurnedClock
     ) -> None:
         dead, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         take(store, dead, 1)
         take(store, node, 1)
         with store.file.writing() as connection:
@@ -1790,7 +1799,7 @@ class TestRescue:
     def test_is_the_duty_of_the_next_node_so_that_not_all_ask_all(
         self, path: Path, store: Store, clock: TurnedClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store.intake.enqueue([new() for _ in range(30)])
+        put(store, [new() for _ in range(30)])
         listed = [store.nodes.join(f"n{n}", 0, 1, ALL, []) for n in range(30)]
         for node, _ in listed:
             take(store, node, 1)
@@ -1819,7 +1828,7 @@ class TestRescue:
     def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        store.intake.enqueue([new(retention=Retention(failed=5))])
+        put(store, [new(retention=Retention(failed=5))])
         for count in range(1, LOST_LIMIT + 1):
             assert get_in(store, 1).state == "pending"
             node, presence = store.nodes.join("there", 0, 1, ALL, [])
@@ -1835,7 +1844,7 @@ class TestRescue:
 
     def test_throws_away_what_the_old_claim_brings_later(self, store: Store, node: int) -> None:
         dead, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (old,) = take(store, dead)
         presence.close()
         store.nodes.rescue(dead)
@@ -1846,7 +1855,7 @@ class TestRescue:
 
     def test_cancels_what_was_asked_to_end_on_the_node_that_died(self, store: Store) -> None:
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
         presence.close()
@@ -1857,7 +1866,7 @@ class TestRescue:
         self, store: Store, node: int
     ) -> None:
         dead, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, dead)
         steer(store, "cancel", Match(ids=(1,)))
         presence.close()
@@ -1869,7 +1878,7 @@ class TestRescue:
 
     def test_leaving_gives_back_what_was_held(self, store: Store) -> None:
         node, presence = store.nodes.join("there", 0, 1, ALL, [])
-        store.intake.enqueue([new()])
+        put(store, [new()])
         take(store, node)
         store.leave(node, presence)
         assert store.nodes.all() == []
@@ -1878,7 +1887,7 @@ class TestRescue:
     def test_gives_back_jobs_that_a_node_does_not_know_it_has(
         self, store: Store, node: int
     ) -> None:
-        store.intake.enqueue([new(), new(), new()])
+        put(store, [new(), new(), new()])
         take(store, node)
         store.nodes.release_strays(node, [(2, 1), (3, 0)])
         assert [(row.id, row.state, row.attempt) for row in find_in(store, Match(), 9)] == [
@@ -1888,7 +1897,7 @@ class TestRescue:
         ]
 
     def test_what_was_cancelled_meanwhile_is_not_given_back(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
         store.nodes.release_strays(node, [])
@@ -1901,7 +1910,7 @@ class TestRescue:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (job,) = take(store, node)
         with monkeypatch.context() as patched:
             patched.setattr(litejobs, "lock", out_of_order)
@@ -1941,7 +1950,7 @@ class TestPruning:
         self, state: State, kept: float | None, store: Store, node: int
     ) -> None:
         others: dict[str, Any] = {"completed": 7, "cancelled": 7, "failed": 7, state: kept}
-        store.intake.enqueue([new(retention=Retention(**others))])
+        put(store, [new(retention=Retention(**others))])
         (claimed,) = take(store, node)
         settle(store, node, failing(claimed, state))
         ended = START + SECOND
@@ -1963,7 +1972,7 @@ class TestPruning:
     def test_by_default_keeps_finished_jobs_for_days(
         self, state: State, days: int, store: Store, node: int
     ) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, state))
         due = START + SECOND + days * 86400 * SECOND
@@ -1973,7 +1982,7 @@ class TestPruning:
     def test_counts_from_the_cancellation_of_a_waiting_job(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        store.intake.enqueue([new(), new(retention=Retention(cancelled=2))])
+        put(store, [new(), new(retention=Retention(cancelled=2))])
         clock.turn(100e-6)
         steer(store, "cancel", Match(states=("pending",)))
         assert store.prune(START + 100 + 2 * SECOND - 1) == 0
@@ -1982,7 +1991,7 @@ class TestPruning:
         assert store.prune(START + 100 + 86400 * SECOND) == 1
 
     def test_leaves_a_dead_letter_that_was_retried(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(retention=Retention(failed=0))])
+        put(store, [new(retention=Retention(failed=0))])
         (claimed,) = take(store, node)
         settle(store, node, ending(claimed, "failed"))
         steer(store, "retry", Match(ids=(1,)))
@@ -2156,7 +2165,7 @@ class TestALargeFile:
     def test_is_not_read_whole_because_it_was_small_when_it_was_analyzed(
         self, store: Store, node: int
     ) -> None:
-        store.intake.enqueue([new() for _ in range(3)])
+        put(store, [new() for _ in range(3)])
         hand = apsw.Connection(str(store.file.path))
         hand.execute("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1); ANALYZE")
         hand.close()
@@ -2181,7 +2190,7 @@ class TestALargeFile:
         self, act: Callable[[Store, int], object], store: Store, node: int
     ) -> None:
         def steps() -> int:
-            store.intake.enqueue([new(run_at=START), new(run_at=START + 1)])
+            put(store, [new(run_at=START), new(run_at=START + 1)])
             with measured(store) as statuses:
                 act(store, node)
             assert statuses
@@ -2202,7 +2211,7 @@ class TestALargeFile:
                 assert len(take(store, node, 4)) == 4
             return sum(status["SQLITE_STMTSTATUS_VM_STEP"] for status in statuses)
 
-        store.intake.enqueue([new()] * 1000)
+        put(store, [new()] * 1000)
         small = steps()
         fill(store, 10_000, "pending", run_at=START - 1)
         assert steps() < small + 500
@@ -2215,8 +2224,8 @@ class TestTheBell:
             bell.settimeout(5)
             node, presence = store.nodes.join("here", bell.getsockname()[1], 1, ALL, [])
             for act in (
-                lambda: store.intake.enqueue([new()]),
-                lambda: store.intake.insert("mail", "{}", {}),
+                lambda: put(store, [new()]),
+                lambda: insert(store, "mail"),
                 lambda: steer(store, "cancel", Match()),
                 lambda: store.set_queue("mail", {"paused": 1}),
                 lambda: store.reset_queue("mail"),
@@ -2227,7 +2236,7 @@ class TestTheBell:
 
     def test_of_a_node_with_an_impossible_port_harms_nobody(self, store: Store) -> None:
         node, presence = store.nodes.join("here", 70_000, 1, ALL, [])
-        assert list(store.intake.enqueue([new()])) == [1]
+        assert list(put(store, [new()])) == [1]
         store.leave(node, presence)
 
 
@@ -2239,7 +2248,7 @@ def sequence(rows: Sequence[Any]) -> list[int]:
     ) -> None:
         store.nodes.join("here", 9, 1, ALL, [])[1].close()
         monkeypatch.setattr(socket, "socket", out_of_order)
-        assert list(store.intake.enqueue([new()])) == [1]
+        assert list(put(store, [new()])) == [1]
 
     return None
 
@@ -2256,13 +2265,13 @@ class TestAFullDisk:
             store = Store.at(path, "fast", clock)
             node, presence = store.nodes.join("here", 0, 1, ALL, [])
             store.file.extend_wal()
-            store.intake.enqueue([new() for _ in range(100)])
+            put(store, [new() for _ in range(100)])
             held = take(store, node, 50)
             disk.left = 6 * MEBIBYTE
             monkeypatch.setattr(os, "statvfs", statvfs)
             many = [new(payload=json.dumps("x" * 2_000)) for _ in range(100)]
             with pytest.raises(FileError, match="nothing was written; free some space"):
-                list(map(store.intake.enqueue, itertools.repeat(many)))
+                all(put(store, many) for _ in itertools.count())
             done = [failing(job, message="no " * 300) for job in held]
             for settled in done:
                 assert settle(store, node, settled) == 0
@@ -2272,7 +2281,7 @@ class TestAFullDisk:
             while claimed := take(store, node, 20):
                 settle(store, node, *(ending(job, "completed") for job in claimed))
             disk.left = 100 * MEBIBYTE
-            store.intake.enqueue(many)
+            put(store, many)
             assert len(take(store, node)) == 100
             assert store.health.findings() == []
             presence.close()
@@ -2317,7 +2326,7 @@ print(jobs.count())
 
 class TestMatching:
     def test_takes_ids_beyond_what_sqlite_has(self, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         huge = Match(ids=(2**63, 2**200, -(2**70), 1))
         assert sequence(find_in(store, huge, 9)) == [1]
         assert count_in(store, huge) == 1
@@ -2326,7 +2335,7 @@ class TestMatching:
                 get_in(store, id)
 
     def test_takes_filters_that_are_no_proper_text(self, store: Store) -> None:
-        store.intake.enqueue([new()])
+        put(store, [new()])
         assert find_in(store, Match(name="\ud800"), 9) == []
         assert count_in(store, Match(queue="\udcff")) == 0
 
@@ -2385,13 +2394,13 @@ steps = st.one_of(
 
 
 class TestCounting:
-    """The jobs on the shelf are counted as they come and go, never by reading them."""
+    """The jobs in the counted states are counted as they come and go, never by reading them."""
 
     def do(self, store: Store, node: int, step: tuple[str, Any], other: int) -> None:
         what, how = step
         match what:
             case "enqueue":
-                store.intake.enqueue([how])
+                put(store, [how])
             case "settle":
                 claimed = take(store, node, len(how))
                 endings = (
@@ -2473,7 +2482,7 @@ class TestThreadsThatEnqueueAtOnce:
 
         def produce(number: int) -> None:
             for _ in range(number):
-                ids.extend(store.intake.enqueue([new(), new()]))
+                ids.extend(put(store, [new(), new()]))
 
         threads = [threading.Thread(target=produce, args=(50,)) for _ in range(8)]
         commits = store.file.connection().data_version()
@@ -2494,14 +2503,14 @@ class TestThreadsThatEnqueueAtOnce:
         store.file.connection().execute(
             "CREATE UNIQUE INDEX unlucky ON litejobs_job (priority) WHERE priority = 13"
         )
-        store.intake.enqueue([new(priority=13)])
+        put(store, [new(priority=13)])
         refused: list[str] = []
         kept: list[int] = []
 
         def produce(priority: int) -> None:
             for _ in range(30):
                 try:
-                    kept.extend(store.intake.enqueue([new(priority=priority)]))
+                    kept.extend(put(store, [new(priority=priority)]))
                 except FileError as error:
                     refused.append(str(error))
 
@@ -2534,7 +2543,7 @@ class TestThreadsThatEnqueueAtOnce:
 
         def produce() -> None:
             try:
-                store.intake.enqueue([new()])
+                put(store, [new()])
                 said.append("done")
             except BaseException as error:
                 said.append(type(error).__name__)
@@ -2547,14 +2556,14 @@ class TestThreadsThatEnqueueAtOnce:
             thread.join(10)
         unknown = ["OutcomeUnknownError"] * 2
         assert sorted(said) == ["KeyboardInterrupt", *unknown, "done"]
-        assert len(store.intake.enqueue([new()])) == 1
+        assert len(put(store, [new()])) == 1
         store.close()
 
     def test_do_not_wait_for_themselves_in_a_signal_handler(self, path: Path) -> None:
         store = Store.at(path, "full")
         count_in(store, Match())
-        with store.intake._group.lead:  # as in the midst of an enqueue of this thread
-            assert list(store.intake.enqueue([new()])) == [1]
+        with store.group_commit._lead:  # as in the midst of an enqueue of this thread
+            assert list(put(store, [new()])) == [1]
         store.close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -2565,7 +2574,7 @@ class TestThreadsThatEnqueueAtOnce:
 
         def produce() -> None:
             while not done.is_set():
-                store.intake.enqueue([new(payload='"parent"')])
+                put(store, [new(payload='"parent"')])
 
         threads = [threading.Thread(target=produce) for _ in range(4)]
         for thread in threads:
@@ -2574,7 +2583,7 @@ class TestThreadsThatEnqueueAtOnce:
         for _ in range(10):
             pid = os.fork()
             if not pid:
-                store.intake.enqueue([new(payload='"child"')])
+                put(store, [new(payload='"child"')])
                 os._exit(0)
             children.append(pid)
             time.sleep(0.01)
@@ -2596,7 +2605,7 @@ class TestReadingAhead:
         monkeypatch.setattr(litejobs, "LONG_LOOK", math.inf)
 
     def test_reads_nothing_twice(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new("mail", f"queue {n % 200}") for n in range(2000)])
+        put(store, [new("mail", f"queue {n % 200}") for n in range(2000)])
         take(store, node, 100)
         with measured(store) as statements:
             assert len(take(store, node, 100)) == 100
@@ -2604,21 +2613,21 @@ class TestReadingAhead:
 
     def test_sees_what_others_commit(self, store: Store, node: int, path: Path) -> None:
         other = Store.at(path, "fast", store.clock)
-        store.intake.enqueue([new() for _ in range(20)])
+        put(store, [new() for _ in range(20)])
         assert [job.id for job in take(store, node, 2)] == [1, 2]
-        (urgent,) = other.intake.enqueue([new(priority=9)])
+        (urgent,) = put(other, [new(priority=9)])
         steer(other, "cancel", Match(ids=(3,)))
         assert [job.id for job in take(store, node, 2)] == [urgent, 4]
         other.close()
 
     def test_sees_what_comes_back(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new() for _ in range(20)])
+        put(store, [new() for _ in range(20)])
         claimed = take(store, node, 3)
         settle(store, node, *(ending(job, "pending", counted=False) for job in claimed[:2]))
         assert [job.id for job in take(store, node, 3)] == [1, 2, 4]
 
     def test_goes_on_in_order_after_an_error(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new() for _ in range(20)])
+        put(store, [new() for _ in range(20)])
         take(store, node, 2)
 
         def fail(ready: Iterator[tuple[int, str]]) -> list[int]:
@@ -2631,7 +2640,7 @@ class TestReadingAhead:
 
     def test_never_claims_twice_when_two_nodes_read_ahead(self, store: Store, path: Path) -> None:
         other = Store.at(path, "fast", store.clock)
-        store.intake.enqueue([new("mail", f"queue {n % 50}") for n in range(1000)])
+        put(store, [new("mail", f"queue {n % 50}") for n in range(1000)])
         seen: list[int] = []
         while claimed := [*take(store, 1, 7), *take(other, 2, 5)]:
             seen += [job.id for job in claimed]
@@ -2644,11 +2653,11 @@ class TestReadingAhead:
         monkeypatch.setattr(litejobs, "LONG_LOOK", -1.0)
         monkeypatch.setattr(litejobs, "LOOK_REST", 1e9)
         other = Store.at(path, "fast", store.clock)
-        store.intake.enqueue([new() for _ in range(100)])
+        put(store, [new() for _ in range(100)])
         seen: list[int] = []
         for _ in range(40):
             seen += [job.id for job in take(store, node, 9)]
-            other.intake.enqueue([new(priority=9)])
+            put(other, [new(priority=9)])
         while claimed := take(store, node, 9):
             seen += [job.id for job in claimed]
         while claimed := take(store, node, 9):
@@ -2659,7 +2668,7 @@ class TestReadingAhead:
 
 class TestSettlingTwice:
     def test_counts_the_second_as_too_late(self, store: Store, node: int) -> None:
-        store.intake.enqueue([new(), new()])
+        put(store, [new(), new()])
         one, two = take(store, node)
         done = ending(one, "completed")
         assert settle(store, node, done, ending(two, "completed"), done) == 1

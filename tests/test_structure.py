@@ -29,7 +29,7 @@ SECTIONS = [
     "File",
     "Jobs in SQL",
     "Caller's connection",
-    "Intake",
+    "Enqueue",
     "Schedules in SQL",
     "Ready",
     "Nodes",

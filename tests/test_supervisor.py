@@ -24,7 +24,7 @@ from typing import Any
 
 import apsw
 import pytest
-from conftest import write_by_hand
+from conftest import insert, write_by_hand
 from programs import (
     Programs,
     alive,
@@ -1076,8 +1076,8 @@ def test_a_job_that_is_cancelled_in_the_grace_of_its_timeout_is_not_tried_again(
 def test_a_backoff_that_cannot_be_read_harms_no_node(jobs: LiteJobs) -> None:
     ids = []
     for name in ("fail", "leave_at_once"):
-        given = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
-        ids.append(jobs.store.intake.insert(name, "{}", given))
+        given: dict[str, Any] = {"backoff": '{"kind": "Nonsense"}', "max_attempts": 2}
+        ids.append(insert(jobs.store, name, **given))
     with jobs.start(workers=1, grace=GRACE) as pool:
         eventually(lambda: pool.wait(0) or jobs.count(state="retrying") == 2)
     assert [job.errors[0].kind for job in map(jobs.get, ids)] == ["exception", "crash"]

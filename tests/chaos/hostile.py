@@ -557,7 +557,8 @@ def enqueues(reader: Reader, jobs: LiteJobs) -> None:
 
 
 def enqueues_by_hand(reader: Reader, jobs: LiteJobs) -> None:
-    jobs.store.intake.insert("work", '{"what": "by hand"}', {})
+    with jobs.store.file.transaction(enqueues=True) as tx:
+        litejobs.insert_unknown(tx, "work", '{"what": "by hand"}', {})
 
 
 def works(reader: Reader, jobs: LiteJobs) -> None:
