@@ -33,6 +33,10 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
+EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
+
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
 Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
@@ -2401,7 +2405,7 @@ _check_function = _accept(callable, "a function")
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default, how it is checked, and, if each row has a column for it, what is
+    """An option: its default and how it is checked; and, if rows have a column for it, what is
     stored there. One whose default is None may be None."""
     check = _optional(check) if default is None else check
     return attrs.field(default=default, metadata={"check": check, "store": store})
@@ -2411,9 +2415,9 @@ def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = Non
 class Options:
     """How a job is enqueued, every value checked."""
 
-    queue: str = _option("default", check_name, str)
-    priority: int = _option(0, _check_priority, int)
-    max_attempts: int | None = _option(5, _check_attempts, lambda attempts: attempts)
+    queue: str = _option("default", check_name, _same)
+    priority: int = _option(0, _check_priority, _same)
+    max_attempts: int | None = _option(5, _check_attempts, _same)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
     backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
@@ -2500,12 +2504,12 @@ OPTIONS: Mapping[str, Check] = {
 }
 """How each option is checked."""
 STORED: Mapping[str, Callable[[Any], Any]] = {
-    option: store
-    for option in OPTIONS
-    if (store := getattr(attrs.fields(Options), option).metadata["store"])
+    option.name: option.metadata["store"]
+    for option in attrs.fields(Options)
+    if option.metadata.get("store")
 }
-"""The options for which each row has a column, and so has what nodes store of each definition;
-with what makes the column's value."""
+"""The options of which every row has a column, and nodes store the definition's; with what makes
+the column's value."""
 CHOICES = tuple(Choices.__annotations__)
 OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
 """The options that an instance may choose by its attributes."""
@@ -3042,36 +3046,31 @@ def _body(code: Any, name: str | None, options: Options) -> Body:
     if name is None and (given is None or given == "<lambda>"):
         raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
     name = check_name(given if name is None else name, "name")
-    if isinstance(code, type):
-        problem = _problem_of_class(code)
-    elif inspect.isfunction(code):
-        problem = _problem_of_function(code)
-    else:
-        problem = f"expected a function or an attrs class, got {code!r}"
-    function: Any = getattr(code, "run", None) if isinstance(code, type) else code
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        problem = problem or "a generator: its body would never run"
-    if problem:
+    if problem := _problem_of(code):
         raise DefinitionError(name, problem)
     return Body(name, code, _place(code), code.__module__, options)
 
 
-def _problem_of_class(code: Any) -> str | None:
-    if not attrs.has(code):
-        return "not an attrs class: put @attrs.frozen below the @define"
-    if not inspect.isfunction(run := getattr(code, "run", None)):
-        return "has no run() method, which is what its jobs do"
-    if extra := list(inspect.signature(run).parameters)[2:]:
-        return f"run() takes at most a context; {extra[0]!r} should be a field"
-    return None
-
-
-def _problem_of_function(code: Callable[..., Any]) -> str | None:
-    for parameter in inspect.signature(code).parameters.values():
-        if parameter.name == "self" and parameter.annotation is parameter.empty:
-            return "a method, whose object would have to travel: use a function, or an attrs class"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return f"takes {parameter}: use a parameter of type list or dict, which has a name"
+def _problem_of(code: Any) -> str | None:
+    """Why code cannot be a definition."""
+    function = getattr(code, "run", None) if isinstance(code, type) else code
+    if isinstance(code, type):
+        if not attrs.has(code):
+            return "not an attrs class: put @attrs.frozen below the @define"
+        if not inspect.isfunction(function):
+            return "has no run() method, which is what its jobs do"
+        if extra := list(inspect.signature(function).parameters)[2:]:
+            return f"run() takes at most a context; {extra[0]!r} should be a field"
+    elif not inspect.isfunction(code):
+        return f"expected a function or an attrs class, got {code!r}"
+    else:
+        for each in inspect.signature(code).parameters.values():
+            if each.name == "self" and each.annotation is each.empty:
+                return "a method, whose object would have to travel: use a function, or a class"
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                return f"takes {each}: use a parameter of type list or dict, which has a name"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "a generator: its body would never run"
     return None
 
 
@@ -3960,9 +3959,9 @@ def _triggers() -> Iterator[tuple[str, str]]:
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
             ("payload", "typeof(NEW.payload) <> 'text' OR NOT json_valid(NEW.payload)"),
-            ("retention", "NOT json_valid(NEW.retention)"),
+            ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
-            ("headers", "NOT json_valid(NEW.headers)"),
+            ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
         )
     )
     low, high = _MOMENT
@@ -4102,9 +4101,8 @@ BUSY_TIMEOUT = 30.0
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of the paths while a process only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file. (That it is there is checked
-before and after each commit. On Linux, the next sync after a `stat` writes the inode as well,
-which made one commit in five microseconds of stat 40 slower.)"""
+"""Seconds between two checks that the WAL is still the same file; that it is there is checked
+with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -4218,8 +4216,9 @@ class File:
     """Whether the connection was closed because its paths led elsewhere."""
     _checked_at: float = 0.0
     _wal_checked_at: float = 0.0
-    _sizes: tuple[int, int] = (0, 0)
-    """Bytes of the file and its WAL, when they were checked."""
+    _size: int = 0
+    _wal_size: int = 0
+    """Bytes, when they were checked."""
     _page_size: int = 0
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
@@ -4235,10 +4234,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def owns(self, connection: Any) -> bool:
-        """Whether it is our own connection, which fires no triggers."""
-        return connection is self._connection
 
     def is_open_as(self, found: FileId) -> bool:
         """Whether this process would lose locks of SQLite's by closing that file."""
@@ -4435,20 +4430,20 @@ class File:
         path of the WAL leads to is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
-        ids = [*self._ids]
         try:
-            found = os.stat(path)
-            ids[0], ids[2] = _stat_id(found), _stat_id(os.stat(shm))
+            found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
                 seen = os.stat(wal)
-                ids[1], self._sizes = _stat_id(seen), (0, seen.st_size)
-                self._wal_checked_at = now
+                if _stat_id(seen) != self._ids[1]:
+                    return 0
+                self._wal_size, self._wal_checked_at = seen.st_size, now
         except NOT_THERE:
             return 0
-        if ids != self._ids or not found.st_size:  # SQLite never makes it empty.
+        here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
+        if not here or not found.st_size:  # SQLite never makes it empty.
             return 0
-        self._checked_at, self._sizes = now, (found.st_size, self._sizes[1])
+        self._size, self._checked_at = found.st_size, now
         return found.st_nlink
 
     def _is_there(self) -> bool:
@@ -4480,10 +4475,10 @@ class File:
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
         pages: int = connection.execute("PRAGMA page_count").get
-        size, wal_size = self._sizes
-        needed = max(0, pages * self._page_size - size) + max(0, self._wal_room - wal_size)
+        growth = max(0, pages * self._page_size - self._size)
+        needed = growth + max(0, self._wal_room - self._wal_size)
         try:
-            free = _free_space(os.path.dirname(self._paths[0]))
+            free = _free_space(self._paths[0])
         except OSError:
             return None  # The commit says what is wrong with it.
         return None if free is None or free >= needed + reserve else free
@@ -4617,9 +4612,8 @@ class Transaction:
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, value = self.file.cache.get(read, (-1, None))
-        if version != self.version:
-            value = read(self)
+        version, known = self.version, self.file.cache.get(read)
+        value = read(self) if known is None or known[0] != version else known[1]
         self._used[read] = value
         return typing.cast(T, value)
 
@@ -4813,13 +4807,13 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(folder: str) -> int | None:
-    """Bytes that the disk has left for this user; `None` if it does not say."""
+def _free_space(path: str) -> int | None:
+    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
     if sys.platform == "win32":
         import shutil
 
-        return shutil.disk_usage(folder).free
-    disk = os.statvfs(folder)
+        return shutil.disk_usage(os.path.dirname(path)).free
+    disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
@@ -5329,15 +5323,19 @@ def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], s
 
 
 FILTERS: Mapping[str, tuple[Check, str]] = {
-    "node": (text_of, "node = :node"),
-    "key": (text_of, "key = :key"),
+    **{
+        name: (text_of, f"{name} = :{name}")
+        for name in Filters.__annotations__
+        if name not in ("id", "name", "queue", "state", "payload")
+    },
     "schedule": (name_of, "schedule = :schedule"),
     "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
     "finished_after": (_micros, "finished_at >= :finished_after"),
     "finished_before": (_micros, "finished_at < :finished_before"),
 }
-"""Filters for which there is no index: a check that gives what is bound, and a term."""
+"""Filters for which there is no index: a check that gives what is bound, and a term. Those that
+say nothing else compare the column of their name with a text."""
 
 
 def matching(filters: Filters) -> Match:
