@@ -5990,7 +5990,9 @@ def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]
         values = dict(zip(columns, row, strict=True))
         try:
             found[row[0]] = _settings_of(values)
-        except (TypeError, ValueError):
+        except TypeError:
+            raise Damaged(f"the settings of the queue {shown(row[0])} are not numbers") from None
+        except ValueError:
             found[row[0]] = QueueSettings(row[0], paused=True)
     return found
 
