@@ -4108,6 +4108,8 @@ WAL_ROOM = 1_250
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
+AMPLE_SPACE, SPACE_CHECK_INTERVAL = 2**30, 0.05
+"""Bytes beyond that, with which the disk is not looked at again for so many seconds."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
 TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
@@ -4183,7 +4185,7 @@ def _within_timeout(waited: float) -> bool:
     return waited < BUSY_TIMEOUT
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
 class File:
     """The file, and the connection that the threads of a process take turns with."""
 
@@ -4220,6 +4222,8 @@ class File:
     _wal_size: int = 0
     """Bytes, when they were checked."""
     _page_size: int = 0
+    _ample_until: float = 0.0
+    """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] | None = None
 
@@ -4474,6 +4478,8 @@ class File:
 
         Quotas, and file systems that promise more than they have, are not seen by this.
         """
+        if (now := time.monotonic()) < self._ample_until:
+            return None
         pages: int = connection.execute("PRAGMA page_count").get
         growth = max(0, pages * self._page_size - self._size)
         needed = growth + max(0, self._wal_room - self._wal_size)
@@ -4481,6 +4487,8 @@ class File:
             free = _free_space(self._paths[0])
         except OSError:
             return None  # The commit says what is wrong with it.
+        if free is None or free >= needed + reserve + AMPLE_SPACE:
+            self._ample_until = now + SPACE_CHECK_INTERVAL
         return None if free is None or free >= needed + reserve else free
 
     @property
