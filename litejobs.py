@@ -4219,8 +4219,7 @@ class File:
     _checked_at: float = 0.0
     _wal_checked_at: float = 0.0
     _size: int = 0
-    _wal_size: int = 0
-    """Bytes, when they were checked."""
+    """Bytes, when the paths were checked."""
     _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
@@ -4441,7 +4440,7 @@ class File:
                 seen = os.stat(wal)
                 if _stat_id(seen) != self._ids[1]:
                     return 0
-                self._wal_size, self._wal_checked_at = seen.st_size, now
+                self._wal_checked_at = now
         except NOT_THERE:
             return 0
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
@@ -4482,14 +4481,15 @@ class File:
             return None
         pages: int = connection.execute("PRAGMA page_count").get
         growth = max(0, pages * self._page_size - self._size)
-        needed = growth + max(0, self._wal_room - self._wal_size)
         try:
             free = _free_space(self._paths[0])
+            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+                self._ample_until = now + SPACE_CHECK_INTERVAL
+                return None
+            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        if free is None or free >= needed + reserve + AMPLE_SPACE:
-            self._ample_until = now + SPACE_CHECK_INTERVAL
-        return None if free is None or free >= needed + reserve else free
+        return None if free >= growth + wal_growth + reserve else free
 
     @property
     def _wal_room(self) -> int:

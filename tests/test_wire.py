@@ -542,7 +542,7 @@ class TestHostilePayloads:
         with pytest.raises(Unfit) as caught:
             Codec(list[list[str]]).decode(f"[{','.join(['[5]'] * 500_000)}]")
         assert len(caught.value.problems) == 20
-        assert process_time() - began < 2
+        assert process_time() - began < 10, "it takes 0.4 s when each problem is looked at once"
 
     def test_a_name_of_a_megabyte_is_told_without_its_middle(self) -> None:
         with pytest.raises(Unfit) as caught:
