@@ -8136,12 +8136,11 @@ class Store:
             if due is None or due > now:
                 return changed, due
             with self.file.transaction() as tx:
-                before = tx.connection.total_changes()
                 ids = _column(tx, f"{find} LIMIT {BATCH}", (now,))
                 changed += change_jobs(tx, ids, *statements)
-                progress = tx.connection.total_changes() > before
                 left = _one_number(tx, next_due)
-                self.file.expect(progress or left is None or left > now)
+                next_found = _column(tx, f"{find} LIMIT 1", (now,))
+                self.file.expect(left is None or left > now or next_found != ids[:1])
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
