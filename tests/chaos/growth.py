@@ -250,9 +250,12 @@ def compare(run: Run, folder: Path, ended: bool) -> None:
         if verdict != [("ok",)]:
             wrong.append(f"integrity_check: {verdict}")
         rows = connection.execute("SELECT id, state, payload, headers, result FROM litejobs_job")
-        for id, state, payload, headers, result in rows:
-            states[id] = state
-            wrong += _differences(put, tried, id, payload, headers, result)
+        try:
+            for id, state, payload, headers, result in rows:
+                states[id] = state
+                wrong += _differences(put, tried, id, payload, headers, result)
+        except apsw.CorruptError as error:
+            wrong.append(f"the jobs cannot be read: {error}")
     lost = put.keys() - states.keys() - deleted
     if lost:
         wrong.append(f"{len(lost)} acknowledged jobs are missing, such as {min(lost)}")
