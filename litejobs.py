@@ -6960,21 +6960,26 @@ class Nodes:
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         while True:
-            with self.file.transaction() as tx:
-                # With two live nodes of a name, a job for that name would reach either one.
-                namesakes = tx.execute("SELECT id, pid FROM litejobs_node WHERE name = ?", (name,))
-                pid = next((pid for id, pid in namesakes.fetchall() if self.is_alive(id)), None)
-                if pid is None:
-                    self._remove_stale_locks(tx)
-                    tx.execute(
-                        "INSERT INTO litejobs_node"
-                        " (name, pid, port, workers, queues, names, started_at)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (*columns, tx.now),
+            with contextlib.ExitStack() as undo:
+                with self.file.transaction() as tx:
+                    # With two live nodes of a name, a job for that name would reach either one.
+                    namesakes = tx.execute(
+                        "SELECT id, pid FROM litejobs_node WHERE name = ?", (name,)
                     )
-                    node = tx.connection.last_insert_rowid()
-                    _store_definitions(tx, known)
-                    presence = Presence(self.file.presence_path(node), self.file.path)
+                    pid = next((pid for id, pid in namesakes.fetchall() if self.is_alive(id)), None)
+                    if pid is None:
+                        self._remove_stale_locks(tx)
+                        tx.execute(
+                            "INSERT INTO litejobs_node"
+                            " (name, pid, port, workers, queues, names, started_at)"
+                            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                            (*columns, tx.now),
+                        )
+                        node = tx.connection.last_insert_rowid()
+                        _store_definitions(tx, known)
+                        presence = Presence(self.file.presence_path(node), self.file.path)
+                        undo.callback(presence.close)
+                undo.pop_all()
             if pid is None:
                 self.file.joined += 1
                 return node, presence
