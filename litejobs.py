@@ -9692,7 +9692,9 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
+        used = used_by(self.pid)  # Of one that has ended, the next line waits for the last time.
         if self.process.exitcode is not None:
+            self.used = self.used or used
             return True
         if sys.platform == "win32":
             return False
