@@ -9601,6 +9601,8 @@ ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
 UNKNOWN = 255
 """Passes for the exit code of a process that somebody else has waited for."""
+GARBLED = EOFError, OSError, ValueError, TypeError, LookupError, struct.error
+"""What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9750,26 +9752,26 @@ class Worker:
         """The messages and reports that have arrived."""
         messages: list[Any] = []
         reports: list[tuple[int, Report]] = []
-        with self._killed_if_garbled():
+        try:
             self.channel.flush()
             for message in self.channel.receive():
                 if message[0] == "report":
                     reports.append(read_report(message[1], 0)[:2])
                 else:
                     messages.append(message)
-        with self._killed_if_garbled():
+        except GARBLED:
+            self._kill_broken()
+        try:
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
+        except GARBLED:
+            self._kill_broken()
         return messages, reports
 
-    @contextlib.contextmanager
-    def _killed_if_garbled(self) -> Iterator[None]:
+    def _kill_broken(self) -> None:
         """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
-        try:
-            yield
-        except (EOFError, OSError, ValueError, TypeError, LookupError, struct.error):
-            self.broken = True
-            if not self.dead:
-                self.kill()
+        self.broken = True
+        if not self.dead:
+            self.kill()
 
     def wait(self, patience: float) -> None:
         """Waits until it has ended, at most so many seconds."""
