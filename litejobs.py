@@ -7931,6 +7931,8 @@ class Exchanged(NamedTuple):
     """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
     """When the rate of a queue lets the next job start, if one waits for that."""
+    complete: bool = True
+    """Whether all that was ready was seen: a look at many lanes is not repeated at once."""
 
 
 class _ClaimLost(Exception):
@@ -8005,7 +8007,7 @@ class Store:
         self.meter.note(settlements, groups)
         ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
-        return Exchanged(claimed, late, ready.again_at)
+        return Exchanged(claimed, late, ready.again_at, ready.version is not None)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
         """Settles jobs one at a time that could not be settled together, and removes them from
@@ -11834,15 +11836,16 @@ class Drain:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
             self.duties.do("expire", "fire", "stage")
             settled = bool(self._ended)
-            if claimed := self._exchange():
-                self._attempt(claimed[0])
+            done = self._exchange()
+            if done.claimed:
+                self._attempt(done.claimed[0])
                 attempts += 1
-            elif not settled:
+            elif done.complete and not settled:
                 # Otherwise a retry may be due at once.
                 store.nodes.refuse_unlisted(self.duties.node)
                 return attempts
 
-    def _exchange(self, limit: int = 1) -> Sequence[Claimed]:
+    def _exchange(self, limit: int = 1) -> Exchanged:
         """Settles the attempt that has ended, and claims at most so many jobs."""
         store, node, events = self.duties.store, self.duties.node, self.duties.events
 
@@ -11855,7 +11858,7 @@ class Drain:
         for claimed, report in ended:
             if report.kind or events.wants("completed"):
                 self._emit(*attempt_ended(claimed, report, self.serves.node))
-        return done.claimed
+        return done
 
     def _attempt(self, claimed: Claimed) -> None:
         store, pid = self.duties.store, os.getpid()

@@ -918,3 +918,24 @@ def test_a_node_in_the_background_is_listed_when_the_block_begins(tmp_path: Path
         for _ in range(5):
             with jobs.start(threads=1):
                 assert len(jobs.broadcast(definition.bind(1))) == 1
+
+
+def test_drain_ends_only_when_all_lanes_were_looked_at(
+    jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that takes long, as on a busy machine, is not repeated at once: what had become
+    ready meanwhile was left there."""
+    monkeypatch.setattr(litejobs, "LONG_LOOK", 0.0)
+    monkeypatch.setattr(litejobs, "LOOK_REST", 500)
+
+    @jobs.define(queue="mail")
+    def send(n: int) -> None: ...
+
+    @jobs.define(key="one at a time")
+    def bill(n: int) -> None: ...
+
+    jobs.queue("mail").pause()
+    jobs.enqueue_many(send.bind(n) for n in range(20))
+    jobs.enqueue_many(bill.bind(n) for n in range(4))
+    jobs.drain()
+    assert jobs.count(state="completed") == 4
