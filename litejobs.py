@@ -6425,7 +6425,7 @@ class Schedules:
     ) -> None:
         """Makes or changes what others have declared, too, if it is the same."""
         others = {} if known is None else known.programs
-        others.pop("", None)  # Of before programs were told apart.
+        others.pop("", None)  # As it was before programs were distinguished.
         ours = others.pop(program, None) is not None
         if known is not None and (
             known.stored_origin is None
@@ -9688,7 +9688,7 @@ class Worker:
 
     @property
     def sources(self) -> list[Any]:
-        """What one waits for to hear of it."""
+        """What is waited for to notice it."""
         return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
@@ -10417,7 +10417,7 @@ DRAINED = 256
 FALSE_WAKES, WAKE_REST = 8, 0.01
 """After so many datagrams without a commit, the socket is left alone for so many seconds."""
 LAST_WAIT = 1.0
-"""Seconds for which a node that was told to end at once waits for the write lock."""
+"""Seconds for which a node that is to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10648,7 +10648,7 @@ class Supervisor:
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
             while self.pool.workers:
-                self._hear_all(60.0)
+                self._receive_all(60.0)
                 self._give_up_at = time.monotonic() + BUSY_TIMEOUT
                 self._settle_last()
             self._close()
@@ -10703,7 +10703,7 @@ class Supervisor:
             self._selector.register(self._wakeup, selectors.EVENT_READ)
         patience = self._patience()
         self.watchdog.expect(patience)
-        self._hear_all(patience)
+        self._receive_all(patience)
         self.watchdog.notice_freeze(self.pool.workers)
         if not self._locked:
             self._locked_since = math.inf
@@ -10722,7 +10722,7 @@ class Supervisor:
             due.append(self.watchdog.stop_at + 0.001)
         return max(0.0, min(due) - now)
 
-    def _hear_all(self, patience: float) -> None:
+    def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
             events = selectors.EVENT_READ
             if worker.channel.unsent:
@@ -10732,11 +10732,11 @@ class Supervisor:
                 self._selector.modify(worker.channel.socket, events, worker)
         until = time.monotonic() + patience
         # Not a millisecond longer, in which selectors count.
-        heard = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not heard and patience:
+        selected = self._selector.select(math.floor(patience * 1000) / 1000)
+        if not selected and patience:
             time.sleep(max(0.0, until - time.monotonic()))
-            heard = self._selector.select(0)
-        for key, _ in heard:
+            selected = self._selector.select(0)
+        for key, _ in selected:
             worker = key.data
             if worker is None:
                 self._wake_up()
