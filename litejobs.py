@@ -4251,18 +4251,6 @@ class File:
         read, each by itself."""
         return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[apsw.Connection]:
-        """The connection of a read-only transaction."""
-        with self.transaction(read_only=True) as tx:
-            yield tx.connection
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[apsw.Connection]:
-        """The connection of a transaction."""
-        with self.transaction() as tx:
-            yield tx.connection
-
     def read(self, sql: str, bindings: Any = ()) -> list[Any]:
         """The rows of one query."""
         with self.transaction(read_only=True) as tx:
@@ -5989,7 +5977,7 @@ class QueueSettings:
         return found
 
 
-def read_settings(tx: Transaction | apsw.Connection) -> dict[str, QueueSettings]:
+def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     """The settings of queues, by name. Of those that cannot be calculated with nobody knows
     what the queue's jobs may do, and it is paused."""
     columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
@@ -6503,9 +6491,7 @@ class Schedules:
         raise ScheduleNotFoundError(name, did_you_mean(name, known))
 
 
-def read_schedules(
-    tx: Transaction | apsw.Connection, term: str = "TRUE", **bindings: Any
-) -> list[Schedule]:
+def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
     return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
@@ -6545,7 +6531,7 @@ LOOK_REST = 5
 as long."""
 
 
-def count_running(tx: Transaction | apsw.Connection, queue: str) -> int:
+def count_running(tx: Transaction, queue: str) -> int:
     """How many of a queue's jobs run, on all nodes."""
     sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
     number: int = tx.execute(sql, (queue,)).get
@@ -6557,7 +6543,7 @@ _TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, 
 
 
 def count_tokens(
-    tx: Transaction | apsw.Connection, settings: QueueSettings, now: int, spent: int | None = None
+    tx: Transaction, settings: QueueSettings, now: int, spent: int | None = None
 ) -> float:
     """How many jobs a queue's rate lets start now; writes down how many were *spent*. Source:
     the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
@@ -6730,7 +6716,7 @@ class Ready:
         took = time.monotonic() - began
         self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
 
-    def look(self, tx: Transaction | apsw.Connection) -> bool:
+    def look(self, tx: Transaction) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
         rows: Any = tx.execute(_FIRST_FEW).fetchall()
@@ -6850,7 +6836,7 @@ class Ready:
         self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
 
     def _by_age(
-        self, tx: Transaction | apsw.Connection, heads: Iterable[tuple[Place, LaneReader]]
+        self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
     ) -> Iterator[tuple[Place, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
@@ -7970,8 +7956,8 @@ class Store:
 
     def changes(self) -> int:
         """A number that changes when others commit."""
-        with self.file.reading() as connection:
-            return self.file.changes(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return self.file.changes(tx.connection)
 
     # Claim and settle
 
@@ -8039,8 +8025,8 @@ class Store:
     def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """The settlements whose claim still holds, one of each job."""
         sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
-        with self.file.reading() as connection:
-            held = {*connection.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
+        with self.file.transaction(read_only=True) as tx:
+            held = {*tx.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
         by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
         return [settled for claim, settled in by_claim.items() if claim in held]
 
@@ -8083,8 +8069,8 @@ class Store:
 
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
-        with self.file.writing() as connection:
-            connection.executemany(
+        with self.file.transaction() as tx:
+            tx.connection.executemany(
                 """
                 UPDATE litejobs_job SET progress = ?
                 WHERE id = ? AND claim = ? AND state = 'running'
@@ -8180,25 +8166,25 @@ class Store:
 
     def shrink(self) -> int:
         """Gives some empty pages of the file back to the file system; returns how many."""
-        with self.file.reading() as connection:
-            free: int = connection.pragma("freelist_count")
+        with self.file.transaction(read_only=True) as tx:
+            free: int = tx.connection.pragma("freelist_count")
         if free:
-            with self.file.writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
-                free -= connection.pragma("freelist_count")
+            with self.file.transaction() as tx:
+                tx.execute(f"PRAGMA incremental_vacuum({SHRINK_BATCH})").fetchall()
+                free -= tx.connection.pragma("freelist_count")
         return free
 
     def forget_statistics(self) -> None:
         """Deletes the statistics that an ANALYZE in the application made of our tables."""
-        with self.file.reading() as connection:
-            _forget_statistics(connection)
+        with self.file.transaction(read_only=True) as tx:
+            _forget_statistics(tx.connection)
 
     # Queues and nodes
 
     def queues(self) -> dict[str, QueueSettings]:
         """The queues that have settings, by name."""
-        with self.file.reading() as connection:
-            return read_settings(connection)
+        with self.file.transaction(read_only=True) as tx:
+            return read_settings(tx)
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and wakes the nodes."""
@@ -8239,9 +8225,9 @@ class Store:
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
         not paused."""
-        with self.file.reading() as connection:
-            paused = {name for name, known in read_settings(connection).items() if known.paused}
-            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(connection):
+        with self.file.transaction(read_only=True) as tx:
+            paused = {name for name, known in read_settings(tx).items() if known.paused}
+            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(tx):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -8257,7 +8243,7 @@ class Store:
             queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
-            return connection.execute(sql, bindings).get is not None
+            return tx.execute(sql, bindings).get is not None
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:

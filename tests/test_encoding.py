@@ -156,8 +156,8 @@ class TestBytes:
     ) -> None:
         job = say.enqueue("\0é")
         write_by_hand(jobs, "CREATE TABLE kind AS SELECT typeof(payload) AS t FROM litejobs_job")
-        with jobs.store.file.reading() as connection:
-            assert connection.execute("SELECT t FROM kind").fetchall() == [("blob",)]
+        with jobs.store.file.transaction(read_only=True) as tx:
+            assert tx.execute("SELECT t FROM kind").fetchall() == [("blob",)]
         assert jobs.get(job.id).payload == job.payload == squeeze(stretch(job.payload))
 
     @pytest.mark.parametrize("count", [1, 2, 500])

@@ -41,15 +41,16 @@ def add(jobs: LiteJobs, **columns: Any) -> int:
         "name": "mail", "queue": "default", "priority": 0, "run_at": START,
         "enqueued_at": jobs.clock(), "max_attempts": 5, **columns,
     }  # fmt: skip
-    with jobs.store.file.writing() as connection:
-        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-        connection.execute(
+    with jobs.store.file.transaction() as tx:
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+        tx.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
             columns,
         )
-        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-        return connection.last_insert_rowid()
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        id: int = tx.connection.last_insert_rowid()
+        return id
 
 
 class Nodes:
@@ -303,8 +304,8 @@ class TestDoctor:
     ) -> None:
         for _ in range(3):
             add(jobs)
-        with jobs.store.file.reading() as connection:
-            root = connection.execute(
+        with jobs.store.file.transaction(read_only=True) as tx:
+            root = tx.execute(
                 "SELECT rootpage FROM sqlite_schema WHERE name = 'litejobs_ready'"
             ).get
         jobs.close()

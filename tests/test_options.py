@@ -101,11 +101,11 @@ def shown(job: Job[Any]) -> list[str]:
 
 
 def row(jobs: LiteJobs, job: Job[Any], option: str) -> dict[str, Any]:
-    with jobs.store.file.reading() as connection:
-        names = [name for (name,) in connection.execute(COLUMNS)]
+    with jobs.store.file.transaction(read_only=True) as tx:
+        names = [name for (name,) in tx.execute(COLUMNS)]
         sql = f"SELECT {', '.join(map(str, names))} FROM litejobs_job WHERE id = ?"
         values: dict[Any, Any] = dict(
-            zip(names, connection.execute(sql, (job.id,)).fetchall()[0], strict=True)
+            zip(names, tx.execute(sql, (job.id,)).fetchall()[0], strict=True)
         )
     left = ONLY_ITS_OWN - ({"unique_key", "unique_until"} if option == "unique" else set())
     return {name: value for name, value in values.items() if name not in left}

@@ -43,15 +43,16 @@ def add(jobs: LiteJobs, **columns: Any) -> int:
         "name": "mail", "queue": "default", "priority": 0, "run_at": START,
         "enqueued_at": jobs.clock(), **columns,
     }  # fmt: skip
-    with jobs.store.file.writing() as connection:
-        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-        connection.execute(
+    with jobs.store.file.transaction() as tx:
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+        tx.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)})"
             f" VALUES ({', '.join(f':{column}' for column in columns)})",
             columns,
         )
-        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-        return connection.last_insert_rowid()
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        id: int = tx.connection.last_insert_rowid()
+        return id
 
 
 def found(jobs: LiteJobs, **filters: Any) -> list[int]:
@@ -520,8 +521,8 @@ class TestIterating:
 
 def empty(jobs: LiteJobs) -> None:
     """Begins anew in the same file."""
-    with jobs.store.file.writing() as connection:
-        connection.execute("DELETE FROM litejobs_job; DELETE FROM litejobs_count")
+    with jobs.store.file.transaction() as tx:
+        tx.execute("DELETE FROM litejobs_job; DELETE FROM litejobs_count")
 
 
 class TestBulkCommands:

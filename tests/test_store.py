@@ -968,13 +968,13 @@ class TestTheFileThatIsTakenAway:
                 told.extend(crew.tell(code, path, 1))
 
         other = threading.Thread(target=go_on)
-        with contextlib.suppress(FileReplacedError), store.file.writing() as connection:
+        with contextlib.suppress(FileReplacedError), store.file.transaction() as tx:
             self.lose_the_shared_memory(path)
             time.sleep(2 * litejobs.CHECK_INTERVAL)
             other.start()
             time.sleep(0.3)  # It must not get on meanwhile, which nothing tells.
-            connection.execute("UPDATE litejobs_job SET priority = 1")
-            connection.execute("UPDATE litejobs_job SET priority = 0")
+            tx.execute("UPDATE litejobs_job SET priority = 1")
+            tx.execute("UPDATE litejobs_job SET priority = 0")
         other.join()
         refused, went_on = told
         assert refused.startswith("FileReplacedError")
@@ -1783,16 +1783,16 @@ class TestRescue:
         put(store, [new(), new()])
         take(store, dead, 1)
         take(store, node, 1)
-        with store.file.writing() as connection:
-            connection.execute("DELETE FROM litejobs_node WHERE id = ?", (dead,))
+        with store.file.transaction() as tx:
+            tx.execute("DELETE FROM litejobs_node WHERE id = ?", (dead,))
         duties = Duties(store, node)
         duties.do("rescue_from_unlisted")
         assert get_in(store, 1).state == "running", "it holds the lock"
         presence.close()
         duties.do("rescue_from_unlisted")
         assert [row.state for row in find_in(store, Match(), 9)] == ["running", "pending"]
-        with store.file.writing() as connection:
-            connection.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
+        with store.file.transaction() as tx:
+            tx.execute("UPDATE litejobs_job SET state = 'running', holder = NULL")
         duties.do("rescue_from_unlisted")
         assert get_in(store, 1).state == "pending"
 
@@ -2678,7 +2678,7 @@ class TestSettlingTwice:
 def test_an_array_of_no_ids_has_none(store: Store) -> None:
     """When another node was first to cancel what had expired, nothing was left; and an array
     of nothing is not where SQLite wants it, which ended the node."""
-    with store.file.reading() as connection:
+    with store.file.transaction(read_only=True) as tx:
         for _ in range(100):
-            assert connection.execute("SELECT 5 IN carray(?)", (_carray([]),)).get == 0
-            assert connection.execute("SELECT 5 IN carray(?)", (_carray([5]),)).get == 1
+            assert tx.execute("SELECT 5 IN carray(?)", (_carray([]),)).get == 0
+            assert tx.execute("SELECT 5 IN carray(?)", (_carray([5]),)).get == 1

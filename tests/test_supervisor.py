@@ -1187,8 +1187,8 @@ def test_a_node_whose_file_is_replaced_leaves_the_jobs_of_the_other_one_alone(
     other = jobs.path.with_name("other.db")
     with LiteJobs(other) as theirs:
         theirs.define(name="nap")(lambda: None).enqueue()
-        with theirs.store.file.writing() as connection:
-            connection.execute("UPDATE litejobs_job SET state = 'running', claim = 1, holder = 99")
+        with theirs.store.file.transaction() as tx:
+            tx.execute("UPDATE litejobs_job SET state = 'running', claim = 1, holder = 99")
     with jobs.start(workers=1, grace=0) as pool:
         trouble.nap_and_tell.enqueue(str(log), FAR)
         eventually(lambda: lines(log))

@@ -297,8 +297,8 @@ def _fill(template: Path, line: Connection) -> None:
             jobs.enqueue_many(note.bind(-1 - n, name) for n in range(WAITING))
             if name == "other.db":
                 taken = "UPDATE litejobs_job SET state = 'running', claim = 1, holder = 99"
-                with jobs.store.file.writing() as connection:
-                    connection.execute(taken)
+                with jobs.store.file.transaction() as tx:
+                    tx.execute(taken)
 
 
 def _note(n: int, text: str) -> None:
