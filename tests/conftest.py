@@ -14,9 +14,9 @@ from hypothesis import settings
 from programs import Programs
 
 import litejobs
-from litejobs import NEW_YEAR, LiteJobs, Store, TurnedClock
+from litejobs import NEW_YEAR, LiteJobs, Store, TurnedClock, to_micros
 
-__all__ = ["NEW_YEAR", "TurnedClock", "insert", "row_of", "rows_of", "write_by_hand"]
+__all__ = ["NEW_YEAR", "TurnedClock", "add", "insert", "row_of", "rows_of", "write_by_hand"]
 
 # Else each of the many programs that tests start would compile litejobs.py anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -64,6 +64,25 @@ def insert(store: Store, name: str, payload: str = "{}", **columns: Any) -> int:
     """Enqueues a job of a definition that the program does not have; gives its id."""
     with store.file.transaction(enqueues=True) as tx:
         return litejobs.insert_unknown(tx, name, payload, columns)
+
+
+def add(jobs: LiteJobs, **columns: Any) -> int:
+    """A row with the given columns, whatever state it is in; counted as if it had got there by
+    itself."""
+    columns = {
+        "name": "mail", "queue": "default", "priority": 0, "run_at": to_micros(NEW_YEAR),
+        "enqueued_at": jobs.clock(), **columns,
+    }  # fmt: skip
+    with jobs.store.file.transaction() as tx:
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
+        tx.execute(
+            f"INSERT INTO litejobs_job ({', '.join(columns)})"
+            f" VALUES ({', '.join(f':{column}' for column in columns)})",
+            columns,
+        )
+        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        id: int = tx.connection.last_insert_rowid()
+        return id
 
 
 @pytest.fixture

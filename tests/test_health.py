@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 import pytest
 from chaos.disk import Disk, Touch
-from conftest import NEW_YEAR, TurnedClock, write_by_hand
+from conftest import NEW_YEAR, TurnedClock, add, write_by_hand
 from programs import Programs, eventually, trouble
 
 import litejobs
@@ -33,24 +33,6 @@ from litejobs import (
 )
 
 START = to_micros(NEW_YEAR)
-
-
-def add(jobs: LiteJobs, **columns: Any) -> int:
-    """A row with the given columns, counted as if it had got there by itself."""
-    columns = {
-        "name": "mail", "queue": "default", "priority": 0, "run_at": START,
-        "enqueued_at": jobs.clock(), "max_attempts": 5, **columns,
-    }  # fmt: skip
-    with jobs.store.file.transaction() as tx:
-        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-        tx.execute(
-            f"INSERT INTO litejobs_job ({', '.join(columns)})"
-            f" VALUES ({', '.join(f':{column}' for column in columns)})",
-            columns,
-        )
-        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-        id: int = tx.connection.last_insert_rowid()
-        return id
 
 
 class Nodes:

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import apsw
 import pytest
-from conftest import NEW_YEAR, TurnedClock, rows_of
+from conftest import NEW_YEAR, TurnedClock, add, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,25 +33,6 @@ DAY = timedelta(days=1)
 MANY = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-def add(jobs: LiteJobs, **columns: Any) -> int:
-    """A row with the given columns, whatever state it is in; counted as if it had got there by
-    itself."""
-    columns = {
-        "name": "mail", "queue": "default", "priority": 0, "run_at": START,
-        "enqueued_at": jobs.clock(), **columns,
-    }  # fmt: skip
-    with jobs.store.file.transaction() as tx:
-        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
-        tx.execute(
-            f"INSERT INTO litejobs_job ({', '.join(columns)})"
-            f" VALUES ({', '.join(f':{column}' for column in columns)})",
-            columns,
-        )
-        tx.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-        id: int = tx.connection.last_insert_rowid()
-        return id
 
 
 def found(jobs: LiteJobs, **filters: Any) -> list[int]:
