@@ -523,9 +523,14 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-def as_moment(value: int | datetime | None) -> datetime | None:
+def as_moment(value: int | datetime) -> datetime:
     """A moment, as a row or a person gives it."""
-    return from_micros(value) if isinstance(value, int) else value
+    return value if isinstance(value, datetime) else from_micros(value)
+
+
+def maybe_moment(value: int | datetime | None) -> datetime | None:
+    """A moment, if there is one."""
+    return None if value is None else as_moment(value)
 
 
 def as_length(value: int | timedelta | None) -> timedelta | None:
@@ -699,11 +704,11 @@ class Job(Generic[R]):
     """One of the words of the state diagram."""
     node: str | None = attrs.field(default="", converter=_or_none)
     """The only node that may take the job, by name; `None` for any."""
-    started_at: datetime | None = attrs.field(default=None, converter=as_moment)
+    started_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the last attempt began."""
-    finished_at: datetime | None = attrs.field(default=None, converter=as_moment)
+    finished_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job completed, failed or was cancelled."""
-    expires_at: datetime | None = attrs.field(default=None, converter=as_moment)
+    expires_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job will be cancelled, unless it has started by then."""
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
@@ -1367,12 +1372,12 @@ class Schedule:
     @property
     def next_at(self) -> datetime | None:
         """Its next tick; `None` while it is paused and when it has ended."""
-        return None if self.paused else as_moment(self.next_tick)
+        return None if self.paused else maybe_moment(self.next_tick)
 
     @property
     def last_at(self) -> datetime | None:
         """The last tick for which it has enqueued a job."""
-        return as_moment(self.last_tick)
+        return maybe_moment(self.last_tick)
 
     def upcoming(self, n: int = 5) -> list[datetime]:
         """Its next *n* ticks, or as many as there are, in its time zone."""
@@ -7199,12 +7204,12 @@ class Metric:
     running_p95: timedelta | None
 
 
-def _bucket_of(micros: int) -> int:
+def bucket_of(micros: int) -> int:
     """The histogram bucket of a duration: four to an octave."""
     return int(4 * math.log2(micros)) if micros > 1 else 0
 
 
-def _quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     """The duration that this share of all durations does not exceed: its bucket's middle."""
     left = share * sum(numbers.values())
     for bucket in sorted(numbers):
@@ -7246,10 +7251,10 @@ class Meter:
             key = minute, claimed.queue, claimed.name
             finished = report.state in FINISHED
             if finished:
-                waited = _bucket_of(report.started_at - claimed.run_at)
+                waited = bucket_of(report.started_at - claimed.run_at)
                 counts[*key, "waiting", waited] += weight
             if finished or report.kind:
-                ran = _bucket_of(report.finished_at - report.started_at)
+                ran = bucket_of(report.finished_at - report.started_at)
                 counts[*key, "running", ran] += weight
 
     def flush(self) -> None:
@@ -7320,14 +7325,12 @@ class Meter:
                 if start not in spans:
                     raise Damaged(f"a span begins at {shown(start)}")
                 spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
-        return [
-            Metric(
-                from_micros(start),
-                *(numbers[state].get(0, 0) for state in MEASURED),
-                *(_quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)),
-            )
-            for start, numbers in spans.items()
-        ]
+        metrics = []
+        for start, numbers in spans.items():
+            counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
+            times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
+            metrics.append(Metric(from_micros(start), *counts, *times))
+        return metrics
 
 
 def back_up(file: File, place: Path) -> Path:
