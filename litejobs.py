@@ -8345,11 +8345,11 @@ class Events:
     """The callbacks of this process, and the thread that calls them."""
 
     limit: int = QUEUE_LIMIT
+    listened: frozenset[EventKind] = frozenset()
+    """The kinds that have a callback."""
     _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
-    _listened: frozenset[EventKind] = frozenset()
     _queue: Any = None
-    """A SimpleQueue of events, while there is a thread, which is in the process `_pid`."""
-    _pid: int = 0
+    """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
     _at_once: int = 0
     """How many drains want the callbacks to be called at once."""
@@ -8360,8 +8360,8 @@ class Events:
         IN_FORKS[self] = Events._renew
 
     def _renew(self) -> None:
-        """A thread that held the lock when another one forked does not exist in the child."""
-        self._lock = threading.RLock()
+        """A forked child has neither the thread nor one that held the lock."""
+        self._lock, self._queue = threading.RLock(), None
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
         """Calls *listener* with every event of these kinds; with all, if there are none."""
@@ -8370,22 +8370,12 @@ class Events:
         given: object = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        if not self._listeners:
-            atexit.register(_close_at_exit, weakref.ref(self))
         self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
-
-    def listened(self, kind: EventKind) -> bool:
-        """Whether this kind has a callback."""
-        return kind in self._listened
+        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
-        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
-
-    def wanted(self) -> frozenset[EventKind]:
-        """The kinds that are wanted now."""
-        return frozenset(filter(self.wants, EVENT_KINDS))
+        return kind in self.listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
@@ -8395,19 +8385,20 @@ class Events:
 
     def pass_on(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
-        if event.kind not in self._listened:
+        if event.kind not in self.listened:
             return
         if self._at_once:
             self._call(event)
             return
         with self._lock:
-            if self._queue is None or self._pid != os.getpid():
+            if self._queue is None:
                 import queue
 
-                self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+                self._queue = queue.SimpleQueue()
                 threading.Thread(
-                    target=_call_all, args=(self._queue, self._call), name=_THREAD, daemon=True
+                    target=self._call_all, args=(self._queue,), name=_THREAD, daemon=True
                 ).start()
+                atexit.register(self.close)
             if self._queue.qsize() < self.limit:
                 self._queue.put(event)
                 return
@@ -8430,14 +8421,20 @@ class Events:
         the next event starts another one."""
         with self._lock:
             queue, self._queue = self._queue, None
-            if queue is None or self._pid != os.getpid():
+            if queue is None:
                 return
             done = threading.Event()
             queue.put(done)
+        atexit.unregister(self.close)
         if threading.current_thread().name != _THREAD and not done.wait(timeout):
             logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
             self._warn_of_dropped()
+
+    def _call_all(self, queue: Any) -> None:
+        while isinstance(event := queue.get(), Event):
+            self._call(event)
+        event.set()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -8451,17 +8448,6 @@ class Events:
         self._warned_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
-
-
-def _call_all(queue: Any, call: Listener) -> None:
-    while isinstance(event := queue.get(), Event):
-        call(event)
-    event.set()
-
-
-def _close_at_exit(reference: weakref.ref[Events]) -> None:
-    if events := reference():
-        events.close()
 
 
 ################################################################################
@@ -8501,7 +8487,7 @@ def rescue_from_unlisted(duties: Duties) -> None:
 
 
 def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
-    listened = duties.events.listened("crashed") or duties.events.listened("failed")
+    listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
@@ -10502,7 +10488,7 @@ class Supervisor:
         self._enlist()
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._paused = self._paused_queues()
-        self._settlements.wanted = self.events.wanted()
+        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         what = "workers" if isinstance(self.code, Program) else "threads"
         logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._duties.emit("node_joined")
@@ -10630,7 +10616,7 @@ class Supervisor:
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._settlements.wanted = self.events.wanted()
+        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         if time.monotonic() >= self._rested_at:
             self._rested_at, self._false_wakes = math.inf, 0
             self._selector.register(self._wakeup, selectors.EVENT_READ)
