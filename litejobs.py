@@ -35,7 +35,7 @@ be cancelled, or paused by a person until it is released.
 
 To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
 A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
-EventKind, and where it happens. A duty: DUTIES. A backoff: a class with `_seconds`, in Curve.
+EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
@@ -845,7 +845,8 @@ class Constant:
     cap: timedelta = attrs.field(default=LONGEST, converter=_length, kw_only=True)
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
-    def _seconds(self, attempt: int) -> float:
+    def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds()
 
 
@@ -857,7 +858,8 @@ class Linear:
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
     jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
 
-    def _seconds(self, attempt: int) -> float:
+    def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * attempt
 
 
@@ -870,7 +872,8 @@ class Exponential:
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
-    def _seconds(self, attempt: int) -> float:
+    def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(self.factor, attempt - 1)
 
 
@@ -883,7 +886,8 @@ class Polynomial:
     cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
     jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
 
-    def _seconds(self, attempt: int) -> float:
+    def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(attempt, self.exponent)
 
 
@@ -906,7 +910,7 @@ def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelt
         return duration(policy(attempt), "backoff")
     cap = policy.cap.total_seconds()
     try:
-        wait = min(policy._seconds(attempt), cap)
+        wait = min(policy.curve(attempt), cap)
     except OverflowError:
         wait = cap if policy.base else 0.0
     shares = {"none": 1.0, "full": rng.random(), "equal": 0.5 + rng.random() / 2}
@@ -1293,7 +1297,7 @@ class Schedule:
         """The programs that declared it when they last started, each with the module; empty if
         it was made at run time."""
         try:
-            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+            return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
             return {"": str(self.stored_origin)}
 
@@ -1390,8 +1394,7 @@ class Schedule:
         else:
             # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
-        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
-        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+        return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
@@ -1412,27 +1415,24 @@ class Schedule:
         while tick is not None and tick <= now and len(ticks) < TICKS:
             ticks.append(tick)
             tick = self.next_after(tick, first)
-        start, last = ticks[0] if ticks else now, now if tick is None or tick > now else ticks[-1]
+        last = now if tick is None or tick > now else ticks[-1]
+        start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
         # Should the clock have been ahead, those that were missed are still to come.
         if current and start == first:
             periods.remove(current)
             start = current[0]
-        periods.append((start, last))
-        if tick is not None:
-            tick = self._first_uncovered(periods, tick - 1, first)
-        covered = json.dumps(periods[-PERIODS_KEPT:])
-        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
+        return ticks, self._covered([*periods, (start, last)], last, first)
 
-    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that is in none of these periods."""
+    def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
+        """This schedule once these periods were handled; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
         ):
             tick = self.next_after(max(ends), anchor)
-        return tick
+        return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
