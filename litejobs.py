@@ -1158,7 +1158,7 @@ class Cron:
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
             # Every day, since one of two fields of which either may match names all of them.
             cron.parts[3] = cron.parts[5] = "*"
-        return f"{cron.explain()} ({self.zone})"
+        return str(cron.explain())
 
 
 def _cronsim() -> ModuleType:
@@ -1290,7 +1290,8 @@ class Schedule:
     @property
     def words(self) -> str:
         """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
-        return self.timetable.words
+        words = self.timetable.words
+        return f"{words} ({self.timezone})" if isinstance(self.timetable, Cron) else words
 
     @property
     def programs(self) -> dict[str, str]:
