@@ -604,15 +604,6 @@ class Failure:
 FIRST_FAILURES, LAST_FAILURES = 10, 40
 """How many failed attempts of a job are kept."""
 
-OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
-
-
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
 
 @attrs.frozen
 class Moved:
@@ -8732,9 +8723,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8747,18 +8737,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: _Source,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8838,23 +8836,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8923,52 +8904,41 @@ class Channel:
 
 OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_LIMIT = 4_096
+"""Bytes that are kept of what a job writes."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8979,98 +8949,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -9116,8 +9060,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -9131,10 +9074,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -9151,6 +9103,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -9158,76 +9112,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9246,11 +9184,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9266,30 +9203,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -9314,12 +9256,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -9328,10 +9266,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -9345,7 +9288,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9357,18 +9304,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9405,7 +9340,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9428,10 +9363,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9448,55 +9382,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9504,71 +9406,77 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
@@ -9707,7 +9615,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9798,9 +9705,9 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
             return Worker(thread, Channel(ours), board)
@@ -9808,10 +9715,10 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
         for end in (theirs, lifeline):
@@ -10032,7 +9939,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -11737,12 +11645,10 @@ class LiteJobs:
         workers = (os.cpu_count() or 1) if workers is None else workers
         return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11777,9 +11683,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
