@@ -33,7 +33,7 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
 A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
 EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 
@@ -3734,6 +3734,11 @@ HOLDS = """
 """
 """Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
 statement that is to use one of them repeats its text."""
+_DEFINED = ",\n        ".join(
+    f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
+    f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
+    for option in STORED
+)
 _FROM_DEFINITION = ", ".join(
     f"{option} = coalesce(NEW.{option}, known.{option})"
     for option in STORED
@@ -3846,13 +3851,7 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
-        queue        TEXT NOT NULL,
-        node         TEXT NOT NULL,
-        priority     INTEGER NOT NULL,
-        max_attempts INTEGER,
-        timeout      INTEGER,
-        backoff      TEXT,
-        retention    TEXT,
+        {_DEFINED},
         expires      INTEGER
     ) STRICT;
 
@@ -3920,33 +3919,27 @@ SCHEMA = f"""
     ) STRICT, WITHOUT ROWID;
 """
 SCHEMA_VERSION = 4
-_FROM_VERSION_3 = """
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
-    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-"""
+"""Rises with every change of the schema; older files then get the columns that they lack."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """For other programs, in any language: an INSERT is completed, changes are counted, and
     numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
     whole transaction at once.) The name of each, and the rest of its statement."""
-
-    def count(job: str, change: str) -> str:
-        return f"""
+    added, removed = (
+        f"""
             INSERT INTO litejobs_count (state, queue, name, number)
                 SELECT {job}.state, {job}.queue, {job}.name, {change} 1
                 WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
                 ON CONFLICT DO UPDATE SET number = number {change} 1;
         """
-
+        for job, change in (("NEW", "+"), ("OLD", "-"))
+    )
     changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
     forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
-    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
-    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
-    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {added} END"
+    yield "litejobs_changed", f"{changed} BEGIN {removed} {added} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {removed} END"
     for table, columns in BOUNDS.items():
         cases = "".join(
             f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -3978,48 +3971,50 @@ def _triggers() -> Iterator[tuple[str, str]]:
     )
 
 
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    if _is_outdated(connection, path):
-        connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
-            _update_schema(connection)
-        connection.execute("COMMIT")
+@functools.cache
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """The statements of our tables, indexes and triggers, by kind and name."""
+    made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
+    expected = {(kind.lower(), name): statement for statement, kind, name in made}
+    triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
+    return expected | triggers
 
 
-def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether the schema is missing or older; a file that cannot be updated is refused."""
-    version = _schema_version(connection)
+def schema_version(connection: Any, path: str) -> int:
+    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
+        return 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < SCHEMA_VERSION
+    return version
 
 
-def _schema_version(connection: Any) -> int:
-    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
-    if connection.execute(exists).fetchone() is None:
-        return 0
-    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
-    return row[0] if row and isinstance(row[0], int) else 0
-
-
-def _update_schema(connection: Any) -> None:
-    """Creates the schema or brings it up to date, within a transaction, statement by statement:
-    the standard sqlite3 commits before it runs a script."""
-    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
-        connection.execute(statement)
-    for name, trigger in _triggers():
-        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+def update_schema(connection: Any, path: str) -> None:
+    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
+    by single statements, since the standard sqlite3 commits before it runs a script."""
+    if schema_version(connection, path) == SCHEMA_VERSION:
+        return
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    for (kind, name), statement in _expected_schema().items():
+        if kind == "trigger":
+            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        if kind == "trigger" or name not in there:
+            connection.execute(statement)
+        elif kind == "table":
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
+            for column, rest in columns:
+                if column not in known:
+                    connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
-
-
-def _statements(script: str) -> list[str]:
-    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
@@ -4033,53 +4028,45 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     outdated = False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
-        if expected is not None and kind == "trigger" and outdated:
-            continue  # It is about to be created anew.
-        if expected is None or not re.fullmatch(expected, _squeezed(str(sql))):
+        if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
             # A newer litejobs makes what this one does not know.
-            outdated = _is_outdated(connection, path)
+            outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
-@functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
-    may have more columns, as users add them, and as steps do, unless those compute something."""
-    expected = {
-        ("trigger", name): re.escape(_squeezed(f"CREATE TRIGGER {name} {trigger}"))
-        for name, trigger in _triggers()
-    }
-    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
-    for statement in _statements(SCHEMA):
-        text = _squeezed(statement)
-        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
-            columns, rules = text, ""
-            if kind == "TABLE":
-                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
-            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
-            more = "(,[^()]*)?" if kind == "TABLE" else ""
-            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
-    return expected
-
-
-def _squeezed(sql: str) -> str:
-    """A statement without spaces and comments: SQLite may lay it out otherwise."""
-    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
+def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
+    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
+    any order, and tables may have more of them, as users add, unless those compute something."""
+    found, expected = (
+        re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
+    )
+    if found == expected or kind != "table":
+        return found == expected or (kind == "trigger" and outdated)
+    (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
+    (columns, _, rules), (our_columns, _, our_rules) = (
+        rest.rpartition(")"),
+        our_rest.rpartition(")"),
+    )
+    there, ours = {*columns.split(",")}, {*our_columns.split(",")}
+    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
+    return as_ours and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
     """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
     millions of jobs now, and SQLite would read all of them instead of using an index. Without
     statistics it assumes that every table is large, which is right here."""
-    for table in ("sqlite_stat1", "sqlite_stat4"):
-        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
-        if connection.execute(exists, (table,)).get:
-            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
-            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
-                connection.execute(f"DELETE {ours}")
-                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+    tables = connection.execute("""
+        SELECT name FROM sqlite_schema
+        WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
+    """)
+    for (table,) in tables.fetchall():
+        ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+        if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+            connection.execute(f"DELETE {ours}")
+            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
 ################################################################################
@@ -4348,7 +4335,8 @@ class File:
                 connection.config(setting, 0)
             _refuse_lost_wal(connection, place)
             _refuse_foreign_schema(connection, str(place))
-            if not self.create and _schema_version(connection) == 0:
+            version = schema_version(connection, str(place))
+            if not self.create and version == 0:
                 raise FileError(str(place), "holds no queue: name another file")
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
@@ -4360,7 +4348,10 @@ class File:
             # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
             connection.pragma("wal_autocheckpoint", 1000)
             connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-            _migrate(connection, str(place))
+            if version < SCHEMA_VERSION:
+                connection.execute("BEGIN IMMEDIATE")
+                update_schema(connection, str(place))
+                connection.execute("COMMIT")
             _forget_statistics(connection)
         except BaseException:
             connection.close()
@@ -5666,8 +5657,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                     _check_no_other(file)
             ours = _begin_part(connection)
             try:
-                if _is_outdated(connection, str(file.path)):
-                    _update_schema(connection)
+                update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
