@@ -82,7 +82,16 @@ import types
 import typing
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -3093,48 +3102,41 @@ define = Define()
 ################################################################################
 
 
-class Outcome(Exception):
-    """An outcome that a handler chooses by raising it, instead of returning or failing."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class Retry(Outcome):
+class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
     ) -> None:
-        super().__init__(reason)
-        self.args = delay, reason  # By which it is pickled.
+        super().__init__(delay, reason)
         self.delay = None if delay is None else duration(delay, "delay")
 
+    def __str__(self) -> str:
+        return str(self.args[1])
 
-class Snooze(Outcome):
+
+class Snooze(Exception):
     """Not now: run again after *delay*. This costs no attempt."""
 
     def __init__(self, delay: Duration) -> None:
+        super().__init__(delay)
         self.delay = duration(delay, "delay")
-        super().__init__(f"snoozed for {self.delay}")
-        self.args = (delay,)
 
 
-class Fail(Outcome):
+class Fail(Exception):
     """The job failed for good: no attempts are left, whatever the limit."""
 
 
-class Cancel(Outcome):
+class Cancel(Exception):
     """The job need not be done any more."""
 
     def __init__(self, reason: str = "the handler cancelled it") -> None:
         super().__init__(reason)
 
+
+Outcome = Retry | Snooze | Fail | Cancel
+"""What a handler chooses by raising it, instead of returning or failing."""
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3298,14 +3300,15 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
         in_forks(self, Executor._set_forked)
 
     def _set_forked(self) -> None:
         self.forked = True
+
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3315,21 +3318,17 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, progress)
 
-    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
-            value = attempt.call(self._compose)
-            if value is not None and inspect.iscoroutine(value):
-                value = self._await(value)
-            return attempt.returned(value)
-        except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    self._await(rest)
+            contextvars.copy_context().run(attempt.send, None)
+        except StopIteration as ended:
+            report: Report = ended.value
             return report
+        raise AssertionError("what never suspends was suspended")
+
+    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._await(coroutine)
 
     async def run_async(
         self,
@@ -3339,15 +3338,111 @@ class Executor:
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        return await self._attempt(claimed, asked, progress, compose_async, _same)
+
+    async def _attempt(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        progress: ReportProgress,
+        compose: Callable[..., Any],
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    ) -> Report:
+        """One attempt, which is suspended only where *wait* is."""
+        started_at, began = self.clock(), time.perf_counter_ns()
+        fits = False  # Whether there is a definition, and the payload fits it.
+
+        def context() -> Context[Any]:
+            def why_asked() -> Reason | None:
+                if reason := asked():
+                    self.noticed.add(claimed[:2])
+                return reason
+
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            pass_on = functools.partial(progress, claimed)
+            return Context(job, self.state, deadline, why_asked, pass_on)
+
         try:
-            return attempt.returned(await attempt.call(compose_async))
+            body = self.registry.named(claimed.name).body
+            payload, shape = body.decode(claimed.payload), body.shape
+            fits = True
+            if self.around:
+                made = context()
+                handler = functools.partial(shape.call, payload, lambda: made)
+                value = compose(self.around, made, handler)
+            else:
+                value = shape.call(payload, context)
+            if value is not None and inspect.iscoroutine(value):
+                value = await wait(value)
+            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if given_back or shape.result is None else _result(shape.result, value)
+            if self.forked:
+                self._end_copy(claimed)
+            took = (time.perf_counter_ns() - began) // 1000
+            report = Report(started_at, self.clock(), took, result=result)
+            return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    await rest
+            if self.forked:
+                self._end_copy(claimed, error)
+            took = (time.perf_counter_ns() - began) // 1000
+            given_back = self._broke_off(claimed, asked, error)
+            report = self._failed(claimed, error, fits, given_back)._replace(
+                started_at=started_at, finished_at=self.clock(), took=took
+            )
+            hook = self.registry.options(claimed.name).on_failure
+            # The supervisor decides about jobs that were asked to end, unless the node stops.
+            if hook is not None and report.state == "failed" and asked() in (None, "stop"):
+                try:
+                    rest = hook(context(), error)
+                    if inspect.iscoroutine(rest):
+                        await wait(rest)
+                except BaseException:
+                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
+
+    def _failed(
+        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+    ) -> Report:
+        """The report, without times, after an error of the handler or from before it began."""
+        options = self.registry.options(claimed.name)
+        try:
+            if not fits and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif given_back:
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, self.rng)
+            kind = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            kind = "exception"
+        if not report.counted:
+            return report
+        name, message, trace = describe(error)
+        return report._replace(kind=kind, type=name, message=message, traceback=trace)
+
+    def _broke_off(
+        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+    ) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
 
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
@@ -3419,124 +3514,15 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-@contextlib.contextmanager
-def _logged(claimed: Claimed) -> Iterator[None]:
+def _result(codec: Codec[Any], value: object) -> str:
+    """The JSON text of what a handler returned."""
     try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
-
-
-@attrs.define(eq=False, repr=False)
-class _Attempt:
-    """One attempt of one job, while it runs."""
-
-    executor: Executor
-    claimed: Claimed
-    asked: WhyAsked
-    progress: ReportProgress
-    started_at: int
-    began: int
-    shape: Shape | None = None
-    """What the handler takes and returns; set once the payload has turned out to fit."""
-
-    def call(self, compose: Callable[..., Any]) -> Any:
-        """Calls the handler, inside the middleware if there is any."""
-        claimed, executor = self.claimed, self.executor
-        body = executor.registry.named(claimed.name).body
-        payload, shape = body.decode(claimed.payload), body.shape
-        self.shape = shape
-        if not executor.around:
-            return shape.call(payload, self.context)
-        context = self.context()
-        handler = functools.partial(shape.call, payload, lambda: context)
-        return compose(executor.around, context, handler)
-
-    def context(self) -> Context[Any]:
-        """What the handler may know and use."""
-        claimed, now = self.claimed, self.started_at
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        progress = functools.partial(self.progress, claimed)
-        return Context(job, self.executor.state, deadline, self._why_asked, progress)
-
-    def _why_asked(self) -> Reason | None:
-        if reason := self.asked():
-            self.executor.noticed.add(self.claimed[:2])
-        return reason
-
-    def returned(self, value: Any) -> Report:
-        """The report after the handler has returned."""
-        executor, result = self.executor, None
-        given_back = bool(executor.noticed) and self._broke_off()
-        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
-            try:
-                result = codec.encode(value)
-            except Unfit as unfit:
-                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := excess_of(result):
-                raise Fail(f"its result has {problem}; return a path instead")
-        if executor.forked:
-            self._end_copy()
-        took = (time.perf_counter_ns() - self.began) // 1000
-        report = Report(self.started_at, executor.clock(), took, result=result)
-        return report._replace(state="pending", counted=False) if given_back else report
-
-    def raised(self, error: BaseException) -> Report:
-        """The report after an error, of the handler or from before it began."""
-        executor, claimed = self.executor, self.claimed
-        if executor.forked:
-            self._end_copy(error)
-        took = (time.perf_counter_ns() - self.began) // 1000
-        options = executor.registry.options(claimed.name)
-        facts: dict[str, Any] = {}
-        try:
-            if self.shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif self._broke_off(error):
-                report = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                report = judge(error, claimed, options, executor.rng)
-            if report.counted:
-                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, executor.rng), worse
-            facts["kind"] = "exception"
-        if facts:
-            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
-        return report._replace(
-            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
-        )
-
-    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; returns what is left to await."""
-        hook = self.executor.registry.options(self.claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
-            return None
-        rest = hook(self.context(), error)
-        return rest if inspect.iscoroutine(rest) else None
-
-    def _broke_off(self, error: BaseException | None = None) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
-        own = self.claimed[:2]
-        noticed = own in self.executor.noticed
-        self.executor.noticed.discard(own)
-        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
-
-    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
-        os._exit(1)
+        result = codec.encode(value)
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {unfit}") from None
+    if problem := excess_of(result):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return result
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
