@@ -101,6 +101,7 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -108,7 +109,6 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     TypedDict,
     Unpack,
     overload,
@@ -213,24 +213,12 @@ def printable(text: str, also: str = "") -> str:
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Printable:
-    """An argument of a log line, made printable when the line is formatted."""
-
-    value: object
-
-    def __str__(self) -> str:
-        return printable(str(self.value))
-
-    def __repr__(self) -> str:
-        return printable(repr(self.value))
-
-
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
-        record.args = tuple(
-            arg if isinstance(arg, int | float) else _Printable(arg) for arg in record.args
+        shown = (
+            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
         )
+        record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
         # Frames have several lines; a message that has some could forge one.
@@ -242,17 +230,25 @@ def _make_printable(record: logging.LogRecord) -> bool:
 logger.addFilter(_make_printable)
 
 
+@typing.dataclass_transform(eq_default=False)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _sentence = ""
+    _fields: ClassVar[tuple[str, ...]] = ()
+    _sentence: ClassVar = ""
     """The message, in which `{0}` is the error."""
+
+    def __init_subclass__(cls) -> None:
+        cls._fields += (*cls.__annotations__,)  # As attrs does, which takes longer to import.
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        Exception.__init__(self, *values)  # Not OSError's, to which two values are an errno.
+        vars(self).update(zip(self._fields, values, strict=False), **named)
 
     def __str__(self) -> str:
         return printable(self._sentence.format(self) or super().__str__())
 
 
-@attrs.define(eq=False, repr=False)
 class DefinitionError(LitejobsError):
     """A definition that cannot be made, found or run."""
 
@@ -261,7 +257,6 @@ class DefinitionError(LitejobsError):
     _sentence = "definition {0.name!r}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class OptionError(LitejobsError, ValueError):
     """An option, or a value for it, that does not exist."""
 
@@ -270,7 +265,6 @@ class OptionError(LitejobsError, ValueError):
     _sentence = "{0.option}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class PayloadError(LitejobsError, ValueError):
     """A payload that does not fit its definition; each problem names its field."""
 
@@ -281,7 +275,6 @@ class PayloadError(LitejobsError, ValueError):
         return printable(f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}")
 
 
-@attrs.define(eq=False, repr=False)
 class FileError(LitejobsError):
     """A file that cannot serve as a queue, or no longer can."""
 
@@ -290,24 +283,20 @@ class FileError(LitejobsError):
     _sentence = "{0.path}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
     """The file or its WAL was removed, moved or replaced while it was open: what was being
     written may not be in the file that now has this name."""
 
 
-@attrs.define(eq=False, repr=False)
 class BusyError(FileError):
     """Others held the file's write lock for too long; nothing was written."""
 
 
-@attrs.define(eq=False, repr=False)
 class OutcomeUnknownError(FileError):
     """A commit failed half-way: what it wrote may be there or not. Look before you
     enqueue again."""
 
 
-@attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
     """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
     be changed but has started."""
@@ -318,7 +307,6 @@ class DuplicateError(LitejobsError):
     _sentence = "{0.name!r} is there already, as job {0.id}, with the same unique key"
 
 
-@attrs.define(eq=False, repr=False)
 class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
@@ -326,7 +314,6 @@ class JobNotFoundError(LitejobsError, LookupError):
     _sentence = "no job has the id {0.id}: it was deleted or pruned, or never existed"
 
 
-@attrs.define(eq=False, repr=False)
 class JobFailedError(LitejobsError):
     """The job whose result was asked for has none: it failed or was cancelled."""
 
@@ -337,7 +324,6 @@ class JobFailedError(LitejobsError):
     _sentence = "job {0.id} ({0.name}) is {0.state} and has no result: {0.reason}"
 
 
-@attrs.define(eq=False, repr=False)
 class ResultError(LitejobsError, ValueError):
     """The result that is kept does not fit the return annotation any more."""
 
@@ -347,7 +333,6 @@ class ResultError(LitejobsError, ValueError):
     _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
     """The job did not finish within the timeout."""
 
@@ -356,7 +341,6 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
     _sentence = "job {0.id} is still {0.state}: wait longer, or see that a node is working"
 
 
-@attrs.define(eq=False, repr=False)
 class ScheduleNotFoundError(LitejobsError, LookupError):
     """No schedule has this name."""
 
@@ -365,7 +349,6 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
     _sentence = "no schedule has the name {0.name!r}{0.hint}"
 
 
-@attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
     """Workers cannot start, so that no job would ever run, or a node must not start."""
 
@@ -438,19 +421,16 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime):
-        raise OptionError(what, f"expected an aware datetime, got {value!r}")
-    if value.utcoffset() is None:
-        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        problem = "expected a datetime with a time zone, such as datetime.UTC"
+        raise OptionError(what, f"{problem}, got {value!r}")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
-    if value > most:
-        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
     return value
 
 
@@ -498,21 +478,17 @@ def described(describe: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-_IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""What is called with each of these in a forked child, as long as they are alive."""
 
 
-def in_forks(thing: T, act: Callable[[T], None]) -> None:
-    """Calls *act* with *thing* in each forked child, as long as *thing* is alive."""
-    _IN_FORKS[thing] = act
-
-
-def _act_in_forks() -> None:
-    for thing, act in [*_IN_FORKS.items()]:
+def _act_in_fork() -> None:
+    for thing, act in [*IN_FORKS.items()]:
         act(thing)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act_in_forks)
+    os.register_at_fork(after_in_child=_act_in_fork)
 
 
 def poll_intervals() -> Iterator[float]:
@@ -556,18 +532,18 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
-
-
-def _as_moment(value: int | datetime) -> datetime:
+def as_moment(value: int | datetime) -> datetime:
+    """A moment, as a row or a person gives it."""
     return value if isinstance(value, datetime) else from_micros(value)
 
 
-def _maybe_moment(value: int | datetime | None) -> datetime | None:
-    return None if value is None else _as_moment(value)
+def maybe_moment(value: int | datetime | None) -> datetime | None:
+    """A moment, if there is one."""
+    return None if value is None else as_moment(value)
 
 
-def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+def as_length(value: int | timedelta | None) -> timedelta | None:
+    """A duration, as a row or a person gives it."""
     return value * MICROSECOND if isinstance(value, int) else value
 
 
@@ -591,12 +567,12 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime = attrs.field(converter=_as_moment)
-    finished_at: datetime = attrs.field(converter=_as_moment)
+    started_at: datetime = attrs.field(converter=as_moment)
+    finished_at: datetime = attrs.field(converter=as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
+    cpu: timedelta | None = attrs.field(default=None, converter=as_length)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
@@ -612,15 +588,6 @@ class Failure:
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
 """How many failed attempts of a job are kept."""
-
-OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
-
-
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.frozen
@@ -654,60 +621,6 @@ class Finding:
     advice: str = attrs.field(converter=printable)
 
 
-Span = Literal["minute", "hour", "day"]
-SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
-"""In microseconds."""
-MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-
-
-@attrs.frozen
-class Metric:
-    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
-    of the jobs, to about 10 %; `None` if there was no job."""
-
-    start: datetime
-    completed: int
-    failed: int
-    retried: int
-    cancelled: int
-    waiting_median: timedelta | None
-    """Waiting is from when a job was due to when its last attempt began."""
-    waiting_p95: timedelta | None
-    running_median: timedelta | None
-    """Running is an attempt, whether it completed or failed."""
-    running_p95: timedelta | None
-
-    @classmethod
-    def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
-        """The metric of a span that began at *start*, from counts by measure and bucket."""
-        counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
-        times = [
-            quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
-            for measure in ("waiting", "running")
-            for share in (0.5, 0.95)
-        ]
-        return cls(from_micros(start), *counted, *times)
-
-
-def bucket_of(micros: int) -> int:
-    """The histogram bucket of a duration: four to an octave."""
-    return int(4 * math.log2(micros)) if micros > 1 else 0
-
-
-LAST_BUCKET = 240
-"""36,000 years; anything above was not written by litejobs."""
-
-
-def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The duration that this share of all durations does not exceed: its bucket's middle."""
-    left = share * sum(numbers.values())
-    for bucket in sorted(numbers):
-        left -= numbers[bucket]
-        if left <= 0:
-            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
-    return None
-
-
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
@@ -717,16 +630,12 @@ def _number(value: object) -> float:
 def _note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
-    return storable(value[:NOTE_LIMIT])[:NOTE_LIMIT]
-
-
-NOTE_LIMIT = 500
-"""Characters that are kept of a note."""
+    return storable(value[:500])[:500]
 
 
 @attrs.frozen
 class Progress:
-    """How far a job has come, as its handler last reported."""
+    """How far a job has come, as its handler last reported; of a note, 500 characters are kept."""
 
     done: float = attrs.field(converter=_number)
     total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
@@ -764,18 +673,8 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
-class _Source(Protocol):
-    """Where a job can be looked up again."""
-
-    def get(self, id: int) -> Job[Any]: ...
-    def errors(self, id: int) -> tuple[Failure, ...]: ...
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
-    def result(self, job: Job[Any]) -> Any: ...
-    def why(self, id: int) -> str: ...
-
-
-def _node_name(stored: str) -> str | None:
-    return stored or None
+def _or_none(value: str | None) -> str | None:
+    return value or None
 
 
 @attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
@@ -796,15 +695,15 @@ class Job(Generic[R]):
     """How many attempts were started, the present one included."""
     max_attempts: int | None
     """How many attempts there may be; `None` for any number."""
-    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    timeout: timedelta | None = attrs.field(converter=as_length)
     """How long an attempt may take."""
     _backoff: str | None
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=_as_moment)
+    run_at: datetime = attrs.field(converter=as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=_as_moment)
+    enqueued_at: datetime = attrs.field(converter=as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -812,13 +711,13 @@ class Job(Generic[R]):
     _grace: int | None = None
     state: State = "pending"
     """One of the words of the state diagram."""
-    node: str | None = attrs.field(default="", converter=_node_name)
+    node: str | None = attrs.field(default="", converter=_or_none)
     """The only node that may take the job, by name; `None` for any."""
-    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    started_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the last attempt began."""
-    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    finished_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job completed, failed or was cancelled."""
-    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    expires_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job will be cancelled, unless it has started by then."""
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
@@ -828,7 +727,7 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
-    _source: _Source = attrs.field(kw_only=True, eq=False)
+    _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
 
@@ -1482,12 +1381,12 @@ class Schedule:
     @property
     def next_at(self) -> datetime | None:
         """Its next tick; `None` while it is paused and when it has ended."""
-        return None if self.paused else _maybe_moment(self.next_tick)
+        return None if self.paused else maybe_moment(self.next_tick)
 
     @property
     def last_at(self) -> datetime | None:
         """The last tick for which it has enqueued a job."""
-        return _maybe_moment(self.last_tick)
+        return maybe_moment(self.last_tick)
 
     def upcoming(self, n: int = 5) -> list[datetime]:
         """Its next *n* ticks, or as many as there are, in its time zone."""
@@ -2919,7 +2818,7 @@ class _Nowhere:
         return ()
 
 
-NOWHERE: Final = _Nowhere()
+NOWHERE: Any = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3292,7 +3191,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = NOWHERE
+    source: LiteJobs = NOWHERE
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3302,7 +3201,7 @@ class Executor:
     """Whether a job has forked this process off its worker."""
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Executor._set_forked)
+        IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
@@ -5417,7 +5316,7 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((counted, *parts))
 
 
-def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
     """Several jobs, in the order of their ids."""
     ids = sorted(ids)
     if absent := next((id for id in ids if not 0 < id < 2**63), None):
@@ -5431,7 +5330,7 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> 
 
 
 def find_jobs(
-    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+    tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
     """The jobs that match, the newest first."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
@@ -5840,7 +5739,7 @@ class NewJob(NamedTuple):
         """By name, in the order of _COLUMNS; but the payload."""
         return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
 
-    def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
+    def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
         options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
         return Job(
@@ -5908,7 +5807,7 @@ class Enqueued(Sequence[Job[Any]]):
 
     _ids: range
     _new: Sequence[NewJob]
-    _source: _Source
+    _source: LiteJobs
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -6059,7 +5958,7 @@ def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool
     return inserted
 
 
-def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) -> list[Job[Any]]:
+def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -> list[Job[Any]]:
     """The same; gives the jobs as they are then."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
     rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
@@ -7184,7 +7083,7 @@ def hold(path: str) -> contextlib.ExitStack:
         held = lock(path, alone=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    in_forks(held, contextlib.ExitStack.close)  # What a job forks does not keep its node alive.
+    IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
     return held
 
 
@@ -7263,10 +7162,47 @@ def _give_rights(made: int, found: os.stat_result) -> None:
 # Metrics, the reasons why jobs wait, the problems of a queue, and copies of its file.
 ################################################################################
 
+Span = Literal["minute", "hour", "day"]
+SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+"""In microseconds."""
+MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
 SAMPLE = 8
 """How many jobs of an exchange are measured."""
 METRICS_KEPT = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
+
+
+@attrs.frozen
+class Metric:
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
+    of the jobs, to about 10 %; `None` if there was no job."""
+
+    start: datetime
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    waiting_median: timedelta | None
+    """Waiting is from when a job was due to when its last attempt began."""
+    waiting_p95: timedelta | None
+    running_median: timedelta | None
+    """Running is an attempt, whether it completed or failed."""
+    running_p95: timedelta | None
+
+
+def bucket_of(micros: int) -> int:
+    """The histogram bucket of a duration: four to an octave."""
+    return int(4 * math.log2(micros)) if micros > 1 else 0
+
+
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    left = share * sum(numbers.values())
+    for bucket in sorted(numbers):
+        left -= numbers[bucket]
+        if left <= 0:  # No bucket above 240, 36,000 years, was written by litejobs.
+            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, 240) / 4)))
+    return None
 
 
 @attrs.define(eq=False, repr=False)
@@ -7348,15 +7284,13 @@ class Meter:
             tx.execute(outdated, values)
         return True
 
-    def read(
-        self, span: Span, queue: str | None, name: str | None, limit: int
-    ) -> list[tuple[int, dict[tuple[str, int], int]]]:
-        """The last spans, the current one at the end: the start of each, and its numbers by
-        measure and bucket."""
+    def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
+        """Of the last spans, the current one at the end."""
         length = SPANS[span]
         last = self._clock() // length * length
-        spans: dict[int, dict[tuple[str, int], int]] = {
-            start: {} for start in range(last - (limit - 1) * length, last + 1, length)
+        spans: dict[int, defaultdict[str, dict[int, int]]] = {
+            start: defaultdict(dict)
+            for start in range(last - (limit - 1) * length, last + 1, length)
         }
         values = {
             "length": length, "first": min(spans), "end": last + length,
@@ -7376,8 +7310,13 @@ class Meter:
             for start, measure, bucket, number in rows:
                 if start not in spans:
                     raise Damaged(f"a span begins at {shown(start)}")
-                spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
-        return [*spans.items()]
+                spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+        metrics = []
+        for start, numbers in spans.items():
+            counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
+            times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
+            metrics.append(Metric(from_micros(start), *counts, *times))
+        return metrics
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -8392,11 +8331,11 @@ class Events:
     """The callbacks of this process, and the thread that calls them."""
 
     limit: int = QUEUE_LIMIT
+    listened: frozenset[EventKind] = frozenset()
+    """The kinds that have a callback."""
     _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
-    _listened: frozenset[EventKind] = frozenset()
     _queue: Any = None
-    """A SimpleQueue of events, while there is a thread, which is in the process `_pid`."""
-    _pid: int = 0
+    """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
     _at_once: int = 0
     """How many drains want the callbacks to be called at once."""
@@ -8404,11 +8343,11 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Events._renew)
+        IN_FORKS[self] = Events._renew
 
     def _renew(self) -> None:
-        """A thread that held the lock when another one forked does not exist in the child."""
-        self._lock = threading.RLock()
+        """A forked child has neither the thread nor one that held the lock."""
+        self._lock, self._queue = threading.RLock(), None
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
         """Calls *listener* with every event of these kinds; with all, if there are none."""
@@ -8417,22 +8356,12 @@ class Events:
         given: object = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        if not self._listeners:
-            atexit.register(_close_at_exit, weakref.ref(self))
         self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
-
-    def listened(self, kind: EventKind) -> bool:
-        """Whether this kind has a callback."""
-        return kind in self._listened
+        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
-        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
-
-    def wanted(self) -> frozenset[EventKind]:
-        """The kinds that are wanted now."""
-        return frozenset(filter(self.wants, EVENT_KINDS))
+        return kind in self.listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
@@ -8442,19 +8371,20 @@ class Events:
 
     def pass_on(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
-        if event.kind not in self._listened:
+        if event.kind not in self.listened:
             return
         if self._at_once:
             self._call(event)
             return
         with self._lock:
-            if self._queue is None or self._pid != os.getpid():
+            if self._queue is None:
                 import queue
 
-                self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+                self._queue = queue.SimpleQueue()
                 threading.Thread(
-                    target=_call_all, args=(self._queue, self._call), name=_THREAD, daemon=True
+                    target=self._call_all, args=(self._queue,), name=_THREAD, daemon=True
                 ).start()
+                atexit.register(self.close)
             if self._queue.qsize() < self.limit:
                 self._queue.put(event)
                 return
@@ -8477,14 +8407,20 @@ class Events:
         the next event starts another one."""
         with self._lock:
             queue, self._queue = self._queue, None
-            if queue is None or self._pid != os.getpid():
+            if queue is None:
                 return
             done = threading.Event()
             queue.put(done)
+        atexit.unregister(self.close)
         if threading.current_thread().name != _THREAD and not done.wait(timeout):
             logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
             self._warn_of_dropped()
+
+    def _call_all(self, queue: Any) -> None:
+        while isinstance(event := queue.get(), Event):
+            self._call(event)
+        event.set()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -8492,23 +8428,12 @@ class Events:
                 try:
                     listener(event)
                 except (Exception, SystemExit):
-                    logger.exception("the callback %r failed (%s)", listener, event)
+                    logger.exception("the callback %s failed (%s)", listener, event)
 
     def _warn_of_dropped(self) -> None:
         self._warned_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
-
-
-def _call_all(queue: Any, call: Listener) -> None:
-    while isinstance(event := queue.get(), Event):
-        call(event)
-    event.set()
-
-
-def _close_at_exit(reference: weakref.ref[Events]) -> None:
-    if events := reference():
-        events.close()
 
 
 ################################################################################
@@ -8548,7 +8473,7 @@ def rescue_from_unlisted(duties: Duties) -> None:
 
 
 def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
-    listened = duties.events.listened("crashed") or duties.events.listened("failed")
+    listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
@@ -8909,6 +8834,8 @@ class Channel:
 
 OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+OUTPUT_LIMIT = 4_096
+"""Bytes that are kept of what a job writes."""
 OUTPUT_RING = OUTPUT_LIMIT + 1
 """Bytes for what the running job writes: by the last one it shows that there was more."""
 REPORT = struct.Struct("=5q")
@@ -8917,6 +8844,12 @@ other fields, which follow if they are not the defaults."""
 _RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
 """Words of the board. From the last one on, there are two for each place of an async job: when it
 began, and which was asked to end; those of place 0 are of the plain jobs."""
+
+
+def last_lines(written: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.define(eq=False, repr=False)
@@ -9867,7 +9800,7 @@ class WorkerPool:
 
     def __attrs_post_init__(self) -> None:
         self._replaces = self._jobs_each < math.inf
-        in_forks(self, WorkerPool.let_go)  # A fork must not hold its workers' lifelines.
+        IN_FORKS[self] = WorkerPool.let_go  # A fork must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Starts workers up to the number there should be; they hold the lock on the file
@@ -10541,7 +10474,7 @@ class Supervisor:
         self._enlist()
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._paused = self._paused_queues()
-        self._settlements.wanted = self.events.wanted()
+        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         what = "workers" if isinstance(self.code, Program) else "threads"
         logger.info("node %s started with %d %s", self.serves.node, self.size, what)
         self._duties.emit("node_joined")
@@ -10669,7 +10602,7 @@ class Supervisor:
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._settlements.wanted = self.events.wanted()
+        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         if time.monotonic() >= self._rested_at:
             self._rested_at, self._false_wakes = math.inf, 0
             self._selector.register(self._wakeup, selectors.EVENT_READ)
@@ -11313,8 +11246,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
-        return [Metric.of(start, numbers) for start, numbers in spans]
+        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
