@@ -33,7 +33,7 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
 A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
 EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 
@@ -82,7 +82,16 @@ import types
 import typing
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -92,6 +101,7 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -99,7 +109,6 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     TypedDict,
     Unpack,
     overload,
@@ -204,24 +213,12 @@ def printable(text: str, also: str = "") -> str:
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Printable:
-    """An argument of a log line, made printable when the line is formatted."""
-
-    value: object
-
-    def __str__(self) -> str:
-        return printable(str(self.value))
-
-    def __repr__(self) -> str:
-        return printable(repr(self.value))
-
-
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
-        record.args = tuple(
-            arg if isinstance(arg, int | float) else _Printable(arg) for arg in record.args
+        shown = (
+            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
         )
+        record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
         # Frames have several lines; a message that has some could forge one.
@@ -233,17 +230,25 @@ def _make_printable(record: logging.LogRecord) -> bool:
 logger.addFilter(_make_printable)
 
 
+@typing.dataclass_transform(eq_default=False)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _sentence = ""
+    _fields: ClassVar[tuple[str, ...]] = ()
+    _sentence: ClassVar = ""
     """The message, in which `{0}` is the error."""
+
+    def __init_subclass__(cls) -> None:
+        cls._fields += (*cls.__annotations__,)  # As attrs does, which takes longer to import.
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        Exception.__init__(self, *values)  # Not OSError's, to which two values are an errno.
+        vars(self).update(zip(self._fields, values, strict=False), **named)
 
     def __str__(self) -> str:
         return printable(self._sentence.format(self) or super().__str__())
 
 
-@attrs.define(eq=False, repr=False)
 class DefinitionError(LitejobsError):
     """A definition that cannot be made, found or run."""
 
@@ -252,7 +257,6 @@ class DefinitionError(LitejobsError):
     _sentence = "definition {0.name!r}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class OptionError(LitejobsError, ValueError):
     """An option, or a value for it, that does not exist."""
 
@@ -261,7 +265,6 @@ class OptionError(LitejobsError, ValueError):
     _sentence = "{0.option}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class PayloadError(LitejobsError, ValueError):
     """A payload that does not fit its definition; each problem names its field."""
 
@@ -272,7 +275,6 @@ class PayloadError(LitejobsError, ValueError):
         return printable(f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}")
 
 
-@attrs.define(eq=False, repr=False)
 class FileError(LitejobsError):
     """A file that cannot serve as a queue, or no longer can."""
 
@@ -281,24 +283,20 @@ class FileError(LitejobsError):
     _sentence = "{0.path}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
     """The file or its WAL was removed, moved or replaced while it was open: what was being
     written may not be in the file that now has this name."""
 
 
-@attrs.define(eq=False, repr=False)
 class BusyError(FileError):
     """Others held the file's write lock for too long; nothing was written."""
 
 
-@attrs.define(eq=False, repr=False)
 class OutcomeUnknownError(FileError):
     """A commit failed half-way: what it wrote may be there or not. Look before you
     enqueue again."""
 
 
-@attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
     """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
     be changed but has started."""
@@ -309,7 +307,6 @@ class DuplicateError(LitejobsError):
     _sentence = "{0.name!r} is there already, as job {0.id}, with the same unique key"
 
 
-@attrs.define(eq=False, repr=False)
 class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
@@ -317,7 +314,6 @@ class JobNotFoundError(LitejobsError, LookupError):
     _sentence = "no job has the id {0.id}: it was deleted or pruned, or never existed"
 
 
-@attrs.define(eq=False, repr=False)
 class JobFailedError(LitejobsError):
     """The job whose result was asked for has none: it failed or was cancelled."""
 
@@ -328,7 +324,6 @@ class JobFailedError(LitejobsError):
     _sentence = "job {0.id} ({0.name}) is {0.state} and has no result: {0.reason}"
 
 
-@attrs.define(eq=False, repr=False)
 class ResultError(LitejobsError, ValueError):
     """The result that is kept does not fit the return annotation any more."""
 
@@ -338,7 +333,6 @@ class ResultError(LitejobsError, ValueError):
     _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
     """The job did not finish within the timeout."""
 
@@ -347,7 +341,6 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
     _sentence = "job {0.id} is still {0.state}: wait longer, or see that a node is working"
 
 
-@attrs.define(eq=False, repr=False)
 class ScheduleNotFoundError(LitejobsError, LookupError):
     """No schedule has this name."""
 
@@ -356,7 +349,6 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
     _sentence = "no schedule has the name {0.name!r}{0.hint}"
 
 
-@attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
     """Workers cannot start, so that no job would ever run, or a node must not start."""
 
@@ -429,19 +421,16 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime):
-        raise OptionError(what, f"expected an aware datetime, got {value!r}")
-    if value.utcoffset() is None:
-        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        problem = "expected a datetime with a time zone, such as datetime.UTC"
+        raise OptionError(what, f"{problem}, got {value!r}")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
-    if value > most:
-        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
     return value
 
 
@@ -489,21 +478,17 @@ def described(describe: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-_IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""What is called with each of these in a forked child, as long as they are alive."""
 
 
-def in_forks(thing: T, act: Callable[[T], None]) -> None:
-    """Calls *act* with *thing* in each forked child, as long as *thing* is alive."""
-    _IN_FORKS[thing] = act
-
-
-def _act_in_forks() -> None:
-    for thing, act in [*_IN_FORKS.items()]:
+def _act_in_fork() -> None:
+    for thing, act in [*IN_FORKS.items()]:
         act(thing)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act_in_forks)
+    os.register_at_fork(after_in_child=_act_in_fork)
 
 
 def poll_intervals() -> Iterator[float]:
@@ -547,18 +532,18 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
-
-
-def _as_moment(value: int | datetime) -> datetime:
+def as_moment(value: int | datetime) -> datetime:
+    """A moment, as a row or a person gives it."""
     return value if isinstance(value, datetime) else from_micros(value)
 
 
-def _maybe_moment(value: int | datetime | None) -> datetime | None:
-    return None if value is None else _as_moment(value)
+def maybe_moment(value: int | datetime | None) -> datetime | None:
+    """A moment, if there is one."""
+    return None if value is None else as_moment(value)
 
 
-def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+def as_length(value: int | timedelta | None) -> timedelta | None:
+    """A duration, as a row or a person gives it."""
     return value * MICROSECOND if isinstance(value, int) else value
 
 
@@ -582,12 +567,12 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime = attrs.field(converter=_as_moment)
-    finished_at: datetime = attrs.field(converter=_as_moment)
+    started_at: datetime = attrs.field(converter=as_moment)
+    finished_at: datetime = attrs.field(converter=as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
+    cpu: timedelta | None = attrs.field(default=None, converter=as_length)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
@@ -603,15 +588,6 @@ class Failure:
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
 """How many failed attempts of a job are kept."""
-
-OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
-
-
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.frozen
@@ -645,60 +621,6 @@ class Finding:
     advice: str = attrs.field(converter=printable)
 
 
-Span = Literal["minute", "hour", "day"]
-SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
-"""In microseconds."""
-MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-
-
-@attrs.frozen
-class Metric:
-    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
-    of the jobs, to about 10 %; `None` if there was no job."""
-
-    start: datetime
-    completed: int
-    failed: int
-    retried: int
-    cancelled: int
-    waiting_median: timedelta | None
-    """Waiting is from when a job was due to when its last attempt began."""
-    waiting_p95: timedelta | None
-    running_median: timedelta | None
-    """Running is an attempt, whether it completed or failed."""
-    running_p95: timedelta | None
-
-    @classmethod
-    def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
-        """The metric of a span that began at *start*, from counts by measure and bucket."""
-        counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
-        times = [
-            quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
-            for measure in ("waiting", "running")
-            for share in (0.5, 0.95)
-        ]
-        return cls(from_micros(start), *counted, *times)
-
-
-def bucket_of(micros: int) -> int:
-    """The histogram bucket of a duration: four to an octave."""
-    return int(4 * math.log2(micros)) if micros > 1 else 0
-
-
-LAST_BUCKET = 240
-"""36,000 years; anything above was not written by litejobs."""
-
-
-def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The duration that this share of all durations does not exceed: its bucket's middle."""
-    left = share * sum(numbers.values())
-    for bucket in sorted(numbers):
-        left -= numbers[bucket]
-        if left <= 0:
-            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
-    return None
-
-
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
@@ -708,16 +630,12 @@ def _number(value: object) -> float:
 def _note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
-    return storable(value[:NOTE_LIMIT])[:NOTE_LIMIT]
-
-
-NOTE_LIMIT = 500
-"""Characters that are kept of a note."""
+    return storable(value[:500])[:500]
 
 
 @attrs.frozen
 class Progress:
-    """How far a job has come, as its handler last reported."""
+    """How far a job has come, as its handler last reported; of a note, 500 characters are kept."""
 
     done: float = attrs.field(converter=_number)
     total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
@@ -755,18 +673,8 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
-class _Source(Protocol):
-    """Where a job can be looked up again."""
-
-    def get(self, id: int) -> Job[Any]: ...
-    def errors(self, id: int) -> tuple[Failure, ...]: ...
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
-    def result(self, job: Job[Any]) -> Any: ...
-    def why(self, id: int) -> str: ...
-
-
-def _node_name(stored: str) -> str | None:
-    return stored or None
+def _or_none(value: str | None) -> str | None:
+    return value or None
 
 
 @attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
@@ -787,15 +695,15 @@ class Job(Generic[R]):
     """How many attempts were started, the present one included."""
     max_attempts: int | None
     """How many attempts there may be; `None` for any number."""
-    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    timeout: timedelta | None = attrs.field(converter=as_length)
     """How long an attempt may take."""
     _backoff: str | None
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=_as_moment)
+    run_at: datetime = attrs.field(converter=as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=_as_moment)
+    enqueued_at: datetime = attrs.field(converter=as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -803,13 +711,13 @@ class Job(Generic[R]):
     _grace: int | None = None
     state: State = "pending"
     """One of the words of the state diagram."""
-    node: str | None = attrs.field(default="", converter=_node_name)
+    node: str | None = attrs.field(default="", converter=_or_none)
     """The only node that may take the job, by name; `None` for any."""
-    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    started_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the last attempt began."""
-    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    finished_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job completed, failed or was cancelled."""
-    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    expires_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job will be cancelled, unless it has started by then."""
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
@@ -819,7 +727,7 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
-    _source: _Source = attrs.field(kw_only=True, eq=False)
+    _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
 
@@ -1473,12 +1381,12 @@ class Schedule:
     @property
     def next_at(self) -> datetime | None:
         """Its next tick; `None` while it is paused and when it has ended."""
-        return None if self.paused else _maybe_moment(self.next_tick)
+        return None if self.paused else maybe_moment(self.next_tick)
 
     @property
     def last_at(self) -> datetime | None:
         """The last tick for which it has enqueued a job."""
-        return _maybe_moment(self.last_tick)
+        return maybe_moment(self.last_tick)
 
     def upcoming(self, n: int = 5) -> list[datetime]:
         """Its next *n* ticks, or as many as there are, in its time zone."""
@@ -2910,7 +2818,7 @@ class _Nowhere:
         return ()
 
 
-NOWHERE: Final = _Nowhere()
+NOWHERE: Any = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3093,48 +3001,41 @@ define = Define()
 ################################################################################
 
 
-class Outcome(Exception):
-    """An outcome that a handler chooses by raising it, instead of returning or failing."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class Retry(Outcome):
+class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
     ) -> None:
-        super().__init__(reason)
-        self.args = delay, reason  # By which it is pickled.
+        super().__init__(delay, reason)
         self.delay = None if delay is None else duration(delay, "delay")
 
+    def __str__(self) -> str:
+        return str(self.args[1])
 
-class Snooze(Outcome):
+
+class Snooze(Exception):
     """Not now: run again after *delay*. This costs no attempt."""
 
     def __init__(self, delay: Duration) -> None:
+        super().__init__(delay)
         self.delay = duration(delay, "delay")
-        super().__init__(f"snoozed for {self.delay}")
-        self.args = (delay,)
 
 
-class Fail(Outcome):
+class Fail(Exception):
     """The job failed for good: no attempts are left, whatever the limit."""
 
 
-class Cancel(Outcome):
+class Cancel(Exception):
     """The job need not be done any more."""
 
     def __init__(self, reason: str = "the handler cancelled it") -> None:
         super().__init__(reason)
 
+
+Outcome = Retry | Snooze | Fail | Cancel
+"""What a handler chooses by raising it, instead of returning or failing."""
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3290,7 +3191,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = NOWHERE
+    source: LiteJobs = NOWHERE
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3298,14 +3199,15 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Executor._set_forked)
+        IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
+
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3315,21 +3217,17 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, progress)
 
-    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
-            value = attempt.call(self._compose)
-            if value is not None and inspect.iscoroutine(value):
-                value = self._await(value)
-            return attempt.returned(value)
-        except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    self._await(rest)
+            contextvars.copy_context().run(attempt.send, None)
+        except StopIteration as ended:
+            report: Report = ended.value
             return report
+        raise AssertionError("what never suspends was suspended")
+
+    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._await(coroutine)
 
     async def run_async(
         self,
@@ -3339,15 +3237,111 @@ class Executor:
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        return await self._attempt(claimed, asked, progress, compose_async, _same)
+
+    async def _attempt(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        progress: ReportProgress,
+        compose: Callable[..., Any],
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    ) -> Report:
+        """One attempt, which is suspended only where *wait* is."""
+        started_at, began = self.clock(), time.perf_counter_ns()
+        fits = False  # Whether there is a definition, and the payload fits it.
+
+        def context() -> Context[Any]:
+            def why_asked() -> Reason | None:
+                if reason := asked():
+                    self.noticed.add(claimed[:2])
+                return reason
+
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            pass_on = functools.partial(progress, claimed)
+            return Context(job, self.state, deadline, why_asked, pass_on)
+
         try:
-            return attempt.returned(await attempt.call(compose_async))
+            body = self.registry.named(claimed.name).body
+            payload, shape = body.decode(claimed.payload), body.shape
+            fits = True
+            if self.around:
+                made = context()
+                handler = functools.partial(shape.call, payload, lambda: made)
+                value = compose(self.around, made, handler)
+            else:
+                value = shape.call(payload, context)
+            if value is not None and inspect.iscoroutine(value):
+                value = await wait(value)
+            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if given_back or shape.result is None else _result(shape.result, value)
+            if self.forked:
+                self._end_copy(claimed)
+            took = (time.perf_counter_ns() - began) // 1000
+            report = Report(started_at, self.clock(), took, result=result)
+            return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    await rest
+            if self.forked:
+                self._end_copy(claimed, error)
+            took = (time.perf_counter_ns() - began) // 1000
+            given_back = self._broke_off(claimed, asked, error)
+            report = self._failed(claimed, error, fits, given_back)._replace(
+                started_at=started_at, finished_at=self.clock(), took=took
+            )
+            hook = self.registry.options(claimed.name).on_failure
+            # The supervisor decides about jobs that were asked to end, unless the node stops.
+            if hook is not None and report.state == "failed" and asked() in (None, "stop"):
+                try:
+                    rest = hook(context(), error)
+                    if inspect.iscoroutine(rest):
+                        await wait(rest)
+                except BaseException:
+                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
+
+    def _failed(
+        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+    ) -> Report:
+        """The report, without times, after an error of the handler or from before it began."""
+        options = self.registry.options(claimed.name)
+        try:
+            if not fits and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif given_back:
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, self.rng)
+            kind = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            kind = "exception"
+        if not report.counted:
+            return report
+        name, message, trace = describe(error)
+        return report._replace(kind=kind, type=name, message=message, traceback=trace)
+
+    def _broke_off(
+        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+    ) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
 
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
@@ -3419,124 +3413,15 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-@contextlib.contextmanager
-def _logged(claimed: Claimed) -> Iterator[None]:
+def _result(codec: Codec[Any], value: object) -> str:
+    """The JSON text of what a handler returned."""
     try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
-
-
-@attrs.define(eq=False, repr=False)
-class _Attempt:
-    """One attempt of one job, while it runs."""
-
-    executor: Executor
-    claimed: Claimed
-    asked: WhyAsked
-    progress: ReportProgress
-    started_at: int
-    began: int
-    shape: Shape | None = None
-    """What the handler takes and returns; set once the payload has turned out to fit."""
-
-    def call(self, compose: Callable[..., Any]) -> Any:
-        """Calls the handler, inside the middleware if there is any."""
-        claimed, executor = self.claimed, self.executor
-        body = executor.registry.named(claimed.name).body
-        payload, shape = body.decode(claimed.payload), body.shape
-        self.shape = shape
-        if not executor.around:
-            return shape.call(payload, self.context)
-        context = self.context()
-        handler = functools.partial(shape.call, payload, lambda: context)
-        return compose(executor.around, context, handler)
-
-    def context(self) -> Context[Any]:
-        """What the handler may know and use."""
-        claimed, now = self.claimed, self.started_at
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        progress = functools.partial(self.progress, claimed)
-        return Context(job, self.executor.state, deadline, self._why_asked, progress)
-
-    def _why_asked(self) -> Reason | None:
-        if reason := self.asked():
-            self.executor.noticed.add(self.claimed[:2])
-        return reason
-
-    def returned(self, value: Any) -> Report:
-        """The report after the handler has returned."""
-        executor, result = self.executor, None
-        given_back = bool(executor.noticed) and self._broke_off()
-        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
-            try:
-                result = codec.encode(value)
-            except Unfit as unfit:
-                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := excess_of(result):
-                raise Fail(f"its result has {problem}; return a path instead")
-        if executor.forked:
-            self._end_copy()
-        took = (time.perf_counter_ns() - self.began) // 1000
-        report = Report(self.started_at, executor.clock(), took, result=result)
-        return report._replace(state="pending", counted=False) if given_back else report
-
-    def raised(self, error: BaseException) -> Report:
-        """The report after an error, of the handler or from before it began."""
-        executor, claimed = self.executor, self.claimed
-        if executor.forked:
-            self._end_copy(error)
-        took = (time.perf_counter_ns() - self.began) // 1000
-        options = executor.registry.options(claimed.name)
-        facts: dict[str, Any] = {}
-        try:
-            if self.shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif self._broke_off(error):
-                report = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                report = judge(error, claimed, options, executor.rng)
-            if report.counted:
-                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, executor.rng), worse
-            facts["kind"] = "exception"
-        if facts:
-            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
-        return report._replace(
-            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
-        )
-
-    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; returns what is left to await."""
-        hook = self.executor.registry.options(self.claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
-            return None
-        rest = hook(self.context(), error)
-        return rest if inspect.iscoroutine(rest) else None
-
-    def _broke_off(self, error: BaseException | None = None) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
-        own = self.claimed[:2]
-        noticed = own in self.executor.noticed
-        self.executor.noticed.discard(own)
-        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
-
-    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
-        os._exit(1)
+        result = codec.encode(value)
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {unfit}") from None
+    if problem := excess_of(result):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return result
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
@@ -3734,6 +3619,11 @@ HOLDS = """
 """
 """Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
 statement that is to use one of them repeats its text."""
+_DEFINED = ",\n        ".join(
+    f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
+    f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
+    for option in STORED
+)
 _FROM_DEFINITION = ", ".join(
     f"{option} = coalesce(NEW.{option}, known.{option})"
     for option in STORED
@@ -3846,13 +3736,7 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
-        queue        TEXT NOT NULL,
-        node         TEXT NOT NULL,
-        priority     INTEGER NOT NULL,
-        max_attempts INTEGER,
-        timeout      INTEGER,
-        backoff      TEXT,
-        retention    TEXT,
+        {_DEFINED},
         expires      INTEGER
     ) STRICT;
 
@@ -3920,33 +3804,27 @@ SCHEMA = f"""
     ) STRICT, WITHOUT ROWID;
 """
 SCHEMA_VERSION = 4
-_FROM_VERSION_3 = """
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
-    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-"""
+"""Rises with every change of the schema; older files then get the columns that they lack."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """For other programs, in any language: an INSERT is completed, changes are counted, and
     numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
     whole transaction at once.) The name of each, and the rest of its statement."""
-
-    def count(job: str, change: str) -> str:
-        return f"""
+    added, removed = (
+        f"""
             INSERT INTO litejobs_count (state, queue, name, number)
                 SELECT {job}.state, {job}.queue, {job}.name, {change} 1
                 WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
                 ON CONFLICT DO UPDATE SET number = number {change} 1;
         """
-
+        for job, change in (("NEW", "+"), ("OLD", "-"))
+    )
     changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
     forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
-    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
-    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
-    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {added} END"
+    yield "litejobs_changed", f"{changed} BEGIN {removed} {added} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {removed} END"
     for table, columns in BOUNDS.items():
         cases = "".join(
             f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -3978,48 +3856,50 @@ def _triggers() -> Iterator[tuple[str, str]]:
     )
 
 
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    if _is_outdated(connection, path):
-        connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
-            _update_schema(connection)
-        connection.execute("COMMIT")
+@functools.cache
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """The statements of our tables, indexes and triggers, by kind and name."""
+    made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
+    expected = {(kind.lower(), name): statement for statement, kind, name in made}
+    triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
+    return expected | triggers
 
 
-def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether the schema is missing or older; a file that cannot be updated is refused."""
-    version = _schema_version(connection)
+def schema_version(connection: Any, path: str) -> int:
+    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
+        return 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < SCHEMA_VERSION
+    return version
 
 
-def _schema_version(connection: Any) -> int:
-    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
-    if connection.execute(exists).fetchone() is None:
-        return 0
-    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
-    return row[0] if row and isinstance(row[0], int) else 0
-
-
-def _update_schema(connection: Any) -> None:
-    """Creates the schema or brings it up to date, within a transaction, statement by statement:
-    the standard sqlite3 commits before it runs a script."""
-    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
-        connection.execute(statement)
-    for name, trigger in _triggers():
-        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+def update_schema(connection: Any, path: str) -> None:
+    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
+    by single statements, since the standard sqlite3 commits before it runs a script."""
+    if schema_version(connection, path) == SCHEMA_VERSION:
+        return
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    for (kind, name), statement in _expected_schema().items():
+        if kind == "trigger":
+            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        if kind == "trigger" or name not in there:
+            connection.execute(statement)
+        elif kind == "table":
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
+            for column, rest in columns:
+                if column not in known:
+                    connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
-
-
-def _statements(script: str) -> list[str]:
-    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
@@ -4033,53 +3913,45 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     outdated = False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
-        if expected is not None and kind == "trigger" and outdated:
-            continue  # It is about to be created anew.
-        if expected is None or not re.fullmatch(expected, _squeezed(str(sql))):
+        if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
             # A newer litejobs makes what this one does not know.
-            outdated = _is_outdated(connection, path)
+            outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
-@functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
-    may have more columns, as users add them, and as steps do, unless those compute something."""
-    expected = {
-        ("trigger", name): re.escape(_squeezed(f"CREATE TRIGGER {name} {trigger}"))
-        for name, trigger in _triggers()
-    }
-    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
-    for statement in _statements(SCHEMA):
-        text = _squeezed(statement)
-        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
-            columns, rules = text, ""
-            if kind == "TABLE":
-                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
-            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
-            more = "(,[^()]*)?" if kind == "TABLE" else ""
-            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
-    return expected
-
-
-def _squeezed(sql: str) -> str:
-    """A statement without spaces and comments: SQLite may lay it out otherwise."""
-    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
+def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
+    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
+    any order, and tables may have more of them, as users add, unless those compute something."""
+    found, expected = (
+        re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
+    )
+    if found == expected or kind != "table":
+        return found == expected or (kind == "trigger" and outdated)
+    (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
+    (columns, _, rules), (our_columns, _, our_rules) = (
+        rest.rpartition(")"),
+        our_rest.rpartition(")"),
+    )
+    there, ours = {*columns.split(",")}, {*our_columns.split(",")}
+    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
+    return as_ours and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
     """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
     millions of jobs now, and SQLite would read all of them instead of using an index. Without
     statistics it assumes that every table is large, which is right here."""
-    for table in ("sqlite_stat1", "sqlite_stat4"):
-        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
-        if connection.execute(exists, (table,)).get:
-            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
-            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
-                connection.execute(f"DELETE {ours}")
-                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+    tables = connection.execute("""
+        SELECT name FROM sqlite_schema
+        WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
+    """)
+    for (table,) in tables.fetchall():
+        ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+        if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+            connection.execute(f"DELETE {ours}")
+            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
 ################################################################################
@@ -4348,7 +4220,8 @@ class File:
                 connection.config(setting, 0)
             _refuse_lost_wal(connection, place)
             _refuse_foreign_schema(connection, str(place))
-            if not self.create and _schema_version(connection) == 0:
+            version = schema_version(connection, str(place))
+            if not self.create and version == 0:
                 raise FileError(str(place), "holds no queue: name another file")
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
@@ -4360,7 +4233,10 @@ class File:
             # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
             connection.pragma("wal_autocheckpoint", 1000)
             connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-            _migrate(connection, str(place))
+            if version < SCHEMA_VERSION:
+                connection.execute("BEGIN IMMEDIATE")
+                update_schema(connection, str(place))
+                connection.execute("COMMIT")
             _forget_statistics(connection)
         except BaseException:
             connection.close()
@@ -5431,7 +5307,7 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((counted, *parts))
 
 
-def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
     """Several jobs, in the order of their ids."""
     ids = sorted(ids)
     if absent := next((id for id in ids if not 0 < id < 2**63), None):
@@ -5445,7 +5321,7 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> 
 
 
 def find_jobs(
-    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+    tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
     """The jobs that match, the newest first."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
@@ -5666,8 +5542,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                     _check_no_other(file)
             ours = _begin_part(connection)
             try:
-                if _is_outdated(connection, str(file.path)):
-                    _update_schema(connection)
+                update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
@@ -5854,7 +5729,7 @@ class NewJob(NamedTuple):
         """By name, in the order of _COLUMNS; but the payload."""
         return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
 
-    def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
+    def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
         options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
         return Job(
@@ -5922,7 +5797,7 @@ class Enqueued(Sequence[Job[Any]]):
 
     _ids: range
     _new: Sequence[NewJob]
-    _source: _Source
+    _source: LiteJobs
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -6073,7 +5948,7 @@ def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool
     return inserted
 
 
-def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) -> list[Job[Any]]:
+def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -> list[Job[Any]]:
     """The same; gives the jobs as they are then."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
     rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
@@ -7198,7 +7073,7 @@ def hold(path: str) -> contextlib.ExitStack:
         held = lock(path, alone=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    in_forks(held, contextlib.ExitStack.close)  # What a job forks does not keep its node alive.
+    IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
     return held
 
 
@@ -7277,10 +7152,47 @@ def _give_rights(made: int, found: os.stat_result) -> None:
 # Metrics, the reasons why jobs wait, the problems of a queue, and copies of its file.
 ################################################################################
 
+Span = Literal["minute", "hour", "day"]
+SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+"""In microseconds."""
+MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
 SAMPLE = 8
 """How many jobs of an exchange are measured."""
 METRICS_KEPT = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
+
+
+@attrs.frozen
+class Metric:
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
+    of the jobs, to about 10 %; `None` if there was no job."""
+
+    start: datetime
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    waiting_median: timedelta | None
+    """Waiting is from when a job was due to when its last attempt began."""
+    waiting_p95: timedelta | None
+    running_median: timedelta | None
+    """Running is an attempt, whether it completed or failed."""
+    running_p95: timedelta | None
+
+
+def bucket_of(micros: int) -> int:
+    """The histogram bucket of a duration: four to an octave."""
+    return int(4 * math.log2(micros)) if micros > 1 else 0
+
+
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    left = share * sum(numbers.values())
+    for bucket in sorted(numbers):
+        left -= numbers[bucket]
+        if left <= 0:  # No bucket above 240, 36,000 years, was written by litejobs.
+            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, 240) / 4)))
+    return None
 
 
 @attrs.define(eq=False, repr=False)
@@ -7362,15 +7274,13 @@ class Meter:
             tx.execute(outdated, values)
         return True
 
-    def read(
-        self, span: Span, queue: str | None, name: str | None, limit: int
-    ) -> list[tuple[int, dict[tuple[str, int], int]]]:
-        """The last spans, the current one at the end: the start of each, and its numbers by
-        measure and bucket."""
+    def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
+        """Of the last spans, the current one at the end."""
         length = SPANS[span]
         last = self._clock() // length * length
-        spans: dict[int, dict[tuple[str, int], int]] = {
-            start: {} for start in range(last - (limit - 1) * length, last + 1, length)
+        spans: dict[int, defaultdict[str, dict[int, int]]] = {
+            start: defaultdict(dict)
+            for start in range(last - (limit - 1) * length, last + 1, length)
         }
         values = {
             "length": length, "first": min(spans), "end": last + length,
@@ -7390,8 +7300,13 @@ class Meter:
             for start, measure, bucket, number in rows:
                 if start not in spans:
                     raise Damaged(f"a span begins at {shown(start)}")
-                spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
-        return [*spans.items()]
+                spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+        metrics = []
+        for start, numbers in spans.items():
+            counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
+            times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
+            metrics.append(Metric(from_micros(start), *counts, *times))
+        return metrics
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -8406,11 +8321,11 @@ class Events:
     """The callbacks of this process, and the thread that calls them."""
 
     limit: int = QUEUE_LIMIT
+    listened: frozenset[EventKind] = frozenset()
+    """The kinds that have a callback."""
     _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
-    _listened: frozenset[EventKind] = frozenset()
     _queue: Any = None
-    """A SimpleQueue of events, while there is a thread, which is in the process `_pid`."""
-    _pid: int = 0
+    """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
     _at_once: int = 0
     """How many drains want the callbacks to be called at once."""
@@ -8418,11 +8333,11 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Events._renew)
+        IN_FORKS[self] = Events._renew
 
     def _renew(self) -> None:
-        """A thread that held the lock when another one forked does not exist in the child."""
-        self._lock = threading.RLock()
+        """A forked child has neither the thread nor one that held the lock."""
+        self._lock, self._queue = threading.RLock(), None
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
         """Calls *listener* with every event of these kinds; with all, if there are none."""
@@ -8431,22 +8346,12 @@ class Events:
         given: object = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        if not self._listeners:
-            atexit.register(_close_at_exit, weakref.ref(self))
         self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self._listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
-
-    def listened(self, kind: EventKind) -> bool:
-        """Whether this kind has a callback."""
-        return kind in self._listened
+        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
-        return kind in self._listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
-
-    def wanted(self) -> frozenset[EventKind]:
-        """The kinds that are wanted now."""
-        return frozenset(filter(self.wants, EVENT_KINDS))
+        return kind in self.listened or logger.isEnabledFor(_LEVELS.get(kind, logging.NOTSET))
 
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
@@ -8456,19 +8361,20 @@ class Events:
 
     def pass_on(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
-        if event.kind not in self._listened:
+        if event.kind not in self.listened:
             return
         if self._at_once:
             self._call(event)
             return
         with self._lock:
-            if self._queue is None or self._pid != os.getpid():
+            if self._queue is None:
                 import queue
 
-                self._queue, self._pid = queue.SimpleQueue(), os.getpid()
+                self._queue = queue.SimpleQueue()
                 threading.Thread(
-                    target=_call_all, args=(self._queue, self._call), name=_THREAD, daemon=True
+                    target=self._call_all, args=(self._queue,), name=_THREAD, daemon=True
                 ).start()
+                atexit.register(self.close)
             if self._queue.qsize() < self.limit:
                 self._queue.put(event)
                 return
@@ -8491,14 +8397,20 @@ class Events:
         the next event starts another one."""
         with self._lock:
             queue, self._queue = self._queue, None
-            if queue is None or self._pid != os.getpid():
+            if queue is None:
                 return
             done = threading.Event()
             queue.put(done)
+        atexit.unregister(self.close)
         if threading.current_thread().name != _THREAD and not done.wait(timeout):
             logger.warning("%d events were not passed on in time", queue.qsize())
         if self._dropped:
             self._warn_of_dropped()
+
+    def _call_all(self, queue: Any) -> None:
+        while isinstance(event := queue.get(), Event):
+            self._call(event)
+        event.set()
 
     def _call(self, event: Event) -> None:
         for kinds, listener in self._listeners:
@@ -8506,23 +8418,12 @@ class Events:
                 try:
                     listener(event)
                 except (Exception, SystemExit):
-                    logger.exception("the callback %r failed (%s)", listener, event)
+                    logger.exception("the callback %s failed (%s)", listener, event)
 
     def _warn_of_dropped(self) -> None:
         self._warned_at = time.monotonic()
         logger.warning("%d events were dropped: the callbacks are too slow", self._dropped)
         self._dropped = 0
-
-
-def _call_all(queue: Any, call: Listener) -> None:
-    while isinstance(event := queue.get(), Event):
-        call(event)
-    event.set()
-
-
-def _close_at_exit(reference: weakref.ref[Events]) -> None:
-    if events := reference():
-        events.close()
 
 
 ################################################################################
@@ -8562,7 +8463,7 @@ def rescue_from_unlisted(duties: Duties) -> None:
 
 
 def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
-    listened = duties.events.listened("crashed") or duties.events.listened("failed")
+    listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
         logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
@@ -8923,6 +8824,8 @@ class Channel:
 
 OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+OUTPUT_LIMIT = 4_096
+"""Bytes that are kept of what a job writes."""
 OUTPUT_RING = OUTPUT_LIMIT + 1
 """Bytes for what the running job writes: by the last one it shows that there was more."""
 REPORT = struct.Struct("=5q")
@@ -8931,6 +8834,12 @@ other fields, which follow if they are not the defaults."""
 _RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
 """Words of the board. From the last one on, there are two for each place of an async job: when it
 began, and which was asked to end; those of place 0 are of the plain jobs."""
+
+
+def last_lines(written: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.define(eq=False, repr=False)
@@ -10175,7 +10084,7 @@ class Supervisor:
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
             self.pool.concurrency = 0
-        in_forks(self.pool, WorkerPool.let_go)
+        IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
             "requests": (math.inf, self._check_requests),
@@ -10203,7 +10112,6 @@ class Supervisor:
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._wanted = self.events.wanted()
             self._spawn()
             self._unless_locked(self._duties.attend)
             while not self._done():
@@ -10349,7 +10257,7 @@ class Supervisor:
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._wanted = self.events.wanted()
+        self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
@@ -10556,11 +10464,9 @@ class Supervisor:
         try:
             if self._orphans:
                 # What has ended is held until that is in the file.
-                held = [
-                    *(run.claimed for run in self.pool.runs()),
-                    *(job for job, _ in self._pending),
-                ]
-                self.store.nodes.release_strays(self._node, [claimed[:2] for claimed in held])
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                held += [claimed[:2] for claimed, _ in self._pending]
+                self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
             done = self.store.exchange(self._pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
@@ -10777,12 +10683,13 @@ class Supervisor:
             self._join_again()
         self._changes = changes
         self._wake()
-        if self._wanted & {"queue_paused", "queue_resumed"}:
+        if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
             before, self._paused = paused if self._paused is None else self._paused, paused
-            for queue in sorted(before ^ paused):
-                kind: EventKind = "queue_paused" if queue in paused else "queue_resumed"
-                self._duties.emit(kind, queue=queue)
+            for queue in sorted(paused - before):
+                self._duties.emit("queue_paused", queue=queue)
+            for queue in sorted(before - paused):
+                self._duties.emit("queue_resumed", queue=queue)
         return True
 
     def _check_requests(self, duties: Duties) -> float | None:
@@ -11121,8 +11028,7 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        spans = self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
-        return [Metric.of(start, numbers) for start, numbers in spans]
+        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
