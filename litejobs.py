@@ -8655,7 +8655,7 @@ def executor(
     registry: Registry,
     make_state: Callable[[], Any] | None,
     clock: Clock,
-    source: _Source,
+    source: LiteJobs,
     around: tuple[AroundRun, ...],
 ) -> Iterator[Executor]:
     """What runs jobs in this process, with a state of its own: a context manager is entered, and
