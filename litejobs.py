@@ -10366,8 +10366,8 @@ class Supervisor:
             self._watch_at = min(self._watch_at, worker.look_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
-                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
-                if running is not None and now > slow_at:
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
