@@ -2167,7 +2167,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2175,13 +2175,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2246,33 +2239,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2305,10 +2275,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2333,9 +2315,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2361,9 +2348,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2419,20 +2405,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2463,55 +2441,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2519,7 +2501,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2608,9 +2590,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2657,7 +2638,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2710,8 +2691,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2745,7 +2727,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2782,7 +2764,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2806,19 +2788,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2827,7 +2804,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2838,7 +2814,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2849,7 +2825,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2861,19 +2838,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2887,33 +2869,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2927,18 +2897,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2946,17 +2913,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2980,13 +2950,6 @@ def _problem_of(code: Any) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "a generator: its body would never run"
     return None
-
-
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
 
 
 define = Define()
@@ -3265,18 +3228,18 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, shape = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
                 made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
+                handler = functools.partial(call, payload, lambda: made)
                 value = compose(self.around, made, handler)
             else:
-                value = shape.call(payload, context)
+                value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if given_back or shape.result is None else _result(shape.result, value)
+            result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
                 self._end_copy(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -11323,7 +11286,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -12308,7 +12271,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
