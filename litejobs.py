@@ -12502,18 +12502,24 @@ Output = tuple[Any, str, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
-    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        parser.error("expected a value, got '--'")
+    given: dict[str, Any] = {"to": {}}
+    for place, value in vars(_parser().parse_args(arguments)).items():
+        group, _, name = place.rpartition(".")
+        fields = name == "payload" and isinstance(value, list)
+        (given[group] if group else given)[name] = dict(value) if fields else value
+    verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        target = [_target(options.target)] if "target" in options else []
-        value, text, code = options.command(*target, options)
-        if getattr(options, "json", False):
+        run, _, *columns = _COMMANDS[verb]
+        jobs = [_target(given.pop("target"))] if "target" in given else []
+        given |= {"to": to} if verb in ("change", "queue") else {}
+        done = run(*jobs, *given.pop("ids", ()), **given)
+        if columns:
+            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
+            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
+        value, text, code = done
+        if as_json:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
@@ -12534,6 +12540,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
+    hold, and what can only be given by name is an option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12545,412 +12553,300 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run, **more)
-        place = "module:attribute or file.py:attribute"
-        if run is _run:
-            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
-        elif run is not _new:
-            about = f"the queue's file, or a program: {place}"
-            made.add_argument("target", metavar="TARGET", help=about)
-            made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_job_commands(add)
-    _add_other_commands(add)
+    for verb, (run, about, *_) in _COMMANDS.items():
+        command = commands.add_parser(verb, help=about, description=about)
+        command.set_defaults(verb=verb)
+        if verb != "new":
+            file = "" if verb == "run" else "the queue's file, or "
+            place = f"{file}a program: module:attribute or file.py:attribute"
+            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+        if verb not in ("new", "run"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
+        parameters = inspect.signature(run, eval_str=True).parameters.values()
+        for each in list(parameters)[verb != "new" :]:
+            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+            group = "to." if each.name == "to" else ""
+            options = typed and typing.get_type_hints(typed, include_extras=True)
+            for name, hint in (options or {each.name: each.annotation}).items():
+                settings = _settings(name, hint, removable=bool(group))
+                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                    several = each.kind is each.VAR_POSITIONAL
+                    optional = several or each.default is not each.empty
+                    number = "*" if several else "?" if optional else None
+                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                elif settings:
+                    where = flags if settings.get("action") == "store_true" else command
+                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
-def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", _run, "run jobs until stopped")
-    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    _add_options(run, NodeOptions, queues="--queue")
-    level = run.add_mutually_exclusive_group()
-    for flag, least, about in (
-        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("--quiet", logging.WARNING, "log only warnings and errors"),
-    ):
-        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-    run.set_defaults(log_level=logging.INFO)
-    enqueue = add("enqueue", _enqueue, "put a job into the file")
-    enqueue.add_argument("name", help="the definition")
-    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    _add_options(enqueue, Choices)
-    listing = add("list", _list, "list jobs, the newest first")
-    _add_options(listing, Filters)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = add("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    add("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for verb, done, about in (
-        ("retry", "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", "cancelled", "cancel jobs that wait or run"),
-        ("delete", "deleted", "delete jobs that do not run"),
-        ("hold", "held", "keep jobs that wait from running"),
-        ("release", "released", "let held jobs wait for their turn again"),
-        ("change", "changed", "give jobs that wait other values"),
-    ):
-        bulk = add(verb, _bulk, about, verb=verb, done=done)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
-    changes = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, "to_", removable=True, **changes)
+_FLAGS = {
+    "run queues": "queue",
+    # The node is what a change is most often about: so that is what --node gives there.
+    "change node": "from-node",
+    "change to.queue": "to-queue",
+    "change to.payload": "to-payload",
+}
+"""Options that are not called as their parameters."""
 
 
-def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("stats", _stats, "count jobs by queue and state")
-    add("queues", _queues, "list the queues that have settings")
-    queue = add("queue", _queue, "show, pause, resume and set a queue")
-    queue.add_argument("name", help="the queue")
-    state = queue.add_mutually_exclusive_group()
-    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
-    state.add_argument("--resume", action="store_true", help="let its jobs start again")
-    state.add_argument("--reset", action="store_true", help="take all its settings away")
-    _add_options(queue, QueueChoices, removable=True)
-    add("nodes", _list_nodes, "list the nodes")
-    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
-    metrics.add_argument("--span", choices=SPANS, default="minute")
-    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    metrics.add_argument("--queue")
-    metrics.add_argument("--name")
-    add("schedules", _schedules, "list schedules with their last and next times")
-    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for verb, done, about in (
-        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", "resumed", "let a schedule, or all, fire again"),
-    ):
-        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
-        switch.add_argument("name", nargs="?", help="default: all")
-    backup = add("backup", _backup, "copy the file while jobs run")
-    backup.add_argument("path", help="the copy: nothing may be there yet")
-    add("compact", _compact, "give free space in the file back")
-    doctor = add("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    new = add("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    typed: type,
-    prefix: str = "",
-    *,
-    removable: bool = False,
-    **flags: str,
-) -> None:
-    """Adds an argument for each option of a TypedDict that a text can be read as. Where
-    options are *removable*, a zero or an empty text stands for None."""
-    import argparse
-
-    texts = {
-        name: hint.__metadata__[0]
-        for kind in (Choices, typed)
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if typing.get_origin(hint) is Annotated
-    }
-    for name, hint in typing.get_type_hints(typed).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
-        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
-        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
-            settings |= {"choices": typing.get_args(literals[0])}
-        elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON"}
-        elif readers and name != "id":
-            read, metavar = readers[0]
-            if removable and type(None) in kinds:
-                # A node may be named 0, and a grace of no seconds is one.
-                zero = "" if name in ("node", "grace") else "0"
-                read = functools.partial(_read_unless, (zero, ""), read)
-                about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
-        else:
-            continue
-        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
-            settings["action"] = "append"
-        parser.add_argument(flag, help=about, **settings)
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
-
-
-def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
-    return None if text in none else read(text)
-
-
-def _moment(text: str) -> datetime:
-    import argparse
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
-        raise argparse.ArgumentTypeError(problem) from None
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
+    name, _, value = text.partition("=")
+    return name, load_json(value)
+
+
+_READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
+    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
+    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    int: ("NUMBER", int, "invalid int value: {!r}"),
+    float: ("NUMBER", float, "invalid float value: {!r}"),
+    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    str: ("", str, ""),
+    Iterable: ("", str, ""),
+}
+"""What a value of a type is called in the help, how it is read, and what is said of a text that is
+none."""
+
+
+def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
+    """How argparse reads an option; empty if a text cannot be read as one. Where options are
+    *removable*, a zero or an empty text stands for None."""
     import argparse
 
-    name, _, value = text.partition("=")
-    try:
-        return name, load_json(value)
-    except ValueError:
-        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+    kinds = _kinds(hint)
+    plain = [typing.get_origin(kind) or kind for kind in kinds]
+    texts: Any = hint, typing.get_type_hints(Choices, include_extras=True).get(name)
+    about = next((text.__metadata__[0] for text in texts if hasattr(text, "__metadata__")), None)
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about}
+    if bool in plain:
+        return settings | {"action": "store_true"}
+    if {Iterable, Sequence, Mapping}.intersection(plain):
+        settings["action"] = "append"
+    if Literal in plain:
+        return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
+    if name == "headers" or not (
+        known := [reader for kind, reader in _READERS.items() if kind in plain]
+    ):
+        return {}
+    metavar, read, problem = known[0]
+    none: Sequence[str] = ()
+    if removable and type(None) in kinds:
+        # A node may be named 0, and a grace of no seconds is one.
+        none = ("",) if name in ("node", "grace") else ("0", "")
+        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
 
+    def checked(text: str) -> Any:
+        try:
+            return None if text in none else read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(problem.format(text)) from None
 
-_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
-    (timedelta, float, "SECONDS"),
-    (datetime, _moment, "TIME"),
-    (int, int, "NUMBER"),
-    (float, float, "NUMBER"),
-    (str, str, ""),
-    (Iterable[str], str, ""),
-)
-"""How a value of a type is read from a command line, and what it is called in the help."""
+    return settings | {"type": checked, "metavar": metavar or name.upper()}
 
 
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
-    if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute)
-    if not os.path.exists(text):
-        raise FileError(text, "no such file; a program is named module:attribute")
-    jobs = LiteJobs(text)
-    jobs.store.file.create = False
-    return jobs
-
-
-def _program_at(place: str, attribute: str) -> LiteJobs:
-    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if not (colon and attribute.isidentifier()) or os.path.exists(text):
+        if not os.path.exists(text):
+            raise FileError(text, "no such file; a program is named module:attribute")
+        jobs = LiteJobs(text)
+        jobs.store.file.create = False
+        return jobs
+    name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        name, folder = Path(place).stem, str(Path(place).parent.resolve())
-    sys.path.insert(0, folder)
+        name, folder = Path(place).stem, Path(place).parent.resolve()
+    sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
-        raise OptionError(f"{place}:{attribute}", problem) from error
+        raise OptionError(text, problem) from error
     found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-    elif not isinstance(found, LiteJobs):
+        raise OptionError(text, f"another module has the name {name!r} already: rename the file")
+    if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-    else:
-        found.target = module.__file__
-        return found
-    raise OptionError(f"{place}:{attribute}", problem)
+        raise OptionError(text, problem)
+    found.target = module.__file__
+    return found
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _run(
+    jobs: LiteJobs,
+    *,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    quiet: Annotated[bool, "log only warnings and errors"] = False,
+    **options: Unpack[NodeOptions],
+) -> Output:
     if jobs.target is None:
-        raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    jobs.log_level = options.log_level
-    log_to_stderr(options.log_level)
-    jobs.work(options.workers, **_given(options, NodeOptions))
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log_to_stderr(jobs.log_level)
+    jobs.work(workers, **options)
     return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    choices: Choices = _given(options, Choices)
+def _enqueue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the definition"],
+    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    **choices: Unpack[Choices],
+) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
+        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
     else:
         try:
-            payload = json_of_any.encode(json_of_any.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(payload))
         except Unfit as unfit:
-            raise PayloadError(options.name, unfit.problems) from None
-        name = check_name(options.name, "name")
+            raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
-            id = insert_unknown(tx, name, payload, columns)
+            id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    columns: _Columns = {
-        **{name: name for name in ("id", "name", "queue", "state", "priority")},
-        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-        "run at (UTC)": "run_at",
-        "error": lambda job: (job["error"] or "")[:80],
-    }
-    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.get(options.id)
+def _show(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    all: Annotated[bool, "all that are kept, not only the last 5"] = False,
+) -> Output:
+    job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    if job.stored_progress is not None:
-        try:
-            shown["progress"] = str(job.progress)
-        except OptionError as error:  # Another program has written it.
-            shown["progress"] = f"({error})"
+    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+        shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
     ]
-    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
-    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines.append(f"\n{failure.omitted} failed attempts are not kept")
+        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
+        # Indented: a line of what an exception says must not look like one of ours.
+        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        lines.append("    " + message.replace("\n", "\n    "))
+        measured = {
+            "exit code": failure.exit_code,
+            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "peak memory": failure.memory and _bytes(failure.memory),
+        }
+        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+        lines += [", ".join(known)] if known else []
+        if failure.output:
+            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _failure_lines(failure: Failure) -> Iterator[str]:
-    if failure.omitted:
-        yield f"\n{failure.omitted} failed attempts are not kept"
-    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    # Indented: a line of what an exception says must not look like one of ours.
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-    yield "    " + message.replace("\n", "\n    ")
-    measured = {
-        "exit code": failure.exit_code,
-        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-        "peak memory": None if failure.memory is None else _bytes(failure.memory),
-    }
-    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
-        yield ", ".join(known)
-    if failure.output:
-        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
-
-
-def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
-    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
-    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
-    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    if missing > 0 and not filters:
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+    moved = getattr(jobs, verb)(*ids, **filters)
+    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
+    if missing > 0 and not filters.keys() - {"to"}:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    why = jobs.why(options.id)
-    return {"id": options.id, "why": why}, why, 0
+_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
+    given: Any = {**filters, "to": to}
+    return _bulk("change", jobs, *ids, **given)
+
+
+def _why(jobs: LiteJobs, id: int) -> Output:
+    why = jobs.why(id)
+    return {"id": id, "why": why}, why, 0
+
+
+def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
-    return counts, _table([["queue", *states], *lines]), 0
+    none = dict.fromkeys(states, 0)
+    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
+    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
-
-
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    queue = jobs.queue(options.name)
-    if options.reset:
+def _queue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the queue"],
+    *,
+    pause: Annotated[bool, "let no more of its jobs start"] = False,
+    resume: Annotated[bool, "let its jobs start again"] = False,
+    reset: Annotated[bool, "take all its settings away"] = False,
+    to: QueueChoices,
+) -> Output:
+    queue = jobs.queue(name)
+    if reset:
         queue.reset()
-    if given := _given(options, QueueChoices):
-        queue.set(**given)
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    values = _queue_values(queue.settings)
-    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
+    if to:
+        queue.set(**to)
+    if pause or resume:
+        (queue.pause if pause else queue.resume)()
+    rows = _values(jobs, [queue.settings], _QUEUES)
+    return rows[0], _table(rows, _QUEUES), 0
 
 
-def _queue_values(settings: QueueSettings) -> dict[str, Any]:
-    values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
-    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = (
-        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-        "misfire", "overlap", "origin", "problem", "words", "payload",
-    )  # fmt: skip
-    columns: _Columns = {
-        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
-        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
-    }  # fmt: skip
-    return _listing(_values(jobs, jobs.schedules(), names), columns)
-
-
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.schedule(options.name).fire()
+def _fire(jobs: LiteJobs, name: str) -> Output:
+    job = jobs.schedule(name).fire()
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.schedules, options.verb)(options.name)
-    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
+def _switch(
+    verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
+) -> Output:
+    changed = getattr(jobs.store.schedules, verb)(name)
+    return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    columns: _Columns = {
-        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
-        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-        "running jobs": "running",
-    }  # fmt: skip
-    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
-    columns: _Columns = {
-        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
-        **{name.replace("_", " "): name for name in names},
-    }
-    return _listing(list(map(attrs.asdict, found)), columns)
-
-
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    place = jobs.backup(options.path)
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+    place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
     return {"path": storable(str(place)), "bytes": size}, text, 0
 
 
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _compact(jobs: LiteJobs) -> Output:
     done = jobs.compact()
     return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
 
 
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    if options.repair:
+def _doctor(
+    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+) -> Output:
+    if repair:
         jobs.repair()
     found = jobs.doctor()
     lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    return (
-        list(map(attrs.asdict, found)),
-        "\n".join(lines or ["nothing is wrong"]),
-        int(bool(found)),
-    )
+    text = "\n".join(lines or ["nothing is wrong"])
+    return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
 _DEFINITION = '''\
@@ -12993,48 +12889,38 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> Output:
+def _new(
+    name: Annotated[str, "such as reports:generate"],
+    *,
+    queue: Annotated[str | None, "the queue of its jobs"] = None,
+    dir: Annotated[str, "the folder to write to (default: this one)"] = ".",
+) -> Output:
     import keyword
 
-    name, folder = check_name(options.name, "NAME"), Path(options.dir)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
         problem = f"expected lower-case words joined by : . - or _, got {name!r}"
         raise OptionError("NAME", problem)
     function = re.sub("[:.-]", "_", name)
     if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
         raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
-    if options.queue is not None:
-        chosen["queue"] = check_name(options.queue, "--queue")
+    if queue is not None:
+        chosen["queue"] = check_name(queue, "--queue")
     # What is printable looks the same in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
-    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    try:
-        with contextlib.ExitStack() as undo:  # Both files are written, or none.
-            for place, template in ((path, _DEFINITION), (test, _TEST)):
-                with place.open("x", encoding="utf-8") as file:
-                    undo.callback(place.unlink)
-                    file.write(template.format(**texts))
-            undo.pop_all()
-    except FileExistsError as error:
-        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OptionError(str(error.filename), "there is no such folder") from None
+    if not os.path.isdir(dir):
+        raise OptionError(str(path), "there is no such folder")
+    if there := next(filter(os.path.lexists, (path, test)), None):
+        raise OptionError(str(there), "is there already, and stays as it is")
+    for place, template in ((path, _DEFINITION), (test, _TEST)):
+        with place.open("x", encoding="utf-8") as file:
+            file.write(template.format(**texts))
     return None, _NEXT.format(**texts), 0
-
-
-def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload, progress or result as JSON values, with what is hidden replaced."""
-    plain = _read_json(stored)
-    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
-        return plain
-    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
-        return HIDDEN
-    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
 _JOB_VALUES = tuple(
@@ -13045,48 +12931,81 @@ _JOB_VALUES = tuple(
 
 
 def _values(
-    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+    jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
-    have stored."""
-    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+    """These values of jobs, schedules or the like, without what is hidden: as the program
+    says, or nodes have stored."""
+    all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+
+    computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
-        if name in ("payload", "progress", "result"):
-            definition = thing.definition if isinstance(thing, Schedule) else thing.name
-            not_shown = hidden.get(definition, frozenset())
-            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
         if name == "words":
             # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
-        return getattr(thing, name)
+        if name not in computed:
+            return getattr(thing, name)
+        stored = getattr(thing, f"stored_{name}")
+        plain = _read_json(stored)
+        definition = thing.name if isinstance(thing, Job) else thing.definition
+        hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
+        if plain is None or not hidden:
+            return plain
+        if name in hidden or not isinstance(plain, dict) or isinstance(stored, bytes):
+            return HIDDEN
+        return {key: HIDDEN if f"{name}.{key}" in hidden else plain[key] for key in plain}
 
-    return [{name: value(thing, name) for name in names} for thing in things]
-
-
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-_QUEUE_COLUMNS: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": lambda queue: (
-        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
-    ),
-}
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    """All values of rows for JSON, these columns as a table, and whether there is no row."""
-    lines = [
-        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        for row in rows
+    return [
+        {name: value(thing, name) for name in names if name in computed or hasattr(thing, name)}
+        | {name: set for name, set in getattr(thing, "defaults", {}).items() if name != "backoff"}
+        for thing in things
     ]
-    return rows, _table([list(columns), *lines]), int(not rows)
 
 
-def _table(lines: Sequence[Sequence[object]]) -> str:
+_Columns = Mapping[str, str]
+"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+_JOBS: _Columns = {
+    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
+    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+}  # fmt: skip
+_QUEUES: _Columns = {
+    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
+    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
+    "timeout": "timeout",
+}  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
+    "queues": "queues", "running": "running jobs",
+}  # fmt: skip
+_SCHEDULES: _Columns = {
+    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
+    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
+}  # fmt: skip
+_METRICS: _Columns = {
+    "start": "start (UTC)",
+    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
+}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job: (job["error"] or "")[:80],
+    "paused": lambda queue: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
+    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue: _json_value(queue["ageing"]),
+    "timeout": lambda queue: _json_value(queue["timeout"]),
+    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+}
+"""What tables show for some values."""
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
+    shown = {name: heading for name, heading in columns.items() if heading}
+    lines: list[list[object]] = [[*shown.values()]]
+    for row in rows:
+        lines.append(
+            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
+        )
     texts = [[printable(_cell(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
@@ -13116,6 +13035,37 @@ def _json_value(value: Any) -> Any:
 
 def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
+_COMMANDS: Mapping[str, tuple[Any, ...]] = {
+    "run": (_run, "run jobs until stopped"),
+    "enqueue": (_enqueue, "put a job into the file"),
+    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "show": (_show, "show one job with its failed attempts"),
+    "why": (_why, "say why a job is not running"),
+    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
+    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
+    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
+    "change": (_change, "give jobs that wait other values"),
+    "stats": (_stats, "count jobs by queue and state"),
+    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queue": (_queue, "show, pause, resume and set a queue"),
+    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
+    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
+    "fire": (_fire, "enqueue one job of a schedule now"),
+    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "backup": (_backup, "copy the file while jobs run"),
+    "compact": (_compact, "give free space in the file back"),
+    "doctor": (_doctor, "say what is wrong, with advice"),
+    "new": (_new, "write a definition and a test of it"),
+}
+"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
+what it lists."""
 
 
 if __name__ == "__main__":
