@@ -4844,19 +4844,16 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
-_KEPT: Mapping[str, int] = {
-    state: kept // MICROSECOND
+_KEPT_BY_DEFAULT = " ".join(
+    f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
-    if kept is not None
-}
-_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+)
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
 # Bounded, since a sum that overflows would be refused, whatever somebody has written there.
@@ -4874,24 +4871,37 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
+_CANCELLED = f"""
+    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    prune_at = :now + {_kept_for("'cancelled'")}
+"""
+
+
 def _expiry(ids: str) -> str:
     """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = :now, expires_at = NULL,
+            {_CANCELLED}, expires_at = NULL,
             error = 'Expired: not started by '
-                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = :now + {_kept_for("'cancelled'")}
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch')
         WHERE {_UNSTARTED} AND id {ids}
     """
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
-    if row is None or not _fits(kind, tuple(map(type, row))):
+    if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
+
+
+@functools.cache
+def _column_types(kind: Any) -> list[Any]:
+    hints = typing.get_type_hints(kind.__init__, globals())
+    hints.pop("return", None)
+    plain = [str if typing.get_origin(hint) is Literal else hint for hint in hints.values()]
+    return [object if hint is Any else hint for hint in plain]
 
 
 def sound_number(value: Any) -> int | None:
@@ -4899,23 +4909,6 @@ def sound_number(value: Any) -> int | None:
     if value is not None and type(value) is not int:
         raise Damaged(f"expected an integer, found {shown(value)}")
     return value
-
-
-@functools.lru_cache
-def _fits(kind: Any, there: tuple[type, ...]) -> bool:
-    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
-    hints = typing.get_type_hints(made_by, globals())
-    hints.pop("return", None)
-    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
-
-
-def _types_in(hint: Any) -> tuple[Any, ...]:
-    if hint is Any:
-        return str, bytes, int, float, types.NoneType
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -4926,8 +4919,7 @@ def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
     """The number that a query gives, if it gives one."""
-    row = connection.execute(sql, bindings).fetchone()
-    return None if row is None else sound_number(row[0])
+    return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
@@ -4989,16 +4981,11 @@ def cancel_returned(tx: Transaction) -> None:
     """Cancels jobs that were asked to end while they ran, and that came back to be tried again
     before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-    change_jobs(
-        tx,
-        _column(tx, returned),
-        f"""
-        UPDATE litejobs_job SET
-            state = 'cancelled', cancel_at = NULL, finished_at = :now,
-            prune_at = :now + {_kept_for("'cancelled'")}
-        WHERE id IN carray(:ids)
-        """,
-    )
+    change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
+
+
+def _set(values: str, term: str = "TRUE") -> str:
+    return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
@@ -5057,11 +5044,6 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-_UNCOUNTED: tuple[tuple[str, State], ...] = (
-    ("litejobs_ready", "pending"),
-    ("litejobs_held", "running"),
-)
-"""The states that are not counted, and their indexes."""
 FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
@@ -5084,69 +5066,6 @@ class Filters(TypedDict, total=False):
     payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
-@attrs.frozen
-class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
-
-    ids: tuple[int, ...] | None = None
-    name: str | None = None
-    queue: str | None = None
-    states: tuple[State, ...] | None = None
-    before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    others: Mapping[str, Any] = attrs.field(factory=dict)
-    """What the terms of FILTERS refer to."""
-
-    @property
-    def group(self) -> str:
-        """The terms on queue and name."""
-        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
-        return " AND ".join(given) or "TRUE"
-
-    def among(self, states: Iterable[State]) -> str:
-        """The term on the state. The states stand in it as text, checked, since a bound
-        value would hide the partial indexes."""
-        if self.states is None:
-            return "TRUE"
-        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
-        return f"state IN ({chosen})" if chosen else "FALSE"
-
-    @property
-    def unindexed(self) -> list[str]:
-        """The terms for which the jobs have to be looked at one by one."""
-        return [FILTERS[name][1] for name in self.others] + [
-            _payload_term(place) for place in range(len(self.payload))
-        ]
-
-    @property
-    def further(self) -> str:
-        """The term of the cursor, and those without an index."""
-        return " AND ".join(("id < :before", *self.unindexed))
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            given |= {f"path{place}": path, f"value{place}": value}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
 def id_of(job: object, what: str = "id") -> int:
     """The id of a job, which may stand for it."""
     if isinstance(job, Job):
@@ -5156,73 +5075,117 @@ def id_of(job: object, what: str = "id") -> int:
     raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
 
 
-def name_of(value: object, what: str = "name") -> str | None:
-    """The name of a definition or class, which may stand for it."""
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+def _several(check: Check) -> Check:
+    def checked(given: Any, what: str) -> tuple[Any, ...]:
+        one = isinstance(given, str) or not isinstance(given, Iterable)
+        return tuple(check(each, what) for each in ([given] if one else given))
+
+    return checked
 
 
-def text_of(value: object, what: str) -> str | None:
-    """A text, or None."""
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
+def _check_name_of(value: object, what: str) -> str:
+    """A name, for which a definition or its class may stand."""
+    name = definition.name if (definition := definition_of(value)) else value
+    if not isinstance(name, str):
+        raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+    return name
 
 
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
+def _check_fields(wanted: object, what: str) -> str:
+    """JSON: the path to each field, and the value that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
+    paths = {}
     for field, value in wanted.items():
         if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
             raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
+        if not (value is None or isinstance(value, str | int | float)):
             problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
+            raise OptionError(what, problem)
+        paths["$" + "".join(f".{json.dumps(name)}" for name in field.split("."))] = value
+    try:
+        return json.dumps(paths, allow_nan=False)
+    except ValueError as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
 
 
+_check_text = _accept(lambda value: isinstance(value, str), "a text")
+
+
+def _check_moment(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+_HAS_FIELDS = """
+    CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:payload) AS wanted
+        WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
+            OR replace(json_type(payload, wanted.key), 'real', 'integer')
+                IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
 FILTERS: Mapping[str, tuple[Check, str]] = {
-    **{
-        name: (text_of, f"{name} = :{name}")
-        for name in Filters.__annotations__
-        if name not in ("id", "name", "queue", "state", "payload")
-    },
-    "schedule": (name_of, "schedule = :schedule"),
-    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
-    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
-    "finished_after": (_micros, "finished_at >= :finished_after"),
-    "finished_before": (_micros, "finished_at < :finished_before"),
+    **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
+    "id": (_several(id_of), ""),
+    "name": (_check_name_of, ""),
+    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "schedule": (_check_name_of, "schedule = :schedule"),
+    "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
+    "finished_after": (_check_moment, "finished_at >= :finished_after"),
+    "finished_before": (_check_moment, "finished_at < :finished_before"),
+    "payload": (_check_fields, _HAS_FIELDS),
 }
-"""Filters for which there is no index: a check that gives what is bound, and a term. Those that
-say nothing else compare the column of their name with a text."""
+"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """By the filters for which there is no index: what is bound."""
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+
+    @property
+    def where(self) -> str:
+        """The term on queue, name and state. The states stand in it as text, since a bound value
+        would hide the partial indexes."""
+        terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        if self.states is not None:
+            states = ", ".join(f"'{state}'" for state in self.states)
+            terms.append(f"state IN ({states})")
+        return " AND ".join(terms) or "TRUE"
+
+    @property
+    def uncounted(self) -> list[tuple[State, str]]:
+        """Those of the states that are not counted, with their indexes."""
+        indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
+        return [each for each in indexes.items() if self.states is None or each[0] in self.states]
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = {**self.others, "queue": self.queue, "name": self.name}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
     """The jobs that all filters choose."""
-    check_known(filters, Filters.__annotations__, "no such filter")
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
-    return Match(
-        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
-        name_of(given.get("name")),
-        text_of(given.get("queue"), "queue"),
-        _states(given["state"], "state") if "state" in given else None,
-        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
-        others=others,
-    )
+    check_known(filters, FILTERS, "no such filter")
+    others = {
+        name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
+    }
+    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5236,75 +5199,58 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     return match
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
-
-
-_NEWEST = "ORDER BY id DESC LIMIT :limit"
-
-
 def _ids_of(match: Match) -> str:
-    """A query for the ids of at least the first *limit* jobs that match, below *before* and
-    the newest first, which reads little however many jobs there are."""
+    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
+    first, which reads little however many jobs there are."""
+    where = match.where
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
-        return f"""
-            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.group} AND {match.among(STATES)}
+        found = f"""
+            SELECT id FROM litejobs_job
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    if match.group == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
-    parts = (
-        f"""
-        SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
-            AND {match.further} {_NEWEST}
+    elif where == "TRUE":
+        found = f"SELECT id FROM litejobs_job WHERE {further}"
+    else:
+        mine = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+                AND {further} ORDER BY id DESC
         """
-        for index, state in _UNCOUNTED
-    )
-    return " UNION ALL ".join(
-        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
-    )
-
-
-def _in_counted_states(match: Match) -> str:
-    """The same for jobs in the counted states. Only groups whose newest job is among the
-    newest can matter; the others take one step into the index each."""
-    mine = f"""
-        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
-            AND {match.further} ORDER BY id DESC
-    """
-    return f"""
-        WITH newest AS MATERIALIZED (
-            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
+        # Only groups whose newest job is among the newest can matter; the others take one step
+        # into the index each.
+        counted = f"""
+            WITH newest AS MATERIALIZED (
+                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                WHERE {where} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+            ON job.id IN ({mine} LIMIT :limit)
+        """
+        found = " UNION ALL ".join(
+            [
+                f"SELECT id FROM ({counted})",
+                *(
+                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
+                    f" WHERE state = '{state}' AND {where} AND {further}"
+                    for state, index in match.uncounted
+                ),
+            ]
         )
-        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-        ON job.id IN ({mine} LIMIT :limit)
-    """
+    return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    counted = f"""
-        SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(COUNTED_STATES)}
-    """
-    parts = (
+    counted = f"SELECT state, queue, name, number FROM litejobs_count WHERE {match.where}"
+    others = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.where} GROUP BY queue, name
         """
-        for index, state in _UNCOUNTED
+        for state, index in match.uncounted
     )
-    return " UNION ALL ".join((counted, *parts))
+    return " UNION ALL ".join((counted, *others))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5329,8 +5275,7 @@ def find_jobs(
     # CROSS, here and there: with statistics SQLite would go through all jobs instead.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-        ORDER BY id DESC LIMIT :limit
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
@@ -5339,18 +5284,10 @@ def find_jobs(
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
     sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-    if match.ids is not None or match.unindexed:
+    if match.ids is not None or match.others:
         sql = f"SELECT count(*) FROM ({_ids_of(match)})"
     number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
     return number
-
-
-class Counted(NamedTuple):
-    """How many jobs of a queue are in a state."""
-
-    queue: str
-    state: State
-    number: int
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5360,8 +5297,9 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
         SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
         GROUP BY queue, state HAVING sum(number) > 0
     """
-    for row in tx.execute(sql):
-        queue, state, number = sound(Counted, row)
+    for queue, state, number in tx.execute(sql):
+        if (type(queue), type(state), type(number)) != (str, str, int):
+            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5391,116 +5329,73 @@ DELETION = (
     "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
 )
 """Deletes jobs with their history."""
-Step = tuple[tuple[State, ...], tuple[str, ...]]
-"""States, and the statements for jobs that are in one of them."""
-VERBS: Mapping[str, tuple[Step, ...]] = {
-    "cancel": (
-        (
-            WAITING,
-            (
-                f"""
-                UPDATE litejobs_job SET
-                    state = 'cancelled', finished_at = :now, error = 'cancelled',
-                    prune_at = :now + {_kept_for("'cancelled'")}
-                WHERE id IN carray(:ids)
-                """,
-            ),
+Steps = Mapping[tuple[State, ...], tuple[str, ...]]
+"""The statements for jobs in some states."""
+VERBS: Mapping[str, Steps] = {
+    "cancel": {
+        WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
+        ("running",): (_set("cancel_at = :now", "cancel_at IS NULL"),),
+    },
+    "retry": {
+        ("failed", "cancelled"): (
+            # Their unique keys are taken from others that have held them for long enough, or have
+            # expired.
+            f"""
+            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+            """,
+            # Or ignore: the unique key may be another job's by now.
+            f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL,
+                unique_key = iif(unique_until <= :now, NULL, unique_key)
+            WHERE id IN carray(:ids)
+            """,
         ),
-        (
-            ("running",),
-            (
-                """
-                UPDATE litejobs_job SET cancel_at = :now
-                WHERE id IN carray(:ids) AND cancel_at IS NULL
-                """,
-            ),
-        ),
-    ),
-    "retry": (
-        (
-            ("failed", "cancelled"),
-            (
-                # Their unique keys are taken from others that have held them for long enough, or
-                # have expired.
-                f"""
-                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                    AND unique_key IN (
-                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                    )
-                """,
-                # Or ignore: the unique key may be another job's by now.
-                f"""
-                UPDATE OR IGNORE litejobs_job SET
-                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                    finished_at = NULL, prune_at = NULL, error = NULL,
-                    unique_key = iif(unique_until <= :now, NULL, unique_key)
-                WHERE id IN carray(:ids)
-                """,
-            ),
-        ),
-        (
-            ("retrying",),
-            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "delete": (((*WAITING, *FINISHED), DELETION),),
-    "hold": (
-        (
-            tuple(state for state in WAITING if state != "paused"),
-            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "release": (
-        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
-    ),
+        ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+    },
+    "delete": {(*WAITING, *FINISHED): DELETION},
+    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
 
 
 def bulk(
-    file: File,
-    match: Match,
-    steps: Iterable[Step],
-    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
-    **bindings: Any,
+    file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
     """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
-    jobs that it was called with stay as they were."""
+    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
+    their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        matching = count_jobs(tx, match)
+        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
     moved = 0
-    for states, statements in steps:
-        chosen = tuple(state for state in states if match.states is None or state in match.states)
-        pages = [attrs.evolve(match, states=chosen)]
-        if match.unindexed and match.ids is None:
-            # Looking through all jobs takes long: it is done once, and before anybody waits for
-            # the write lock.
-            with file.transaction(read_only=True) as tx:
-                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
-            starts = range(0, len(ids), BATCH)
-            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
-        while pages:
-            page = pages.pop(0)
-            with file.transaction() as tx:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
-                prepare(tx, ids)
-                moved += change_jobs(tx, ids, *statements, **bindings)
-            if len(ids) == BATCH:
-                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    for start in range(0, len(ids), BATCH):
+        page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+        with file.transaction() as tx:
+            for states, statements in steps.items():
+                chosen = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(chosen))
+                found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
+                if rework is not None:
+                    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    tx.connection.executemany(
+                        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                        [(rework(name, payload), id) for name, payload, id in rows],
+                    )
+                moved += change_jobs(tx, found, *statements, **bindings)
     file.notify_nodes()
-    return Moved(moved, max(0, matching - moved))
-
-
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+    return Moved(moved, max(0, len(ids) - moved))
 
 
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    """Gives waiting jobs other values, and payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5508,17 +5403,7 @@ def change_options(
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
             ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-
-    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
-        if rework is not None:
-            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-            tx.connection.executemany(
-                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
-            )
-
-    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
+    return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
 ################################################################################
@@ -8205,7 +8090,7 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
         tx.execute(
             f"""
             INSERT INTO litejobs_attempt (job, {_FAILURE})
-            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            SELECT id, :{_FAILURE.replace(", ", ", :")} FROM litejobs_job
             WHERE id = :id AND claim = :claim AND state = 'running'
             """,
             {**facts, "id": claimed.id, "claim": claimed.claim},
@@ -11028,7 +10913,9 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
+        filters: Any = {"queue": queue, "name": name}
+        match = matching(filters)
+        return self.store.meter.read(span, match.queue, match.name, limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
