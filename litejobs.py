@@ -2167,7 +2167,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2175,13 +2175,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2246,33 +2239,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2305,10 +2275,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2333,9 +2315,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2361,9 +2348,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2419,20 +2405,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2463,55 +2441,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2519,7 +2501,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2608,9 +2590,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2657,7 +2638,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2710,8 +2691,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2745,7 +2727,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2782,7 +2764,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2806,19 +2788,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2827,7 +2804,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2838,7 +2814,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2849,7 +2825,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2861,19 +2838,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2887,33 +2869,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2927,18 +2897,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2946,17 +2913,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2980,13 +2950,6 @@ def _problem_of(code: Any) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "a generator: its body would never run"
     return None
-
-
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
 
 
 define = Define()
@@ -3265,18 +3228,18 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, shape = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
                 made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
+                handler = functools.partial(call, payload, lambda: made)
                 value = compose(self.around, made, handler)
             else:
-                value = shape.call(payload, context)
+                value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if given_back or shape.result is None else _result(shape.result, value)
+            result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
                 self._end_copy(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -10901,7 +10864,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -11886,7 +11849,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
@@ -11998,18 +11961,24 @@ Output = tuple[Any, str, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
-    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        parser.error("expected a value, got '--'")
+    given: dict[str, Any] = {"to": {}}
+    for place, value in vars(_parser().parse_args(arguments)).items():
+        group, _, name = place.rpartition(".")
+        fields = name == "payload" and isinstance(value, list)
+        (given[group] if group else given)[name] = dict(value) if fields else value
+    verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        target = [_target(options.target)] if "target" in options else []
-        value, text, code = options.command(*target, options)
-        if getattr(options, "json", False):
+        run, _, *columns = _COMMANDS[verb]
+        jobs = [_target(given.pop("target"))] if "target" in given else []
+        given |= {"to": to} if verb in ("change", "queue") else {}
+        done = run(*jobs, *given.pop("ids", ()), **given)
+        if columns:
+            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
+            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
+        value, text, code = done
+        if as_json:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
@@ -12030,6 +11999,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
+    hold, and what can only be given by name is an option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12041,412 +12012,300 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run, **more)
-        place = "module:attribute or file.py:attribute"
-        if run is _run:
-            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
-        elif run is not _new:
-            about = f"the queue's file, or a program: {place}"
-            made.add_argument("target", metavar="TARGET", help=about)
-            made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_job_commands(add)
-    _add_other_commands(add)
+    for verb, (run, about, *_) in _COMMANDS.items():
+        command = commands.add_parser(verb, help=about, description=about)
+        command.set_defaults(verb=verb)
+        if verb != "new":
+            file = "" if verb == "run" else "the queue's file, or "
+            place = f"{file}a program: module:attribute or file.py:attribute"
+            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+        if verb not in ("new", "run"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
+        parameters = inspect.signature(run, eval_str=True).parameters.values()
+        for each in list(parameters)[verb != "new" :]:
+            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+            group = "to." if each.name == "to" else ""
+            options = typed and typing.get_type_hints(typed, include_extras=True)
+            for name, hint in (options or {each.name: each.annotation}).items():
+                settings = _settings(name, hint, removable=bool(group))
+                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                    several = each.kind is each.VAR_POSITIONAL
+                    optional = several or each.default is not each.empty
+                    number = "*" if several else "?" if optional else None
+                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                elif settings:
+                    where = flags if settings.get("action") == "store_true" else command
+                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
-def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", _run, "run jobs until stopped")
-    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    _add_options(run, NodeOptions, queues="--queue")
-    level = run.add_mutually_exclusive_group()
-    for flag, least, about in (
-        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("--quiet", logging.WARNING, "log only warnings and errors"),
-    ):
-        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-    run.set_defaults(log_level=logging.INFO)
-    enqueue = add("enqueue", _enqueue, "put a job into the file")
-    enqueue.add_argument("name", help="the definition")
-    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    _add_options(enqueue, Choices)
-    listing = add("list", _list, "list jobs, the newest first")
-    _add_options(listing, Filters)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = add("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    add("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for verb, done, about in (
-        ("retry", "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", "cancelled", "cancel jobs that wait or run"),
-        ("delete", "deleted", "delete jobs that do not run"),
-        ("hold", "held", "keep jobs that wait from running"),
-        ("release", "released", "let held jobs wait for their turn again"),
-        ("change", "changed", "give jobs that wait other values"),
-    ):
-        bulk = add(verb, _bulk, about, verb=verb, done=done)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
-    changes = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, "to_", removable=True, **changes)
+_FLAGS = {
+    "run queues": "queue",
+    # The node is what a change is most often about: so that is what --node gives there.
+    "change node": "from-node",
+    "change to.queue": "to-queue",
+    "change to.payload": "to-payload",
+}
+"""Options that are not called as their parameters."""
 
 
-def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("stats", _stats, "count jobs by queue and state")
-    add("queues", _queues, "list the queues that have settings")
-    queue = add("queue", _queue, "show, pause, resume and set a queue")
-    queue.add_argument("name", help="the queue")
-    state = queue.add_mutually_exclusive_group()
-    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
-    state.add_argument("--resume", action="store_true", help="let its jobs start again")
-    state.add_argument("--reset", action="store_true", help="take all its settings away")
-    _add_options(queue, QueueChoices, removable=True)
-    add("nodes", _list_nodes, "list the nodes")
-    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
-    metrics.add_argument("--span", choices=SPANS, default="minute")
-    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    metrics.add_argument("--queue")
-    metrics.add_argument("--name")
-    add("schedules", _schedules, "list schedules with their last and next times")
-    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for verb, done, about in (
-        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", "resumed", "let a schedule, or all, fire again"),
-    ):
-        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
-        switch.add_argument("name", nargs="?", help="default: all")
-    backup = add("backup", _backup, "copy the file while jobs run")
-    backup.add_argument("path", help="the copy: nothing may be there yet")
-    add("compact", _compact, "give free space in the file back")
-    doctor = add("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    new = add("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    typed: type,
-    prefix: str = "",
-    *,
-    removable: bool = False,
-    **flags: str,
-) -> None:
-    """Adds an argument for each option of a TypedDict that a text can be read as. Where
-    options are *removable*, a zero or an empty text stands for None."""
-    import argparse
-
-    texts = {
-        name: hint.__metadata__[0]
-        for kind in (Choices, typed)
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if typing.get_origin(hint) is Annotated
-    }
-    for name, hint in typing.get_type_hints(typed).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
-        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
-        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
-            settings |= {"choices": typing.get_args(literals[0])}
-        elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON"}
-        elif readers and name != "id":
-            read, metavar = readers[0]
-            if removable and type(None) in kinds:
-                # A node may be named 0, and a grace of no seconds is one.
-                zero = "" if name in ("node", "grace") else "0"
-                read = functools.partial(_read_unless, (zero, ""), read)
-                about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
-        else:
-            continue
-        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
-            settings["action"] = "append"
-        parser.add_argument(flag, help=about, **settings)
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
-
-
-def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
-    return None if text in none else read(text)
-
-
-def _moment(text: str) -> datetime:
-    import argparse
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
-        raise argparse.ArgumentTypeError(problem) from None
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
+    name, _, value = text.partition("=")
+    return name, load_json(value)
+
+
+_READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
+    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
+    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    int: ("NUMBER", int, "invalid int value: {!r}"),
+    float: ("NUMBER", float, "invalid float value: {!r}"),
+    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    str: ("", str, ""),
+    Iterable: ("", str, ""),
+}
+"""What a value of a type is called in the help, how it is read, and what is said of a text that is
+none."""
+
+
+def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
+    """How argparse reads an option; empty if a text cannot be read as one. Where options are
+    *removable*, a zero or an empty text stands for None."""
     import argparse
 
-    name, _, value = text.partition("=")
-    try:
-        return name, load_json(value)
-    except ValueError:
-        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+    kinds = _kinds(hint)
+    plain = [typing.get_origin(kind) or kind for kind in kinds]
+    texts: Any = hint, typing.get_type_hints(Choices, include_extras=True).get(name)
+    about = next((text.__metadata__[0] for text in texts if hasattr(text, "__metadata__")), None)
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about}
+    if bool in plain:
+        return settings | {"action": "store_true"}
+    if {Iterable, Sequence, Mapping}.intersection(plain):
+        settings["action"] = "append"
+    if Literal in plain:
+        return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
+    if name == "headers" or not (
+        known := [reader for kind, reader in _READERS.items() if kind in plain]
+    ):
+        return {}
+    metavar, read, problem = known[0]
+    none: Sequence[str] = ()
+    if removable and type(None) in kinds:
+        # A node may be named 0, and a grace of no seconds is one.
+        none = ("",) if name in ("node", "grace") else ("0", "")
+        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
 
+    def checked(text: str) -> Any:
+        try:
+            return None if text in none else read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(problem.format(text)) from None
 
-_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
-    (timedelta, float, "SECONDS"),
-    (datetime, _moment, "TIME"),
-    (int, int, "NUMBER"),
-    (float, float, "NUMBER"),
-    (str, str, ""),
-    (Iterable[str], str, ""),
-)
-"""How a value of a type is read from a command line, and what it is called in the help."""
+    return settings | {"type": checked, "metavar": metavar or name.upper()}
 
 
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
-    if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute)
-    if not os.path.exists(text):
-        raise FileError(text, "no such file; a program is named module:attribute")
-    jobs = LiteJobs(text)
-    jobs.store.file.create = False
-    return jobs
-
-
-def _program_at(place: str, attribute: str) -> LiteJobs:
-    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if not (colon and attribute.isidentifier()) or os.path.exists(text):
+        if not os.path.exists(text):
+            raise FileError(text, "no such file; a program is named module:attribute")
+        jobs = LiteJobs(text)
+        jobs.store.file.create = False
+        return jobs
+    name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        name, folder = Path(place).stem, str(Path(place).parent.resolve())
-    sys.path.insert(0, folder)
+        name, folder = Path(place).stem, Path(place).parent.resolve()
+    sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
-        raise OptionError(f"{place}:{attribute}", problem) from error
+        raise OptionError(text, problem) from error
     found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-    elif not isinstance(found, LiteJobs):
+        raise OptionError(text, f"another module has the name {name!r} already: rename the file")
+    if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-    else:
-        found.target = module.__file__
-        return found
-    raise OptionError(f"{place}:{attribute}", problem)
+        raise OptionError(text, problem)
+    found.target = module.__file__
+    return found
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _run(
+    jobs: LiteJobs,
+    *,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    quiet: Annotated[bool, "log only warnings and errors"] = False,
+    **options: Unpack[NodeOptions],
+) -> Output:
     if jobs.target is None:
-        raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    jobs.log_level = options.log_level
-    log_to_stderr(options.log_level)
-    jobs.work(options.workers, **_given(options, NodeOptions))
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log_to_stderr(jobs.log_level)
+    jobs.work(workers, **options)
     return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    choices: Choices = _given(options, Choices)
+def _enqueue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the definition"],
+    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    **choices: Unpack[Choices],
+) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
+        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
     else:
         try:
-            payload = json_of_any.encode(json_of_any.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(payload))
         except Unfit as unfit:
-            raise PayloadError(options.name, unfit.problems) from None
-        name = check_name(options.name, "name")
+            raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
-            id = insert_unknown(tx, name, payload, columns)
+            id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    columns: _Columns = {
-        **{name: name for name in ("id", "name", "queue", "state", "priority")},
-        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-        "run at (UTC)": "run_at",
-        "error": lambda job: (job["error"] or "")[:80],
-    }
-    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.get(options.id)
+def _show(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    all: Annotated[bool, "all that are kept, not only the last 5"] = False,
+) -> Output:
+    job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    if job.stored_progress is not None:
-        try:
-            shown["progress"] = str(job.progress)
-        except OptionError as error:  # Another program has written it.
-            shown["progress"] = f"({error})"
+    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+        shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
     ]
-    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
-    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines.append(f"\n{failure.omitted} failed attempts are not kept")
+        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
+        # Indented: a line of what an exception says must not look like one of ours.
+        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        lines.append("    " + message.replace("\n", "\n    "))
+        measured = {
+            "exit code": failure.exit_code,
+            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "peak memory": failure.memory and _bytes(failure.memory),
+        }
+        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+        lines += [", ".join(known)] if known else []
+        if failure.output:
+            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _failure_lines(failure: Failure) -> Iterator[str]:
-    if failure.omitted:
-        yield f"\n{failure.omitted} failed attempts are not kept"
-    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    # Indented: a line of what an exception says must not look like one of ours.
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-    yield "    " + message.replace("\n", "\n    ")
-    measured = {
-        "exit code": failure.exit_code,
-        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-        "peak memory": None if failure.memory is None else _bytes(failure.memory),
-    }
-    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
-        yield ", ".join(known)
-    if failure.output:
-        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
-
-
-def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
-    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
-    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
-    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    if missing > 0 and not filters:
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+    moved = getattr(jobs, verb)(*ids, **filters)
+    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
+    if missing > 0 and not filters.keys() - {"to"}:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    why = jobs.why(options.id)
-    return {"id": options.id, "why": why}, why, 0
+_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
+    given: Any = {**filters, "to": to}
+    return _bulk("change", jobs, *ids, **given)
+
+
+def _why(jobs: LiteJobs, id: int) -> Output:
+    why = jobs.why(id)
+    return {"id": id, "why": why}, why, 0
+
+
+def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
-    return counts, _table([["queue", *states], *lines]), 0
+    none = dict.fromkeys(states, 0)
+    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
+    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
-
-
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    queue = jobs.queue(options.name)
-    if options.reset:
+def _queue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the queue"],
+    *,
+    pause: Annotated[bool, "let no more of its jobs start"] = False,
+    resume: Annotated[bool, "let its jobs start again"] = False,
+    reset: Annotated[bool, "take all its settings away"] = False,
+    to: QueueChoices,
+) -> Output:
+    queue = jobs.queue(name)
+    if reset:
         queue.reset()
-    if given := _given(options, QueueChoices):
-        queue.set(**given)
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    values = _queue_values(queue.settings)
-    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
+    if to:
+        queue.set(**to)
+    if pause or resume:
+        (queue.pause if pause else queue.resume)()
+    rows = _values(jobs, [queue.settings], _QUEUES)
+    return rows[0], _table(rows, _QUEUES), 0
 
 
-def _queue_values(settings: QueueSettings) -> dict[str, Any]:
-    values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
-    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = (
-        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-        "misfire", "overlap", "origin", "problem", "words", "payload",
-    )  # fmt: skip
-    columns: _Columns = {
-        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
-        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
-    }  # fmt: skip
-    return _listing(_values(jobs, jobs.schedules(), names), columns)
-
-
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.schedule(options.name).fire()
+def _fire(jobs: LiteJobs, name: str) -> Output:
+    job = jobs.schedule(name).fire()
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.schedules, options.verb)(options.name)
-    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
+def _switch(
+    verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
+) -> Output:
+    changed = getattr(jobs.store.schedules, verb)(name)
+    return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    columns: _Columns = {
-        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
-        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-        "running jobs": "running",
-    }  # fmt: skip
-    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
-    columns: _Columns = {
-        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
-        **{name.replace("_", " "): name for name in names},
-    }
-    return _listing(list(map(attrs.asdict, found)), columns)
-
-
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    place = jobs.backup(options.path)
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+    place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
     return {"path": storable(str(place)), "bytes": size}, text, 0
 
 
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _compact(jobs: LiteJobs) -> Output:
     done = jobs.compact()
     return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
 
 
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    if options.repair:
+def _doctor(
+    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+) -> Output:
+    if repair:
         jobs.repair()
     found = jobs.doctor()
     lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    return (
-        list(map(attrs.asdict, found)),
-        "\n".join(lines or ["nothing is wrong"]),
-        int(bool(found)),
-    )
+    text = "\n".join(lines or ["nothing is wrong"])
+    return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
 _DEFINITION = '''\
@@ -12489,48 +12348,38 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> Output:
+def _new(
+    name: Annotated[str, "such as reports:generate"],
+    *,
+    queue: Annotated[str | None, "the queue of its jobs"] = None,
+    dir: Annotated[str, "the folder to write to (default: this one)"] = ".",
+) -> Output:
     import keyword
 
-    name, folder = check_name(options.name, "NAME"), Path(options.dir)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
         problem = f"expected lower-case words joined by : . - or _, got {name!r}"
         raise OptionError("NAME", problem)
     function = re.sub("[:.-]", "_", name)
     if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
         raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
-    if options.queue is not None:
-        chosen["queue"] = check_name(options.queue, "--queue")
+    if queue is not None:
+        chosen["queue"] = check_name(queue, "--queue")
     # What is printable looks the same in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
-    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    try:
-        with contextlib.ExitStack() as undo:  # Both files are written, or none.
-            for place, template in ((path, _DEFINITION), (test, _TEST)):
-                with place.open("x", encoding="utf-8") as file:
-                    undo.callback(place.unlink)
-                    file.write(template.format(**texts))
-            undo.pop_all()
-    except FileExistsError as error:
-        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OptionError(str(error.filename), "there is no such folder") from None
+    if not os.path.isdir(dir):
+        raise OptionError(str(path), "there is no such folder")
+    if there := next(filter(os.path.lexists, (path, test)), None):
+        raise OptionError(str(there), "is there already, and stays as it is")
+    for place, template in ((path, _DEFINITION), (test, _TEST)):
+        with place.open("x", encoding="utf-8") as file:
+            file.write(template.format(**texts))
     return None, _NEXT.format(**texts), 0
-
-
-def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload, progress or result as JSON values, with what is hidden replaced."""
-    plain = _read_json(stored)
-    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
-        return plain
-    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
-        return HIDDEN
-    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
 _JOB_VALUES = tuple(
@@ -12541,48 +12390,81 @@ _JOB_VALUES = tuple(
 
 
 def _values(
-    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+    jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
-    have stored."""
-    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+    """These values of jobs, schedules or the like, without what is hidden: as the program
+    says, or nodes have stored."""
+    all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+
+    computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
-        if name in ("payload", "progress", "result"):
-            definition = thing.definition if isinstance(thing, Schedule) else thing.name
-            not_shown = hidden.get(definition, frozenset())
-            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
         if name == "words":
             # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
-        return getattr(thing, name)
+        if name not in computed:
+            return getattr(thing, name)
+        stored = getattr(thing, f"stored_{name}")
+        plain = _read_json(stored)
+        definition = thing.name if isinstance(thing, Job) else thing.definition
+        hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
+        if plain is None or not hidden:
+            return plain
+        if name in hidden or not isinstance(plain, dict) or isinstance(stored, bytes):
+            return HIDDEN
+        return {key: HIDDEN if f"{name}.{key}" in hidden else plain[key] for key in plain}
 
-    return [{name: value(thing, name) for name in names} for thing in things]
-
-
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-_QUEUE_COLUMNS: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": lambda queue: (
-        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
-    ),
-}
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    """All values of rows for JSON, these columns as a table, and whether there is no row."""
-    lines = [
-        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        for row in rows
+    return [
+        {name: value(thing, name) for name in names if name in computed or hasattr(thing, name)}
+        | {name: set for name, set in getattr(thing, "defaults", {}).items() if name != "backoff"}
+        for thing in things
     ]
-    return rows, _table([list(columns), *lines]), int(not rows)
 
 
-def _table(lines: Sequence[Sequence[object]]) -> str:
+_Columns = Mapping[str, str]
+"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+_JOBS: _Columns = {
+    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
+    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+}  # fmt: skip
+_QUEUES: _Columns = {
+    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
+    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
+    "timeout": "timeout",
+}  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
+    "queues": "queues", "running": "running jobs",
+}  # fmt: skip
+_SCHEDULES: _Columns = {
+    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
+    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
+}  # fmt: skip
+_METRICS: _Columns = {
+    "start": "start (UTC)",
+    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
+}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job: (job["error"] or "")[:80],
+    "paused": lambda queue: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
+    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue: _json_value(queue["ageing"]),
+    "timeout": lambda queue: _json_value(queue["timeout"]),
+    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+}
+"""What tables show for some values."""
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
+    shown = {name: heading for name, heading in columns.items() if heading}
+    lines: list[list[object]] = [[*shown.values()]]
+    for row in rows:
+        lines.append(
+            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
+        )
     texts = [[printable(_cell(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
@@ -12612,6 +12494,37 @@ def _json_value(value: Any) -> Any:
 
 def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
+_COMMANDS: Mapping[str, tuple[Any, ...]] = {
+    "run": (_run, "run jobs until stopped"),
+    "enqueue": (_enqueue, "put a job into the file"),
+    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "show": (_show, "show one job with its failed attempts"),
+    "why": (_why, "say why a job is not running"),
+    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
+    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
+    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
+    "change": (_change, "give jobs that wait other values"),
+    "stats": (_stats, "count jobs by queue and state"),
+    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queue": (_queue, "show, pause, resume and set a queue"),
+    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
+    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
+    "fire": (_fire, "enqueue one job of a schedule now"),
+    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "backup": (_backup, "copy the file while jobs run"),
+    "compact": (_compact, "give free space in the file back"),
+    "doctor": (_doctor, "say what is wrong, with advice"),
+    "new": (_new, "write a definition and a test of it"),
+}
+"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
+what it lists."""
 
 
 if __name__ == "__main__":
