@@ -33,7 +33,7 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
 A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
 EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 
@@ -83,7 +83,16 @@ import types
 import typing
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -2106,7 +2115,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2114,13 +2123,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2185,33 +2187,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2244,10 +2223,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2272,9 +2263,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2300,9 +2296,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2358,20 +2353,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2402,55 +2389,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2458,7 +2449,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2547,9 +2538,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2596,7 +2586,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2649,8 +2639,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2684,7 +2675,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2721,7 +2712,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2745,19 +2736,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2766,7 +2752,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2777,7 +2762,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2788,7 +2773,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2800,19 +2786,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2826,33 +2817,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2866,18 +2845,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2885,17 +2861,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2921,13 +2900,6 @@ def _problem_of(code: Any) -> str | None:
     return None
 
 
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
-
-
 define = Define()
 """Makes definitions that belong to no queue yet: `jobs.register(…)` binds them."""
 
@@ -2940,48 +2912,41 @@ define = Define()
 ################################################################################
 
 
-class Outcome(Exception):
-    """An outcome that a handler chooses by raising it, instead of returning or failing."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class Retry(Outcome):
+class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
     ) -> None:
-        super().__init__(reason)
-        self.args = delay, reason  # By which it is pickled.
+        super().__init__(delay, reason)
         self.delay = None if delay is None else duration(delay, "delay")
 
+    def __str__(self) -> str:
+        return str(self.args[1])
 
-class Snooze(Outcome):
+
+class Snooze(Exception):
     """Not now: run again after *delay*. This costs no attempt."""
 
     def __init__(self, delay: Duration) -> None:
+        super().__init__(delay)
         self.delay = duration(delay, "delay")
-        super().__init__(f"snoozed for {self.delay}")
-        self.args = (delay,)
 
 
-class Fail(Outcome):
+class Fail(Exception):
     """The job failed for good: no attempts are left, whatever the limit."""
 
 
-class Cancel(Outcome):
+class Cancel(Exception):
     """The job need not be done any more."""
 
     def __init__(self, reason: str = "the handler cancelled it") -> None:
         super().__init__(reason)
 
+
+Outcome = Retry | Snooze | Fail | Cancel
+"""What a handler chooses by raising it, instead of returning or failing."""
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3145,14 +3110,15 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
+
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3162,21 +3128,17 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, progress)
 
-    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
-            value = attempt.call(self._compose)
-            if value is not None and inspect.iscoroutine(value):
-                value = self._await(value)
-            return attempt.returned(value)
-        except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    self._await(rest)
+            contextvars.copy_context().run(attempt.send, None)
+        except StopIteration as ended:
+            report: Report = ended.value
             return report
+        raise AssertionError("what never suspends was suspended")
+
+    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._await(coroutine)
 
     async def run_async(
         self,
@@ -3186,15 +3148,111 @@ class Executor:
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        return await self._attempt(claimed, asked, progress, compose_async, _same)
+
+    async def _attempt(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        progress: ReportProgress,
+        compose: Callable[..., Any],
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    ) -> Report:
+        """One attempt, which is suspended only where *wait* is."""
+        started_at, began = self.clock(), time.perf_counter_ns()
+        fits = False  # Whether there is a definition, and the payload fits it.
+
+        def context() -> Context[Any]:
+            def why_asked() -> Reason | None:
+                if reason := asked():
+                    self.noticed.add(claimed[:2])
+                return reason
+
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            pass_on = functools.partial(progress, claimed)
+            return Context(job, self.state, deadline, why_asked, pass_on)
+
         try:
-            return attempt.returned(await attempt.call(compose_async))
+            body = self.registry.named(claimed.name).body
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
+            fits = True
+            if self.around:
+                made = context()
+                handler = functools.partial(call, payload, lambda: made)
+                value = compose(self.around, made, handler)
+            else:
+                value = call(payload, context)
+            if value is not None and inspect.iscoroutine(value):
+                value = await wait(value)
+            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if given_back or codec is None else _result(codec, value)
+            if self.forked:
+                self._end_copy(claimed)
+            took = (time.perf_counter_ns() - began) // 1000
+            report = Report(started_at, self.clock(), took, result=result)
+            return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    await rest
+            if self.forked:
+                self._end_copy(claimed, error)
+            took = (time.perf_counter_ns() - began) // 1000
+            given_back = self._broke_off(claimed, asked, error)
+            report = self._failed(claimed, error, fits, given_back)._replace(
+                started_at=started_at, finished_at=self.clock(), took=took
+            )
+            hook = self.registry.options(claimed.name).on_failure
+            # The supervisor decides about jobs that were asked to end, unless the node stops.
+            if hook is not None and report.state == "failed" and asked() in (None, "stop"):
+                try:
+                    rest = hook(context(), error)
+                    if inspect.iscoroutine(rest):
+                        await wait(rest)
+                except BaseException:
+                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
+
+    def _failed(
+        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+    ) -> Report:
+        """The report, without times, after an error of the handler or from before it began."""
+        options = self.registry.options(claimed.name)
+        try:
+            if not fits and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif given_back:
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, self.rng)
+            kind = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            kind = "exception"
+        if not report.counted:
+            return report
+        name, message, trace = describe(error)
+        return report._replace(kind=kind, type=name, message=message, traceback=trace)
+
+    def _broke_off(
+        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+    ) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
 
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
@@ -3266,124 +3324,15 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-@contextlib.contextmanager
-def _logged(claimed: Claimed) -> Iterator[None]:
+def _result(codec: Codec[Any], value: object) -> str:
+    """The JSON text of what a handler returned."""
     try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
-
-
-@attrs.define(eq=False, repr=False)
-class _Attempt:
-    """One attempt of one job, while it runs."""
-
-    executor: Executor
-    claimed: Claimed
-    asked: WhyAsked
-    progress: ReportProgress
-    started_at: int
-    began: int
-    shape: Shape | None = None
-    """What the handler takes and returns; set once the payload has turned out to fit."""
-
-    def call(self, compose: Callable[..., Any]) -> Any:
-        """Calls the handler, inside the middleware if there is any."""
-        claimed, executor = self.claimed, self.executor
-        body = executor.registry.named(claimed.name).body
-        payload, shape = body.decode(claimed.payload), body.shape
-        self.shape = shape
-        if not executor.around:
-            return shape.call(payload, self.context)
-        context = self.context()
-        handler = functools.partial(shape.call, payload, lambda: context)
-        return compose(executor.around, context, handler)
-
-    def context(self) -> Context[Any]:
-        """What the handler may know and use."""
-        claimed, now = self.claimed, self.started_at
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        progress = functools.partial(self.progress, claimed)
-        return Context(job, self.executor.state, deadline, self._why_asked, progress)
-
-    def _why_asked(self) -> Reason | None:
-        if reason := self.asked():
-            self.executor.noticed.add(self.claimed[:2])
-        return reason
-
-    def returned(self, value: Any) -> Report:
-        """The report after the handler has returned."""
-        executor, result = self.executor, None
-        given_back = bool(executor.noticed) and self._broke_off()
-        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
-            try:
-                result = codec.encode(value)
-            except Unfit as unfit:
-                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := excess_of(result):
-                raise Fail(f"its result has {problem}; return a path instead")
-        if executor.forked:
-            self._end_copy()
-        took = (time.perf_counter_ns() - self.began) // 1000
-        report = Report(self.started_at, executor.clock(), took, result=result)
-        return report._replace(state="pending", counted=False) if given_back else report
-
-    def raised(self, error: BaseException) -> Report:
-        """The report after an error, of the handler or from before it began."""
-        executor, claimed = self.executor, self.claimed
-        if executor.forked:
-            self._end_copy(error)
-        took = (time.perf_counter_ns() - self.began) // 1000
-        options = executor.registry.options(claimed.name)
-        facts: dict[str, Any] = {}
-        try:
-            if self.shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif self._broke_off(error):
-                report = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                report = judge(error, claimed, options, executor.rng)
-            if report.counted:
-                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, executor.rng), worse
-            facts["kind"] = "exception"
-        if facts:
-            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
-        return report._replace(
-            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
-        )
-
-    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; returns what is left to await."""
-        hook = self.executor.registry.options(self.claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
-            return None
-        rest = hook(self.context(), error)
-        return rest if inspect.iscoroutine(rest) else None
-
-    def _broke_off(self, error: BaseException | None = None) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
-        own = self.claimed[:2]
-        noticed = own in self.executor.noticed
-        self.executor.noticed.discard(own)
-        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
-
-    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
-        os._exit(1)
+        result = codec.encode(value)
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {unfit}") from None
+    if problem := excess_of(result):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return result
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
@@ -3581,6 +3530,11 @@ HOLDS = """
 """
 """Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
 statement that is to use one of them repeats its text."""
+_DEFINED = ",\n        ".join(
+    f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
+    f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
+    for option in STORED
+)
 _FROM_DEFINITION = ", ".join(
     f"{option} = coalesce(NEW.{option}, known.{option})"
     for option in STORED
@@ -3693,13 +3647,7 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
-        queue        TEXT NOT NULL,
-        node         TEXT NOT NULL,
-        priority     INTEGER NOT NULL,
-        max_attempts INTEGER,
-        timeout      INTEGER,
-        backoff      TEXT,
-        retention    TEXT,
+        {_DEFINED},
         expires      INTEGER
     ) STRICT;
 
@@ -3767,33 +3715,27 @@ SCHEMA = f"""
     ) STRICT, WITHOUT ROWID;
 """
 SCHEMA_VERSION = 4
-_FROM_VERSION_3 = """
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
-    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-"""
+"""Rises with every change of the schema; older files then get the columns that they lack."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """For other programs, in any language: an INSERT is completed, changes are counted, and
     numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
     whole transaction at once.) The name of each, and the rest of its statement."""
-
-    def count(job: str, change: str) -> str:
-        return f"""
+    added, removed = (
+        f"""
             INSERT INTO litejobs_count (state, queue, name, number)
                 SELECT {job}.state, {job}.queue, {job}.name, {change} 1
                 WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
                 ON CONFLICT DO UPDATE SET number = number {change} 1;
         """
-
+        for job, change in (("NEW", "+"), ("OLD", "-"))
+    )
     changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
     forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
-    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
-    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
-    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {added} END"
+    yield "litejobs_changed", f"{changed} BEGIN {removed} {added} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {removed} END"
     for table, columns in BOUNDS.items():
         cases = "".join(
             f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -3825,48 +3767,50 @@ def _triggers() -> Iterator[tuple[str, str]]:
     )
 
 
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    if _is_outdated(connection, path):
-        connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
-            _update_schema(connection)
-        connection.execute("COMMIT")
+@functools.cache
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """The statements of our tables, indexes and triggers, by kind and name."""
+    made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
+    expected = {(kind.lower(), name): statement for statement, kind, name in made}
+    triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
+    return expected | triggers
 
 
-def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether the schema is missing or older; a file that cannot be updated is refused."""
-    version = _schema_version(connection)
+def schema_version(connection: Any, path: str) -> int:
+    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
+        return 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < SCHEMA_VERSION
+    return version
 
 
-def _schema_version(connection: Any) -> int:
-    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
-    if connection.execute(exists).fetchone() is None:
-        return 0
-    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
-    return row[0] if row and isinstance(row[0], int) else 0
-
-
-def _update_schema(connection: Any) -> None:
-    """Creates the schema or brings it up to date, within a transaction, statement by statement:
-    the standard sqlite3 commits before it runs a script."""
-    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
-        connection.execute(statement)
-    for name, trigger in _triggers():
-        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+def update_schema(connection: Any, path: str) -> None:
+    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
+    by single statements, since the standard sqlite3 commits before it runs a script."""
+    if schema_version(connection, path) == SCHEMA_VERSION:
+        return
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    for (kind, name), statement in _expected_schema().items():
+        if kind == "trigger":
+            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        if kind == "trigger" or name not in there:
+            connection.execute(statement)
+        elif kind == "table":
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
+            for column, rest in columns:
+                if column not in known:
+                    connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
-
-
-def _statements(script: str) -> list[str]:
-    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
@@ -3880,53 +3824,45 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     outdated = False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
-        if expected is not None and kind == "trigger" and outdated:
-            continue  # It is about to be created anew.
-        if expected is None or not re.fullmatch(expected, _squeezed(str(sql))):
+        if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
             # A newer litejobs makes what this one does not know.
-            outdated = _is_outdated(connection, path)
+            outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
-@functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
-    may have more columns, as users add them, and as steps do, unless those compute something."""
-    expected = {
-        ("trigger", name): re.escape(_squeezed(f"CREATE TRIGGER {name} {trigger}"))
-        for name, trigger in _triggers()
-    }
-    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
-    for statement in _statements(SCHEMA):
-        text = _squeezed(statement)
-        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
-            columns, rules = text, ""
-            if kind == "TABLE":
-                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
-            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
-            more = "(,[^()]*)?" if kind == "TABLE" else ""
-            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
-    return expected
-
-
-def _squeezed(sql: str) -> str:
-    """A statement without spaces and comments: SQLite may lay it out otherwise."""
-    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
+def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
+    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
+    any order, and tables may have more of them, as users add, unless those compute something."""
+    found, expected = (
+        re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
+    )
+    if found == expected or kind != "table":
+        return found == expected or (kind == "trigger" and outdated)
+    (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
+    (columns, _, rules), (our_columns, _, our_rules) = (
+        rest.rpartition(")"),
+        our_rest.rpartition(")"),
+    )
+    there, ours = {*columns.split(",")}, {*our_columns.split(",")}
+    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
+    return as_ours and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
     """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
     millions of jobs now, and SQLite would read all of them instead of using an index. Without
     statistics it assumes that every table is large, which is right here."""
-    for table in ("sqlite_stat1", "sqlite_stat4"):
-        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
-        if connection.execute(exists, (table,)).get:
-            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
-            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
-                connection.execute(f"DELETE {ours}")
-                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+    tables = connection.execute("""
+        SELECT name FROM sqlite_schema
+        WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
+    """)
+    for (table,) in tables.fetchall():
+        ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+        if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+            connection.execute(f"DELETE {ours}")
+            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
 ################################################################################
@@ -4195,7 +4131,8 @@ class File:
                 connection.config(setting, 0)
             _refuse_lost_wal(connection, place)
             _refuse_foreign_schema(connection, str(place))
-            if not self.create and _schema_version(connection) == 0:
+            version = schema_version(connection, str(place))
+            if not self.create and version == 0:
                 raise FileError(str(place), "holds no queue: name another file")
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
@@ -4207,7 +4144,10 @@ class File:
             # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
             connection.pragma("wal_autocheckpoint", 1000)
             connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-            _migrate(connection, str(place))
+            if version < SCHEMA_VERSION:
+                connection.execute("BEGIN IMMEDIATE")
+                update_schema(connection, str(place))
+                connection.execute("COMMIT")
             _forget_statistics(connection)
         except BaseException:
             connection.close()
@@ -4815,19 +4755,16 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
-_KEPT: Mapping[str, int] = {
-    state: kept // MICROSECOND
+_KEPT_BY_DEFAULT = " ".join(
+    f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
-    if kept is not None
-}
-_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+)
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
 # Bounded, since a sum that overflows would be refused, whatever somebody has written there.
@@ -4845,24 +4782,37 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
+_CANCELLED = f"""
+    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    prune_at = :now + {_kept_for("'cancelled'")}
+"""
+
+
 def _expiry(ids: str) -> str:
     """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = :now, expires_at = NULL,
+            {_CANCELLED}, expires_at = NULL,
             error = 'Expired: not started by '
-                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = :now + {_kept_for("'cancelled'")}
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch')
         WHERE {_UNSTARTED} AND id {ids}
     """
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
-    if row is None or not _fits(kind, tuple(map(type, row))):
+    if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
+
+
+@functools.cache
+def _column_types(kind: Any) -> list[Any]:
+    hints = typing.get_type_hints(kind.__init__, globals())
+    hints.pop("return", None)
+    plain = [str if typing.get_origin(hint) is Literal else hint for hint in hints.values()]
+    return [object if hint is Any else hint for hint in plain]
 
 
 def sound_number(value: Any) -> int | None:
@@ -4870,23 +4820,6 @@ def sound_number(value: Any) -> int | None:
     if value is not None and type(value) is not int:
         raise Damaged(f"expected an integer, found {shown(value)}")
     return value
-
-
-@functools.lru_cache
-def _fits(kind: Any, there: tuple[type, ...]) -> bool:
-    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
-    hints = typing.get_type_hints(made_by, globals())
-    hints.pop("return", None)
-    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
-
-
-def _types_in(hint: Any) -> tuple[Any, ...]:
-    if hint is Any:
-        return str, bytes, int, float, types.NoneType
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -4897,8 +4830,7 @@ def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
     """The number that a query gives, if it gives one."""
-    row = connection.execute(sql, bindings).fetchone()
-    return None if row is None else sound_number(row[0])
+    return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
@@ -4960,16 +4892,11 @@ def cancel_returned(tx: Transaction) -> None:
     """Cancels jobs that were asked to end while they ran, and that came back to be tried again
     before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-    change_jobs(
-        tx,
-        _column(tx, returned),
-        f"""
-        UPDATE litejobs_job SET
-            state = 'cancelled', cancel_at = NULL, finished_at = :now,
-            prune_at = :now + {_kept_for("'cancelled'")}
-        WHERE id IN carray(:ids)
-        """,
-    )
+    change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
+
+
+def _set(values: str, term: str = "TRUE") -> str:
+    return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
@@ -5028,11 +4955,6 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-_UNCOUNTED: tuple[tuple[str, State], ...] = (
-    ("litejobs_ready", "pending"),
-    ("litejobs_held", "running"),
-)
-"""The states that are not counted, and their indexes."""
 FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
@@ -5055,69 +4977,6 @@ class Filters(TypedDict, total=False):
     payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
-@attrs.frozen
-class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
-
-    ids: tuple[int, ...] | None = None
-    name: str | None = None
-    queue: str | None = None
-    states: tuple[State, ...] | None = None
-    before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    others: Mapping[str, Any] = attrs.field(factory=dict)
-    """What the terms of FILTERS refer to."""
-
-    @property
-    def group(self) -> str:
-        """The terms on queue and name."""
-        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
-        return " AND ".join(given) or "TRUE"
-
-    def among(self, states: Iterable[State]) -> str:
-        """The term on the state. The states stand in it as text, checked, since a bound
-        value would hide the partial indexes."""
-        if self.states is None:
-            return "TRUE"
-        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
-        return f"state IN ({chosen})" if chosen else "FALSE"
-
-    @property
-    def unindexed(self) -> list[str]:
-        """The terms for which the jobs have to be looked at one by one."""
-        return [FILTERS[name][1] for name in self.others] + [
-            _payload_term(place) for place in range(len(self.payload))
-        ]
-
-    @property
-    def further(self) -> str:
-        """The term of the cursor, and those without an index."""
-        return " AND ".join(("id < :before", *self.unindexed))
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            given |= {f"path{place}": path, f"value{place}": value}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
 def id_of(job: object, what: str = "id") -> int:
     """The id of a job, which may stand for it."""
     if isinstance(job, Job):
@@ -5127,73 +4986,117 @@ def id_of(job: object, what: str = "id") -> int:
     raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
 
 
-def name_of(value: object, what: str = "name") -> str | None:
-    """The name of a definition or class, which may stand for it."""
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+def _several(check: Check) -> Check:
+    def checked(given: Any, what: str) -> tuple[Any, ...]:
+        one = isinstance(given, str) or not isinstance(given, Iterable)
+        return tuple(check(each, what) for each in ([given] if one else given))
+
+    return checked
 
 
-def text_of(value: object, what: str) -> str | None:
-    """A text, or None."""
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
+def _check_name_of(value: object, what: str) -> str:
+    """A name, for which a definition or its class may stand."""
+    name = definition.name if (definition := definition_of(value)) else value
+    if not isinstance(name, str):
+        raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+    return name
 
 
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
+def _check_fields(wanted: object, what: str) -> str:
+    """JSON: the path to each field, and the value that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
+    paths = {}
     for field, value in wanted.items():
         if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
             raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
+        if not (value is None or isinstance(value, str | int | float)):
             problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
+            raise OptionError(what, problem)
+        paths["$" + "".join(f".{json.dumps(name)}" for name in field.split("."))] = value
+    try:
+        return json.dumps(paths, allow_nan=False)
+    except ValueError as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
 
 
+_check_text = _accept(lambda value: isinstance(value, str), "a text")
+
+
+def _check_moment(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+_HAS_FIELDS = """
+    CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:payload) AS wanted
+        WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
+            OR replace(json_type(payload, wanted.key), 'real', 'integer')
+                IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
 FILTERS: Mapping[str, tuple[Check, str]] = {
-    **{
-        name: (text_of, f"{name} = :{name}")
-        for name in Filters.__annotations__
-        if name not in ("id", "name", "queue", "state", "payload")
-    },
-    "schedule": (name_of, "schedule = :schedule"),
-    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
-    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
-    "finished_after": (_micros, "finished_at >= :finished_after"),
-    "finished_before": (_micros, "finished_at < :finished_before"),
+    **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
+    "id": (_several(id_of), ""),
+    "name": (_check_name_of, ""),
+    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "schedule": (_check_name_of, "schedule = :schedule"),
+    "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
+    "finished_after": (_check_moment, "finished_at >= :finished_after"),
+    "finished_before": (_check_moment, "finished_at < :finished_before"),
+    "payload": (_check_fields, _HAS_FIELDS),
 }
-"""Filters for which there is no index: a check that gives what is bound, and a term. Those that
-say nothing else compare the column of their name with a text."""
+"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """By the filters for which there is no index: what is bound."""
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+
+    @property
+    def where(self) -> str:
+        """The term on queue, name and state. The states stand in it as text, since a bound value
+        would hide the partial indexes."""
+        terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        if self.states is not None:
+            states = ", ".join(f"'{state}'" for state in self.states)
+            terms.append(f"state IN ({states})")
+        return " AND ".join(terms) or "TRUE"
+
+    @property
+    def uncounted(self) -> list[tuple[State, str]]:
+        """Those of the states that are not counted, with their indexes."""
+        indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
+        return [each for each in indexes.items() if self.states is None or each[0] in self.states]
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = {**self.others, "queue": self.queue, "name": self.name}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
     """The jobs that all filters choose."""
-    check_known(filters, Filters.__annotations__, "no such filter")
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
-    return Match(
-        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
-        name_of(given.get("name")),
-        text_of(given.get("queue"), "queue"),
-        _states(given["state"], "state") if "state" in given else None,
-        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
-        others=others,
-    )
+    check_known(filters, FILTERS, "no such filter")
+    others = {
+        name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
+    }
+    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5207,75 +5110,58 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     return match
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
-
-
-_NEWEST = "ORDER BY id DESC LIMIT :limit"
-
-
 def _ids_of(match: Match) -> str:
-    """A query for the ids of at least the first *limit* jobs that match, below *before* and
-    the newest first, which reads little however many jobs there are."""
+    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
+    first, which reads little however many jobs there are."""
+    where = match.where
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
-        return f"""
-            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.group} AND {match.among(STATES)}
+        found = f"""
+            SELECT id FROM litejobs_job
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    if match.group == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
-    parts = (
-        f"""
-        SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
-            AND {match.further} {_NEWEST}
+    elif where == "TRUE":
+        found = f"SELECT id FROM litejobs_job WHERE {further}"
+    else:
+        mine = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+                AND {further} ORDER BY id DESC
         """
-        for index, state in _UNCOUNTED
-    )
-    return " UNION ALL ".join(
-        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
-    )
-
-
-def _in_counted_states(match: Match) -> str:
-    """The same for jobs in the counted states. Only groups whose newest job is among the
-    newest can matter; the others take one step into the index each."""
-    mine = f"""
-        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
-            AND {match.further} ORDER BY id DESC
-    """
-    return f"""
-        WITH newest AS MATERIALIZED (
-            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
+        # Only groups whose newest job is among the newest can matter; the others take one step
+        # into the index each.
+        counted = f"""
+            WITH newest AS MATERIALIZED (
+                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                WHERE {where} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+            ON job.id IN ({mine} LIMIT :limit)
+        """
+        found = " UNION ALL ".join(
+            [
+                f"SELECT id FROM ({counted})",
+                *(
+                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
+                    f" WHERE state = '{state}' AND {where} AND {further}"
+                    for state, index in match.uncounted
+                ),
+            ]
         )
-        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-        ON job.id IN ({mine} LIMIT :limit)
-    """
+    return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    counted = f"""
-        SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(COUNTED_STATES)}
-    """
-    parts = (
+    counted = f"SELECT state, queue, name, number FROM litejobs_count WHERE {match.where}"
+    others = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.where} GROUP BY queue, name
         """
-        for index, state in _UNCOUNTED
+        for state, index in match.uncounted
     )
-    return " UNION ALL ".join((counted, *parts))
+    return " UNION ALL ".join((counted, *others))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5300,8 +5186,7 @@ def find_jobs(
     # CROSS, here and there: with statistics SQLite would go through all jobs instead.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-        ORDER BY id DESC LIMIT :limit
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
@@ -5310,18 +5195,10 @@ def find_jobs(
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
     sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-    if match.ids is not None or match.unindexed:
+    if match.ids is not None or match.others:
         sql = f"SELECT count(*) FROM ({_ids_of(match)})"
     number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
     return number
-
-
-class Counted(NamedTuple):
-    """How many jobs of a queue are in a state."""
-
-    queue: str
-    state: State
-    number: int
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5331,8 +5208,9 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
         SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
         GROUP BY queue, state HAVING sum(number) > 0
     """
-    for row in tx.execute(sql):
-        queue, state, number = sound(Counted, row)
+    for queue, state, number in tx.execute(sql):
+        if (type(queue), type(state), type(number)) != (str, str, int):
+            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5362,116 +5240,73 @@ DELETION = (
     "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
 )
 """Deletes jobs with their history."""
-Step = tuple[tuple[State, ...], tuple[str, ...]]
-"""States, and the statements for jobs that are in one of them."""
-VERBS: Mapping[str, tuple[Step, ...]] = {
-    "cancel": (
-        (
-            WAITING,
-            (
-                f"""
-                UPDATE litejobs_job SET
-                    state = 'cancelled', finished_at = :now, error = 'cancelled',
-                    prune_at = :now + {_kept_for("'cancelled'")}
-                WHERE id IN carray(:ids)
-                """,
-            ),
+Steps = Mapping[tuple[State, ...], tuple[str, ...]]
+"""The statements for jobs in some states."""
+VERBS: Mapping[str, Steps] = {
+    "cancel": {
+        WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
+        ("running",): (_set("cancel_at = :now", "cancel_at IS NULL"),),
+    },
+    "retry": {
+        ("failed", "cancelled"): (
+            # Their unique keys are taken from others that have held them for long enough, or have
+            # expired.
+            f"""
+            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+            """,
+            # Or ignore: the unique key may be another job's by now.
+            f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL,
+                unique_key = iif(unique_until <= :now, NULL, unique_key)
+            WHERE id IN carray(:ids)
+            """,
         ),
-        (
-            ("running",),
-            (
-                """
-                UPDATE litejobs_job SET cancel_at = :now
-                WHERE id IN carray(:ids) AND cancel_at IS NULL
-                """,
-            ),
-        ),
-    ),
-    "retry": (
-        (
-            ("failed", "cancelled"),
-            (
-                # Their unique keys are taken from others that have held them for long enough, or
-                # have expired.
-                f"""
-                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                    AND unique_key IN (
-                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                    )
-                """,
-                # Or ignore: the unique key may be another job's by now.
-                f"""
-                UPDATE OR IGNORE litejobs_job SET
-                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                    finished_at = NULL, prune_at = NULL, error = NULL,
-                    unique_key = iif(unique_until <= :now, NULL, unique_key)
-                WHERE id IN carray(:ids)
-                """,
-            ),
-        ),
-        (
-            ("retrying",),
-            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "delete": (((*WAITING, *FINISHED), DELETION),),
-    "hold": (
-        (
-            tuple(state for state in WAITING if state != "paused"),
-            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "release": (
-        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
-    ),
+        ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+    },
+    "delete": {(*WAITING, *FINISHED): DELETION},
+    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
 
 
 def bulk(
-    file: File,
-    match: Match,
-    steps: Iterable[Step],
-    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
-    **bindings: Any,
+    file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
     """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
-    jobs that it was called with stay as they were."""
+    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
+    their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        matching = count_jobs(tx, match)
+        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
     moved = 0
-    for states, statements in steps:
-        chosen = tuple(state for state in states if match.states is None or state in match.states)
-        pages = [attrs.evolve(match, states=chosen)]
-        if match.unindexed and match.ids is None:
-            # Looking through all jobs takes long: it is done once, and before anybody waits for
-            # the write lock.
-            with file.transaction(read_only=True) as tx:
-                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
-            starts = range(0, len(ids), BATCH)
-            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
-        while pages:
-            page = pages.pop(0)
-            with file.transaction() as tx:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
-                prepare(tx, ids)
-                moved += change_jobs(tx, ids, *statements, **bindings)
-            if len(ids) == BATCH:
-                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    for start in range(0, len(ids), BATCH):
+        page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+        with file.transaction() as tx:
+            for states, statements in steps.items():
+                chosen = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(chosen))
+                found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
+                if rework is not None:
+                    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    tx.connection.executemany(
+                        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                        [(rework(name, payload), id) for name, payload, id in rows],
+                    )
+                moved += change_jobs(tx, found, *statements, **bindings)
     file.notify_nodes()
-    return Moved(moved, max(0, matching - moved))
-
-
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+    return Moved(moved, max(0, len(ids) - moved))
 
 
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    """Gives waiting jobs other values, and payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5479,17 +5314,7 @@ def change_options(
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
             ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-
-    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
-        if rework is not None:
-            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-            tx.connection.executemany(
-                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
-            )
-
-    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
+    return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
 ################################################################################
@@ -5513,8 +5338,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                     _check_no_other(file)
             ours = _begin_part(connection)
             try:
-                if _is_outdated(connection, str(file.path)):
-                    _update_schema(connection)
+                update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
@@ -8177,7 +8001,7 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
         tx.execute(
             f"""
             INSERT INTO litejobs_attempt (job, {_FAILURE})
-            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            SELECT id, :{_FAILURE.replace(", ", ", :")} FROM litejobs_job
             WHERE id = :id AND claim = :claim AND state = 'running'
             """,
             {**facts, "id": claimed.id, "claim": claimed.claim},
@@ -8605,9 +8429,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8620,18 +8443,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: LiteJobs,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8711,23 +8542,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8798,58 +8612,39 @@ OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
-
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8860,98 +8655,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -8997,8 +8766,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -9012,10 +8780,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -9032,6 +8809,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -9039,76 +8818,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9127,11 +8890,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9147,30 +8909,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -9195,12 +8962,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -9209,10 +8972,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -9226,7 +8994,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9238,18 +9010,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9286,7 +9046,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9309,10 +9069,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9329,55 +9088,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9385,71 +9112,77 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
@@ -9492,6 +9225,10 @@ class Run:
     """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
+    frozen: float = 0.0
+    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    memory_at: float = 0.0
+    """When the memory of its worker is looked at."""
     announced: bool = False
     """Whether an event has said that it started."""
     slow_after: float = 0.0
@@ -9505,6 +9242,8 @@ class Worker:
     process: Any
     channel: Channel
     board: Board
+    free: list[int]
+    """The places on the board for further async jobs."""
     lifeline: Connection | None = None
     death: Any = None
     """What one waits for to learn of the death of a process, beside its channel."""
@@ -9516,8 +9255,6 @@ class Worker:
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
-    free: list[int] = attrs.field(init=False)
-    """The places on the board for further async jobs."""
     runs: dict[int, Run] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
@@ -9535,9 +9272,6 @@ class Worker:
     used: tuple[int | None, int | None] | None = None
     """What it had used in the end: see `used_by`."""
 
-    def __attrs_post_init__(self) -> None:
-        self.free = list(self.board.places)
-
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
@@ -9547,11 +9281,6 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def exit_code(self) -> int | None:
-        """How its process ended; `None` if that is not known."""
-        return self.process.exitcode if self.is_process else 0
 
     @property
     def sources(self) -> list[Any]:
@@ -9573,10 +9302,8 @@ class Worker:
         # do that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except PermissionError:  # Its number belongs to somebody else.
-            return False
-        except ProcessLookupError:
-            return True
+        except OSError as error:  # Not permitted: its number belongs to somebody else.
+            return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
@@ -9588,7 +9315,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9611,14 +9337,9 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def kill(self) -> None:
-        """Kills it with all that it started; a thread goes on."""
-        if self.is_process:
-            self.used = self.used or used_by(self.pid)
-            kill_group(self.pid)
-
     def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived."""
+        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
+        jobs has written over what it sends."""
         messages: list[Any] = []
         reports: list[tuple[int, Report]] = []
         try:
@@ -9629,34 +9350,21 @@ class Worker:
                 else:
                     messages.append(message)
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
         try:
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
+        if self.broken and not self.dead:
+            self.kill()
         return messages, reports
 
-    def _kill_broken(self) -> None:
-        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
-        self.broken = True
-        if not self.dead:
-            self.kill()
-
-    def wait(self, patience: float) -> None:
-        """Waits until it has ended, at most so many seconds."""
-        if self.death is None:
-            self.process.join(max(0.0, patience))
-        else:
-            from multiprocessing.connection import wait
-
-            wait([self.death], max(0.0, patience))
-
-    def join(self) -> None:
-        """Sees it end, and what it has started."""
+    def kill(self) -> None:
+        """Kills it with all that it started; a thread goes on."""
         if self.is_process:
+            alive = not self.dead
             self.used = self.used or used_by(self.pid)
-            kill_group(self.pid, alive=not self.dead)
-        self.process.join()
+            kill_group(self.pid, alive)
 
     def close(self) -> None:
         """Gives back what it took to talk to it."""
@@ -9675,34 +9383,35 @@ class Worker:
 def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
     """Starts a worker with so many places for async jobs: a process that imports a program and
     holds the lock on the file *presence*; or a thread."""
+    free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board)
+            return Worker(thread, Channel(ours), board, free)
         from multiprocessing import get_context
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
-        for end in (theirs, lifeline):
-            end.close()
+    theirs.close()
+    lifeline.close()
     try:
         death: int | None = os.pidfd_open(process.pid or 0)
     except (AttributeError, OSError):
         # A pipe, which stays open in what the process has forked; then the next look shows it.
         death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, held, death)
+    return Worker(process, Channel(ours), board, free, held, death)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9720,13 +9429,10 @@ def memory_of(pid: int) -> int:
 
     Raises:
         OptionError: that cannot be known without psutil here.
-        ProcessLookupError: there is no such process.
+        OSError: there is no such process.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(FileNotFoundError):
-            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-            return int(pages) * os.sysconf("SC_PAGE_SIZE")
-        raise ProcessLookupError(pid)
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     try:
         psutil = importlib.import_module("psutil")
     except ImportError:
@@ -9742,49 +9448,44 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    _code: Program | MakeExecutor
-    _size: int
-    _concurrency: int
-    """How many async jobs each may run at a time: 0, if there are none to run."""
-    _jobs_each: float
+    code: Program | MakeExecutor
+    """What they run: processes a program, threads an executor."""
+    size: int
+    concurrency: int
+    """How many async jobs each may run at a time."""
+    jobs_each: float
     """After so many a worker is replaced: a spare one stands by then."""
-    _grace: float
+    grace: float
     workers: list[Worker] = attrs.field(factory=list)
     had_any: bool = False
     """Whether one of them was ever ready."""
-    _failed_starts: int = 0
+    failed_starts: int = 0
+    """How many have failed since one was ready."""
     _failure: str = ""
     """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
-    _replaces: bool = attrs.field(init=False)
-    """Whether workers may be dismissed."""
-
-    def __attrs_post_init__(self) -> None:
-        self._replaces = self._jobs_each < math.inf
-        IN_FORKS[self] = WorkerPool.let_go  # A fork must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Starts workers up to the number there should be; they hold the lock on the file
         *presence*. A WorkerError says that none can be started."""
-        size = self._size + (self._jobs_each < math.inf)
+        if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
+            if not self.workers:
+                raise WorkerError(f"no worker can be started: {self._failure}")
+            if not any(worker.ready for worker in self.workers):
+                return  # Those that are starting now decide.
+        size = self.size + (self.jobs_each < math.inf)
         size += sum(worker.leaves_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
-        while len(self.workers) < size and starting < STARTING:
-            starting += 1
-            most = FAILED_STARTS * (1 + self.had_any)
-            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
-                if self.workers:
-                    return  # Those that are starting now decide.
-                raise WorkerError(f"no worker can be started: {self._failure}")
+        for _ in range(min(size - len(self.workers), STARTING - starting)):
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self._code, presence, self._concurrency)
+                worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error), RESTART_PAUSE)
-                continue
-            worker.left = self._jobs_each
+                return
+            worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
@@ -9794,49 +9495,39 @@ class WorkerPool:
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
-            self._failed_starts += 1
+            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self.failed_starts += 1
             self._failure = problem
 
-    def ready(self, worker: Worker) -> None:
-        """One is ready to run jobs."""
-        worker.ready = self.had_any = True
-        self._failed_starts = 0
-
-    def dismiss(self) -> bool:
-        """Lets workers go that have run as many jobs as they may; says whether there were
-        any, whose places others can take."""
-        dismissed = False
-        for worker in self.workers if self._replaces else ():
+    def dismiss(self) -> None:
+        """Lets workers go that have run as many jobs as they may, and others take their places."""
+        for worker in self.workers:
             if worker.left > 0 or worker.runs:
                 continue
             if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self._grace
+                worker.leaves_by = time.monotonic() + self.grace
                 worker.channel.send("end")
-                dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
-        return dismissed
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
         for worker in self.workers:
-            if worker.is_process:
-                self._replaces, worker.left = True, 0
+            worker.left = 0 if worker.is_process else worker.left
 
     def at_work(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        if not self._replaces:
-            return [worker for worker in self.workers if worker.ready]
-        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self._size] if worker.left > 0]
+        here = [
+            worker for worker in self.workers if worker.ready and (worker.left > 0 or worker.runs)
+        ]
+        return [worker for worker in here[: self.size] if worker.left > 0]
 
     def runs(self) -> list[Run]:
         """What they have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def let_go(self) -> None:
-        """Closes this process's ends of what one talks to them through."""
+        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
@@ -9913,7 +9604,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -9932,130 +9624,6 @@ ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
 
-class WorkerCrashed(LitejobsError):
-    """A worker died while it ran the job."""
-
-
-class JobTimedOut(LitejobsError):
-    """The job took longer than its timeout."""
-
-
-class TooMuchMemory(LitejobsError):
-    """The worker used more memory than the job may."""
-
-
-@attrs.define(eq=False, repr=False)
-class Settlements:
-    """What the next exchange settles, and the events of that."""
-
-    _registry: Registry
-    _clock: Clock
-    _rng: random.Random
-    _events: Events
-    _node: str
-    durations: dict[str, float] = attrs.field(factory=dict)
-    """Microseconds that jobs of each definition have been taking."""
-    pending: list[Settlement] = attrs.field(factory=list)
-    settle_by: float = math.inf
-    """When that should be in the file."""
-    run_again: bool = False
-    """Whether jobs are among them that will run again."""
-    wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
-    _ended: list[Event] = attrs.field(factory=list)
-
-    def started(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
-        if "started" in self.wanted and not run.announced:
-            run.announced = True
-            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
-
-    def reported(self, run: Run, report: Report) -> None:
-        """An attempt has ended. If the job was asked to end, that counts, and not how it did;
-        except when its node stops: then the worker knows."""
-        name, took = run.claimed.name, report.took
-        expected = self.durations.get(name, took)
-        self.durations[name] = expected + 0.2 * (took - expected)
-        self.started(run, report.started_at)
-        self._settle(run, report if run.reason is None else self.stopped(run, report))
-
-    def not_begun(self, run: Run, cancelled: bool) -> None:
-        """Makes a job ready again that was in hand and has not begun, unless it was cancelled."""
-        self._settle(run, not_begun(self._clock(), cancelled))
-
-    def died(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
-        worker, now = run.worker, self._clock()
-        began = worker.board.began(run)
-        took = (time.monotonic_ns() - began) // 1000
-        cpu, memory = worker.used or (None, None)
-        report = GIVEN_BACK._replace(
-            started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
-            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
-        )  # fmt: skip
-        self.started(run, report.started_at)
-        if run.reason not in (None, "stop"):
-            report = self.stopped(run, report)
-        elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.exit_code))
-            report = self.failed(run, report, "crash", error)
-        self._settle(run, report)
-
-    def stopped(self, run: Run, report: Report) -> Report:
-        """The report of a job that was asked to end."""
-        if run.reason == "cancel":
-            return report._replace(
-                state="cancelled", counted=True, result=None,
-                kind="cancelled", type="Cancelled", message="cancelled while it ran",
-            )  # fmt: skip
-        if run.reason == "memory" and report.state != "completed":
-            limit = self._registry.options(run.claimed.name).max_memory or 0
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self.failed(run, report, "memory", error)
-        if run.reason == "timeout":
-            seconds = (run.claimed.timeout or 0) / 1e6
-            problem = f"it took longer than its timeout of {seconds:g} s"
-            late = JobTimedOut(f"{problem}, and was granted {run.grace:g} s more to end")
-            return self.failed(run, report, "timeout", late)
-        return report
-
-    def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
-        """The report of a job that failed by no error of its own."""
-        own = self._registry.options(run.claimed.name).backoff
-        judged = after_failure(run.claimed, own, self._rng)
-        type, message, _ = describe(error)
-        return report._replace(
-            state=judged.state, delay=judged.delay, counted=True, result=None,
-            kind=kind, type=type, message=message,
-        )  # fmt: skip
-
-    def _settle(self, run: Run, report: Report) -> None:
-        if report.kind or report.state in self.wanted:
-            report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self._node):
-                if event.kind in self.wanted:
-                    self._ended.append(event)
-        if report.state in WAITING:
-            self.run_again = True
-        if not self.pending:
-            self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.pending.append((run.claimed, report))
-
-    def clear(self) -> None:
-        """All is settled."""
-        self.pending, self.settle_by, self.run_again = [], math.inf, False
-
-    def emit(self) -> None:
-        """Emits the events of what is settled."""
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._events.emit(event)
-
-
 def not_begun(now: int, cancelled: bool) -> Report:
     """The report of a job that its node had claimed and no worker has begun."""
     report = GIVEN_BACK._replace(finished_at=now)
@@ -10063,6 +9631,42 @@ def not_begun(now: int, cancelled: bool) -> Report:
         return report
     message = "cancelled before it started"
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
+
+
+def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
+    """The report of a job that may have been asked to end: then that counts, and not how it ended;
+    except when its node stops, then the worker knows."""
+    claimed = run.claimed
+    if run.reason == "cancel":
+        return report._replace(
+            state="cancelled", counted=True, result=None,
+            kind="cancelled", type="Cancelled", message="cancelled while it ran",
+        )  # fmt: skip
+    if run.reason == "memory" and report.state != "completed":
+        limit = registry.options(claimed.name).max_memory or 0
+        problem = f"its worker used more than the {limit:,} bytes that it may"
+        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
+    if run.reason == "timeout":
+        problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+        problem += f", and was granted {run.grace:g} s more to end"
+        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
+    return report
+
+
+def failed(
+    claimed: Claimed,
+    report: Report,
+    error: tuple[str, str, str],
+    registry: Registry,
+    rng: random.Random,
+) -> Report:
+    """The report of a job that failed by this error, which is none of its own."""
+    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
+    kind, type, message = error
+    return report._replace(
+        state=judged.state, delay=judged.delay, counted=True, result=None,
+        kind=kind, type=type, message=message,
+    )  # fmt: skip
 
 
 def exit_description(exitcode: int | None) -> str:
@@ -10076,9 +9680,19 @@ def exit_description(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-# Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that stops,
-# are asked to end, and have the grace for it; then their worker is killed, whatever it does.
+# The loop
 
+Until = Literal["empty"]
+LOCK_SLICE = 0.05
+"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+DRAINED = 256
+"""How many datagrams are taken from the wakeup socket at a time."""
+FALSE_WAKES, WAKE_REST = 8, 0.01
+"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+LAST_WAIT = 1.0
+"""Seconds for which a node that is to end at once waits for the write lock."""
+RETRY_PAUSE = 0.5
+"""Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
@@ -10091,200 +9705,6 @@ AGAIN = 0.05
 FROZEN = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-UNRESPONSIVE = 5.0
-"""Seconds after which a worker that begins nothing of what it has in hand is replaced."""
-
-
-@attrs.define(eq=False, repr=False)
-class Watchdog:
-    """Asks jobs to end that must, and kills the workers of those that do not."""
-
-    _registry: Registry
-    _settlements: Settlements
-    _clock: Clock
-    _grace: float
-    cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that were cancelled."""
-    stop_at: float = math.inf
-    """When a node that stops has waited long enough."""
-    due: float = math.inf
-    """When it must look again."""
-    unresponsive_after: float = UNRESPONSIVE
-    slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
-    _limits: Mapping[str, int] = attrs.field(init=False)
-    """Bytes that a worker may use, by the definitions that limit it."""
-    _checks_memory: bool = False
-    _memory_at: float = 0.0
-    """When memory is looked at again."""
-    _expected_at: float = attrs.field(factory=time.monotonic)
-    """By when the supervisor should have its next turn."""
-    _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
-    """When it got none, from and until, by the monotonic clock."""
-
-    def __attrs_post_init__(self) -> None:
-        self._limits = {
-            own.name: own.options.max_memory for own in self._registry if own.options.max_memory
-        }
-
-    def expect(self, within: float) -> None:
-        """The supervisor should have its next turn in so many seconds."""
-        self._expected_at = time.monotonic() + within
-
-    def cancel(self, cancelled: Iterable[int], workers: list[Worker]) -> None:
-        """These were cancelled."""
-        self.cancelled = frozenset(cancelled)
-        if self.cancelled:
-            self._look_at_all(workers)
-
-    def stop(self, workers: list[Worker]) -> None:
-        """All that runs has to end within the grace."""
-        self.stop_at = time.monotonic() + self._grace
-        self._look_at_all(workers)
-
-    def _look_at_all(self, workers: list[Worker]) -> None:
-        self.due = 0.0
-        for worker in workers:
-            worker.look_at = 0.0
-
-    def notice_freeze(self, workers: list[Worker]) -> None:
-        """Makes up for time in which the supervisor got no turn."""
-        now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now
-        if (missed := now - expected_at) >= FROZEN:
-            self._frozen.append((expected_at, now))
-            self.stop_at += missed
-            for worker in workers:
-                for run in worker.runs.values():
-                    run.kill_at += missed
-
-    def _missed(self, since: float) -> float:
-        """Seconds since then that count towards no timeout."""
-        return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
-
-    def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills whatever must end. Returns the workers of which the running job is in the
-        way of others, for that many seconds, or has cancelled ones behind it."""
-        self.notice_freeze(workers)
-        now, self.due, blocked = time.monotonic(), math.inf, []
-        self._checks_memory = now >= self._memory_at
-        if self._checks_memory:
-            self._memory_at = now + MEMORY_CHECK
-        for worker in workers:
-            running = worker.runs.get(worker.board.running)
-            if running is not None:
-                self.due = min(self.due, self._watch(running, now))
-            elif worker.runs:
-                self._replace_if_unresponsive(worker)
-            if now >= worker.look_at:
-                beside = [run for run in worker.runs.values() if run.place]
-                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
-            self.due = min(self.due, worker.look_at)
-            if worker.plain > (running is not None):
-                self.due = min(self.due, now + SLOW)
-                if running is not None and (
-                    self._took(running, now) > patience
-                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
-                ):
-                    blocked.append(worker)
-        return blocked
-
-    def _took(self, run: Run, now: float) -> float:
-        """Seconds for which a job has been running."""
-        began = run.worker.board.began(run) / 1e9
-        return now - began - self._missed(began) if began else 0.0
-
-    def _watch(self, run: Run, now: float) -> float:
-        """Asks one job to end, or kills its worker; returns when something may be due with it."""
-        began, took = run.worker.board.began(run), self._took(run, now)
-        if began:
-            self._settlements.started(run, self._clock() - round(took * 1e6))
-            if took >= max(run.slow_after, self.slow_after):
-                run.slow_after = 2 * took
-                about = run.claimed.id, run.claimed.name, took
-                logger.warning("job %d (%s) has been running for %.3g s", *about)
-        if run.reason is None and (reason := self._reason(run, took)):
-            if not run.worker.board.ask(run.number, run.place, reason):
-                return now
-            self._asked(run, reason, now)
-        if now >= run.kill_at:
-            self._kill(run, now)
-        if run.reason is not None:
-            return run.kill_at
-        timeout, due = run.claimed.timeout, math.inf
-        if timeout is not None:
-            due = now + timeout / 1e6 - took
-        if run.claimed.name in self._limits:
-            due = min(due, self._memory_at)
-        if run.place:  # Does it begin, and has it been running for long?
-            due = min(due, now + (1.0 if began else 0.1))
-        return due
-
-    def _reason(self, run: Run, took: float) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
-        claimed, worker = run.claimed, run.worker
-        if claimed.id in self.cancelled:
-            return "cancel"
-        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
-            return "timeout"
-        limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and self._checks_memory:
-            with contextlib.suppress(ProcessLookupError):
-                if memory_of(worker.pid) > limit:
-                    return "memory"
-        return "stop" if self.stop_at < math.inf else None
-
-    def _asked(self, run: Run, reason: Reason, now: float) -> None:
-        run.reason, run.kill_at = reason, now
-        if reason == "stop":
-            run.kill_at = self.stop_at
-        elif reason != "memory":
-            own = self._registry.options(run.claimed.name).grace
-            run.grace = self._grace if own is None else own.total_seconds()
-            if run.claimed.grace is not None:
-                run.grace = run.claimed.grace / 1e6
-            run.kill_at = now + run.grace
-        if run.place:
-            within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send("cancel", run.number, within)
-
-    def _kill(self, run: Run, now: float) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
-        job is over, and to kill it then might hit the next one: a moment later that is known."""
-        worker = run.worker
-        with worker.board.held() as locked:
-            sure = locked or run.place > 0
-            run.kill_at = math.inf if sure else now + AGAIN
-            if sure and worker.board.began(run):
-                worker.blameless = True
-                worker.kill()
-
-    def _replace_if_unresponsive(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
-        since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
-            return
-        with worker.board.held():  # Else it may begin one before it is dead.
-            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
-                return
-            worker.blameless = True
-            worker.kill()
-        logger.error("worker %d is replaced: it begins nothing", worker.pid)
-
-
-# The loop
-
-Until = Literal["empty"]
-LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
-DRAINED = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
-"""After so many datagrams without a commit, the socket is left alone for so many seconds."""
-LAST_WAIT = 1.0
-"""Seconds for which a node that is to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10293,26 +9713,21 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    code: Program | MakeExecutor
-    """What its workers run: processes a program, threads an executor."""
+    pool: WorkerPool
     serves: Serves
-    size: int
-    concurrency: int
-    """How many async jobs each worker may run at a time."""
     until: Until | None
     grace: float
-    clock: Clock = system_clock
-    declared: tuple[Sequence[Schedule], str] = ((), "")
+    clock: Clock
+    declared: tuple[Sequence[Schedule], str]
     """The schedules of the program, and the program."""
-    rng: random.Random = attrs.field(factory=random.Random)
-    events: Events = attrs.field(factory=Events)
-    jobs_per_worker: float = math.inf
-    """After so many a worker is replaced: a spare one stands by then."""
+    events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    pool: WorkerPool = attrs.field(init=False)
-    watchdog: Watchdog = attrs.field(init=False)
-    _settlements: Settlements = attrs.field(init=False)
+    unresponsive_after: float = 5.0
+    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Where datagrams arrive that wake the node; their content is never looked at."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
@@ -10320,13 +9735,24 @@ class Supervisor:
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
-    _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
+    _stop_at: float = math.inf
+    """When a node that stops has waited long enough for what runs."""
     _maybe_ready: bool = True
     """Whether there may be ready jobs that nobody has looked at."""
     _no_room: bool = False
     """Whether no worker had room for the next job, and none has got any since."""
+    _pending: list[Settlement] = attrs.field(factory=list)
+    """What the next exchange settles."""
+    _settle_by: float = math.inf
+    """When that should be in the file."""
+    _wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that are wanted, as of this round of the loop."""
+    _ended: list[Event] = attrs.field(factory=list)
+    """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
     _progress_by: float = math.inf
@@ -10335,8 +9761,6 @@ class Supervisor:
     """The number of others' commits that was seen."""
     _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
-    _maybe_empty: bool = True
-    """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
@@ -10344,31 +9768,31 @@ class Supervisor:
     _locked: bool = False
     """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
-    _false_wakes: int = 0
-    _rested_at: float = math.inf
-    """When it listens to the wakeup socket again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
+    _false_wakes: int = 0
     _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
-    _paused: frozenset[str] = frozenset()
+    _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
+    _cancelled: frozenset[int] = frozenset()
+    """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
+    _watch_at: float = math.inf
+    """When something is due with a job in hand."""
+    _expected_at: float = 0.0
+    """By when the supervisor should have its next turn."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
-        concurrency = self.concurrency if self._async_names else 0
-        self._settlements = Settlements(
-            self.registry, self.clock, self.rng, self.events, self.serves.node
-        )
-        self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
-        self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
+        if not self._async_names:
+            self.pool.concurrency = 0
+        IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
             "requests": (math.inf, self._check_requests),
-            "refill": (math.inf, self._refill),
         }
         self._duties = Duties(
             self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
@@ -10383,19 +9807,24 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + BUSY_TIMEOUT
+            self.store.schedules.declare(*self.declared)
             self._join()
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
+            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
         self.joined.set()
         try:
             self._spawn()
-            self._unless_locked(self._attend)
+            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
                 self._listen()
                 self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._attend)
+                self._unless_locked(self._duties.attend)
         finally:
             self._leave()
 
@@ -10432,30 +9861,16 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.schedules.declare(*self.declared)
-        self._enlist()
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._paused = self._paused_queues()
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        what = "workers" if isinstance(self.code, Program) else "threads"
-        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._duties.emit("node_joined")
-
-    def _enlist(self) -> None:
-        name, known = self.serves.node, self.registry.listing()
-        port = int(self._wakeup.getsockname()[1])
+        port, known = self._wakeup.getsockname()[1], self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            name, port, self.size, self.serves, known
+            self.serves.node, port, self.pool.size, self.serves, known
         )
-        self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
-        logger.error(
-            "node %s is not in the list any more: it ends its jobs, and joins anew",
-            self.serves.node,
-        )
+        problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
+        logger.error(problem, self.serves.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
@@ -10463,35 +9878,27 @@ class Supervisor:
                 worker.kill()
         self.pool.replace()
         self._presence.close()
-        self._enlist()
+        self._join()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
+        busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.code, Program) else 0.0
-            late = time.monotonic() > self.watchdog.stop_at + rest
-            return self._stops > 1 or late or not (self._settlements.pending or self.pool.runs())
-        if not self._nothing_left():
+            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
+        if self.until is None or self._maybe_ready or busy:
             return False
-        self._maybe_empty = False
         try:
             return not self.store.unserved(self.serves)
         except BusyError:
-            self._maybe_empty = True
             return False
-
-    def _nothing_left(self) -> bool:
-        """Whether it may be time to end: then the file is asked."""
-        if self.until is None or self._maybe_ready or self._settlements.pending:
-            return False
-        return not self.pool.runs()
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
+        by = min(now, self._stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
@@ -10500,7 +9907,7 @@ class Supervisor:
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
-                worker.wait(give_up - time.monotonic())
+                worker.process.join(max(0.0, give_up - time.monotonic()))
             if worker.is_process or worker.dead:
                 self._reap(worker)
         if not self.pool.workers:
@@ -10523,71 +9930,58 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending = self._settlements.pending
-        self._settlements.clear()
-        if pending:
-            try:
+        pending, self._pending = self._pending, []
+        try:
+            if pending:
                 self.store.exchange(pending, self._node, lambda ready: [], self.serves)
-            except FileError:
-                logger.error(
-                    "%d results are lost: the next node runs these jobs again", len(pending)
-                )
-                raise
+        except FileError:
+            logger.error("%d results are lost: the next node runs these jobs again", len(pending))
+            raise
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
-            closing.callback(self._say_goodbye)
+            closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
+            closing.callback(self._duties.emit, "node_left")
+            closing.callback(logger.info, "node %s left", self.serves.node)
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
             self._keep_progress()
             self._settle_last()
-            self._settlements.emit()
+            self._emit_ended()
 
-    def _say_goodbye(self) -> None:
-        logger.info("node %s left", self.serves.node)
-        self._duties.emit("node_left")
-        self.events.close(max(self.grace, CLOSE_TIMEOUT))
-
-    # Spawn
+    # Spawn and listen
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self.pool.dismiss():
-            self._look_for_jobs()
-        for worker in () if self._stops else self.pool.spawn(self._presence_path):
+        self.pool.dismiss()
+        for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
-
-    # Listen
 
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        if time.monotonic() >= self._rested_at:
-            self._rested_at, self._false_wakes = math.inf, 0
-            self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         patience = self._patience()
-        self.watchdog.expect(patience)
+        self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        self.watchdog.notice_freeze(self.pool.workers)
+        if time.monotonic() >= self._refill_at:
+            self._refill_at = math.inf
+            self._look_for_jobs()
         if not self._locked:
             self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        now = time.monotonic()
+        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
+        due.append(self._watch_at)
         if self._may_exchange():
-            return max(0.0, self._quiet_until - now)
-        if self._maybe_empty and self._nothing_left():
-            return 0.0
-        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
-        due += [self._rested_at, self.watchdog.due]
-        if self._stops and not isinstance(self.code, Program):
-            due.append(self.watchdog.stop_at + 0.001)
-        return max(0.0, min(due) - now)
+            due.append(self._quiet_until)
+        if self._stops and not isinstance(self.pool.code, Program):
+            due.append(self._stop_at + 0.001)
+        return max(0.0, min(due) - time.monotonic())
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -10614,6 +10008,8 @@ class Supervisor:
 
     def _wake_up(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
+        if self._false_wakes >= FALSE_WAKES:
+            time.sleep(WAKE_REST)
         with contextlib.suppress(OSError):
             for _ in range(DRAINED):
                 self._wakeup.recv(16)
@@ -10623,16 +10019,14 @@ class Supervisor:
             raise
         except FileError:
             self._look_for_jobs()  # The next use of the file raises it again.
-        if self._false_wakes >= FALSE_WAKES:
-            self._selector.unregister(self._wakeup)
-            self._rested_at = time.monotonic() + WAKE_REST
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
         for message in messages:
             match message:
                 case ("ready",):
-                    self.pool.ready(worker)
+                    worker.ready = self.pool.had_any = True
+                    self.pool.failed_starts = 0
                     self._no_room = False
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
@@ -10646,11 +10040,18 @@ class Supervisor:
                     self._progress[id, claim] = text
         for number, report in reports:
             if run := worker.take(number):
-                self._settlements.reported(run, report)
+                name, took = run.claimed.name, report.took
+                expected = self._durations.get(name, took)
+                self._durations[name] = expected + 0.2 * (took - expected)
+                self._announce(run, report.started_at)
+                if run.reason is not None:
+                    report = asked_to_end(run, report, self.registry, self._rng)
+                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.join()
+        worker.kill()  # And what it has started.
+        worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
             worker.blameless = True
@@ -10658,9 +10059,9 @@ class Supervisor:
             self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
         for run in worker.runs.values():
             if worker.board.began(run):
-                self._settlements.died(run)
+                self._settle_died(run)
             else:
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         self.pool.workers.remove(worker)
         for source in worker.sources:
             self._selector.unregister(source)
@@ -10677,11 +10078,59 @@ class Supervisor:
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
 
-    # Exchange
+    # Settle and claim
+
+    def _settle(self, run: Run, report: Report) -> None:
+        """Has an attempt settled that has ended."""
+        if report.kind or report.state in self._wanted:
+            report = report._replace(worker=run.worker.pid)
+            for event in attempt_ended(run.claimed, report, self.serves.node):
+                if event.kind in self._wanted:
+                    self._ended.append(event)
+        if not self._pending:
+            self._settle_by = time.monotonic() + SETTLE_WITHIN
+        self._pending.append((run.claimed, report))
+
+    def _give_back(self, run: Run) -> None:
+        """Makes a job ready again that has not begun, unless it was cancelled."""
+        self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
+
+    def _settle_died(self, run: Run) -> None:
+        """The worker has died that ran the job, which failed, and so did each async job that had
+        begun there, since nobody can know which one was to blame. If the node has killed the
+        worker for one of them, the others are given back."""
+        worker, now = run.worker, self.clock()
+        began = worker.board.began(run)
+        took = (time.monotonic_ns() - began) // 1000
+        exit_code = worker.process.exitcode if worker.is_process else 0
+        cpu, memory = worker.used or (None, None)
+        report = GIVEN_BACK._replace(
+            started_at=now - took, finished_at=now, took=took, memory=memory,
+            exit_code=exit_code, output=worker.board.output_of(run.number),
+            # What async jobs used they used together.
+            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
+        )  # fmt: skip
+        self._announce(run, report.started_at)
+        if run.reason in (None, "stop") and not worker.blameless:
+            error = "crash", "WorkerCrashed", exit_description(exit_code)
+            report = failed(run.claimed, report, error, self.registry, self._rng)
+        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+
+    def _announce(self, run: Run, at: int) -> None:
+        """Emits that a job has started, once."""
+        if "started" in self._wanted and not run.announced:
+            run.announced = True
+            pid, node = run.worker.pid, self.serves.node
+            self.events.emit(attempt_started(run.claimed, at, pid, node))
+
+    def _emit_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self.events.emit(event)
 
     def _keep_progress(self) -> None:
         """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._settlements.pending or time.monotonic() >= self._progress_by
+        due = self._pending or time.monotonic() >= self._progress_by
         if not self._progress or not due:
             return
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
@@ -10699,7 +10148,7 @@ class Supervisor:
             return
         plan: dict[int, Worker] = {}
         workers = [] if self._stops else self.pool.at_work()
-        names, durations = self._async_names, self._settlements.durations
+        names, durations = self._async_names, self._durations
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -10709,7 +10158,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._maybe_ready = self._no_room = True
+            self._no_room = True
             self._maybe_ready = assign(
                 plan, workers, ready, durations, names, self.serves.names - names
             )
@@ -10719,38 +10168,44 @@ class Supervisor:
 
         try:
             if self._orphans:
-                held = [run.claimed[:2] for run in self.pool.runs()]
                 # What has ended is held until that is in the file.
-                held += [claimed[:2] for claimed, _ in self._settlements.pending]
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            pending = self._settlements.pending
-            done = self.store.exchange(pending, self._node, choose, self.serves)
+            done = self.store.exchange(self._pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            self._put_off(self._settle_each(error))
+            self._put_off(error)
             return
-        self._exchanged(done)
-        runs: dict[Worker, list[Run]] = {}
+        if done.late:
+            logger.warning("%d results came too late and were thrown away", done.late)
+        if done.again_at is not None:
+            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
+        if any(report.state in LATER for _, report in self._pending):
+            self._duties.call("stage")
+        if self._recall is not None:
+            self._duties.call("requests")
+        self._pending, self._settle_by = [], math.inf
+        runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
             place = worker.free.pop() if claimed.name in names else 0
             expected = estimate(claimed.name, durations)
-            run = Run(next(self._numbers), claimed, worker, expected, place)
-            runs.setdefault(worker, []).append(run)
+            runs[worker].append(Run(next(self._numbers), claimed, worker, expected, place))
         for worker, handed in runs.items():
             worker.hand_over(handed)
-        self._settlements.emit()
-        if short:
+        self._emit_ended()
+        if not short:
+            self._failing_since = math.inf
+        else:
             problem = "the disk is nearly full: no further jobs are started; free some space"
             self._put_off(FileError(str(self.store.file.path), problem))
-        else:
-            self._failing_since = math.inf
 
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        pending = len(self._settlements.pending)
+        pending = len(self._pending)
         if not pending and (self._stops or self._no_room or not self._maybe_ready):
             return False
         workers = self.pool.at_work()
@@ -10761,28 +10216,21 @@ class Supervisor:
             return True
         # While all are at work, more results will come along.
         if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settlements.settle_by
+            return pending >= ENOUGH or time.monotonic() >= self._settle_by
         return any(worker.free for worker in workers)
 
-    def _settle_each(self, error: FileError) -> FileError:
-        """Settles one at a time what could not be settled together: one that is to blame must not
-        keep the others, and a small transaction may fit where a large one does not. Returns the
-        last error."""
-        alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
-        if alone and self._settlements.pending:
+    def _put_off(self, error: FileError) -> None:
+        """Settles one at a time what could not be settled together, as one that is to blame must
+        not keep the others, and a small transaction may fit where a large one does not. Then keeps
+        what is left, and tries again in a while; but not for ever, where the node is to end by
+        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             try:
-                self.store.settle_each(self._settlements.pending)
-                self._exchanged(Exchanged([], 0, None))
+                self.store.settle_each(self._pending)
             except BusyError:
                 raise
             except FileError as again:
-                return again
-        return error
-
-    def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself: if nothing has moved for BUSY_TIMEOUT, and nothing is running, the
-        error is raised."""
+                error = again
         now = time.monotonic()
         self._failing_since = min(self._failing_since, now)
         failing = now - self._failing_since
@@ -10791,34 +10239,119 @@ class Supervisor:
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
         self._look_for_jobs()
-        self._quiet_until = now + 0.5
+        self._duties.call("stage", "requests")
+        self._quiet_until = now + RETRY_PAUSE
+        self._settle_by = self._quiet_until if self._pending else math.inf
 
-    def _exchanged(self, done: Exchanged) -> None:
-        if done.late:
-            logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            left = (done.again_at - self.clock()) / 1e6
-            self._refill_at = time.monotonic() + left
-            self._duties.call("refill", within=left)
-        if self._settlements.run_again:
-            self._duties.call("stage")
-        if self._recall is not None:
-            self._duties.call("requests")
-        self._settlements.clear()
-        self._maybe_empty = True
-
-    # Watch
+    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
+    # stops, are asked to end, and have the grace for it; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills what is over time, and takes back what waits behind slow jobs."""
-        workers = self.pool.workers
-        if self._stops and self.watchdog.stop_at == math.inf:
-            self.watchdog.stop(workers)
+        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        workers, now = self.pool.workers, time.monotonic()
+        if (missed := now - self._expected_at) >= FROZEN:
+            self._stop_at += missed
+            for run in self.pool.runs():
+                run.kill_at += missed
+                if began := run.worker.board.began(run):
+                    run.frozen += now - max(began / 1e9, self._expected_at)
+                run.worker.moved_at = now
+        if self._stops and self._stop_at == math.inf:
+            self._stop_at = now + self.grace
             for worker in workers:
+                worker.look_at = 0.0
                 self._take_back(worker)
         idle = any(not worker.plain for worker in self.pool.at_work())
-        for worker in self.watchdog.watch(workers, SLOW if idle else VERY_SLOW):
-            self._take_back(worker)
+        self._watch_at = math.inf
+        for worker in workers:
+            running = worker.runs.get(worker.board.running)
+            if running is not None:
+                self._watch_at = min(self._watch_at, self._watch_run(running, now))
+            elif worker.runs:
+                self._replace_if_unresponsive(worker, now)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min(
+                    (self._watch_run(run, now) for run in beside), default=math.inf
+                )
+            self._watch_at = min(self._watch_at, worker.look_at)
+            if worker.plain > (running is not None):
+                self._watch_at = min(self._watch_at, now + SLOW)
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
+                    self._take_back(worker)
+
+    def _watch_run(self, run: Run, now: float) -> float:
+        """Asks one job to end that must, and kills its worker if it does not; returns when
+        something may be due with it."""
+        claimed, worker, board = run.claimed, run.worker, run.worker.board
+        options = self.registry.options(claimed.name)
+        began = board.began(run) / 1e9
+        took = now - began - run.frozen if began else 0.0
+        if began:
+            self._announce(run, self.clock() - round(took * 1e6))
+            if took >= max(run.slow_after, self.slow_after):
+                run.slow_after = 2 * took
+                about = claimed.id, claimed.name, took
+                logger.warning("job %d (%s) has been running for %.3g s", *about)
+        if run.reason is None and (reason := self._reason(run, took, options.max_memory)):
+            if not board.ask(run.number, run.place, reason):
+                return now
+            run.reason, run.kill_at, within = reason, now, 0.0
+            if reason == "stop":
+                run.kill_at = self._stop_at
+                within = self._stop_at - now - LAST_PART * self.grace
+            elif reason != "memory":
+                run.grace = self.grace if options.grace is None else options.grace.total_seconds()
+                if claimed.grace is not None:
+                    run.grace = claimed.grace / 1e6
+                run.kill_at = now + run.grace
+            if run.place:
+                worker.channel.send("cancel", run.number, within)
+        if now >= run.kill_at:
+            # Where it has its own turn at the board, a plain job is over, and to kill it then
+            # might hit the next one: a moment later that is known.
+            with board.held() as locked:
+                sure = locked or run.place > 0
+                run.kill_at = math.inf if sure else now + AGAIN
+                if sure and board.began(run):
+                    worker.blameless = True
+                    worker.kill()
+        if run.reason is not None:
+            return run.kill_at
+        due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
+        if options.max_memory:
+            due = min(due, now + MEMORY_CHECK)
+        if run.place:  # Does it begin, and has it been running for long?
+            due = min(due, now + (1.0 if began else 0.1))
+        return due
+
+    def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
+        """Why a job that has run for so many seconds has to end, if it has."""
+        claimed, worker, now = run.claimed, run.worker, time.monotonic()
+        if claimed.id in self._cancelled:
+            return "cancel"
+        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
+            return "timeout"
+        if limit and took and worker.is_process and now >= run.memory_at:
+            run.memory_at = now + MEMORY_CHECK
+            with contextlib.suppress(OSError):
+                if memory_of(worker.pid) > limit:
+                    return "memory"
+        return "stop" if self._stop_at < math.inf else None
+
+    def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
+        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
+        have no timeout before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
+        if not worker.is_process or now < worker.moved_at + self.unresponsive_after:
+            return
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
+                return
+            worker.blameless = True
+            worker.kill()
+        logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
         """Makes those of a worker's plain jobs ready again that have not started; says whether
@@ -10829,14 +10362,10 @@ class Supervisor:
         for run in list(worker.runs.values()):
             if not run.place and run.number != running:
                 worker.take(run.number)
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         return True
 
-    # Attend
-
-    def _attend(self) -> None:
-        """Calls the duties that are due."""
-        self._duties.attend()
+    # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
         """Sees what was committed without a wake-up, and which workers died unnoticed."""
@@ -10847,7 +10376,7 @@ class Supervisor:
         if self._presence.renew():
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence_path,
+                " their jobs, so that all hold it", self._presence.path,
             )  # fmt: skip
             self.pool.replace()
 
@@ -10859,35 +10388,31 @@ class Supervisor:
             self._join_again()
         self._changes = changes
         self._wake()
-        if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
-            before, self._paused = self._paused, self._paused_queues()
-            for queue in sorted(self._paused - before):
+        if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
+            paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
+            before, self._paused = paused if self._paused is None else self._paused, paused
+            for queue in sorted(paused - before):
                 self._duties.emit("queue_paused", queue=queue)
-            for queue in sorted(before - self._paused):
+            for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
         return True
-
-    def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues().values() if terms.paused)
-
-    def _refill(self, duties: Duties) -> float | None:
-        """The rate of a queue lets the next job start."""
-        if (left := self._refill_at - time.monotonic()) > 0:
-            return left
-        self._look_for_jobs()
-        return None
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
-        self.watchdog.cancel(cancelled, self.pool.workers)
-        if recall not in (None, self._recall):
-            holding = [worker for worker in self.pool.workers if worker.plain]
-            if not all(self._take_back(worker) for worker in holding):
-                return AGAIN
+        self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
+        taken_back = True
+        for worker in self.pool.workers:
+            if cancelled:
+                worker.look_at = self._watch_at = 0.0
+            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+                taken_back = self._take_back(worker) and taken_back
+        if not taken_back:
+            return AGAIN
+        if recalled:
             self._recall = recall
-        if recall is not None and not self._settlements.pending:
+        if recall is not None and not self._pending:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
         return None
@@ -11208,7 +10733,9 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
+        filters: Any = {"queue": queue, "name": name}
+        match = matching(filters)
+        return self.store.meter.read(span, match.queue, match.name, limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
@@ -11285,7 +10812,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -11585,19 +11112,22 @@ class LiteJobs:
         store = Store.at(self.path, "fast", self.clock)
         try:
             code, size = self._code_and_size(workers, threads)
+            serves = self._serves(queues, node)
+            at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
+            jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
+            seconds = duration(grace, "grace").total_seconds()
+            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            declared = self._declarations()
             return Supervisor(
                 store,
                 self.registry,
-                code,
-                self._serves(queues, node),
-                size,
-                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
+                pool,
+                serves,
                 until,
-                duration(grace, "grace").total_seconds(),
+                seconds,
                 self.clock,
-                declared=self._declarations(),
-                events=self.events,
-                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
+                declared,
+                self.events,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
@@ -11617,12 +11147,10 @@ class LiteJobs:
         workers = (os.cpu_count() or 1) if workers is None else workers
         return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11657,9 +11185,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -12270,7 +11797,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
@@ -12382,18 +11909,24 @@ Output = tuple[Any, str, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
-    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        parser.error("expected a value, got '--'")
+    given: dict[str, Any] = {"to": {}}
+    for place, value in vars(_parser().parse_args(arguments)).items():
+        group, _, name = place.rpartition(".")
+        fields = name == "payload" and isinstance(value, list)
+        (given[group] if group else given)[name] = dict(value) if fields else value
+    verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        target = [_target(options.target)] if "target" in options else []
-        value, text, code = options.command(*target, options)
-        if getattr(options, "json", False):
+        run, _, *columns = _COMMANDS[verb]
+        jobs = [_target(given.pop("target"))] if "target" in given else []
+        given |= {"to": to} if verb in ("change", "queue") else {}
+        done = run(*jobs, *given.pop("ids", ()), **given)
+        if columns:
+            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
+            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
+        value, text, code = done
+        if as_json:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
@@ -12414,6 +11947,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
+    hold, and what can only be given by name is an option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12425,412 +11960,300 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run, **more)
-        place = "module:attribute or file.py:attribute"
-        if run is _run:
-            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
-        elif run is not _new:
-            about = f"the queue's file, or a program: {place}"
-            made.add_argument("target", metavar="TARGET", help=about)
-            made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_job_commands(add)
-    _add_other_commands(add)
+    for verb, (run, about, *_) in _COMMANDS.items():
+        command = commands.add_parser(verb, help=about, description=about)
+        command.set_defaults(verb=verb)
+        if verb != "new":
+            file = "" if verb == "run" else "the queue's file, or "
+            place = f"{file}a program: module:attribute or file.py:attribute"
+            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+        if verb not in ("new", "run"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
+        parameters = inspect.signature(run, eval_str=True).parameters.values()
+        for each in list(parameters)[verb != "new" :]:
+            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+            group = "to." if each.name == "to" else ""
+            options = typed and typing.get_type_hints(typed, include_extras=True)
+            for name, hint in (options or {each.name: each.annotation}).items():
+                settings = _settings(name, hint, removable=bool(group))
+                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                    several = each.kind is each.VAR_POSITIONAL
+                    optional = several or each.default is not each.empty
+                    number = "*" if several else "?" if optional else None
+                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                elif settings:
+                    where = flags if settings.get("action") == "store_true" else command
+                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
-def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", _run, "run jobs until stopped")
-    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    _add_options(run, NodeOptions, queues="--queue")
-    level = run.add_mutually_exclusive_group()
-    for flag, least, about in (
-        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("--quiet", logging.WARNING, "log only warnings and errors"),
-    ):
-        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-    run.set_defaults(log_level=logging.INFO)
-    enqueue = add("enqueue", _enqueue, "put a job into the file")
-    enqueue.add_argument("name", help="the definition")
-    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    _add_options(enqueue, Choices)
-    listing = add("list", _list, "list jobs, the newest first")
-    _add_options(listing, Filters)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = add("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    add("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for verb, done, about in (
-        ("retry", "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", "cancelled", "cancel jobs that wait or run"),
-        ("delete", "deleted", "delete jobs that do not run"),
-        ("hold", "held", "keep jobs that wait from running"),
-        ("release", "released", "let held jobs wait for their turn again"),
-        ("change", "changed", "give jobs that wait other values"),
-    ):
-        bulk = add(verb, _bulk, about, verb=verb, done=done)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
-    changes = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, "to_", removable=True, **changes)
+_FLAGS = {
+    "run queues": "queue",
+    # The node is what a change is most often about: so that is what --node gives there.
+    "change node": "from-node",
+    "change to.queue": "to-queue",
+    "change to.payload": "to-payload",
+}
+"""Options that are not called as their parameters."""
 
 
-def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("stats", _stats, "count jobs by queue and state")
-    add("queues", _queues, "list the queues that have settings")
-    queue = add("queue", _queue, "show, pause, resume and set a queue")
-    queue.add_argument("name", help="the queue")
-    state = queue.add_mutually_exclusive_group()
-    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
-    state.add_argument("--resume", action="store_true", help="let its jobs start again")
-    state.add_argument("--reset", action="store_true", help="take all its settings away")
-    _add_options(queue, QueueChoices, removable=True)
-    add("nodes", _list_nodes, "list the nodes")
-    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
-    metrics.add_argument("--span", choices=SPANS, default="minute")
-    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    metrics.add_argument("--queue")
-    metrics.add_argument("--name")
-    add("schedules", _schedules, "list schedules with their last and next times")
-    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for verb, done, about in (
-        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", "resumed", "let a schedule, or all, fire again"),
-    ):
-        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
-        switch.add_argument("name", nargs="?", help="default: all")
-    backup = add("backup", _backup, "copy the file while jobs run")
-    backup.add_argument("path", help="the copy: nothing may be there yet")
-    add("compact", _compact, "give free space in the file back")
-    doctor = add("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    new = add("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    typed: type,
-    prefix: str = "",
-    *,
-    removable: bool = False,
-    **flags: str,
-) -> None:
-    """Adds an argument for each option of a TypedDict that a text can be read as. Where
-    options are *removable*, a zero or an empty text stands for None."""
-    import argparse
-
-    texts = {
-        name: hint.__metadata__[0]
-        for kind in (Choices, typed)
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if typing.get_origin(hint) is Annotated
-    }
-    for name, hint in typing.get_type_hints(typed).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
-        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
-        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
-            settings |= {"choices": typing.get_args(literals[0])}
-        elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON"}
-        elif readers and name != "id":
-            read, metavar = readers[0]
-            if removable and type(None) in kinds:
-                # A node may be named 0, and a grace of no seconds is one.
-                zero = "" if name in ("node", "grace") else "0"
-                read = functools.partial(_read_unless, (zero, ""), read)
-                about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
-        else:
-            continue
-        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
-            settings["action"] = "append"
-        parser.add_argument(flag, help=about, **settings)
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
-
-
-def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
-    return None if text in none else read(text)
-
-
-def _moment(text: str) -> datetime:
-    import argparse
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
-        raise argparse.ArgumentTypeError(problem) from None
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
+    name, _, value = text.partition("=")
+    return name, load_json(value)
+
+
+_READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
+    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
+    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    int: ("NUMBER", int, "invalid int value: {!r}"),
+    float: ("NUMBER", float, "invalid float value: {!r}"),
+    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    str: ("", str, ""),
+    Iterable: ("", str, ""),
+}
+"""What a value of a type is called in the help, how it is read, and what is said of a text that is
+none."""
+
+
+def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
+    """How argparse reads an option; empty if a text cannot be read as one. Where options are
+    *removable*, a zero or an empty text stands for None."""
     import argparse
 
-    name, _, value = text.partition("=")
-    try:
-        return name, load_json(value)
-    except ValueError:
-        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+    kinds = _kinds(hint)
+    plain = [typing.get_origin(kind) or kind for kind in kinds]
+    texts: Any = hint, typing.get_type_hints(Choices, include_extras=True).get(name)
+    about = next((text.__metadata__[0] for text in texts if hasattr(text, "__metadata__")), None)
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about}
+    if bool in plain:
+        return settings | {"action": "store_true"}
+    if {Iterable, Sequence, Mapping}.intersection(plain):
+        settings["action"] = "append"
+    if Literal in plain:
+        return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
+    if name == "headers" or not (
+        known := [reader for kind, reader in _READERS.items() if kind in plain]
+    ):
+        return {}
+    metavar, read, problem = known[0]
+    none: Sequence[str] = ()
+    if removable and type(None) in kinds:
+        # A node may be named 0, and a grace of no seconds is one.
+        none = ("",) if name in ("node", "grace") else ("0", "")
+        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
 
+    def checked(text: str) -> Any:
+        try:
+            return None if text in none else read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(problem.format(text)) from None
 
-_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
-    (timedelta, float, "SECONDS"),
-    (datetime, _moment, "TIME"),
-    (int, int, "NUMBER"),
-    (float, float, "NUMBER"),
-    (str, str, ""),
-    (Iterable[str], str, ""),
-)
-"""How a value of a type is read from a command line, and what it is called in the help."""
+    return settings | {"type": checked, "metavar": metavar or name.upper()}
 
 
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
-    if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute)
-    if not os.path.exists(text):
-        raise FileError(text, "no such file; a program is named module:attribute")
-    jobs = LiteJobs(text)
-    jobs.store.file.create = False
-    return jobs
-
-
-def _program_at(place: str, attribute: str) -> LiteJobs:
-    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if not (colon and attribute.isidentifier()) or os.path.exists(text):
+        if not os.path.exists(text):
+            raise FileError(text, "no such file; a program is named module:attribute")
+        jobs = LiteJobs(text)
+        jobs.store.file.create = False
+        return jobs
+    name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        name, folder = Path(place).stem, str(Path(place).parent.resolve())
-    sys.path.insert(0, folder)
+        name, folder = Path(place).stem, Path(place).parent.resolve()
+    sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
-        raise OptionError(f"{place}:{attribute}", problem) from error
+        raise OptionError(text, problem) from error
     found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-    elif not isinstance(found, LiteJobs):
+        raise OptionError(text, f"another module has the name {name!r} already: rename the file")
+    if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-    else:
-        found.target = module.__file__
-        return found
-    raise OptionError(f"{place}:{attribute}", problem)
+        raise OptionError(text, problem)
+    found.target = module.__file__
+    return found
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _run(
+    jobs: LiteJobs,
+    *,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    quiet: Annotated[bool, "log only warnings and errors"] = False,
+    **options: Unpack[NodeOptions],
+) -> Output:
     if jobs.target is None:
-        raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    jobs.log_level = options.log_level
-    log_to_stderr(options.log_level)
-    jobs.work(options.workers, **_given(options, NodeOptions))
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log_to_stderr(jobs.log_level)
+    jobs.work(workers, **options)
     return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    choices: Choices = _given(options, Choices)
+def _enqueue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the definition"],
+    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    **choices: Unpack[Choices],
+) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
+        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
     else:
         try:
-            payload = json_of_any.encode(json_of_any.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(payload))
         except Unfit as unfit:
-            raise PayloadError(options.name, unfit.problems) from None
-        name = check_name(options.name, "name")
+            raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
-            id = insert_unknown(tx, name, payload, columns)
+            id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    columns: _Columns = {
-        **{name: name for name in ("id", "name", "queue", "state", "priority")},
-        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-        "run at (UTC)": "run_at",
-        "error": lambda job: (job["error"] or "")[:80],
-    }
-    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.get(options.id)
+def _show(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    all: Annotated[bool, "all that are kept, not only the last 5"] = False,
+) -> Output:
+    job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    if job.stored_progress is not None:
-        try:
-            shown["progress"] = str(job.progress)
-        except OptionError as error:  # Another program has written it.
-            shown["progress"] = f"({error})"
+    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+        shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
     ]
-    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
-    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines.append(f"\n{failure.omitted} failed attempts are not kept")
+        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
+        # Indented: a line of what an exception says must not look like one of ours.
+        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        lines.append("    " + message.replace("\n", "\n    "))
+        measured = {
+            "exit code": failure.exit_code,
+            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "peak memory": failure.memory and _bytes(failure.memory),
+        }
+        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+        lines += [", ".join(known)] if known else []
+        if failure.output:
+            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _failure_lines(failure: Failure) -> Iterator[str]:
-    if failure.omitted:
-        yield f"\n{failure.omitted} failed attempts are not kept"
-    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    # Indented: a line of what an exception says must not look like one of ours.
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-    yield "    " + message.replace("\n", "\n    ")
-    measured = {
-        "exit code": failure.exit_code,
-        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-        "peak memory": None if failure.memory is None else _bytes(failure.memory),
-    }
-    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
-        yield ", ".join(known)
-    if failure.output:
-        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
-
-
-def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
-    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
-    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
-    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    if missing > 0 and not filters:
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+    moved = getattr(jobs, verb)(*ids, **filters)
+    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
+    if missing > 0 and not filters.keys() - {"to"}:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    why = jobs.why(options.id)
-    return {"id": options.id, "why": why}, why, 0
+_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
+    given: Any = {**filters, "to": to}
+    return _bulk("change", jobs, *ids, **given)
+
+
+def _why(jobs: LiteJobs, id: int) -> Output:
+    why = jobs.why(id)
+    return {"id": id, "why": why}, why, 0
+
+
+def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
-    return counts, _table([["queue", *states], *lines]), 0
+    none = dict.fromkeys(states, 0)
+    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
+    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
-
-
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    queue = jobs.queue(options.name)
-    if options.reset:
+def _queue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the queue"],
+    *,
+    pause: Annotated[bool, "let no more of its jobs start"] = False,
+    resume: Annotated[bool, "let its jobs start again"] = False,
+    reset: Annotated[bool, "take all its settings away"] = False,
+    to: QueueChoices,
+) -> Output:
+    queue = jobs.queue(name)
+    if reset:
         queue.reset()
-    if given := _given(options, QueueChoices):
-        queue.set(**given)
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    values = _queue_values(queue.settings)
-    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
+    if to:
+        queue.set(**to)
+    if pause or resume:
+        (queue.pause if pause else queue.resume)()
+    rows = _values(jobs, [queue.settings], _QUEUES)
+    return rows[0], _table(rows, _QUEUES), 0
 
 
-def _queue_values(settings: QueueSettings) -> dict[str, Any]:
-    values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
-    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = (
-        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-        "misfire", "overlap", "origin", "problem", "words", "payload",
-    )  # fmt: skip
-    columns: _Columns = {
-        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
-        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
-    }  # fmt: skip
-    return _listing(_values(jobs, jobs.schedules(), names), columns)
-
-
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.schedule(options.name).fire()
+def _fire(jobs: LiteJobs, name: str) -> Output:
+    job = jobs.schedule(name).fire()
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.schedules, options.verb)(options.name)
-    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
+def _switch(
+    verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
+) -> Output:
+    changed = getattr(jobs.store.schedules, verb)(name)
+    return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    columns: _Columns = {
-        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
-        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-        "running jobs": "running",
-    }  # fmt: skip
-    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
-    columns: _Columns = {
-        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
-        **{name.replace("_", " "): name for name in names},
-    }
-    return _listing(list(map(attrs.asdict, found)), columns)
-
-
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    place = jobs.backup(options.path)
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+    place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
     return {"path": storable(str(place)), "bytes": size}, text, 0
 
 
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _compact(jobs: LiteJobs) -> Output:
     done = jobs.compact()
     return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
 
 
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    if options.repair:
+def _doctor(
+    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+) -> Output:
+    if repair:
         jobs.repair()
     found = jobs.doctor()
     lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    return (
-        list(map(attrs.asdict, found)),
-        "\n".join(lines or ["nothing is wrong"]),
-        int(bool(found)),
-    )
+    text = "\n".join(lines or ["nothing is wrong"])
+    return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
 _DEFINITION = '''\
@@ -12873,48 +12296,38 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> Output:
+def _new(
+    name: Annotated[str, "such as reports:generate"],
+    *,
+    queue: Annotated[str | None, "the queue of its jobs"] = None,
+    dir: Annotated[str, "the folder to write to (default: this one)"] = ".",
+) -> Output:
     import keyword
 
-    name, folder = check_name(options.name, "NAME"), Path(options.dir)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
         problem = f"expected lower-case words joined by : . - or _, got {name!r}"
         raise OptionError("NAME", problem)
     function = re.sub("[:.-]", "_", name)
     if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
         raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
-    if options.queue is not None:
-        chosen["queue"] = check_name(options.queue, "--queue")
+    if queue is not None:
+        chosen["queue"] = check_name(queue, "--queue")
     # What is printable looks the same in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
-    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    try:
-        with contextlib.ExitStack() as undo:  # Both files are written, or none.
-            for place, template in ((path, _DEFINITION), (test, _TEST)):
-                with place.open("x", encoding="utf-8") as file:
-                    undo.callback(place.unlink)
-                    file.write(template.format(**texts))
-            undo.pop_all()
-    except FileExistsError as error:
-        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OptionError(str(error.filename), "there is no such folder") from None
+    if not os.path.isdir(dir):
+        raise OptionError(str(path), "there is no such folder")
+    if there := next(filter(os.path.lexists, (path, test)), None):
+        raise OptionError(str(there), "is there already, and stays as it is")
+    for place, template in ((path, _DEFINITION), (test, _TEST)):
+        with place.open("x", encoding="utf-8") as file:
+            file.write(template.format(**texts))
     return None, _NEXT.format(**texts), 0
-
-
-def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload, progress or result as JSON values, with what is hidden replaced."""
-    plain = _read_json(stored)
-    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
-        return plain
-    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
-        return HIDDEN
-    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
 _JOB_VALUES = tuple(
@@ -12925,48 +12338,81 @@ _JOB_VALUES = tuple(
 
 
 def _values(
-    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+    jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
-    have stored."""
-    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+    """These values of jobs, schedules or the like, without what is hidden: as the program
+    says, or nodes have stored."""
+    all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+
+    computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
-        if name in ("payload", "progress", "result"):
-            definition = thing.definition if isinstance(thing, Schedule) else thing.name
-            not_shown = hidden.get(definition, frozenset())
-            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
         if name == "words":
             # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
-        return getattr(thing, name)
+        if name not in computed:
+            return getattr(thing, name)
+        stored = getattr(thing, f"stored_{name}")
+        plain = _read_json(stored)
+        definition = thing.name if isinstance(thing, Job) else thing.definition
+        hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
+        if plain is None or not hidden:
+            return plain
+        if name in hidden or not isinstance(plain, dict) or isinstance(stored, bytes):
+            return HIDDEN
+        return {key: HIDDEN if f"{name}.{key}" in hidden else plain[key] for key in plain}
 
-    return [{name: value(thing, name) for name in names} for thing in things]
-
-
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-_QUEUE_COLUMNS: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": lambda queue: (
-        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
-    ),
-}
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    """All values of rows for JSON, these columns as a table, and whether there is no row."""
-    lines = [
-        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        for row in rows
+    return [
+        {name: value(thing, name) for name in names if name in computed or hasattr(thing, name)}
+        | {name: set for name, set in getattr(thing, "defaults", {}).items() if name != "backoff"}
+        for thing in things
     ]
-    return rows, _table([list(columns), *lines]), int(not rows)
 
 
-def _table(lines: Sequence[Sequence[object]]) -> str:
+_Columns = Mapping[str, str]
+"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+_JOBS: _Columns = {
+    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
+    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+}  # fmt: skip
+_QUEUES: _Columns = {
+    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
+    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
+    "timeout": "timeout",
+}  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
+    "queues": "queues", "running": "running jobs",
+}  # fmt: skip
+_SCHEDULES: _Columns = {
+    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
+    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
+}  # fmt: skip
+_METRICS: _Columns = {
+    "start": "start (UTC)",
+    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
+}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job: (job["error"] or "")[:80],
+    "paused": lambda queue: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
+    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue: _json_value(queue["ageing"]),
+    "timeout": lambda queue: _json_value(queue["timeout"]),
+    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+}
+"""What tables show for some values."""
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
+    shown = {name: heading for name, heading in columns.items() if heading}
+    lines: list[list[object]] = [[*shown.values()]]
+    for row in rows:
+        lines.append(
+            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
+        )
     texts = [[printable(_cell(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
@@ -12996,6 +12442,37 @@ def _json_value(value: Any) -> Any:
 
 def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
+_COMMANDS: Mapping[str, tuple[Any, ...]] = {
+    "run": (_run, "run jobs until stopped"),
+    "enqueue": (_enqueue, "put a job into the file"),
+    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "show": (_show, "show one job with its failed attempts"),
+    "why": (_why, "say why a job is not running"),
+    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
+    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
+    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
+    "change": (_change, "give jobs that wait other values"),
+    "stats": (_stats, "count jobs by queue and state"),
+    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queue": (_queue, "show, pause, resume and set a queue"),
+    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
+    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
+    "fire": (_fire, "enqueue one job of a schedule now"),
+    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "backup": (_backup, "copy the file while jobs run"),
+    "compact": (_compact, "give free space in the file back"),
+    "doctor": (_doctor, "say what is wrong, with advice"),
+    "new": (_new, "write a definition and a test of it"),
+}
+"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
+what it lists."""
 
 
 if __name__ == "__main__":
