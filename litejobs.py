@@ -102,14 +102,12 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
-    ClassVar,
     Concatenate,
     Final,
     Generic,
     Literal,
     NamedTuple,
     NoReturn,
-    ParamSpec,
     TypedDict,
     Unpack,
     overload,
@@ -120,13 +118,6 @@ import apsw
 import attrs
 import cattrs
 from cattrs import cols, disambiguators, gen
-from cattrs.errors import (
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationError,
-    IterableValidationNote,
-)
-from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
 
 if typing.TYPE_CHECKING:
@@ -235,8 +226,8 @@ logger.addFilter(_make_printable)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
-    _sentence: ClassVar = ""
+    _fields: typing.ClassVar[tuple[str, ...]] = ()
+    _sentence: typing.ClassVar = ""
     """The message, in which `{0}` is the error."""
 
     def __init_subclass__(cls) -> None:
@@ -1606,7 +1597,7 @@ def _problem(error: BaseException, kind: Any) -> str:
             return str(error)
         case KeyError() if kind is not None:
             return "missing"
-        case ForbiddenExtraKeysError():
+        case cattrs.errors.ForbiddenExtraKeysError():
             return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
@@ -1708,7 +1699,7 @@ class _Form:
                 return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             pass
-        except ClassValidationError as error:
+        except cattrs.errors.ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
@@ -1726,7 +1717,7 @@ class _Form:
             raise Unfit((problem,)) from None
 
 
-_OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
+_OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
 @attrs.frozen(repr=False)
@@ -1834,7 +1825,7 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
         writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
-        read = typeddicts.make_dict_structure_fn(kind, wire)
+        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
             (dict,),
@@ -1925,12 +1916,12 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         except RecursionError:
             raise  # a list that contains itself twice has 2 ** 1000 of them
         except Exception as error:
-            error.add_note(IterableValidationNote("", place, None))
+            error.add_note(cattrs.errors.IterableValidationNote("", place, None))
             errors.append(error)
             if len(errors) == MOST_PROBLEMS:
                 break  # A million of them would take gigabytes.
     if errors:
-        raise IterableValidationError("", errors, list)
+        raise cattrs.errors.IterableValidationError("", errors, list)
     return values
 
 
@@ -2047,7 +2038,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 # copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
-P = ParamSpec("P")
+P = typing.ParamSpec("P")
 C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
