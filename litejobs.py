@@ -1074,9 +1074,9 @@ class Every:
             f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        return (
-            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
-        )
+        if not parts:
+            return f"Every {last.removeprefix('1 ')}"
+        return f"Every {', '.join(parts)} and {last}"
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
@@ -1105,6 +1105,8 @@ class Cron:
 
     fields: str
     zone: tzinfo
+    _cronsim: Any
+    """The class CronSim."""
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1138,7 +1140,7 @@ class Cron:
     def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
         """The local times after a moment."""
         local = from_micros(moment + offset).replace(tzinfo=None)
-        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        walls: Iterator[datetime] = self._cronsim(self.fields, local)
         return walls
 
     def _offset(self, moment: int) -> int:
@@ -1153,22 +1155,12 @@ class Cron:
     @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
-        cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
+        cron = self._cronsim(self.fields, EPOCH.replace(tzinfo=None))
         week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
             # Every day, since one of two fields of which either may match names all of them.
             cron.parts[3] = cron.parts[5] = "*"
         return str(cron.explain())
-
-
-def _cronsim() -> ModuleType:
-    try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
-
-        return cronsim
-    except ImportError:
-        problem = "expressions are read by the package cronsim: pip install cronsim"
-        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
 
 
 def time_zone(name: str) -> tzinfo:
@@ -1215,10 +1207,15 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
-    cronsim = _cronsim()
     try:
-        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+    except ImportError:
+        problem = "expressions are read by the package cronsim: pip install cronsim"
+        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
+    fields = _ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text))
+    cron = Cron(fields, time_zone(timezone), cronsim.CronSim)
+    try:
+        if next(cronsim.CronSim(fields, EPOCH.replace(tzinfo=None)), None) is None:
             raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
         problem = f"{error}"[:1].lower() + f"{error}"[1:]
@@ -1371,7 +1368,12 @@ class Schedule:
         """The options of its jobs, as stored, if jobs can be made at all."""
         check_name(self.definition, "definition")
         _ = self.payload
-        return stored(self.stored_options, "options", _job_options)
+        options: dict[str, Any] = stored(
+            self.stored_options,
+            "options",
+            lambda found: {**found, "queue": found["queue"], "open": frozenset(found["open"])},
+        )
+        return options
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
@@ -1409,7 +1411,11 @@ class Schedule:
         tick: int | None = first
         if now - first > self.grace:
             if self.misfire == "once":
-                tick = self._last_until(now, first)
+                # The last one, by bisection: whoever slept for a week has missed 600,000 seconds.
+                late = range(first, now)
+                tick = first + bisect.bisect(
+                    late, now, key=lambda at: self.next_after(at, first) or now + 1
+                )
             elif self.misfire == "skip":
                 tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
@@ -1435,22 +1441,8 @@ class Schedule:
             tick = self.next_after(max(ends), anchor)
         return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
-    def _last_until(self, now: int, tick: int) -> int:
-        """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
-        has missed 600,000 ticks of every second."""
-
-        def is_last(moment: int) -> bool:
-            following = self.next_after(moment, tick)
-            return following is None or following > now
-
-        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
-
-
-def _job_options(found: Any) -> dict[str, Any]:
-    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
 
 
 def _periods(found: Any) -> list[Period]:
@@ -11642,9 +11634,7 @@ OnErrors = Literal["raise", "keep"]
 
 
 def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
+    return aware(value, "clock")
 
 
 @attrs.define(eq=False)
@@ -11720,9 +11710,9 @@ class Recorder:
         found = self.enqueued(definition, **fields)
         if len(found) == times or (times is None and found):
             return found
-        wanted = "a job" if times is None else f"{times} times a job"
+        wanted = "a" if times is None else f"{times} times a" if times else "no"
         call = _call(self._named(definition, fields), fields)
-        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._summary()}")
+        raise AssertionError(f"expected {wanted} job {call}, found {len(found)}; {self._summary()}")
 
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
@@ -11733,9 +11723,7 @@ class Recorder:
             AssertionError: one was; all that was enqueued is listed.
         """
         __tracebackhide__ = True
-        if found := self.enqueued(definition, **fields):
-            call = _call(found[0].name, fields)
-            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
+        self.assert_enqueued(definition, times=0, **fields)
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs jobs in this process, one after the other, until none is due; gives the number
