@@ -3093,15 +3093,14 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
-
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3111,7 +3110,6 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-
         attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
             contextvars.copy_context().run(attempt.send, None)
