@@ -208,7 +208,7 @@ def printable(text: str, also: str = "") -> str:
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         shown = (
-            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
+            arg if isinstance(arg, int | float) else printable(str(arg)) for arg in record.args
         )
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
