@@ -11708,9 +11708,9 @@ class Recorder:
         found = self.enqueued(definition, **fields)
         if len(found) == times or (times is None and found):
             return found
-        wanted = "a" if times is None else f"{times} times a" if times else "no"
+        wanted = "a job" if times is None else f"{times} times a job"
         call = _call(self._named(definition, fields), fields)
-        raise AssertionError(f"expected {wanted} job {call}, found {len(found)}; {self._summary()}")
+        raise AssertionError(f"expected {wanted} {call}, found {len(found)}; {self._summary()}")
 
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
@@ -11721,7 +11721,9 @@ class Recorder:
             AssertionError: one was; all that was enqueued is listed.
         """
         __tracebackhide__ = True
-        self.assert_enqueued(definition, times=0, **fields)
+        if found := self.enqueued(definition, **fields):
+            call = _call(found[0].name, fields)
+            raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
         """Runs jobs in this process, one after the other, until none is due; gives the number
