@@ -4758,19 +4758,16 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
-_KEPT: Mapping[str, int] = {
-    state: kept // MICROSECOND
+_KEPT_BY_DEFAULT = " ".join(
+    f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
-    if kept is not None
-}
-_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+)
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
 # Bounded, since a sum that overflows would be refused, whatever somebody has written there.
@@ -4788,24 +4785,37 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
+_CANCELLED = f"""
+    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    prune_at = :now + {_kept_for("'cancelled'")}
+"""
+
+
 def _expiry(ids: str) -> str:
     """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = :now, expires_at = NULL,
+            {_CANCELLED}, expires_at = NULL,
             error = 'Expired: not started by '
-                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = :now + {_kept_for("'cancelled'")}
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch')
         WHERE {_UNSTARTED} AND id {ids}
     """
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
-    if row is None or not _fits(kind, tuple(map(type, row))):
+    if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
+
+
+@functools.cache
+def _column_types(kind: Any) -> list[Any]:
+    hints = typing.get_type_hints(kind.__init__, globals())
+    hints.pop("return", None)
+    plain = [str if typing.get_origin(hint) is Literal else hint for hint in hints.values()]
+    return [object if hint is Any else hint for hint in plain]
 
 
 def sound_number(value: Any) -> int | None:
@@ -4813,23 +4823,6 @@ def sound_number(value: Any) -> int | None:
     if value is not None and type(value) is not int:
         raise Damaged(f"expected an integer, found {shown(value)}")
     return value
-
-
-@functools.lru_cache
-def _fits(kind: Any, there: tuple[type, ...]) -> bool:
-    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
-    hints = typing.get_type_hints(made_by, globals())
-    hints.pop("return", None)
-    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
-
-
-def _types_in(hint: Any) -> tuple[Any, ...]:
-    if hint is Any:
-        return str, bytes, int, float, types.NoneType
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -4840,8 +4833,7 @@ def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
     """The number that a query gives, if it gives one."""
-    row = connection.execute(sql, bindings).fetchone()
-    return None if row is None else sound_number(row[0])
+    return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
@@ -4903,16 +4895,11 @@ def cancel_returned(tx: Transaction) -> None:
     """Cancels jobs that were asked to end while they ran, and that came back to be tried again
     before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-    change_jobs(
-        tx,
-        _column(tx, returned),
-        f"""
-        UPDATE litejobs_job SET
-            state = 'cancelled', cancel_at = NULL, finished_at = :now,
-            prune_at = :now + {_kept_for("'cancelled'")}
-        WHERE id IN carray(:ids)
-        """,
-    )
+    change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
+
+
+def _set(values: str, term: str = "TRUE") -> str:
+    return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
@@ -4971,11 +4958,6 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-_UNCOUNTED: tuple[tuple[str, State], ...] = (
-    ("litejobs_ready", "pending"),
-    ("litejobs_held", "running"),
-)
-"""The states that are not counted, and their indexes."""
 FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
@@ -4998,69 +4980,6 @@ class Filters(TypedDict, total=False):
     payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
-@attrs.frozen
-class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
-
-    ids: tuple[int, ...] | None = None
-    name: str | None = None
-    queue: str | None = None
-    states: tuple[State, ...] | None = None
-    before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    others: Mapping[str, Any] = attrs.field(factory=dict)
-    """What the terms of FILTERS refer to."""
-
-    @property
-    def group(self) -> str:
-        """The terms on queue and name."""
-        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
-        return " AND ".join(given) or "TRUE"
-
-    def among(self, states: Iterable[State]) -> str:
-        """The term on the state. The states stand in it as text, checked, since a bound
-        value would hide the partial indexes."""
-        if self.states is None:
-            return "TRUE"
-        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
-        return f"state IN ({chosen})" if chosen else "FALSE"
-
-    @property
-    def unindexed(self) -> list[str]:
-        """The terms for which the jobs have to be looked at one by one."""
-        return [FILTERS[name][1] for name in self.others] + [
-            _payload_term(place) for place in range(len(self.payload))
-        ]
-
-    @property
-    def further(self) -> str:
-        """The term of the cursor, and those without an index."""
-        return " AND ".join(("id < :before", *self.unindexed))
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            given |= {f"path{place}": path, f"value{place}": value}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
 def id_of(job: object, what: str = "id") -> int:
     """The id of a job, which may stand for it."""
     if isinstance(job, Job):
@@ -5070,73 +4989,117 @@ def id_of(job: object, what: str = "id") -> int:
     raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
 
 
-def name_of(value: object, what: str = "name") -> str | None:
-    """The name of a definition or class, which may stand for it."""
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+def _several(check: Check) -> Check:
+    def checked(given: Any, what: str) -> tuple[Any, ...]:
+        one = isinstance(given, str) or not isinstance(given, Iterable)
+        return tuple(check(each, what) for each in ([given] if one else given))
+
+    return checked
 
 
-def text_of(value: object, what: str) -> str | None:
-    """A text, or None."""
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
+def _check_name_of(value: object, what: str) -> str:
+    """A name, for which a definition or its class may stand."""
+    name = definition.name if (definition := definition_of(value)) else value
+    if not isinstance(name, str):
+        raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+    return name
 
 
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
+def _check_fields(wanted: object, what: str) -> str:
+    """JSON: the path to each field, and the value that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
+    paths = {}
     for field, value in wanted.items():
         if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
             raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
+        if not (value is None or isinstance(value, str | int | float)):
             problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
+            raise OptionError(what, problem)
+        paths["$" + "".join(f".{json.dumps(name)}" for name in field.split("."))] = value
+    try:
+        return json.dumps(paths, allow_nan=False)
+    except ValueError as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
 
 
+_check_text = _accept(lambda value: isinstance(value, str), "a text")
+
+
+def _check_moment(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+_HAS_FIELDS = """
+    CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:payload) AS wanted
+        WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
+            OR replace(json_type(payload, wanted.key), 'real', 'integer')
+                IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
 FILTERS: Mapping[str, tuple[Check, str]] = {
-    **{
-        name: (text_of, f"{name} = :{name}")
-        for name in Filters.__annotations__
-        if name not in ("id", "name", "queue", "state", "payload")
-    },
-    "schedule": (name_of, "schedule = :schedule"),
-    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
-    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
-    "finished_after": (_micros, "finished_at >= :finished_after"),
-    "finished_before": (_micros, "finished_at < :finished_before"),
+    **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
+    "id": (_several(id_of), ""),
+    "name": (_check_name_of, ""),
+    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "schedule": (_check_name_of, "schedule = :schedule"),
+    "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
+    "finished_after": (_check_moment, "finished_at >= :finished_after"),
+    "finished_before": (_check_moment, "finished_at < :finished_before"),
+    "payload": (_check_fields, _HAS_FIELDS),
 }
-"""Filters for which there is no index: a check that gives what is bound, and a term. Those that
-say nothing else compare the column of their name with a text."""
+"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """By the filters for which there is no index: what is bound."""
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+
+    @property
+    def where(self) -> str:
+        """The term on queue, name and state. The states stand in it as text, since a bound value
+        would hide the partial indexes."""
+        terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        if self.states is not None:
+            states = ", ".join(f"'{state}'" for state in self.states)
+            terms.append(f"state IN ({states})")
+        return " AND ".join(terms) or "TRUE"
+
+    @property
+    def uncounted(self) -> list[tuple[State, str]]:
+        """Those of the states that are not counted, with their indexes."""
+        indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
+        return [each for each in indexes.items() if self.states is None or each[0] in self.states]
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = {**self.others, "queue": self.queue, "name": self.name}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
     """The jobs that all filters choose."""
-    check_known(filters, Filters.__annotations__, "no such filter")
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
-    return Match(
-        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
-        name_of(given.get("name")),
-        text_of(given.get("queue"), "queue"),
-        _states(given["state"], "state") if "state" in given else None,
-        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
-        others=others,
-    )
+    check_known(filters, FILTERS, "no such filter")
+    others = {
+        name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
+    }
+    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5150,75 +5113,58 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     return match
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
-
-
-_NEWEST = "ORDER BY id DESC LIMIT :limit"
-
-
 def _ids_of(match: Match) -> str:
-    """A query for the ids of at least the first *limit* jobs that match, below *before* and
-    the newest first, which reads little however many jobs there are."""
+    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
+    first, which reads little however many jobs there are."""
+    where = match.where
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
-        return f"""
-            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.group} AND {match.among(STATES)}
+        found = f"""
+            SELECT id FROM litejobs_job
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    if match.group == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
-    parts = (
-        f"""
-        SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
-            AND {match.further} {_NEWEST}
+    elif where == "TRUE":
+        found = f"SELECT id FROM litejobs_job WHERE {further}"
+    else:
+        mine = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+                AND {further} ORDER BY id DESC
         """
-        for index, state in _UNCOUNTED
-    )
-    return " UNION ALL ".join(
-        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
-    )
-
-
-def _in_counted_states(match: Match) -> str:
-    """The same for jobs in the counted states. Only groups whose newest job is among the
-    newest can matter; the others take one step into the index each."""
-    mine = f"""
-        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
-            AND {match.further} ORDER BY id DESC
-    """
-    return f"""
-        WITH newest AS MATERIALIZED (
-            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
+        # Only groups whose newest job is among the newest can matter; the others take one step
+        # into the index each.
+        counted = f"""
+            WITH newest AS MATERIALIZED (
+                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                WHERE {where} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+            ON job.id IN ({mine} LIMIT :limit)
+        """
+        found = " UNION ALL ".join(
+            [
+                f"SELECT id FROM ({counted})",
+                *(
+                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
+                    f" WHERE state = '{state}' AND {where} AND {further}"
+                    for state, index in match.uncounted
+                ),
+            ]
         )
-        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-        ON job.id IN ({mine} LIMIT :limit)
-    """
+    return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    counted = f"""
-        SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(COUNTED_STATES)}
-    """
-    parts = (
+    counted = f"SELECT state, queue, name, number FROM litejobs_count WHERE {match.where}"
+    others = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.where} GROUP BY queue, name
         """
-        for index, state in _UNCOUNTED
+        for state, index in match.uncounted
     )
-    return " UNION ALL ".join((counted, *parts))
+    return " UNION ALL ".join((counted, *others))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5243,8 +5189,7 @@ def find_jobs(
     # CROSS, here and there: with statistics SQLite would go through all jobs instead.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-        ORDER BY id DESC LIMIT :limit
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
@@ -5253,18 +5198,10 @@ def find_jobs(
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
     sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-    if match.ids is not None or match.unindexed:
+    if match.ids is not None or match.others:
         sql = f"SELECT count(*) FROM ({_ids_of(match)})"
     number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
     return number
-
-
-class Counted(NamedTuple):
-    """How many jobs of a queue are in a state."""
-
-    queue: str
-    state: State
-    number: int
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5274,8 +5211,9 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
         SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
         GROUP BY queue, state HAVING sum(number) > 0
     """
-    for row in tx.execute(sql):
-        queue, state, number = sound(Counted, row)
+    for queue, state, number in tx.execute(sql):
+        if (type(queue), type(state), type(number)) != (str, str, int):
+            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5305,116 +5243,73 @@ DELETION = (
     "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
 )
 """Deletes jobs with their history."""
-Step = tuple[tuple[State, ...], tuple[str, ...]]
-"""States, and the statements for jobs that are in one of them."""
-VERBS: Mapping[str, tuple[Step, ...]] = {
-    "cancel": (
-        (
-            WAITING,
-            (
-                f"""
-                UPDATE litejobs_job SET
-                    state = 'cancelled', finished_at = :now, error = 'cancelled',
-                    prune_at = :now + {_kept_for("'cancelled'")}
-                WHERE id IN carray(:ids)
-                """,
-            ),
+Steps = Mapping[tuple[State, ...], tuple[str, ...]]
+"""The statements for jobs in some states."""
+VERBS: Mapping[str, Steps] = {
+    "cancel": {
+        WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
+        ("running",): (_set("cancel_at = :now", "cancel_at IS NULL"),),
+    },
+    "retry": {
+        ("failed", "cancelled"): (
+            # Their unique keys are taken from others that have held them for long enough, or have
+            # expired.
+            f"""
+            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+            """,
+            # Or ignore: the unique key may be another job's by now.
+            f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL,
+                unique_key = iif(unique_until <= :now, NULL, unique_key)
+            WHERE id IN carray(:ids)
+            """,
         ),
-        (
-            ("running",),
-            (
-                """
-                UPDATE litejobs_job SET cancel_at = :now
-                WHERE id IN carray(:ids) AND cancel_at IS NULL
-                """,
-            ),
-        ),
-    ),
-    "retry": (
-        (
-            ("failed", "cancelled"),
-            (
-                # Their unique keys are taken from others that have held them for long enough, or
-                # have expired.
-                f"""
-                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                    AND unique_key IN (
-                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                    )
-                """,
-                # Or ignore: the unique key may be another job's by now.
-                f"""
-                UPDATE OR IGNORE litejobs_job SET
-                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                    finished_at = NULL, prune_at = NULL, error = NULL,
-                    unique_key = iif(unique_until <= :now, NULL, unique_key)
-                WHERE id IN carray(:ids)
-                """,
-            ),
-        ),
-        (
-            ("retrying",),
-            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "delete": (((*WAITING, *FINISHED), DELETION),),
-    "hold": (
-        (
-            tuple(state for state in WAITING if state != "paused"),
-            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "release": (
-        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
-    ),
+        ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+    },
+    "delete": {(*WAITING, *FINISHED): DELETION},
+    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
 
 
 def bulk(
-    file: File,
-    match: Match,
-    steps: Iterable[Step],
-    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
-    **bindings: Any,
+    file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
     """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
-    jobs that it was called with stay as they were."""
+    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
+    their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        matching = count_jobs(tx, match)
+        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
     moved = 0
-    for states, statements in steps:
-        chosen = tuple(state for state in states if match.states is None or state in match.states)
-        pages = [attrs.evolve(match, states=chosen)]
-        if match.unindexed and match.ids is None:
-            # Looking through all jobs takes long: it is done once, and before anybody waits for
-            # the write lock.
-            with file.transaction(read_only=True) as tx:
-                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
-            starts = range(0, len(ids), BATCH)
-            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
-        while pages:
-            page = pages.pop(0)
-            with file.transaction() as tx:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
-                prepare(tx, ids)
-                moved += change_jobs(tx, ids, *statements, **bindings)
-            if len(ids) == BATCH:
-                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    for start in range(0, len(ids), BATCH):
+        page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+        with file.transaction() as tx:
+            for states, statements in steps.items():
+                chosen = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(chosen))
+                found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
+                if rework is not None:
+                    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    tx.connection.executemany(
+                        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                        [(rework(name, payload), id) for name, payload, id in rows],
+                    )
+                moved += change_jobs(tx, found, *statements, **bindings)
     file.notify_nodes()
-    return Moved(moved, max(0, matching - moved))
-
-
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+    return Moved(moved, max(0, len(ids) - moved))
 
 
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    """Gives waiting jobs other values, and payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5422,17 +5317,7 @@ def change_options(
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
             ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-
-    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
-        if rework is not None:
-            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-            tx.connection.executemany(
-                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
-            )
-
-    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
+    return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
 ################################################################################
@@ -8119,7 +8004,7 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
         tx.execute(
             f"""
             INSERT INTO litejobs_attempt (job, {_FAILURE})
-            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            SELECT id, :{_FAILURE.replace(", ", ", :")} FROM litejobs_job
             WHERE id = :id AND claim = :claim AND state = 'running'
             """,
             {**facts, "id": claimed.id, "claim": claimed.claim},
@@ -9434,6 +9319,10 @@ class Run:
     """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
+    frozen: float = 0.0
+    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    memory_at: float = 0.0
+    """When the memory of its worker is looked at."""
     announced: bool = False
     """Whether an event has said that it started."""
     slow_after: float = 0.0
@@ -9447,6 +9336,8 @@ class Worker:
     process: Any
     channel: Channel
     board: Board
+    free: list[int]
+    """The places on the board for further async jobs."""
     lifeline: Connection | None = None
     death: Any = None
     """What one waits for to learn of the death of a process, beside its channel."""
@@ -9458,8 +9349,6 @@ class Worker:
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
-    free: list[int] = attrs.field(init=False)
-    """The places on the board for further async jobs."""
     runs: dict[int, Run] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
@@ -9477,9 +9366,6 @@ class Worker:
     used: tuple[int | None, int | None] | None = None
     """What it had used in the end: see `used_by`."""
 
-    def __attrs_post_init__(self) -> None:
-        self.free = list(self.board.places)
-
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
@@ -9489,11 +9375,6 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def exit_code(self) -> int | None:
-        """How its process ended; `None` if that is not known."""
-        return self.process.exitcode if self.is_process else 0
 
     @property
     def sources(self) -> list[Any]:
@@ -9515,10 +9396,8 @@ class Worker:
         # do that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except PermissionError:  # Its number belongs to somebody else.
-            return False
-        except ProcessLookupError:
-            return True
+        except OSError as error:  # Not permitted: its number belongs to somebody else.
+            return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
@@ -9553,14 +9432,9 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def kill(self) -> None:
-        """Kills it with all that it started; a thread goes on."""
-        if self.is_process:
-            self.used = self.used or used_by(self.pid)
-            kill_group(self.pid)
-
     def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived."""
+        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
+        jobs has written over what it sends."""
         messages: list[Any] = []
         reports: list[tuple[int, Report]] = []
         try:
@@ -9571,34 +9445,21 @@ class Worker:
                 else:
                     messages.append(message)
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
         try:
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
+        if self.broken and not self.dead:
+            self.kill()
         return messages, reports
 
-    def _kill_broken(self) -> None:
-        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
-        self.broken = True
-        if not self.dead:
-            self.kill()
-
-    def wait(self, patience: float) -> None:
-        """Waits until it has ended, at most so many seconds."""
-        if self.death is None:
-            self.process.join(max(0.0, patience))
-        else:
-            from multiprocessing.connection import wait
-
-            wait([self.death], max(0.0, patience))
-
-    def join(self) -> None:
-        """Sees it end, and what it has started."""
+    def kill(self) -> None:
+        """Kills it with all that it started; a thread goes on."""
         if self.is_process:
+            alive = not self.dead
             self.used = self.used or used_by(self.pid)
-            kill_group(self.pid, alive=not self.dead)
-        self.process.join()
+            kill_group(self.pid, alive)
 
     def close(self) -> None:
         """Gives back what it took to talk to it."""
@@ -9617,6 +9478,7 @@ class Worker:
 def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
     """Starts a worker with so many places for async jobs: a process that imports a program and
     holds the lock on the file *presence*; or a thread."""
+    free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
@@ -9626,7 +9488,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
             thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board)
+            return Worker(thread, Channel(ours), board, free)
         from multiprocessing import get_context
 
         context = get_context("spawn")
@@ -9637,14 +9499,14 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         with signals_blocked(), without_unimportable_main():
             process.start()
         opened.pop_all()
-        for end in (theirs, lifeline):
-            end.close()
+    theirs.close()
+    lifeline.close()
     try:
         death: int | None = os.pidfd_open(process.pid or 0)
     except (AttributeError, OSError):
         # A pipe, which stays open in what the process has forked; then the next look shows it.
         death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, held, death)
+    return Worker(process, Channel(ours), board, free, held, death)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9662,13 +9524,10 @@ def memory_of(pid: int) -> int:
 
     Raises:
         OptionError: that cannot be known without psutil here.
-        ProcessLookupError: there is no such process.
+        OSError: there is no such process.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(FileNotFoundError):
-            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-            return int(pages) * os.sysconf("SC_PAGE_SIZE")
-        raise ProcessLookupError(pid)
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     try:
         psutil = importlib.import_module("psutil")
     except ImportError:
@@ -9684,49 +9543,44 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    _code: Program | MakeExecutor
-    _size: int
-    _concurrency: int
-    """How many async jobs each may run at a time: 0, if there are none to run."""
-    _jobs_each: float
+    code: Program | MakeExecutor
+    """What they run: processes a program, threads an executor."""
+    size: int
+    concurrency: int
+    """How many async jobs each may run at a time."""
+    jobs_each: float
     """After so many a worker is replaced: a spare one stands by then."""
-    _grace: float
+    grace: float
     workers: list[Worker] = attrs.field(factory=list)
     had_any: bool = False
     """Whether one of them was ever ready."""
-    _failed_starts: int = 0
+    failed_starts: int = 0
+    """How many have failed since one was ready."""
     _failure: str = ""
     """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
-    _replaces: bool = attrs.field(init=False)
-    """Whether workers may be dismissed."""
-
-    def __attrs_post_init__(self) -> None:
-        self._replaces = self._jobs_each < math.inf
-        IN_FORKS[self] = WorkerPool.let_go  # A fork must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Starts workers up to the number there should be; they hold the lock on the file
         *presence*. A WorkerError says that none can be started."""
-        size = self._size + (self._jobs_each < math.inf)
+        if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
+            if not self.workers:
+                raise WorkerError(f"no worker can be started: {self._failure}")
+            if not any(worker.ready for worker in self.workers):
+                return  # Those that are starting now decide.
+        size = self.size + (self.jobs_each < math.inf)
         size += sum(worker.leaves_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
-        while len(self.workers) < size and starting < STARTING:
-            starting += 1
-            most = FAILED_STARTS * (1 + self.had_any)
-            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
-                if self.workers:
-                    return  # Those that are starting now decide.
-                raise WorkerError(f"no worker can be started: {self._failure}")
+        for _ in range(min(size - len(self.workers), STARTING - starting)):
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self._code, presence, self._concurrency)
+                worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error), RESTART_PAUSE)
-                continue
-            worker.left = self._jobs_each
+                return
+            worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
@@ -9736,49 +9590,39 @@ class WorkerPool:
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
-            self._failed_starts += 1
+            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self.failed_starts += 1
             self._failure = problem
 
-    def ready(self, worker: Worker) -> None:
-        """One is ready to run jobs."""
-        worker.ready = self.had_any = True
-        self._failed_starts = 0
-
-    def dismiss(self) -> bool:
-        """Lets workers go that have run as many jobs as they may; says whether there were
-        any, whose places others can take."""
-        dismissed = False
-        for worker in self.workers if self._replaces else ():
+    def dismiss(self) -> None:
+        """Lets workers go that have run as many jobs as they may, and others take their places."""
+        for worker in self.workers:
             if worker.left > 0 or worker.runs:
                 continue
             if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self._grace
+                worker.leaves_by = time.monotonic() + self.grace
                 worker.channel.send("end")
-                dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
-        return dismissed
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
         for worker in self.workers:
-            if worker.is_process:
-                self._replaces, worker.left = True, 0
+            worker.left = 0 if worker.is_process else worker.left
 
     def at_work(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        if not self._replaces:
-            return [worker for worker in self.workers if worker.ready]
-        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self._size] if worker.left > 0]
+        here = [
+            worker for worker in self.workers if worker.ready and (worker.left > 0 or worker.runs)
+        ]
+        return [worker for worker in here[: self.size] if worker.left > 0]
 
     def runs(self) -> list[Run]:
         """What they have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def let_go(self) -> None:
-        """Closes this process's ends of what one talks to them through."""
+        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
@@ -9874,130 +9718,6 @@ ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
 
-class WorkerCrashed(LitejobsError):
-    """A worker died while it ran the job."""
-
-
-class JobTimedOut(LitejobsError):
-    """The job took longer than its timeout."""
-
-
-class TooMuchMemory(LitejobsError):
-    """The worker used more memory than the job may."""
-
-
-@attrs.define(eq=False, repr=False)
-class Settlements:
-    """What the next exchange settles, and the events of that."""
-
-    _registry: Registry
-    _clock: Clock
-    _rng: random.Random
-    _events: Events
-    _node: str
-    durations: dict[str, float] = attrs.field(factory=dict)
-    """Microseconds that jobs of each definition have been taking."""
-    pending: list[Settlement] = attrs.field(factory=list)
-    settle_by: float = math.inf
-    """When that should be in the file."""
-    run_again: bool = False
-    """Whether jobs are among them that will run again."""
-    wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
-    _ended: list[Event] = attrs.field(factory=list)
-
-    def started(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
-        if "started" in self.wanted and not run.announced:
-            run.announced = True
-            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
-
-    def reported(self, run: Run, report: Report) -> None:
-        """An attempt has ended. If the job was asked to end, that counts, and not how it did;
-        except when its node stops: then the worker knows."""
-        name, took = run.claimed.name, report.took
-        expected = self.durations.get(name, took)
-        self.durations[name] = expected + 0.2 * (took - expected)
-        self.started(run, report.started_at)
-        self._settle(run, report if run.reason is None else self.stopped(run, report))
-
-    def not_begun(self, run: Run, cancelled: bool) -> None:
-        """Makes a job ready again that was in hand and has not begun, unless it was cancelled."""
-        self._settle(run, not_begun(self._clock(), cancelled))
-
-    def died(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
-        worker, now = run.worker, self._clock()
-        began = worker.board.began(run)
-        took = (time.monotonic_ns() - began) // 1000
-        cpu, memory = worker.used or (None, None)
-        report = GIVEN_BACK._replace(
-            started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
-            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
-        )  # fmt: skip
-        self.started(run, report.started_at)
-        if run.reason not in (None, "stop"):
-            report = self.stopped(run, report)
-        elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.exit_code))
-            report = self.failed(run, report, "crash", error)
-        self._settle(run, report)
-
-    def stopped(self, run: Run, report: Report) -> Report:
-        """The report of a job that was asked to end."""
-        if run.reason == "cancel":
-            return report._replace(
-                state="cancelled", counted=True, result=None,
-                kind="cancelled", type="Cancelled", message="cancelled while it ran",
-            )  # fmt: skip
-        if run.reason == "memory" and report.state != "completed":
-            limit = self._registry.options(run.claimed.name).max_memory or 0
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self.failed(run, report, "memory", error)
-        if run.reason == "timeout":
-            seconds = (run.claimed.timeout or 0) / 1e6
-            problem = f"it took longer than its timeout of {seconds:g} s"
-            late = JobTimedOut(f"{problem}, and was granted {run.grace:g} s more to end")
-            return self.failed(run, report, "timeout", late)
-        return report
-
-    def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
-        """The report of a job that failed by no error of its own."""
-        own = self._registry.options(run.claimed.name).backoff
-        judged = after_failure(run.claimed, own, self._rng)
-        type, message, _ = describe(error)
-        return report._replace(
-            state=judged.state, delay=judged.delay, counted=True, result=None,
-            kind=kind, type=type, message=message,
-        )  # fmt: skip
-
-    def _settle(self, run: Run, report: Report) -> None:
-        if report.kind or report.state in self.wanted:
-            report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self._node):
-                if event.kind in self.wanted:
-                    self._ended.append(event)
-        if report.state in WAITING:
-            self.run_again = True
-        if not self.pending:
-            self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.pending.append((run.claimed, report))
-
-    def clear(self) -> None:
-        """All is settled."""
-        self.pending, self.settle_by, self.run_again = [], math.inf, False
-
-    def emit(self) -> None:
-        """Emits the events of what is settled."""
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._events.emit(event)
-
-
 def not_begun(now: int, cancelled: bool) -> Report:
     """The report of a job that its node had claimed and no worker has begun."""
     report = GIVEN_BACK._replace(finished_at=now)
@@ -10005,6 +9725,42 @@ def not_begun(now: int, cancelled: bool) -> Report:
         return report
     message = "cancelled before it started"
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
+
+
+def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
+    """The report of a job that may have been asked to end: then that counts, and not how it ended;
+    except when its node stops, then the worker knows."""
+    claimed = run.claimed
+    if run.reason == "cancel":
+        return report._replace(
+            state="cancelled", counted=True, result=None,
+            kind="cancelled", type="Cancelled", message="cancelled while it ran",
+        )  # fmt: skip
+    if run.reason == "memory" and report.state != "completed":
+        limit = registry.options(claimed.name).max_memory or 0
+        problem = f"its worker used more than the {limit:,} bytes that it may"
+        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
+    if run.reason == "timeout":
+        problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+        problem += f", and was granted {run.grace:g} s more to end"
+        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
+    return report
+
+
+def failed(
+    claimed: Claimed,
+    report: Report,
+    error: tuple[str, str, str],
+    registry: Registry,
+    rng: random.Random,
+) -> Report:
+    """The report of a job that failed by this error, which is none of its own."""
+    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
+    kind, type, message = error
+    return report._replace(
+        state=judged.state, delay=judged.delay, counted=True, result=None,
+        kind=kind, type=type, message=message,
+    )  # fmt: skip
 
 
 def exit_description(exitcode: int | None) -> str:
@@ -10018,9 +9774,19 @@ def exit_description(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-# Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that stops,
-# are asked to end, and have the grace for it; then their worker is killed, whatever it does.
+# The loop
 
+Until = Literal["empty"]
+LOCK_SLICE = 0.05
+"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+DRAINED = 256
+"""How many datagrams are taken from the wakeup socket at a time."""
+FALSE_WAKES, WAKE_REST = 8, 0.01
+"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+LAST_WAIT = 1.0
+"""Seconds for which a node that is to end at once waits for the write lock."""
+RETRY_PAUSE = 0.5
+"""Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
@@ -10033,200 +9799,6 @@ AGAIN = 0.05
 FROZEN = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-UNRESPONSIVE = 5.0
-"""Seconds after which a worker that begins nothing of what it has in hand is replaced."""
-
-
-@attrs.define(eq=False, repr=False)
-class Watchdog:
-    """Asks jobs to end that must, and kills the workers of those that do not."""
-
-    _registry: Registry
-    _settlements: Settlements
-    _clock: Clock
-    _grace: float
-    cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that were cancelled."""
-    stop_at: float = math.inf
-    """When a node that stops has waited long enough."""
-    due: float = math.inf
-    """When it must look again."""
-    unresponsive_after: float = UNRESPONSIVE
-    slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
-    _limits: Mapping[str, int] = attrs.field(init=False)
-    """Bytes that a worker may use, by the definitions that limit it."""
-    _checks_memory: bool = False
-    _memory_at: float = 0.0
-    """When memory is looked at again."""
-    _expected_at: float = attrs.field(factory=time.monotonic)
-    """By when the supervisor should have its next turn."""
-    _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
-    """When it got none, from and until, by the monotonic clock."""
-
-    def __attrs_post_init__(self) -> None:
-        self._limits = {
-            own.name: own.options.max_memory for own in self._registry if own.options.max_memory
-        }
-
-    def expect(self, within: float) -> None:
-        """The supervisor should have its next turn in so many seconds."""
-        self._expected_at = time.monotonic() + within
-
-    def cancel(self, cancelled: Iterable[int], workers: list[Worker]) -> None:
-        """These were cancelled."""
-        self.cancelled = frozenset(cancelled)
-        if self.cancelled:
-            self._look_at_all(workers)
-
-    def stop(self, workers: list[Worker]) -> None:
-        """All that runs has to end within the grace."""
-        self.stop_at = time.monotonic() + self._grace
-        self._look_at_all(workers)
-
-    def _look_at_all(self, workers: list[Worker]) -> None:
-        self.due = 0.0
-        for worker in workers:
-            worker.look_at = 0.0
-
-    def notice_freeze(self, workers: list[Worker]) -> None:
-        """Makes up for time in which the supervisor got no turn."""
-        now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now
-        if (missed := now - expected_at) >= FROZEN:
-            self._frozen.append((expected_at, now))
-            self.stop_at += missed
-            for worker in workers:
-                for run in worker.runs.values():
-                    run.kill_at += missed
-
-    def _missed(self, since: float) -> float:
-        """Seconds since then that count towards no timeout."""
-        return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
-
-    def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills whatever must end. Returns the workers of which the running job is in the
-        way of others, for that many seconds, or has cancelled ones behind it."""
-        self.notice_freeze(workers)
-        now, self.due, blocked = time.monotonic(), math.inf, []
-        self._checks_memory = now >= self._memory_at
-        if self._checks_memory:
-            self._memory_at = now + MEMORY_CHECK
-        for worker in workers:
-            running = worker.runs.get(worker.board.running)
-            if running is not None:
-                self.due = min(self.due, self._watch(running, now))
-            elif worker.runs:
-                self._replace_if_unresponsive(worker)
-            if now >= worker.look_at:
-                beside = [run for run in worker.runs.values() if run.place]
-                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
-            self.due = min(self.due, worker.look_at)
-            if worker.plain > (running is not None):
-                self.due = min(self.due, now + SLOW)
-                if running is not None and (
-                    self._took(running, now) > patience
-                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
-                ):
-                    blocked.append(worker)
-        return blocked
-
-    def _took(self, run: Run, now: float) -> float:
-        """Seconds for which a job has been running."""
-        began = run.worker.board.began(run) / 1e9
-        return now - began - self._missed(began) if began else 0.0
-
-    def _watch(self, run: Run, now: float) -> float:
-        """Asks one job to end, or kills its worker; returns when something may be due with it."""
-        began, took = run.worker.board.began(run), self._took(run, now)
-        if began:
-            self._settlements.started(run, self._clock() - round(took * 1e6))
-            if took >= max(run.slow_after, self.slow_after):
-                run.slow_after = 2 * took
-                about = run.claimed.id, run.claimed.name, took
-                logger.warning("job %d (%s) has been running for %.3g s", *about)
-        if run.reason is None and (reason := self._reason(run, took)):
-            if not run.worker.board.ask(run.number, run.place, reason):
-                return now
-            self._asked(run, reason, now)
-        if now >= run.kill_at:
-            self._kill(run, now)
-        if run.reason is not None:
-            return run.kill_at
-        timeout, due = run.claimed.timeout, math.inf
-        if timeout is not None:
-            due = now + timeout / 1e6 - took
-        if run.claimed.name in self._limits:
-            due = min(due, self._memory_at)
-        if run.place:  # Does it begin, and has it been running for long?
-            due = min(due, now + (1.0 if began else 0.1))
-        return due
-
-    def _reason(self, run: Run, took: float) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
-        claimed, worker = run.claimed, run.worker
-        if claimed.id in self.cancelled:
-            return "cancel"
-        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
-            return "timeout"
-        limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and self._checks_memory:
-            with contextlib.suppress(ProcessLookupError):
-                if memory_of(worker.pid) > limit:
-                    return "memory"
-        return "stop" if self.stop_at < math.inf else None
-
-    def _asked(self, run: Run, reason: Reason, now: float) -> None:
-        run.reason, run.kill_at = reason, now
-        if reason == "stop":
-            run.kill_at = self.stop_at
-        elif reason != "memory":
-            own = self._registry.options(run.claimed.name).grace
-            run.grace = self._grace if own is None else own.total_seconds()
-            if run.claimed.grace is not None:
-                run.grace = run.claimed.grace / 1e6
-            run.kill_at = now + run.grace
-        if run.place:
-            within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send("cancel", run.number, within)
-
-    def _kill(self, run: Run, now: float) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
-        job is over, and to kill it then might hit the next one: a moment later that is known."""
-        worker = run.worker
-        with worker.board.held() as locked:
-            sure = locked or run.place > 0
-            run.kill_at = math.inf if sure else now + AGAIN
-            if sure and worker.board.began(run):
-                worker.blameless = True
-                worker.kill()
-
-    def _replace_if_unresponsive(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
-        since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
-            return
-        with worker.board.held():  # Else it may begin one before it is dead.
-            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
-                return
-            worker.blameless = True
-            worker.kill()
-        logger.error("worker %d is replaced: it begins nothing", worker.pid)
-
-
-# The loop
-
-Until = Literal["empty"]
-LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
-DRAINED = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
-"""After so many datagrams without a commit, the socket is left alone for so many seconds."""
-LAST_WAIT = 1.0
-"""Seconds for which a node that is to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10235,26 +9807,21 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    code: Program | MakeExecutor
-    """What its workers run: processes a program, threads an executor."""
+    pool: WorkerPool
     serves: Serves
-    size: int
-    concurrency: int
-    """How many async jobs each worker may run at a time."""
     until: Until | None
     grace: float
-    clock: Clock = system_clock
-    declared: tuple[Sequence[Schedule], str] = ((), "")
+    clock: Clock
+    declared: tuple[Sequence[Schedule], str]
     """The schedules of the program, and the program."""
-    rng: random.Random = attrs.field(factory=random.Random)
-    events: Events = attrs.field(factory=Events)
-    jobs_per_worker: float = math.inf
-    """After so many a worker is replaced: a spare one stands by then."""
+    events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    pool: WorkerPool = attrs.field(init=False)
-    watchdog: Watchdog = attrs.field(init=False)
-    _settlements: Settlements = attrs.field(init=False)
+    unresponsive_after: float = 5.0
+    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Where datagrams arrive that wake the node; their content is never looked at."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
@@ -10262,13 +9829,24 @@ class Supervisor:
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _presence: Presence = attrs.field(init=False)
-    _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
+    _stop_at: float = math.inf
+    """When a node that stops has waited long enough for what runs."""
     _maybe_ready: bool = True
     """Whether there may be ready jobs that nobody has looked at."""
     _no_room: bool = False
     """Whether no worker had room for the next job, and none has got any since."""
+    _pending: list[Settlement] = attrs.field(factory=list)
+    """What the next exchange settles."""
+    _settle_by: float = math.inf
+    """When that should be in the file."""
+    _wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that are wanted, as of this round of the loop."""
+    _ended: list[Event] = attrs.field(factory=list)
+    """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
     _progress_by: float = math.inf
@@ -10277,8 +9855,6 @@ class Supervisor:
     """The number of others' commits that was seen."""
     _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
-    _maybe_empty: bool = True
-    """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
@@ -10286,31 +9862,31 @@ class Supervisor:
     _locked: bool = False
     """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
-    _false_wakes: int = 0
-    _rested_at: float = math.inf
-    """When it listens to the wakeup socket again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
+    _false_wakes: int = 0
     _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
-    _paused: frozenset[str] = frozenset()
+    _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
+    _cancelled: frozenset[int] = frozenset()
+    """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
+    _watch_at: float = math.inf
+    """When something is due with a job in hand."""
+    _expected_at: float = 0.0
+    """By when the supervisor should have its next turn."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
-        concurrency = self.concurrency if self._async_names else 0
-        self._settlements = Settlements(
-            self.registry, self.clock, self.rng, self.events, self.serves.node
-        )
-        self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
-        self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
+        if not self._async_names:
+            self.pool.concurrency = 0
+        IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
             "requests": (math.inf, self._check_requests),
-            "refill": (math.inf, self._refill),
         }
         self._duties = Duties(
             self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
@@ -10325,19 +9901,24 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + BUSY_TIMEOUT
+            self.store.schedules.declare(*self.declared)
             self._join()
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
+            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
         self.joined.set()
         try:
             self._spawn()
-            self._unless_locked(self._attend)
+            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
                 self._listen()
                 self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._attend)
+                self._unless_locked(self._duties.attend)
         finally:
             self._leave()
 
@@ -10374,30 +9955,16 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.schedules.declare(*self.declared)
-        self._enlist()
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._paused = self._paused_queues()
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        what = "workers" if isinstance(self.code, Program) else "threads"
-        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._duties.emit("node_joined")
-
-    def _enlist(self) -> None:
-        name, known = self.serves.node, self.registry.listing()
-        port = int(self._wakeup.getsockname()[1])
+        port, known = self._wakeup.getsockname()[1], self.registry.listing()
         self._node, self._presence = self.store.nodes.join(
-            name, port, self.size, self.serves, known
+            self.serves.node, port, self.pool.size, self.serves, known
         )
-        self._presence_path = self.store.file.presence_path(self._node)
         self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
-        logger.error(
-            "node %s is not in the list any more: it ends its jobs, and joins anew",
-            self.serves.node,
-        )
+        problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
+        logger.error(problem, self.serves.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
@@ -10405,35 +9972,27 @@ class Supervisor:
                 worker.kill()
         self.pool.replace()
         self._presence.close()
-        self._enlist()
+        self._join()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
+        busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.code, Program) else 0.0
-            late = time.monotonic() > self.watchdog.stop_at + rest
-            return self._stops > 1 or late or not (self._settlements.pending or self.pool.runs())
-        if not self._nothing_left():
+            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
+        if self.until is None or self._maybe_ready or busy:
             return False
-        self._maybe_empty = False
         try:
             return not self.store.unserved(self.serves)
         except BusyError:
-            self._maybe_empty = True
             return False
-
-    def _nothing_left(self) -> bool:
-        """Whether it may be time to end: then the file is asked."""
-        if self.until is None or self._maybe_ready or self._settlements.pending:
-            return False
-        return not self.pool.runs()
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
+        by = min(now, self._stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
@@ -10442,7 +10001,7 @@ class Supervisor:
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
-                worker.wait(give_up - time.monotonic())
+                worker.process.join(max(0.0, give_up - time.monotonic()))
             if worker.is_process or worker.dead:
                 self._reap(worker)
         if not self.pool.workers:
@@ -10465,71 +10024,58 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending = self._settlements.pending
-        self._settlements.clear()
-        if pending:
-            try:
+        pending, self._pending = self._pending, []
+        try:
+            if pending:
                 self.store.exchange(pending, self._node, lambda ready: [], self.serves)
-            except FileError:
-                logger.error(
-                    "%d results are lost: the next node runs these jobs again", len(pending)
-                )
-                raise
+        except FileError:
+            logger.error("%d results are lost: the next node runs these jobs again", len(pending))
+            raise
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
-            closing.callback(self._say_goodbye)
+            closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
+            closing.callback(self._duties.emit, "node_left")
+            closing.callback(logger.info, "node %s left", self.serves.node)
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
             self._keep_progress()
             self._settle_last()
-            self._settlements.emit()
+            self._emit_ended()
 
-    def _say_goodbye(self) -> None:
-        logger.info("node %s left", self.serves.node)
-        self._duties.emit("node_left")
-        self.events.close(max(self.grace, CLOSE_TIMEOUT))
-
-    # Spawn
+    # Spawn and listen
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self.pool.dismiss():
-            self._look_for_jobs()
-        for worker in () if self._stops else self.pool.spawn(self._presence_path):
+        self.pool.dismiss()
+        for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
-
-    # Listen
 
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        if time.monotonic() >= self._rested_at:
-            self._rested_at, self._false_wakes = math.inf, 0
-            self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         patience = self._patience()
-        self.watchdog.expect(patience)
+        self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        self.watchdog.notice_freeze(self.pool.workers)
+        if time.monotonic() >= self._refill_at:
+            self._refill_at = math.inf
+            self._look_for_jobs()
         if not self._locked:
             self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        now = time.monotonic()
+        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
+        due.append(self._watch_at)
         if self._may_exchange():
-            return max(0.0, self._quiet_until - now)
-        if self._maybe_empty and self._nothing_left():
-            return 0.0
-        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
-        due += [self._rested_at, self.watchdog.due]
-        if self._stops and not isinstance(self.code, Program):
-            due.append(self.watchdog.stop_at + 0.001)
-        return max(0.0, min(due) - now)
+            due.append(self._quiet_until)
+        if self._stops and not isinstance(self.pool.code, Program):
+            due.append(self._stop_at + 0.001)
+        return max(0.0, min(due) - time.monotonic())
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -10556,6 +10102,8 @@ class Supervisor:
 
     def _wake_up(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
+        if self._false_wakes >= FALSE_WAKES:
+            time.sleep(WAKE_REST)
         with contextlib.suppress(OSError):
             for _ in range(DRAINED):
                 self._wakeup.recv(16)
@@ -10565,16 +10113,14 @@ class Supervisor:
             raise
         except FileError:
             self._look_for_jobs()  # The next use of the file raises it again.
-        if self._false_wakes >= FALSE_WAKES:
-            self._selector.unregister(self._wakeup)
-            self._rested_at = time.monotonic() + WAKE_REST
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
         for message in messages:
             match message:
                 case ("ready",):
-                    self.pool.ready(worker)
+                    worker.ready = self.pool.had_any = True
+                    self.pool.failed_starts = 0
                     self._no_room = False
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
@@ -10588,11 +10134,18 @@ class Supervisor:
                     self._progress[id, claim] = text
         for number, report in reports:
             if run := worker.take(number):
-                self._settlements.reported(run, report)
+                name, took = run.claimed.name, report.took
+                expected = self._durations.get(name, took)
+                self._durations[name] = expected + 0.2 * (took - expected)
+                self._announce(run, report.started_at)
+                if run.reason is not None:
+                    report = asked_to_end(run, report, self.registry, self._rng)
+                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.join()
+        worker.kill()  # And what it has started.
+        worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
             worker.blameless = True
@@ -10600,9 +10153,9 @@ class Supervisor:
             self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
         for run in worker.runs.values():
             if worker.board.began(run):
-                self._settlements.died(run)
+                self._settle_died(run)
             else:
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         self.pool.workers.remove(worker)
         for source in worker.sources:
             self._selector.unregister(source)
@@ -10619,11 +10172,59 @@ class Supervisor:
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
 
-    # Exchange
+    # Settle and claim
+
+    def _settle(self, run: Run, report: Report) -> None:
+        """Has an attempt settled that has ended."""
+        if report.kind or report.state in self._wanted:
+            report = report._replace(worker=run.worker.pid)
+            for event in attempt_ended(run.claimed, report, self.serves.node):
+                if event.kind in self._wanted:
+                    self._ended.append(event)
+        if not self._pending:
+            self._settle_by = time.monotonic() + SETTLE_WITHIN
+        self._pending.append((run.claimed, report))
+
+    def _give_back(self, run: Run) -> None:
+        """Makes a job ready again that has not begun, unless it was cancelled."""
+        self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
+
+    def _settle_died(self, run: Run) -> None:
+        """The worker has died that ran the job, which failed, and so did each async job that had
+        begun there, since nobody can know which one was to blame. If the node has killed the
+        worker for one of them, the others are given back."""
+        worker, now = run.worker, self.clock()
+        began = worker.board.began(run)
+        took = (time.monotonic_ns() - began) // 1000
+        exit_code = worker.process.exitcode if worker.is_process else 0
+        cpu, memory = worker.used or (None, None)
+        report = GIVEN_BACK._replace(
+            started_at=now - took, finished_at=now, took=took, memory=memory,
+            exit_code=exit_code, output=worker.board.output_of(run.number),
+            # What async jobs used they used together.
+            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
+        )  # fmt: skip
+        self._announce(run, report.started_at)
+        if run.reason in (None, "stop") and not worker.blameless:
+            error = "crash", "WorkerCrashed", exit_description(exit_code)
+            report = failed(run.claimed, report, error, self.registry, self._rng)
+        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+
+    def _announce(self, run: Run, at: int) -> None:
+        """Emits that a job has started, once."""
+        if "started" in self._wanted and not run.announced:
+            run.announced = True
+            pid, node = run.worker.pid, self.serves.node
+            self.events.emit(attempt_started(run.claimed, at, pid, node))
+
+    def _emit_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self.events.emit(event)
 
     def _keep_progress(self) -> None:
         """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._settlements.pending or time.monotonic() >= self._progress_by
+        due = self._pending or time.monotonic() >= self._progress_by
         if not self._progress or not due:
             return
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
@@ -10641,7 +10242,7 @@ class Supervisor:
             return
         plan: dict[int, Worker] = {}
         workers = [] if self._stops else self.pool.at_work()
-        names, durations = self._async_names, self._settlements.durations
+        names, durations = self._async_names, self._durations
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -10651,7 +10252,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._maybe_ready = self._no_room = True
+            self._no_room = True
             self._maybe_ready = assign(
                 plan, workers, ready, durations, names, self.serves.names - names
             )
@@ -10661,38 +10262,44 @@ class Supervisor:
 
         try:
             if self._orphans:
-                held = [run.claimed[:2] for run in self.pool.runs()]
                 # What has ended is held until that is in the file.
-                held += [claimed[:2] for claimed, _ in self._settlements.pending]
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            pending = self._settlements.pending
-            done = self.store.exchange(pending, self._node, choose, self.serves)
+            done = self.store.exchange(self._pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            self._put_off(self._settle_each(error))
+            self._put_off(error)
             return
-        self._exchanged(done)
-        runs: dict[Worker, list[Run]] = {}
+        if done.late:
+            logger.warning("%d results came too late and were thrown away", done.late)
+        if done.again_at is not None:
+            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
+        if any(report.state in LATER for _, report in self._pending):
+            self._duties.call("stage")
+        if self._recall is not None:
+            self._duties.call("requests")
+        self._pending, self._settle_by = [], math.inf
+        runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
             place = worker.free.pop() if claimed.name in names else 0
             expected = estimate(claimed.name, durations)
-            run = Run(next(self._numbers), claimed, worker, expected, place)
-            runs.setdefault(worker, []).append(run)
+            runs[worker].append(Run(next(self._numbers), claimed, worker, expected, place))
         for worker, handed in runs.items():
             worker.hand_over(handed)
-        self._settlements.emit()
-        if short:
+        self._emit_ended()
+        if not short:
+            self._failing_since = math.inf
+        else:
             problem = "the disk is nearly full: no further jobs are started; free some space"
             self._put_off(FileError(str(self.store.file.path), problem))
-        else:
-            self._failing_since = math.inf
 
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        pending = len(self._settlements.pending)
+        pending = len(self._pending)
         if not pending and (self._stops or self._no_room or not self._maybe_ready):
             return False
         workers = self.pool.at_work()
@@ -10703,28 +10310,21 @@ class Supervisor:
             return True
         # While all are at work, more results will come along.
         if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settlements.settle_by
+            return pending >= ENOUGH or time.monotonic() >= self._settle_by
         return any(worker.free for worker in workers)
 
-    def _settle_each(self, error: FileError) -> FileError:
-        """Settles one at a time what could not be settled together: one that is to blame must not
-        keep the others, and a small transaction may fit where a large one does not. Returns the
-        last error."""
-        alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
-        if alone and self._settlements.pending:
+    def _put_off(self, error: FileError) -> None:
+        """Settles one at a time what could not be settled together, as one that is to blame must
+        not keep the others, and a small transaction may fit where a large one does not. Then keeps
+        what is left, and tries again in a while; but not for ever, where the node is to end by
+        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             try:
-                self.store.settle_each(self._settlements.pending)
-                self._exchanged(Exchanged([], 0, None))
+                self.store.settle_each(self._pending)
             except BusyError:
                 raise
             except FileError as again:
-                return again
-        return error
-
-    def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself: if nothing has moved for BUSY_TIMEOUT, and nothing is running, the
-        error is raised."""
+                error = again
         now = time.monotonic()
         self._failing_since = min(self._failing_since, now)
         failing = now - self._failing_since
@@ -10733,34 +10333,119 @@ class Supervisor:
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
         self._look_for_jobs()
-        self._quiet_until = now + 0.5
+        self._duties.call("stage", "requests")
+        self._quiet_until = now + RETRY_PAUSE
+        self._settle_by = self._quiet_until if self._pending else math.inf
 
-    def _exchanged(self, done: Exchanged) -> None:
-        if done.late:
-            logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            left = (done.again_at - self.clock()) / 1e6
-            self._refill_at = time.monotonic() + left
-            self._duties.call("refill", within=left)
-        if self._settlements.run_again:
-            self._duties.call("stage")
-        if self._recall is not None:
-            self._duties.call("requests")
-        self._settlements.clear()
-        self._maybe_empty = True
-
-    # Watch
+    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
+    # stops, are asked to end, and have the grace for it; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills what is over time, and takes back what waits behind slow jobs."""
-        workers = self.pool.workers
-        if self._stops and self.watchdog.stop_at == math.inf:
-            self.watchdog.stop(workers)
+        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        workers, now = self.pool.workers, time.monotonic()
+        if (missed := now - self._expected_at) >= FROZEN:
+            self._stop_at += missed
+            for run in self.pool.runs():
+                run.kill_at += missed
+                if began := run.worker.board.began(run):
+                    run.frozen += now - max(began / 1e9, self._expected_at)
+                run.worker.moved_at = now
+        if self._stops and self._stop_at == math.inf:
+            self._stop_at = now + self.grace
             for worker in workers:
+                worker.look_at = 0.0
                 self._take_back(worker)
         idle = any(not worker.plain for worker in self.pool.at_work())
-        for worker in self.watchdog.watch(workers, SLOW if idle else VERY_SLOW):
-            self._take_back(worker)
+        self._watch_at = math.inf
+        for worker in workers:
+            running = worker.runs.get(worker.board.running)
+            if running is not None:
+                self._watch_at = min(self._watch_at, self._watch_run(running, now))
+            elif worker.runs:
+                self._replace_if_unresponsive(worker, now)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min(
+                    (self._watch_run(run, now) for run in beside), default=math.inf
+                )
+            self._watch_at = min(self._watch_at, worker.look_at)
+            if worker.plain > (running is not None):
+                self._watch_at = min(self._watch_at, now + SLOW)
+                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
+                if running is not None and now > slow_at:
+                    self._take_back(worker)
+
+    def _watch_run(self, run: Run, now: float) -> float:
+        """Asks one job to end that must, and kills its worker if it does not; returns when
+        something may be due with it."""
+        claimed, worker, board = run.claimed, run.worker, run.worker.board
+        options = self.registry.options(claimed.name)
+        began = board.began(run) / 1e9
+        took = now - began - run.frozen if began else 0.0
+        if began:
+            self._announce(run, self.clock() - round(took * 1e6))
+            if took >= max(run.slow_after, self.slow_after):
+                run.slow_after = 2 * took
+                about = claimed.id, claimed.name, took
+                logger.warning("job %d (%s) has been running for %.3g s", *about)
+        if run.reason is None and (reason := self._reason(run, took, options.max_memory)):
+            if not board.ask(run.number, run.place, reason):
+                return now
+            run.reason, run.kill_at, within = reason, now, 0.0
+            if reason == "stop":
+                run.kill_at = self._stop_at
+                within = self._stop_at - now - LAST_PART * self.grace
+            elif reason != "memory":
+                run.grace = self.grace if options.grace is None else options.grace.total_seconds()
+                if claimed.grace is not None:
+                    run.grace = claimed.grace / 1e6
+                run.kill_at = now + run.grace
+            if run.place:
+                worker.channel.send("cancel", run.number, within)
+        if now >= run.kill_at:
+            # Where it has its own turn at the board, a plain job is over, and to kill it then
+            # might hit the next one: a moment later that is known.
+            with board.held() as locked:
+                sure = locked or run.place > 0
+                run.kill_at = math.inf if sure else now + AGAIN
+                if sure and board.began(run):
+                    worker.blameless = True
+                    worker.kill()
+        if run.reason is not None:
+            return run.kill_at
+        due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
+        if options.max_memory:
+            due = min(due, now + MEMORY_CHECK)
+        if run.place:  # Does it begin, and has it been running for long?
+            due = min(due, now + (1.0 if began else 0.1))
+        return due
+
+    def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
+        """Why a job that has run for so many seconds has to end, if it has."""
+        claimed, worker, now = run.claimed, run.worker, time.monotonic()
+        if claimed.id in self._cancelled:
+            return "cancel"
+        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
+            return "timeout"
+        if limit and took and worker.is_process and now >= run.memory_at:
+            run.memory_at = now + MEMORY_CHECK
+            with contextlib.suppress(OSError):
+                if memory_of(worker.pid) > limit:
+                    return "memory"
+        return "stop" if self._stop_at < math.inf else None
+
+    def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
+        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
+        have no timeout before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
+        if not worker.is_process or now < worker.moved_at + self.unresponsive_after:
+            return
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
+                return
+            worker.blameless = True
+            worker.kill()
+        logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
         """Makes those of a worker's plain jobs ready again that have not started; says whether
@@ -10771,14 +10456,10 @@ class Supervisor:
         for run in list(worker.runs.values()):
             if not run.place and run.number != running:
                 worker.take(run.number)
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         return True
 
-    # Attend
-
-    def _attend(self) -> None:
-        """Calls the duties that are due."""
-        self._duties.attend()
+    # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
         """Sees what was committed without a wake-up, and which workers died unnoticed."""
@@ -10789,7 +10470,7 @@ class Supervisor:
         if self._presence.renew():
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence_path,
+                " their jobs, so that all hold it", self._presence.path,
             )  # fmt: skip
             self.pool.replace()
 
@@ -10801,35 +10482,31 @@ class Supervisor:
             self._join_again()
         self._changes = changes
         self._wake()
-        if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
-            before, self._paused = self._paused, self._paused_queues()
-            for queue in sorted(self._paused - before):
+        if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
+            paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
+            before, self._paused = paused if self._paused is None else self._paused, paused
+            for queue in sorted(paused - before):
                 self._duties.emit("queue_paused", queue=queue)
-            for queue in sorted(before - self._paused):
+            for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
         return True
-
-    def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues().values() if terms.paused)
-
-    def _refill(self, duties: Duties) -> float | None:
-        """The rate of a queue lets the next job start."""
-        if (left := self._refill_at - time.monotonic()) > 0:
-            return left
-        self._look_for_jobs()
-        return None
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
-        self.watchdog.cancel(cancelled, self.pool.workers)
-        if recall not in (None, self._recall):
-            holding = [worker for worker in self.pool.workers if worker.plain]
-            if not all(self._take_back(worker) for worker in holding):
-                return AGAIN
+        self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
+        taken_back = True
+        for worker in self.pool.workers:
+            if cancelled:
+                worker.look_at = self._watch_at = 0.0
+            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+                taken_back = self._take_back(worker) and taken_back
+        if not taken_back:
+            return AGAIN
+        if recalled:
             self._recall = recall
-        if recall is not None and not self._settlements.pending:
+        if recall is not None and not self._pending:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
         return None
@@ -11150,7 +10827,9 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
+        filters: Any = {"queue": queue, "name": name}
+        match = matching(filters)
+        return self.store.meter.read(span, match.queue, match.name, limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
@@ -11527,19 +11206,22 @@ class LiteJobs:
         store = Store.at(self.path, "fast", self.clock)
         try:
             code, size = self._code_and_size(workers, threads)
+            serves = self._serves(queues, node)
+            at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
+            jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
+            seconds = duration(grace, "grace").total_seconds()
+            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            declared = self._declarations()
             return Supervisor(
                 store,
                 self.registry,
-                code,
-                self._serves(queues, node),
-                size,
-                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
+                pool,
+                serves,
                 until,
-                duration(grace, "grace").total_seconds(),
+                seconds,
                 self.clock,
-                declared=self._declarations(),
-                events=self.events,
-                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
+                declared,
+                self.events,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
