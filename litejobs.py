@@ -3968,12 +3968,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL, WAL_CHECK_INTERVAL = 0.01, 1.0
-"""Seconds between two checks of the paths while a process only reads, and between two that the
-WAL is still the same file; that it is there is checked with each commit. (On Linux, the sync after
-a `stat` writes the inode, too: 40 µs of 200.)"""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
+WAL_CHECK_INTERVAL = 1.0
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -4130,14 +4129,12 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
                 if (sender := self._socket) is None:
@@ -4153,20 +4150,16 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
+        if self._connection is not None:
+            return self._connection
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
             problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
             raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
         if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
         _keep_others_out()
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
             fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
@@ -4181,9 +4174,10 @@ class File:
                         raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
             self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
-        self.path, self._lost = place, False
-        self._pid, self.opened = os.getpid(), self.opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4239,22 +4233,18 @@ class File:
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if _file_id(self._paths[0]) != self._ids[0]:
-            _put_wal_aside(self._paths[0], self._ids)
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
@@ -4368,7 +4358,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4384,6 +4376,7 @@ class Transaction:
             if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
+                self.version = file.opened + self.connection.data_version()
             elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
@@ -4420,21 +4413,14 @@ class Transaction:
         finally:
             file.turn.release()
         self._raise_as_ours(error)
-        file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.opened + self.connection.data_version()
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
 
@@ -4451,7 +4437,7 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
             if not os.access(wal, os.F_OK):
                 os.stat(wal)
@@ -4516,9 +4502,8 @@ def _locate(path: Path, create: bool) -> Path:
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
@@ -4619,21 +4604,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
-
-
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
     """Makes relative paths lead there in a worker, in whatever folder it was started, also those
     of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4648,7 +4628,7 @@ def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
     fork, and a child that only closes one can undo the parent's commits. The child has no copy of
     a thread that holds a lock, to wait for: so no other thread may."""
-    files = _files_here()
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
     for held in (_FORKS, *(file.turn for file in files), _OPENING):
         held.acquire()
@@ -4727,7 +4707,7 @@ def _refuse_beside_others(place: Path, found: FileId) -> None:
 def litejobs_has(found: FileId) -> bool:
     """Whether this process would lose locks of litejobs' SQLite by closing that file."""
     return any(found) and any(
-        file._connection is not None and found in file._ids[::2] for file in _files_here()
+        file._connection is not None and found in file._ids[::2] for file in files_here()
     )
 
 
@@ -11254,7 +11234,8 @@ class LiteJobs:
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
         program = Program(places, self.state, home, self.clock, around, paths, level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
