@@ -3697,8 +3697,7 @@ SCHEMA = f"""
         next_at      INTEGER,                                 -- NULL: never again
         last_at      INTEGER,
         last_job     INTEGER,
-        -- JSON: the periods whose ticks have been handled
-        covered      TEXT NOT NULL DEFAULT '[]'
+        covered      TEXT NOT NULL DEFAULT '[]'               -- JSON: periods that were handled
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
         WHERE next_at IS NOT NULL AND NOT paused;
@@ -4169,8 +4168,8 @@ class File:
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
     def _links(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. What the
-        path of the WAL leads to is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than is open. Where that
+        of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
