@@ -8278,7 +8278,10 @@ DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
     "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
-    "fire": (60.0, lambda duties: duties.do_due(duties.fire)),
+    "fire": (
+        60.0,
+        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+    ),
     "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
     "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
@@ -8350,15 +8353,10 @@ class Duties:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
 
-    def fire(self, now: int) -> tuple[int, int | None]:
-        """Enqueues the jobs of schedules that are due."""
-
-        def emit(schedule: Schedule, jobs: list[int]) -> None:
-            about = {"name": schedule.definition, "schedule": schedule.name}
-            for job in jobs:
-                self.emit("schedule_fired", job=job, **about)
-
-        return self.store.schedules.fire(now, emit)
+    def fired(self, schedule: Schedule, jobs: list[int]) -> None:
+        """Emits that a schedule has enqueued jobs."""
+        for job in jobs:
+            self.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
         """Emits an event of this node, with these fields of `Event`."""
@@ -8506,12 +8504,8 @@ def check_frozen() -> None:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
-    for code in codes:  # It grows meanwhile.
-        if isinstance(code, types.CodeType):
-            if "freeze_support" in code.co_names:
-                return
-            codes.extend(code.co_consts)
-    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+    if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 ################################################################################
@@ -8523,8 +8517,11 @@ def check_frozen() -> None:
 # and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+STOP_SIGNALS: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
 
@@ -8609,11 +8606,10 @@ class Board:
         """Of a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context, in which memory and lock are *shared* already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
-        if shared is None and context is None:
-            shared = bytearray(size), threading.Lock()
-        elif shared is None:
-            shared = context.RawArray("B", size), context.Lock()
-        self.places = range(1, concurrency + 1)
+        if shared is None:
+            memory = context.RawArray("B", size) if context else bytearray(size)
+            shared = memory, (context or threading).Lock()
+        self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
@@ -8622,7 +8618,7 @@ class Board:
         self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (len(self.places), None, self._shared)
+        return Board, (self.concurrency, None, self._shared)
 
     # The worker's side
 
@@ -8650,12 +8646,6 @@ class Board:
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Calls a function while no plain job can begin; not while one runs."""
-        with self._lock:
-            if not self._words[_NUMBER]:
-                act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
@@ -8716,14 +8706,11 @@ class Board:
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
-                    self._take()
+                    self._taken += self._outbox[: self._words[_USED]]
+                    self._words[_USED] = 0
         yield from unpack(self._taken)
         if self._taken:
             raise ValueError("not a report of litejobs")
-
-    def _take(self) -> None:
-        self._taken += self._outbox[: self._words[_USED]]
-        self._words[_USED] = 0
 
     def revoke(self, until: int) -> int | None:
         """Takes back all plain jobs with lower numbers that have not started; returns the number
@@ -8732,8 +8719,10 @@ class Board:
         with self.held() as locked:
             if not locked:
                 return None
-            self._words[_REVOKED] = until
-            self._take()
+            words = self._words
+            words[_REVOKED] = until
+            self._taken += self._outbox[: words[_USED]]
+            words[_USED] = 0
             return self.running
 
     def ask(self, number: int, place: int, why: Reason) -> bool:
@@ -8825,8 +8814,7 @@ def work_in_child(
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
+    for number, default in STOP_SIGNALS.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
@@ -8882,10 +8870,8 @@ def work(
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
-            if board.places:
-                beside = AsyncRunner(runner)
-                batches = beside.read()
-                closing.callback(beside.close)
+            if board.concurrency:
+                batches = closing.enter_context(runner.beside())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8907,7 +8893,8 @@ putting back what jobs change 2.)"""
 
 @attrs.define(eq=False, repr=False)
 class JobRunner:
-    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
+    in a thread with an event loop."""
 
     channel: Channel
     board: Board
@@ -8916,6 +8903,9 @@ class JobRunner:
     cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
+    _loop: Any = None
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number, of async jobs."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """What the supervisor sends, until no more will come."""
@@ -8976,18 +8966,104 @@ class JobRunner:
         reporter.close()
         return True
 
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Iterator[Any]]:
+        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
+        channel, also while a job blocks the loop."""
+        import asyncio  # Late, like queue: few programs need it.
+        from queue import SimpleQueue
+
+        batches: SimpleQueue[Any] = SimpleQueue()
+        closed = threading.Event()
+
+        def run_loop() -> None:
+            while not closed.is_set():
+                try:
+                    self._loop.run_forever()
+                except BaseException:
+                    # What a handler's own task raises must not end those of others.
+                    logger.exception("a task of an async handler wanted to end the event loop")
+
+        def read() -> None:
+            try:
+                for what, *fields in self.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        self._loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker that cannot run its async jobs ends")
+            batches.put(None)
+
+        with asyncio.Runner() as runner:  # It cancels what still runs.
+            self._loop = runner.get_loop()
+            thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+            thread.start()
+            try:
+                threading.Thread(target=read, daemon=True).start()
+                yield iter(batches.get, None)
+            finally:
+                closed.set()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
+
+    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with self.board.held():  # No plain job begins meanwhile.
+                if not self.board.running:
+                    self.restore()
+        for number, place, fields in jobs:
+            claimed = Claimed._make(fields)
+            task = self._loop.create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
+            task.add_done_callback(functools.partial(self._ended, number))
+
+    def _cancel(self, number: int, within: float) -> None:
+        """Cancels a task that was asked to end, in so many seconds."""
+        if within > 0:
+            self._loop.call_later(within, self._cancel, number, 0.0)
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self.executor.noticed.add(claimed[:2])
+
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+        asked = functools.partial(self.board.asked, number, place)
+        if asked():
+            return GIVEN_BACK
+        self.board.begin(number, place)
+        OUTPUT.set(written := [b""])
+        report = await self.executor.run_async(claimed, asked, self.progress)
+        if report.kind or asked():
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
+        return report
+
+    def _ended(self, number: int, task: Any) -> None:
+        """A task is over. If it never began its job, that was asked to end already, or another
+        job's handler has cancelled all the tasks that it found."""
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = self.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        self.executor.noticed.discard(claimed[:2])
+        self.end_progress(claimed.id)
+        self.channel.send("report", number, report[:])
+
 
 def surroundings(connection: socket.socket) -> Callable[[], bool]:
     """Makes a function that puts back what jobs have changed of their process: signal handlers and
     mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
     done, or if the connection or a standard stream is not as it was."""
-    number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _stat_id(look(number))
+    number = connection.fileno()
+    file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not the module signal, which takes ten times as long, for an enum of each.
     plain = importlib.import_module("_signal")
     names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
-    numbers = [int(getattr(signal, f"SIG{each}", 0)) for each in names]
+    numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
     handlers = [(each, plain.getsignal(each)) for each in numbers if each]
     own_process = threading.current_thread() is threading.main_thread()
     masks = own_process and hasattr(signal, "pthread_sigmask")
@@ -9004,7 +9080,7 @@ def surroundings(connection: socket.socket) -> Callable[[], bool]:
             for stream in streams:
                 if stream.closed:
                     return False
-            if file is not None and _stat_id(look(number)) != file:
+            if file is not None and _stat_id(os.fstat(number)) != file:
                 return False
             if not own_process:
                 return True
@@ -9021,106 +9097,6 @@ def surroundings(connection: socket.socket) -> Callable[[], bool]:
         return True
 
     return restore
-
-
-@attrs.define(eq=False, repr=False)
-class AsyncRunner:
-    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
-    reads the channel, also while a job blocks the loop."""
-
-    _jobs: JobRunner
-    _runner: Any = attrs.field(init=False)
-    """An asyncio.Runner."""
-    _thread: threading.Thread = attrs.field(init=False)
-    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number."""
-    _closed: bool = False
-
-    def read(self) -> Iterator[Any]:
-        """Begins to run and to read; returns the batches of plain jobs."""
-        import asyncio  # Late, like queue: few programs need it.
-        from queue import SimpleQueue
-
-        batches: SimpleQueue[Any] = SimpleQueue()
-        self._runner = asyncio.Runner()
-        loop = self._runner.get_loop()
-
-        def run_loop() -> None:
-            while not self._closed:
-                try:
-                    loop.run_forever()
-                except BaseException:
-                    # What a handler's own task raises must not end those of others.
-                    logger.exception("a task of an async handler wanted to end the event loop")
-
-        def read() -> None:
-            try:
-                for what, *fields in self._jobs.messages():
-                    if what == "run":
-                        batches.put(*fields)
-                    else:
-                        act = self._begin if what == "begin" else self._cancel
-                        loop.call_soon_threadsafe(act, *fields)
-            except BaseException:  # Out of memory, say.
-                logger.exception("a worker that cannot run its async jobs ends")
-            batches.put(None)
-
-        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        self._thread.start()
-        threading.Thread(target=read, daemon=True).start()
-        return iter(batches.get, None)
-
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
-        if not self._tasks:
-            self._jobs.board.unless_running(self._jobs.restore)
-        for number, place, fields in jobs:
-            claimed = Claimed._make(fields)
-            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
-            self._tasks[number] = task, claimed
-            task.add_done_callback(functools.partial(self._ended, number))
-
-    def _cancel(self, number: int, within: float) -> None:
-        """Cancels a task that was asked to end, in so many seconds."""
-        if within > 0:
-            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._tasks:
-            task, claimed = self._tasks[number]
-            if task.cancel():
-                self._jobs.executor.noticed.add(claimed[:2])
-
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        jobs = self._jobs
-        asked = functools.partial(jobs.board.asked, number, place)
-        if asked():
-            return GIVEN_BACK
-        jobs.board.begin(number, place)
-        OUTPUT.set(written := [b""])
-        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
-        if report.kind or asked():
-            memory, output = peak_memory(os.getpid()), last_lines(written[0])
-            report = report._replace(memory=memory, output=output)
-        return report
-
-    def _ended(self, number: int, task: Any) -> None:
-        """A task is over. If it never began its job, that was asked to end already, or another
-        job's handler has cancelled all the tasks that it found."""
-        jobs = self._jobs
-        report = GIVEN_BACK if task.cancelled() else task.result()
-        if not report.finished_at:
-            now = jobs.executor.clock()
-            report = report._replace(started_at=now, finished_at=now)
-        _, claimed = self._tasks.pop(number)
-        jobs.executor.noticed.discard(claimed[:2])
-        jobs.end_progress(claimed.id)
-        jobs.channel.send("report", number, report[:])
-
-    def close(self) -> None:
-        """Ends the loop; what still runs in it is cancelled."""
-        self._closed = True
-        loop = self._runner.get_loop()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        self._runner.close()
 
 
 ################################################################################
