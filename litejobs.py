@@ -7671,9 +7671,10 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
+        progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
+        """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
+        in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
@@ -7681,6 +7682,8 @@ class Store:
         while True:
             try:
                 with self.file.transaction() as tx:
+                    if progress:
+                        _keep_progress(tx, progress)
                     again, groups = self._settle(tx, settlements)
                     if again:
                         ready.version = None
@@ -7774,13 +7777,7 @@ class Store:
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
-            tx.connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
+            _keep_progress(tx, progress)
 
     # Stage, expire, admit and prune
 
@@ -7948,6 +7945,13 @@ class Store:
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
             return tx.execute(sql, bindings).get is not None
+
+
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+    tx.connection.executemany(
+        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
+        [(text, *claim) for claim, text in progress.items()],
+    )
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
@@ -9103,7 +9107,7 @@ def surroundings(connection: socket.socket) -> Callable[[], bool]:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
@@ -9154,13 +9158,14 @@ class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
+    pid: int
     channel: Channel
     board: Board
     free: list[int]
     """The places on the board for further async jobs."""
+    sources: list[Any]
+    """What is waited for to notice it: its socket, and what tells of the death of a process."""
     lifeline: Connection | None = None
-    death: Any = None
-    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     left: float = math.inf
@@ -9184,22 +9189,12 @@ class Worker:
     broken: bool = False
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
-    """What it had used in the end: see `used_by`."""
+    """By the end; see `used_by`."""
 
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
         return self.lifeline is not None
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What is waited for to notice it."""
-        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
     def dead(self) -> bool:
@@ -9280,8 +9275,9 @@ class Worker:
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-            if self.death not in (None, self.process.sentinel):
-                os.close(self.death)
+            for source in self.sources[1:]:
+                if source != self.process.sentinel:
+                    os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
                 self.process._popen.returncode = UNKNOWN
@@ -9301,7 +9297,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, free)
+            return Worker(thread, os.getpid(), Channel(ours), board, free, [ours])
         from multiprocessing import get_context
 
         context = get_context("spawn")
@@ -9314,12 +9310,14 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         opened.pop_all()
     theirs.close()
     lifeline.close()
+    pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        death: int | None = os.pidfd_open(process.pid or 0)
+        sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
-        # A pipe, which stays open in what the process has forked; then the next look shows it.
-        death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, free, held, death)
+        if sys.platform != "win32":
+            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            sources.append(process.sentinel)
+    return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9369,15 +9367,22 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many have failed since one was ready."""
+    """How many in a row."""
     _failure: str = ""
-    """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*. A WorkerError says that none can be started."""
+        """Lets workers go that have run as many jobs as they may, and starts others, up to the
+        number there should be; they hold the lock on the file *presence*. A WorkerError says that
+        none can be started."""
+        for worker in self.workers:
+            if worker.left <= 0 and not worker.runs:
+                if worker.leaves_by == math.inf:
+                    worker.leaves_by = time.monotonic() + self.grace
+                    worker.channel.send("end")
+                elif time.monotonic() >= worker.leaves_by:
+                    worker.kill()
         if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
@@ -9393,32 +9398,21 @@ class WorkerPool:
                 held = None if self.threads else presence
                 worker = start_worker(self.make, held, self.concurrency)
             except OSError as error:
-                self.start_failed(str(error), RESTART_PAUSE)
+                self.start_failed(str(error))
                 return
             worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
-    def start_failed(self, problem: str, pause: float) -> None:
+    def start_failed(self, problem: str) -> None:
         """The system lacks what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self._start_at = now + RESTART_PAUSE * 2 ** min(self.failed_starts, 6)
             self.failed_starts += 1
             self._failure = problem
-
-    def dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may, and others take their places."""
-        for worker in self.workers:
-            if worker.left > 0 or worker.runs:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                worker.channel.send("end")
-            elif time.monotonic() >= worker.leaves_by:
-                worker.kill()
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
@@ -9464,18 +9458,14 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
     other_names: frozenset[str],
-) -> bool:
+) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id, and says whether more may be ready."""
+    *plan*, by id."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
-    passed_over = False
-    while workers:
-        if (job := ready.peek()) is None:
-            # There may be more than what was read ahead.
-            return passed_over or ready.version is None
+    while workers and (job := ready.peek()):
         id, name = job
         more = estimate(name, durations)
         if is_async := name in async_names:
@@ -9488,9 +9478,8 @@ def assign(
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
-                break
+                return
             ready.pass_over(async_names if is_async else other_names)
-            passed_over = True
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9502,7 +9491,6 @@ def assign(
         worker.left -= 1
         if worker.left <= 0:
             del workers[which], loads[which], counts[which], places[which]
-    return True
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
@@ -9543,39 +9531,32 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
-    """The report of a job that may have been asked to end: then that counts, and not how it ended;
-    except when its node stops, then the worker knows."""
-    claimed = run.claimed
+def judged(
+    run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
+) -> Report:
+    """The report of a job that may have been asked to end, which counts more than how it ended;
+    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
             kind="cancelled", type="Cancelled", message="cancelled while it ran",
         )  # fmt: skip
-    if run.reason == "memory" and report.state != "completed":
-        limit = registry.options(claimed.name).max_memory or 0
-        problem = f"its worker used more than the {limit:,} bytes that it may"
-        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
     if run.reason == "timeout":
+        kind, type = "timeout", "JobTimedOut"
         problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
         problem += f", and was granted {run.grace:g} s more to end"
-        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
-    return report
-
-
-def failed(
-    claimed: Claimed,
-    report: Report,
-    error: tuple[str, str, str],
-    registry: Registry,
-    rng: random.Random,
-) -> Report:
-    """The report of a job that failed by this error, which is none of its own."""
-    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
-    kind, type, message = error
+    elif run.reason == "memory" and report.state != "completed":
+        kind, type = "memory", "TooMuchMemory"
+        problem = f"its worker used more than the {options.max_memory or 0:,} bytes that it may"
+    elif crash:
+        kind, type, problem = "crash", "WorkerCrashed", crash
+    else:
+        return report
+    failed = after_failure(claimed, options.backoff, rng)
     return report._replace(
-        state=judged.state, delay=judged.delay, counted=True, result=None,
-        kind=kind, type=type, message=message,
+        state=failed.state, delay=failed.delay, counted=True, result=None,
+        kind=kind, type=type, message=problem,
     )  # fmt: skip
 
 
@@ -9651,22 +9632,18 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _maybe_ready: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _no_room: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
+    _look_due: bool = True
+    """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
-    _settle_by: float = math.inf
-    """When that should be in the file."""
+    _exchange_by: float = math.inf
+    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
     _ended: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
-    _progress_by: float = math.inf
-    """When it should be."""
     _changes: int = 0
     """The number of others' commits that was seen."""
     _orphans: bool = False
@@ -9675,14 +9652,12 @@ class Supervisor:
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
-    _locked: bool = False
-    """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
+    """Since when others have held the write lock, in each turn."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    _refill_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
+    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9702,6 +9677,7 @@ class Supervisor:
         IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
+            "see_workers": (POLL_INTERVAL, self._see_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9727,14 +9703,11 @@ class Supervisor:
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._spawn()
-            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
-                self._listen()
-                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._duties.attend)
+                self._listen()
+                self._unless_locked(self._duties.attend, self._exchange)
         finally:
             self._leave()
 
@@ -9754,19 +9727,21 @@ class Supervisor:
         only for a slice in each turn."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
-        return waited < LOCK_SLICE and not self._locked
+        return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
         """Takes steps that need the write lock; if others hold it, they stay to be done."""
-        try:
-            for step in steps:
+        busy: BusyError | None = None
+        for step in steps:
+            try:
                 step()
-        except BusyError as error:
-            now = time.monotonic()
-            self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > BUSY_TIMEOUT:
-                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
-                self._locked_since = now
+            except BusyError as error:
+                busy = error
+        now = time.monotonic()
+        self._locked_since = min(self._locked_since, now) if busy else math.inf
+        if now - self._locked_since > BUSY_TIMEOUT:
+            logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, busy)
+            self._locked_since = now
 
     # Join and leave
 
@@ -9799,7 +9774,7 @@ class Supervisor:
             # not keep it for ever.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._maybe_ready or busy:
+        if self.until is None or self._look_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -9840,10 +9815,11 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, progress = self._pending, self._progress
+        self._pending, self._progress = [], {}
         try:
-            if pending:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
+            if pending or progress:
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9856,15 +9832,12 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._keep_progress()
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        self.pool.dismiss()
         for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
@@ -9876,19 +9849,11 @@ class Supervisor:
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        if time.monotonic() >= self._refill_at:
-            self._refill_at = math.inf
-            self._look_for_jobs()
-        if not self._locked:
-            self._locked_since = math.inf
-        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
-        due.append(self._watch_at)
-        if self._may_exchange():
-            due.append(self._quiet_until)
+        exchange_at = 0.0 if self._may_exchange() else self._exchange_by
+        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
@@ -9910,36 +9875,34 @@ class Supervisor:
         for key, _ in selected:
             worker = key.data
             if worker is None:
-                self._wake_up()
+                with contextlib.suppress(OSError):
+                    for _ in range(DRAINED):
+                        self._wakeup.recv(16)
+                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                    time.sleep(WAKE_REST)
+                self._false_wakes += 1
+                self._duties.call("look")
             elif worker in self.pool.workers:
                 self._receive(worker)
-                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
                     self._reap(worker)
-
-    def _wake_up(self) -> None:
-        """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        if self._false_wakes >= FALSE_WAKES:
-            time.sleep(WAKE_REST)
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._wakeup.recv(16)
-        try:
-            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
-        except FileReplacedError:
-            raise
-        except FileError:
-            self._look_for_jobs()  # The next use of the file raises it again.
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
                     if run := worker.take(number):
-                        self._reported(run, Report(*fields))
+                        name, report = run.claimed.name, Report(*fields)
+                        expected = self._durations.get(name, report.took)
+                        self._durations[name] = expected + 0.2 * (report.took - expected)
+                        self._announce(run, report.started_at)
+                        if run.reason is not None:
+                            report = judged(run, report, self.registry, self._rng)
+                        self._settle(run, report)
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
-                    self._no_room = False
+                    self._look_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
@@ -9947,18 +9910,9 @@ class Supervisor:
                     if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
-                    if not self._progress:
-                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
                     self._progress[id, claim] = text
-
-    def _reported(self, run: Run, report: Report) -> None:
-        name, took = run.claimed.name, report.took
-        expected = self._durations.get(name, took)
-        self._durations[name] = expected + 0.2 * (took - expected)
-        self._announce(run, report.started_at)
-        if run.reason is not None:
-            report = asked_to_end(run, report, self.registry, self._rng)
-        self._settle(run, report)
+                    soon = time.monotonic() + PROGRESS_INTERVAL
+                    self._exchange_by = min(self._exchange_by, soon)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
@@ -9968,7 +9922,7 @@ class Supervisor:
         if self._stops > 1:
             worker.blameless = True
         if not worker.ready and not self._stops:
-            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+            self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
                 self._settle_died(run)
@@ -9979,13 +9933,9 @@ class Supervisor:
             self._selector.unregister(source)
         worker.close()
 
-    def _look_for_jobs(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self._maybe_ready, self._no_room = True, False
-
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -10000,7 +9950,7 @@ class Supervisor:
                 if event.kind in self._wanted:
                     self._ended.append(event)
         if not self._pending:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
+            self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
 
     def _give_back(self, run: Run) -> None:
@@ -10023,10 +9973,8 @@ class Supervisor:
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
-        if run.reason in (None, "stop") and not worker.blameless:
-            error = "crash", "WorkerCrashed", exit_description(exit_code)
-            report = failed(run.claimed, report, error, self.registry, self._rng)
-        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+        crash = "" if worker.blameless else exit_description(exit_code)
+        self._settle(run, judged(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -10039,20 +9987,6 @@ class Supervisor:
         ended, self._ended = self._ended, []
         for event in ended:
             self.events.emit(event)
-
-    def _keep_progress(self) -> None:
-        """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._pending or time.monotonic() >= self._progress_by
-        if not self._progress or not due:
-            return
-        progress, self._progress, self._progress_by = self._progress, {}, math.inf
-        try:
-            self.store.keep_progress(progress)
-        except (BusyError, FileReplacedError):
-            self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
@@ -10070,10 +10004,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._no_room = True
-            self._maybe_ready = assign(
-                plan, workers, ready, durations, names, self.serves.names - names
-            )
+            assign(plan, workers, ready, durations, names, self.serves.names - names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10085,7 +10016,9 @@ class Supervisor:
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            done = self.store.exchange(self._pending, self._node, choose, self.serves)
+            done = self.store.exchange(
+                self._pending, self._node, choose, self.serves, self._progress
+            )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
@@ -10093,13 +10026,14 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
         if any(report.state in LATER for _, report in self._pending):
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._pending, self._settle_by = [], math.inf
+        self._look_due, self._pending, self._progress = False, [], {}
+        self._exchange_by = math.inf
+        if done.again_at is not None:
+            self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
         runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
@@ -10118,18 +10052,16 @@ class Supervisor:
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if not pending and (self._stops or self._no_room or not self._maybe_ready):
+        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+            return True
+        if not pending and (self._stops or not self._look_due):
             return False
         workers = self.pool.at_work()
         for worker in workers:
             if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
                 return True
-        if self._stops:
-            return True
         # While all are at work, more results will come along.
-        if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settle_by
-        return any(worker.free for worker in workers)
+        return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _put_off(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
@@ -10137,6 +10069,7 @@ class Supervisor:
         what is left, and tries again in a while; but not for ever, where the node is to end by
         itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
+            self._progress.clear()
             try:
                 self.store.settle_each(self._pending)
             except BusyError:
@@ -10150,10 +10083,9 @@ class Supervisor:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
-        self._settle_by = self._quiet_until if self._pending else math.inf
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
     # stops, are asked to end, and have the grace for it; then their worker is killed.
@@ -10280,25 +10212,12 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and which workers died unnoticed."""
-        for worker in list(self.pool.workers):
-            if worker.dead:
-                self._reap(worker)
-        self._see_changes()
-        if self._presence.renew():
-            logger.error(
-                "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence.path,
-            )  # fmt: skip
-            self.pool.replace()
-
-    def _see_changes(self) -> bool:
-        """Whether others have committed something since the last look."""
+        """Looks whether others have committed something."""
         if (changes := self.store.changes()) == self._changes:
-            return False
+            return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._changes = changes
+        self._changes, self._false_wakes = changes, 0
         self._wake()
         if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
@@ -10307,7 +10226,18 @@ class Supervisor:
                 self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
-        return True
+
+    def _see_workers(self, duties: Duties) -> None:
+        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
+        if self._presence.renew():
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self._presence.path,
+            )  # fmt: skip
+            self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
