@@ -49,6 +49,7 @@ from __future__ import annotations
 import array
 import atexit
 import base64
+import bisect
 import contextlib
 import contextvars
 import dataclasses
@@ -1011,9 +1012,8 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
-            expected = "return, raise, replace or a function that merges two payloads"
-            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
+        if not callable(self.on_conflict):
+            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -1062,13 +1062,7 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, tuple[str, timedelta]] = {
-    "d": ("day", timedelta(days=1)),
-    "h": ("hour", timedelta(hours=1)),
-    "m": ("minute", timedelta(minutes=1)),
-    "s": ("second", timedelta(seconds=1)),
-    "ms": ("millisecond", timedelta(milliseconds=1)),
-}
+UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1085,18 +1079,19 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        parts = [
-            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+        *parts, last = [
+            f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        if len(parts) == 1:
-            return f"Every {parts[0].removeprefix('1 ')}"
-        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+        return (
+            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
+        )
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
-    for unit, (_, size) in UNITS.items():
-        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+    for unit, word in UNITS.items():
+        size = timedelta(**{f"{word}s": 1})
+        count, length = divmod(length, size) if unit != "ms" else (length / size, length)
         if count:
             yield count, unit
 
@@ -1114,16 +1109,11 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
+    used for local times.
     """
 
     fields: str
-    timezone: str
-
-    @functools.cached_property
-    def zone(self) -> tzinfo:
-        """The rules of the time zone."""
-        return time_zone(self.timezone)
+    zone: tzinfo
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1133,50 +1123,41 @@ class Cron:
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
-        for wall in _cronsim().CronSim(self.fields, local):
-            # Those of a repeated hour that came at their first time are passed over.
-            if (tick := self._once(wall)) > moment:
+        for wall in self._walls(moment, self._offset(moment)):
+            # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
+            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._change(second, first)
+            if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
 
-    def _once(self, wall: datetime) -> int:
-        """When a local time comes first; the end of the gap if it does not come."""
-        first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
-        # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-        return first if first <= second else self._change(second, first)
-
     def _next_moment(self, moment: int) -> int | None:
-        while True:
-            # While the clock does not change, local time is real time and an offset.
-            start = moment // SECOND * SECOND + SECOND
-            offset = self._offset(start)
-            local = from_micros(start + offset - SECOND).replace(tzinfo=None)
-            wall = next(_cronsim().CronSim(self.fields, local), None)
-            if wall is None:
-                return None
-            tick = to_micros(wall.replace(tzinfo=UTC)) - offset
-            # No zone has changed its clock twice within six days since 1970.
-            for day in range(start, tick, DAY):
-                if self._offset(end := min(day + DAY, tick)) != offset:
-                    moment = self._change(day, end) - SECOND
-                    break
-            else:
-                return tick
+        start = moment // SECOND * SECOND + SECOND
+        offset = self._offset(start)
+        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+            return None
+        # That is right if the clock does not change until then. No zone has changed its clock
+        # twice within six days since 1970.
+        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        for day in range(start, tick, DAY):
+            if self._offset(end := min(day + DAY, tick)) != offset:
+                return self._next_moment(self._change(day, end) - SECOND)
+        return tick
+
+    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment."""
+        local = from_micros(moment + offset).replace(tzinfo=None)
+        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        return walls
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
     def _change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
-        offset = self._offset(before)
-        while after - before > SECOND:
-            middle = (before + after) // (2 * SECOND) * SECOND
-            if self._offset(middle) == offset:
-                before = middle
-            else:
-                after = middle
-        return after
+        seconds, offset = range(before, after, SECOND), self._offset(before)
+        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + place * SECOND
 
     @property
     def words(self) -> str:
@@ -1205,35 +1186,22 @@ def time_zone(name: str) -> tzinfo:
         return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
-    try:
-        if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("not a zone's name, and possibly a path to another file")
+    with contextlib.suppress(KeyError, ValueError, OSError, TypeError, AttributeError):
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        known = zoneinfo.available_timezones()
-    if not known:
+    if not (known := zoneinfo.available_timezones()):
         problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
         raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
-    near = difflib.get_close_matches(str(name).lower(), words, n=1)
+    near = difflib.get_close_matches(f"{name}".lower(), words, n=1)
     hint = f"did you mean {words[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-_NAMED = {
-    name: f"{number}"
-    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
-    for number, name in enumerate(re.findall("...", names), first)
-}
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
-    return match[1] if first == last else match[0]
+# cronsim reads `9-9/2` as `9/2`.
+_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1241,41 +1209,30 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
-    text = expression.strip()
-    word, _, length = text.partition(" ")
-    if word == "@every":
-        return Every(_interval(length, expression))
-    if word.startswith("@") and text not in ALIASES:
+    text = " ".join(expression.split())
+    if text.split(" ")[0] == "@every":
+        try:
+            counts = _EVERY.fullmatch(text.replace(" ", ""))
+            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
+            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+        except (ValueError, OverflowError):
+            length = timedelta()
+        if timedelta(milliseconds=100) <= length <= LONGEST:
+            return Every(length)
+        problem = "this is no length from a tenth of a second to a hundred years"
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
+    if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
-    cron = Cron(fields, timezone)
+    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
     cronsim = _cronsim()
-    _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
-        ticks = cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None))
+        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+            raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
-        problem = str(error)[:1].lower() + str(error)[1:]
+        problem = f"{error}"[:1].lower() + f"{error}"[1:]
         raise OptionError("cron", f"{expression!r}: {problem}; {example}") from None
-    if next(ticks, None) is None:
-        raise OptionError("cron", f"{expression!r}: there is no such day; {example}")
     return cron
-
-
-def _interval(text: str, expression: str) -> timedelta:
-    units = "".join(f"(?:([0-9.]+){unit})?" for unit in UNITS)
-    parts = re.fullmatch(units, "".join(text.split()))
-    example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
-    try:
-        counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        sizes = (size for _, size in UNITS.values())
-        length = sum(map(operator.mul, sizes, counts), timedelta())
-    except (ValueError, OverflowError):
-        raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not timedelta(milliseconds=100) <= length <= LONGEST:
-        problem = "not from a tenth of a second to a hundred years"
-        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
-    return length
 
 
 def every_expression(interval: Duration) -> str:
@@ -1342,15 +1299,15 @@ class Schedule:
     @property
     def words(self) -> str:
         """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
+        words = self.timetable.words
+        return f"{words} ({self.timezone})" if isinstance(self.timetable, Cron) else words
 
     @property
     def programs(self) -> dict[str, str]:
         """The programs that declared it when they last started, each with the module; empty if
         it was made at run time."""
         try:
-            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+            return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
             return {"": str(self.stored_origin)}
 
@@ -1447,8 +1404,7 @@ class Schedule:
         else:
             # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
-        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
-        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+        return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
@@ -1470,39 +1426,33 @@ class Schedule:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
+        start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        if current and ticks[:1] == [first]:
+        # Should the clock have been ahead, those that were missed are still to come.
+        if current and start == first:
             periods.remove(current)
-            periods.append((current[0], last))
-        else:  # Should the clock have been ahead, those that were missed are still to come.
-            periods.append((ticks[0] if ticks else now, last))
-        if tick is not None:
-            tick = self._first_uncovered(periods, tick - 1, first)
-        covered = json.dumps(periods[-PERIODS_KEPT:])
-        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
+            start = current[0]
+        return ticks, self._covered([*periods, (start, last)], last, first)
 
-    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that is in none of these periods."""
+    def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
+        """This schedule once these periods were handled; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
         ):
             tick = self.next_after(max(ends), anchor)
-        return tick
+        return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
         has missed 600,000 ticks of every second."""
-        low, high = tick, now
-        while high > low:
-            middle = (low + high) // 2
-            later = self.next_after(middle, tick)
-            if later is None or later > high:
-                high = middle
-            else:
-                low = later
-        return low
+
+        def is_last(moment: int) -> bool:
+            following = self.next_after(moment, tick)
+            return following is None or following > now
+
+        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
 
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
@@ -1524,14 +1474,12 @@ def make_schedule(
 ) -> Schedule:
     """A schedule that is due at these times, of no definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
-    columns: dict[str, Any] = {}
-    for option, value in how.items():
-        if option in ("grace", "jitter"):
-            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
-        elif option in ("start", "end"):
-            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
-        else:
-            columns[option] = value
+    columns: dict[str, Any] = {**how}
+    for option in how.keys() & {"grace", "jitter"}:
+        columns[option] = duration(columns[option], option) // MICROSECOND
+    for option in how.keys() & {"start", "end"}:
+        value = columns.pop(option)
+        columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
     _ = schedule.timetable  # Or the error that says what cannot be used.
@@ -3917,13 +3865,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL = 0.01
-"""Seconds between two checks of the paths while a process only reads."""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; that it is there is checked
-with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -3940,6 +3886,8 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
 class Damaged(Exception):
@@ -3953,28 +3901,22 @@ _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.FullError: "the disk is full: nothing was written; free some space",
     apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
     apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+    apsw.BusyError: "locked by another process for too long: who holds a transaction open on it?",
 }
 
 
-def _translated(error: FailedReading | OSError, path: str) -> FileError:
+def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
-            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
         case OSError():
-            return FileError(path, f"cannot be used: {error.strerror}")
-        case apsw.BusyError():
-            problem = "locked by another process for too long"
-            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+            problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
-            return FileError(path, f"cannot be written: {error}")
-    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
+            problem = f"cannot be written: {error}"
+        case _:
+            problem = _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}"
+    return (BusyError if isinstance(error, apsw.BusyError) else FileError)(str(path), problem)
 
 
 @contextlib.contextmanager
@@ -3983,12 +3925,18 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
-        raise _translated(error, str(path)) from error
+        raise _translated(error, path) from error
 
 
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
 
 
 def _stat_id(found: os.stat_result) -> FileId:
@@ -4000,10 +3948,6 @@ def _file_id(path: str) -> FileId:
         return _stat_id(os.stat(path))
     except OSError:
         return 0, 0
-
-
-def _within_timeout(waited: float) -> bool:
-    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -4020,8 +3964,10 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_timeout
+    may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
+    opened: int = 0
+    """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
     warned: bool = False
@@ -4029,11 +3975,9 @@ class File:
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
-    _opened: int = 0
-    """Rises so much with each connection that no version comes again."""
-    _paths: tuple[str, str, str] = ("", "", "")
+    _paths: tuple[str, ...] = ("", "", "")
     """Of the open file, its WAL and its shared memory."""
-    _ids: list[FileId] = attrs.field(factory=list)
+    _ids: tuple[FileId, ...] = ((0, 0),) * 3
     """Of these three, when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
@@ -4041,11 +3985,10 @@ class File:
     _wal_checked_at: float = 0.0
     _size: int = 0
     """Bytes, when the paths were checked."""
-    _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
-    _close_socket: Callable[[], object] | None = None
+    _close_socket: Callable[[], object] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4058,10 +4001,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def is_open_as(self, found: FileId) -> bool:
-        """Whether this process would lose locks of SQLite's by closing that file."""
-        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4087,14 +4026,12 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
                 if (sender := self._socket) is None:
@@ -4110,43 +4047,34 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
-                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
-                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        if self._connection is not None:
+            return self._connection
+        if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+            problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+            raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        _keep_others_out()
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
+            fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
-        may_go_on = _busy_handler(self.may_wait)
-        for tries in itertools.count():
-            try:
-                connection = self._connect(place, "full" if self.durability == "full" else "normal")
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not may_go_on(tries):
-                    raise
-        try:
+            may_go_on = _busy_handler(self.may_wait)
+            for tries in itertools.count():
+                try:
+                    synchronous = "full" if self.durability == "full" else "normal"
+                    connection = self._connect(place, synchronous)
+                    break
+                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                    if not may_go_on(tries):
+                        raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
-        except OSError as error:
-            connection.close()
-            raise _translated(error, str(place)) from error
-        self._page_size = connection.pragma("page_size")
-        self._pid, self._opened = os.getpid(), self._opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
-        self.path, self._lost = place, False
+            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4195,51 +4123,36 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
+            self._close_socket()
+            self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
-            with contextlib.suppress(apsw.Error, OSError):
+            with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._is_there():
-            _put_wal_aside(self._paths[0], self._ids[1:])
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
+        lock; those that only read, now and then."""
+        links = 1 if self._connection is None else self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
-            self.check()
 
     def _links(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. What the
@@ -4250,35 +4163,16 @@ class File:
             found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
-                seen = os.stat(wal)
-                if _stat_id(seen) != self._ids[1]:
+                if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
         except NOT_THERE:
             return 0
+        except OSError as error:
+            raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
-        if not here or not found.st_size:  # SQLite never makes it empty.
-            return 0
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and is not empty."""
-        try:
-            found = os.stat(self._paths[0])
-        except NOT_THERE:
-            return False
-        return _stat_id(found) == self._ids[0] and found.st_size > 0
-
-    def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction: it rises by one with a commit of our own,
-        and by at least one with those of others."""
-        return self._opened + connection.data_version()
-
-    def changes(self, connection: apsw.Connection) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
-        version: int = connection.execute("PRAGMA data_version").get
-        return self._opened + version
+        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4286,56 +4180,48 @@ class File:
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*.
-
-        Quotas, and file systems that promise more than they have, are not seen by this.
-        """
+        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
+        systems that promise more than they have, are not seen by this."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages: int = connection.execute("PRAGMA page_count").get
-        growth = max(0, pages * self._page_size - self._size)
+        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
-            free = _free_space(self._paths[0])
-            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+            if sys.platform == "win32":
+                import shutil
+
+                free = shutil.disk_usage(self.path.parent).free
+            else:
+                disk = os.statvfs(self._paths[0])
+                # A file system that does not say how large it is has room.
+                free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
+            if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
-                return None
-            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
+            if free < needed:
+                needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        return None if free >= growth + wal_growth + reserve else free
-
-    @property
-    def _wal_room(self) -> int:
-        """Bytes of `WAL_ROOM` pages, each with its header."""
-        return WAL_ROOM * (self._page_size + 24)
+        return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then.
-
-        SQLite writes the pages of a transaction that is then rolled back behind the last valid
-        frame, under the write lock, and the WAL keeps its size.
-        """
+        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
+        a transaction that is then rolled back behind the last valid frame, under the write lock,
+        and the WAL keeps its size."""
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths[1]).st_size >= self._wal_room:
+            size = connection.pragma("page_size")
+            if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
                 connection.execute("CREATE TABLE litejobs_room (content)")
-                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                room = "INSERT INTO litejobs_room VALUES (zeroblob(?))"
+                connection.execute(room, (WAL_ROOM * size,))
                 connection.cache_flush()
             finally:
                 self.roll_back()
-
-    def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
-        transaction finds room there."""
-        with self.turn, contextlib.suppress(apsw.Error):
-            if self._connection is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there still is one; closes the connection if that fails."""
@@ -4355,12 +4241,9 @@ class File:
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all. (As a generator with
-    `contextmanager` it took longer than SQLite does.)
-
-    It is on the connection of the file, which threads take turns with; or on the caller's, who
-    has begun it and commits it.
-    """
+    """Statements that are committed together, or not at all: on the connection of the file, which
+    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
+    with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4372,7 +4255,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4385,10 +4270,11 @@ class Transaction:
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
-            if self._read_only:
-                file.check_now_and_then()
-            else:
+            if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
+                file.check()
+                self.version = file.opened + self.connection.data_version()
+            elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
         except BaseException as error:
@@ -4402,48 +4288,38 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        file = self.file
         ports: Sequence[int] = ()
         try:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
-                if self._enqueues:
-                    self._require_space()
+                if self._enqueues and (
+                    (free := file.lacks_space(self.connection, DISK_RESERVE)) is not None
+                ):
+                    problem = "the disk is nearly full: nothing was written; free some space"
+                    left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+                    raise FileError(str(file.path), f"{problem} ({left})")
                 self._commit()
             elif not self._read_only:
-                self.file.roll_back()
+                file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self.file.roll_back()
+            file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self.file.turn.release()
+            file.turn.release()
         self._raise_as_ours(error)
-        if ports:
-            self.file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.version(self.connection)
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
-
-    def _require_space(self) -> None:
-        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
-        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.file.path), f"{problem} ({left})")
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -4458,27 +4334,29 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
-            if os.access(wal, os.F_OK) or os.stat(wal):
-                return
+            if not os.access(wal, os.F_OK):
+                os.stat(wal)
         except NOT_THERE:
             file.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(file.path), problem) from error
+            raise _unknown_outcome(file, error) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self.file.empty_wal()
+        file = self.file
+        if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
+            # As far as no reader needs the WAL, the next transaction finds room there.
+            with file.turn, contextlib.suppress(apsw.Error):
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, FailedReading):
             try:
-                self.file.check()
+                file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self.file.path)) from error
+            raise _translated(error, file.path) from error
 
 
 def _ports(tx: Transaction) -> Sequence[int]:
@@ -4505,48 +4383,40 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
+    """The real path of the file, which then exists, private to its user. It is created with
+    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
+    locks that this process has on it."""
     try:
-        place = _real_path(path)
+        place = real_path(path)
         if create:
             with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+                    _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
         problem = f"is not a valid file name: {error}"
     else:
-        if stat.S_ISREG(found.st_mode):
-            if found.st_nlink == 1:
-                return place
-            problem = LINKED
-        elif stat.S_ISLNK(found.st_mode):
-            problem = "is a symbolic link: name the file that it leads to"
-        elif stat.S_ISDIR(found.st_mode):
-            problem = "is a folder: name a file in it"
-        else:
-            problem = "is not a regular file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return place
+        problem = {
+            stat.S_IFREG: LINKED,
+            stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
+            stat.S_IFDIR: "is a folder: name a file in it",
+        }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
     raise FileError(str(path), problem) from None
 
 
-ENDINGS = "-wal", "-shm"
-
-
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
     # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     place = Path(os.path.realpath(path.parent, strict=True), path.name)
@@ -4558,8 +4428,8 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
-    wal, shm = (f"{place}{end}" for end in ENDINGS)
-    if not any(map(any, left)):
+    _, wal, shm = left
+    if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
         # Of two processes, none renames the new file of the other. Folders need not be readable,
@@ -4567,45 +4437,40 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
-        if any(left[1]) and _file_id(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _file_id(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            problem = "%s belongs to a file that is not there any more: it is kept as %s"
-            logger.warning(problem, wal, aside)
+        if any(shm) and _file_id(f"{place}-shm") == shm:
+            os.unlink(f"{place}-shm")
+        if any(wal) and _file_id(f"{place}-wal") == wal:
+            aside = f"{place}-wal-{wal[1]}"
+            os.rename(f"{place}-wal", aside)
+            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, place, aside)
 
 
 def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
     """Locks a file, alone or with others, until what it returns is closed or the process ends;
     `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
-    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
-        time.sleep(0.001)
-    return locked
-
-
-def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
-    with contextlib.ExitStack() as locked:
-        if sys.platform == "win32":
-            # A lock of SQLite's on an empty file.
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            locked.callback(connection.close)
-            connection.pragma("journal_mode", "memory")
-            with contextlib.suppress(apsw.BusyError):
+    while True:
+        busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
+        with contextlib.ExitStack() as locked, busy:
+            if sys.platform == "win32":
+                # A lock of SQLite's on an empty file.
+                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+                locked.callback(connection.close)
+                connection.pragma("journal_mode", "memory")
                 connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
-            return None
-        import fcntl
+            import fcntl
 
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        locked.callback(os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):
+            # Read-only: a job that writes into every open descriptor must not damage it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            locked.callback(os.close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
-    return None
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.001)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -4628,16 +4493,6 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(path: str) -> int | None:
-    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
-    if sys.platform == "win32":
-        import shutil
-
-        return shutil.disk_usage(os.path.dirname(path)).free
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
 def fill_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
     file gets their number, and is written to by what is printed."""
@@ -4646,25 +4501,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
+    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
+    of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4677,19 +4523,16 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-
-    def hold(lock: threading.RLock) -> None:
-        lock.acquire()
-        _HELD_BY_FORK.append(lock)
-
+    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
+    a thread that holds a lock, to wait for: so no other thread may."""
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    hold(_FORKS)
-    for file in _files_here():
-        hold(file.turn)
+    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+        held.acquire()
+        _HELD_BY_FORK.append(held)
+    for file in files:
         with contextlib.suppress(apsw.Error):
             file.close()
-    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _release_after_fork() -> None:
@@ -4732,41 +4575,40 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if any(found) and _litejobs_has(found):
+    if litejobs_has(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
 def _refuse_beside_others(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process."""
+    """Refuses a file that something else than our SQLite has open in this process; where that
+    matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return
     give_up = time.monotonic() + 0.5
-    # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(found) and not (
-        _litejobs_has(found) or _apsw_has(place, if_busy=True)
-    ):
+    while True:
+        there = set()
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                there.add(_stat_id(os.fstat(int(number))))
+        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+            return
+        # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _litejobs_has(found: FileId) -> bool:
-    return any(file.is_open_as(found) for file in _files_here())
+def litejobs_has(found: FileId) -> bool:
+    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    return any(found) and any(
+        file._connection is not None and found in file._ids[::2] for file in files_here()
+    )
 
 
-def _has_descriptors_of(found: FileId) -> bool:
-    """Whether a file is open in this process; where that matters, and can be known."""
-    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
-        return False
-    for number in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):
-            if _stat_id(os.fstat(int(number))) == found:
-                return True
-    return False
-
-
-def _apsw_has(place: Path, if_busy: bool) -> bool:
+def apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -5513,7 +5355,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
+        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -7149,7 +6991,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _real_path(place)
+        place = real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7708,7 +7550,7 @@ class Store:
     def changes(self) -> int:
         """A number that changes when others commit."""
         with self.file.transaction(read_only=True) as tx:
-            return self.file.changes(tx.connection)
+            return self.file.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # Claim and settle
 
@@ -7718,9 +7560,10 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
+        progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
+        """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
+        in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
@@ -7728,6 +7571,8 @@ class Store:
         while True:
             try:
                 with self.file.transaction() as tx:
+                    if progress:
+                        _keep_progress(tx, progress)
                     again, groups = self._settle(tx, settlements)
                     if again:
                         ready.version = None
@@ -7821,13 +7666,7 @@ class Store:
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
-            tx.connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
+            _keep_progress(tx, progress)
 
     # Stage, expire, admit and prune
 
@@ -7995,6 +7834,13 @@ class Store:
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
             return tx.execute(sql, bindings).get is not None
+
+
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+    tx.connection.executemany(
+        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
+        [(text, *claim) for claim, text in progress.items()],
+    )
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
@@ -8469,9 +8315,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8484,18 +8329,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: LiteJobs,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8575,23 +8428,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8662,58 +8498,39 @@ OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
-
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8724,98 +8541,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -8861,8 +8652,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -8876,10 +8666,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -8896,6 +8695,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8903,76 +8704,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -8991,11 +8776,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9011,30 +8795,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -9059,12 +8848,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -9073,10 +8858,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -9090,7 +8880,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9102,18 +8896,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9150,7 +8932,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9173,10 +8955,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9193,55 +8974,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9249,78 +8998,84 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
@@ -9371,13 +9126,14 @@ class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
+    pid: int
     channel: Channel
     board: Board
     free: list[int]
     """The places on the board for further async jobs."""
+    sources: list[Any]
+    """What is waited for to notice it: its socket, and what tells of the death of a process."""
     lifeline: Connection | None = None
-    death: Any = None
-    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     left: float = math.inf
@@ -9401,22 +9157,12 @@ class Worker:
     broken: bool = False
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
-    """What it had used in the end: see `used_by`."""
+    """By the end; see `used_by`."""
 
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
         return self.lifeline is not None
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What is waited for to notice it."""
-        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
     def dead(self) -> bool:
@@ -9446,7 +9192,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9504,8 +9249,9 @@ class Worker:
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-            if self.death not in (None, self.process.sentinel):
-                os.close(self.death)
+            for source in self.sources[1:]:
+                if source != self.process.sentinel:
+                    os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
                 self.process._popen.returncode = UNKNOWN
@@ -9520,30 +9266,32 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, free)
+            return Worker(thread, os.getpid(), Channel(ours), board, free, [ours])
         from multiprocessing import get_context
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
     theirs.close()
     lifeline.close()
+    pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        death: int | None = os.pidfd_open(process.pid or 0)
+        sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
-        # A pipe, which stays open in what the process has forked; then the next look shows it.
-        death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, free, held, death)
+        if sys.platform != "win32":
+            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            sources.append(process.sentinel)
+    return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9592,15 +9340,22 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many have failed since one was ready."""
+    """How many in a row."""
     _failure: str = ""
-    """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*. A WorkerError says that none can be started."""
+        """Lets workers go that have run as many jobs as they may, and starts others, up to the
+        number there should be; they hold the lock on the file *presence*. A WorkerError says that
+        none can be started."""
+        for worker in self.workers:
+            if worker.left <= 0 and not worker.runs:
+                if worker.leaves_by == math.inf:
+                    worker.leaves_by = time.monotonic() + self.grace
+                    worker.channel.send("end")
+                elif time.monotonic() >= worker.leaves_by:
+                    worker.kill()
         if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
@@ -9615,32 +9370,21 @@ class WorkerPool:
             try:
                 worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
-                self.start_failed(str(error), RESTART_PAUSE)
+                self.start_failed(str(error))
                 return
             worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
-    def start_failed(self, problem: str, pause: float) -> None:
+    def start_failed(self, problem: str) -> None:
         """The system lacks what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self._start_at = now + RESTART_PAUSE * 2 ** min(self.failed_starts, 6)
             self.failed_starts += 1
             self._failure = problem
-
-    def dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may, and others take their places."""
-        for worker in self.workers:
-            if worker.left > 0 or worker.runs:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                worker.channel.send("end")
-            elif time.monotonic() >= worker.leaves_by:
-                worker.kill()
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
@@ -9686,18 +9430,14 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
     other_names: frozenset[str],
-) -> bool:
+) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id, and says whether more may be ready."""
+    *plan*, by id."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
-    passed_over = False
-    while workers:
-        if (job := ready.peek()) is None:
-            # There may be more than what was read ahead.
-            return passed_over or ready.version is None
+    while workers and (job := ready.peek()):
         id, name = job
         more = estimate(name, durations)
         if is_async := name in async_names:
@@ -9710,9 +9450,8 @@ def assign(
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
-                break
+                return
             ready.pass_over(async_names if is_async else other_names)
-            passed_over = True
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9724,7 +9463,6 @@ def assign(
         worker.left -= 1
         if worker.left <= 0:
             del workers[which], loads[which], counts[which], places[which]
-    return True
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
@@ -9736,7 +9474,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -9764,39 +9503,32 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
-    """The report of a job that may have been asked to end: then that counts, and not how it ended;
-    except when its node stops, then the worker knows."""
-    claimed = run.claimed
+def judged(
+    run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
+) -> Report:
+    """The report of a job that may have been asked to end, which counts more than how it ended;
+    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
             kind="cancelled", type="Cancelled", message="cancelled while it ran",
         )  # fmt: skip
-    if run.reason == "memory" and report.state != "completed":
-        limit = registry.options(claimed.name).max_memory or 0
-        problem = f"its worker used more than the {limit:,} bytes that it may"
-        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
     if run.reason == "timeout":
+        kind, type = "timeout", "JobTimedOut"
         problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
         problem += f", and was granted {run.grace:g} s more to end"
-        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
-    return report
-
-
-def failed(
-    claimed: Claimed,
-    report: Report,
-    error: tuple[str, str, str],
-    registry: Registry,
-    rng: random.Random,
-) -> Report:
-    """The report of a job that failed by this error, which is none of its own."""
-    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
-    kind, type, message = error
+    elif run.reason == "memory" and report.state != "completed":
+        kind, type = "memory", "TooMuchMemory"
+        problem = f"its worker used more than the {options.max_memory or 0:,} bytes that it may"
+    elif crash:
+        kind, type, problem = "crash", "WorkerCrashed", crash
+    else:
+        return report
+    failed = after_failure(claimed, options.backoff, rng)
     return report._replace(
-        state=judged.state, delay=judged.delay, counted=True, result=None,
-        kind=kind, type=type, message=message,
+        state=failed.state, delay=failed.delay, counted=True, result=None,
+        kind=kind, type=type, message=problem,
     )  # fmt: skip
 
 
@@ -9872,22 +9604,18 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _maybe_ready: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _no_room: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
+    _look_due: bool = True
+    """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
-    _settle_by: float = math.inf
-    """When that should be in the file."""
+    _exchange_by: float = math.inf
+    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
     _ended: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
-    _progress_by: float = math.inf
-    """When it should be."""
     _changes: int = 0
     """The number of others' commits that was seen."""
     _orphans: bool = False
@@ -9896,14 +9624,12 @@ class Supervisor:
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
-    _locked: bool = False
-    """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
+    """Since when others have held the write lock, in each turn."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    _refill_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
+    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9923,6 +9649,7 @@ class Supervisor:
         IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
+            "see_workers": (POLL_INTERVAL, self._see_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9948,14 +9675,11 @@ class Supervisor:
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._spawn()
-            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
-                self._listen()
-                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._duties.attend)
+                self._listen()
+                self._unless_locked(self._duties.attend, self._exchange)
         finally:
             self._leave()
 
@@ -9975,19 +9699,21 @@ class Supervisor:
         only for a slice in each turn."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
-        return waited < LOCK_SLICE and not self._locked
+        return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
         """Takes steps that need the write lock; if others hold it, they stay to be done."""
-        try:
-            for step in steps:
+        busy: BusyError | None = None
+        for step in steps:
+            try:
                 step()
-        except BusyError as error:
-            now = time.monotonic()
-            self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > BUSY_TIMEOUT:
-                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
-                self._locked_since = now
+            except BusyError as error:
+                busy = error
+        now = time.monotonic()
+        self._locked_since = min(self._locked_since, now) if busy else math.inf
+        if now - self._locked_since > BUSY_TIMEOUT:
+            logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, busy)
+            self._locked_since = now
 
     # Join and leave
 
@@ -10020,7 +9746,7 @@ class Supervisor:
             # not keep it for ever.
             rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._maybe_ready or busy:
+        if self.until is None or self._look_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -10061,10 +9787,11 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, progress = self._pending, self._progress
+        self._pending, self._progress = [], {}
         try:
-            if pending:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
+            if pending or progress:
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -10077,15 +9804,12 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._keep_progress()
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        self.pool.dismiss()
         for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
@@ -10097,19 +9821,11 @@ class Supervisor:
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        if time.monotonic() >= self._refill_at:
-            self._refill_at = math.inf
-            self._look_for_jobs()
-        if not self._locked:
-            self._locked_since = math.inf
-        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
-        due.append(self._watch_at)
-        if self._may_exchange():
-            due.append(self._quiet_until)
+        exchange_at = 0.0 if self._may_exchange() else self._exchange_by
+        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and not isinstance(self.pool.code, Program):
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
@@ -10131,25 +9847,17 @@ class Supervisor:
         for key, _ in selected:
             worker = key.data
             if worker is None:
-                self._wake_up()
+                with contextlib.suppress(OSError):
+                    for _ in range(DRAINED):
+                        self._wakeup.recv(16)
+                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                    time.sleep(WAKE_REST)
+                self._false_wakes += 1
+                self._duties.call("look")
             elif worker in self.pool.workers:
                 self._receive(worker)
-                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
                     self._reap(worker)
-
-    def _wake_up(self) -> None:
-        """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        if self._false_wakes >= FALSE_WAKES:
-            time.sleep(WAKE_REST)
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._wakeup.recv(16)
-        try:
-            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
-        except FileReplacedError:
-            raise
-        except FileError:
-            self._look_for_jobs()  # The next use of the file raises it again.
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
@@ -10158,7 +9866,7 @@ class Supervisor:
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
-                    self._no_room = False
+                    self._look_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
@@ -10166,9 +9874,9 @@ class Supervisor:
                     if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
-                    if not self._progress:
-                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
                     self._progress[id, claim] = text
+                    soon = time.monotonic() + PROGRESS_INTERVAL
+                    self._exchange_by = min(self._exchange_by, soon)
         for number, report in reports:
             if run := worker.take(number):
                 name, took = run.claimed.name, report.took
@@ -10176,7 +9884,7 @@ class Supervisor:
                 self._durations[name] = expected + 0.2 * (took - expected)
                 self._announce(run, report.started_at)
                 if run.reason is not None:
-                    report = asked_to_end(run, report, self.registry, self._rng)
+                    report = judged(run, report, self.registry, self._rng)
                 self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
@@ -10187,7 +9895,7 @@ class Supervisor:
         if self._stops > 1:
             worker.blameless = True
         if not worker.ready and not self._stops:
-            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+            self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
                 self._settle_died(run)
@@ -10198,13 +9906,9 @@ class Supervisor:
             self._selector.unregister(source)
         worker.close()
 
-    def _look_for_jobs(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self._maybe_ready, self._no_room = True, False
-
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -10219,7 +9923,7 @@ class Supervisor:
                 if event.kind in self._wanted:
                     self._ended.append(event)
         if not self._pending:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
+            self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
 
     def _give_back(self, run: Run) -> None:
@@ -10242,10 +9946,8 @@ class Supervisor:
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
-        if run.reason in (None, "stop") and not worker.blameless:
-            error = "crash", "WorkerCrashed", exit_description(exit_code)
-            report = failed(run.claimed, report, error, self.registry, self._rng)
-        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+        crash = "" if worker.blameless else exit_description(exit_code)
+        self._settle(run, judged(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -10258,20 +9960,6 @@ class Supervisor:
         ended, self._ended = self._ended, []
         for event in ended:
             self.events.emit(event)
-
-    def _keep_progress(self) -> None:
-        """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._pending or time.monotonic() >= self._progress_by
-        if not self._progress or not due:
-            return
-        progress, self._progress, self._progress_by = self._progress, {}, math.inf
-        try:
-            self.store.keep_progress(progress)
-        except (BusyError, FileReplacedError):
-            self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
@@ -10289,10 +9977,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._no_room = True
-            self._maybe_ready = assign(
-                plan, workers, ready, durations, names, self.serves.names - names
-            )
+            assign(plan, workers, ready, durations, names, self.serves.names - names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10304,7 +9989,9 @@ class Supervisor:
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            done = self.store.exchange(self._pending, self._node, choose, self.serves)
+            done = self.store.exchange(
+                self._pending, self._node, choose, self.serves, self._progress
+            )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
@@ -10312,13 +9999,14 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
         if any(report.state in LATER for _, report in self._pending):
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._pending, self._settle_by = [], math.inf
+        self._look_due, self._pending, self._progress = False, [], {}
+        self._exchange_by = math.inf
+        if done.again_at is not None:
+            self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
         runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
@@ -10337,18 +10025,16 @@ class Supervisor:
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if not pending and (self._stops or self._no_room or not self._maybe_ready):
+        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+            return True
+        if not pending and (self._stops or not self._look_due):
             return False
         workers = self.pool.at_work()
         for worker in workers:
             if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
                 return True
-        if self._stops:
-            return True
         # While all are at work, more results will come along.
-        if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settle_by
-        return any(worker.free for worker in workers)
+        return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _put_off(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
@@ -10356,6 +10042,7 @@ class Supervisor:
         what is left, and tries again in a while; but not for ever, where the node is to end by
         itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
+            self._progress.clear()
             try:
                 self.store.settle_each(self._pending)
             except BusyError:
@@ -10369,10 +10056,9 @@ class Supervisor:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
-        self._settle_by = self._quiet_until if self._pending else math.inf
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
     # stops, are asked to end, and have the grace for it; then their worker is killed.
@@ -10408,8 +10094,8 @@ class Supervisor:
             self._watch_at = min(self._watch_at, worker.look_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
-                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
-                if running is not None and now > slow_at:
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
@@ -10499,25 +10185,12 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and which workers died unnoticed."""
-        for worker in list(self.pool.workers):
-            if worker.dead:
-                self._reap(worker)
-        self._see_changes()
-        if self._presence.renew():
-            logger.error(
-                "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence.path,
-            )  # fmt: skip
-            self.pool.replace()
-
-    def _see_changes(self) -> bool:
-        """Whether others have committed something since the last look."""
+        """Looks whether others have committed something."""
         if (changes := self.store.changes()) == self._changes:
-            return False
+            return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._changes = changes
+        self._changes, self._false_wakes = changes, 0
         self._wake()
         if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
@@ -10526,7 +10199,18 @@ class Supervisor:
                 self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
-        return True
+
+    def _see_workers(self, duties: Duties) -> None:
+        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
+        if self._presence.renew():
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self._presence.path,
+            )  # fmt: skip
+            self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
@@ -11278,12 +10962,10 @@ class LiteJobs:
         workers = (os.cpu_count() or 1) if workers is None else workers
         return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11291,7 +10973,8 @@ class LiteJobs:
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
         program = Program(places, self.state, home, self.clock, around, paths, level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
@@ -11318,9 +11001,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
