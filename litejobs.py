@@ -10731,10 +10731,8 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
-        if self.middleware.enqueues:
-            return self._enqueue_inside([bound])[0]
-        if not bound.options.plain:
-            return self._enqueue_each([bound])[0]
+        if self.middleware.enqueues or not bound.options.plain:
+            return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
         insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
         (id,), (new,) = self.store.group_commit.commit(insert)
         job: Job[R] = new.job(id, bound.payload, self)
@@ -10750,38 +10748,46 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        if self.middleware.enqueues and bound:
-            return self._enqueue_inside(bound)
-        return self._enqueue_bound(bound)
+        return self._enqueue_inside(self.middleware.enqueues, bound) if bound else []
 
     def _enqueue_inside(
-        self, works: Sequence[Bound[Any]], layers: Sequence[AroundEnqueue] | None = None
+        self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside the middleware; each layer has to give a job for each that it got."""
-        layers = self.middleware.enqueues if layers is None else layers
-        if not layers:
-            return self._enqueue_bound([self.bind(work) for work in works])
-        inside = functools.partial(self._enqueue_inside, layers=layers[1:])
-        jobs: object = layers[0](works, inside)
-        if not isinstance(jobs, Sequence) or len(jobs) != len(works):
-            problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
-            raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
-        return jobs
-
-    def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
+        """Enqueues inside these layers of middleware, of which each has to give a job for each
+        that it got."""
+        jobs: Any
+        if layers:
+            jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
+            if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+                problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
+                raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
+            return jobs
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
-        if not groups:
-            return []
-        if not all(group[0].options.plain for group in groups):
-            return self._enqueue_each(bound)
-        now = self.clock()
-        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
-        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
-        jobs = Enqueued(ids, new, self)
+        now, commit = self.clock(), self.store.group_commit.commit
+        connections = {id(group[0].options.connection): group[0] for group in groups}
+        connection = groups[0][0].options.connection if groups else None
+        if len(connections) > 1:
+            raise OptionError("connection", "the jobs of one call go through one connection")
+        if all(group[0].options.plain for group in groups):
+            new = [
+                new_job(group[0], now, tuple([job.payload for job in group])) for group in groups
+            ]
+            ids, new = commit(functools.partial(insert_all, jobs=new))
+            jobs = Enqueued(ids, new, self)
+        else:
+            insert = functools.partial(
+                insert_and_read, jobs=[new_job(job, now) for job in bound], source=self
+            )
+            if connection is not None:
+                with on_callers_connection(connection, self.store.file) as tx:
+                    # When, and whether, this is committed is not known here: so no events.
+                    return insert(tx)
+            jobs = commit(insert)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
-        return jobs
+        return typing.cast("Sequence[Job[Any]]", jobs)
 
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
@@ -10789,26 +10795,6 @@ class LiteJobs:
                 self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
-
-    def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
-        """Enqueues jobs of which each has something of its own: a key, or a connection."""
-        now = self.clock()
-        connections = {id(job.options.connection): job.options.connection for job in bound}
-        if len(connections) > 1:
-            raise OptionError("connection", "the jobs of one call go through one connection")
-        (connection,) = connections.values()
-        new = [new_job(job, now) for job in bound]
-        jobs: list[Job[Any]]
-        if connection is None:
-            insert = functools.partial(insert_and_read, jobs=new, source=self)
-            jobs = self.store.group_commit.commit(insert)
-        else:
-            with on_callers_connection(connection, self.store.file) as tx:
-                jobs = insert_and_read(tx, new, self)
-        # When, and whether, the caller's transaction is committed is not known here.
-        if connection is None and self.events.wants("enqueued"):
-            self._emit_enqueued(jobs)
-        return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
         """Gives each node that is at work now a copy of the job that only it takes, all in
@@ -11098,7 +11084,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     @overload
     def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
@@ -11114,22 +11100,30 @@ class LiteJobs:
         Raises: like `cron`.
         """
         expression = every_expression(interval)
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     def _declare(
         self,
         expression: str,
         work: object,
-        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
         schedule = make_schedule(expression, timezone, **how)
+        module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = self._name_of(work) if name is None else check_name(name, "name")
+            title = (
+                check_name(name, "name")
+                if name is not None
+                else (
+                    work
+                    if isinstance(work, Bound)
+                    else definition_of(work) or self.registry.of(work)
+                ).name
+            )
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -11140,11 +11134,6 @@ class LiteJobs:
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
-
-    def _name_of(self, work: object) -> str:
-        if isinstance(work, Bound):
-            return work.body.name
-        return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
         """The schedules that the program declares, and the program."""
@@ -11162,12 +11151,23 @@ class LiteJobs:
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
-        _refuse_for_schedules(bound.options)
+        options = bound.options
+        # What makes sense for one job only, or what only this program has.
+        if options.delay or options.at is not None:
+            problem = "not for a schedule, which says itself when its jobs run"
+            raise OptionError("delay" if options.at is None else "at", problem)
+        if isinstance(options.expires, datetime):
+            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
+        if options.unique is not None and callable(options.unique.on_conflict):
+            problem = "a merge function is no use to a schedule, which any program may fire"
+            raise OptionError("unique", problem)
+        if options.connection is not None:
+            raise OptionError(
+                "connection", "not for a schedule, which fires in its own transaction"
+            )
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(new_job(bound, 0))
-        return attrs.evolve(
-            schedule, definition=bound.body.name, payload=bound.payload, options=options
-        )
+        kept = options_of(new_job(bound, 0))
+        return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -11206,25 +11206,23 @@ class LiteJobs:
         options: Any = {name: value for name, value in to.items() if name != "payload"}
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
-        rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, chosen(ids, filters), columns, rework)
-
-    def _rework(self, fields: Mapping[str, Any]) -> Rework:
-        """What puts *fields* into a payload."""
-        try:
-            json_of_any.encode(dict(fields))
-        except (Unfit, TypeError, ValueError) as error:
-            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (Unfit, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
 
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **fields})
+            text = json_of_any.encode({**old, **(fields or {})})
             definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
-        return rework
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
@@ -11286,12 +11284,18 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        if workers is not None and threads is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
         if jobs_per_worker is not None:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            code, size = self._code_and_size(workers, threads)
+            code = self._program() if threads is None else self._executor
+            asked, what = (workers, "workers") if threads is None else (threads, "threads")
+            size = at_least_one(
+                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+            )
             serves = self._serves(queues, node)
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
@@ -11312,21 +11316,6 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _code_and_size(
-        self, workers: int | None, threads: int | None
-    ) -> tuple[Program | MakeExecutor, int]:
-        """What workers run, and how many there are."""
-        if threads is not None:
-            if workers is not None:
-                problem = "given together with workers: jobs run in one or other"
-                raise OptionError("threads", problem)
-            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
-        if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Fails at once if that cannot be known here.
-        check_frozen()
-        workers = (os.cpu_count() or 1) if workers is None else workers
-        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
-
     def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
@@ -11337,15 +11326,24 @@ class LiteJobs:
     def _program(self) -> Program:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
+        check_frozen()
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {**relative_paths(), self.store.file.given: self.path}
         around, level = self.middleware.runs, self.log_level
         program = Program(places, self.state, home, self.clock, around, paths, level)
-        for layer in (*self.middleware.runs, *self.middleware.enqueues):
-            _check_findable("middleware", layer)
-        _check_findable("state or clock", program)
+        layers = [("middleware", layer) for layer in (*around, *self.middleware.enqueues)]
+        import pickle
+
+        for what, thing in (*layers, ("state or clock", program)):
+            try:
+                pickle.dumps(thing)
+            except Exception as error:
+                advice = "use functions at the top level of a module"
+                raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
@@ -11511,10 +11509,10 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        columns = {
-            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in typing.cast("dict[str, Any]", choices).items()
-        }
+        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        for setting, value in typing.cast("dict[str, Any]", choices).items():
+            checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
+            columns[setting] = checked and store.get(setting, _same)(checked)
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
@@ -11543,31 +11541,25 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _micros_of(value: Any, what: str) -> int:
-    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and 0.001 <= value <= 1000
-
-
-def _curve(value: Any, what: str) -> str:
+def _check_curve(value: Any, what: str) -> Curve:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return store_curve(value)
+    return value
 
 
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
     "burst": functools.partial(at_least_one, also=", or None"),
-    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
-    "ageing": _micros_of,
-    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _micros_of,
-    "backoff": _curve,
+    "weight": _accept(
+        lambda value: type(value) in (int, float) and 0.001 <= value <= 1000,
+        "a number from 0.001 to 1000",
+    ),
+    "ageing": OPTIONS["timeout"],
+    "max_attempts": OPTIONS["max_attempts"],
+    "timeout": OPTIONS["timeout"],
+    "backoff": _check_curve,
 }
-"""Checks each setting of a queue and gives what is stored."""
 
 
 class Declaring(Recurring, total=False):
@@ -11656,24 +11648,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     return "+".join(map(str, places))
 
 
-def _module_of(frame: types.FrameType) -> str:
-    return module_name(frame.f_globals.get("__name__", "__main__"))
-
-
-def _refuse_for_schedules(options: Options) -> None:
-    """Refuses what makes sense for one job only, or what only this program has."""
-    if options.delay or options.at is not None:
-        problem = "not for a schedule, which says itself when its jobs run"
-        raise OptionError("delay" if options.at is None else "at", problem)
-    if isinstance(options.expires, datetime):
-        raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-    if options.unique is not None and callable(options.unique.on_conflict):
-        problem = "a merge function is no use to a schedule, which any program may fire"
-        raise OptionError("unique", problem)
-    if options.connection is not None:
-        raise OptionError("connection", "not for a schedule, which fires in its own transaction")
-
-
 class Changes(TypedDict, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -11725,16 +11699,6 @@ def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...
     return jobs
 
 
-def _check_findable(what: str, thing: object) -> None:
-    import pickle
-
-    try:
-        pickle.dumps(thing)
-    except Exception as error:
-        problem = f"workers cannot find it ({error}): use functions at the top level of a module"
-        raise OptionError(what, problem) from None
-
-
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     # Another thread may have only begun to import it: then the attribute is not there yet.
@@ -11772,15 +11736,13 @@ class Pool:
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
-    _refused: bool = False
-    """Whether the node has ended before it had begun."""
 
     def __enter__(self) -> Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
         self._supervisor.joined.wait()
-        if self._refused:
+        if self._error is not None:
             self.__exit__(None)
         return self
 
@@ -11788,7 +11750,7 @@ class Pool:
         try:
             self._supervisor.run()
         except BaseException as error:
-            self._error, self._refused = error, not self._supervisor.joined.is_set()
+            self._error = error
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
