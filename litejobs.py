@@ -49,6 +49,7 @@ from __future__ import annotations
 import array
 import atexit
 import base64
+import bisect
 import contextlib
 import contextvars
 import dataclasses
@@ -1011,9 +1012,8 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
-            expected = "return, raise, replace or a function that merges two payloads"
-            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
+        if not callable(self.on_conflict):
+            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -1062,13 +1062,7 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, tuple[str, timedelta]] = {
-    "d": ("day", timedelta(days=1)),
-    "h": ("hour", timedelta(hours=1)),
-    "m": ("minute", timedelta(minutes=1)),
-    "s": ("second", timedelta(seconds=1)),
-    "ms": ("millisecond", timedelta(milliseconds=1)),
-}
+UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1085,18 +1079,19 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        parts = [
-            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+        *parts, last = [
+            f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        if len(parts) == 1:
-            return f"Every {parts[0].removeprefix('1 ')}"
-        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+        return (
+            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
+        )
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
-    for unit, (_, size) in UNITS.items():
-        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+    for unit, word in UNITS.items():
+        size = timedelta(**{f"{word}s": 1})
+        count, length = divmod(length, size) if unit != "ms" else (length / size, length)
         if count:
             yield count, unit
 
@@ -1114,16 +1109,11 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
+    used for local times.
     """
 
     fields: str
-    timezone: str
-
-    @functools.cached_property
-    def zone(self) -> tzinfo:
-        """The rules of the time zone."""
-        return time_zone(self.timezone)
+    zone: tzinfo
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1133,50 +1123,41 @@ class Cron:
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
-        for wall in _cronsim().CronSim(self.fields, local):
-            # Those of a repeated hour that came at their first time are passed over.
-            if (tick := self._once(wall)) > moment:
+        for wall in self._walls(moment, self._offset(moment)):
+            # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
+            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._change(second, first)
+            if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
 
-    def _once(self, wall: datetime) -> int:
-        """When a local time comes first; the end of the gap if it does not come."""
-        first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
-        # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-        return first if first <= second else self._change(second, first)
-
     def _next_moment(self, moment: int) -> int | None:
-        while True:
-            # While the clock does not change, local time is real time and an offset.
-            start = moment // SECOND * SECOND + SECOND
-            offset = self._offset(start)
-            local = from_micros(start + offset - SECOND).replace(tzinfo=None)
-            wall = next(_cronsim().CronSim(self.fields, local), None)
-            if wall is None:
-                return None
-            tick = to_micros(wall.replace(tzinfo=UTC)) - offset
-            # No zone has changed its clock twice within six days since 1970.
-            for day in range(start, tick, DAY):
-                if self._offset(end := min(day + DAY, tick)) != offset:
-                    moment = self._change(day, end) - SECOND
-                    break
-            else:
-                return tick
+        start = moment // SECOND * SECOND + SECOND
+        offset = self._offset(start)
+        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+            return None
+        # That is right if the clock does not change until then. No zone has changed its clock
+        # twice within six days since 1970.
+        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        for day in range(start, tick, DAY):
+            if self._offset(end := min(day + DAY, tick)) != offset:
+                return self._next_moment(self._change(day, end) - SECOND)
+        return tick
+
+    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment."""
+        local = from_micros(moment + offset).replace(tzinfo=None)
+        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        return walls
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
     def _change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
-        offset = self._offset(before)
-        while after - before > SECOND:
-            middle = (before + after) // (2 * SECOND) * SECOND
-            if self._offset(middle) == offset:
-                before = middle
-            else:
-                after = middle
-        return after
+        seconds, offset = range(before, after, SECOND), self._offset(before)
+        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + place * SECOND
 
     @property
     def words(self) -> str:
@@ -1205,35 +1186,22 @@ def time_zone(name: str) -> tzinfo:
         return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
-    try:
-        if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("not a zone's name, and possibly a path to another file")
+    with contextlib.suppress(KeyError, ValueError, OSError, TypeError, AttributeError):
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        known = zoneinfo.available_timezones()
-    if not known:
+    if not (known := zoneinfo.available_timezones()):
         problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
         raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
-    near = difflib.get_close_matches(str(name).lower(), words, n=1)
+    near = difflib.get_close_matches(f"{name}".lower(), words, n=1)
     hint = f"did you mean {words[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-_NAMED = {
-    name: f"{number}"
-    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
-    for number, name in enumerate(re.findall("...", names), first)
-}
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
-    return match[1] if first == last else match[0]
+# cronsim reads `9-9/2` as `9/2`.
+_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1241,41 +1209,30 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
-    text = expression.strip()
-    word, _, length = text.partition(" ")
-    if word == "@every":
-        return Every(_interval(length, expression))
-    if word.startswith("@") and text not in ALIASES:
+    text = " ".join(expression.split())
+    if text.split(" ")[0] == "@every":
+        try:
+            counts = _EVERY.fullmatch(text.replace(" ", ""))
+            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
+            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+        except (ValueError, OverflowError):
+            length = timedelta()
+        if timedelta(milliseconds=100) <= length <= LONGEST:
+            return Every(length)
+        problem = "this is no length from a tenth of a second to a hundred years"
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
+    if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
-    cron = Cron(fields, timezone)
+    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
     cronsim = _cronsim()
-    _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
-        ticks = cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None))
+        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+            raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
-        problem = str(error)[:1].lower() + str(error)[1:]
+        problem = f"{error}"[:1].lower() + f"{error}"[1:]
         raise OptionError("cron", f"{expression!r}: {problem}; {example}") from None
-    if next(ticks, None) is None:
-        raise OptionError("cron", f"{expression!r}: there is no such day; {example}")
     return cron
-
-
-def _interval(text: str, expression: str) -> timedelta:
-    units = "".join(f"(?:([0-9.]+){unit})?" for unit in UNITS)
-    parts = re.fullmatch(units, "".join(text.split()))
-    example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
-    try:
-        counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        sizes = (size for _, size in UNITS.values())
-        length = sum(map(operator.mul, sizes, counts), timedelta())
-    except (ValueError, OverflowError):
-        raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not timedelta(milliseconds=100) <= length <= LONGEST:
-        problem = "not from a tenth of a second to a hundred years"
-        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
-    return length
 
 
 def every_expression(interval: Duration) -> str:
@@ -1342,15 +1299,15 @@ class Schedule:
     @property
     def words(self) -> str:
         """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
+        words = self.timetable.words
+        return f"{words} ({self.timezone})" if isinstance(self.timetable, Cron) else words
 
     @property
     def programs(self) -> dict[str, str]:
         """The programs that declared it when they last started, each with the module; empty if
         it was made at run time."""
         try:
-            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+            return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
             return {"": str(self.stored_origin)}
 
@@ -1447,8 +1404,7 @@ class Schedule:
         else:
             # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
-        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
-        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+        return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
@@ -1470,39 +1426,33 @@ class Schedule:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
+        start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        if current and ticks[:1] == [first]:
+        # Should the clock have been ahead, those that were missed are still to come.
+        if current and start == first:
             periods.remove(current)
-            periods.append((current[0], last))
-        else:  # Should the clock have been ahead, those that were missed are still to come.
-            periods.append((ticks[0] if ticks else now, last))
-        if tick is not None:
-            tick = self._first_uncovered(periods, tick - 1, first)
-        covered = json.dumps(periods[-PERIODS_KEPT:])
-        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
+            start = current[0]
+        return ticks, self._covered([*periods, (start, last)], last, first)
 
-    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that is in none of these periods."""
+    def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
+        """This schedule once these periods were handled; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
         ):
             tick = self.next_after(max(ends), anchor)
-        return tick
+        return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
         has missed 600,000 ticks of every second."""
-        low, high = tick, now
-        while high > low:
-            middle = (low + high) // 2
-            later = self.next_after(middle, tick)
-            if later is None or later > high:
-                high = middle
-            else:
-                low = later
-        return low
+
+        def is_last(moment: int) -> bool:
+            following = self.next_after(moment, tick)
+            return following is None or following > now
+
+        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
 
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
@@ -1524,14 +1474,12 @@ def make_schedule(
 ) -> Schedule:
     """A schedule that is due at these times, of no definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
-    columns: dict[str, Any] = {}
-    for option, value in how.items():
-        if option in ("grace", "jitter"):
-            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
-        elif option in ("start", "end"):
-            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
-        else:
-            columns[option] = value
+    columns: dict[str, Any] = {**how}
+    for option in how.keys() & {"grace", "jitter"}:
+        columns[option] = duration(columns[option], option) // MICROSECOND
+    for option in how.keys() & {"start", "end"}:
+        value = columns.pop(option)
+        columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
     _ = schedule.timetable  # Or the error that says what cannot be used.
@@ -2167,7 +2115,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2175,13 +2123,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2246,33 +2187,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2305,10 +2223,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2333,9 +2263,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2361,9 +2296,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2419,20 +2353,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2463,55 +2389,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2519,7 +2449,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2608,9 +2538,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2657,7 +2586,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2710,8 +2639,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2745,7 +2675,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2782,7 +2712,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2806,19 +2736,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2827,7 +2752,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2838,7 +2762,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2849,7 +2773,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2861,19 +2786,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2887,33 +2817,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2927,18 +2845,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2946,17 +2861,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2980,13 +2898,6 @@ def _problem_of(code: Any) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "a generator: its body would never run"
     return None
-
-
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
 
 
 define = Define()
@@ -3265,18 +3176,18 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, shape = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
                 made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
+                handler = functools.partial(call, payload, lambda: made)
                 value = compose(self.around, made, handler)
             else:
-                value = shape.call(payload, context)
+                value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if given_back or shape.result is None else _result(shape.result, value)
+            result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
                 self._end_copy(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -8518,9 +8429,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8533,18 +8443,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: LiteJobs,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8624,23 +8542,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8711,58 +8612,39 @@ OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
-
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8773,98 +8655,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -8910,8 +8766,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -8925,10 +8780,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -8945,6 +8809,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8952,76 +8818,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -9040,11 +8890,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9060,30 +8909,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -9108,12 +8962,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -9122,10 +8972,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -9139,7 +8994,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9151,18 +9010,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9199,7 +9046,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9222,10 +9069,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9242,55 +9088,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9298,71 +9112,77 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
@@ -9495,7 +9315,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9569,9 +9388,9 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
             return Worker(thread, Channel(ours), board, free)
@@ -9579,10 +9398,10 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
     theirs.close()
@@ -9785,7 +9604,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -10457,8 +10277,8 @@ class Supervisor:
             self._watch_at = min(self._watch_at, worker.look_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
-                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
-                if running is not None and now > slow_at:
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
@@ -10777,9 +10597,8 @@ class LiteJobs:
             ids, new = commit(functools.partial(insert_all, jobs=new))
             jobs = Enqueued(ids, new, self)
         else:
-            insert = functools.partial(
-                insert_and_read, jobs=[new_job(job, now) for job in bound], source=self
-            )
+            new = [new_job(job, now) for job in bound]
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
             if connection is not None:
                 with on_callers_connection(connection, self.store.file) as tx:
                     # When, and whether, this is committed is not known here: so no events.
@@ -10978,7 +10797,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -11316,12 +11135,10 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11365,9 +11182,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -11942,7 +11758,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
