@@ -74,7 +74,6 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -3038,17 +3037,11 @@ class Report(NamedTuple):
     output: str = ""
 
     @property
-    def brief(self) -> bool:
-        """Whether only the times differ from the defaults."""
-        return self[3:] == _DEFAULTS
-
-    @property
     def error(self) -> str | None:
         """Type and first line of what went wrong."""
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_DEFAULTS = Report()[3:]
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
@@ -3879,13 +3872,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL = 0.01
-"""Seconds between two checks of the paths while a process only reads."""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; that it is there is checked
-with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -3902,6 +3893,8 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
 class Damaged(Exception):
@@ -3915,28 +3908,22 @@ _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.FullError: "the disk is full: nothing was written; free some space",
     apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
     apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+    apsw.BusyError: "locked by another process for too long: who holds a transaction open on it?",
 }
 
 
-def _translated(error: FailedReading | OSError, path: str) -> FileError:
+def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
-            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
         case OSError():
-            return FileError(path, f"cannot be used: {error.strerror}")
-        case apsw.BusyError():
-            problem = "locked by another process for too long"
-            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+            problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
-            return FileError(path, f"cannot be written: {error}")
-    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
+            problem = f"cannot be written: {error}"
+        case _:
+            problem = _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}"
+    return (BusyError if isinstance(error, apsw.BusyError) else FileError)(str(path), problem)
 
 
 @contextlib.contextmanager
@@ -3945,12 +3932,18 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
-        raise _translated(error, str(path)) from error
+        raise _translated(error, path) from error
 
 
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
 
 
 def _stat_id(found: os.stat_result) -> FileId:
@@ -3962,10 +3955,6 @@ def _file_id(path: str) -> FileId:
         return _stat_id(os.stat(path))
     except OSError:
         return 0, 0
-
-
-def _within_timeout(waited: float) -> bool:
-    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -3982,8 +3971,10 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_timeout
+    may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
+    opened: int = 0
+    """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
     warned: bool = False
@@ -3991,11 +3982,9 @@ class File:
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
-    _opened: int = 0
-    """Rises so much with each connection that no version comes again."""
-    _paths: tuple[str, str, str] = ("", "", "")
+    _paths: tuple[str, ...] = ("", "", "")
     """Of the open file, its WAL and its shared memory."""
-    _ids: list[FileId] = attrs.field(factory=list)
+    _ids: tuple[FileId, ...] = ((0, 0),) * 3
     """Of these three, when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
@@ -4003,11 +3992,10 @@ class File:
     _wal_checked_at: float = 0.0
     _size: int = 0
     """Bytes, when the paths were checked."""
-    _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
-    _close_socket: Callable[[], object] | None = None
+    _close_socket: Callable[[], object] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4020,10 +4008,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def is_open_as(self, found: FileId) -> bool:
-        """Whether this process would lose locks of SQLite's by closing that file."""
-        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4049,14 +4033,12 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
                 if (sender := self._socket) is None:
@@ -4072,43 +4054,34 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
-                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
-                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        if self._connection is not None:
+            return self._connection
+        if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+            problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+            raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        _keep_others_out()
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
+            fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
-        may_go_on = _busy_handler(self.may_wait)
-        for tries in itertools.count():
-            try:
-                connection = self._connect(place, "full" if self.durability == "full" else "normal")
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not may_go_on(tries):
-                    raise
-        try:
+            may_go_on = _busy_handler(self.may_wait)
+            for tries in itertools.count():
+                try:
+                    synchronous = "full" if self.durability == "full" else "normal"
+                    connection = self._connect(place, synchronous)
+                    break
+                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                    if not may_go_on(tries):
+                        raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
-        except OSError as error:
-            connection.close()
-            raise _translated(error, str(place)) from error
-        self._page_size = connection.pragma("page_size")
-        self._pid, self._opened = os.getpid(), self._opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
-        self.path, self._lost = place, False
+            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4157,51 +4130,36 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
+            self._close_socket()
+            self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
-            with contextlib.suppress(apsw.Error, OSError):
+            with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._is_there():
-            _put_wal_aside(self._paths[0], self._ids[1:])
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
+        lock; those that only read, now and then."""
+        links = 1 if self._connection is None else self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
-            self.check()
 
     def _links(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. What the
@@ -4212,35 +4170,16 @@ class File:
             found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
-                seen = os.stat(wal)
-                if _stat_id(seen) != self._ids[1]:
+                if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
         except NOT_THERE:
             return 0
+        except OSError as error:
+            raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
-        if not here or not found.st_size:  # SQLite never makes it empty.
-            return 0
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and is not empty."""
-        try:
-            found = os.stat(self._paths[0])
-        except NOT_THERE:
-            return False
-        return _stat_id(found) == self._ids[0] and found.st_size > 0
-
-    def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction: it rises by one with a commit of our own,
-        and by at least one with those of others."""
-        return self._opened + connection.data_version()
-
-    def changes(self, connection: apsw.Connection) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
-        version: int = connection.execute("PRAGMA data_version").get
-        return self._opened + version
+        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4248,56 +4187,48 @@ class File:
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*.
-
-        Quotas, and file systems that promise more than they have, are not seen by this.
-        """
+        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
+        systems that promise more than they have, are not seen by this."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages: int = connection.execute("PRAGMA page_count").get
-        growth = max(0, pages * self._page_size - self._size)
+        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
-            free = _free_space(self._paths[0])
-            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+            if sys.platform == "win32":
+                import shutil
+
+                free = shutil.disk_usage(self.path.parent).free
+            else:
+                disk = os.statvfs(self._paths[0])
+                # A file system that does not say how large it is has room.
+                free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
+            if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
-                return None
-            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
+            if free < needed:
+                needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        return None if free >= growth + wal_growth + reserve else free
-
-    @property
-    def _wal_room(self) -> int:
-        """Bytes of `WAL_ROOM` pages, each with its header."""
-        return WAL_ROOM * (self._page_size + 24)
+        return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then.
-
-        SQLite writes the pages of a transaction that is then rolled back behind the last valid
-        frame, under the write lock, and the WAL keeps its size.
-        """
+        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
+        a transaction that is then rolled back behind the last valid frame, under the write lock,
+        and the WAL keeps its size."""
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths[1]).st_size >= self._wal_room:
+            size = connection.pragma("page_size")
+            if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
                 connection.execute("CREATE TABLE litejobs_room (content)")
-                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                room = "INSERT INTO litejobs_room VALUES (zeroblob(?))"
+                connection.execute(room, (WAL_ROOM * size,))
                 connection.cache_flush()
             finally:
                 self.roll_back()
-
-    def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
-        transaction finds room there."""
-        with self.turn, contextlib.suppress(apsw.Error):
-            if self._connection is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there still is one; closes the connection if that fails."""
@@ -4317,12 +4248,9 @@ class File:
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all. (As a generator with
-    `contextmanager` it took longer than SQLite does.)
-
-    It is on the connection of the file, which threads take turns with; or on the caller's, who
-    has begun it and commits it.
-    """
+    """Statements that are committed together, or not at all: on the connection of the file, which
+    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
+    with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4334,7 +4262,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4347,10 +4277,11 @@ class Transaction:
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
-            if self._read_only:
-                file.check_now_and_then()
-            else:
+            if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
+                file.check()
+                self.version = file.opened + self.connection.data_version()
+            elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
         except BaseException as error:
@@ -4364,48 +4295,38 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        file = self.file
         ports: Sequence[int] = ()
         try:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
-                if self._enqueues:
-                    self._require_space()
+                if self._enqueues and (
+                    (free := file.lacks_space(self.connection, DISK_RESERVE)) is not None
+                ):
+                    problem = "the disk is nearly full: nothing was written; free some space"
+                    left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+                    raise FileError(str(file.path), f"{problem} ({left})")
                 self._commit()
             elif not self._read_only:
-                self.file.roll_back()
+                file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self.file.roll_back()
+            file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self.file.turn.release()
+            file.turn.release()
         self._raise_as_ours(error)
-        if ports:
-            self.file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.version(self.connection)
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
-
-    def _require_space(self) -> None:
-        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
-        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.file.path), f"{problem} ({left})")
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -4420,27 +4341,29 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
-            if os.access(wal, os.F_OK) or os.stat(wal):
-                return
+            if not os.access(wal, os.F_OK):
+                os.stat(wal)
         except NOT_THERE:
             file.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(file.path), problem) from error
+            raise _unknown_outcome(file, error) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self.file.empty_wal()
+        file = self.file
+        if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
+            # As far as no reader needs the WAL, the next transaction finds room there.
+            with file.turn, contextlib.suppress(apsw.Error):
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, FailedReading):
             try:
-                self.file.check()
+                file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self.file.path)) from error
+            raise _translated(error, file.path) from error
 
 
 def _ports(tx: Transaction) -> Sequence[int]:
@@ -4467,48 +4390,40 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
+    """The real path of the file, which then exists, private to its user. It is created with
+    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
+    locks that this process has on it."""
     try:
-        place = _real_path(path)
+        place = real_path(path)
         if create:
             with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+                    _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
         problem = f"is not a valid file name: {error}"
     else:
-        if stat.S_ISREG(found.st_mode):
-            if found.st_nlink == 1:
-                return place
-            problem = LINKED
-        elif stat.S_ISLNK(found.st_mode):
-            problem = "is a symbolic link: name the file that it leads to"
-        elif stat.S_ISDIR(found.st_mode):
-            problem = "is a folder: name a file in it"
-        else:
-            problem = "is not a regular file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return place
+        problem = {
+            stat.S_IFREG: LINKED,
+            stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
+            stat.S_IFDIR: "is a folder: name a file in it",
+        }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
     raise FileError(str(path), problem) from None
 
 
-ENDINGS = "-wal", "-shm"
-
-
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
     # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     place = Path(os.path.realpath(path.parent, strict=True), path.name)
@@ -4520,8 +4435,8 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
-    wal, shm = (f"{place}{end}" for end in ENDINGS)
-    if not any(map(any, left)):
+    _, wal, shm = left
+    if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
         # Of two processes, none renames the new file of the other. Folders need not be readable,
@@ -4529,45 +4444,40 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
-        if any(left[1]) and _file_id(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _file_id(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            problem = "%s belongs to a file that is not there any more: it is kept as %s"
-            logger.warning(problem, wal, aside)
+        if any(shm) and _file_id(f"{place}-shm") == shm:
+            os.unlink(f"{place}-shm")
+        if any(wal) and _file_id(f"{place}-wal") == wal:
+            aside = f"{place}-wal-{wal[1]}"
+            os.rename(f"{place}-wal", aside)
+            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, place, aside)
 
 
 def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
     """Locks a file, alone or with others, until what it returns is closed or the process ends;
     `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
-    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
-        time.sleep(0.001)
-    return locked
-
-
-def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
-    with contextlib.ExitStack() as locked:
-        if sys.platform == "win32":
-            # A lock of SQLite's on an empty file.
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            locked.callback(connection.close)
-            connection.pragma("journal_mode", "memory")
-            with contextlib.suppress(apsw.BusyError):
+    while True:
+        busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
+        with contextlib.ExitStack() as locked, busy:
+            if sys.platform == "win32":
+                # A lock of SQLite's on an empty file.
+                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+                locked.callback(connection.close)
+                connection.pragma("journal_mode", "memory")
                 connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
-            return None
-        import fcntl
+            import fcntl
 
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        locked.callback(os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):
+            # Read-only: a job that writes into every open descriptor must not damage it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            locked.callback(os.close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
-    return None
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.001)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -4590,16 +4500,6 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(path: str) -> int | None:
-    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
-    if sys.platform == "win32":
-        import shutil
-
-        return shutil.disk_usage(os.path.dirname(path)).free
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
 def fill_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
     file gets their number, and is written to by what is printed."""
@@ -4608,25 +4508,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
+    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
+    of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4639,19 +4530,16 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-
-    def hold(lock: threading.RLock) -> None:
-        lock.acquire()
-        _HELD_BY_FORK.append(lock)
-
+    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
+    a thread that holds a lock, to wait for: so no other thread may."""
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    hold(_FORKS)
-    for file in _files_here():
-        hold(file.turn)
+    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+        held.acquire()
+        _HELD_BY_FORK.append(held)
+    for file in files:
         with contextlib.suppress(apsw.Error):
             file.close()
-    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _release_after_fork() -> None:
@@ -4694,41 +4582,40 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if any(found) and _litejobs_has(found):
+    if litejobs_has(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
 def _refuse_beside_others(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process."""
+    """Refuses a file that something else than our SQLite has open in this process; where that
+    matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return
     give_up = time.monotonic() + 0.5
-    # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(found) and not (
-        _litejobs_has(found) or _apsw_has(place, if_busy=True)
-    ):
+    while True:
+        there = set()
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                there.add(_stat_id(os.fstat(int(number))))
+        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+            return
+        # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _litejobs_has(found: FileId) -> bool:
-    return any(file.is_open_as(found) for file in _files_here())
+def litejobs_has(found: FileId) -> bool:
+    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    return any(found) and any(
+        file._connection is not None and found in file._ids[::2] for file in files_here()
+    )
 
 
-def _has_descriptors_of(found: FileId) -> bool:
-    """Whether a file is open in this process; where that matters, and can be known."""
-    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
-        return False
-    for number in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):
-            if _stat_id(os.fstat(int(number))) == found:
-                return True
-    return False
-
-
-def _apsw_has(place: Path, if_busy: bool) -> bool:
+def apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -5475,7 +5362,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
+        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -7109,7 +6996,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _real_path(place)
+        place = real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7668,7 +7555,7 @@ class Store:
     def changes(self) -> int:
         """A number that changes when others commit."""
         with self.file.transaction(read_only=True) as tx:
-            return self.file.changes(tx.connection)
+            return self.file.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # Claim and settle
 
@@ -7678,9 +7565,10 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
+        progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
+        """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
+        in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
@@ -7688,6 +7576,8 @@ class Store:
         while True:
             try:
                 with self.file.transaction() as tx:
+                    if progress:
+                        _keep_progress(tx, progress)
                     again, groups = self._settle(tx, settlements)
                     if again:
                         ready.version = None
@@ -7781,13 +7671,7 @@ class Store:
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
-            tx.connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
+            _keep_progress(tx, progress)
 
     # Stage, expire, admit and prune
 
@@ -7955,6 +7839,13 @@ class Store:
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
             return tx.execute(sql, bindings).get is not None
+
+
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+    tx.connection.executemany(
+        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
+        [(text, *claim) for claim, text in progress.items()],
+    )
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
@@ -8249,16 +8140,17 @@ def rescue(duties: Duties) -> None:
         for id, name, pid in order:
             if duties.store.nodes.is_alive(id):
                 break
-            _rescue(duties, id, name, pid)
+            take_over(duties, id, name, pid)
 
 
 def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
     for id in duties.store.nodes.unlisted():
-        _rescue(duties, id, str(id), 0)
+        take_over(duties, id, str(id), 0)
 
 
-def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
+    """Takes over the jobs of a node, if none of its processes is left."""
     listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
@@ -8272,22 +8164,6 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
                 duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def fire(duties: Duties) -> float | None:
-    """Enqueues the jobs of schedules that are due."""
-
-    def emit(schedule: Schedule, jobs: list[int]) -> None:
-        for job in jobs:
-            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
-
-    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
-
-
-def admit(duties: Duties) -> None:
-    """Makes blocked jobs ready whose key became free unnoticed."""
-    if duties.store.admit():
-        duties.on_ready()
-
-
 def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
     time, with pauses nine times as long for others to write."""
@@ -8296,22 +8172,23 @@ def prune(duties: Duties) -> float | None:
     return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def fold_metrics(duties: Duties) -> float | None:
-    """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
-
-
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
     "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
-    "fire": (60.0, fire),
+    "fire": (
+        60.0,
+        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+    ),
     "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, admit),
+    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (600.0, fold_metrics),
+    "fold_metrics": (
+        600.0,
+        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+    ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
 """By name: an interval in seconds, and what is done."""
@@ -8329,13 +8206,10 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
-    _due: dict[str, float] = attrs.field(init=False)
+    _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
     """By what failed: when it may be logged again, and the interval before that."""
-
-    def __attrs_post_init__(self) -> None:
-        self._due = dict.fromkeys(self.table, 0.0)
 
     def do(self, *names: str) -> None:
         """Does these now."""
@@ -8351,15 +8225,14 @@ class Duties:
     @property
     def soonest(self) -> float:
         """When the next one is due."""
-        return min(self._due.values())
+        return min(self._due[name] for name in self.table)
 
     def attend(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for name, due in list(self._due.items()):
-            if due > soon:
+        for name, (interval, duty) in self.table.items():
+            if self._due[name] > soon:
                 continue
-            interval, duty = self.table[name]
             try:
                 wanted = duty(self)
             except (BusyError, FileReplacedError):
@@ -8377,6 +8250,11 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def fired(self, schedule: Schedule, jobs: list[int]) -> None:
+        """Emits that a schedule has enqueued jobs."""
+        for job in jobs:
+            self.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
         """Emits an event of this node, with these fields of `Event`."""
@@ -8413,37 +8291,38 @@ THAW = (
 )
 
 
-@attrs.frozen
-class Program:
-    """The code of a program, as its workers find it."""
-
-    places: dict[str, tuple[str, str]]
-    """By name of the definition: its module, and its path in there."""
-    state: Callable[[], Any] | None
-    home: Callable[[], Any]
-    """Makes the queue for definitions that no import has registered."""
-    clock: Clock
-    around: tuple[AroundRun, ...] = ()
-    """The middleware around every run."""
-    paths: Mapping[Path, Path] = {}
-    """By relative path of a file: the absolute one, since workers may start in another folder."""
-    log_level: int | None = None
-
-    def executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """Imports the modules, and makes the executor of the program's jobs in this process."""
-        registry = Registry()
-        use_relative_paths(self.paths)
-        token = IMPORTING.set(True)
-        for name, (module, path) in self.places.items():
-            registry.add(_definition_at(importlib.import_module(module), path, name))
-        IMPORTING.reset(token)
-        registry.frozen = True
-        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
-        for body in {definition.body for definition in registry}:
-            body.home = body.home or self.home()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        return executor(registry, self.state, self.clock, NOWHERE, self.around)
+def load_program(
+    places: Mapping[str, tuple[str, str]],
+    make_state: Callable[[], Any] | None,
+    home: Callable[[], Any],
+    clock: Clock,
+    around: tuple[AroundRun, ...],
+    paths: Mapping[Path, Path],
+    log_level: int | None,
+) -> contextlib.AbstractContextManager[Executor]:
+    """What runs a program's jobs in a worker process. Imports the modules of its definitions:
+    *places* has by name the module, and the path in there. *home* makes the queue for those that
+    no import has registered. *paths* leads from relative paths of files to absolute ones, since
+    workers may start in another folder."""
+    registry = Registry()
+    use_relative_paths(paths)
+    token = IMPORTING.set(True)
+    for name, (module, path) in places.items():
+        found = _at(importlib.import_module(module), path)
+        definition, holder = definition_of(found), getattr(found, "registry", None)
+        if definition is None or definition.name != name:
+            definition = holder.by_name.get(name) if isinstance(holder, Registry) else None
+        if definition is None:
+            raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
+        registry.add(definition)
+    IMPORTING.reset(token)
+    registry.frozen = True
+    gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    for body in {definition.body for definition in registry}:
+        body.home = body.home or home()
+    if log_level is not None:
+        log_to_stderr(log_level)  # Unless the program has set up logging itself.
+    return executor(registry, make_state, clock, NOWHERE, around)
 
 
 @contextlib.contextmanager
@@ -8468,17 +8347,6 @@ def executor(
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-
-
-def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found = _at(module, path)
-    definition = definition_of(found)
-    if definition is not None and definition.name == name:
-        return definition
-    registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
-        return definition
-    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -8534,12 +8402,8 @@ def check_frozen() -> None:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
-    for code in codes:  # It grows meanwhile.
-        if isinstance(code, types.CodeType):
-            if "freeze_support" in code.co_names:
-                return
-            codes.extend(code.co_consts)
-    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+    if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 ################################################################################
@@ -8551,10 +8415,32 @@ def check_frozen() -> None:
 # and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+STOP_SIGNALS: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+def pack(*message: Any) -> bytes:
+    """A message, after its length."""
+    packed = marshal.dumps(message)
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Takes the whole messages out of what has arrived."""
+    while len(arrived) >= 4:
+        end = 4 + int.from_bytes(arrived[:4], "big")
+        if end > LONGEST_MESSAGE:
+            raise ValueError("not a message of litejobs")
+        if len(arrived) < end:
+            return
+        message = marshal.loads(arrived[4:end])
+        del arrived[:end]
+        yield message
 
 
 @attrs.define(eq=False, repr=False)
@@ -8567,11 +8453,10 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, what: str, *fields: Any) -> None:
-        """Sends a message after its length, or keeps what the socket does not take."""
-        message = marshal.dumps((what, *fields))
+    def send(self, *message: Any) -> None:
+        """Sends a message, or keeps what the socket does not take."""
         with self._lock:
-            self.unsent += len(message).to_bytes(4, "big") + message
+            self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
@@ -8586,7 +8471,6 @@ class Channel:
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
-        arrived = self._received
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8594,16 +8478,8 @@ class Channel:
                 return
             if not data:
                 raise EOFError
-            arrived += data
-            while len(arrived) >= 4:
-                end = 4 + int.from_bytes(arrived[:4], "big")
-                if end > LONGEST_MESSAGE:
-                    raise ValueError("not a message of litejobs")
-                if len(arrived) < end:
-                    break
-                message = marshal.loads(arrived[4:end])
-                del arrived[:end]
-                yield message
+            self._received += data
+            yield from unpack(self._received)
 
 
 # The board
@@ -8614,9 +8490,6 @@ OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
 """Bytes that are kept meanwhile: by the first one it shows that there was more."""
-REPORT = struct.Struct("=5q")
-"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
-other fields, which follow if they are not the defaults."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
 """Words of the board. The last three are of the plain job that runs; three more follow for each
 place of an async job: its number, when it began, and which one was asked to end."""
@@ -8631,20 +8504,19 @@ class Board:
         """Of a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context, in which memory and lock are *shared* already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
-        if shared is None and context is None:
-            shared = bytearray(size), threading.Lock()
-        elif shared is None:
-            shared = context.RawArray("B", size), context.Lock()
-        self.places = range(1, concurrency + 1)
+        if shared is None:
+            memory = context.RawArray("B", size) if context else bytearray(size)
+            shared = memory, (context or threading).Lock()
+        self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
+        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (len(self.places), None, self._shared)
+        return Board, (self.concurrency, None, self._shared)
 
     # The worker's side
 
@@ -8672,12 +8544,6 @@ class Board:
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Calls a function while no plain job can begin; not while one runs."""
-        with self._lock:
-            if not self._words[_NUMBER]:
-                act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
@@ -8733,22 +8599,16 @@ class Board:
             if locked:
                 self._lock.release()
 
-    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
-        """Takes the reports away, each with the number of its job."""
+    def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Takes the reports away: messages, as in the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, b""
-        place, reports = 0, []
-        while place < len(taken):
-            number, report, place = read_report(taken, place)
-            reports.append((number, report))
-        return reports
-
-    def _take(self) -> None:
-        self._taken += bytes(self._outbox[: self._words[_USED]])
-        self._words[_USED] = 0
+                    self._taken += self._outbox[: self._words[_USED]]
+                    self._words[_USED] = 0
+        yield from unpack(self._taken)
+        if self._taken:
+            raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
         """Takes back all plain jobs with lower numbers that have not started; returns the number
@@ -8757,8 +8617,10 @@ class Board:
         with self.held() as locked:
             if not locked:
                 return None
-            self._words[_REVOKED] = until
-            self._take()
+            words = self._words
+            words[_REVOKED] = until
+            self._taken += self._outbox[: words[_USED]]
+            words[_USED] = 0
             return self.running
 
     def ask(self, number: int, place: int, why: Reason) -> bool:
@@ -8768,20 +8630,6 @@ class Board:
                 return False
             self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
-
-
-def write_report(number: int, report: Report) -> bytes:
-    """A report as it stands on the board."""
-    rest = b"" if report.brief else marshal.dumps(report[3:])
-    return REPORT.pack(number, *report[:3], len(rest)) + rest
-
-
-def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
-    """The job's number, its report, and the place behind it."""
-    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
-    place += REPORT.size
-    rest = marshal.loads(data[place : place + length]) if length else ()
-    return number, Report(started_at, finished_at, took, *rest), place + length
 
 
 def end_of(output: bytes, text: str) -> bytes:
@@ -8811,6 +8659,7 @@ def peak_memory(pid: int) -> int | None:
 
 # The life of a worker
 
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8855,7 +8704,7 @@ def spawning() -> Iterator[None]:
 
 
 def work_in_child(
-    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
     """The whole life of a worker process, which holds the lock on the file *presence*. It dies
     with its supervisor, and of nothing else by mistake."""
@@ -8863,8 +8712,7 @@ def work_in_child(
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
+    for number, default in STOP_SIGNALS.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
@@ -8893,23 +8741,18 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     with hold(presence):
-        work(connection, board, program.executor, time.process_time_ns)
+        work(connection, board, make, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
     """Kills a worker with all that it started, at once; or, if it is not *alive*, what
     it left behind (another process may have its number by now)."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill) if alive else (os.killpg,):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
-
-
-MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 
 
 def work(
@@ -8918,19 +8761,15 @@ def work(
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    own_process = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as closing:
-        if not own_process:
+        if threading.current_thread() is not threading.main_thread():
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            restore, to_folder = surroundings(connection, own_process)
-            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
-            if board.places:
-                beside = AsyncRunner(runner, to_folder, own_process)
-                batches = beside.read()
-                closing.callback(beside.close)
+            if board.concurrency:
+                batches = closing.enter_context(runner.beside())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8952,15 +8791,19 @@ putting back what jobs change 2.)"""
 
 @attrs.define(eq=False, repr=False)
 class JobRunner:
-    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
+    in a thread with an event loop."""
 
     channel: Channel
     board: Board
     executor: Executor
-    _restore: Callable[[bool], bool]
-    _cpu_clock: Callable[[], int]
+    restore: Callable[[], bool]
+    cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
+    _loop: Any = None
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number, of async jobs."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """What the supervisor sends, until no more will come."""
@@ -8972,13 +8815,8 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore, cpu_clock = (
-            self.channel,
-            self.board,
-            self._restore,
-            self._cpu_clock,
-        )
-        if not restore(True):
+        channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
+        if not restore():
             return False
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
@@ -8999,12 +8837,13 @@ class JobRunner:
                     output = board.output_of(number)
                     made = made._replace(cpu=used[0], memory=used[1], output=output)
                 board.mark_cpu(cpu_clock())
-            report = write_report(number, made)
+            message = "report", number, made[:]
+            report = pack(*message)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send("report", report)
+                channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore(took > SHORT_RUN):
+            if took > HARMLESS and not restore():
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
@@ -9025,139 +8864,75 @@ class JobRunner:
         reporter.close()
         return True
 
-
-SIGNALS = tuple(
-    int(getattr(signal, f"SIG{name}"))
-    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
-    if hasattr(signal, f"SIG{name}")
-)
-"""Those whose handlers are the same for each job that a worker runs."""
-
-
-def surroundings(
-    connection: socket.socket, own_process: bool
-) -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One puts back signal
-    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
-    false, if that, the connection or the standard streams are not as they were. The other one puts
-    back the folder alone. Threads have none of these of their own."""
-    number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _stat_id(look(number))
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not that of signal, which takes ten times as long, for an enum of each.
-    handler_of = importlib.import_module("_signal").getsignal
-    handlers = [(each, handler_of(each)) for each in SIGNALS]
-    masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
-    umask = os.umask(0o077) if own_process else 0
-    # By descriptor it takes half as long, and finds a folder that was renamed.
-    by_number = hasattr(os, "fchdir")
-    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
-    to_folder = functools.partial(*enter) if own_process else (lambda: None)
-
-    def restore(all: bool) -> bool:
-        try:
-            for stream in streams:
-                if stream.closed:
-                    return False
-            if file is not None and _stat_id(look(number)) != file:
-                return False
-            if not own_process:
-                return True
-            if all:
-                os.umask(umask)
-                if masks:
-                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for each, handler in handlers:
-                if handler_of(each) != handler:
-                    signal.signal(each, handler)
-            to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
-            return False
-        return True
-
-    return restore, to_folder
-
-
-@attrs.define(eq=False, repr=False)
-class AsyncRunner:
-    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
-    reads the channel, also while a job blocks the loop."""
-
-    _jobs: JobRunner
-    _to_folder: Callable[[], object]
-    _own_process: bool
-    _runner: Any = attrs.field(init=False)
-    """An asyncio.Runner."""
-    _thread: threading.Thread = attrs.field(init=False)
-    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number."""
-    _closed: bool = False
-
-    def read(self) -> Iterator[Any]:
-        """Begins to run and to read; returns the batches of plain jobs."""
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Iterator[Any]]:
+        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
+        channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
-        self._runner = asyncio.Runner()
-        loop = self._runner.get_loop()
+        closed = threading.Event()
 
         def run_loop() -> None:
-            while not self._closed:
+            while not closed.is_set():
                 try:
-                    loop.run_forever()
+                    self._loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
             try:
-                for what, *fields in self._jobs.messages():
+                for what, *fields in self.messages():
                     if what == "run":
                         batches.put(*fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
-                        loop.call_soon_threadsafe(act, *fields)
+                        self._loop.call_soon_threadsafe(act, *fields)
             except BaseException:  # Out of memory, say.
-                logger.exception("a worker cannot run its async jobs")
-                if self._own_process:
-                    os._exit(1)
+                logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        self._thread.start()
-        threading.Thread(target=read, daemon=True).start()
-        return iter(batches.get, None)
+        with asyncio.Runner() as runner:  # It cancels what still runs.
+            self._loop = runner.get_loop()
+            thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+            thread.start()
+            try:
+                threading.Thread(target=read, daemon=True).start()
+                yield iter(batches.get, None)
+            finally:
+                closed.set()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with contextlib.suppress(OSError):
-                self._jobs.board.unless_running(self._to_folder)
+            with self.board.held():  # No plain job begins meanwhile.
+                if not self.board.running:
+                    self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
-            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+            self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
             task, claimed = self._tasks[number]
             if task.cancel():
-                self._jobs.executor.noticed.add(claimed[:2])
+                self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        jobs = self._jobs
-        asked = functools.partial(jobs.board.asked, number, place)
+        asked = functools.partial(self.board.asked, number, place)
         if asked():
             return GIVEN_BACK
-        jobs.board.begin(number, place)
+        self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9166,30 +8941,67 @@ class AsyncRunner:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        jobs = self._jobs
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
-            now = jobs.executor.clock()
+            now = self.executor.clock()
             report = report._replace(started_at=now, finished_at=now)
         _, claimed = self._tasks.pop(number)
-        jobs.executor.noticed.discard(claimed[:2])
-        jobs.end_progress(claimed.id)
-        jobs.channel.send("report", write_report(number, report))
+        self.executor.noticed.discard(claimed[:2])
+        self.end_progress(claimed.id)
+        self.channel.send("report", number, report[:])
 
-    def close(self) -> None:
-        """Ends the loop; what still runs in it is cancelled."""
-        self._closed = True
-        loop = self._runner.get_loop()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        self._runner.close()
+
+def surroundings(connection: socket.socket) -> Callable[[], bool]:
+    """Makes a function that puts back what jobs have changed of their process: signal handlers and
+    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
+    done, or if the connection or a standard stream is not as it was."""
+    number = connection.fileno()
+    file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
+    # Not the module signal, which takes ten times as long, for an enum of each.
+    plain = importlib.import_module("_signal")
+    names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
+    handlers = [(each, plain.getsignal(each)) for each in numbers if each]
+    own_process = threading.current_thread() is threading.main_thread()
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    if hasattr(os, "fchdir"):
+        # By descriptor it takes half as long, and finds a folder that was renamed.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore() -> bool:
+        try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _stat_id(os.fstat(number)) != file:
+                return False
+            if not own_process:
+                return True
+            os.umask(umask)
+            if masks:
+                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for each, handler in handlers:
+                if plain.getsignal(each) != handler:
+                    plain.signal(each, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore
 
 
 ################################################################################
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
@@ -9203,7 +9015,7 @@ ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
 UNKNOWN = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError, struct.error
+GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -9240,13 +9052,14 @@ class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
+    pid: int
     channel: Channel
     board: Board
     free: list[int]
     """The places on the board for further async jobs."""
+    sources: list[Any]
+    """What is waited for to notice it: its socket, and what tells of the death of a process."""
     lifeline: Connection | None = None
-    death: Any = None
-    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     left: float = math.inf
@@ -9270,22 +9083,12 @@ class Worker:
     broken: bool = False
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
-    """What it had used in the end: see `used_by`."""
+    """By the end; see `used_by`."""
 
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
         return self.lifeline is not None
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What is waited for to notice it."""
-        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
     def dead(self) -> bool:
@@ -9337,27 +9140,21 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
-        jobs has written over what it sends."""
-        messages: list[Any] = []
-        reports: list[tuple[int, Report]] = []
-        try:
-            self.channel.flush()
-            for message in self.channel.receive():
-                if message[0] == "report":
-                    reports.append(read_report(message[1], 0)[:2])
-                else:
+    def receive(self, dead: bool) -> list[tuple[Any, ...]]:
+        """The messages that have arrived, reports on the board included. It is killed if it is
+        gone, or if one of its jobs has written over what it sends."""
+        messages = []
+        self.channel.flush()
+        # The board comes later: the message that something is there has been read then.
+        for arrived in (self.channel.receive(), self.board.collect(dead)):
+            try:
+                for message in arrived:
                     messages.append(message)
-        except GARBLED:
-            self.broken = True
-        try:
-            reports += self.board.collect(dead)  # Later: the message that it has some is read.
-        except GARBLED:
-            self.broken = True
+            except GARBLED:
+                self.broken = True
         if self.broken and not self.dead:
             self.kill()
-        return messages, reports
+        return messages
 
     def kill(self) -> None:
         """Kills it with all that it started; a thread goes on."""
@@ -9372,46 +9169,49 @@ class Worker:
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-            if self.death not in (None, self.process.sentinel):
-                os.close(self.death)
+            for source in self.sources[1:]:
+                if source != self.process.sentinel:
+                    os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
                 self.process._popen.returncode = UNKNOWN
             self.process.close()
 
 
-def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that imports a program and
-    holds the lock on the file *presence*; or a thread."""
+def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that holds the lock on the
+    file *presence*; or a thread."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
-        if not isinstance(code, Program):
+        if presence is None:
             board = Board(concurrency)
-            arguments = theirs, board, code, time.thread_time_ns
+            arguments = theirs, board, make, time.thread_time_ns
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, free)
+            return Worker(thread, os.getpid(), Channel(ours), board, free, [ours])
         from multiprocessing import get_context
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
         board = Board(concurrency, context)
-        handed = theirs, lifeline, board, presence, code
+        handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with spawning():
             process.start()
         opened.pop_all()
     theirs.close()
     lifeline.close()
+    pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        death: int | None = os.pidfd_open(process.pid or 0)
+        sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
-        # A pipe, which stays open in what the process has forked; then the next look shows it.
-        death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, free, held, death)
+        if sys.platform != "win32":
+            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            sources.append(process.sentinel)
+    return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9448,8 +9248,9 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    code: Program | MakeExecutor
-    """What they run: processes a program, threads an executor."""
+    make: MakeExecutor
+    threads: bool
+    """Whether its workers are threads, instead of processes."""
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
@@ -9460,15 +9261,22 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many have failed since one was ready."""
+    """How many in a row."""
     _failure: str = ""
-    """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*. A WorkerError says that none can be started."""
+        """Lets workers go that have run as many jobs as they may, and starts others, up to the
+        number there should be; they hold the lock on the file *presence*. A WorkerError says that
+        none can be started."""
+        for worker in self.workers:
+            if worker.left <= 0 and not worker.runs:
+                if worker.leaves_by == math.inf:
+                    worker.leaves_by = time.monotonic() + self.grace
+                    worker.channel.send("end")
+                elif time.monotonic() >= worker.leaves_by:
+                    worker.kill()
         if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
@@ -9481,34 +9289,24 @@ class WorkerPool:
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self.code, presence, self.concurrency)
+                held = None if self.threads else presence
+                worker = start_worker(self.make, held, self.concurrency)
             except OSError as error:
-                self.start_failed(str(error), RESTART_PAUSE)
+                self.start_failed(str(error))
                 return
             worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
-    def start_failed(self, problem: str, pause: float) -> None:
+    def start_failed(self, problem: str) -> None:
         """The system lacks what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self._start_at = now + RESTART_PAUSE * 2 ** min(self.failed_starts, 6)
             self.failed_starts += 1
             self._failure = problem
-
-    def dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may, and others take their places."""
-        for worker in self.workers:
-            if worker.left > 0 or worker.runs:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                worker.channel.send("end")
-            elif time.monotonic() >= worker.leaves_by:
-                worker.kill()
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
@@ -9554,18 +9352,14 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
     other_names: frozenset[str],
-) -> bool:
+) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id, and says whether more may be ready."""
+    *plan*, by id."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
-    passed_over = False
-    while workers:
-        if (job := ready.peek()) is None:
-            # There may be more than what was read ahead.
-            return passed_over or ready.version is None
+    while workers and (job := ready.peek()):
         id, name = job
         more = estimate(name, durations)
         if is_async := name in async_names:
@@ -9578,9 +9372,8 @@ def assign(
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
-                break
+                return
             ready.pass_over(async_names if is_async else other_names)
-            passed_over = True
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9592,7 +9385,6 @@ def assign(
         worker.left -= 1
         if worker.left <= 0:
             del workers[which], loads[which], counts[which], places[which]
-    return True
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
@@ -9633,39 +9425,32 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
-    """The report of a job that may have been asked to end: then that counts, and not how it ended;
-    except when its node stops, then the worker knows."""
-    claimed = run.claimed
+def judged(
+    run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
+) -> Report:
+    """The report of a job that may have been asked to end, which counts more than how it ended;
+    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
             kind="cancelled", type="Cancelled", message="cancelled while it ran",
         )  # fmt: skip
-    if run.reason == "memory" and report.state != "completed":
-        limit = registry.options(claimed.name).max_memory or 0
-        problem = f"its worker used more than the {limit:,} bytes that it may"
-        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
     if run.reason == "timeout":
+        kind, type = "timeout", "JobTimedOut"
         problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
         problem += f", and was granted {run.grace:g} s more to end"
-        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
-    return report
-
-
-def failed(
-    claimed: Claimed,
-    report: Report,
-    error: tuple[str, str, str],
-    registry: Registry,
-    rng: random.Random,
-) -> Report:
-    """The report of a job that failed by this error, which is none of its own."""
-    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
-    kind, type, message = error
+    elif run.reason == "memory" and report.state != "completed":
+        kind, type = "memory", "TooMuchMemory"
+        problem = f"its worker used more than the {options.max_memory or 0:,} bytes that it may"
+    elif crash:
+        kind, type, problem = "crash", "WorkerCrashed", crash
+    else:
+        return report
+    failed = after_failure(claimed, options.backoff, rng)
     return report._replace(
-        state=judged.state, delay=judged.delay, counted=True, result=None,
-        kind=kind, type=type, message=message,
+        state=failed.state, delay=failed.delay, counted=True, result=None,
+        kind=kind, type=type, message=problem,
     )  # fmt: skip
 
 
@@ -9741,22 +9526,18 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _maybe_ready: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _no_room: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
+    _look_due: bool = True
+    """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
-    _settle_by: float = math.inf
-    """When that should be in the file."""
+    _exchange_by: float = math.inf
+    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
     _ended: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
-    _progress_by: float = math.inf
-    """When it should be."""
     _changes: int = 0
     """The number of others' commits that was seen."""
     _orphans: bool = False
@@ -9765,14 +9546,12 @@ class Supervisor:
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
-    _locked: bool = False
-    """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
+    """Since when others have held the write lock, in each turn."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    _refill_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
+    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9792,6 +9571,7 @@ class Supervisor:
         IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
+            "see_workers": (POLL_INTERVAL, self._see_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9810,21 +9590,18 @@ class Supervisor:
             self.store.schedules.declare(*self.declared)
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
-            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            what = "threads" if self.pool.threads else "workers"
             logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._spawn()
-            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
-                self._listen()
-                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._duties.attend)
+                self._listen()
+                self._unless_locked(self._duties.attend, self._exchange)
         finally:
             self._leave()
 
@@ -9844,19 +9621,21 @@ class Supervisor:
         only for a slice in each turn."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
-        return waited < LOCK_SLICE and not self._locked
+        return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
         """Takes steps that need the write lock; if others hold it, they stay to be done."""
-        try:
-            for step in steps:
+        busy: BusyError | None = None
+        for step in steps:
+            try:
                 step()
-        except BusyError as error:
-            now = time.monotonic()
-            self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > BUSY_TIMEOUT:
-                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
-                self._locked_since = now
+            except BusyError as error:
+                busy = error
+        now = time.monotonic()
+        self._locked_since = min(self._locked_since, now) if busy else math.inf
+        if now - self._locked_since > BUSY_TIMEOUT:
+            logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, busy)
+            self._locked_since = now
 
     # Join and leave
 
@@ -9887,9 +9666,9 @@ class Supervisor:
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._maybe_ready or busy:
+        if self.until is None or self._look_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -9930,10 +9709,11 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, progress = self._pending, self._progress
+        self._pending, self._progress = [], {}
         try:
-            if pending:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
+            if pending or progress:
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9946,15 +9726,12 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._keep_progress()
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        self.pool.dismiss()
         for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
@@ -9966,20 +9743,12 @@ class Supervisor:
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        if time.monotonic() >= self._refill_at:
-            self._refill_at = math.inf
-            self._look_for_jobs()
-        if not self._locked:
-            self._locked_since = math.inf
-        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
-        due.append(self._watch_at)
-        if self._may_exchange():
-            due.append(self._quiet_until)
-        if self._stops and not isinstance(self.pool.code, Program):
+        exchange_at = 0.0 if self._may_exchange() else self._exchange_by
+        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
+        if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
 
@@ -10000,34 +9769,34 @@ class Supervisor:
         for key, _ in selected:
             worker = key.data
             if worker is None:
-                self._wake_up()
+                with contextlib.suppress(OSError):
+                    for _ in range(DRAINED):
+                        self._wakeup.recv(16)
+                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                    time.sleep(WAKE_REST)
+                self._false_wakes += 1
+                self._duties.call("look")
             elif worker in self.pool.workers:
                 self._receive(worker)
-                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
                     self._reap(worker)
 
-    def _wake_up(self) -> None:
-        """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        if self._false_wakes >= FALSE_WAKES:
-            time.sleep(WAKE_REST)
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._wakeup.recv(16)
-        try:
-            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
-        except FileReplacedError:
-            raise
-        except FileError:
-            self._look_for_jobs()  # The next use of the file raises it again.
-
     def _receive(self, worker: Worker, dead: bool = False) -> None:
-        messages, reports = worker.receive(dead)
-        for message in messages:
+        for message in worker.receive(dead):
             match message:
+                case ("report", number, fields):
+                    if run := worker.take(number):
+                        name, report = run.claimed.name, Report(*fields)
+                        expected = self._durations.get(name, report.took)
+                        self._durations[name] = expected + 0.2 * (report.took - expected)
+                        self._announce(run, report.started_at)
+                        if run.reason is not None:
+                            report = judged(run, report, self.registry, self._rng)
+                        self._settle(run, report)
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
-                    self._no_room = False
+                    self._look_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
@@ -10035,18 +9804,9 @@ class Supervisor:
                     if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
-                    if not self._progress:
-                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
                     self._progress[id, claim] = text
-        for number, report in reports:
-            if run := worker.take(number):
-                name, took = run.claimed.name, report.took
-                expected = self._durations.get(name, took)
-                self._durations[name] = expected + 0.2 * (took - expected)
-                self._announce(run, report.started_at)
-                if run.reason is not None:
-                    report = asked_to_end(run, report, self.registry, self._rng)
-                self._settle(run, report)
+                    soon = time.monotonic() + PROGRESS_INTERVAL
+                    self._exchange_by = min(self._exchange_by, soon)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
@@ -10056,7 +9816,7 @@ class Supervisor:
         if self._stops > 1:
             worker.blameless = True
         if not worker.ready and not self._stops:
-            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+            self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
                 self._settle_died(run)
@@ -10067,13 +9827,9 @@ class Supervisor:
             self._selector.unregister(source)
         worker.close()
 
-    def _look_for_jobs(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self._maybe_ready, self._no_room = True, False
-
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -10088,7 +9844,7 @@ class Supervisor:
                 if event.kind in self._wanted:
                     self._ended.append(event)
         if not self._pending:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
+            self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
 
     def _give_back(self, run: Run) -> None:
@@ -10111,10 +9867,8 @@ class Supervisor:
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
-        if run.reason in (None, "stop") and not worker.blameless:
-            error = "crash", "WorkerCrashed", exit_description(exit_code)
-            report = failed(run.claimed, report, error, self.registry, self._rng)
-        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+        crash = "" if worker.blameless else exit_description(exit_code)
+        self._settle(run, judged(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -10127,20 +9881,6 @@ class Supervisor:
         ended, self._ended = self._ended, []
         for event in ended:
             self.events.emit(event)
-
-    def _keep_progress(self) -> None:
-        """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._pending or time.monotonic() >= self._progress_by
-        if not self._progress or not due:
-            return
-        progress, self._progress, self._progress_by = self._progress, {}, math.inf
-        try:
-            self.store.keep_progress(progress)
-        except (BusyError, FileReplacedError):
-            self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
@@ -10158,10 +9898,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._no_room = True
-            self._maybe_ready = assign(
-                plan, workers, ready, durations, names, self.serves.names - names
-            )
+            assign(plan, workers, ready, durations, names, self.serves.names - names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10173,7 +9910,9 @@ class Supervisor:
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            done = self.store.exchange(self._pending, self._node, choose, self.serves)
+            done = self.store.exchange(
+                self._pending, self._node, choose, self.serves, self._progress
+            )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
@@ -10181,13 +9920,14 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
         if any(report.state in LATER for _, report in self._pending):
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._pending, self._settle_by = [], math.inf
+        self._look_due, self._pending, self._progress = False, [], {}
+        self._exchange_by = math.inf
+        if done.again_at is not None:
+            self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
         runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
@@ -10206,18 +9946,16 @@ class Supervisor:
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if not pending and (self._stops or self._no_room or not self._maybe_ready):
+        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+            return True
+        if not pending and (self._stops or not self._look_due):
             return False
         workers = self.pool.at_work()
         for worker in workers:
             if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
                 return True
-        if self._stops:
-            return True
         # While all are at work, more results will come along.
-        if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settle_by
-        return any(worker.free for worker in workers)
+        return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _put_off(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
@@ -10225,6 +9963,7 @@ class Supervisor:
         what is left, and tries again in a while; but not for ever, where the node is to end by
         itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
+            self._progress.clear()
             try:
                 self.store.settle_each(self._pending)
             except BusyError:
@@ -10238,10 +9977,9 @@ class Supervisor:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
-        self._settle_by = self._quiet_until if self._pending else math.inf
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
     # stops, are asked to end, and have the grace for it; then their worker is killed.
@@ -10368,25 +10106,12 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and which workers died unnoticed."""
-        for worker in list(self.pool.workers):
-            if worker.dead:
-                self._reap(worker)
-        self._see_changes()
-        if self._presence.renew():
-            logger.error(
-                "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence.path,
-            )  # fmt: skip
-            self.pool.replace()
-
-    def _see_changes(self) -> bool:
-        """Whether others have committed something since the last look."""
+        """Looks whether others have committed something."""
         if (changes := self.store.changes()) == self._changes:
-            return False
+            return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._changes = changes
+        self._changes, self._false_wakes = changes, 0
         self._wake()
         if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
@@ -10395,7 +10120,18 @@ class Supervisor:
                 self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
-        return True
+
+    def _see_workers(self, duties: Duties) -> None:
+        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
+        if self._presence.renew():
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self._presence.path,
+            )  # fmt: skip
+            self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
@@ -11079,9 +10815,15 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(workers, **options)
-        with _signals(supervisor):
+        supervisor, before = self._supervisor(workers, **options), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                before[number] = signal.signal(number, lambda *_: supervisor.stop())
+        try:
             supervisor.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, until the end of a with statement: for programs
@@ -11110,7 +10852,7 @@ class LiteJobs:
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            code = self._program() if threads is None else self._executor
+            make = self._program() if threads is None else self._executor
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
@@ -11119,7 +10861,7 @@ class LiteJobs:
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
-            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             declared = self._declarations()
             return Supervisor(
                 store,
@@ -11140,7 +10882,7 @@ class LiteJobs:
         self.middleware.frozen = True
         return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
-    def _program(self) -> Program:
+    def _program(self) -> MakeExecutor:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         if any(definition.options.max_memory for definition in self.registry):
@@ -11149,9 +10891,12 @@ class LiteJobs:
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
-        program = Program(places, self.state, home, self.clock, around, paths, level)
+        program = functools.partial(
+            load_program, places, self.state, home, self.clock, around, paths, level
+        )
         layers = [("middleware", layer) for layer in (*around, *self.middleware.enqueues)]
         import pickle
 
@@ -11191,7 +10936,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
+            return run_due(duties, executor, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11204,78 +10949,58 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-@attrs.define(eq=False, repr=False)
-class Drain:
-    """Runs what is due in this process, one job after the other."""
+def run_due(
+    duties: Duties, executor: Executor, serves: Serves, presence: Presence, prunes: bool
+) -> int:
+    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    store, node, events = duties.store, duties.node, duties.events
+    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    emit = events.emit if logger.hasHandlers() else events.pass_on
+    ended: Sequence[tuple[Claimed, Report]] = ()
+    attempts, interrupted = 0, False
 
-    duties: Duties
-    executor: Executor
-    serves: Serves
-    presence: Presence
-    _ended: Sequence[tuple[Claimed, Report]] = ()
-    """The attempt that is to be settled."""
+    def choose(ready: Ready) -> list[int]:
+        room = 0 if interrupted or not store.nodes.is_listed(node) else 1
+        return [id for id, _ in itertools.islice(ready, room)]
 
-    def run(self, prunes: bool) -> int:
-        """Runs jobs until none is due; gives the number of attempts."""
-        store, attempts = self.duties.store, 0
-        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        while prunes and (store.prune(store.clock()) or store.shrink()):
-            pass  # A batch at a time, so that others can write, too.
-        while True:
-            self.presence.renew()
+    def keep_progress(text: str) -> None:
+        try:
+            store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    def report_progress(claimed: Claimed, progress: Progress) -> None:
+        reporter.report(progress)
+
+    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    while prunes and (store.prune(store.clock()) or store.shrink()):
+        pass  # A batch at a time, so that others can write, too.
+    while True:
+        presence.renew()
+        if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            self.duties.do("expire", "fire", "stage")
-            settled = bool(self._ended)
-            done = self._exchange()
-            if done.claimed:
-                self._attempt(done.claimed[0])
-                attempts += 1
-            elif done.complete and not settled:
-                # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(self.duties.node)
-                return attempts
-
-    def _exchange(self, limit: int = 1) -> Exchanged:
-        """Settles the attempt that has ended, and claims at most so many jobs."""
-        store, node, events = self.duties.store, self.duties.node, self.duties.events
-
-        def choose(ready: Ready) -> list[int]:
-            room = limit if store.nodes.is_listed(node) else 0
-            return [id for id, _ in itertools.islice(ready, room)]
-
-        done = store.exchange(self._ended, node, choose, self.serves)
-        ended, self._ended = self._ended, ()
-        for claimed, report in ended:
+            duties.do("expire", "fire", "stage")
+        done = store.exchange(ended, node, choose, serves)
+        for settled, report in ended:
             if report.kind or events.wants("completed"):
-                self._emit(*attempt_ended(claimed, report, self.serves.node))
-        return done
-
-    def _attempt(self, claimed: Claimed) -> None:
-        store, pid = self.duties.store, os.getpid()
-        if self.duties.events.wants("started"):
-            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
-
-        def keep(text: str) -> None:
-            try:
-                store.keep_progress({claimed[:2]: text})
-            except FileError as error:
-                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-        reporter = ProgressReporter(keep)
-        report = self.executor.run(
-            claimed, progress=lambda claimed, progress: reporter.report(progress)
-        )
-        reporter.close()
-        self._ended = [(claimed, report._replace(worker=pid))]
-        if report.type == "KeyboardInterrupt":
-            self._exchange(0)
+                for event in attempt_ended(settled, report, serves.node):
+                    emit(event)
+        if interrupted:
             raise KeyboardInterrupt
-
-    def _emit(self, *events: Event) -> None:
-        # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
-        for event in events:
-            emit(event)
+        if not done.claimed:
+            if done.complete and not ended:  # Otherwise a retry may be due at once.
+                store.nodes.refuse_unlisted(node)
+                return attempts
+            ended = ()
+            continue
+        (claimed,) = done.claimed
+        if events.wants("started"):
+            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+        with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
+            report = executor.run(claimed, progress=report_progress)
+        ended = [(claimed, report._replace(worker=os.getpid()))]
+        attempts += 1
+        interrupted = report.type == "KeyboardInterrupt"
 
 
 class NodeOptions(TypedDict, total=False):
@@ -11441,6 +11166,30 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
+@functools.cache
+def _options_in(typed: str) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
+        )
+        for name, hint in globals()[typed].__annotations__.items()
+    ]
+
+
+def _spell_out_options(owner: Any) -> None:
+    """Lets `help()` show each option that a method takes by a TypedDict."""
+    for method in filter(inspect.isfunction, vars(owner).values()):
+        for hint in method.__annotations__.values():
+            if isinstance(hint, str) and hint.startswith("Unpack["):
+                signature = inspect.signature(method)
+                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
+                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+
+
+for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    _spell_out_options(_owner)
+
+
 def module_name(name: str) -> str:
     """The name of a module, which for the main program is that of its file (or, after -m,
     of its module): so it is the same however the program was started."""
@@ -11531,20 +11280,6 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
-@contextlib.contextmanager
-def _signals(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop the supervisor, where handlers can be installed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
 @attrs.define(eq=False, repr=False)
 class Pool:
     """A node that works in the background, from `with jobs.start(…) as pool:`."""
@@ -11611,17 +11346,13 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
-def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
-
-
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+    now: datetime = attrs.field(
+        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
+    )
 
     def __call__(self) -> int:
         return to_micros(self.now)
@@ -11648,14 +11379,9 @@ class Recorder:
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
 
-    @overload
     def enqueued(
-        self, definition: Definition[..., R, Any], /, **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
-
-    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
+    ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
         its name) whose payload has these *fields*, defaults included.
 
@@ -11664,22 +11390,24 @@ class Recorder:
             OptionError: it has no such field.
         """
         self._check()
-        name = None if definition is None else self._named(definition, fields)
-        jobs = reversed(self.jobs.find(limit=2**31 - 1))
-        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
-
-    @overload
-    def assert_enqueued(
-        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def assert_enqueued(
-        self, definition: type | str, /, *, times: int | None = ..., **fields: object
-    ) -> list[Job]: ...
+        jobs = self.jobs.find(limit=2**31 - 1)[::-1]
+        if definition is None:
+            return jobs
+        name = self._named(definition, fields)
+        return [
+            job
+            for job in jobs
+            if job.name == name and (not fields or fields.items() <= self._arguments(job).items())
+        ]
 
     def assert_enqueued(
-        self, definition: Any, /, *, times: int | None = None, **fields: object
-    ) -> list[Job]:
+        self,
+        definition: Definition[..., R, Any] | type | str,
+        /,
+        *,
+        times: int | None = None,
+        **fields: object,
+    ) -> list[Job[R]]:
         """Makes sure that a job with these fields was enqueued, so many *times* or at least
         once; gives the jobs.
 
@@ -11728,7 +11456,11 @@ class Recorder:
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
-            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+            lines = [f"{len(new)} failed"]
+            for job, failure in new:
+                call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
+                lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
+            raise AssertionError("\n\n".join(lines))
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
@@ -11770,20 +11502,12 @@ class Recorder:
                 return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
-    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        return not fields or fields.items() <= self._arguments(job).items()
-
     def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
             lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
         return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
-
-    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
-        job, failure = failed
-        call = _call(job.name, self._arguments(job))
-        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
@@ -12088,6 +11812,12 @@ def _enqueue(
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
+def _list(
+    jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
+) -> list[Job[Any]]:
+    return jobs.find(limit=limit, before=before, **filters)
+
+
 SHOWN_FAILURES = 5
 
 
@@ -12291,11 +12021,7 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = tuple(
-    str(field.alias)
-    for field in attrs.fields(Job)
-    if not (field.kw_only or field.name.startswith("_"))
-)
+_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
 
 
 def _values(
@@ -12409,7 +12135,7 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, the newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
