@@ -74,7 +74,6 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -1480,7 +1479,7 @@ def make_schedule(
 ################################################################################
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Unfit(Exception):
     """A value or a text is not of its type; *problems* says what is wrong, and where."""
 
@@ -1490,7 +1489,7 @@ class Unfit(Exception):
         return "; ".join(self.problems)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Codec(Generic[T]):
     """JSON text for values of one type, checked both ways.
 
@@ -1505,16 +1504,15 @@ class Codec(Generic[T]):
         form = self._form
         try:
             raw = form.write(value)
-            if not form.plain:
-                form.read(raw)
+            try:
+                if form.plain:
+                    return _to_json(raw)
+            except TypeError:
+                pass  # There is a misfit: reading names its field.
+            form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            problem = error
-            try:
-                form.read(form.write(value))
-            except Exception as better:  # The error of reading names the field.
-                problem = better
-            raise Unfit(_problems(problem)) from error
+            raise Unfit(_problems(error)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
@@ -1613,10 +1611,12 @@ def hides(kind: Any) -> bool:
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
-        try:
-            left += [*typing.get_args(kind), *_hints_of(cls).values()]
-        except (NameError, TypeError):
-            return True  # Unknown: better to hide.
+        left += typing.get_args(kind)
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+            try:
+                left += typing.get_type_hints(cls, include_extras=True).values()
+            except (NameError, TypeError):
+                return True  # Unknown: better to hide.
     return False
 
 
@@ -1625,11 +1625,6 @@ def hidden_fields(cls: Any) -> set[str]:
     fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
     values = fields.values() if isinstance(fields, dict) else fields
     return {field.name for field in values if field.repr is not True}
-
-
-def _hints_of(cls: Any) -> dict[str, Any]:
-    holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
-    return typing.get_type_hints(cls, include_extras=True) if holds else {}
 
 
 def _is_class(cls: Any) -> bool:
@@ -1646,11 +1641,10 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def shown(value: Any) -> str:
-    """A short `repr`, which never fails."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+shown = _SHORT.repr
+"""A short `repr`, which never fails."""
 
 
 def got(kind: Any, value: Any) -> str:
@@ -1730,16 +1724,16 @@ class _Wire(cattrs.Converter):
 
     def __init__(self) -> None:
         super().__init__(forbid_extra_keys=True)
-        self._forms: dict[Any, _Form] = {}
+        self.forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
         kind = _bare(kind)
-        if kind not in self._forms:
+        if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
-            form = self._forms[kind] = _Form(kind)
+            form = self.forms[kind] = _Form(kind)
             form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
-        return self._forms[kind]
+        return self.forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
         return self.form(type).read
@@ -1754,6 +1748,9 @@ def _form_of(kind: Any) -> _Form:
     return _Wire().form(kind)
 
 
+_PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
+
+
 def _without_defaults(form: _Form) -> _Form:
     fields = attrs.fields(form.kind)
     defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
@@ -1765,13 +1762,7 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+    return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
 def _bare(kind: Any) -> Any:
@@ -1923,12 +1914,20 @@ _UNIONS: Final = (typing.Union, types.UnionType)
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
-    choosers = {}
+    choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
         members = [member for member, form in forms.items() if cls in form.json_classes]
         if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[cls] = _chooser(kind, members, wire)
+        if len(members) == 1:
+            choosers[cls] = functools.partial(_same, members[0])
+            continue
+        with contextlib.suppress(TypeError):
+            if all(map(_is_class, members)):
+                choosers[cls] = disambiguators.create_default_dis_func(wire, *members)
+                continue
+        names = " and ".join(map(_name, members))
+        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -1945,21 +1944,10 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
     return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
-def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
-    """Chooses, for a JSON value, among *members* whose JSON values have the same class."""
-    if len(members) == 1:
-        return lambda _: members[0]
-    with contextlib.suppress(TypeError):
-        if all(map(_is_class, members)):
-            return disambiguators.create_default_dis_func(wire, *members)
-    names = " and ".join(map(_name, members))
-    raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
-
-
 # Scalars.
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, _: Any = None) -> Any:
     return value
 
 
@@ -1984,9 +1972,7 @@ def _write_moment(value: datetime | time_of_day) -> str:
     return text
 
 
-def _seconds(value: timedelta) -> float:
-    seconds = value.total_seconds()
-    return int(seconds) if seconds.is_integer() else seconds
+_SECOND = timedelta(seconds=1)
 
 
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
@@ -2011,7 +1997,12 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
     **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
     None: ((types.NoneType,), (types.NoneType,), _same, _same),
     float: ((float, int), (float, int), _same, _parse_float),
-    timedelta: _exact(timedelta, _seconds, lambda raw: timedelta(seconds=raw), int, float),
+    timedelta: _exact(
+        timedelta,
+        lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
+        lambda raw: timedelta(seconds=raw),
+        *(int, float),
+    ),
     bytes: _exact(bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
     date: _exact(date, date.isoformat, date.fromisoformat),
     datetime: ((datetime,), (str,), _write_moment, _parse_datetime),
@@ -2649,7 +2640,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
     if unique.key is not None:
-        content = _key_text(bound, unique.key, "unique")
+        content = key_text(bound, unique.key, "unique")
     elif body.options.encode or isinstance(bound.payload, bytes):
         if unique.fields is not None:
             problem = f"{body.name!r} has an encoding of its own: give a key=, not fields="
@@ -2670,13 +2661,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     return f"{body.name}:{digest.hexdigest()}"
 
 
-def limited_key(bound: Bound[Any]) -> str | None:
-    """The key of which only so many jobs run at a time; `None` if the job has none."""
-    key = bound.options.key
-    return key if key is None else check_name(_key_text(bound, key, "key"), "key")
-
-
-def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
     """A text that was given, or that a function makes of the payload."""
     if isinstance(key, str):
         return key
@@ -3021,17 +3006,11 @@ class Report(NamedTuple):
     output: str = ""
 
     @property
-    def brief(self) -> bool:
-        """Whether only the times differ from the defaults."""
-        return self[3:] == _DEFAULTS
-
-    @property
     def error(self) -> str | None:
         """Type and first line of what went wrong."""
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_DEFAULTS = Report()[3:]
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
@@ -3678,8 +3657,7 @@ SCHEMA = f"""
         next_at      INTEGER,                                 -- NULL: never again
         last_at      INTEGER,
         last_job     INTEGER,
-        -- JSON: the periods whose ticks have been handled
-        covered      TEXT NOT NULL DEFAULT '[]'
+        covered      TEXT NOT NULL DEFAULT '[]'               -- JSON: periods that were handled
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
         WHERE next_at IS NOT NULL AND NOT paused;
@@ -3860,13 +3838,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL = 0.01
-"""Seconds between two checks of the paths while a process only reads."""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; that it is there is checked
-with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -3883,6 +3859,8 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
 class Damaged(Exception):
@@ -3896,28 +3874,22 @@ _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.FullError: "the disk is full: nothing was written; free some space",
     apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
     apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+    apsw.BusyError: "locked by another process for too long: who holds a transaction open on it?",
 }
 
 
-def _translated(error: FailedReading | OSError, path: str) -> FileError:
+def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
-            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
         case OSError():
-            return FileError(path, f"cannot be used: {error.strerror}")
-        case apsw.BusyError():
-            problem = "locked by another process for too long"
-            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+            problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
-            return FileError(path, f"cannot be written: {error}")
-    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
+            problem = f"cannot be written: {error}"
+        case _:
+            problem = _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}"
+    return (BusyError if isinstance(error, apsw.BusyError) else FileError)(str(path), problem)
 
 
 @contextlib.contextmanager
@@ -3926,12 +3898,18 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
-        raise _translated(error, str(path)) from error
+        raise _translated(error, path) from error
 
 
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
 
 
 def _stat_id(found: os.stat_result) -> FileId:
@@ -3943,10 +3921,6 @@ def _file_id(path: str) -> FileId:
         return _stat_id(os.stat(path))
     except OSError:
         return 0, 0
-
-
-def _within_timeout(waited: float) -> bool:
-    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -3963,8 +3937,10 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_timeout
+    may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
+    opened: int = 0
+    """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
     warned: bool = False
@@ -3972,11 +3948,9 @@ class File:
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
-    _opened: int = 0
-    """Rises so much with each connection that no version comes again."""
-    _paths: tuple[str, str, str] = ("", "", "")
+    _paths: tuple[str, ...] = ("", "", "")
     """Of the open file, its WAL and its shared memory."""
-    _ids: list[FileId] = attrs.field(factory=list)
+    _ids: tuple[FileId, ...] = ((0, 0),) * 3
     """Of these three, when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
@@ -3984,11 +3958,10 @@ class File:
     _wal_checked_at: float = 0.0
     _size: int = 0
     """Bytes, when the paths were checked."""
-    _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
-    _close_socket: Callable[[], object] | None = None
+    _close_socket: Callable[[], object] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4001,10 +3974,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def is_open_as(self, found: FileId) -> bool:
-        """Whether this process would lose locks of SQLite's by closing that file."""
-        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4030,16 +3999,14 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
+            with contextlib.suppress(OSError, OverflowError, TypeError):
                 if (sender := self._socket) is None:
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
@@ -4053,43 +4020,34 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
-                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
-                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        if self._connection is not None:
+            return self._connection
+        if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+            problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+            raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        _keep_others_out()
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
+            fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
-        may_go_on = _busy_handler(self.may_wait)
-        for tries in itertools.count():
-            try:
-                connection = self._connect(place, "full" if self.durability == "full" else "normal")
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not may_go_on(tries):
-                    raise
-        try:
+            may_go_on = _busy_handler(self.may_wait)
+            for tries in itertools.count():
+                try:
+                    synchronous = "full" if self.durability == "full" else "normal"
+                    connection = self._connect(place, synchronous)
+                    break
+                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                    if not may_go_on(tries):
+                        raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
-        except OSError as error:
-            connection.close()
-            raise _translated(error, str(place)) from error
-        self._page_size = connection.pragma("page_size")
-        self._pid, self._opened = os.getpid(), self._opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
-        self.path, self._lost = place, False
+            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4138,90 +4096,56 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
+            self._close_socket()
+            self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
-            with contextlib.suppress(apsw.Error, OSError):
+            with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._is_there():
-            _put_wal_aside(self._paths[0], self._ids[1:])
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
+        lock; those that only read, now and then."""
+        links = 1 if self._connection is None else self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
-            self.check()
-
     def _links(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. What the
-        path of the WAL leads to is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than is open. Where that
+        of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
             found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
-                seen = os.stat(wal)
-                if _stat_id(seen) != self._ids[1]:
+                if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
         except NOT_THERE:
             return 0
+        except OSError as error:
+            raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
-        if not here or not found.st_size:  # SQLite never makes it empty.
-            return 0
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and is not empty."""
-        try:
-            found = os.stat(self._paths[0])
-        except NOT_THERE:
-            return False
-        return _stat_id(found) == self._ids[0] and found.st_size > 0
-
-    def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction: it rises by one with a commit of our own,
-        and by at least one with those of others."""
-        return self._opened + connection.data_version()
-
-    def changes(self, connection: apsw.Connection) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
-        version: int = connection.execute("PRAGMA data_version").get
-        return self._opened + version
+        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4229,56 +4153,48 @@ class File:
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*.
-
-        Quotas, and file systems that promise more than they have, are not seen by this.
-        """
+        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
+        systems that promise more than they have, are not seen by this."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages: int = connection.execute("PRAGMA page_count").get
-        growth = max(0, pages * self._page_size - self._size)
+        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
-            free = _free_space(self._paths[0])
-            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+            if sys.platform == "win32":
+                import shutil
+
+                free = shutil.disk_usage(self.path.parent).free
+            else:
+                disk = os.statvfs(self._paths[0])
+                # A file system that does not say how large it is has room.
+                free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
+            if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
-                return None
-            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
+            if free < needed:
+                needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        return None if free >= growth + wal_growth + reserve else free
-
-    @property
-    def _wal_room(self) -> int:
-        """Bytes of `WAL_ROOM` pages, each with its header."""
-        return WAL_ROOM * (self._page_size + 24)
+        return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then.
-
-        SQLite writes the pages of a transaction that is then rolled back behind the last valid
-        frame, under the write lock, and the WAL keeps its size.
-        """
+        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
+        a transaction that is then rolled back behind the last valid frame, under the write lock,
+        and the WAL keeps its size."""
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths[1]).st_size >= self._wal_room:
+            size = connection.pragma("page_size")
+            if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
                 connection.execute("CREATE TABLE litejobs_room (content)")
-                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                room = "INSERT INTO litejobs_room VALUES (zeroblob(?))"
+                connection.execute(room, (WAL_ROOM * size,))
                 connection.cache_flush()
             finally:
                 self.roll_back()
-
-    def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
-        transaction finds room there."""
-        with self.turn, contextlib.suppress(apsw.Error):
-            if self._connection is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there still is one; closes the connection if that fails."""
@@ -4298,12 +4214,9 @@ class File:
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all. (As a generator with
-    `contextmanager` it took longer than SQLite does.)
-
-    It is on the connection of the file, which threads take turns with; or on the caller's, who
-    has begun it and commits it.
-    """
+    """Statements that are committed together, or not at all: on the connection of the file, which
+    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
+    with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4315,7 +4228,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4328,10 +4243,11 @@ class Transaction:
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
-            if self._read_only:
-                file.check_now_and_then()
-            else:
+            if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
+                file.check()
+                self.version = file.opened + self.connection.data_version()
+            elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
         except BaseException as error:
@@ -4345,48 +4261,38 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        file = self.file
         ports: Sequence[int] = ()
         try:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
-                if self._enqueues:
-                    self._require_space()
+                if self._enqueues and (
+                    (free := file.lacks_space(self.connection, DISK_RESERVE)) is not None
+                ):
+                    problem = "the disk is nearly full: nothing was written; free some space"
+                    left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+                    raise FileError(str(file.path), f"{problem} ({left})")
                 self._commit()
             elif not self._read_only:
-                self.file.roll_back()
+                file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self.file.roll_back()
+            file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self.file.turn.release()
+            file.turn.release()
         self._raise_as_ours(error)
-        if ports:
-            self.file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.version(self.connection)
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
-
-    def _require_space(self) -> None:
-        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
-        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.file.path), f"{problem} ({left})")
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -4401,35 +4307,34 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
-            if os.access(wal, os.F_OK) or os.stat(wal):
-                return
+            if not os.access(wal, os.F_OK):
+                os.stat(wal)
         except NOT_THERE:
             file.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(file.path), problem) from error
+            raise _unknown_outcome(file, error) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self.file.empty_wal()
+        file = self.file
+        if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
+            # As far as no reader needs the WAL, the next transaction finds room there.
+            with file.turn, contextlib.suppress(apsw.Error):
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, FailedReading):
             try:
-                self.file.check()
+                file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self.file.path)) from error
+            raise _translated(error, file.path) from error
 
 
 def _ports(tx: Transaction) -> Sequence[int]:
     """Where the nodes listen."""
-    ports = [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
-    if not {*map(type, ports)} <= {int}:
-        raise Damaged(f"expected ports of nodes, found {ports}")
-    return ports
+    return [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
@@ -4448,48 +4353,40 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
+    """The real path of the file, which then exists, private to its user. It is created with
+    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
+    locks that this process has on it."""
     try:
-        place = _real_path(path)
+        place = real_path(path)
         if create:
             with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+                    _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
         problem = f"is not a valid file name: {error}"
     else:
-        if stat.S_ISREG(found.st_mode):
-            if found.st_nlink == 1:
-                return place
-            problem = LINKED
-        elif stat.S_ISLNK(found.st_mode):
-            problem = "is a symbolic link: name the file that it leads to"
-        elif stat.S_ISDIR(found.st_mode):
-            problem = "is a folder: name a file in it"
-        else:
-            problem = "is not a regular file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return place
+        problem = {
+            stat.S_IFREG: LINKED,
+            stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
+            stat.S_IFDIR: "is a folder: name a file in it",
+        }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
     raise FileError(str(path), problem) from None
 
 
-ENDINGS = "-wal", "-shm"
-
-
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
     # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     place = Path(os.path.realpath(path.parent, strict=True), path.name)
@@ -4501,8 +4398,8 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
-    wal, shm = (f"{place}{end}" for end in ENDINGS)
-    if not any(map(any, left)):
+    _, wal, shm = left
+    if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
         # Of two processes, none renames the new file of the other. Folders need not be readable,
@@ -4510,45 +4407,40 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
-        if any(left[1]) and _file_id(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _file_id(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            problem = "%s belongs to a file that is not there any more: it is kept as %s"
-            logger.warning(problem, wal, aside)
+        if any(shm) and _file_id(f"{place}-shm") == shm:
+            os.unlink(f"{place}-shm")
+        if any(wal) and _file_id(f"{place}-wal") == wal:
+            aside = f"{place}-wal-{wal[1]}"
+            os.rename(f"{place}-wal", aside)
+            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, place, aside)
 
 
 def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
     """Locks a file, alone or with others, until what it returns is closed or the process ends;
     `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
-    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
-        time.sleep(0.001)
-    return locked
-
-
-def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
-    with contextlib.ExitStack() as locked:
-        if sys.platform == "win32":
-            # A lock of SQLite's on an empty file.
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            locked.callback(connection.close)
-            connection.pragma("journal_mode", "memory")
-            with contextlib.suppress(apsw.BusyError):
+    while True:
+        busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
+        with contextlib.ExitStack() as locked, busy:
+            if sys.platform == "win32":
+                # A lock of SQLite's on an empty file.
+                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+                locked.callback(connection.close)
+                connection.pragma("journal_mode", "memory")
                 connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
-            return None
-        import fcntl
+            import fcntl
 
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        locked.callback(os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):
+            # Read-only: a job that writes into every open descriptor must not damage it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            locked.callback(os.close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
-    return None
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.001)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -4571,16 +4463,6 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(path: str) -> int | None:
-    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
-    if sys.platform == "win32":
-        import shutil
-
-        return shutil.disk_usage(os.path.dirname(path)).free
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
 def fill_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
     file gets their number, and is written to by what is printed."""
@@ -4589,25 +4471,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
+    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
+    of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4620,19 +4493,16 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-
-    def hold(lock: threading.RLock) -> None:
-        lock.acquire()
-        _HELD_BY_FORK.append(lock)
-
+    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
+    a thread that holds a lock, to wait for: so no other thread may."""
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    hold(_FORKS)
-    for file in _files_here():
-        hold(file.turn)
+    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+        held.acquire()
+        _HELD_BY_FORK.append(held)
+    for file in files:
         with contextlib.suppress(apsw.Error):
             file.close()
-    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _release_after_fork() -> None:
@@ -4675,41 +4545,40 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if any(found) and _litejobs_has(found):
+    if litejobs_has(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
 def _refuse_beside_others(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process."""
+    """Refuses a file that something else than our SQLite has open in this process; where that
+    matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return
     give_up = time.monotonic() + 0.5
-    # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(found) and not (
-        _litejobs_has(found) or _apsw_has(place, if_busy=True)
-    ):
+    while True:
+        there = set()
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                there.add(_stat_id(os.fstat(int(number))))
+        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+            return
+        # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _litejobs_has(found: FileId) -> bool:
-    return any(file.is_open_as(found) for file in _files_here())
+def litejobs_has(found: FileId) -> bool:
+    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    return any(found) and any(
+        file._connection is not None and found in file._ids[::2] for file in files_here()
+    )
 
 
-def _has_descriptors_of(found: FileId) -> bool:
-    """Whether a file is open in this process; where that matters, and can be known."""
-    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
-        return False
-    for number in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):
-            if _stat_id(os.fstat(int(number))) == found:
-                return True
-    return False
-
-
-def _apsw_has(place: Path, if_busy: bool) -> bool:
+def apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -5456,7 +5325,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
+        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -5551,7 +5420,9 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
     )
     if options.plain:
         return job
-    key, unique = limited_key(bound), options.unique or Unique()
+    key, unique = options.key, options.unique or Unique()
+    if key is not None:
+        key = check_name(key_text(bound, key, "key"), "key")
     unique_text = unique_key(bound)
     rule: Any = unique.on_conflict
     return job._replace(
@@ -7090,7 +6961,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _real_path(place)
+        place = real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7649,7 +7520,7 @@ class Store:
     def changes(self) -> int:
         """A number that changes when others commit."""
         with self.file.transaction(read_only=True) as tx:
-            return self.file.changes(tx.connection)
+            return self.file.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # Claim and settle
 
@@ -8234,16 +8105,17 @@ def rescue(duties: Duties) -> None:
         for id, name, pid in order:
             if duties.store.nodes.is_alive(id):
                 break
-            _rescue(duties, id, name, pid)
+            take_over(duties, id, name, pid)
 
 
 def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
     for id in duties.store.nodes.unlisted():
-        _rescue(duties, id, str(id), 0)
+        take_over(duties, id, str(id), 0)
 
 
-def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
+    """Takes over the jobs of a node, if none of its processes is left."""
     listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
@@ -8257,22 +8129,6 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
                 duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def fire(duties: Duties) -> float | None:
-    """Enqueues the jobs of schedules that are due."""
-
-    def emit(schedule: Schedule, jobs: list[int]) -> None:
-        for job in jobs:
-            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
-
-    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
-
-
-def admit(duties: Duties) -> None:
-    """Makes blocked jobs ready whose key became free unnoticed."""
-    if duties.store.admit():
-        duties.on_ready()
-
-
 def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
     time, with pauses nine times as long for others to write."""
@@ -8281,22 +8137,23 @@ def prune(duties: Duties) -> float | None:
     return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def fold_metrics(duties: Duties) -> float | None:
-    """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
-
-
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
     "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
-    "fire": (60.0, fire),
+    "fire": (
+        60.0,
+        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+    ),
     "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, admit),
+    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (600.0, fold_metrics),
+    "fold_metrics": (
+        600.0,
+        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+    ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
 """By name: an interval in seconds, and what is done."""
@@ -8314,13 +8171,10 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
-    _due: dict[str, float] = attrs.field(init=False)
+    _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
     """By what failed: when it may be logged again, and the interval before that."""
-
-    def __attrs_post_init__(self) -> None:
-        self._due = dict.fromkeys(self.table, 0.0)
 
     def do(self, *names: str) -> None:
         """Does these now."""
@@ -8336,15 +8190,14 @@ class Duties:
     @property
     def soonest(self) -> float:
         """When the next one is due."""
-        return min(self._due.values())
+        return min(self._due[name] for name in self.table)
 
     def attend(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for name, due in list(self._due.items()):
-            if due > soon:
+        for name, (interval, duty) in self.table.items():
+            if self._due[name] > soon:
                 continue
-            interval, duty = self.table[name]
             try:
                 wanted = duty(self)
             except (BusyError, FileReplacedError):
@@ -8362,6 +8215,11 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def fired(self, schedule: Schedule, jobs: list[int]) -> None:
+        """Emits that a schedule has enqueued jobs."""
+        for job in jobs:
+            self.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
         """Emits an event of this node, with these fields of `Event`."""
@@ -8398,37 +8256,38 @@ THAW = (
 )
 
 
-@attrs.frozen
-class Program:
-    """The code of a program, as its workers find it."""
-
-    places: dict[str, tuple[str, str]]
-    """By name of the definition: its module, and its path in there."""
-    state: Callable[[], Any] | None
-    home: Callable[[], Any]
-    """Makes the queue for definitions that no import has registered."""
-    clock: Clock
-    around: tuple[AroundRun, ...] = ()
-    """The middleware around every run."""
-    paths: Mapping[Path, Path] = {}
-    """By relative path of a file: the absolute one, since workers may start in another folder."""
-    log_level: int | None = None
-
-    def executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """Imports the modules, and makes the executor of the program's jobs in this process."""
-        registry = Registry()
-        use_relative_paths(self.paths)
-        token = IMPORTING.set(True)
-        for name, (module, path) in self.places.items():
-            registry.add(_definition_at(importlib.import_module(module), path, name))
-        IMPORTING.reset(token)
-        registry.frozen = True
-        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
-        for body in {definition.body for definition in registry}:
-            body.home = body.home or self.home()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        return executor(registry, self.state, self.clock, NOWHERE, self.around)
+def load_program(
+    places: Mapping[str, tuple[str, str]],
+    make_state: Callable[[], Any] | None,
+    home: Callable[[], Any],
+    clock: Clock,
+    around: tuple[AroundRun, ...],
+    paths: Mapping[Path, Path],
+    log_level: int | None,
+) -> contextlib.AbstractContextManager[Executor]:
+    """What runs a program's jobs in a worker process. Imports the modules of its definitions:
+    *places* has by name the module, and the path in there. *home* makes the queue for those that
+    no import has registered. *paths* leads from relative paths of files to absolute ones, since
+    workers may start in another folder."""
+    registry = Registry()
+    use_relative_paths(paths)
+    token = IMPORTING.set(True)
+    for name, (module, path) in places.items():
+        found = _at(importlib.import_module(module), path)
+        definition, holder = definition_of(found), getattr(found, "registry", None)
+        if definition is None or definition.name != name:
+            definition = holder.by_name.get(name) if isinstance(holder, Registry) else None
+        if definition is None:
+            raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
+        registry.add(definition)
+    IMPORTING.reset(token)
+    registry.frozen = True
+    gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    for body in {definition.body for definition in registry}:
+        body.home = body.home or home()
+    if log_level is not None:
+        log_to_stderr(log_level)  # Unless the program has set up logging itself.
+    return executor(registry, make_state, clock, NOWHERE, around)
 
 
 @contextlib.contextmanager
@@ -8453,17 +8312,6 @@ def executor(
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-
-
-def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found = _at(module, path)
-    definition = definition_of(found)
-    if definition is not None and definition.name == name:
-        return definition
-    registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
-        return definition
-    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -8519,12 +8367,8 @@ def check_frozen() -> None:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
-    for code in codes:  # It grows meanwhile.
-        if isinstance(code, types.CodeType):
-            if "freeze_support" in code.co_names:
-                return
-            codes.extend(code.co_consts)
-    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+    if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 ################################################################################
@@ -8536,10 +8380,32 @@ def check_frozen() -> None:
 # and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+STOP_SIGNALS: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+def pack(*message: Any) -> bytes:
+    """A message, after its length."""
+    packed = marshal.dumps(message)
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Takes the whole messages out of what has arrived."""
+    while len(arrived) >= 4:
+        end = 4 + int.from_bytes(arrived[:4], "big")
+        if end > LONGEST_MESSAGE:
+            raise ValueError("not a message of litejobs")
+        if len(arrived) < end:
+            return
+        message = marshal.loads(arrived[4:end])
+        del arrived[:end]
+        yield message
 
 
 @attrs.define(eq=False, repr=False)
@@ -8552,11 +8418,10 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, what: str, *fields: Any) -> None:
-        """Sends a message after its length, or keeps what the socket does not take."""
-        message = marshal.dumps((what, *fields))
+    def send(self, *message: Any) -> None:
+        """Sends a message, or keeps what the socket does not take."""
         with self._lock:
-            self.unsent += len(message).to_bytes(4, "big") + message
+            self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
@@ -8571,7 +8436,6 @@ class Channel:
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
-        arrived = self._received
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8579,16 +8443,8 @@ class Channel:
                 return
             if not data:
                 raise EOFError
-            arrived += data
-            while len(arrived) >= 4:
-                end = 4 + int.from_bytes(arrived[:4], "big")
-                if end > LONGEST_MESSAGE:
-                    raise ValueError("not a message of litejobs")
-                if len(arrived) < end:
-                    break
-                message = marshal.loads(arrived[4:end])
-                del arrived[:end]
-                yield message
+            self._received += data
+            yield from unpack(self._received)
 
 
 # The board
@@ -8599,9 +8455,6 @@ OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
 """Bytes that are kept meanwhile: by the first one it shows that there was more."""
-REPORT = struct.Struct("=5q")
-"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
-other fields, which follow if they are not the defaults."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
 """Words of the board. The last three are of the plain job that runs; three more follow for each
 place of an async job: its number, when it began, and which one was asked to end."""
@@ -8616,20 +8469,19 @@ class Board:
         """Of a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context, in which memory and lock are *shared* already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
-        if shared is None and context is None:
-            shared = bytearray(size), threading.Lock()
-        elif shared is None:
-            shared = context.RawArray("B", size), context.Lock()
-        self.places = range(1, concurrency + 1)
+        if shared is None:
+            memory = context.RawArray("B", size) if context else bytearray(size)
+            shared = memory, (context or threading).Lock()
+        self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
+        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (len(self.places), None, self._shared)
+        return Board, (self.concurrency, None, self._shared)
 
     # The worker's side
 
@@ -8657,12 +8509,6 @@ class Board:
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Calls a function while no plain job can begin; not while one runs."""
-        with self._lock:
-            if not self._words[_NUMBER]:
-                act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
@@ -8718,22 +8564,16 @@ class Board:
             if locked:
                 self._lock.release()
 
-    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
-        """Takes the reports away, each with the number of its job."""
+    def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Takes the reports away: messages, as in the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, b""
-        place, reports = 0, []
-        while place < len(taken):
-            number, report, place = read_report(taken, place)
-            reports.append((number, report))
-        return reports
-
-    def _take(self) -> None:
-        self._taken += bytes(self._outbox[: self._words[_USED]])
-        self._words[_USED] = 0
+                    self._taken += self._outbox[: self._words[_USED]]
+                    self._words[_USED] = 0
+        yield from unpack(self._taken)
+        if self._taken:
+            raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
         """Takes back all plain jobs with lower numbers that have not started; returns the number
@@ -8742,8 +8582,10 @@ class Board:
         with self.held() as locked:
             if not locked:
                 return None
-            self._words[_REVOKED] = until
-            self._take()
+            words = self._words
+            words[_REVOKED] = until
+            self._taken += self._outbox[: words[_USED]]
+            words[_USED] = 0
             return self.running
 
     def ask(self, number: int, place: int, why: Reason) -> bool:
@@ -8753,20 +8595,6 @@ class Board:
                 return False
             self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
-
-
-def write_report(number: int, report: Report) -> bytes:
-    """A report as it stands on the board."""
-    rest = b"" if report.brief else marshal.dumps(report[3:])
-    return REPORT.pack(number, *report[:3], len(rest)) + rest
-
-
-def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
-    """The job's number, its report, and the place behind it."""
-    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
-    place += REPORT.size
-    rest = marshal.loads(data[place : place + length]) if length else ()
-    return number, Report(started_at, finished_at, took, *rest), place + length
 
 
 def end_of(output: bytes, text: str) -> bytes:
@@ -8796,6 +8624,7 @@ def peak_memory(pid: int) -> int | None:
 
 # The life of a worker
 
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8840,7 +8669,7 @@ def spawning() -> Iterator[None]:
 
 
 def work_in_child(
-    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
     """The whole life of a worker process, which holds the lock on the file *presence*. It dies
     with its supervisor, and of nothing else by mistake."""
@@ -8848,8 +8677,7 @@ def work_in_child(
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
+    for number, default in STOP_SIGNALS.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
@@ -8878,23 +8706,18 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     with hold(presence):
-        work(connection, board, program.executor, time.process_time_ns)
+        work(connection, board, make, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
     """Kills a worker with all that it started, at once; or, if it is not *alive*, what
     it left behind (another process may have its number by now)."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill) if alive else (os.killpg,):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
-
-
-MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 
 
 def work(
@@ -8903,19 +8726,15 @@ def work(
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    own_process = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as closing:
-        if not own_process:
+        if threading.current_thread() is not threading.main_thread():
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            restore, to_folder = surroundings(connection, own_process)
-            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
-            if board.places:
-                beside = AsyncRunner(runner, to_folder, own_process)
-                batches = beside.read()
-                closing.callback(beside.close)
+            if board.concurrency:
+                batches = closing.enter_context(runner.beside())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8937,15 +8756,19 @@ putting back what jobs change 2.)"""
 
 @attrs.define(eq=False, repr=False)
 class JobRunner:
-    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
+    in a thread with an event loop."""
 
     channel: Channel
     board: Board
     executor: Executor
-    _restore: Callable[[bool], bool]
-    _cpu_clock: Callable[[], int]
+    restore: Callable[[], bool]
+    cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
+    _loop: Any = None
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number, of async jobs."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """What the supervisor sends, until no more will come."""
@@ -8957,13 +8780,8 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore, cpu_clock = (
-            self.channel,
-            self.board,
-            self._restore,
-            self._cpu_clock,
-        )
-        if not restore(True):
+        channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
+        if not restore():
             return False
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
@@ -8984,12 +8802,13 @@ class JobRunner:
                     output = board.output_of(number)
                     made = made._replace(cpu=used[0], memory=used[1], output=output)
                 board.mark_cpu(cpu_clock())
-            report = write_report(number, made)
+            message = "report", number, made[:]
+            report = pack(*message)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send("report", report)
+                channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore(took > SHORT_RUN):
+            if took > HARMLESS and not restore():
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
@@ -9010,139 +8829,75 @@ class JobRunner:
         reporter.close()
         return True
 
-
-SIGNALS = tuple(
-    int(getattr(signal, f"SIG{name}"))
-    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
-    if hasattr(signal, f"SIG{name}")
-)
-"""Those whose handlers are the same for each job that a worker runs."""
-
-
-def surroundings(
-    connection: socket.socket, own_process: bool
-) -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One puts back signal
-    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
-    false, if that, the connection or the standard streams are not as they were. The other one puts
-    back the folder alone. Threads have none of these of their own."""
-    number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _stat_id(look(number))
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not that of signal, which takes ten times as long, for an enum of each.
-    handler_of = importlib.import_module("_signal").getsignal
-    handlers = [(each, handler_of(each)) for each in SIGNALS]
-    masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
-    umask = os.umask(0o077) if own_process else 0
-    # By descriptor it takes half as long, and finds a folder that was renamed.
-    by_number = hasattr(os, "fchdir")
-    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
-    to_folder = functools.partial(*enter) if own_process else (lambda: None)
-
-    def restore(all: bool) -> bool:
-        try:
-            for stream in streams:
-                if stream.closed:
-                    return False
-            if file is not None and _stat_id(look(number)) != file:
-                return False
-            if not own_process:
-                return True
-            if all:
-                os.umask(umask)
-                if masks:
-                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for each, handler in handlers:
-                if handler_of(each) != handler:
-                    signal.signal(each, handler)
-            to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
-            return False
-        return True
-
-    return restore, to_folder
-
-
-@attrs.define(eq=False, repr=False)
-class AsyncRunner:
-    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
-    reads the channel, also while a job blocks the loop."""
-
-    _jobs: JobRunner
-    _to_folder: Callable[[], object]
-    _own_process: bool
-    _runner: Any = attrs.field(init=False)
-    """An asyncio.Runner."""
-    _thread: threading.Thread = attrs.field(init=False)
-    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number."""
-    _closed: bool = False
-
-    def read(self) -> Iterator[Any]:
-        """Begins to run and to read; returns the batches of plain jobs."""
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Iterator[Any]]:
+        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
+        channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
-        self._runner = asyncio.Runner()
-        loop = self._runner.get_loop()
+        closed = threading.Event()
 
         def run_loop() -> None:
-            while not self._closed:
+            while not closed.is_set():
                 try:
-                    loop.run_forever()
+                    self._loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
             try:
-                for what, *fields in self._jobs.messages():
+                for what, *fields in self.messages():
                     if what == "run":
                         batches.put(*fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
-                        loop.call_soon_threadsafe(act, *fields)
+                        self._loop.call_soon_threadsafe(act, *fields)
             except BaseException:  # Out of memory, say.
-                logger.exception("a worker cannot run its async jobs")
-                if self._own_process:
-                    os._exit(1)
+                logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        self._thread.start()
-        threading.Thread(target=read, daemon=True).start()
-        return iter(batches.get, None)
+        with asyncio.Runner() as runner:  # It cancels what still runs.
+            self._loop = runner.get_loop()
+            thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+            thread.start()
+            try:
+                threading.Thread(target=read, daemon=True).start()
+                yield iter(batches.get, None)
+            finally:
+                closed.set()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with contextlib.suppress(OSError):
-                self._jobs.board.unless_running(self._to_folder)
+            with self.board.held():  # No plain job begins meanwhile.
+                if not self.board.running:
+                    self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
-            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+            self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
             task, claimed = self._tasks[number]
             if task.cancel():
-                self._jobs.executor.noticed.add(claimed[:2])
+                self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        jobs = self._jobs
-        asked = functools.partial(jobs.board.asked, number, place)
+        asked = functools.partial(self.board.asked, number, place)
         if asked():
             return GIVEN_BACK
-        jobs.board.begin(number, place)
+        self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9151,23 +8906,60 @@ class AsyncRunner:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        jobs = self._jobs
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
-            now = jobs.executor.clock()
+            now = self.executor.clock()
             report = report._replace(started_at=now, finished_at=now)
         _, claimed = self._tasks.pop(number)
-        jobs.executor.noticed.discard(claimed[:2])
-        jobs.end_progress(claimed.id)
-        jobs.channel.send("report", write_report(number, report))
+        self.executor.noticed.discard(claimed[:2])
+        self.end_progress(claimed.id)
+        self.channel.send("report", number, report[:])
 
-    def close(self) -> None:
-        """Ends the loop; what still runs in it is cancelled."""
-        self._closed = True
-        loop = self._runner.get_loop()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        self._runner.close()
+
+def surroundings(connection: socket.socket) -> Callable[[], bool]:
+    """Makes a function that puts back what jobs have changed of their process: signal handlers and
+    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
+    done, or if the connection or a standard stream is not as it was."""
+    number = connection.fileno()
+    file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
+    # Not the module signal, which takes ten times as long, for an enum of each.
+    plain = importlib.import_module("_signal")
+    names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
+    handlers = [(each, plain.getsignal(each)) for each in numbers if each]
+    own_process = threading.current_thread() is threading.main_thread()
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    if hasattr(os, "fchdir"):
+        # By descriptor it takes half as long, and finds a folder that was renamed.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore() -> bool:
+        try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _stat_id(os.fstat(number)) != file:
+                return False
+            if not own_process:
+                return True
+            os.umask(umask)
+            if masks:
+                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for each, handler in handlers:
+                if plain.getsignal(each) != handler:
+                    plain.signal(each, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore
 
 
 ################################################################################
@@ -9188,7 +8980,7 @@ ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
 UNKNOWN = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError, struct.error
+GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -9313,27 +9105,21 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
-        jobs has written over what it sends."""
-        messages: list[Any] = []
-        reports: list[tuple[int, Report]] = []
-        try:
-            self.channel.flush()
-            for message in self.channel.receive():
-                if message[0] == "report":
-                    reports.append(read_report(message[1], 0)[:2])
-                else:
+    def receive(self, dead: bool) -> list[tuple[Any, ...]]:
+        """The messages that have arrived, reports on the board included. It is killed if it is
+        gone, or if one of its jobs has written over what it sends."""
+        messages = []
+        self.channel.flush()
+        # The board comes later: the message that something is there has been read then.
+        for arrived in (self.channel.receive(), self.board.collect(dead)):
+            try:
+                for message in arrived:
                     messages.append(message)
-        except GARBLED:
-            self.broken = True
-        try:
-            reports += self.board.collect(dead)  # Later: the message that it has some is read.
-        except GARBLED:
-            self.broken = True
+            except GARBLED:
+                self.broken = True
         if self.broken and not self.dead:
             self.kill()
-        return messages, reports
+        return messages
 
     def kill(self) -> None:
         """Kills it with all that it started; a thread goes on."""
@@ -9357,16 +9143,16 @@ class Worker:
             self.process.close()
 
 
-def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that imports a program and
-    holds the lock on the file *presence*; or a thread."""
+def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that holds the lock on the
+    file *presence*; or a thread."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
-        if not isinstance(code, Program):
+        if presence is None:
             board = Board(concurrency)
-            arguments = theirs, board, code, time.thread_time_ns
+            arguments = theirs, board, make, time.thread_time_ns
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
@@ -9376,7 +9162,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
         board = Board(concurrency, context)
-        handed = theirs, lifeline, board, presence, code
+        handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with spawning():
             process.start()
@@ -9427,8 +9213,9 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    code: Program | MakeExecutor
-    """What they run: processes a program, threads an executor."""
+    make: MakeExecutor
+    threads: bool
+    """Whether its workers are threads, instead of processes."""
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
@@ -9467,7 +9254,8 @@ class WorkerPool:
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self.code, presence, self.concurrency)
+                held = None if self.threads else presence
+                worker = start_worker(self.make, held, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error))
                 return
@@ -9767,7 +9555,7 @@ class Supervisor:
             self.store.schedules.declare(*self.declared)
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
-            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            what = "threads" if self.pool.threads else "workers"
             logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
@@ -9843,7 +9631,7 @@ class Supervisor:
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._look_due or busy:
             return False
@@ -9925,7 +9713,7 @@ class Supervisor:
         """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
-        if self._stops and not isinstance(self.pool.code, Program):
+        if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
 
@@ -9959,9 +9747,17 @@ class Supervisor:
                     self._reap(worker)
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
-        messages, reports = worker.receive(dead)
-        for message in messages:
+        for message in worker.receive(dead):
             match message:
+                case ("report", number, fields):
+                    if run := worker.take(number):
+                        name, report = run.claimed.name, Report(*fields)
+                        expected = self._durations.get(name, report.took)
+                        self._durations[name] = expected + 0.2 * (report.took - expected)
+                        self._announce(run, report.started_at)
+                        if run.reason is not None:
+                            report = judged(run, report, self.registry, self._rng)
+                        self._settle(run, report)
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
@@ -9976,15 +9772,6 @@ class Supervisor:
                     self._progress[id, claim] = text
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
-        for number, report in reports:
-            if run := worker.take(number):
-                name, took = run.claimed.name, report.took
-                expected = self._durations.get(name, took)
-                self._durations[name] = expected + 0.2 * (took - expected)
-                self._announce(run, report.started_at)
-                if run.reason is not None:
-                    report = judged(run, report, self.registry, self._rng)
-                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
@@ -10465,10 +10252,8 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
-        if self.middleware.enqueues:
-            return self._enqueue_inside([bound])[0]
-        if not bound.options.plain:
-            return self._enqueue_each([bound])[0]
+        if self.middleware.enqueues or not bound.options.plain:
+            return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
         insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
         (id,), (new,) = self.store.group_commit.commit(insert)
         job: Job[R] = new.job(id, bound.payload, self)
@@ -10484,38 +10269,45 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        if self.middleware.enqueues and bound:
-            return self._enqueue_inside(bound)
-        return self._enqueue_bound(bound)
+        return self._enqueue_inside(self.middleware.enqueues, bound) if bound else []
 
     def _enqueue_inside(
-        self, works: Sequence[Bound[Any]], layers: Sequence[AroundEnqueue] | None = None
+        self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside the middleware; each layer has to give a job for each that it got."""
-        layers = self.middleware.enqueues if layers is None else layers
-        if not layers:
-            return self._enqueue_bound([self.bind(work) for work in works])
-        inside = functools.partial(self._enqueue_inside, layers=layers[1:])
-        jobs: object = layers[0](works, inside)
-        if not isinstance(jobs, Sequence) or len(jobs) != len(works):
-            problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
-            raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
-        return jobs
-
-    def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
+        """Enqueues inside these layers of middleware, of which each has to give a job for each
+        that it got."""
+        jobs: Any
+        if layers:
+            jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
+            if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+                problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
+                raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
+            return jobs
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
-        if not groups:
-            return []
-        if not all(group[0].options.plain for group in groups):
-            return self._enqueue_each(bound)
-        now = self.clock()
-        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
-        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
-        jobs = Enqueued(ids, new, self)
+        now, commit = self.clock(), self.store.group_commit.commit
+        connections = {id(group[0].options.connection): group[0] for group in groups}
+        connection = groups[0][0].options.connection if groups else None
+        if len(connections) > 1:
+            raise OptionError("connection", "the jobs of one call go through one connection")
+        if all(group[0].options.plain for group in groups):
+            new = [
+                new_job(group[0], now, tuple([job.payload for job in group])) for group in groups
+            ]
+            ids, new = commit(functools.partial(insert_all, jobs=new))
+            jobs = Enqueued(ids, new, self)
+        else:
+            new = [new_job(job, now) for job in bound]
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
+            if connection is not None:
+                with on_callers_connection(connection, self.store.file) as tx:
+                    # When, and whether, this is committed is not known here: so no events.
+                    return insert(tx)
+            jobs = commit(insert)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
-        return jobs
+        return typing.cast("Sequence[Job[Any]]", jobs)
 
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
@@ -10523,26 +10315,6 @@ class LiteJobs:
                 self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
-
-    def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
-        """Enqueues jobs of which each has something of its own: a key, or a connection."""
-        now = self.clock()
-        connections = {id(job.options.connection): job.options.connection for job in bound}
-        if len(connections) > 1:
-            raise OptionError("connection", "the jobs of one call go through one connection")
-        (connection,) = connections.values()
-        new = [new_job(job, now) for job in bound]
-        jobs: list[Job[Any]]
-        if connection is None:
-            insert = functools.partial(insert_and_read, jobs=new, source=self)
-            jobs = self.store.group_commit.commit(insert)
-        else:
-            with on_callers_connection(connection, self.store.file) as tx:
-                jobs = insert_and_read(tx, new, self)
-        # When, and whether, the caller's transaction is committed is not known here.
-        if connection is None and self.events.wants("enqueued"):
-            self._emit_enqueued(jobs)
-        return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
         """Gives each node that is at work now a copy of the job that only it takes, all in
@@ -10832,7 +10604,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     @overload
     def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
@@ -10848,22 +10620,30 @@ class LiteJobs:
         Raises: like `cron`.
         """
         expression = every_expression(interval)
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     def _declare(
         self,
         expression: str,
         work: object,
-        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
         schedule = make_schedule(expression, timezone, **how)
+        module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = self._name_of(work) if name is None else check_name(name, "name")
+            title = (
+                check_name(name, "name")
+                if name is not None
+                else (
+                    work
+                    if isinstance(work, Bound)
+                    else definition_of(work) or self.registry.of(work)
+                ).name
+            )
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10874,11 +10654,6 @@ class LiteJobs:
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
-
-    def _name_of(self, work: object) -> str:
-        if isinstance(work, Bound):
-            return work.body.name
-        return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
         """The schedules that the program declares, and the program."""
@@ -10896,12 +10671,23 @@ class LiteJobs:
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
-        _refuse_for_schedules(bound.options)
+        options = bound.options
+        # What makes sense for one job only, or what only this program has.
+        if options.delay or options.at is not None:
+            problem = "not for a schedule, which says itself when its jobs run"
+            raise OptionError("delay" if options.at is None else "at", problem)
+        if isinstance(options.expires, datetime):
+            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
+        if options.unique is not None and callable(options.unique.on_conflict):
+            problem = "a merge function is no use to a schedule, which any program may fire"
+            raise OptionError("unique", problem)
+        if options.connection is not None:
+            raise OptionError(
+                "connection", "not for a schedule, which fires in its own transaction"
+            )
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(new_job(bound, 0))
-        return attrs.evolve(
-            schedule, definition=bound.body.name, payload=bound.payload, options=options
-        )
+        kept = options_of(new_job(bound, 0))
+        return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -10940,25 +10726,23 @@ class LiteJobs:
         options: Any = {name: value for name, value in to.items() if name != "payload"}
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
-        rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, chosen(ids, filters), columns, rework)
-
-    def _rework(self, fields: Mapping[str, Any]) -> Rework:
-        """What puts *fields* into a payload."""
-        try:
-            json_of_any.encode(dict(fields))
-        except (Unfit, TypeError, ValueError) as error:
-            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (Unfit, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
 
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **fields})
+            text = json_of_any.encode({**old, **(fields or {})})
             definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
-        return rework
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
@@ -10996,9 +10780,15 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(workers, **options)
-        with _signals(supervisor):
+        supervisor, before = self._supervisor(workers, **options), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                before[number] = signal.signal(number, lambda *_: supervisor.stop())
+        try:
             supervisor.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, until the end of a with statement: for programs
@@ -11020,17 +10810,23 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        if workers is not None and threads is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
         if jobs_per_worker is not None:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            code, size = self._code_and_size(workers, threads)
+            make = self._program() if threads is None else self._executor
+            asked, what = (workers, "workers") if threads is None else (threads, "threads")
+            size = at_least_one(
+                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+            )
             serves = self._serves(queues, node)
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
-            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             declared = self._declarations()
             return Supervisor(
                 store,
@@ -11046,38 +10842,35 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _code_and_size(
-        self, workers: int | None, threads: int | None
-    ) -> tuple[Program | MakeExecutor, int]:
-        """What workers run, and how many there are."""
-        if threads is not None:
-            if workers is not None:
-                problem = "given together with workers: jobs run in one or other"
-                raise OptionError("threads", problem)
-            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
-        if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Fails at once if that cannot be known here.
-        check_frozen()
-        workers = (os.cpu_count() or 1) if workers is None else workers
-        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
-
     def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
         return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
-    def _program(self) -> Program:
+    def _program(self) -> MakeExecutor:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
+        check_frozen()
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
-        program = Program(places, self.state, home, self.clock, around, paths, level)
-        for layer in (*self.middleware.runs, *self.middleware.enqueues):
-            _check_findable("middleware", layer)
-        _check_findable("state or clock", program)
+        program = functools.partial(
+            load_program, places, self.state, home, self.clock, around, paths, level
+        )
+        layers = [("middleware", layer) for layer in (*around, *self.middleware.enqueues)]
+        import pickle
+
+        for what, thing in (*layers, ("state or clock", program)):
+            try:
+                pickle.dumps(thing)
+            except Exception as error:
+                advice = "use functions at the top level of a module"
+                raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
@@ -11108,7 +10901,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
+            return run_due(duties, executor, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11121,78 +10914,58 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-@attrs.define(eq=False, repr=False)
-class Drain:
-    """Runs what is due in this process, one job after the other."""
+def run_due(
+    duties: Duties, executor: Executor, serves: Serves, presence: Presence, prunes: bool
+) -> int:
+    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    store, node, events = duties.store, duties.node, duties.events
+    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    emit = events.emit if logger.hasHandlers() else events.pass_on
+    ended: Sequence[tuple[Claimed, Report]] = ()
+    attempts, interrupted = 0, False
 
-    duties: Duties
-    executor: Executor
-    serves: Serves
-    presence: Presence
-    _ended: Sequence[tuple[Claimed, Report]] = ()
-    """The attempt that is to be settled."""
+    def choose(ready: Ready) -> list[int]:
+        room = 0 if interrupted or not store.nodes.is_listed(node) else 1
+        return [id for id, _ in itertools.islice(ready, room)]
 
-    def run(self, prunes: bool) -> int:
-        """Runs jobs until none is due; gives the number of attempts."""
-        store, attempts = self.duties.store, 0
-        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        while prunes and (store.prune(store.clock()) or store.shrink()):
-            pass  # A batch at a time, so that others can write, too.
-        while True:
-            self.presence.renew()
+    def keep_progress(text: str) -> None:
+        try:
+            store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    def report_progress(claimed: Claimed, progress: Progress) -> None:
+        reporter.report(progress)
+
+    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    while prunes and (store.prune(store.clock()) or store.shrink()):
+        pass  # A batch at a time, so that others can write, too.
+    while True:
+        presence.renew()
+        if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            self.duties.do("expire", "fire", "stage")
-            settled = bool(self._ended)
-            done = self._exchange()
-            if done.claimed:
-                self._attempt(done.claimed[0])
-                attempts += 1
-            elif done.complete and not settled:
-                # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(self.duties.node)
-                return attempts
-
-    def _exchange(self, limit: int = 1) -> Exchanged:
-        """Settles the attempt that has ended, and claims at most so many jobs."""
-        store, node, events = self.duties.store, self.duties.node, self.duties.events
-
-        def choose(ready: Ready) -> list[int]:
-            room = limit if store.nodes.is_listed(node) else 0
-            return [id for id, _ in itertools.islice(ready, room)]
-
-        done = store.exchange(self._ended, node, choose, self.serves)
-        ended, self._ended = self._ended, ()
-        for claimed, report in ended:
+            duties.do("expire", "fire", "stage")
+        done = store.exchange(ended, node, choose, serves)
+        for settled, report in ended:
             if report.kind or events.wants("completed"):
-                self._emit(*attempt_ended(claimed, report, self.serves.node))
-        return done
-
-    def _attempt(self, claimed: Claimed) -> None:
-        store, pid = self.duties.store, os.getpid()
-        if self.duties.events.wants("started"):
-            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
-
-        def keep(text: str) -> None:
-            try:
-                store.keep_progress({claimed[:2]: text})
-            except FileError as error:
-                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-        reporter = ProgressReporter(keep)
-        report = self.executor.run(
-            claimed, progress=lambda claimed, progress: reporter.report(progress)
-        )
-        reporter.close()
-        self._ended = [(claimed, report._replace(worker=pid))]
-        if report.type == "KeyboardInterrupt":
-            self._exchange(0)
+                for event in attempt_ended(settled, report, serves.node):
+                    emit(event)
+        if interrupted:
             raise KeyboardInterrupt
-
-    def _emit(self, *events: Event) -> None:
-        # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
-        for event in events:
-            emit(event)
+        if not done.claimed:
+            if done.complete and not ended:  # Otherwise a retry may be due at once.
+                store.nodes.refuse_unlisted(node)
+                return attempts
+            ended = ()
+            continue
+        (claimed,) = done.claimed
+        if events.wants("started"):
+            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+        with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
+            report = executor.run(claimed, progress=report_progress)
+        ended = [(claimed, report._replace(worker=os.getpid()))]
+        attempts += 1
+        interrupted = report.type == "KeyboardInterrupt"
 
 
 class NodeOptions(TypedDict, total=False):
@@ -11242,10 +11015,10 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        columns = {
-            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in typing.cast("dict[str, Any]", choices).items()
-        }
+        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        for setting, value in typing.cast("dict[str, Any]", choices).items():
+            checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
+            columns[setting] = checked and store.get(setting, _same)(checked)
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
@@ -11274,31 +11047,25 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _micros_of(value: Any, what: str) -> int:
-    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and 0.001 <= value <= 1000
-
-
-def _curve(value: Any, what: str) -> str:
+def _check_curve(value: Any, what: str) -> Curve:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return store_curve(value)
+    return value
 
 
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
     "burst": functools.partial(at_least_one, also=", or None"),
-    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
-    "ageing": _micros_of,
-    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _micros_of,
-    "backoff": _curve,
+    "weight": _accept(
+        lambda value: type(value) in (int, float) and 0.001 <= value <= 1000,
+        "a number from 0.001 to 1000",
+    ),
+    "ageing": OPTIONS["timeout"],
+    "max_attempts": OPTIONS["max_attempts"],
+    "timeout": OPTIONS["timeout"],
+    "backoff": _check_curve,
 }
-"""Checks each setting of a queue and gives what is stored."""
 
 
 class Declaring(Recurring, total=False):
@@ -11364,6 +11131,30 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
+@functools.cache
+def _options_in(typed: str) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
+        )
+        for name, hint in globals()[typed].__annotations__.items()
+    ]
+
+
+def _spell_out_options(owner: Any) -> None:
+    """Lets `help()` show each option that a method takes by a TypedDict."""
+    for method in filter(inspect.isfunction, vars(owner).values()):
+        for hint in method.__annotations__.values():
+            if isinstance(hint, str) and hint.startswith("Unpack["):
+                signature = inspect.signature(method)
+                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
+                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+
+
+for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    _spell_out_options(_owner)
+
+
 def module_name(name: str) -> str:
     """The name of a module, which for the main program is that of its file (or, after -m,
     of its module): so it is the same however the program was started."""
@@ -11385,24 +11176,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-def _module_of(frame: types.FrameType) -> str:
-    return module_name(frame.f_globals.get("__name__", "__main__"))
-
-
-def _refuse_for_schedules(options: Options) -> None:
-    """Refuses what makes sense for one job only, or what only this program has."""
-    if options.delay or options.at is not None:
-        problem = "not for a schedule, which says itself when its jobs run"
-        raise OptionError("delay" if options.at is None else "at", problem)
-    if isinstance(options.expires, datetime):
-        raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-    if options.unique is not None and callable(options.unique.on_conflict):
-        problem = "a merge function is no use to a schedule, which any program may fire"
-        raise OptionError("unique", problem)
-    if options.connection is not None:
-        raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
 class Changes(TypedDict, total=False):
@@ -11456,16 +11229,6 @@ def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...
     return jobs
 
 
-def _check_findable(what: str, thing: object) -> None:
-    import pickle
-
-    try:
-        pickle.dumps(thing)
-    except Exception as error:
-        problem = f"workers cannot find it ({error}): use functions at the top level of a module"
-        raise OptionError(what, problem) from None
-
-
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     # Another thread may have only begun to import it: then the attribute is not there yet.
@@ -11482,20 +11245,6 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
-@contextlib.contextmanager
-def _signals(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop the supervisor, where handlers can be installed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
 @attrs.define(eq=False, repr=False)
 class Pool:
     """A node that works in the background, from `with jobs.start(…) as pool:`."""
@@ -11503,15 +11252,13 @@ class Pool:
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
-    _refused: bool = False
-    """Whether the node has ended before it had begun."""
 
     def __enter__(self) -> Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
         self._supervisor.joined.wait()
-        if self._refused:
+        if self._error is not None:
             self.__exit__(None)
         return self
 
@@ -11519,7 +11266,7 @@ class Pool:
         try:
             self._supervisor.run()
         except BaseException as error:
-            self._error, self._refused = error, not self._supervisor.joined.is_set()
+            self._error = error
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
@@ -11564,15 +11311,13 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
-def _aware(value: object) -> datetime:
-    return aware(value, "clock")
-
-
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+    now: datetime = attrs.field(
+        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
+    )
 
     def __call__(self) -> int:
         return to_micros(self.now)
@@ -11599,14 +11344,9 @@ class Recorder:
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
 
-    @overload
     def enqueued(
-        self, definition: Definition[..., R, Any], /, **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
-
-    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
+    ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
         its name) whose payload has these *fields*, defaults included.
 
@@ -11615,22 +11355,24 @@ class Recorder:
             OptionError: it has no such field.
         """
         self._check()
-        name = None if definition is None else self._named(definition, fields)
-        jobs = reversed(self.jobs.find(limit=2**31 - 1))
-        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
-
-    @overload
-    def assert_enqueued(
-        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def assert_enqueued(
-        self, definition: type | str, /, *, times: int | None = ..., **fields: object
-    ) -> list[Job]: ...
+        jobs = self.jobs.find(limit=2**31 - 1)[::-1]
+        if definition is None:
+            return jobs
+        name = self._named(definition, fields)
+        return [
+            job
+            for job in jobs
+            if job.name == name and (not fields or fields.items() <= self._arguments(job).items())
+        ]
 
     def assert_enqueued(
-        self, definition: Any, /, *, times: int | None = None, **fields: object
-    ) -> list[Job]:
+        self,
+        definition: Definition[..., R, Any] | type | str,
+        /,
+        *,
+        times: int | None = None,
+        **fields: object,
+    ) -> list[Job[R]]:
         """Makes sure that a job with these fields was enqueued, so many *times* or at least
         once; gives the jobs.
 
@@ -11679,7 +11421,11 @@ class Recorder:
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
-            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+            lines = [f"{len(new)} failed"]
+            for job, failure in new:
+                call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
+                lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
+            raise AssertionError("\n\n".join(lines))
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
@@ -11721,20 +11467,12 @@ class Recorder:
                 return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
-    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        return not fields or fields.items() <= self._arguments(job).items()
-
     def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
             lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
         return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
-
-    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
-        job, failure = failed
-        call = _call(job.name, self._arguments(job))
-        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
@@ -12039,6 +11777,12 @@ def _enqueue(
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
+def _list(
+    jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
+) -> list[Job[Any]]:
+    return jobs.find(limit=limit, before=before, **filters)
+
+
 SHOWN_FAILURES = 5
 
 
@@ -12242,11 +11986,7 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = tuple(
-    str(field.alias)
-    for field in attrs.fields(Job)
-    if not (field.kw_only or field.name.startswith("_"))
-)
+_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
 
 
 def _values(
@@ -12360,7 +12100,7 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, the newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
