@@ -5416,28 +5416,30 @@ def change_options(
 @contextlib.contextmanager
 def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
     """A part of the transaction on the caller's connection, all of it or none."""
-    standard = not isinstance(connection, apsw.Connection)
     try:
-        if standard:
-            _check_standard(connection)
-        with _plain_rows(connection, standard):
-            _check_path(connection, file)
-            if standard:
-                with _OPENING:
-                    _check_no_other(file)
-            ours = _begin_part(connection)
-            try:
+        # Rows are to be tuples and texts str, whatever factories the application has set.
+        plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
+        if standard := _is_standard(connection):
+            plain = {"row_factory": None, "text_factory": str}
+        with contextlib.ExitStack() as restoring:
+            for name, value in plain.items():
+                restoring.callback(setattr, connection, name, getattr(connection, name))
+                setattr(connection, name, value)
+            _check_file(connection, file, standard)
+            with _part(connection, file, standard):
                 update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
-            except BaseException:
-                _undo_part(connection, ours)
-                raise
-            _end_part(connection, file, ours)
     except Exception as error:
         if _code(error) & 0xFF == apsw.SQLITE_BUSY:
-            raise _busy(file, error) from error
+            problem = "this connection waits for others as long as its own busy timeout allows"
+            advice = "who holds a transaction open on it?"
+            if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
+                problem = "others have committed since this transaction began to read"
+                advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
+            problem = f"the database is locked; {problem}: {advice}"
+            raise BusyError(str(file.path), problem) from error
         if isinstance(error, FailedReading):
             raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
@@ -5446,35 +5448,11 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 
 @contextlib.contextmanager
-def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
-    """Makes rows tuples and texts str meanwhile, whatever factories the application has set."""
-    plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
-    if standard:
-        plain = {"row_factory": None, "text_factory": str}
-    theirs = {name: getattr(connection, name) for name in plain}
-    try:
-        for name, value in plain.items():
-            setattr(connection, name, value)
-        yield
-    finally:
-        for name, value in theirs.items():
-            setattr(connection, name, value)
-
-
-def _busy(file: File, error: Exception) -> BusyError:
-    if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
-        problem = "others have committed since this transaction began to read"
-        advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
-    else:
-        problem = "this connection waits for others as long as its own busy timeout allows"
-        advice = "who holds a transaction open on it?"
-    return BusyError(str(file.path), f"the database is locked; {problem}: {advice}")
-
-
-def _begin_part(connection: Any) -> bool:
-    """Begins our part; returns whether that is a transaction of our own. It takes the write lock
-    first: a transaction that has only read fails at once if it writes after others have
-    committed."""
+def _part(connection: Any, file: File, standard: bool) -> Iterator[None]:
+    """A savepoint in the transaction on a connection, or else a transaction, which is committed
+    at its end where the connection commits each change. It takes the write lock first: a
+    transaction that has only read fails at once if it writes after others have committed."""
+    ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
         try:
@@ -5484,33 +5462,18 @@ def _begin_part(connection: Any) -> bool:
                 raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
-        if _commits_by_itself(connection):
-            return True
-    connection.execute("SAVEPOINT litejobs")
-    return False
-
-
-def _commits_by_itself(connection: Any) -> bool:
-    """Whether a change outside a transaction is committed at once; in its default mode sqlite3
-    begins one, which the application commits."""
-    if isinstance(connection, apsw.Connection):
-        return True
-    autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
-    return connection.isolation_level is None if autocommit == -1 else autocommit is True
-
-
-def _undo_part(connection: Any, ours: bool) -> None:
-    if not connection.in_transaction:
-        return  # The error has rolled back all of it.
-    if ours:
-        connection.execute("ROLLBACK")
-        return
-    connection.execute("ROLLBACK TO litejobs")
-    connection.execute("RELEASE litejobs")
-
-
-def _end_part(connection: Any, file: File, ours: bool) -> None:
-    """Ends our part, and commits it if the transaction is *ours*."""
+        # Since Python 3.12; -1: as before, when sqlite3 begins transactions unless told otherwise.
+        autocommit = getattr(connection, "autocommit", -1) if standard else True
+        ours = connection.isolation_level is None if autocommit == -1 else autocommit is True
+    if not ours:
+        connection.execute("SAVEPOINT litejobs")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # Otherwise the error has rolled back all of it.
+            for undo in ["ROLLBACK"] if ours else ["ROLLBACK TO litejobs", "RELEASE litejobs"]:
+                connection.execute(undo)
+        raise
     if not ours:
         connection.execute("RELEASE litejobs")
         return
@@ -5524,8 +5487,10 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
         raise _unknown_outcome(file, error) from error
 
 
-def _check_standard(connection: Any) -> None:
-    """Refuses anything but a connection of the standard sqlite3."""
+def _is_standard(connection: Any) -> bool:
+    """Whether it is a connection of the standard sqlite3, and not of apsw; refuses all others."""
+    if isinstance(connection, apsw.Connection):
+        return False
     standard: Any = sys.modules.get("sqlite3")
     # Another thread may be importing it, and then has no connection yet.
     if not isinstance(connection, getattr(standard, "Connection", ())):
@@ -5535,6 +5500,26 @@ def _check_standard(connection: Any) -> None:
     if standard.sqlite_version_info < (3, 38):
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
+    return True
+
+
+def _check_file(connection: Any, file: File, standard: bool) -> None:
+    """Refuses a connection to another file than the queue's; and the standard sqlite3 while our
+    SQLite has the file open in this process: when one of the two libraries closes the file, the
+    locks of the other are gone."""
+    rows = connection.execute("PRAGMA database_list")
+    path = next((row[2] for row in rows if row[1] == "main"), None)
+    with _as_ours(file.path):
+        if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
+            problem = f"is to {path or 'no file'!r}, the jobs are in {file.path}"
+            raise OptionError("connection", problem)
+        with _OPENING:
+            found = _file_id(str(file.path))
+            taken = standard and (_litejobs_has(found) or _apsw_has(file.path, if_busy=False))
+    if taken:
+        problem = "litejobs has the file open in this process, through another SQLite library"
+        advice = "close() it and work elsewhere, or give it a connection of apsw's"
+        raise FileError(str(file.path), f"{problem}; that breaks locks: {advice}")
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
@@ -5550,27 +5535,6 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
     )
 
 
-def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than the queue's."""
-    rows = connection.execute("PRAGMA database_list")
-    path = next((row[2] for row in rows if row[1] == "main"), None)
-    with _as_ours(file.path):
-        same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
-    if not same:
-        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
-
-
-def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
-    the two libraries closes the file, the locks of the other are gone."""
-    with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
-    if taken:
-        problem = "litejobs has the file open in this process, through another SQLite library"
-        advice = "close() it and work elsewhere, or give it a connection of apsw's"
-        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
-
-
 ################################################################################
 # Enqueue
 #
@@ -5580,65 +5544,31 @@ def _check_no_other(file: File) -> None:
 
 
 class NewJob(NamedTuple):
-    """A job that is to be inserted, by column; or several, which differ in their payloads alone,
-    and of which none has a key, an expiry or a rule for duplicates."""
+    """A job that is to be inserted; or several, which differ in their payloads alone, and of
+    which none has a key, an expiry or a rule for duplicates."""
 
-    options: Mapping[str, Any]
-    """The columns of STORED."""
-    name: str
-    run_at: int
-    enqueued_at: int
-    state: State = "pending"
-    headers: str | None = None
-    key: str | None = None
-    key_limit: int | None = None
-    grace: int | None = None
-    unique_key: str | None = None
-    unique_scope: str | None = None
-    unique_until: int | None = None
-    expires_at: int | None = None
-    schedule: str | None = None
-    payloads: tuple[str | bytes, ...] = ("{}",)
+    columns: Mapping[str, Any]
+    """By name; but the payload. Those that are left out are NULL."""
+    payloads: tuple[str | bytes, ...]
     open: frozenset[str] = frozenset()
     """Options that were not given, for the queue's defaults."""
     on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
     """A function makes the new payload of the job that holds the unique key from its old one."""
 
     @property
-    def queue(self) -> str:
-        """The queue that it goes to."""
-        return str(self.options["queue"])
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """By name, in the order of _COLUMNS; but the payload."""
-        return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
+    def group(self) -> Group:
+        """Where it is counted."""
+        return self.columns["state"], self.columns["queue"], self.columns["name"]
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
-        return Job(
-            id=id, claim=0, name=self.name, attempt=0, payload=payload, run_at=self.run_at,
-            enqueued_at=self.enqueued_at, state=self.state, source=source, **options,
-        )  # fmt: skip
+        shown = {column: value for column, value in self.columns.items() if column in _SHOWN}
+        if shown["run_at"] == shown["enqueued_at"]:
+            shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
+        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
 
 
-_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
-_OWN_COLUMNS = NewJob._fields[1 : NewJob._fields.index("payloads")]
-_COLUMNS = (*STORED, *_OWN_COLUMNS)
-_INSERT = f"""
-    INSERT INTO litejobs_job ({", ".join(_COLUMNS)}, payload)
-    VALUES ({"?, " * len(_COLUMNS)}?)
-"""
-_KEPT_BY_REPLACE = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
-_REPLACED = [column for column in _COLUMNS if column not in _KEPT_BY_REPLACE]
-_REPLACE = f"""
-    UPDATE litejobs_job SET
-        {", ".join(f"{column} = :{column}" for column in _REPLACED)},
-        state = CASE WHEN state = 'paused' THEN state ELSE :state END, payload = :payload
-    WHERE id = :id
-"""
-
+_SHOWN = frozenset(JOB_COLUMNS)
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
@@ -5648,41 +5578,44 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
     """What is inserted for a job, or for several that differ from it in their payloads alone."""
     options = bound.options
     run_at = options.run_at(now)
-    job = NewJob(
-        options.columns,
-        bound.body.name,
-        run_at,
-        now,
-        "scheduled" if run_at > now else "pending",
-        payloads=payloads or (bound.payload,),
-        open=options.open,
-    )
+    columns = {
+        **options.columns,
+        "name": bound.body.name,
+        "run_at": run_at,
+        "enqueued_at": now,
+        "state": "scheduled" if run_at > now else "pending",
+    }
+    job = NewJob(columns, payloads or (bound.payload,), options.open)
     if options.plain:
         return job
-    key, unique = limited_key(bound), options.unique or Unique()
-    unique_text = unique_key(bound)
+    key, unique, unique_text = limited_key(bound), options.unique or Unique(), unique_key(bound)
+    columns |= {
+        "state": "blocked" if key is not None and run_at <= now else columns["state"],
+        "headers": json.dumps(options.headers) if options.headers else None,
+        "key": key,
+        "key_limit": None if key is None else options.key_limit,
+        "unique_key": unique_text,
+        "unique_scope": None if unique_text is None else unique.scope,
+        "unique_until": None if unique.ttl is None else now + unique.ttl // MICROSECOND,
+        "expires_at": options.expires_at(run_at),
+        "grace": options.own_grace,
+    }
     rule: Any = unique.on_conflict
     return job._replace(
-        state="blocked" if key is not None and job.state == "pending" else job.state,
-        headers=json.dumps(options.headers) if options.headers else None,
-        key=key,
-        key_limit=None if key is None else options.key_limit,
-        unique_key=unique_text,
-        unique_scope=None if unique_text is None else unique.scope,
-        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
-        expires_at=options.expires_at(run_at),
-        grace=options.own_grace,
-        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule,
+        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule
     )
 
 
-@attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
     """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
-    _ids: range
-    _new: Sequence[NewJob]
-    _source: LiteJobs
+    def __init__(self, ids: range, new: Sequence[NewJob], source: LiteJobs) -> None:
+        self._ids, self._new, self._source = ids, new, source
+
+    @functools.cached_property
+    def _each(self) -> list[tuple[int, NewJob, str | bytes]]:
+        each = ((new, payload) for new in self._new for payload in new.payloads)
+        return [(id, new, payload) for id, (new, payload) in zip(self._ids, each, strict=True)]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -5693,21 +5626,10 @@ class Enqueued(Sequence[Job[Any]]):
     def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
 
     def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
-        ids = self._ids[place]
-        if isinstance(ids, range):
-            return [self[id - self._ids.start] for id in ids]
-        left = ids - self._ids.start
-        for new in self._new:
-            if left < len(new.payloads):
-                return new.job(ids, new.payloads[left], self._source)
-            left -= len(new.payloads)
-        raise IndexError(place)
-
-    def __iter__(self) -> Iterator[Job[Any]]:
-        ids = iter(self._ids)
-        for new in self._new:
-            for payload in new.payloads:
-                yield new.job(next(ids), payload, self._source)
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        id, new, payload = self._each[place]
+        return new.job(id, payload, self._source)
 
 
 @attrs.frozen
@@ -5740,87 +5662,83 @@ class QueueSettings:
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     """The settings of queues, by name. Of those that cannot be calculated with nobody knows
     what the queue's jobs may do, and it is paused."""
-    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    bounds, options = BOUNDS["litejobs_queue"], ("max_attempts", "timeout", "backoff")
+    columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
-    for row in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
-        values = dict(zip(columns, row, strict=True))
+    for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
+        row = dict(zip(columns, values, strict=True))
+        name, per_second, rate = row["name"], row["rate"], None
         try:
-            found[row[0]] = _settings_of(values)
-        except TypeError:
-            raise Damaged(f"the settings of the queue {shown(row[0])} are not numbers") from None
-        except ValueError:
-            found[row[0]] = QueueSettings(row[0], paused=True)
+            for column, (low, high) in bounds.items():
+                if row[column] is not None and not low <= row[column] <= high:
+                    raise ValueError(column)
+        except (TypeError, ValueError):
+            found[name] = QueueSettings(name, paused=True)
+            continue
+        if per_second is not None:
+            rate = f"{per_second:g}/s"
+            with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+                if parse_rate(row["rate_given"]) == per_second:
+                    rate = row["rate_given"]
+        found[name] = QueueSettings(
+            name=name,
+            paused=bool(row["paused"]),
+            rate=rate,
+            ageing=None if row["ageing"] is None else row["ageing"] * MICROSECOND,
+            # 0 attempts: without end.
+            stored_defaults={name: row[name] or None for name in options if row[name] is not None},
+            per_second=per_second,
+            **{name: row[name] for name in ("concurrency", "burst", "weight")},
+        )
     return found
 
 
-def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
-    for column, (low, high) in BOUNDS["litejobs_queue"].items():
-        if row[column] is not None and not low <= row[column] <= high:
-            raise ValueError(column)
-    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-        if parse_rate(row["rate_given"]) == row["rate"]:
-            rate = row["rate_given"]
-    options = ("max_attempts", "timeout", "backoff")
-    return QueueSettings(
-        name=row["name"],
-        paused=bool(row["paused"]),
-        concurrency=row["concurrency"],
-        rate=rate,
-        burst=row["burst"],
-        weight=row["weight"],
-        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
-        # 0 attempts: without end.
-        stored_defaults={name: row[name] or None for name in options if row[name] is not None},
-        per_second=row["rate"],
-    )
-
-
-def _with_defaults(
-    jobs: Sequence[NewJob], settings: Mapping[str, QueueSettings]
-) -> Sequence[NewJob]:
+def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
+    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
     if not settings:
         return jobs
     changed = []
     for job in jobs:
-        queue = settings.get(job.queue)
-        defaults = queue.stored_defaults if queue else {}
-        given = {name: value for name, value in defaults.items() if name in job.open}
-        changed.append(job._replace(options={**job.options, **given}) if given else job)
+        queue = settings.get(job.columns["queue"], QueueSettings(""))
+        given = {name: value for name, value in queue.stored_defaults.items() if name in job.open}
+        changed.append(job._replace(columns={**job.columns, **given}) if given else job)
     return changed
+
+
+@functools.lru_cache
+def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
+    names, places = "".join(f"{column}, " for column in columns), "?, " * len(columns)
+    return f"INSERT INTO litejobs_job ({names} payload) {values.format(places)}"
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
     """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
     the defaults of their queues."""
-    jobs = _with_defaults(jobs, tx.cached(read_settings))
+    jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
-        if len(job.payloads) == 1:
-            tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        number = len(job.payloads)
+        count += number
+        if number == 1:
+            tx.execute(_insert((*job.columns,)), (*job.columns.values(), *job.payloads))
         else:
-            # Half of what an executemany takes; and NULLs would take a tenth of the time.
-            set = {c: v for c, v in job.columns.items() if v is not None}
-            sql = f"INSERT INTO litejobs_job ({', '.join(set)}, payload)"
-            sql += f" SELECT {'?, ' * len(set)}value FROM carray(?)"
-            tx.execute(sql, (*set.values(), apsw.carray(job.payloads)))
-        if job.state != "pending":
-            group = job.state, job.queue, job.name
-            counts[group] = counts.get(group, 0) + len(job.payloads)
-    if counts:
-        add_to_counts(tx, counts)
+            # Half of what an executemany takes.
+            sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+        if job.columns["state"] != "pending":
+            counts[job.group] = counts.get(job.group, 0) + number
+    add_to_counts(tx, counts)
     # AUTOINCREMENT under the write lock counts without gaps.
     end = tx.connection.last_insert_rowid() + 1
-    return range(end - sum([len(job.payloads) for job in jobs]), end), jobs
+    return range(end - count, end), jobs
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
     """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
     before."""
-    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
-    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, settings)]
-    for key in {job.key for job in jobs if job.key is not None}:
+    inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
+    for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
         # Jobs that hold a slot and have expired give it up, also when no node is at work; those
         # that are let in instead may have expired, too.
         sql = f"""
@@ -5842,44 +5760,50 @@ def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     """Inserts a job, or does what its rule says about its duplicate."""
-    if (held := _holder(tx, job.unique_key)) is None:
-        tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+    (payload,) = job.payloads
+    if (held := _holder(tx, job.columns.get("unique_key"))) is None:
+        tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
-        if job.state != "pending":
-            add_to_counts(tx, {(job.state, job.queue, job.name): 1})
+        if job.columns["state"] != "pending":
+            add_to_counts(tx, {job.group: 1})
         return new, False
-    id, payload, fixed = held
+    id, waiting, fixed = held
     if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
-        raise DuplicateError(id, job.name)
+        raise DuplicateError(id, job.columns["name"])
     if callable(job.on_conflict):
         sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-        tx.execute(sql, (job.on_conflict(payload), id))
+        tx.execute(sql, (job.on_conflict(waiting), id))
     elif job.on_conflict == "replace":
-        change_jobs(tx, [id], _REPLACE, **job.columns, payload=job.payloads[0])
+        kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
+        sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
+        state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
+        change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
 
 def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
     """Id and payload of the job that holds a unique key, and whether it has started or ended, so
     that nobody may change it."""
-    if key is None:
-        return None
-    held = tx.execute(
-        f"""
-        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-            CASE WHEN {_UNSTARTED} THEN expires_at END
-        FROM litejobs_job INDEXED BY litejobs_unique
-        WHERE unique_key = ? AND {HOLDS}
-        """,
-        (key,),
-    ).fetchone()
+    held = None
+    if key is not None:
+        held = tx.execute(
+            f"""
+            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+                CASE WHEN {_UNSTARTED} THEN expires_at END
+            FROM litejobs_job INDEXED BY litejobs_unique
+            WHERE unique_key = ? AND {HOLDS}
+            """,
+            (key,),
+        ).fetchone()
     if held is None:
         return None
-    id, payload, fixed, until, expires_at = held
-    if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+    id, payload, fixed, *moments = held
+    until, expires_at = map(sound_number, moments)
+    if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
         return _holder(tx, key)  # Scope "exists" also means ended jobs.
-    if (until := sound_number(until)) is not None and until <= tx.now:
+    if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
     return id, payload, fixed
@@ -5892,12 +5816,7 @@ def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str,
     if known and name not in known:
         problem = f"no node has had such a definition{did_you_mean(name, known)}"
         raise DefinitionError(name, problem)
-    columns = {"name": name, "payload": payload, **given}
-    tx.execute(
-        f"INSERT INTO litejobs_job ({', '.join(columns)})"
-        f" VALUES ({', '.join(f':{column}' for column in columns)})",
-        columns,
-    )
+    tx.execute(_insert(("name", *given)), (name, *given.values(), payload))
     id: int = tx.connection.last_insert_rowid()
     tx.execute(_COMPLETE, {"name": name, "id": id})
     add_to_counts(tx, counted(tx, [id]))
@@ -5908,23 +5827,9 @@ GROUP_COMMIT_WINDOW = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
 Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
-
-
-@attrs.define(eq=False, repr=False)
-class PendingWrite:
-    """A write that waits to be committed, and its outcome."""
-
-    write: Write
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    wakeup: threading.Lock = attrs.field(factory=threading.Lock)
-    """Released for the thread that waits."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether it was committed or refused."""
-        return self.done or self.error is not None
+PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
+"""A write that waits to be committed; a lock that is released for its thread to go on; and then
+its result or error."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -5937,7 +5842,7 @@ class GroupCommit:
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that commits for all. (A signal handler that enqueues while its thread
     does must not wait for that thread.)"""
-    _waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    _waiting: list[PendingWrite] = attrs.field(factory=list)
     _size: int = 1
     """How many writes the last commit was for."""
 
@@ -5946,7 +5851,7 @@ class GroupCommit:
         commits for all that wait."""
         if self._pid != os.getpid():
             # What waits in the process that forked this one is committed there.
-            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), deque()
+            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), []
         lead = self._lead
         if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
@@ -5954,62 +5859,63 @@ class GroupCommit:
                     return write(tx)
             finally:
                 self._pass_on(lead)
-        pending = PendingWrite(write)
-        pending.wakeup.acquire()
+        pending: PendingWrite = write, threading.Lock(), []
+        _, wakeup, outcome = pending
+        wakeup.acquire()
         self._waiting.append(pending)
-        while not pending.settled:
+        while not outcome:
             if not lead.acquire(blocking=False):
-                pending.wakeup.acquire()
+                wakeup.acquire()
                 continue
             try:
-                if not pending.settled:
+                if not outcome:
                     self._commit_waiting()
             finally:
                 self._pass_on(lead)
-        if pending.error is not None:
-            raise pending.error
-        return pending.result
+        [(result, error)] = outcome
+        if error is not None:
+            raise error
+        return result
 
     def _pass_on(self, lead: threading.RLock) -> None:
         """Gives up the lead, and lets a thread that waits take it."""
         lead.release()
         if self._waiting:
             with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
-                self._waiting[0].wakeup.release()
+                self._waiting[0][1].release()
 
     def _commit_waiting(self) -> None:
         if self.file.durability == "full" and self._size > 2:
             # The others, whose commit has just ended, will be back at once.
             time.sleep(GROUP_COMMIT_WINDOW)
-        taken: list[PendingWrite] = []
-        while self._waiting:
-            taken.append(self._waiting.popleft())
+        taken = self._waiting[:]
+        del self._waiting[: len(taken)]
         self._size = len(taken)
         try:
             self._commit_all(taken)
         except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            for pending in taken:
-                pending.error = error
+            for _, _, outcome in taken:
+                outcome.append((None, error))
         except Exception:
             # Only one of them may be to blame.
             for pending in taken:
                 try:
                     self._commit_all([pending])
                 except Exception as error:
-                    pending.error = error
+                    pending[2].append((None, error))
         finally:
             problem = "interrupted while it committed for other threads; jobs may be there or not"
-            for pending in taken:
-                if not pending.settled:
-                    pending.error = OutcomeUnknownError(str(self.file.path), problem)
+            for _, wakeup, outcome in taken:
+                if not outcome:
+                    outcome.append((None, OutcomeUnknownError(str(self.file.path), problem)))
                 with contextlib.suppress(RuntimeError):
-                    pending.wakeup.release()
+                    wakeup.release()
 
     def _commit_all(self, taken: Sequence[PendingWrite]) -> None:
         with self.file.transaction(enqueues=True) as tx:
-            results = [pending.write(tx) for pending in taken]
-        for pending, result in zip(taken, results, strict=True):
-            pending.result, pending.done = result, True
+            results = [write(tx) for write, *_ in taken]
+        for (*_, outcome), result in zip(taken, results, strict=True):
+            outcome.append((result, None))
 
 
 ################################################################################
@@ -6020,18 +5926,18 @@ class GroupCommit:
 
 _SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-_KEPT_OWN = (
-    "headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
-)  # fmt: skip
+_KEPT_OWN = "headers", "key", "key_limit", "unique_key", "unique_scope", "grace"
 """What is kept of a schedule's jobs beside the columns of their options."""
 
 
 def options_of(batch: NewJob) -> str:
     """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
     lengths of time are what they are."""
-    kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
-    lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
-    return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
+    columns = batch.columns
+    kept = {name: columns.get(name) for name in (*STORED, *_KEPT_OWN)}
+    lengths = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
+    more = {"on_conflict": batch.on_conflict, "open": sorted(batch.open)}
+    return json.dumps({**kept, **lengths, **more})
 
 
 def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
@@ -6039,20 +5945,18 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
-    own: Any = {name: options.get(name) for name in _KEPT_OWN}
-    return NewJob(
-        {option: options.get(option) for option in STORED},
-        **own,
-        name=schedule.definition,
-        state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
-        run_at=run_at,
-        enqueued_at=now,
-        payloads=(schedule.stored_payload,),
-        open=options["open"],
-        schedule=schedule.name,
-        unique_until=None if lasts is None else now + lasts,
-        expires_at=None if expires is None else run_at + expires,
-    )
+    rule: Any = options.get("on_conflict")
+    columns = {
+        **{name: options.get(name) for name in (*STORED, *_KEPT_OWN)},
+        "name": schedule.definition,
+        "run_at": run_at,
+        "enqueued_at": now,
+        "state": "scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
+        "schedule": schedule.name,
+        "unique_until": None if lasts is None else now + lasts,
+        "expires_at": None if expires is None else run_at + expires,
+    }
+    return NewJob(columns, (schedule.stored_payload,), options["open"], rule)
 
 
 @attrs.define(eq=False, repr=False)
