@@ -5964,7 +5964,6 @@ class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
     file: File
-    clock: Clock
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -6013,7 +6012,7 @@ class Schedules:
         """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
         if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            if self._find(tx, schedule.name) != schedule:
+            if _find_schedule(tx, schedule.name) != schedule:
                 return None
             if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
@@ -6035,11 +6034,10 @@ class Schedules:
 
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
-        now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            schedule = self._found(tx, name)
-            [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
-            _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
+            schedule = get_schedule(tx, name)
+            [(id, _)] = insert_each(tx, [batch_of(schedule, tx.now, tx.now)])
+            _write_schedule(tx, attrs.evolve(schedule, last_at=tx.now, last_job=id))
         return id
 
     def _plan(self, tx: Transaction, now: int) -> None:
@@ -6060,99 +6058,53 @@ class Schedules:
                 return
         with self.file.transaction() as tx:
             known = {schedule.name: schedule for schedule in read_schedules(tx)}
-            for schedule in declared:
-                self._declare(tx, schedule, known.pop(schedule.name, None), program)
-            for schedule in known.values():
-                if (programs := schedule.programs).pop(program, None) is None:
+            for new in declared:
+                old = known.pop(new.name, None)
+                others = {} if old is None else old.programs
+                others.pop("", None)  # As it was before programs were distinguished.
+                ours = others.pop(program, None) is not None
+                if old is not None and (
+                    old.stored_origin is None
+                    or old != attrs.evolve(_with_state(new, old), origin=old.stored_origin)
+                ):
+                    if not ours:
+                        by = f"of {', '.join(others)}" if old.stored_origin else "made at run time"
+                        logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
+                    others = {}
+                programs = {**dict([*others.items()][-7:]), **new.programs}
+                _put_schedule(tx, attrs.evolve(new, origin=json.dumps(programs)), old)
+            for old in known.values():
+                if (programs := old.programs).pop(program, None) is None:
                     continue
                 if programs:
-                    _write_schedule(tx, attrs.evolve(schedule, origin=json.dumps(programs)))
+                    _write_schedule(tx, attrs.evolve(old, origin=json.dumps(programs)))
                 else:
-                    _delete_schedule(tx, schedule.name)
-                    logger.info("schedule %s has left the code and was removed", schedule.name)
-            self._plan(tx, self.clock())
-
-    def _declare(
-        self, tx: Transaction, new: Schedule, known: Schedule | None, program: str
-    ) -> None:
-        """Makes or changes what others have declared, too, if it is the same."""
-        others = {} if known is None else known.programs
-        others.pop("", None)  # As it was before programs were distinguished.
-        ours = others.pop(program, None) is not None
-        if known is not None and (
-            known.stored_origin is None
-            or known != attrs.evolve(_with_state(new, known), origin=known.stored_origin)
-        ):
-            if not ours:
-                by = f"of {', '.join(others)}" if known.stored_origin else "made at run time"
-                logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
-            others = {}
-        programs = {**dict([*others.items()][-7:]), **new.programs}
-        self._put(tx, attrs.evolve(new, origin=json.dumps(programs)), known)
+                    tx.execute(_DELETE_SCHEDULE, (old.name,))
+                    logger.info("schedule %s has left the code and was removed", old.name)
+            self._plan(tx, tx.now)
 
     def put(self, schedule: Schedule) -> Schedule:
         """Makes a schedule, or changes the one of this name; gives it as it is then."""
         with self.file.transaction(notify=True) as tx:
-            return self._put(tx, schedule, self._find(tx, schedule.name))
+            return _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
 
-    def _put(self, tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
-        """The next tick stays if the times are the same: it may be one that was missed while
-        nothing ran."""
-        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
-        if known is not None:
-            new = _with_state(new, known)
-        if known is None or times(new) != times(known):
-            new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
-        if new != known:
-            _write_schedule(tx, new)
-        return new
-
-    def pause(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
-        return self._each(name, False, lambda schedule: attrs.evolve(schedule, paused=True))
-
-    def resume(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire again from the next tick on; says how many that
-        changed. What was missed meanwhile is not made up."""
-        now = self.clock()
-
-        def resumed(schedule: Schedule) -> Schedule:
-            covered = json.dumps([*schedule.periods, (now, now)])
-            return attrs.evolve(schedule, paused=False, covered=covered).planned(now)
-
-        return self._each(name, True, resumed)
-
-    def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
+    def set_paused(self, name: str | None, paused: bool) -> int:
+        """Lets a schedule, or all, fire nothing until resumed, and then again from the next tick
+        on: what was missed meanwhile is not made up. Gives how many that changed."""
         with self.file.transaction(notify=True) as tx:
-            found = read_schedules(tx) if name is None else [self._found(tx, name)]
-            found = [schedule for schedule in found if schedule.paused is paused]
+            found = read_schedules(tx) if name is None else [get_schedule(tx, name)]
+            found = [schedule for schedule in found if schedule.paused is not paused]
             for schedule in found:
-                _write_schedule(tx, change(schedule))
+                if not paused:
+                    covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
+                    schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
+                _write_schedule(tx, attrs.evolve(schedule, paused=paused))
         return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.transaction() as tx:
-            _delete_schedule(tx, self._found(tx, name).name)
-
-    def get(self, name: str) -> Schedule:
-        """One schedule."""
-        with self.file.transaction(read_only=True) as tx:
-            return self._found(tx, name)
-
-    def all(self) -> list[Schedule]:
-        """All schedules, by name."""
-        with self.file.transaction(read_only=True) as tx:
-            return read_schedules(tx)
-
-    def _find(self, tx: Transaction, name: str) -> Schedule | None:
-        return next(iter(read_schedules(tx, "name = :name", name=name)), None)
-
-    def _found(self, tx: Transaction, name: str) -> Schedule:
-        if schedule := self._find(tx, name):
-            return schedule
-        known = [schedule.name for schedule in read_schedules(tx)]
-        raise ScheduleNotFoundError(name, did_you_mean(name, known))
+            tx.execute(_DELETE_SCHEDULE, (get_schedule(tx, name).name,))
 
 
 def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
@@ -6167,8 +6119,32 @@ def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
 
 
-def _delete_schedule(tx: Transaction, name: str) -> None:
-    tx.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+_DELETE_SCHEDULE = "DELETE FROM litejobs_schedule WHERE name = ?"
+
+
+def _find_schedule(tx: Transaction, name: str) -> Schedule | None:
+    return next(iter(read_schedules(tx, "name = :name", name=name)), None)
+
+
+def get_schedule(tx: Transaction, name: str) -> Schedule:
+    """The schedule of this name."""
+    if schedule := _find_schedule(tx, name):
+        return schedule
+    known = [schedule.name for schedule in read_schedules(tx)]
+    raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+def _put_schedule(tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
+    """The next tick stays if the times are the same: it may be one that was missed while nothing
+    ran."""
+    times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
+    if known is not None:
+        new = _with_state(new, known)
+    if known is None or times(new) != times(known):
+        new = attrs.evolve(new, next_at=None, covered="[]").planned(tx.now)
+    if new != known:
+        _write_schedule(tx, new)
+    return new
 
 
 def _with_state(new: Schedule, known: Schedule) -> Schedule:
@@ -6224,12 +6200,8 @@ def count_tokens(
     return burst if tokens is None else tokens
 
 
-class Lane(NamedTuple):
-    """Ready jobs that are alike to a node: it takes all of them or none."""
-
-    queue: str
-    name: str
-    node: str
+Lane = tuple[str, str, str]
+"""Queue, name and node of ready jobs that are alike to a node: it takes all of them or none."""
 
 
 @attrs.frozen
@@ -6242,10 +6214,9 @@ class Serves:
     paused: frozenset[str] = frozenset()
 
     def __contains__(self, lane: Lane) -> bool:
-        here = lane.node in ("", self.node) and lane.queue not in self.paused
-        return (
-            here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
-        )
+        queue, name, node = lane
+        here = node in ("", self.node) and queue not in self.paused
+        return here and name in self.names and (self.queues is None or queue in self.queues)
 
 
 Place = tuple[int, int, int]
@@ -6299,7 +6270,9 @@ _IN_ORDER = "ORDER BY priority DESC, run_at, id"
 class LaneReader:
     """Reads the jobs of one lane, in order, a page at a time."""
 
-    lane: Lane
+    queue: str
+    name: str
+    node: str
     priority: int | None = None
     """The only one that it reads, where jobs age."""
     taken: int = 0
@@ -6317,7 +6290,8 @@ class LaneReader:
             self._page = min(256, self._page * 2)
             one = "" if self.priority is None else f"AND priority = {self.priority}"
             sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
-            rows: Any = tx.execute(sql, (*self.lane, self._page, self.taken)).fetchall()
+            lane = self.queue, self.name, self.node
+            rows: Any = tx.execute(sql, (*lane, self._page, self.taken)).fetchall()
             self._rows.extend(rows)
             self.ended = len(rows) < self._page
         return self._rows.popleft() if self._rows else None
@@ -6388,12 +6362,15 @@ class Ready:
         if not few:
             rows = tx.execute(_HEADS).fetchall()
         heads: Iterable[tuple[Place, LaneReader]] = [
-            ((urgency, run_at, id), LaneReader(lane, ended=few))
+            ((urgency, run_at, id), LaneReader(queue, name, node, ended=few))
             for queue, name, node, urgency, run_at, id in rows
-            if (lane := Lane(queue, name, node)) in self.serves
+            if (queue, name, node) in self.serves
         ]
         if self.settings:
-            self._join_in({reader.lane.queue for _, reader in heads})
+            # A queue that was empty has not saved up its turns meanwhile.
+            queues = {reader.queue for _, reader in heads}
+            start = min([self._passes[each] for each in queues & self._passes.keys()], default=0.0)
+            self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
             heads = heads if few else self._by_age(tx, heads)
         self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
         self._aside = []
@@ -6405,26 +6382,26 @@ class Ready:
         while self._heads:
             rank, place, reader = self._heads[0]
             if not self.settings:
-                return place[2], reader.lane.name
-            if not self._allows(reader.lane.queue):
+                return place[2], reader.name
+            if not self._allows(reader.queue):
                 self._aside.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
             else:
-                return place[2], reader.lane.name
+                return place[2], reader.name
         return None
 
     @property
     def rated(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
-        settings = self.settings.get(self._heads[0][2].lane.queue)
+        settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].lane.name in names]
-        self._heads = [head for head in self._heads if head[2].lane.name not in names]
+        self._aside += [head for head in self._heads if head[2].name in names]
+        self._heads = [head for head in self._heads if head[2].name not in names]
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
@@ -6444,13 +6421,19 @@ class Ready:
         self.taken.append(id)
         self._given.add(reader)
         if self.settings:
-            self._count(reader.lane.queue)
+            queue = reader.queue
+            self._rooms[queue] = [left - 1 for left in self._room(queue)]
+            # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
+            if any(settings.weight for settings in self.settings.values()):
+                settings = self.settings.get(queue)
+                weight = (settings.weight if settings else None) or 1.0
+                self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
         if following := reader.take(self._tx if self._readable else None):
             rank = self._rank(following, reader) if self.settings else following
             heapq.heapreplace(self._heads, (rank, following, reader))
         else:
             heapq.heappop(self._heads)
-        return id, reader.lane.name
+        return id, reader.name
 
     def _rank(self, place: Place, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
@@ -6458,7 +6441,7 @@ class Ready:
         if not self.settings:
             return place
         urgency, run_at, id = place
-        queue = reader.lane.queue
+        queue = reader.queue
         if (settings := self.settings.get(queue)) and settings.ageing:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
@@ -6484,38 +6467,24 @@ class Ready:
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 
-    def _count(self, queue: str) -> None:
-        """A job of this queue was given out. Source of the passes: C. Waldspurger and W. Weihl,
-        "Stride Scheduling", MIT, 1995."""
-        self._rooms[queue] = [left - 1 for left in self._room(queue)]
-        if any(settings.weight for settings in self.settings.values()):
-            settings = self.settings.get(queue)
-            weight = (settings.weight if settings else None) or 1.0
-            self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
-
-    def _join_in(self, queues: set[str]) -> None:
-        """A queue that was empty has not saved up its turns meanwhile."""
-        stayed = [self._passes[queue] for queue in queues & self._passes.keys()]
-        start = min(stayed, default=0.0)
-        self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
-
     def _by_age(
         self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
     ) -> Iterator[tuple[Place, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
         for place, reader in heads:
-            settings = self.settings.get(reader.lane.queue)
+            settings = self.settings.get(reader.queue)
             if settings is None or not settings.ageing:
                 yield place, reader
                 continue
             following: Any = place
             while following is not None:
                 priority = ~following[0]
-                yield following, LaneReader(reader.lane, priority)
+                lane = reader.queue, reader.name, reader.node
+                yield following, LaneReader(*lane, priority)
                 # The plus: in a damaged index one could go round for ever.
                 lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
-                following = tx.execute(lower, (*reader.lane, priority, priority)).fetchone()
+                following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
 
 ################################################################################
@@ -7645,7 +7614,7 @@ class Store:
     def __attrs_post_init__(self) -> None:
         file, clock = self.file, self.clock
         self.group_commit = GroupCommit(file)
-        self.schedules = Schedules(file, clock)
+        self.schedules = Schedules(file)
         self.nodes = Nodes(file, clock)
         self.meter, self.health = Meter(file, clock), Health(file, clock)
 
@@ -11081,16 +11050,17 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return self.store.schedules.all()
+        with self.store.file.transaction(read_only=True) as tx:
+            return read_schedules(tx)
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; gives how many that paused."""
-        return self.store.schedules.pause()
+        return self.store.schedules.set_paused(None, True)
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; gives how many were paused.
         Missed ticks are not made up."""
-        return self.store.schedules.resume()
+        return self.store.schedules.set_paused(None, False)
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
@@ -11496,7 +11466,8 @@ class ScheduleHandle:
 
     def get(self) -> Schedule:
         """The schedule as it is now."""
-        return self._jobs.store.schedules.get(self.name)
+        with self._jobs.store.file.transaction(read_only=True) as tx:
+            return get_schedule(tx, self.name)
 
     def set(
         self,
@@ -11521,11 +11492,11 @@ class ScheduleHandle:
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
-        self._jobs.store.schedules.pause(self.name)
+        self._jobs.store.schedules.set_paused(self.name, True)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on."""
-        self._jobs.store.schedules.resume(self.name)
+        self._jobs.store.schedules.set_paused(self.name, False)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays."""
