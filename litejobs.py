@@ -5304,22 +5304,12 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     return counts
 
 
-def failures_of(tx: Transaction, id: int) -> tuple[Failure, ...]:
-    """The failed attempts of a job, the oldest first."""
-    sql = f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id"
-    return tuple(sound(Failure, row) for row in tx.execute(sql, (id,)))
-
-
-def last_failure(tx: Transaction) -> int:
-    """The number of the failed attempt that was kept last; 0, if there is none."""
-    return _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
-
-
-def failures_after(tx: Transaction, number: int) -> list[tuple[int, Failure]]:
-    """The failed attempts that were kept after that of this number, in that order, each with the
-    id of its job."""
-    sql = f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id"
-    return [(job, sound(Failure, row)) for job, *row in tx.execute(sql, (number,))]
+def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
+    """The failed attempts for which an SQL *term* holds, the oldest first, each after its own
+    number and the id of its job."""
+    sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
+    rows = tx.execute(sql, {"number": number})
+    return [(number, job, sound(Failure, row)) for number, job, *row in rows]
 
 
 # In bulk
@@ -5620,12 +5610,7 @@ class Enqueued(Sequence[Job[Any]]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, place: int) -> Job[Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
-
-    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[each] for each in range(len(self))[place]]
         id, new, payload = self._each[place]
@@ -5684,7 +5669,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
             name=name,
             paused=bool(row["paused"]),
             rate=rate,
-            ageing=None if row["ageing"] is None else row["ageing"] * MICROSECOND,
+            ageing=as_length(row["ageing"]),
             # 0 attempts: without end.
             stored_defaults={name: row[name] or None for name in options if row[name] is not None},
             per_second=per_second,
@@ -5891,18 +5876,23 @@ class GroupCommit:
         taken = self._waiting[:]
         del self._waiting[: len(taken)]
         self._size = len(taken)
+        batches = [taken]
         try:
-            self._commit_all(taken)
-        except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            for _, _, outcome in taken:
-                outcome.append((None, error))
-        except Exception:
-            # Only one of them may be to blame.
-            for pending in taken:
+            while batches:
+                batch = batches.pop()
                 try:
-                    self._commit_all([pending])
+                    with self.file.transaction(enqueues=True) as tx:
+                        results = [write(tx) for write, *_ in batch]
+                    for (*_, outcome), result in zip(batch, results, strict=True):
+                        outcome.append((result, None))
+                except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
+                    for *_, outcome in batch:
+                        outcome.append((None, error))
                 except Exception as error:
-                    pending[2].append((None, error))
+                    if len(batch) > 1:  # Only one of them may be to blame.
+                        batches = [[pending] for pending in reversed(batch)]
+                    else:
+                        batch[0][2].append((None, error))
         finally:
             problem = "interrupted while it committed for other threads; jobs may be there or not"
             for _, wakeup, outcome in taken:
@@ -5910,12 +5900,6 @@ class GroupCommit:
                     outcome.append((None, OutcomeUnknownError(str(self.file.path), problem)))
                 with contextlib.suppress(RuntimeError):
                     wakeup.release()
-
-    def _commit_all(self, taken: Sequence[PendingWrite]) -> None:
-        with self.file.transaction(enqueues=True) as tx:
-            results = [write(tx) for write, *_ in taken]
-        for (*_, outcome), result in zip(taken, results, strict=True):
-            outcome.append((result, None))
 
 
 ################################################################################
@@ -10797,7 +10781,8 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, id_of(id))
+            found = read_failures(tx, "job = :number", id_of(id))
+        return tuple(failure for _, _, failure in found)
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -11816,13 +11801,13 @@ class Recorder:
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
-            last = last_failure(tx)
+            last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
-            failed = failures_after(tx, last)
-        new = [(self.jobs.get(id), failure) for id, failure in failed]
+            failed = read_failures(tx, "id > :number", last)
+        new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
         if new and errors == "raise":
             raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))

@@ -141,7 +141,7 @@ def count_in(store: Store, match: Match) -> int:
 
 def errors_in(store: Store, id: int) -> tuple[Failure, ...]:
     with store.file.transaction(read_only=True) as tx:
-        return litejobs.failures_of(tx, id)
+        return tuple(found for *_, found in litejobs.read_failures(tx, "job = :number", id))
 
 
 def steer(store: Store, verb: str, match: Match) -> Moved:
