@@ -4938,37 +4938,43 @@ def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **binding
     if tx.own:
         bindings["ids"] = _carray(ids)
     bindings |= {"now": tx.now, "id": ids[0]}
-    keys, before = keys_of(tx, ids), counted(tx, ids)
+    before, keys = groups_of(tx, ids)
     for sql in statements:
         tx.execute(sql, bindings)
     changed: int = tx.execute("SELECT changes()").fetchone()[0]
-    changes = counted(tx, ids)
+    changes, _ = groups_of(tx, ids)
     changes.subtract(before)
     add_to_counts(tx, changes)
     admit_blocked(tx, keys)
     return changed
 
 
-def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
-    """How many of these jobs are in the counted states, by group."""
+def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[str]]:
+    """How many of these jobs there are of each group, and all their keys."""
+    groups: Counter[Group] = Counter()
+    keys = set()
     rows = tx.execute(
-        f"""
-        SELECT state, queue, name, count(*)
+        """
+        SELECT state, queue, name, job.key, count(*)
         FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE {COUNTED} GROUP BY state, queue, name
+        GROUP BY 1, 2, 3, 4
         """,
         (json.dumps(ids),),
     )
-    return Counter({(state, queue, name): number for state, queue, name, number in rows})
+    for state, queue, name, key, number in rows:
+        groups[state, queue, name] += number
+        keys.add(key)
+    return groups, keys - {None}
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states. On the caller's connection the triggers
-    do it."""
-    if changes and tx.own:
+    """Adds to the numbers of jobs in the counted states, and leaves out others. On the caller's
+    connection the triggers do it."""
+    rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
+    if rows and tx.own:
         tx.connection.executemany(
             f"INSERT INTO litejobs_count (state, queue, name, number) VALUES (?, ?, ?, ?) {_ADD}",
-            [(*group, change) for group, change in changes.items() if change],
+            rows,
         )
 
 
@@ -4991,16 +4997,6 @@ def _set(values: str, term: str = "TRUE") -> str:
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
 # that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
 # run.
-
-
-def keys_of(tx: Transaction, ids: Sequence[int]) -> set[str]:
-    """The keys of these jobs."""
-    sql = """
-        SELECT DISTINCT job.key
-        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE job.key IS NOT NULL
-    """
-    return {key for (key,) in tx.execute(sql, (json.dumps(ids),))}
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
@@ -5749,8 +5745,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     if (held := _holder(tx, job.columns.get("unique_key"))) is None:
         tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
-        if job.columns["state"] != "pending":
-            add_to_counts(tx, {job.group: 1})
+        add_to_counts(tx, {job.group: 1})
         return new, False
     id, waiting, fixed = held
     if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
@@ -5804,7 +5799,7 @@ def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str,
     tx.execute(_insert(("name", *given)), (name, *given.values(), payload))
     id: int = tx.connection.last_insert_rowid()
     tx.execute(_COMPLETE, {"name": name, "id": id})
-    add_to_counts(tx, counted(tx, [id]))
+    add_to_counts(tx, groups_of(tx, [id])[0])
     return id
 
 
@@ -7713,14 +7708,14 @@ class Store:
         if connection.total_changes() - before < len(settlements):
             raise _ClaimLost
         groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in COUNTED_STATES})
+        add_to_counts(tx, groups)
         states = {state for state, _, _ in groups}
         if states != {"completed"}:
             cancel_returned(tx)
         again = "pending" in states
         blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
         if connection.execute(blocked).get:
-            keys = keys_of(tx, [claimed.id for claimed, _ in settlements])
+            _, keys = groups_of(tx, [claimed.id for claimed, _ in settlements])
             again = bool(admit_blocked(tx, keys)) or again
         return again, groups
 
