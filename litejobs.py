@@ -49,6 +49,7 @@ from __future__ import annotations
 import array
 import atexit
 import base64
+import bisect
 import contextlib
 import contextvars
 import dataclasses
@@ -1011,9 +1012,8 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
-            expected = "return, raise, replace or a function that merges two payloads"
-            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
+        if not callable(self.on_conflict):
+            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -1062,13 +1062,7 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, tuple[str, timedelta]] = {
-    "d": ("day", timedelta(days=1)),
-    "h": ("hour", timedelta(hours=1)),
-    "m": ("minute", timedelta(minutes=1)),
-    "s": ("second", timedelta(seconds=1)),
-    "ms": ("millisecond", timedelta(milliseconds=1)),
-}
+UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1085,18 +1079,19 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        parts = [
-            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+        *parts, last = [
+            f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        if len(parts) == 1:
-            return f"Every {parts[0].removeprefix('1 ')}"
-        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+        return (
+            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
+        )
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
-    for unit, (_, size) in UNITS.items():
-        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+    for unit, word in UNITS.items():
+        size = timedelta(**{f"{word}s": 1})
+        count, length = divmod(length, size) if unit != "ms" else (length / size, length)
         if count:
             yield count, unit
 
@@ -1114,16 +1109,11 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
+    used for local times.
     """
 
     fields: str
-    timezone: str
-
-    @functools.cached_property
-    def zone(self) -> tzinfo:
-        """The rules of the time zone."""
-        return time_zone(self.timezone)
+    zone: tzinfo
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1133,50 +1123,41 @@ class Cron:
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
-        for wall in _cronsim().CronSim(self.fields, local):
-            # Those of a repeated hour that came at their first time are passed over.
-            if (tick := self._once(wall)) > moment:
+        for wall in self._walls(moment, self._offset(moment)):
+            # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
+            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._change(second, first)
+            if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
 
-    def _once(self, wall: datetime) -> int:
-        """When a local time comes first; the end of the gap if it does not come."""
-        first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
-        # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-        return first if first <= second else self._change(second, first)
-
     def _next_moment(self, moment: int) -> int | None:
-        while True:
-            # While the clock does not change, local time is real time and an offset.
-            start = moment // SECOND * SECOND + SECOND
-            offset = self._offset(start)
-            local = from_micros(start + offset - SECOND).replace(tzinfo=None)
-            wall = next(_cronsim().CronSim(self.fields, local), None)
-            if wall is None:
-                return None
-            tick = to_micros(wall.replace(tzinfo=UTC)) - offset
-            # No zone has changed its clock twice within six days since 1970.
-            for day in range(start, tick, DAY):
-                if self._offset(end := min(day + DAY, tick)) != offset:
-                    moment = self._change(day, end) - SECOND
-                    break
-            else:
-                return tick
+        start = moment // SECOND * SECOND + SECOND
+        offset = self._offset(start)
+        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+            return None
+        # That is right if the clock does not change until then. No zone has changed its clock
+        # twice within six days since 1970.
+        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        for day in range(start, tick, DAY):
+            if self._offset(end := min(day + DAY, tick)) != offset:
+                return self._next_moment(self._change(day, end) - SECOND)
+        return tick
+
+    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment."""
+        local = from_micros(moment + offset).replace(tzinfo=None)
+        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        return walls
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
     def _change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
-        offset = self._offset(before)
-        while after - before > SECOND:
-            middle = (before + after) // (2 * SECOND) * SECOND
-            if self._offset(middle) == offset:
-                before = middle
-            else:
-                after = middle
-        return after
+        seconds, offset = range(before, after, SECOND), self._offset(before)
+        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + place * SECOND
 
     @property
     def words(self) -> str:
@@ -1205,35 +1186,22 @@ def time_zone(name: str) -> tzinfo:
         return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
-    try:
-        if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("not a zone's name, and possibly a path to another file")
+    with contextlib.suppress(KeyError, ValueError, OSError, TypeError, AttributeError):
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        known = zoneinfo.available_timezones()
-    if not known:
+    if not (known := zoneinfo.available_timezones()):
         problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
         raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
-    near = difflib.get_close_matches(str(name).lower(), words, n=1)
+    near = difflib.get_close_matches(f"{name}".lower(), words, n=1)
     hint = f"did you mean {words[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-_NAMED = {
-    name: f"{number}"
-    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
-    for number, name in enumerate(re.findall("...", names), first)
-}
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
-    return match[1] if first == last else match[0]
+# cronsim reads `9-9/2` as `9/2`.
+_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1241,41 +1209,30 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
-    text = expression.strip()
-    word, _, length = text.partition(" ")
-    if word == "@every":
-        return Every(_interval(length, expression))
-    if word.startswith("@") and text not in ALIASES:
+    text = " ".join(expression.split())
+    if text.split(" ")[0] == "@every":
+        try:
+            counts = _EVERY.fullmatch(text.replace(" ", ""))
+            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
+            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+        except (ValueError, OverflowError):
+            length = timedelta()
+        if timedelta(milliseconds=100) <= length <= LONGEST:
+            return Every(length)
+        problem = "this is no length from a tenth of a second to a hundred years"
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
+    if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
-    cron = Cron(fields, timezone)
+    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
     cronsim = _cronsim()
-    _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
-        ticks = cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None))
+        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+            raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
-        problem = str(error)[:1].lower() + str(error)[1:]
+        problem = f"{error}"[:1].lower() + f"{error}"[1:]
         raise OptionError("cron", f"{expression!r}: {problem}; {example}") from None
-    if next(ticks, None) is None:
-        raise OptionError("cron", f"{expression!r}: there is no such day; {example}")
     return cron
-
-
-def _interval(text: str, expression: str) -> timedelta:
-    units = "".join(f"(?:([0-9.]+){unit})?" for unit in UNITS)
-    parts = re.fullmatch(units, "".join(text.split()))
-    example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
-    try:
-        counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        sizes = (size for _, size in UNITS.values())
-        length = sum(map(operator.mul, sizes, counts), timedelta())
-    except (ValueError, OverflowError):
-        raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not timedelta(milliseconds=100) <= length <= LONGEST:
-        problem = "not from a tenth of a second to a hundred years"
-        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
-    return length
 
 
 def every_expression(interval: Duration) -> str:
@@ -1342,15 +1299,15 @@ class Schedule:
     @property
     def words(self) -> str:
         """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
+        words = self.timetable.words
+        return f"{words} ({self.timezone})" if isinstance(self.timetable, Cron) else words
 
     @property
     def programs(self) -> dict[str, str]:
         """The programs that declared it when they last started, each with the module; empty if
         it was made at run time."""
         try:
-            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+            return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
             return {"": str(self.stored_origin)}
 
@@ -1447,8 +1404,7 @@ class Schedule:
         else:
             # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
-        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
-        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+        return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
@@ -1470,39 +1426,33 @@ class Schedule:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
+        start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        if current and ticks[:1] == [first]:
+        # Should the clock have been ahead, those that were missed are still to come.
+        if current and start == first:
             periods.remove(current)
-            periods.append((current[0], last))
-        else:  # Should the clock have been ahead, those that were missed are still to come.
-            periods.append((ticks[0] if ticks else now, last))
-        if tick is not None:
-            tick = self._first_uncovered(periods, tick - 1, first)
-        covered = json.dumps(periods[-PERIODS_KEPT:])
-        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
+            start = current[0]
+        return ticks, self._covered([*periods, (start, last)], last, first)
 
-    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that is in none of these periods."""
+    def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
+        """This schedule once these periods were handled; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
         ):
             tick = self.next_after(max(ends), anchor)
-        return tick
+        return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
         has missed 600,000 ticks of every second."""
-        low, high = tick, now
-        while high > low:
-            middle = (low + high) // 2
-            later = self.next_after(middle, tick)
-            if later is None or later > high:
-                high = middle
-            else:
-                low = later
-        return low
+
+        def is_last(moment: int) -> bool:
+            following = self.next_after(moment, tick)
+            return following is None or following > now
+
+        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
 
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
@@ -1524,14 +1474,12 @@ def make_schedule(
 ) -> Schedule:
     """A schedule that is due at these times, of no definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
-    columns: dict[str, Any] = {}
-    for option, value in how.items():
-        if option in ("grace", "jitter"):
-            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
-        elif option in ("start", "end"):
-            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
-        else:
-            columns[option] = value
+    columns: dict[str, Any] = {**how}
+    for option in how.keys() & {"grace", "jitter"}:
+        columns[option] = duration(columns[option], option) // MICROSECOND
+    for option in how.keys() & {"start", "end"}:
+        value = columns.pop(option)
+        columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
     _ = schedule.timetable  # Or the error that says what cannot be used.
@@ -2167,7 +2115,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2175,13 +2123,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2246,33 +2187,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2305,10 +2223,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2333,9 +2263,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2361,9 +2296,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2419,20 +2353,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2463,55 +2389,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2519,7 +2449,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2608,9 +2538,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2657,7 +2586,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2710,8 +2639,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2745,7 +2675,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2782,7 +2712,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2806,19 +2736,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2827,7 +2752,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2838,7 +2762,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2849,7 +2773,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2861,19 +2786,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2887,33 +2817,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2927,18 +2845,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2946,17 +2861,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2980,13 +2898,6 @@ def _problem_of(code: Any) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "a generator: its body would never run"
     return None
-
-
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
 
 
 define = Define()
@@ -3265,18 +3176,18 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, shape = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
                 made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
+                handler = functools.partial(call, payload, lambda: made)
                 value = compose(self.around, made, handler)
             else:
-                value = shape.call(payload, context)
+                value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if given_back or shape.result is None else _result(shape.result, value)
+            result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
                 self._end_copy(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -7619,9 +7530,10 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
+        progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
+        """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
+        in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
@@ -7629,6 +7541,8 @@ class Store:
         while True:
             try:
                 with self.file.transaction() as tx:
+                    if progress:
+                        _keep_progress(tx, progress)
                     again, groups = self._settle(tx, settlements)
                     if again:
                         ready.version = None
@@ -7722,13 +7636,7 @@ class Store:
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
-            tx.connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
+            _keep_progress(tx, progress)
 
     # Stage, expire, admit and prune
 
@@ -7896,6 +7804,13 @@ class Store:
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
             return tx.execute(sql, bindings).get is not None
+
+
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+    tx.connection.executemany(
+        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
+        [(text, *claim) for claim, text in progress.items()],
+    )
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
@@ -8370,9 +8285,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8385,18 +8299,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: LiteJobs,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8476,23 +8398,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8563,58 +8468,39 @@ OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
-
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8625,98 +8511,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -8762,8 +8622,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -8777,10 +8636,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -8797,6 +8665,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8804,76 +8674,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -8892,11 +8746,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -8912,30 +8765,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -8960,12 +8818,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -8974,10 +8828,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -8991,7 +8850,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9003,18 +8866,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9051,7 +8902,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9074,10 +8925,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9094,55 +8944,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9150,78 +8968,84 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
@@ -9272,13 +9096,14 @@ class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
+    pid: int
     channel: Channel
     board: Board
     free: list[int]
     """The places on the board for further async jobs."""
+    sources: list[Any]
+    """What is waited for to notice it: its socket, and what tells of the death of a process."""
     lifeline: Connection | None = None
-    death: Any = None
-    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     left: float = math.inf
@@ -9302,22 +9127,12 @@ class Worker:
     broken: bool = False
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
-    """What it had used in the end: see `used_by`."""
+    """By the end; see `used_by`."""
 
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
         return self.lifeline is not None
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What is waited for to notice it."""
-        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
     def dead(self) -> bool:
@@ -9347,7 +9162,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9405,8 +9219,9 @@ class Worker:
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-            if self.death not in (None, self.process.sentinel):
-                os.close(self.death)
+            for source in self.sources[1:]:
+                if source != self.process.sentinel:
+                    os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
                 self.process._popen.returncode = UNKNOWN
@@ -9421,30 +9236,32 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, free)
+            return Worker(thread, os.getpid(), Channel(ours), board, free, [ours])
         from multiprocessing import get_context
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
     theirs.close()
     lifeline.close()
+    pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        death: int | None = os.pidfd_open(process.pid or 0)
+        sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
-        # A pipe, which stays open in what the process has forked; then the next look shows it.
-        death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, free, held, death)
+        if sys.platform != "win32":
+            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            sources.append(process.sentinel)
+    return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9493,15 +9310,22 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many have failed since one was ready."""
+    """How many in a row."""
     _failure: str = ""
-    """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*. A WorkerError says that none can be started."""
+        """Lets workers go that have run as many jobs as they may, and starts others, up to the
+        number there should be; they hold the lock on the file *presence*. A WorkerError says that
+        none can be started."""
+        for worker in self.workers:
+            if worker.left <= 0 and not worker.runs:
+                if worker.leaves_by == math.inf:
+                    worker.leaves_by = time.monotonic() + self.grace
+                    worker.channel.send("end")
+                elif time.monotonic() >= worker.leaves_by:
+                    worker.kill()
         if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
@@ -9516,32 +9340,21 @@ class WorkerPool:
             try:
                 worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
-                self.start_failed(str(error), RESTART_PAUSE)
+                self.start_failed(str(error))
                 return
             worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
-    def start_failed(self, problem: str, pause: float) -> None:
+    def start_failed(self, problem: str) -> None:
         """The system lacks what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self._start_at = now + RESTART_PAUSE * 2 ** min(self.failed_starts, 6)
             self.failed_starts += 1
             self._failure = problem
-
-    def dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may, and others take their places."""
-        for worker in self.workers:
-            if worker.left > 0 or worker.runs:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                worker.channel.send("end")
-            elif time.monotonic() >= worker.leaves_by:
-                worker.kill()
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
@@ -9587,18 +9400,14 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
     other_names: frozenset[str],
-) -> bool:
+) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id, and says whether more may be ready."""
+    *plan*, by id."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
-    passed_over = False
-    while workers:
-        if (job := ready.peek()) is None:
-            # There may be more than what was read ahead.
-            return passed_over or ready.version is None
+    while workers and (job := ready.peek()):
         id, name = job
         more = estimate(name, durations)
         if is_async := name in async_names:
@@ -9611,9 +9420,8 @@ def assign(
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
-                break
+                return
             ready.pass_over(async_names if is_async else other_names)
-            passed_over = True
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9625,7 +9433,6 @@ def assign(
         worker.left -= 1
         if worker.left <= 0:
             del workers[which], loads[which], counts[which], places[which]
-    return True
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
@@ -9637,7 +9444,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -9665,39 +9473,32 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
-    """The report of a job that may have been asked to end: then that counts, and not how it ended;
-    except when its node stops, then the worker knows."""
-    claimed = run.claimed
+def judged(
+    run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
+) -> Report:
+    """The report of a job that may have been asked to end, which counts more than how it ended;
+    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
             kind="cancelled", type="Cancelled", message="cancelled while it ran",
         )  # fmt: skip
-    if run.reason == "memory" and report.state != "completed":
-        limit = registry.options(claimed.name).max_memory or 0
-        problem = f"its worker used more than the {limit:,} bytes that it may"
-        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
     if run.reason == "timeout":
+        kind, type = "timeout", "JobTimedOut"
         problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
         problem += f", and was granted {run.grace:g} s more to end"
-        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
-    return report
-
-
-def failed(
-    claimed: Claimed,
-    report: Report,
-    error: tuple[str, str, str],
-    registry: Registry,
-    rng: random.Random,
-) -> Report:
-    """The report of a job that failed by this error, which is none of its own."""
-    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
-    kind, type, message = error
+    elif run.reason == "memory" and report.state != "completed":
+        kind, type = "memory", "TooMuchMemory"
+        problem = f"its worker used more than the {options.max_memory or 0:,} bytes that it may"
+    elif crash:
+        kind, type, problem = "crash", "WorkerCrashed", crash
+    else:
+        return report
+    failed = after_failure(claimed, options.backoff, rng)
     return report._replace(
-        state=judged.state, delay=judged.delay, counted=True, result=None,
-        kind=kind, type=type, message=message,
+        state=failed.state, delay=failed.delay, counted=True, result=None,
+        kind=kind, type=type, message=problem,
     )  # fmt: skip
 
 
@@ -9773,22 +9574,18 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _maybe_ready: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _no_room: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
+    _look_due: bool = True
+    """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
-    _settle_by: float = math.inf
-    """When that should be in the file."""
+    _exchange_by: float = math.inf
+    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
     _ended: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
-    _progress_by: float = math.inf
-    """When it should be."""
     _changes: int = 0
     """The number of others' commits that was seen."""
     _orphans: bool = False
@@ -9797,14 +9594,12 @@ class Supervisor:
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
-    _locked: bool = False
-    """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
+    """Since when others have held the write lock, in each turn."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    _refill_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
+    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9824,6 +9619,7 @@ class Supervisor:
         IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
+            "see_workers": (POLL_INTERVAL, self._see_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9849,14 +9645,11 @@ class Supervisor:
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._spawn()
-            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
-                self._listen()
-                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._duties.attend)
+                self._listen()
+                self._unless_locked(self._duties.attend, self._exchange)
         finally:
             self._leave()
 
@@ -9876,19 +9669,21 @@ class Supervisor:
         only for a slice in each turn."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
-        return waited < LOCK_SLICE and not self._locked
+        return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
         """Takes steps that need the write lock; if others hold it, they stay to be done."""
-        try:
-            for step in steps:
+        busy: BusyError | None = None
+        for step in steps:
+            try:
                 step()
-        except BusyError as error:
-            now = time.monotonic()
-            self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > BUSY_TIMEOUT:
-                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
-                self._locked_since = now
+            except BusyError as error:
+                busy = error
+        now = time.monotonic()
+        self._locked_since = min(self._locked_since, now) if busy else math.inf
+        if now - self._locked_since > BUSY_TIMEOUT:
+            logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, busy)
+            self._locked_since = now
 
     # Join and leave
 
@@ -9921,7 +9716,7 @@ class Supervisor:
             # not keep it for ever.
             rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._maybe_ready or busy:
+        if self.until is None or self._look_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -9962,10 +9757,11 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, progress = self._pending, self._progress
+        self._pending, self._progress = [], {}
         try:
-            if pending:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
+            if pending or progress:
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9978,15 +9774,12 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node, self._presence)
-            self._keep_progress()
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        self.pool.dismiss()
         for worker in () if self._stops else self.pool.spawn(self._presence.path):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
@@ -9998,19 +9791,11 @@ class Supervisor:
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        if time.monotonic() >= self._refill_at:
-            self._refill_at = math.inf
-            self._look_for_jobs()
-        if not self._locked:
-            self._locked_since = math.inf
-        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
-        due.append(self._watch_at)
-        if self._may_exchange():
-            due.append(self._quiet_until)
+        exchange_at = 0.0 if self._may_exchange() else self._exchange_by
+        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and not isinstance(self.pool.code, Program):
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
@@ -10032,25 +9817,17 @@ class Supervisor:
         for key, _ in selected:
             worker = key.data
             if worker is None:
-                self._wake_up()
+                with contextlib.suppress(OSError):
+                    for _ in range(DRAINED):
+                        self._wakeup.recv(16)
+                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                    time.sleep(WAKE_REST)
+                self._false_wakes += 1
+                self._duties.call("look")
             elif worker in self.pool.workers:
                 self._receive(worker)
-                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
                     self._reap(worker)
-
-    def _wake_up(self) -> None:
-        """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        if self._false_wakes >= FALSE_WAKES:
-            time.sleep(WAKE_REST)
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._wakeup.recv(16)
-        try:
-            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
-        except FileReplacedError:
-            raise
-        except FileError:
-            self._look_for_jobs()  # The next use of the file raises it again.
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
@@ -10059,7 +9836,7 @@ class Supervisor:
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
-                    self._no_room = False
+                    self._look_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
@@ -10067,9 +9844,9 @@ class Supervisor:
                     if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
-                    if not self._progress:
-                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
                     self._progress[id, claim] = text
+                    soon = time.monotonic() + PROGRESS_INTERVAL
+                    self._exchange_by = min(self._exchange_by, soon)
         for number, report in reports:
             if run := worker.take(number):
                 name, took = run.claimed.name, report.took
@@ -10077,7 +9854,7 @@ class Supervisor:
                 self._durations[name] = expected + 0.2 * (took - expected)
                 self._announce(run, report.started_at)
                 if run.reason is not None:
-                    report = asked_to_end(run, report, self.registry, self._rng)
+                    report = judged(run, report, self.registry, self._rng)
                 self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
@@ -10088,7 +9865,7 @@ class Supervisor:
         if self._stops > 1:
             worker.blameless = True
         if not worker.ready and not self._stops:
-            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+            self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
                 self._settle_died(run)
@@ -10099,13 +9876,9 @@ class Supervisor:
             self._selector.unregister(source)
         worker.close()
 
-    def _look_for_jobs(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self._maybe_ready, self._no_room = True, False
-
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -10120,7 +9893,7 @@ class Supervisor:
                 if event.kind in self._wanted:
                     self._ended.append(event)
         if not self._pending:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
+            self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
 
     def _give_back(self, run: Run) -> None:
@@ -10143,10 +9916,8 @@ class Supervisor:
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
-        if run.reason in (None, "stop") and not worker.blameless:
-            error = "crash", "WorkerCrashed", exit_description(exit_code)
-            report = failed(run.claimed, report, error, self.registry, self._rng)
-        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+        crash = "" if worker.blameless else exit_description(exit_code)
+        self._settle(run, judged(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -10159,20 +9930,6 @@ class Supervisor:
         ended, self._ended = self._ended, []
         for event in ended:
             self.events.emit(event)
-
-    def _keep_progress(self) -> None:
-        """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._pending or time.monotonic() >= self._progress_by
-        if not self._progress or not due:
-            return
-        progress, self._progress, self._progress_by = self._progress, {}, math.inf
-        try:
-            self.store.keep_progress(progress)
-        except (BusyError, FileReplacedError):
-            self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
@@ -10190,10 +9947,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._no_room = True
-            self._maybe_ready = assign(
-                plan, workers, ready, durations, names, self.serves.names - names
-            )
+            assign(plan, workers, ready, durations, names, self.serves.names - names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10205,7 +9959,9 @@ class Supervisor:
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_strays(self._node, held)
                 self._orphans = False
-            done = self.store.exchange(self._pending, self._node, choose, self.serves)
+            done = self.store.exchange(
+                self._pending, self._node, choose, self.serves, self._progress
+            )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
@@ -10213,13 +9969,14 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
         if any(report.state in LATER for _, report in self._pending):
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._pending, self._settle_by = [], math.inf
+        self._look_due, self._pending, self._progress = False, [], {}
+        self._exchange_by = math.inf
+        if done.again_at is not None:
+            self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
         runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
@@ -10238,18 +9995,16 @@ class Supervisor:
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if not pending and (self._stops or self._no_room or not self._maybe_ready):
+        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+            return True
+        if not pending and (self._stops or not self._look_due):
             return False
         workers = self.pool.at_work()
         for worker in workers:
             if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
                 return True
-        if self._stops:
-            return True
         # While all are at work, more results will come along.
-        if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settle_by
-        return any(worker.free for worker in workers)
+        return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _put_off(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
@@ -10257,6 +10012,7 @@ class Supervisor:
         what is left, and tries again in a while; but not for ever, where the node is to end by
         itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
+            self._progress.clear()
             try:
                 self.store.settle_each(self._pending)
             except BusyError:
@@ -10270,10 +10026,9 @@ class Supervisor:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
-        self._settle_by = self._quiet_until if self._pending else math.inf
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
     # stops, are asked to end, and have the grace for it; then their worker is killed.
@@ -10309,8 +10064,8 @@ class Supervisor:
             self._watch_at = min(self._watch_at, worker.look_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
-                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
-                if running is not None and now > slow_at:
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
@@ -10400,25 +10155,12 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and which workers died unnoticed."""
-        for worker in list(self.pool.workers):
-            if worker.dead:
-                self._reap(worker)
-        self._see_changes()
-        if self._presence.renew():
-            logger.error(
-                "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence.path,
-            )  # fmt: skip
-            self.pool.replace()
-
-    def _see_changes(self) -> bool:
-        """Whether others have committed something since the last look."""
+        """Looks whether others have committed something."""
         if (changes := self.store.changes()) == self._changes:
-            return False
+            return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._changes = changes
+        self._changes, self._false_wakes = changes, 0
         self._wake()
         if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
@@ -10427,7 +10169,18 @@ class Supervisor:
                 self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
-        return True
+
+    def _see_workers(self, duties: Duties) -> None:
+        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
+        if self._presence.renew():
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self._presence.path,
+            )  # fmt: skip
+            self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
@@ -10845,7 +10598,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -11181,12 +10934,10 @@ class LiteJobs:
         workers = (os.cpu_count() or 1) if workers is None else workers
         return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11221,9 +10972,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -11835,7 +11585,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
@@ -11947,18 +11697,24 @@ Output = tuple[Any, str, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
-    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        parser.error("expected a value, got '--'")
+    given: dict[str, Any] = {"to": {}}
+    for place, value in vars(_parser().parse_args(arguments)).items():
+        group, _, name = place.rpartition(".")
+        fields = name == "payload" and isinstance(value, list)
+        (given[group] if group else given)[name] = dict(value) if fields else value
+    verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        target = [_target(options.target)] if "target" in options else []
-        value, text, code = options.command(*target, options)
-        if getattr(options, "json", False):
+        run, _, *columns = _COMMANDS[verb]
+        jobs = [_target(given.pop("target"))] if "target" in given else []
+        given |= {"to": to} if verb in ("change", "queue") else {}
+        done = run(*jobs, *given.pop("ids", ()), **given)
+        if columns:
+            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
+            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
+        value, text, code = done
+        if as_json:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
@@ -11979,6 +11735,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
+    hold, and what can only be given by name is an option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -11990,412 +11748,300 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run, **more)
-        place = "module:attribute or file.py:attribute"
-        if run is _run:
-            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
-        elif run is not _new:
-            about = f"the queue's file, or a program: {place}"
-            made.add_argument("target", metavar="TARGET", help=about)
-            made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_job_commands(add)
-    _add_other_commands(add)
+    for verb, (run, about, *_) in _COMMANDS.items():
+        command = commands.add_parser(verb, help=about, description=about)
+        command.set_defaults(verb=verb)
+        if verb != "new":
+            file = "" if verb == "run" else "the queue's file, or "
+            place = f"{file}a program: module:attribute or file.py:attribute"
+            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+        if verb not in ("new", "run"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
+        parameters = inspect.signature(run, eval_str=True).parameters.values()
+        for each in list(parameters)[verb != "new" :]:
+            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+            group = "to." if each.name == "to" else ""
+            options = typed and typing.get_type_hints(typed, include_extras=True)
+            for name, hint in (options or {each.name: each.annotation}).items():
+                settings = _settings(name, hint, removable=bool(group))
+                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                    several = each.kind is each.VAR_POSITIONAL
+                    optional = several or each.default is not each.empty
+                    number = "*" if several else "?" if optional else None
+                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                elif settings:
+                    where = flags if settings.get("action") == "store_true" else command
+                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
-def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", _run, "run jobs until stopped")
-    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    _add_options(run, NodeOptions, queues="--queue")
-    level = run.add_mutually_exclusive_group()
-    for flag, least, about in (
-        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("--quiet", logging.WARNING, "log only warnings and errors"),
-    ):
-        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-    run.set_defaults(log_level=logging.INFO)
-    enqueue = add("enqueue", _enqueue, "put a job into the file")
-    enqueue.add_argument("name", help="the definition")
-    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    _add_options(enqueue, Choices)
-    listing = add("list", _list, "list jobs, the newest first")
-    _add_options(listing, Filters)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = add("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    add("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for verb, done, about in (
-        ("retry", "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", "cancelled", "cancel jobs that wait or run"),
-        ("delete", "deleted", "delete jobs that do not run"),
-        ("hold", "held", "keep jobs that wait from running"),
-        ("release", "released", "let held jobs wait for their turn again"),
-        ("change", "changed", "give jobs that wait other values"),
-    ):
-        bulk = add(verb, _bulk, about, verb=verb, done=done)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
-    changes = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, "to_", removable=True, **changes)
+_FLAGS = {
+    "run queues": "queue",
+    # The node is what a change is most often about: so that is what --node gives there.
+    "change node": "from-node",
+    "change to.queue": "to-queue",
+    "change to.payload": "to-payload",
+}
+"""Options that are not called as their parameters."""
 
 
-def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("stats", _stats, "count jobs by queue and state")
-    add("queues", _queues, "list the queues that have settings")
-    queue = add("queue", _queue, "show, pause, resume and set a queue")
-    queue.add_argument("name", help="the queue")
-    state = queue.add_mutually_exclusive_group()
-    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
-    state.add_argument("--resume", action="store_true", help="let its jobs start again")
-    state.add_argument("--reset", action="store_true", help="take all its settings away")
-    _add_options(queue, QueueChoices, removable=True)
-    add("nodes", _list_nodes, "list the nodes")
-    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
-    metrics.add_argument("--span", choices=SPANS, default="minute")
-    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    metrics.add_argument("--queue")
-    metrics.add_argument("--name")
-    add("schedules", _schedules, "list schedules with their last and next times")
-    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for verb, done, about in (
-        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", "resumed", "let a schedule, or all, fire again"),
-    ):
-        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
-        switch.add_argument("name", nargs="?", help="default: all")
-    backup = add("backup", _backup, "copy the file while jobs run")
-    backup.add_argument("path", help="the copy: nothing may be there yet")
-    add("compact", _compact, "give free space in the file back")
-    doctor = add("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    new = add("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    typed: type,
-    prefix: str = "",
-    *,
-    removable: bool = False,
-    **flags: str,
-) -> None:
-    """Adds an argument for each option of a TypedDict that a text can be read as. Where
-    options are *removable*, a zero or an empty text stands for None."""
-    import argparse
-
-    texts = {
-        name: hint.__metadata__[0]
-        for kind in (Choices, typed)
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if typing.get_origin(hint) is Annotated
-    }
-    for name, hint in typing.get_type_hints(typed).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
-        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
-        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
-            settings |= {"choices": typing.get_args(literals[0])}
-        elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON"}
-        elif readers and name != "id":
-            read, metavar = readers[0]
-            if removable and type(None) in kinds:
-                # A node may be named 0, and a grace of no seconds is one.
-                zero = "" if name in ("node", "grace") else "0"
-                read = functools.partial(_read_unless, (zero, ""), read)
-                about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
-        else:
-            continue
-        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
-            settings["action"] = "append"
-        parser.add_argument(flag, help=about, **settings)
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
-
-
-def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
-    return None if text in none else read(text)
-
-
-def _moment(text: str) -> datetime:
-    import argparse
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
-        raise argparse.ArgumentTypeError(problem) from None
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
+    name, _, value = text.partition("=")
+    return name, load_json(value)
+
+
+_READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
+    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
+    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    int: ("NUMBER", int, "invalid int value: {!r}"),
+    float: ("NUMBER", float, "invalid float value: {!r}"),
+    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    str: ("", str, ""),
+    Iterable: ("", str, ""),
+}
+"""What a value of a type is called in the help, how it is read, and what is said of a text that is
+none."""
+
+
+def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
+    """How argparse reads an option; empty if a text cannot be read as one. Where options are
+    *removable*, a zero or an empty text stands for None."""
     import argparse
 
-    name, _, value = text.partition("=")
-    try:
-        return name, load_json(value)
-    except ValueError:
-        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+    kinds = _kinds(hint)
+    plain = [typing.get_origin(kind) or kind for kind in kinds]
+    texts: Any = hint, typing.get_type_hints(Choices, include_extras=True).get(name)
+    about = next((text.__metadata__[0] for text in texts if hasattr(text, "__metadata__")), None)
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about}
+    if bool in plain:
+        return settings | {"action": "store_true"}
+    if {Iterable, Sequence, Mapping}.intersection(plain):
+        settings["action"] = "append"
+    if Literal in plain:
+        return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
+    if name == "headers" or not (
+        known := [reader for kind, reader in _READERS.items() if kind in plain]
+    ):
+        return {}
+    metavar, read, problem = known[0]
+    none: Sequence[str] = ()
+    if removable and type(None) in kinds:
+        # A node may be named 0, and a grace of no seconds is one.
+        none = ("",) if name in ("node", "grace") else ("0", "")
+        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
 
+    def checked(text: str) -> Any:
+        try:
+            return None if text in none else read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(problem.format(text)) from None
 
-_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
-    (timedelta, float, "SECONDS"),
-    (datetime, _moment, "TIME"),
-    (int, int, "NUMBER"),
-    (float, float, "NUMBER"),
-    (str, str, ""),
-    (Iterable[str], str, ""),
-)
-"""How a value of a type is read from a command line, and what it is called in the help."""
+    return settings | {"type": checked, "metavar": metavar or name.upper()}
 
 
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
-    if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute)
-    if not os.path.exists(text):
-        raise FileError(text, "no such file; a program is named module:attribute")
-    jobs = LiteJobs(text)
-    jobs.store.file.create = False
-    return jobs
-
-
-def _program_at(place: str, attribute: str) -> LiteJobs:
-    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if not (colon and attribute.isidentifier()) or os.path.exists(text):
+        if not os.path.exists(text):
+            raise FileError(text, "no such file; a program is named module:attribute")
+        jobs = LiteJobs(text)
+        jobs.store.file.create = False
+        return jobs
+    name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        name, folder = Path(place).stem, str(Path(place).parent.resolve())
-    sys.path.insert(0, folder)
+        name, folder = Path(place).stem, Path(place).parent.resolve()
+    sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
-        raise OptionError(f"{place}:{attribute}", problem) from error
+        raise OptionError(text, problem) from error
     found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-    elif not isinstance(found, LiteJobs):
+        raise OptionError(text, f"another module has the name {name!r} already: rename the file")
+    if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-    else:
-        found.target = module.__file__
-        return found
-    raise OptionError(f"{place}:{attribute}", problem)
+        raise OptionError(text, problem)
+    found.target = module.__file__
+    return found
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _run(
+    jobs: LiteJobs,
+    *,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    quiet: Annotated[bool, "log only warnings and errors"] = False,
+    **options: Unpack[NodeOptions],
+) -> Output:
     if jobs.target is None:
-        raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    jobs.log_level = options.log_level
-    log_to_stderr(options.log_level)
-    jobs.work(options.workers, **_given(options, NodeOptions))
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log_to_stderr(jobs.log_level)
+    jobs.work(workers, **options)
     return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    choices: Choices = _given(options, Choices)
+def _enqueue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the definition"],
+    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    **choices: Unpack[Choices],
+) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
+        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
     else:
         try:
-            payload = json_of_any.encode(json_of_any.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(payload))
         except Unfit as unfit:
-            raise PayloadError(options.name, unfit.problems) from None
-        name = check_name(options.name, "name")
+            raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
-            id = insert_unknown(tx, name, payload, columns)
+            id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    columns: _Columns = {
-        **{name: name for name in ("id", "name", "queue", "state", "priority")},
-        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-        "run at (UTC)": "run_at",
-        "error": lambda job: (job["error"] or "")[:80],
-    }
-    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.get(options.id)
+def _show(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    all: Annotated[bool, "all that are kept, not only the last 5"] = False,
+) -> Output:
+    job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    if job.stored_progress is not None:
-        try:
-            shown["progress"] = str(job.progress)
-        except OptionError as error:  # Another program has written it.
-            shown["progress"] = f"({error})"
+    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+        shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
     ]
-    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
-    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines.append(f"\n{failure.omitted} failed attempts are not kept")
+        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
+        # Indented: a line of what an exception says must not look like one of ours.
+        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        lines.append("    " + message.replace("\n", "\n    "))
+        measured = {
+            "exit code": failure.exit_code,
+            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "peak memory": failure.memory and _bytes(failure.memory),
+        }
+        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+        lines += [", ".join(known)] if known else []
+        if failure.output:
+            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _failure_lines(failure: Failure) -> Iterator[str]:
-    if failure.omitted:
-        yield f"\n{failure.omitted} failed attempts are not kept"
-    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    # Indented: a line of what an exception says must not look like one of ours.
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-    yield "    " + message.replace("\n", "\n    ")
-    measured = {
-        "exit code": failure.exit_code,
-        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-        "peak memory": None if failure.memory is None else _bytes(failure.memory),
-    }
-    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
-        yield ", ".join(known)
-    if failure.output:
-        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
-
-
-def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
-    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
-    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
-    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    if missing > 0 and not filters:
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+    moved = getattr(jobs, verb)(*ids, **filters)
+    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
+    if missing > 0 and not filters.keys() - {"to"}:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    why = jobs.why(options.id)
-    return {"id": options.id, "why": why}, why, 0
+_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
+    given: Any = {**filters, "to": to}
+    return _bulk("change", jobs, *ids, **given)
+
+
+def _why(jobs: LiteJobs, id: int) -> Output:
+    why = jobs.why(id)
+    return {"id": id, "why": why}, why, 0
+
+
+def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
-    return counts, _table([["queue", *states], *lines]), 0
+    none = dict.fromkeys(states, 0)
+    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
+    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
-
-
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    queue = jobs.queue(options.name)
-    if options.reset:
+def _queue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the queue"],
+    *,
+    pause: Annotated[bool, "let no more of its jobs start"] = False,
+    resume: Annotated[bool, "let its jobs start again"] = False,
+    reset: Annotated[bool, "take all its settings away"] = False,
+    to: QueueChoices,
+) -> Output:
+    queue = jobs.queue(name)
+    if reset:
         queue.reset()
-    if given := _given(options, QueueChoices):
-        queue.set(**given)
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    values = _queue_values(queue.settings)
-    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
+    if to:
+        queue.set(**to)
+    if pause or resume:
+        (queue.pause if pause else queue.resume)()
+    rows = _values(jobs, [queue.settings], _QUEUES)
+    return rows[0], _table(rows, _QUEUES), 0
 
 
-def _queue_values(settings: QueueSettings) -> dict[str, Any]:
-    values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
-    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = (
-        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-        "misfire", "overlap", "origin", "problem", "words", "payload",
-    )  # fmt: skip
-    columns: _Columns = {
-        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
-        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
-    }  # fmt: skip
-    return _listing(_values(jobs, jobs.schedules(), names), columns)
-
-
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.schedule(options.name).fire()
+def _fire(jobs: LiteJobs, name: str) -> Output:
+    job = jobs.schedule(name).fire()
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.schedules, options.verb)(options.name)
-    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
+def _switch(
+    verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
+) -> Output:
+    changed = getattr(jobs.store.schedules, verb)(name)
+    return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    columns: _Columns = {
-        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
-        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-        "running jobs": "running",
-    }  # fmt: skip
-    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
-    columns: _Columns = {
-        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
-        **{name.replace("_", " "): name for name in names},
-    }
-    return _listing(list(map(attrs.asdict, found)), columns)
-
-
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    place = jobs.backup(options.path)
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+    place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
     return {"path": storable(str(place)), "bytes": size}, text, 0
 
 
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _compact(jobs: LiteJobs) -> Output:
     done = jobs.compact()
     return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
 
 
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    if options.repair:
+def _doctor(
+    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+) -> Output:
+    if repair:
         jobs.repair()
     found = jobs.doctor()
     lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    return (
-        list(map(attrs.asdict, found)),
-        "\n".join(lines or ["nothing is wrong"]),
-        int(bool(found)),
-    )
+    text = "\n".join(lines or ["nothing is wrong"])
+    return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
 _DEFINITION = '''\
@@ -12438,48 +12084,38 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> Output:
+def _new(
+    name: Annotated[str, "such as reports:generate"],
+    *,
+    queue: Annotated[str | None, "the queue of its jobs"] = None,
+    dir: Annotated[str, "the folder to write to (default: this one)"] = ".",
+) -> Output:
     import keyword
 
-    name, folder = check_name(options.name, "NAME"), Path(options.dir)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
         problem = f"expected lower-case words joined by : . - or _, got {name!r}"
         raise OptionError("NAME", problem)
     function = re.sub("[:.-]", "_", name)
     if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
         raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
-    if options.queue is not None:
-        chosen["queue"] = check_name(options.queue, "--queue")
+    if queue is not None:
+        chosen["queue"] = check_name(queue, "--queue")
     # What is printable looks the same in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
-    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    try:
-        with contextlib.ExitStack() as undo:  # Both files are written, or none.
-            for place, template in ((path, _DEFINITION), (test, _TEST)):
-                with place.open("x", encoding="utf-8") as file:
-                    undo.callback(place.unlink)
-                    file.write(template.format(**texts))
-            undo.pop_all()
-    except FileExistsError as error:
-        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OptionError(str(error.filename), "there is no such folder") from None
+    if not os.path.isdir(dir):
+        raise OptionError(str(path), "there is no such folder")
+    if there := next(filter(os.path.lexists, (path, test)), None):
+        raise OptionError(str(there), "is there already, and stays as it is")
+    for place, template in ((path, _DEFINITION), (test, _TEST)):
+        with place.open("x", encoding="utf-8") as file:
+            file.write(template.format(**texts))
     return None, _NEXT.format(**texts), 0
-
-
-def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload, progress or result as JSON values, with what is hidden replaced."""
-    plain = _read_json(stored)
-    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
-        return plain
-    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
-        return HIDDEN
-    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
 _JOB_VALUES = tuple(
@@ -12490,48 +12126,81 @@ _JOB_VALUES = tuple(
 
 
 def _values(
-    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+    jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
-    have stored."""
-    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+    """These values of jobs, schedules or the like, without what is hidden: as the program
+    says, or nodes have stored."""
+    all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+
+    computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
-        if name in ("payload", "progress", "result"):
-            definition = thing.definition if isinstance(thing, Schedule) else thing.name
-            not_shown = hidden.get(definition, frozenset())
-            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
         if name == "words":
             # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
-        return getattr(thing, name)
+        if name not in computed:
+            return getattr(thing, name)
+        stored = getattr(thing, f"stored_{name}")
+        plain = _read_json(stored)
+        definition = thing.name if isinstance(thing, Job) else thing.definition
+        hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
+        if plain is None or not hidden:
+            return plain
+        if name in hidden or not isinstance(plain, dict) or isinstance(stored, bytes):
+            return HIDDEN
+        return {key: HIDDEN if f"{name}.{key}" in hidden else plain[key] for key in plain}
 
-    return [{name: value(thing, name) for name in names} for thing in things]
-
-
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-_QUEUE_COLUMNS: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": lambda queue: (
-        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
-    ),
-}
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    """All values of rows for JSON, these columns as a table, and whether there is no row."""
-    lines = [
-        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        for row in rows
+    return [
+        {name: value(thing, name) for name in names if name in computed or hasattr(thing, name)}
+        | {name: set for name, set in getattr(thing, "defaults", {}).items() if name != "backoff"}
+        for thing in things
     ]
-    return rows, _table([list(columns), *lines]), int(not rows)
 
 
-def _table(lines: Sequence[Sequence[object]]) -> str:
+_Columns = Mapping[str, str]
+"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+_JOBS: _Columns = {
+    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
+    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+}  # fmt: skip
+_QUEUES: _Columns = {
+    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
+    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
+    "timeout": "timeout",
+}  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
+    "queues": "queues", "running": "running jobs",
+}  # fmt: skip
+_SCHEDULES: _Columns = {
+    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
+    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
+}  # fmt: skip
+_METRICS: _Columns = {
+    "start": "start (UTC)",
+    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
+}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job: (job["error"] or "")[:80],
+    "paused": lambda queue: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
+    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue: _json_value(queue["ageing"]),
+    "timeout": lambda queue: _json_value(queue["timeout"]),
+    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+}
+"""What tables show for some values."""
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
+    shown = {name: heading for name, heading in columns.items() if heading}
+    lines: list[list[object]] = [[*shown.values()]]
+    for row in rows:
+        lines.append(
+            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
+        )
     texts = [[printable(_cell(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
@@ -12561,6 +12230,37 @@ def _json_value(value: Any) -> Any:
 
 def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
+_COMMANDS: Mapping[str, tuple[Any, ...]] = {
+    "run": (_run, "run jobs until stopped"),
+    "enqueue": (_enqueue, "put a job into the file"),
+    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "show": (_show, "show one job with its failed attempts"),
+    "why": (_why, "say why a job is not running"),
+    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
+    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
+    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
+    "change": (_change, "give jobs that wait other values"),
+    "stats": (_stats, "count jobs by queue and state"),
+    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queue": (_queue, "show, pause, resume and set a queue"),
+    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
+    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
+    "fire": (_fire, "enqueue one job of a schedule now"),
+    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "backup": (_backup, "copy the file while jobs run"),
+    "compact": (_compact, "give free space in the file back"),
+    "doctor": (_doctor, "say what is wrong, with advice"),
+    "new": (_new, "write a definition and a test of it"),
+}
+"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
+what it lists."""
 
 
 if __name__ == "__main__":
