@@ -12017,7 +12017,7 @@ def _fire(jobs: LiteJobs, name: str) -> Output:
 def _switch(
     verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
 ) -> Output:
-    changed = getattr(jobs.store.schedules, verb)(name)
+    changed = jobs.store.schedules.set_paused(name, verb == "pause")
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
