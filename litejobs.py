@@ -3676,8 +3676,7 @@ SCHEMA = f"""
         next_at      INTEGER,                                 -- NULL: never again
         last_at      INTEGER,
         last_job     INTEGER,
-        -- JSON: the periods whose ticks have been handled
-        covered      TEXT NOT NULL DEFAULT '[]'
+        covered      TEXT NOT NULL DEFAULT '[]'               -- JSON: periods that were handled
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
         WHERE next_at IS NOT NULL AND NOT paused;
@@ -4026,7 +4025,7 @@ class File:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
         for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
+            with contextlib.suppress(OSError, OverflowError, TypeError):
                 if (sender := self._socket) is None:
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
@@ -4148,8 +4147,8 @@ class File:
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
     def _links(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. What the
-        path of the WAL leads to is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than is open. Where that
+        of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
@@ -4354,10 +4353,7 @@ class Transaction:
 
 def _ports(tx: Transaction) -> Sequence[int]:
     """Where the nodes listen."""
-    ports = [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
-    if not {*map(type, ports)} <= {int}:
-        raise Damaged(f"expected ports of nodes, found {ports}")
-    return ports
+    return [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
