@@ -421,16 +421,19 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        problem = "expected a datetime with a time zone, such as datetime.UTC"
-        raise OptionError(what, f"{problem}, got {value!r}")
+    if not isinstance(value, datetime):
+        raise OptionError(what, f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
     return value
 
 
@@ -1723,7 +1726,7 @@ class _Form:
 _OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(eq=False, repr=False)
 class _Misfit:
     """A value of the wrong type, within a written one."""
 
@@ -2088,14 +2091,13 @@ class Context(Generic[S]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace (by default 5 s) is over, its worker is
-        killed. A coroutine is cancelled, too: at once, or, if its node stops, when most of the
-        grace is over.
+        """Whether the job has been asked to end: it was cancelled, its deadline has passed, or
+        its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
+        is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        A handler that has read it as true is assumed to stop early: if its node stops, the
-        job runs again without the loss of an attempt, whether the handler returns or raises.
-        Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
+        If its node stops, the job of a handler that has read true runs again without the loss
+        of an attempt, whether it returns or raises. Only `Fail`, `Retry`, `Snooze` and
+        `Cancel` mean what they always do."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2193,20 +2195,14 @@ def _check_memory(value: object, what: str) -> int:
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
 
 
-def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
-    errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
+def _check_errors(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
+    """Exceptions, each with its backoff, if given."""
+    errors = [*value] if isinstance(value, tuple | Mapping) else [value]
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise OptionError(what, f"expected exceptions, got {error!r}")
-    return errors
-
-
-def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
     given = value if isinstance(value, Mapping) else {}
-    return {
-        error: given[error] and _check_backoff(given[error], "backoff") if given else None
-        for error in _check_errors(value, what)
-    }
+    return {each: given.get(each) and _check_backoff(given[each], "backoff") for each in errors}
 
 
 def _store_length(length: timedelta | None) -> int | None:
@@ -2266,8 +2262,8 @@ class Options:
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
     max_memory: int | None = _option(None, _check_memory)
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
-    fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
+    fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
@@ -2498,23 +2494,20 @@ def _shape(code: Any) -> Shape:
     contexts = {p.name for p in parameters if _is_context(hints.get(p.name))}
     keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     positional = [p.name for p in parameters if p.name not in keywords]
-    if is_class:
-        for name in (p.name for p in parameters if p.name not in contexts):
-            raise TypeError(f"run() takes at most a context; {name!r} should be a field")
-        payload: Any = code
-    else:
-        fields: dict[str, Any] = {
-            p.name: attrs.field(
-                default=attrs.NOTHING if p.default is p.empty else p.default,
-                type=hints.get(p.name, Any),
-                alias=p.name,
-                kw_only=p.name in keywords,
-            )
-            for p in parameters
-            if p.name not in contexts
-        }
-        title = code.__name__ if code.__name__.isidentifier() else "handler"
-        payload = attrs.make_class(title, fields, slots=True)
+    fields: dict[str, Any] = {
+        p.name: attrs.field(
+            default=attrs.NOTHING if p.default is p.empty else p.default,
+            type=hints.get(p.name, Any),
+            alias=p.name,
+            kw_only=p.name in keywords,
+        )
+        for p in parameters
+        if p.name not in contexts
+    }
+    for name in fields if is_class else ():
+        raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+    title = code.__name__ if code.__name__.isidentifier() else "handler"
+    payload: Any = code if is_class else attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
@@ -3046,7 +3039,7 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
             return Report(state="retrying", delay=error.delay // MICROSECOND)
         if isinstance(error, Fail):
             return Report(state="failed")
-    elif isinstance(error, options.fail_on):
+    elif isinstance(error, tuple(options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
         fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
@@ -3222,7 +3215,7 @@ class Executor:
         """Whether it ended because its node stops, as its handler knew."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
-        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+        return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
