@@ -1892,10 +1892,6 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
-    def dump(value: Any) -> Any:
-        raw = {key.write(k): form.write(v) for k, v in value.items()}
-        return {str(k) if type(k) is int else k: v for k, v in raw.items()} if digits else raw
-
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
         raw = item[0]
         if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
@@ -1905,7 +1901,8 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
     return (
         (dict,),
         (dict,),
-        dump,
+        # Integers become texts when they are written as JSON.
+        lambda value: {key.write(k): form.write(v) for k, v in value.items()},
         lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
     )
 
