@@ -11127,7 +11127,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return Drain(duties, executor, serves, presence).run(prunes=not self.tested)
+            return drain(duties, executor, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11140,78 +11140,57 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-@attrs.define(eq=False, repr=False)
-class Drain:
-    """Runs what is due in this process, one job after the other."""
+def drain(
+    duties: Duties, executor: Executor, serves: Serves, presence: Presence, prunes: bool
+) -> int:
+    """Runs jobs in this process, one after the other, until none is due; gives the number of
+    attempts."""
+    store, events, node, attempts = duties.store, duties.events, duties.node, 0
+    ended: list[Settlement] = []
+    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    emit = events.emit if logger.hasHandlers() else events.pass_on
 
-    duties: Duties
-    executor: Executor
-    serves: Serves
-    presence: Presence
-    _ended: Sequence[tuple[Claimed, Report]] = ()
-    """The attempt that is to be settled."""
+    def choose(ready: Ready) -> list[int]:
+        room = not interrupted and store.nodes.is_listed(node)
+        return [id for id, _ in itertools.islice(ready, room)]
 
-    def run(self, prunes: bool) -> int:
-        """Runs jobs until none is due; gives the number of attempts."""
-        store, attempts = self.duties.store, 0
-        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        while prunes and (store.prune(store.clock()) or store.shrink()):
-            pass  # A batch at a time, so that others can write, too.
-        while True:
-            self.presence.renew()
-            # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            self.duties.do("expire", "fire", "stage")
-            settled = bool(self._ended)
-            done = self._exchange()
-            if done.claimed:
-                self._attempt(done.claimed[0])
-                attempts += 1
-            elif done.complete and not settled:
-                # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(self.duties.node)
-                return attempts
-
-    def _exchange(self, limit: int = 1) -> Exchanged:
-        """Settles the attempt that has ended, and claims at most so many jobs."""
-        store, node, events = self.duties.store, self.duties.node, self.duties.events
-
-        def choose(ready: Ready) -> list[int]:
-            room = limit if store.nodes.is_listed(node) else 0
-            return [id for id, _ in itertools.islice(ready, room)]
-
-        done = store.exchange(self._ended, node, choose, self.serves)
-        ended, self._ended = self._ended, ()
+    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    while prunes and (store.prune(store.clock()) or store.shrink()):
+        pass  # A batch at a time, so that others can write, too.
+    while True:
+        presence.renew()
+        # First those that expire: with overlap="skip" a tick waits for what has not ended.
+        duties.do("expire", "fire", "stage")
+        interrupted = any(report.type == "KeyboardInterrupt" for _, report in ended)
+        done = store.exchange(ended, node, choose, serves)
         for claimed, report in ended:
             if report.kind or events.wants("completed"):
-                self._emit(*attempt_ended(claimed, report, self.serves.node))
-        return done
-
-    def _attempt(self, claimed: Claimed) -> None:
-        store, pid = self.duties.store, os.getpid()
-        if self.duties.events.wants("started"):
-            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
-
-        def keep(text: str) -> None:
-            try:
-                store.keep_progress({claimed[:2]: text})
-            except FileError as error:
-                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-        reporter = ProgressReporter(keep)
-        report = self.executor.run(
-            claimed, progress=lambda claimed, progress: reporter.report(progress)
-        )
-        reporter.close()
-        self._ended = [(claimed, report._replace(worker=pid))]
-        if report.type == "KeyboardInterrupt":
-            self._exchange(0)
+                for event in attempt_ended(claimed, report, serves.node):
+                    emit(event)
+        if interrupted:
             raise KeyboardInterrupt
+        if done.complete and not (done.claimed or ended):  # Else a retry may be due at once.
+            store.nodes.refuse_unlisted(node)
+            return attempts
+        ended = []
+        for claimed in done.claimed:
+            attempts += 1
+            if events.wants("started"):
+                emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+            ended.append((claimed, _run_here(store, executor, claimed)))
 
-    def _emit(self, *events: Event) -> None:
-        # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
-        for event in events:
-            emit(event)
+
+def _run_here(store: Store, executor: Executor, claimed: Claimed) -> Report:
+    def keep(text: str) -> None:
+        try:
+            store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    reporter = ProgressReporter(keep)
+    report = executor.run(claimed, progress=lambda claimed, progress: reporter.report(progress))
+    reporter.close()
+    return report._replace(worker=os.getpid())
 
 
 class NodeOptions(TypedDict, total=False):
