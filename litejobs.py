@@ -3879,13 +3879,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL = 0.01
-"""Seconds between two checks of the paths while a process only reads."""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; that it is there is checked
-with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -3902,6 +3900,8 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
 class Damaged(Exception):
@@ -3915,28 +3915,22 @@ _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.FullError: "the disk is full: nothing was written; free some space",
     apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
     apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+    apsw.BusyError: "locked by another process for too long: who holds a transaction open on it?",
 }
 
 
-def _translated(error: FailedReading | OSError, path: str) -> FileError:
+def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
-            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
         case OSError():
-            return FileError(path, f"cannot be used: {error.strerror}")
-        case apsw.BusyError():
-            problem = "locked by another process for too long"
-            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+            problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
-            return FileError(path, f"cannot be written: {error}")
-    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
+            problem = f"cannot be written: {error}"
+        case _:
+            problem = _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}"
+    return (BusyError if isinstance(error, apsw.BusyError) else FileError)(str(path), problem)
 
 
 @contextlib.contextmanager
@@ -3945,12 +3939,18 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
-        raise _translated(error, str(path)) from error
+        raise _translated(error, path) from error
 
 
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
 
 
 def _stat_id(found: os.stat_result) -> FileId:
@@ -3962,10 +3962,6 @@ def _file_id(path: str) -> FileId:
         return _stat_id(os.stat(path))
     except OSError:
         return 0, 0
-
-
-def _within_timeout(waited: float) -> bool:
-    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -3982,8 +3978,10 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_timeout
+    may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
+    opened: int = 0
+    """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
     warned: bool = False
@@ -3991,11 +3989,9 @@ class File:
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
-    _opened: int = 0
-    """Rises so much with each connection that no version comes again."""
-    _paths: tuple[str, str, str] = ("", "", "")
+    _paths: tuple[str, ...] = ("", "", "")
     """Of the open file, its WAL and its shared memory."""
-    _ids: list[FileId] = attrs.field(factory=list)
+    _ids: tuple[FileId, ...] = ((0, 0),) * 3
     """Of these three, when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
@@ -4003,11 +3999,10 @@ class File:
     _wal_checked_at: float = 0.0
     _size: int = 0
     """Bytes, when the paths were checked."""
-    _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
-    _close_socket: Callable[[], object] | None = None
+    _close_socket: Callable[[], object] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4020,10 +4015,6 @@ class File:
     def presence_path(self, node: int) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def is_open_as(self, found: FileId) -> bool:
-        """Whether this process would lose locks of SQLite's by closing that file."""
-        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4049,14 +4040,12 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
                 if (sender := self._socket) is None:
@@ -4072,43 +4061,34 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
-                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
-                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        if self._connection is not None:
+            return self._connection
+        if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+            problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+            raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        _keep_others_out()
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
+            fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
-        may_go_on = _busy_handler(self.may_wait)
-        for tries in itertools.count():
-            try:
-                connection = self._connect(place, "full" if self.durability == "full" else "normal")
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not may_go_on(tries):
-                    raise
-        try:
+            may_go_on = _busy_handler(self.may_wait)
+            for tries in itertools.count():
+                try:
+                    synchronous = "full" if self.durability == "full" else "normal"
+                    connection = self._connect(place, synchronous)
+                    break
+                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                    if not may_go_on(tries):
+                        raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
-        except OSError as error:
-            connection.close()
-            raise _translated(error, str(place)) from error
-        self._page_size = connection.pragma("page_size")
-        self._pid, self._opened = os.getpid(), self._opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
-        self.path, self._lost = place, False
+            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4157,51 +4137,36 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
+            self._close_socket()
+            self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
-            with contextlib.suppress(apsw.Error, OSError):
+            with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._is_there():
-            _put_wal_aside(self._paths[0], self._ids[1:])
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
+        lock; those that only read, now and then."""
+        links = 1 if self._connection is None else self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
-            self.check()
 
     def _links(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. What the
@@ -4212,35 +4177,16 @@ class File:
             found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
-                seen = os.stat(wal)
-                if _stat_id(seen) != self._ids[1]:
+                if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
         except NOT_THERE:
             return 0
+        except OSError as error:
+            raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
-        if not here or not found.st_size:  # SQLite never makes it empty.
-            return 0
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and is not empty."""
-        try:
-            found = os.stat(self._paths[0])
-        except NOT_THERE:
-            return False
-        return _stat_id(found) == self._ids[0] and found.st_size > 0
-
-    def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction: it rises by one with a commit of our own,
-        and by at least one with those of others."""
-        return self._opened + connection.data_version()
-
-    def changes(self, connection: apsw.Connection) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
-        version: int = connection.execute("PRAGMA data_version").get
-        return self._opened + version
+        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4248,56 +4194,48 @@ class File:
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*.
-
-        Quotas, and file systems that promise more than they have, are not seen by this.
-        """
+        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
+        systems that promise more than they have, are not seen by this."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages: int = connection.execute("PRAGMA page_count").get
-        growth = max(0, pages * self._page_size - self._size)
+        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
-            free = _free_space(self._paths[0])
-            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+            if sys.platform == "win32":
+                import shutil
+
+                free = shutil.disk_usage(self.path.parent).free
+            else:
+                disk = os.statvfs(self._paths[0])
+                # A file system that does not say how large it is has room.
+                free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
+            if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
-                return None
-            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
+            if free < needed:
+                needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        return None if free >= growth + wal_growth + reserve else free
-
-    @property
-    def _wal_room(self) -> int:
-        """Bytes of `WAL_ROOM` pages, each with its header."""
-        return WAL_ROOM * (self._page_size + 24)
+        return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then.
-
-        SQLite writes the pages of a transaction that is then rolled back behind the last valid
-        frame, under the write lock, and the WAL keeps its size.
-        """
+        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
+        a transaction that is then rolled back behind the last valid frame, under the write lock,
+        and the WAL keeps its size."""
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths[1]).st_size >= self._wal_room:
+            size = connection.pragma("page_size")
+            if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
                 connection.execute("CREATE TABLE litejobs_room (content)")
-                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                room = "INSERT INTO litejobs_room VALUES (zeroblob(?))"
+                connection.execute(room, (WAL_ROOM * size,))
                 connection.cache_flush()
             finally:
                 self.roll_back()
-
-    def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
-        transaction finds room there."""
-        with self.turn, contextlib.suppress(apsw.Error):
-            if self._connection is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there still is one; closes the connection if that fails."""
@@ -4317,12 +4255,9 @@ class File:
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all. (As a generator with
-    `contextmanager` it took longer than SQLite does.)
-
-    It is on the connection of the file, which threads take turns with; or on the caller's, who
-    has begun it and commits it.
-    """
+    """Statements that are committed together, or not at all: on the connection of the file, which
+    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
+    with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4334,7 +4269,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4347,10 +4284,11 @@ class Transaction:
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
-            if self._read_only:
-                file.check_now_and_then()
-            else:
+            if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
+                file.check()
+                self.version = file.opened + self.connection.data_version()
+            elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
         except BaseException as error:
@@ -4364,48 +4302,38 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        file = self.file
         ports: Sequence[int] = ()
         try:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
-                if self._enqueues:
-                    self._require_space()
+                if self._enqueues and (
+                    (free := file.lacks_space(self.connection, DISK_RESERVE)) is not None
+                ):
+                    problem = "the disk is nearly full: nothing was written; free some space"
+                    left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+                    raise FileError(str(file.path), f"{problem} ({left})")
                 self._commit()
             elif not self._read_only:
-                self.file.roll_back()
+                file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self.file.roll_back()
+            file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self.file.turn.release()
+            file.turn.release()
         self._raise_as_ours(error)
-        if ports:
-            self.file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.version(self.connection)
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
-
-    def _require_space(self) -> None:
-        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
-        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.file.path), f"{problem} ({left})")
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -4420,27 +4348,29 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
-            if os.access(wal, os.F_OK) or os.stat(wal):
-                return
+            if not os.access(wal, os.F_OK):
+                os.stat(wal)
         except NOT_THERE:
             file.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(file.path), problem) from error
+            raise _unknown_outcome(file, error) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self.file.empty_wal()
+        file = self.file
+        if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
+            # As far as no reader needs the WAL, the next transaction finds room there.
+            with file.turn, contextlib.suppress(apsw.Error):
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, FailedReading):
             try:
-                self.file.check()
+                file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self.file.path)) from error
+            raise _translated(error, file.path) from error
 
 
 def _ports(tx: Transaction) -> Sequence[int]:
@@ -4467,48 +4397,40 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
+    """The real path of the file, which then exists, private to its user. It is created with
+    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
+    locks that this process has on it."""
     try:
-        place = _real_path(path)
+        place = real_path(path)
         if create:
             with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+                    _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
         problem = f"is not a valid file name: {error}"
     else:
-        if stat.S_ISREG(found.st_mode):
-            if found.st_nlink == 1:
-                return place
-            problem = LINKED
-        elif stat.S_ISLNK(found.st_mode):
-            problem = "is a symbolic link: name the file that it leads to"
-        elif stat.S_ISDIR(found.st_mode):
-            problem = "is a folder: name a file in it"
-        else:
-            problem = "is not a regular file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return place
+        problem = {
+            stat.S_IFREG: LINKED,
+            stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
+            stat.S_IFDIR: "is a folder: name a file in it",
+        }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
     raise FileError(str(path), problem) from None
 
 
-ENDINGS = "-wal", "-shm"
-
-
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
     # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     place = Path(os.path.realpath(path.parent, strict=True), path.name)
@@ -4520,8 +4442,8 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
-    wal, shm = (f"{place}{end}" for end in ENDINGS)
-    if not any(map(any, left)):
+    _, wal, shm = left
+    if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
         # Of two processes, none renames the new file of the other. Folders need not be readable,
@@ -4529,45 +4451,40 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
-        if any(left[1]) and _file_id(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _file_id(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            problem = "%s belongs to a file that is not there any more: it is kept as %s"
-            logger.warning(problem, wal, aside)
+        if any(shm) and _file_id(f"{place}-shm") == shm:
+            os.unlink(f"{place}-shm")
+        if any(wal) and _file_id(f"{place}-wal") == wal:
+            aside = f"{place}-wal-{wal[1]}"
+            os.rename(f"{place}-wal", aside)
+            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, place, aside)
 
 
 def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
     """Locks a file, alone or with others, until what it returns is closed or the process ends;
     `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
-    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
-        time.sleep(0.001)
-    return locked
-
-
-def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
-    with contextlib.ExitStack() as locked:
-        if sys.platform == "win32":
-            # A lock of SQLite's on an empty file.
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            locked.callback(connection.close)
-            connection.pragma("journal_mode", "memory")
-            with contextlib.suppress(apsw.BusyError):
+    while True:
+        busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
+        with contextlib.ExitStack() as locked, busy:
+            if sys.platform == "win32":
+                # A lock of SQLite's on an empty file.
+                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+                locked.callback(connection.close)
+                connection.pragma("journal_mode", "memory")
                 connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
-            return None
-        import fcntl
+            import fcntl
 
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        locked.callback(os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):
+            # Read-only: a job that writes into every open descriptor must not damage it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            locked.callback(os.close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
-    return None
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.001)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -4590,16 +4507,6 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(path: str) -> int | None:
-    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
-    if sys.platform == "win32":
-        import shutil
-
-        return shutil.disk_usage(os.path.dirname(path)).free
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
 def fill_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
     file gets their number, and is written to by what is printed."""
@@ -4608,25 +4515,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
+    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
+    of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4639,19 +4537,16 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-
-    def hold(lock: threading.RLock) -> None:
-        lock.acquire()
-        _HELD_BY_FORK.append(lock)
-
+    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
+    a thread that holds a lock, to wait for: so no other thread may."""
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    hold(_FORKS)
-    for file in _files_here():
-        hold(file.turn)
+    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+        held.acquire()
+        _HELD_BY_FORK.append(held)
+    for file in files:
         with contextlib.suppress(apsw.Error):
             file.close()
-    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _release_after_fork() -> None:
@@ -4694,41 +4589,40 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if any(found) and _litejobs_has(found):
+    if litejobs_has(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
 def _refuse_beside_others(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process."""
+    """Refuses a file that something else than our SQLite has open in this process; where that
+    matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return
     give_up = time.monotonic() + 0.5
-    # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(found) and not (
-        _litejobs_has(found) or _apsw_has(place, if_busy=True)
-    ):
+    while True:
+        there = set()
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                there.add(_stat_id(os.fstat(int(number))))
+        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+            return
+        # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _litejobs_has(found: FileId) -> bool:
-    return any(file.is_open_as(found) for file in _files_here())
+def litejobs_has(found: FileId) -> bool:
+    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    return any(found) and any(
+        file._connection is not None and found in file._ids[::2] for file in files_here()
+    )
 
 
-def _has_descriptors_of(found: FileId) -> bool:
-    """Whether a file is open in this process; where that matters, and can be known."""
-    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
-        return False
-    for number in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):
-            if _stat_id(os.fstat(int(number))) == found:
-                return True
-    return False
-
-
-def _apsw_has(place: Path, if_busy: bool) -> bool:
+def apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -5475,7 +5369,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
+        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -7109,7 +7003,7 @@ def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
     try:
-        place = _real_path(place)
+        place = real_path(place)
         _refuse_existing(place)
         copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
         made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -7668,7 +7562,7 @@ class Store:
     def changes(self) -> int:
         """A number that changes when others commit."""
         with self.file.transaction(read_only=True) as tx:
-            return self.file.changes(tx.connection)
+            return self.file.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # Claim and settle
 
@@ -11091,7 +10985,8 @@ class LiteJobs:
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
         program = Program(places, self.state, home, self.clock, around, paths, level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
