@@ -74,7 +74,6 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -3038,17 +3037,11 @@ class Report(NamedTuple):
     output: str = ""
 
     @property
-    def brief(self) -> bool:
-        """Whether only the times differ from the defaults."""
-        return self[3:] == _DEFAULTS
-
-    @property
     def error(self) -> str | None:
         """Type and first line of what went wrong."""
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_DEFAULTS = Report()[3:]
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
@@ -8147,16 +8140,17 @@ def rescue(duties: Duties) -> None:
         for id, name, pid in order:
             if duties.store.nodes.is_alive(id):
                 break
-            _rescue(duties, id, name, pid)
+            take_over(duties, id, name, pid)
 
 
 def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
     for id in duties.store.nodes.unlisted():
-        _rescue(duties, id, str(id), 0)
+        take_over(duties, id, str(id), 0)
 
 
-def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
+    """Takes over the jobs of a node, if none of its processes is left."""
     listened = duties.events.listened & {"crashed", "failed"}
     held = duties.store.nodes.held(id) if listened else []
     if count := duties.store.nodes.rescue(id):
@@ -8170,22 +8164,6 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
                 duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def fire(duties: Duties) -> float | None:
-    """Enqueues the jobs of schedules that are due."""
-
-    def emit(schedule: Schedule, jobs: list[int]) -> None:
-        for job in jobs:
-            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
-
-    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
-
-
-def admit(duties: Duties) -> None:
-    """Makes blocked jobs ready whose key became free unnoticed."""
-    if duties.store.admit():
-        duties.on_ready()
-
-
 def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
     time, with pauses nine times as long for others to write."""
@@ -8194,22 +8172,23 @@ def prune(duties: Duties) -> float | None:
     return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def fold_metrics(duties: Duties) -> float | None:
-    """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
-
-
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
     "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
-    "fire": (60.0, fire),
+    "fire": (
+        60.0,
+        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+    ),
     "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, admit),
+    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (600.0, fold_metrics),
+    "fold_metrics": (
+        600.0,
+        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+    ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
 """By name: an interval in seconds, and what is done."""
@@ -8227,13 +8206,10 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
-    _due: dict[str, float] = attrs.field(init=False)
+    _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
     """By what failed: when it may be logged again, and the interval before that."""
-
-    def __attrs_post_init__(self) -> None:
-        self._due = dict.fromkeys(self.table, 0.0)
 
     def do(self, *names: str) -> None:
         """Does these now."""
@@ -8249,15 +8225,14 @@ class Duties:
     @property
     def soonest(self) -> float:
         """When the next one is due."""
-        return min(self._due.values())
+        return min(self._due[name] for name in self.table)
 
     def attend(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for name, due in list(self._due.items()):
-            if due > soon:
+        for name, (interval, duty) in self.table.items():
+            if self._due[name] > soon:
                 continue
-            interval, duty = self.table[name]
             try:
                 wanted = duty(self)
             except (BusyError, FileReplacedError):
@@ -8275,6 +8250,11 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def fired(self, schedule: Schedule, jobs: list[int]) -> None:
+        """Emits that a schedule has enqueued jobs."""
+        for job in jobs:
+            self.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
         """Emits an event of this node, with these fields of `Event`."""
@@ -8311,37 +8291,38 @@ THAW = (
 )
 
 
-@attrs.frozen
-class Program:
-    """The code of a program, as its workers find it."""
-
-    places: dict[str, tuple[str, str]]
-    """By name of the definition: its module, and its path in there."""
-    state: Callable[[], Any] | None
-    home: Callable[[], Any]
-    """Makes the queue for definitions that no import has registered."""
-    clock: Clock
-    around: tuple[AroundRun, ...] = ()
-    """The middleware around every run."""
-    paths: Mapping[Path, Path] = {}
-    """By relative path of a file: the absolute one, since workers may start in another folder."""
-    log_level: int | None = None
-
-    def executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """Imports the modules, and makes the executor of the program's jobs in this process."""
-        registry = Registry()
-        use_relative_paths(self.paths)
-        token = IMPORTING.set(True)
-        for name, (module, path) in self.places.items():
-            registry.add(_definition_at(importlib.import_module(module), path, name))
-        IMPORTING.reset(token)
-        registry.frozen = True
-        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
-        for body in {definition.body for definition in registry}:
-            body.home = body.home or self.home()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        return executor(registry, self.state, self.clock, NOWHERE, self.around)
+def load_program(
+    places: Mapping[str, tuple[str, str]],
+    make_state: Callable[[], Any] | None,
+    home: Callable[[], Any],
+    clock: Clock,
+    around: tuple[AroundRun, ...],
+    paths: Mapping[Path, Path],
+    log_level: int | None,
+) -> contextlib.AbstractContextManager[Executor]:
+    """What runs a program's jobs in a worker process. Imports the modules of its definitions:
+    *places* has by name the module, and the path in there. *home* makes the queue for those that
+    no import has registered. *paths* leads from relative paths of files to absolute ones, since
+    workers may start in another folder."""
+    registry = Registry()
+    use_relative_paths(paths)
+    token = IMPORTING.set(True)
+    for name, (module, path) in places.items():
+        found = _at(importlib.import_module(module), path)
+        definition, holder = definition_of(found), getattr(found, "registry", None)
+        if definition is None or definition.name != name:
+            definition = holder.by_name.get(name) if isinstance(holder, Registry) else None
+        if definition is None:
+            raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
+        registry.add(definition)
+    IMPORTING.reset(token)
+    registry.frozen = True
+    gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    for body in {definition.body for definition in registry}:
+        body.home = body.home or home()
+    if log_level is not None:
+        log_to_stderr(log_level)  # Unless the program has set up logging itself.
+    return executor(registry, make_state, clock, NOWHERE, around)
 
 
 @contextlib.contextmanager
@@ -8366,17 +8347,6 @@ def executor(
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-
-
-def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found = _at(module, path)
-    definition = definition_of(found)
-    if definition is not None and definition.name == name:
-        return definition
-    registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
-        return definition
-    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -8432,12 +8402,8 @@ def check_frozen() -> None:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
-    for code in codes:  # It grows meanwhile.
-        if isinstance(code, types.CodeType):
-            if "freeze_support" in code.co_names:
-                return
-            codes.extend(code.co_consts)
-    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+    if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 ################################################################################
@@ -8449,10 +8415,32 @@ def check_frozen() -> None:
 # and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+STOP_SIGNALS: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+def pack(*message: Any) -> bytes:
+    """A message, after its length."""
+    packed = marshal.dumps(message)
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Takes the whole messages out of what has arrived."""
+    while len(arrived) >= 4:
+        end = 4 + int.from_bytes(arrived[:4], "big")
+        if end > LONGEST_MESSAGE:
+            raise ValueError("not a message of litejobs")
+        if len(arrived) < end:
+            return
+        message = marshal.loads(arrived[4:end])
+        del arrived[:end]
+        yield message
 
 
 @attrs.define(eq=False, repr=False)
@@ -8465,11 +8453,10 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, what: str, *fields: Any) -> None:
-        """Sends a message after its length, or keeps what the socket does not take."""
-        message = marshal.dumps((what, *fields))
+    def send(self, *message: Any) -> None:
+        """Sends a message, or keeps what the socket does not take."""
         with self._lock:
-            self.unsent += len(message).to_bytes(4, "big") + message
+            self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
@@ -8484,7 +8471,6 @@ class Channel:
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
-        arrived = self._received
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8492,16 +8478,8 @@ class Channel:
                 return
             if not data:
                 raise EOFError
-            arrived += data
-            while len(arrived) >= 4:
-                end = 4 + int.from_bytes(arrived[:4], "big")
-                if end > LONGEST_MESSAGE:
-                    raise ValueError("not a message of litejobs")
-                if len(arrived) < end:
-                    break
-                message = marshal.loads(arrived[4:end])
-                del arrived[:end]
-                yield message
+            self._received += data
+            yield from unpack(self._received)
 
 
 # The board
@@ -8512,9 +8490,6 @@ OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
 """Bytes that are kept meanwhile: by the first one it shows that there was more."""
-REPORT = struct.Struct("=5q")
-"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
-other fields, which follow if they are not the defaults."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
 """Words of the board. The last three are of the plain job that runs; three more follow for each
 place of an async job: its number, when it began, and which one was asked to end."""
@@ -8529,20 +8504,19 @@ class Board:
         """Of a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context, in which memory and lock are *shared* already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
-        if shared is None and context is None:
-            shared = bytearray(size), threading.Lock()
-        elif shared is None:
-            shared = context.RawArray("B", size), context.Lock()
-        self.places = range(1, concurrency + 1)
+        if shared is None:
+            memory = context.RawArray("B", size) if context else bytearray(size)
+            shared = memory, (context or threading).Lock()
+        self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
+        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (len(self.places), None, self._shared)
+        return Board, (self.concurrency, None, self._shared)
 
     # The worker's side
 
@@ -8570,12 +8544,6 @@ class Board:
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Calls a function while no plain job can begin; not while one runs."""
-        with self._lock:
-            if not self._words[_NUMBER]:
-                act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
@@ -8631,22 +8599,16 @@ class Board:
             if locked:
                 self._lock.release()
 
-    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
-        """Takes the reports away, each with the number of its job."""
+    def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Takes the reports away: messages, as in the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, b""
-        place, reports = 0, []
-        while place < len(taken):
-            number, report, place = read_report(taken, place)
-            reports.append((number, report))
-        return reports
-
-    def _take(self) -> None:
-        self._taken += bytes(self._outbox[: self._words[_USED]])
-        self._words[_USED] = 0
+                    self._taken += self._outbox[: self._words[_USED]]
+                    self._words[_USED] = 0
+        yield from unpack(self._taken)
+        if self._taken:
+            raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
         """Takes back all plain jobs with lower numbers that have not started; returns the number
@@ -8655,8 +8617,10 @@ class Board:
         with self.held() as locked:
             if not locked:
                 return None
-            self._words[_REVOKED] = until
-            self._take()
+            words = self._words
+            words[_REVOKED] = until
+            self._taken += self._outbox[: words[_USED]]
+            words[_USED] = 0
             return self.running
 
     def ask(self, number: int, place: int, why: Reason) -> bool:
@@ -8666,20 +8630,6 @@ class Board:
                 return False
             self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
-
-
-def write_report(number: int, report: Report) -> bytes:
-    """A report as it stands on the board."""
-    rest = b"" if report.brief else marshal.dumps(report[3:])
-    return REPORT.pack(number, *report[:3], len(rest)) + rest
-
-
-def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
-    """The job's number, its report, and the place behind it."""
-    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
-    place += REPORT.size
-    rest = marshal.loads(data[place : place + length]) if length else ()
-    return number, Report(started_at, finished_at, took, *rest), place + length
 
 
 def end_of(output: bytes, text: str) -> bytes:
@@ -8709,6 +8659,7 @@ def peak_memory(pid: int) -> int | None:
 
 # The life of a worker
 
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8753,7 +8704,7 @@ def spawning() -> Iterator[None]:
 
 
 def work_in_child(
-    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
     """The whole life of a worker process, which holds the lock on the file *presence*. It dies
     with its supervisor, and of nothing else by mistake."""
@@ -8761,8 +8712,7 @@ def work_in_child(
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
+    for number, default in STOP_SIGNALS.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
@@ -8791,23 +8741,18 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     with hold(presence):
-        work(connection, board, program.executor, time.process_time_ns)
+        work(connection, board, make, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
     """Kills a worker with all that it started, at once; or, if it is not *alive*, what
     it left behind (another process may have its number by now)."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill) if alive else (os.killpg,):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
-
-
-MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 
 
 def work(
@@ -8816,19 +8761,15 @@ def work(
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    own_process = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as closing:
-        if not own_process:
+        if threading.current_thread() is not threading.main_thread():
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            restore, to_folder = surroundings(connection, own_process)
-            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
-            if board.places:
-                beside = AsyncRunner(runner, to_folder, own_process)
-                batches = beside.read()
-                closing.callback(beside.close)
+            if board.concurrency:
+                batches = closing.enter_context(runner.beside())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8850,15 +8791,19 @@ putting back what jobs change 2.)"""
 
 @attrs.define(eq=False, repr=False)
 class JobRunner:
-    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
+    in a thread with an event loop."""
 
     channel: Channel
     board: Board
     executor: Executor
-    _restore: Callable[[bool], bool]
-    _cpu_clock: Callable[[], int]
+    restore: Callable[[], bool]
+    cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
+    _loop: Any = None
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number, of async jobs."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """What the supervisor sends, until no more will come."""
@@ -8870,13 +8815,8 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore, cpu_clock = (
-            self.channel,
-            self.board,
-            self._restore,
-            self._cpu_clock,
-        )
-        if not restore(True):
+        channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
+        if not restore():
             return False
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
@@ -8897,12 +8837,13 @@ class JobRunner:
                     output = board.output_of(number)
                     made = made._replace(cpu=used[0], memory=used[1], output=output)
                 board.mark_cpu(cpu_clock())
-            report = write_report(number, made)
+            message = "report", number, made[:]
+            report = pack(*message)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send("report", report)
+                channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore(took > SHORT_RUN):
+            if took > HARMLESS and not restore():
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
@@ -8923,139 +8864,75 @@ class JobRunner:
         reporter.close()
         return True
 
-
-SIGNALS = tuple(
-    int(getattr(signal, f"SIG{name}"))
-    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
-    if hasattr(signal, f"SIG{name}")
-)
-"""Those whose handlers are the same for each job that a worker runs."""
-
-
-def surroundings(
-    connection: socket.socket, own_process: bool
-) -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One puts back signal
-    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
-    false, if that, the connection or the standard streams are not as they were. The other one puts
-    back the folder alone. Threads have none of these of their own."""
-    number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _stat_id(look(number))
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not that of signal, which takes ten times as long, for an enum of each.
-    handler_of = importlib.import_module("_signal").getsignal
-    handlers = [(each, handler_of(each)) for each in SIGNALS]
-    masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
-    umask = os.umask(0o077) if own_process else 0
-    # By descriptor it takes half as long, and finds a folder that was renamed.
-    by_number = hasattr(os, "fchdir")
-    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
-    to_folder = functools.partial(*enter) if own_process else (lambda: None)
-
-    def restore(all: bool) -> bool:
-        try:
-            for stream in streams:
-                if stream.closed:
-                    return False
-            if file is not None and _stat_id(look(number)) != file:
-                return False
-            if not own_process:
-                return True
-            if all:
-                os.umask(umask)
-                if masks:
-                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for each, handler in handlers:
-                if handler_of(each) != handler:
-                    signal.signal(each, handler)
-            to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
-            return False
-        return True
-
-    return restore, to_folder
-
-
-@attrs.define(eq=False, repr=False)
-class AsyncRunner:
-    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
-    reads the channel, also while a job blocks the loop."""
-
-    _jobs: JobRunner
-    _to_folder: Callable[[], object]
-    _own_process: bool
-    _runner: Any = attrs.field(init=False)
-    """An asyncio.Runner."""
-    _thread: threading.Thread = attrs.field(init=False)
-    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number."""
-    _closed: bool = False
-
-    def read(self) -> Iterator[Any]:
-        """Begins to run and to read; returns the batches of plain jobs."""
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Iterator[Any]]:
+        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
+        channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
-        self._runner = asyncio.Runner()
-        loop = self._runner.get_loop()
+        closed = threading.Event()
 
         def run_loop() -> None:
-            while not self._closed:
+            while not closed.is_set():
                 try:
-                    loop.run_forever()
+                    self._loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
             try:
-                for what, *fields in self._jobs.messages():
+                for what, *fields in self.messages():
                     if what == "run":
                         batches.put(*fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
-                        loop.call_soon_threadsafe(act, *fields)
+                        self._loop.call_soon_threadsafe(act, *fields)
             except BaseException:  # Out of memory, say.
-                logger.exception("a worker cannot run its async jobs")
-                if self._own_process:
-                    os._exit(1)
+                logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        self._thread.start()
-        threading.Thread(target=read, daemon=True).start()
-        return iter(batches.get, None)
+        with asyncio.Runner() as runner:  # It cancels what still runs.
+            self._loop = runner.get_loop()
+            thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+            thread.start()
+            try:
+                threading.Thread(target=read, daemon=True).start()
+                yield iter(batches.get, None)
+            finally:
+                closed.set()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with contextlib.suppress(OSError):
-                self._jobs.board.unless_running(self._to_folder)
+            with self.board.held():  # No plain job begins meanwhile.
+                if not self.board.running:
+                    self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
-            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+            self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
             task, claimed = self._tasks[number]
             if task.cancel():
-                self._jobs.executor.noticed.add(claimed[:2])
+                self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        jobs = self._jobs
-        asked = functools.partial(jobs.board.asked, number, place)
+        asked = functools.partial(self.board.asked, number, place)
         if asked():
             return GIVEN_BACK
-        jobs.board.begin(number, place)
+        self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9064,23 +8941,60 @@ class AsyncRunner:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        jobs = self._jobs
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
-            now = jobs.executor.clock()
+            now = self.executor.clock()
             report = report._replace(started_at=now, finished_at=now)
         _, claimed = self._tasks.pop(number)
-        jobs.executor.noticed.discard(claimed[:2])
-        jobs.end_progress(claimed.id)
-        jobs.channel.send("report", write_report(number, report))
+        self.executor.noticed.discard(claimed[:2])
+        self.end_progress(claimed.id)
+        self.channel.send("report", number, report[:])
 
-    def close(self) -> None:
-        """Ends the loop; what still runs in it is cancelled."""
-        self._closed = True
-        loop = self._runner.get_loop()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        self._runner.close()
+
+def surroundings(connection: socket.socket) -> Callable[[], bool]:
+    """Makes a function that puts back what jobs have changed of their process: signal handlers and
+    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
+    done, or if the connection or a standard stream is not as it was."""
+    number = connection.fileno()
+    file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
+    # Not the module signal, which takes ten times as long, for an enum of each.
+    plain = importlib.import_module("_signal")
+    names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
+    handlers = [(each, plain.getsignal(each)) for each in numbers if each]
+    own_process = threading.current_thread() is threading.main_thread()
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    if hasattr(os, "fchdir"):
+        # By descriptor it takes half as long, and finds a folder that was renamed.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore() -> bool:
+        try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _stat_id(os.fstat(number)) != file:
+                return False
+            if not own_process:
+                return True
+            os.umask(umask)
+            if masks:
+                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for each, handler in handlers:
+                if plain.getsignal(each) != handler:
+                    plain.signal(each, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore
 
 
 ################################################################################
@@ -9101,7 +9015,7 @@ ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
 UNKNOWN = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError, struct.error
+GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -9226,27 +9140,21 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
-        jobs has written over what it sends."""
-        messages: list[Any] = []
-        reports: list[tuple[int, Report]] = []
-        try:
-            self.channel.flush()
-            for message in self.channel.receive():
-                if message[0] == "report":
-                    reports.append(read_report(message[1], 0)[:2])
-                else:
+    def receive(self, dead: bool) -> list[tuple[Any, ...]]:
+        """The messages that have arrived, reports on the board included. It is killed if it is
+        gone, or if one of its jobs has written over what it sends."""
+        messages = []
+        self.channel.flush()
+        # The board comes later: the message that something is there has been read then.
+        for arrived in (self.channel.receive(), self.board.collect(dead)):
+            try:
+                for message in arrived:
                     messages.append(message)
-        except GARBLED:
-            self.broken = True
-        try:
-            reports += self.board.collect(dead)  # Later: the message that it has some is read.
-        except GARBLED:
-            self.broken = True
+            except GARBLED:
+                self.broken = True
         if self.broken and not self.dead:
             self.kill()
-        return messages, reports
+        return messages
 
     def kill(self) -> None:
         """Kills it with all that it started; a thread goes on."""
@@ -9270,16 +9178,16 @@ class Worker:
             self.process.close()
 
 
-def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that imports a program and
-    holds the lock on the file *presence*; or a thread."""
+def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that holds the lock on the
+    file *presence*; or a thread."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
-        if not isinstance(code, Program):
+        if presence is None:
             board = Board(concurrency)
-            arguments = theirs, board, code, time.thread_time_ns
+            arguments = theirs, board, make, time.thread_time_ns
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
@@ -9289,7 +9197,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
         board = Board(concurrency, context)
-        handed = theirs, lifeline, board, presence, code
+        handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with spawning():
             process.start()
@@ -9340,8 +9248,9 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    code: Program | MakeExecutor
-    """What they run: processes a program, threads an executor."""
+    make: MakeExecutor
+    threads: bool
+    """Whether its workers are threads, instead of processes."""
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
@@ -9380,7 +9289,8 @@ class WorkerPool:
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self.code, presence, self.concurrency)
+                held = None if self.threads else presence
+                worker = start_worker(self.make, held, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error))
                 return
@@ -9680,7 +9590,7 @@ class Supervisor:
             self.store.schedules.declare(*self.declared)
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
-            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            what = "threads" if self.pool.threads else "workers"
             logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
@@ -9756,7 +9666,7 @@ class Supervisor:
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._look_due or busy:
             return False
@@ -9838,7 +9748,7 @@ class Supervisor:
         """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
-        if self._stops and not isinstance(self.pool.code, Program):
+        if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
 
@@ -9872,9 +9782,17 @@ class Supervisor:
                     self._reap(worker)
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
-        messages, reports = worker.receive(dead)
-        for message in messages:
+        for message in worker.receive(dead):
             match message:
+                case ("report", number, fields):
+                    if run := worker.take(number):
+                        name, report = run.claimed.name, Report(*fields)
+                        expected = self._durations.get(name, report.took)
+                        self._durations[name] = expected + 0.2 * (report.took - expected)
+                        self._announce(run, report.started_at)
+                        if run.reason is not None:
+                            report = judged(run, report, self.registry, self._rng)
+                        self._settle(run, report)
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
@@ -9889,15 +9807,6 @@ class Supervisor:
                     self._progress[id, claim] = text
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
-        for number, report in reports:
-            if run := worker.take(number):
-                name, took = run.claimed.name, report.took
-                expected = self._durations.get(name, took)
-                self._durations[name] = expected + 0.2 * (took - expected)
-                self._announce(run, report.started_at)
-                if run.reason is not None:
-                    report = judged(run, report, self.registry, self._rng)
-                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
@@ -10378,10 +10287,8 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
-        if self.middleware.enqueues:
-            return self._enqueue_inside([bound])[0]
-        if not bound.options.plain:
-            return self._enqueue_each([bound])[0]
+        if self.middleware.enqueues or not bound.options.plain:
+            return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
         insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
         (id,), (new,) = self.store.group_commit.commit(insert)
         job: Job[R] = new.job(id, bound.payload, self)
@@ -10397,38 +10304,45 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        if self.middleware.enqueues and bound:
-            return self._enqueue_inside(bound)
-        return self._enqueue_bound(bound)
+        return self._enqueue_inside(self.middleware.enqueues, bound) if bound else []
 
     def _enqueue_inside(
-        self, works: Sequence[Bound[Any]], layers: Sequence[AroundEnqueue] | None = None
+        self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside the middleware; each layer has to give a job for each that it got."""
-        layers = self.middleware.enqueues if layers is None else layers
-        if not layers:
-            return self._enqueue_bound([self.bind(work) for work in works])
-        inside = functools.partial(self._enqueue_inside, layers=layers[1:])
-        jobs: object = layers[0](works, inside)
-        if not isinstance(jobs, Sequence) or len(jobs) != len(works):
-            problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
-            raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
-        return jobs
-
-    def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
+        """Enqueues inside these layers of middleware, of which each has to give a job for each
+        that it got."""
+        jobs: Any
+        if layers:
+            jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
+            if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+                problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
+                raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
+            return jobs
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
-        if not groups:
-            return []
-        if not all(group[0].options.plain for group in groups):
-            return self._enqueue_each(bound)
-        now = self.clock()
-        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
-        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
-        jobs = Enqueued(ids, new, self)
+        now, commit = self.clock(), self.store.group_commit.commit
+        connections = {id(group[0].options.connection): group[0] for group in groups}
+        connection = groups[0][0].options.connection if groups else None
+        if len(connections) > 1:
+            raise OptionError("connection", "the jobs of one call go through one connection")
+        if all(group[0].options.plain for group in groups):
+            new = [
+                new_job(group[0], now, tuple([job.payload for job in group])) for group in groups
+            ]
+            ids, new = commit(functools.partial(insert_all, jobs=new))
+            jobs = Enqueued(ids, new, self)
+        else:
+            new = [new_job(job, now) for job in bound]
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
+            if connection is not None:
+                with on_callers_connection(connection, self.store.file) as tx:
+                    # When, and whether, this is committed is not known here: so no events.
+                    return insert(tx)
+            jobs = commit(insert)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
-        return jobs
+        return typing.cast("Sequence[Job[Any]]", jobs)
 
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
@@ -10436,26 +10350,6 @@ class LiteJobs:
                 self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
-
-    def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
-        """Enqueues jobs of which each has something of its own: a key, or a connection."""
-        now = self.clock()
-        connections = {id(job.options.connection): job.options.connection for job in bound}
-        if len(connections) > 1:
-            raise OptionError("connection", "the jobs of one call go through one connection")
-        (connection,) = connections.values()
-        new = [new_job(job, now) for job in bound]
-        jobs: list[Job[Any]]
-        if connection is None:
-            insert = functools.partial(insert_and_read, jobs=new, source=self)
-            jobs = self.store.group_commit.commit(insert)
-        else:
-            with on_callers_connection(connection, self.store.file) as tx:
-                jobs = insert_and_read(tx, new, self)
-        # When, and whether, the caller's transaction is committed is not known here.
-        if connection is None and self.events.wants("enqueued"):
-            self._emit_enqueued(jobs)
-        return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
         """Gives each node that is at work now a copy of the job that only it takes, all in
@@ -10745,7 +10639,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     @overload
     def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
@@ -10761,22 +10655,30 @@ class LiteJobs:
         Raises: like `cron`.
         """
         expression = every_expression(interval)
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     def _declare(
         self,
         expression: str,
         work: object,
-        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
         schedule = make_schedule(expression, timezone, **how)
+        module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = self._name_of(work) if name is None else check_name(name, "name")
+            title = (
+                check_name(name, "name")
+                if name is not None
+                else (
+                    work
+                    if isinstance(work, Bound)
+                    else definition_of(work) or self.registry.of(work)
+                ).name
+            )
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10787,11 +10689,6 @@ class LiteJobs:
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
-
-    def _name_of(self, work: object) -> str:
-        if isinstance(work, Bound):
-            return work.body.name
-        return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
         """The schedules that the program declares, and the program."""
@@ -10809,12 +10706,23 @@ class LiteJobs:
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
-        _refuse_for_schedules(bound.options)
+        options = bound.options
+        # What makes sense for one job only, or what only this program has.
+        if options.delay or options.at is not None:
+            problem = "not for a schedule, which says itself when its jobs run"
+            raise OptionError("delay" if options.at is None else "at", problem)
+        if isinstance(options.expires, datetime):
+            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
+        if options.unique is not None and callable(options.unique.on_conflict):
+            problem = "a merge function is no use to a schedule, which any program may fire"
+            raise OptionError("unique", problem)
+        if options.connection is not None:
+            raise OptionError(
+                "connection", "not for a schedule, which fires in its own transaction"
+            )
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(new_job(bound, 0))
-        return attrs.evolve(
-            schedule, definition=bound.body.name, payload=bound.payload, options=options
-        )
+        kept = options_of(new_job(bound, 0))
+        return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -10853,25 +10761,23 @@ class LiteJobs:
         options: Any = {name: value for name, value in to.items() if name != "payload"}
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
-        rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, chosen(ids, filters), columns, rework)
-
-    def _rework(self, fields: Mapping[str, Any]) -> Rework:
-        """What puts *fields* into a payload."""
-        try:
-            json_of_any.encode(dict(fields))
-        except (Unfit, TypeError, ValueError) as error:
-            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (Unfit, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
 
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **fields})
+            text = json_of_any.encode({**old, **(fields or {})})
             definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
-        return rework
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
@@ -10909,9 +10815,15 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(workers, **options)
-        with _signals(supervisor):
+        supervisor, before = self._supervisor(workers, **options), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                before[number] = signal.signal(number, lambda *_: supervisor.stop())
+        try:
             supervisor.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, until the end of a with statement: for programs
@@ -10933,17 +10845,23 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        if workers is not None and threads is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
         if jobs_per_worker is not None:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            code, size = self._code_and_size(workers, threads)
+            make = self._program() if threads is None else self._executor
+            asked, what = (workers, "workers") if threads is None else (threads, "threads")
+            size = at_least_one(
+                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+            )
             serves = self._serves(queues, node)
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
-            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             declared = self._declarations()
             return Supervisor(
                 store,
@@ -10959,39 +10877,35 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _code_and_size(
-        self, workers: int | None, threads: int | None
-    ) -> tuple[Program | MakeExecutor, int]:
-        """What workers run, and how many there are."""
-        if threads is not None:
-            if workers is not None:
-                problem = "given together with workers: jobs run in one or other"
-                raise OptionError("threads", problem)
-            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
-        if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Fails at once if that cannot be known here.
-        check_frozen()
-        workers = (os.cpu_count() or 1) if workers is None else workers
-        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
-
     def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
         return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
-    def _program(self) -> Program:
+    def _program(self) -> MakeExecutor:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
+        check_frozen()
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
         paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
-        program = Program(places, self.state, home, self.clock, around, paths, level)
-        for layer in (*self.middleware.runs, *self.middleware.enqueues):
-            _check_findable("middleware", layer)
-        _check_findable("state or clock", program)
+        program = functools.partial(
+            load_program, places, self.state, home, self.clock, around, paths, level
+        )
+        layers = [("middleware", layer) for layer in (*around, *self.middleware.enqueues)]
+        import pickle
+
+        for what, thing in (*layers, ("state or clock", program)):
+            try:
+                pickle.dumps(thing)
+            except Exception as error:
+                advice = "use functions at the top level of a module"
+                raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
@@ -11022,7 +10936,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return drain(duties, executor, serves, presence, prunes=not self.tested)
+            return run_due(duties, executor, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11035,57 +10949,58 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-def drain(
+def run_due(
     duties: Duties, executor: Executor, serves: Serves, presence: Presence, prunes: bool
 ) -> int:
-    """Runs jobs in this process, one after the other, until none is due; gives the number of
-    attempts."""
-    store, events, node, attempts = duties.store, duties.events, duties.node, 0
-    ended: list[Settlement] = []
+    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    store, node, events = duties.store, duties.node, duties.events
     # Without a handler, logging would print warnings to stderr: events are not logged then.
     emit = events.emit if logger.hasHandlers() else events.pass_on
+    ended: Sequence[tuple[Claimed, Report]] = ()
+    attempts, interrupted = 0, False
 
     def choose(ready: Ready) -> list[int]:
-        room = not interrupted and store.nodes.is_listed(node)
+        room = 0 if interrupted or not store.nodes.is_listed(node) else 1
         return [id for id, _ in itertools.islice(ready, room)]
+
+    def keep_progress(text: str) -> None:
+        try:
+            store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    def report_progress(claimed: Claimed, progress: Progress) -> None:
+        reporter.report(progress)
 
     duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
         pass  # A batch at a time, so that others can write, too.
     while True:
         presence.renew()
-        # First those that expire: with overlap="skip" a tick waits for what has not ended.
-        duties.do("expire", "fire", "stage")
-        interrupted = any(report.type == "KeyboardInterrupt" for _, report in ended)
+        if not interrupted:
+            # First those that expire: with overlap="skip" a tick waits for what has not ended.
+            duties.do("expire", "fire", "stage")
         done = store.exchange(ended, node, choose, serves)
-        for claimed, report in ended:
+        for settled, report in ended:
             if report.kind or events.wants("completed"):
-                for event in attempt_ended(claimed, report, serves.node):
+                for event in attempt_ended(settled, report, serves.node):
                     emit(event)
         if interrupted:
             raise KeyboardInterrupt
-        if done.complete and not (done.claimed or ended):  # Else a retry may be due at once.
-            store.nodes.refuse_unlisted(node)
-            return attempts
-        ended = []
-        for claimed in done.claimed:
-            attempts += 1
-            if events.wants("started"):
-                emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
-            ended.append((claimed, _run_here(store, executor, claimed)))
-
-
-def _run_here(store: Store, executor: Executor, claimed: Claimed) -> Report:
-    def keep(text: str) -> None:
-        try:
-            store.keep_progress({claimed[:2]: text})
-        except FileError as error:
-            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-    reporter = ProgressReporter(keep)
-    report = executor.run(claimed, progress=lambda claimed, progress: reporter.report(progress))
-    reporter.close()
-    return report._replace(worker=os.getpid())
+        if not done.claimed:
+            if done.complete and not ended:  # Otherwise a retry may be due at once.
+                store.nodes.refuse_unlisted(node)
+                return attempts
+            ended = ()
+            continue
+        (claimed,) = done.claimed
+        if events.wants("started"):
+            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+        with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
+            report = executor.run(claimed, progress=report_progress)
+        ended = [(claimed, report._replace(worker=os.getpid()))]
+        attempts += 1
+        interrupted = report.type == "KeyboardInterrupt"
 
 
 class NodeOptions(TypedDict, total=False):
@@ -11135,10 +11050,10 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        columns = {
-            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in typing.cast("dict[str, Any]", choices).items()
-        }
+        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        for setting, value in typing.cast("dict[str, Any]", choices).items():
+            checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
+            columns[setting] = checked and store.get(setting, _same)(checked)
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
@@ -11167,31 +11082,25 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _micros_of(value: Any, what: str) -> int:
-    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and 0.001 <= value <= 1000
-
-
-def _curve(value: Any, what: str) -> str:
+def _check_curve(value: Any, what: str) -> Curve:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return store_curve(value)
+    return value
 
 
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
     "burst": functools.partial(at_least_one, also=", or None"),
-    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
-    "ageing": _micros_of,
-    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _micros_of,
-    "backoff": _curve,
+    "weight": _accept(
+        lambda value: type(value) in (int, float) and 0.001 <= value <= 1000,
+        "a number from 0.001 to 1000",
+    ),
+    "ageing": OPTIONS["timeout"],
+    "max_attempts": OPTIONS["max_attempts"],
+    "timeout": OPTIONS["timeout"],
+    "backoff": _check_curve,
 }
-"""Checks each setting of a queue and gives what is stored."""
 
 
 class Declaring(Recurring, total=False):
@@ -11257,6 +11166,30 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
+@functools.cache
+def _options_in(typed: str) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
+        )
+        for name, hint in globals()[typed].__annotations__.items()
+    ]
+
+
+def _spell_out_options(owner: Any) -> None:
+    """Lets `help()` show each option that a method takes by a TypedDict."""
+    for method in filter(inspect.isfunction, vars(owner).values()):
+        for hint in method.__annotations__.values():
+            if isinstance(hint, str) and hint.startswith("Unpack["):
+                signature = inspect.signature(method)
+                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
+                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+
+
+for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    _spell_out_options(_owner)
+
+
 def module_name(name: str) -> str:
     """The name of a module, which for the main program is that of its file (or, after -m,
     of its module): so it is the same however the program was started."""
@@ -11278,24 +11211,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-def _module_of(frame: types.FrameType) -> str:
-    return module_name(frame.f_globals.get("__name__", "__main__"))
-
-
-def _refuse_for_schedules(options: Options) -> None:
-    """Refuses what makes sense for one job only, or what only this program has."""
-    if options.delay or options.at is not None:
-        problem = "not for a schedule, which says itself when its jobs run"
-        raise OptionError("delay" if options.at is None else "at", problem)
-    if isinstance(options.expires, datetime):
-        raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-    if options.unique is not None and callable(options.unique.on_conflict):
-        problem = "a merge function is no use to a schedule, which any program may fire"
-        raise OptionError("unique", problem)
-    if options.connection is not None:
-        raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
 class Changes(TypedDict, total=False):
@@ -11349,16 +11264,6 @@ def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...
     return jobs
 
 
-def _check_findable(what: str, thing: object) -> None:
-    import pickle
-
-    try:
-        pickle.dumps(thing)
-    except Exception as error:
-        problem = f"workers cannot find it ({error}): use functions at the top level of a module"
-        raise OptionError(what, problem) from None
-
-
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     # Another thread may have only begun to import it: then the attribute is not there yet.
@@ -11375,20 +11280,6 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
-@contextlib.contextmanager
-def _signals(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop the supervisor, where handlers can be installed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
 @attrs.define(eq=False, repr=False)
 class Pool:
     """A node that works in the background, from `with jobs.start(…) as pool:`."""
@@ -11396,15 +11287,13 @@ class Pool:
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
-    _refused: bool = False
-    """Whether the node has ended before it had begun."""
 
     def __enter__(self) -> Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
         self._supervisor.joined.wait()
-        if self._refused:
+        if self._error is not None:
             self.__exit__(None)
         return self
 
@@ -11412,7 +11301,7 @@ class Pool:
         try:
             self._supervisor.run()
         except BaseException as error:
-            self._error, self._refused = error, not self._supervisor.joined.is_set()
+            self._error = error
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
@@ -11457,17 +11346,13 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
-def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
-
-
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+    now: datetime = attrs.field(
+        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
+    )
 
     def __call__(self) -> int:
         return to_micros(self.now)
@@ -11494,14 +11379,9 @@ class Recorder:
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
 
-    @overload
     def enqueued(
-        self, definition: Definition[..., R, Any], /, **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
-
-    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
+    ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
         its name) whose payload has these *fields*, defaults included.
 
@@ -11510,22 +11390,24 @@ class Recorder:
             OptionError: it has no such field.
         """
         self._check()
-        name = None if definition is None else self._named(definition, fields)
-        jobs = reversed(self.jobs.find(limit=2**31 - 1))
-        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
-
-    @overload
-    def assert_enqueued(
-        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def assert_enqueued(
-        self, definition: type | str, /, *, times: int | None = ..., **fields: object
-    ) -> list[Job]: ...
+        jobs = self.jobs.find(limit=2**31 - 1)[::-1]
+        if definition is None:
+            return jobs
+        name = self._named(definition, fields)
+        return [
+            job
+            for job in jobs
+            if job.name == name and (not fields or fields.items() <= self._arguments(job).items())
+        ]
 
     def assert_enqueued(
-        self, definition: Any, /, *, times: int | None = None, **fields: object
-    ) -> list[Job]:
+        self,
+        definition: Definition[..., R, Any] | type | str,
+        /,
+        *,
+        times: int | None = None,
+        **fields: object,
+    ) -> list[Job[R]]:
         """Makes sure that a job with these fields was enqueued, so many *times* or at least
         once; gives the jobs.
 
@@ -11574,7 +11456,11 @@ class Recorder:
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
-            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+            lines = [f"{len(new)} failed"]
+            for job, failure in new:
+                call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
+                lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
+            raise AssertionError("\n\n".join(lines))
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
@@ -11616,20 +11502,12 @@ class Recorder:
                 return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
-    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        return not fields or fields.items() <= self._arguments(job).items()
-
     def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
             lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
         return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
-
-    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
-        job, failure = failed
-        call = _call(job.name, self._arguments(job))
-        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
@@ -11934,6 +11812,12 @@ def _enqueue(
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
+def _list(
+    jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
+) -> list[Job[Any]]:
+    return jobs.find(limit=limit, before=before, **filters)
+
+
 SHOWN_FAILURES = 5
 
 
@@ -12137,11 +12021,7 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = tuple(
-    str(field.alias)
-    for field in attrs.fields(Job)
-    if not (field.kw_only or field.name.startswith("_"))
-)
+_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
 
 
 def _values(
@@ -12255,7 +12135,7 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, the newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),

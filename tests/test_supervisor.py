@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import logging
-import marshal
 import math
 import os
 import random
@@ -50,6 +49,7 @@ from litejobs import (
     LiteJobs,
     Moved,
     WorkerError,
+    pack,
     used_by,
 )
 
@@ -1497,8 +1497,7 @@ def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     theirs, ours = socket.socketpair()
     ours.setblocking(False)
     channel = Channel(ours)
-    hello = marshal.dumps(("hello",))
-    message = len(hello).to_bytes(4, "big") + hello
+    message = pack("hello")
     theirs.sendall(message + message[:6])
     assert list(channel.receive()) == [("hello",)]
     theirs.sendall(message[6:] + message)
