@@ -9032,9 +9032,7 @@ class Run:
     place: int = 0
     """Of an async job, on the board."""
     reason: Reason | None = None
-    """Why it was asked to end."""
     kill_at: float = math.inf
-    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
     frozen: float = 0.0
@@ -9042,7 +9040,6 @@ class Run:
     memory_at: float = 0.0
     """When the memory of its worker is looked at."""
     announced: bool = False
-    """Whether an event has said that it started."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow once more."""
 
@@ -9261,7 +9258,6 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many in a row."""
     _failure: str = ""
     _start_at: float = 0.0
     """When the next one may be started."""
@@ -9351,7 +9347,6 @@ def assign(
     ready: Ready,
     durations: Mapping[str, float],
     async_names: frozenset[str],
-    other_names: frozenset[str],
 ) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
@@ -9373,7 +9368,7 @@ def assign(
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else other_names)
+            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9551,7 +9546,6 @@ class Supervisor:
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9559,7 +9553,6 @@ class Supervisor:
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
     _watch_at: float = math.inf
-    """When something is due with a job in hand."""
     _expected_at: float = 0.0
     """By when the supervisor should have its next turn."""
 
@@ -9740,17 +9733,13 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        patience = self._patience()
-        self._expected_at = time.monotonic() + patience
-        self._receive_all(patience)
-
-    def _patience(self) -> float:
-        """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
-        return max(0.0, min(due) - time.monotonic())
+        now = time.monotonic()
+        self._expected_at = max(now, min(due))
+        self._receive_all(self._expected_at - now)
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -9898,7 +9887,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            assign(plan, workers, ready, durations, names, self.serves.names - names)
+            assign(plan, workers, ready, durations, names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
