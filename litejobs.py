@@ -421,16 +421,19 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        problem = "expected a datetime with a time zone, such as datetime.UTC"
-        raise OptionError(what, f"{problem}, got {value!r}")
+    if not isinstance(value, datetime):
+        raise OptionError(what, f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
     return value
 
 
@@ -10852,7 +10855,8 @@ class LiteJobs:
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            make = self._program() if threads is None else self._executor
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            make = self._program() if threads is None else functools.partial(executor, *own)
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
@@ -10862,25 +10866,10 @@ class LiteJobs:
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
-            declared = self._declarations()
-            return Supervisor(
-                store,
-                self.registry,
-                pool,
-                serves,
-                until,
-                seconds,
-                self.clock,
-                declared,
-                self.events,
-            )
+            others = self.clock, self._declarations(), self.events
+            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
-
-    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """What runs jobs in this process, with a state of its own."""
-        self.middleware.frozen = True
-        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> MakeExecutor:
         if self.tested:
@@ -10888,7 +10877,6 @@ class LiteJobs:
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
@@ -10909,7 +10897,7 @@ class LiteJobs:
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
-        self.registry.frozen = True
+        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -10928,7 +10916,8 @@ class LiteJobs:
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
         with contextlib.ExitStack() as closing:
-            executor = closing.enter_context(self._executor())
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -10936,7 +10925,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, executor, serves, presence, prunes=not self.tested)
+            return run_due(duties, runs, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11346,13 +11335,17 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
+def _aware(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
+    return value
+
+
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(
-        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
-    )
+    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
 
     def __call__(self) -> int:
         return to_micros(self.now)
