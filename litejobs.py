@@ -1499,7 +1499,7 @@ def make_schedule(
 ################################################################################
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Unfit(Exception):
     """A value or a text is not of its type; *problems* says what is wrong, and where."""
 
@@ -1509,7 +1509,7 @@ class Unfit(Exception):
         return "; ".join(self.problems)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Codec(Generic[T]):
     """JSON text for values of one type, checked both ways.
 
@@ -1524,16 +1524,15 @@ class Codec(Generic[T]):
         form = self._form
         try:
             raw = form.write(value)
-            if not form.plain:
-                form.read(raw)
+            try:
+                if form.plain:
+                    return _to_json(raw)
+            except TypeError:
+                pass  # There is a misfit: reading names its field.
+            form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            problem = error
-            try:
-                form.read(form.write(value))
-            except Exception as better:  # The error of reading names the field.
-                problem = better
-            raise Unfit(_problems(problem)) from error
+            raise Unfit(_problems(error)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
@@ -1632,10 +1631,12 @@ def hides(kind: Any) -> bool:
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
-        try:
-            left += [*typing.get_args(kind), *_hints_of(cls).values()]
-        except (NameError, TypeError):
-            return True  # Unknown: better to hide.
+        left += typing.get_args(kind)
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+            try:
+                left += typing.get_type_hints(cls, include_extras=True).values()
+            except (NameError, TypeError):
+                return True  # Unknown: better to hide.
     return False
 
 
@@ -1644,11 +1645,6 @@ def hidden_fields(cls: Any) -> set[str]:
     fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
     values = fields.values() if isinstance(fields, dict) else fields
     return {field.name for field in values if field.repr is not True}
-
-
-def _hints_of(cls: Any) -> dict[str, Any]:
-    holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
-    return typing.get_type_hints(cls, include_extras=True) if holds else {}
 
 
 def _is_class(cls: Any) -> bool:
@@ -1665,11 +1661,10 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def shown(value: Any) -> str:
-    """A short `repr`, which never fails."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+shown = _SHORT.repr
+"""A short `repr`, which never fails."""
 
 
 def got(kind: Any, value: Any) -> str:
@@ -1749,16 +1744,16 @@ class _Wire(cattrs.Converter):
 
     def __init__(self) -> None:
         super().__init__(forbid_extra_keys=True)
-        self._forms: dict[Any, _Form] = {}
+        self.forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
         kind = _bare(kind)
-        if kind not in self._forms:
+        if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
-            form = self._forms[kind] = _Form(kind)
+            form = self.forms[kind] = _Form(kind)
             form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
-        return self._forms[kind]
+        return self.forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
         return self.form(type).read
@@ -1773,6 +1768,9 @@ def _form_of(kind: Any) -> _Form:
     return _Wire().form(kind)
 
 
+_PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
+
+
 def _without_defaults(form: _Form) -> _Form:
     fields = attrs.fields(form.kind)
     defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
@@ -1784,13 +1782,7 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+    return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
 def _bare(kind: Any) -> Any:
@@ -1942,12 +1934,20 @@ _UNIONS: Final = (typing.Union, types.UnionType)
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
-    choosers = {}
+    choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
         members = [member for member, form in forms.items() if cls in form.json_classes]
         if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[cls] = _chooser(kind, members, wire)
+        if len(members) == 1:
+            choosers[cls] = functools.partial(_same, members[0])
+            continue
+        with contextlib.suppress(TypeError):
+            if all(map(_is_class, members)):
+                choosers[cls] = disambiguators.create_default_dis_func(wire, *members)
+                continue
+        names = " and ".join(map(_name, members))
+        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -1964,21 +1964,10 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
     return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
-def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
-    """Chooses, for a JSON value, among *members* whose JSON values have the same class."""
-    if len(members) == 1:
-        return lambda _: members[0]
-    with contextlib.suppress(TypeError):
-        if all(map(_is_class, members)):
-            return disambiguators.create_default_dis_func(wire, *members)
-    names = " and ".join(map(_name, members))
-    raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
-
-
 # Scalars.
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, _: Any = None) -> Any:
     return value
 
 
@@ -2003,9 +1992,7 @@ def _write_moment(value: datetime | time_of_day) -> str:
     return text
 
 
-def _seconds(value: timedelta) -> float:
-    seconds = value.total_seconds()
-    return int(seconds) if seconds.is_integer() else seconds
+_SECOND = timedelta(seconds=1)
 
 
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
@@ -2030,7 +2017,12 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
     **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
     None: ((types.NoneType,), (types.NoneType,), _same, _same),
     float: ((float, int), (float, int), _same, _parse_float),
-    timedelta: _exact(timedelta, _seconds, lambda raw: timedelta(seconds=raw), int, float),
+    timedelta: _exact(
+        timedelta,
+        lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
+        lambda raw: timedelta(seconds=raw),
+        *(int, float),
+    ),
     bytes: _exact(bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
     date: _exact(date, date.isoformat, date.fromisoformat),
     datetime: ((datetime,), (str,), _write_moment, _parse_datetime),
@@ -2668,7 +2660,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
     if unique.key is not None:
-        content = _key_text(bound, unique.key, "unique")
+        content = key_text(bound, unique.key, "unique")
     elif body.options.encode or isinstance(bound.payload, bytes):
         if unique.fields is not None:
             problem = f"{body.name!r} has an encoding of its own: give a key=, not fields="
@@ -2689,13 +2681,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     return f"{body.name}:{digest.hexdigest()}"
 
 
-def limited_key(bound: Bound[Any]) -> str | None:
-    """The key of which only so many jobs run at a time; `None` if the job has none."""
-    key = bound.options.key
-    return key if key is None else check_name(_key_text(bound, key, "key"), "key")
-
-
-def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
     """A text that was given, or that a function makes of the payload."""
     if isinstance(key, str):
         return key
@@ -5460,7 +5446,9 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
     )
     if options.plain:
         return job
-    key, unique = limited_key(bound), options.unique or Unique()
+    key, unique = options.key, options.unique or Unique()
+    if key is not None:
+        key = check_name(key_text(bound, key, "key"), "key")
     unique_text = unique_key(bound)
     rule: Any = unique.on_conflict
     return job._replace(
