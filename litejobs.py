@@ -11684,7 +11684,7 @@ def _show(
         lines.append("    " + message.replace("\n", "\n    "))
         measured = {
             "exit code": failure.exit_code,
-            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
             "peak memory": failure.memory and _bytes(failure.memory),
         }
         known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
