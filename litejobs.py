@@ -101,14 +101,12 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
-    ClassVar,
     Concatenate,
     Final,
     Generic,
     Literal,
     NamedTuple,
     NoReturn,
-    ParamSpec,
     TypedDict,
     Unpack,
     overload,
@@ -119,13 +117,6 @@ import apsw
 import attrs
 import cattrs
 from cattrs import cols, disambiguators, gen
-from cattrs.errors import (
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationError,
-    IterableValidationNote,
-)
-from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
 
 if typing.TYPE_CHECKING:
@@ -216,7 +207,7 @@ def printable(text: str, also: str = "") -> str:
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         shown = (
-            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
+            arg if isinstance(arg, int | float) else printable(str(arg)) for arg in record.args
         )
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
@@ -234,8 +225,8 @@ logger.addFilter(_make_printable)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
-    _sentence: ClassVar = ""
+    _fields: typing.ClassVar[tuple[str, ...]] = ()
+    _sentence: typing.ClassVar = ""
     """The message, in which `{0}` is the error."""
 
     def __init_subclass__(cls) -> None:
@@ -1082,9 +1073,9 @@ class Every:
             f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        return (
-            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
-        )
+        if not parts:
+            return f"Every {last.removeprefix('1 ')}"
+        return f"Every {', '.join(parts)} and {last}"
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
@@ -1113,6 +1104,8 @@ class Cron:
 
     fields: str
     zone: tzinfo
+    _cronsim: Any
+    """The class CronSim."""
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1146,7 +1139,7 @@ class Cron:
     def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
         """The local times after a moment."""
         local = from_micros(moment + offset).replace(tzinfo=None)
-        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        walls: Iterator[datetime] = self._cronsim(self.fields, local)
         return walls
 
     def _offset(self, moment: int) -> int:
@@ -1161,22 +1154,12 @@ class Cron:
     @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
-        cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
+        cron = self._cronsim(self.fields, EPOCH.replace(tzinfo=None))
         week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
             # Every day, since one of two fields of which either may match names all of them.
             cron.parts[3] = cron.parts[5] = "*"
         return str(cron.explain())
-
-
-def _cronsim() -> ModuleType:
-    try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
-
-        return cronsim
-    except ImportError:
-        problem = "expressions are read by the package cronsim: pip install cronsim"
-        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
 
 
 def time_zone(name: str) -> tzinfo:
@@ -1223,10 +1206,15 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
-    cronsim = _cronsim()
     try:
-        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+    except ImportError:
+        problem = "expressions are read by the package cronsim: pip install cronsim"
+        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
+    fields = _ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text))
+    cron = Cron(fields, time_zone(timezone), cronsim.CronSim)
+    try:
+        if next(cronsim.CronSim(fields, EPOCH.replace(tzinfo=None)), None) is None:
             raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
         problem = f"{error}"[:1].lower() + f"{error}"[1:]
@@ -1379,7 +1367,12 @@ class Schedule:
         """The options of its jobs, as stored, if jobs can be made at all."""
         check_name(self.definition, "definition")
         _ = self.payload
-        return stored(self.stored_options, "options", _job_options)
+        options: dict[str, Any] = stored(
+            self.stored_options,
+            "options",
+            lambda found: {**found, "queue": found["queue"], "open": frozenset(found["open"])},
+        )
+        return options
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
@@ -1417,7 +1410,11 @@ class Schedule:
         tick: int | None = first
         if now - first > self.grace:
             if self.misfire == "once":
-                tick = self._last_until(now, first)
+                # The last one, by bisection: whoever slept for a week has missed 600,000 seconds.
+                late = range(first, now)
+                tick = first + bisect.bisect(
+                    late, now, key=lambda at: self.next_after(at, first) or now + 1
+                )
             elif self.misfire == "skip":
                 tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
@@ -1443,22 +1440,8 @@ class Schedule:
             tick = self.next_after(max(ends), anchor)
         return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
-    def _last_until(self, now: int, tick: int) -> int:
-        """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
-        has missed 600,000 ticks of every second."""
-
-        def is_last(moment: int) -> bool:
-            following = self.next_after(moment, tick)
-            return following is None or following > now
-
-        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
-
-
-def _job_options(found: Any) -> dict[str, Any]:
-    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
 
 
 def _periods(found: Any) -> list[Period]:
@@ -1604,7 +1587,7 @@ def _problem(error: BaseException, kind: Any) -> str:
             return str(error)
         case KeyError() if kind is not None:
             return "missing"
-        case ForbiddenExtraKeysError():
+        case cattrs.errors.ForbiddenExtraKeysError():
             return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
@@ -1702,7 +1685,7 @@ class _Form:
                 return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             pass
-        except ClassValidationError as error:
+        except cattrs.errors.ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
@@ -1720,7 +1703,7 @@ class _Form:
             raise Unfit((problem,)) from None
 
 
-_OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
+_OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
 @attrs.frozen(repr=False)
@@ -1825,7 +1808,7 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
         writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
-        read = typeddicts.make_dict_structure_fn(kind, wire)
+        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
             (dict,),
@@ -1916,12 +1899,12 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         except RecursionError:
             raise  # a list that contains itself twice has 2 ** 1000 of them
         except Exception as error:
-            error.add_note(IterableValidationNote("", place, None))
+            error.add_note(cattrs.errors.IterableValidationNote("", place, None))
             errors.append(error)
             if len(errors) == MOST_PROBLEMS:
                 break  # A million of them would take gigabytes.
     if errors:
-        raise IterableValidationError("", errors, list)
+        raise cattrs.errors.IterableValidationError("", errors, list)
     return values
 
 
@@ -2038,7 +2021,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 # copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
-P = ParamSpec("P")
+P = typing.ParamSpec("P")
 C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
@@ -3089,15 +3072,14 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
-
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3107,7 +3089,6 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-
         attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
             contextvars.copy_context().run(attempt.send, None)
