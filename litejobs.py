@@ -4953,7 +4953,7 @@ def _ids_of(match: Match) -> str:
     further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
         found = f"""
-            SELECT id FROM litejobs_job
+            SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
     elif where == "TRUE":
@@ -5000,19 +5000,6 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((counted, *others))
 
 
-def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
-    """Several jobs, in the order of their ids."""
-    ids = sorted(ids)
-    if absent := next((id for id in ids if not 0 < id < 2**63), None):
-        raise JobNotFoundError(absent)
-    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-    rows = tx.execute(sql, (_carray(ids),))
-    jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
-    if len(jobs) < len(ids):
-        raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
-    return jobs
-
-
 def find_jobs(
     tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
@@ -5026,6 +5013,15 @@ def find_jobs(
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
+
+
+def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
+    """Several jobs, in the order of their ids."""
+    wanted = {*ids}
+    jobs = find_jobs(tx, Match(ids=tuple(wanted)), len(wanted), source)
+    if missing := wanted - {job.id for job in jobs}:
+        raise JobNotFoundError(min(missing))
+    return jobs[::-1]
 
 
 def count_jobs(tx: Transaction, match: Match) -> int:
@@ -5378,52 +5374,47 @@ class QueueSettings:
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
-    stored_defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    """For max_attempts, timeout and backoff, as far as they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate, as it is calculated with."""
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """For max_attempts, timeout and backoff, as far as they are set."""
-        found = {**self.stored_defaults}
-        if timeout := found.get("timeout"):
-            found["timeout"] = timedelta(microseconds=timeout)
-        if backoff := found.get("backoff"):
-            found["backoff"] = load_backoff(backoff, DEFAULT_BACKOFF)
-        return found
+
+_QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
+    "max_attempts": lambda number: number or None,  # 0: without end.
+    "timeout": as_length,
+    "backoff": lambda text: load_backoff(text, DEFAULT_BACKOFF),
+}
 
 
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     """The settings of queues, by name. Of those that cannot be calculated with nobody knows
     what the queue's jobs may do, and it is paused."""
-    bounds, options = BOUNDS["litejobs_queue"], ("max_attempts", "timeout", "backoff")
+    bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
     for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
         row = dict(zip(columns, values, strict=True))
-        name, per_second, rate = row["name"], row["rate"], None
+        defaults = {name: row[name] for name in _QUEUE_DEFAULTS if row[name] is not None}
         try:
             for column, (low, high) in bounds.items():
                 if row[column] is not None and not low <= row[column] <= high:
                     raise ValueError(column)
-        except (TypeError, ValueError):
-            found[name] = QueueSettings(name, paused=True)
-            continue
-        if per_second is not None:
-            rate = f"{per_second:g}/s"
+            rate = None if row["rate"] is None else f"{row['rate']:g}/s"
             with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-                if parse_rate(row["rate_given"]) == per_second:
+                if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
-        found[name] = QueueSettings(
-            name=name,
-            paused=bool(row["paused"]),
-            rate=rate,
-            ageing=as_length(row["ageing"]),
-            # 0 attempts: without end.
-            stored_defaults={name: row[name] or None for name in options if row[name] is not None},
-            per_second=per_second,
-            **{name: row[name] for name in ("concurrency", "burst", "weight")},
-        )
+            found[row["name"]] = QueueSettings(
+                name=row["name"],
+                paused=bool(row["paused"]),
+                rate=rate,
+                ageing=as_length(row["ageing"]),
+                defaults={name: _QUEUE_DEFAULTS[name](value) for name, value in defaults.items()},
+                per_second=row["rate"],
+                **{name: row[name] for name in ("concurrency", "burst", "weight")},
+            )
+        except (TypeError, ValueError):
+            found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
 
@@ -5435,7 +5426,9 @@ def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     changed = []
     for job in jobs:
         queue = settings.get(job.columns["queue"], QueueSettings(""))
-        given = {name: value for name, value in queue.stored_defaults.items() if name in job.open}
+        given = {
+            name: STORED[name](queue.defaults[name]) for name in queue.defaults.keys() & job.open
+        }
         changed.append(job._replace(columns={**job.columns, **given}) if given else job)
     return changed
 
@@ -8839,9 +8832,7 @@ class Run:
     place: int = 0
     """Of an async job, on the board."""
     reason: Reason | None = None
-    """Why it was asked to end."""
     kill_at: float = math.inf
-    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
     frozen: float = 0.0
@@ -8849,7 +8840,6 @@ class Run:
     memory_at: float = 0.0
     """When the memory of its worker is looked at."""
     announced: bool = False
-    """Whether an event has said that it started."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow once more."""
 
@@ -9068,7 +9058,6 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many in a row."""
     _failure: str = ""
     _start_at: float = 0.0
     """When the next one may be started."""
@@ -9158,7 +9147,6 @@ def assign(
     ready: Ready,
     durations: Mapping[str, float],
     async_names: frozenset[str],
-    other_names: frozenset[str],
 ) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
@@ -9180,7 +9168,7 @@ def assign(
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else other_names)
+            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9358,7 +9346,6 @@ class Supervisor:
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9366,7 +9353,6 @@ class Supervisor:
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
     _watch_at: float = math.inf
-    """When something is due with a job in hand."""
     _expected_at: float = 0.0
     """By when the supervisor should have its next turn."""
 
@@ -9547,17 +9533,13 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        patience = self._patience()
-        self._expected_at = time.monotonic() + patience
-        self._receive_all(patience)
-
-    def _patience(self) -> float:
-        """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
-        return max(0.0, min(due) - time.monotonic())
+        now = time.monotonic()
+        self._expected_at = max(now, min(due))
+        self._receive_all(self._expected_at - now)
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -9705,7 +9687,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            assign(plan, workers, ready, durations, names, self.serves.names - names)
+            assign(plan, workers, ready, durations, names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10661,7 +10643,8 @@ class LiteJobs:
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            make = self._program() if threads is None else self._executor
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            make = self._program() if threads is None else functools.partial(executor, *own)
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
@@ -10671,25 +10654,10 @@ class LiteJobs:
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
-            declared = self._declarations()
-            return Supervisor(
-                store,
-                self.registry,
-                pool,
-                serves,
-                until,
-                seconds,
-                self.clock,
-                declared,
-                self.events,
-            )
+            others = self.clock, self._declarations(), self.events
+            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
-
-    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """What runs jobs in this process, with a state of its own."""
-        self.middleware.frozen = True
-        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> MakeExecutor:
         if self.tested:
@@ -10697,7 +10665,6 @@ class LiteJobs:
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
@@ -10718,7 +10685,7 @@ class LiteJobs:
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
-        self.registry.frozen = True
+        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -10737,7 +10704,8 @@ class LiteJobs:
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
         with contextlib.ExitStack() as closing:
-            executor = closing.enter_context(self._executor())
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -10745,7 +10713,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, executor, serves, presence, prunes=not self.tested)
+            return run_due(duties, runs, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11156,13 +11124,17 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
+def _aware(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
+    return value
+
+
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(
-        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
-    )
+    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
 
     def __call__(self) -> int:
         return to_micros(self.now)
