@@ -5410,7 +5410,10 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 per_second=row["rate"],
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
-        except (TypeError, ValueError):
+        except TypeError:
+            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            raise apsw.CorruptError(problem) from None
+        except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
