@@ -33,7 +33,7 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, also for older files.
+To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
 A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
 EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
 
@@ -82,7 +82,16 @@ import types
 import typing
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -92,6 +101,7 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Concatenate,
     Final,
     Generic,
@@ -99,7 +109,6 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     TypedDict,
     Unpack,
     overload,
@@ -204,24 +213,12 @@ def printable(text: str, also: str = "") -> str:
     return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Printable:
-    """An argument of a log line, made printable when the line is formatted."""
-
-    value: object
-
-    def __str__(self) -> str:
-        return printable(str(self.value))
-
-    def __repr__(self) -> str:
-        return printable(repr(self.value))
-
-
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
-        record.args = tuple(
-            arg if isinstance(arg, int | float) else _Printable(arg) for arg in record.args
+        shown = (
+            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
         )
+        record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
         # Frames have several lines; a message that has some could forge one.
@@ -233,17 +230,25 @@ def _make_printable(record: logging.LogRecord) -> bool:
 logger.addFilter(_make_printable)
 
 
+@typing.dataclass_transform(eq_default=False)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _sentence = ""
+    _fields: ClassVar[tuple[str, ...]] = ()
+    _sentence: ClassVar = ""
     """The message, in which `{0}` is the error."""
+
+    def __init_subclass__(cls) -> None:
+        cls._fields += (*cls.__annotations__,)  # As attrs does, which takes longer to import.
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        Exception.__init__(self, *values)  # Not OSError's, to which two values are an errno.
+        vars(self).update(zip(self._fields, values, strict=False), **named)
 
     def __str__(self) -> str:
         return printable(self._sentence.format(self) or super().__str__())
 
 
-@attrs.define(eq=False, repr=False)
 class DefinitionError(LitejobsError):
     """A definition that cannot be made, found or run."""
 
@@ -252,7 +257,6 @@ class DefinitionError(LitejobsError):
     _sentence = "definition {0.name!r}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class OptionError(LitejobsError, ValueError):
     """An option, or a value for it, that does not exist."""
 
@@ -261,7 +265,6 @@ class OptionError(LitejobsError, ValueError):
     _sentence = "{0.option}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class PayloadError(LitejobsError, ValueError):
     """A payload that does not fit its definition; each problem names its field."""
 
@@ -272,7 +275,6 @@ class PayloadError(LitejobsError, ValueError):
         return printable(f"the payload of {self.name!r} does not fit: {'; '.join(self.problems)}")
 
 
-@attrs.define(eq=False, repr=False)
 class FileError(LitejobsError):
     """A file that cannot serve as a queue, or no longer can."""
 
@@ -281,24 +283,20 @@ class FileError(LitejobsError):
     _sentence = "{0.path}: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class FileReplacedError(FileError):
     """The file or its WAL was removed, moved or replaced while it was open: what was being
     written may not be in the file that now has this name."""
 
 
-@attrs.define(eq=False, repr=False)
 class BusyError(FileError):
     """Others held the file's write lock for too long; nothing was written."""
 
 
-@attrs.define(eq=False, repr=False)
 class OutcomeUnknownError(FileError):
     """A commit failed half-way: what it wrote may be there or not. Look before you
     enqueue again."""
 
 
-@attrs.define(eq=False, repr=False)
 class DuplicateError(LitejobsError):
     """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
     be changed but has started."""
@@ -309,7 +307,6 @@ class DuplicateError(LitejobsError):
     _sentence = "{0.name!r} is there already, as job {0.id}, with the same unique key"
 
 
-@attrs.define(eq=False, repr=False)
 class JobNotFoundError(LitejobsError, LookupError):
     """No job has this id: it never existed, was deleted, or was pruned."""
 
@@ -317,7 +314,6 @@ class JobNotFoundError(LitejobsError, LookupError):
     _sentence = "no job has the id {0.id}: it was deleted or pruned, or never existed"
 
 
-@attrs.define(eq=False, repr=False)
 class JobFailedError(LitejobsError):
     """The job whose result was asked for has none: it failed or was cancelled."""
 
@@ -328,7 +324,6 @@ class JobFailedError(LitejobsError):
     _sentence = "job {0.id} ({0.name}) is {0.state} and has no result: {0.reason}"
 
 
-@attrs.define(eq=False, repr=False)
 class ResultError(LitejobsError, ValueError):
     """The result that is kept does not fit the return annotation any more."""
 
@@ -338,7 +333,6 @@ class ResultError(LitejobsError, ValueError):
     _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
 
 
-@attrs.define(eq=False, repr=False)
 class WaitTimeoutError(LitejobsError, TimeoutError):
     """The job did not finish within the timeout."""
 
@@ -347,7 +341,6 @@ class WaitTimeoutError(LitejobsError, TimeoutError):
     _sentence = "job {0.id} is still {0.state}: wait longer, or see that a node is working"
 
 
-@attrs.define(eq=False, repr=False)
 class ScheduleNotFoundError(LitejobsError, LookupError):
     """No schedule has this name."""
 
@@ -356,7 +349,6 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
     _sentence = "no schedule has the name {0.name!r}{0.hint}"
 
 
-@attrs.define(eq=False, repr=False)
 class WorkerError(LitejobsError):
     """Workers cannot start, so that no job would ever run, or a node must not start."""
 
@@ -429,19 +421,16 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime):
-        raise OptionError(what, f"expected an aware datetime, got {value!r}")
-    if value.utcoffset() is None:
-        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        problem = "expected a datetime with a time zone, such as datetime.UTC"
+        raise OptionError(what, f"{problem}, got {value!r}")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
-    if value > most:
-        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
     return value
 
 
@@ -489,21 +478,17 @@ def described(describe: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-_IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""What is called with each of these in a forked child, as long as they are alive."""
 
 
-def in_forks(thing: T, act: Callable[[T], None]) -> None:
-    """Calls *act* with *thing* in each forked child, as long as *thing* is alive."""
-    _IN_FORKS[thing] = act
-
-
-def _act_in_forks() -> None:
-    for thing, act in [*_IN_FORKS.items()]:
+def _act_in_fork() -> None:
+    for thing, act in [*IN_FORKS.items()]:
         act(thing)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act_in_forks)
+    os.register_at_fork(after_in_child=_act_in_fork)
 
 
 def poll_intervals() -> Iterator[float]:
@@ -547,18 +532,18 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
-# What a row holds is an integer; who makes such an object has a datetime or a timedelta.
-
-
-def _as_moment(value: int | datetime) -> datetime:
+def as_moment(value: int | datetime) -> datetime:
+    """A moment, as a row or a person gives it."""
     return value if isinstance(value, datetime) else from_micros(value)
 
 
-def _maybe_moment(value: int | datetime | None) -> datetime | None:
-    return None if value is None else _as_moment(value)
+def maybe_moment(value: int | datetime | None) -> datetime | None:
+    """A moment, if there is one."""
+    return None if value is None else as_moment(value)
 
 
-def _maybe_duration(value: int | timedelta | None) -> timedelta | None:
+def as_length(value: int | timedelta | None) -> timedelta | None:
+    """A duration, as a row or a person gives it."""
     return value * MICROSECOND if isinstance(value, int) else value
 
 
@@ -582,12 +567,12 @@ class Failure:
     traceback: str
     worker: int
     """The process id of the worker."""
-    started_at: datetime = attrs.field(converter=_as_moment)
-    finished_at: datetime = attrs.field(converter=_as_moment)
+    started_at: datetime = attrs.field(converter=as_moment)
+    finished_at: datetime = attrs.field(converter=as_moment)
     exit_code: int | None = None
     """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
     ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
-    cpu: timedelta | None = attrs.field(default=None, converter=_maybe_duration)
+    cpu: timedelta | None = attrs.field(default=None, converter=as_length)
     """CPU time of the worker during the attempt, to some milliseconds, without child processes.
     `None` for coroutines, which share a worker, and where it is unknown."""
     memory: int | None = None
@@ -603,15 +588,6 @@ class Failure:
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
 """How many failed attempts of a job are kept."""
-
-OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
-
-
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.frozen
@@ -645,60 +621,6 @@ class Finding:
     advice: str = attrs.field(converter=printable)
 
 
-Span = Literal["minute", "hour", "day"]
-SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
-"""In microseconds."""
-MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-
-
-@attrs.frozen
-class Metric:
-    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
-    of the jobs, to about 10 %; `None` if there was no job."""
-
-    start: datetime
-    completed: int
-    failed: int
-    retried: int
-    cancelled: int
-    waiting_median: timedelta | None
-    """Waiting is from when a job was due to when its last attempt began."""
-    waiting_p95: timedelta | None
-    running_median: timedelta | None
-    """Running is an attempt, whether it completed or failed."""
-    running_p95: timedelta | None
-
-    @classmethod
-    def of(cls, start: int, numbers: Mapping[tuple[str, int], int]) -> Metric:
-        """The metric of a span that began at *start*, from counts by measure and bucket."""
-        counted: Any = [numbers.get((state, 0), 0) for state in MEASURED]
-        times = [
-            quantile({b: n for (m, b), n in numbers.items() if m == measure}, share)
-            for measure in ("waiting", "running")
-            for share in (0.5, 0.95)
-        ]
-        return cls(from_micros(start), *counted, *times)
-
-
-def bucket_of(micros: int) -> int:
-    """The histogram bucket of a duration: four to an octave."""
-    return int(4 * math.log2(micros)) if micros > 1 else 0
-
-
-LAST_BUCKET = 240
-"""36,000 years; anything above was not written by litejobs."""
-
-
-def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The duration that this share of all durations does not exceed: its bucket's middle."""
-    left = share * sum(numbers.values())
-    for bucket in sorted(numbers):
-        left -= numbers[bucket]
-        if left <= 0:
-            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, LAST_BUCKET) / 4)))
-    return None
-
-
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
@@ -708,16 +630,12 @@ def _number(value: object) -> float:
 def _note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
-    return storable(value[:NOTE_LIMIT])[:NOTE_LIMIT]
-
-
-NOTE_LIMIT = 500
-"""Characters that are kept of a note."""
+    return storable(value[:500])[:500]
 
 
 @attrs.frozen
 class Progress:
-    """How far a job has come, as its handler last reported."""
+    """How far a job has come, as its handler last reported; of a note, 500 characters are kept."""
 
     done: float = attrs.field(converter=_number)
     total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
@@ -755,18 +673,8 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
-class _Source(Protocol):
-    """Where a job can be looked up again."""
-
-    def get(self, id: int) -> Job[Any]: ...
-    def errors(self, id: int) -> tuple[Failure, ...]: ...
-    def wait(self, id: int, timeout: Duration | None) -> Job[Any]: ...
-    def result(self, job: Job[Any]) -> Any: ...
-    def why(self, id: int) -> str: ...
-
-
-def _node_name(stored: str) -> str | None:
-    return stored or None
+def _or_none(value: str | None) -> str | None:
+    return value or None
 
 
 @attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
@@ -787,15 +695,15 @@ class Job(Generic[R]):
     """How many attempts were started, the present one included."""
     max_attempts: int | None
     """How many attempts there may be; `None` for any number."""
-    timeout: timedelta | None = attrs.field(converter=_maybe_duration)
+    timeout: timedelta | None = attrs.field(converter=as_length)
     """How long an attempt may take."""
     _backoff: str | None
     stored_payload: Any = attrs.field(alias="payload")
     """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
     programs."""
-    run_at: datetime = attrs.field(converter=_as_moment)
+    run_at: datetime = attrs.field(converter=as_moment)
     """When the job became due or will become due."""
-    enqueued_at: datetime = attrs.field(converter=_as_moment)
+    enqueued_at: datetime = attrs.field(converter=as_moment)
     """When the job was enqueued."""
     _headers: str | None = None
     key: str | None = None
@@ -803,13 +711,13 @@ class Job(Generic[R]):
     _grace: int | None = None
     state: State = "pending"
     """One of the words of the state diagram."""
-    node: str | None = attrs.field(default="", converter=_node_name)
+    node: str | None = attrs.field(default="", converter=_or_none)
     """The only node that may take the job, by name; `None` for any."""
-    started_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    started_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the last attempt began."""
-    finished_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    finished_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job completed, failed or was cancelled."""
-    expires_at: datetime | None = attrs.field(default=None, converter=_maybe_moment)
+    expires_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
     """When the job will be cancelled, unless it has started by then."""
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
@@ -819,7 +727,7 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
-    _source: _Source = attrs.field(kw_only=True, eq=False)
+    _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it was there already when it was enqueued, and holds the unique key."""
 
@@ -1473,12 +1381,12 @@ class Schedule:
     @property
     def next_at(self) -> datetime | None:
         """Its next tick; `None` while it is paused and when it has ended."""
-        return None if self.paused else _maybe_moment(self.next_tick)
+        return None if self.paused else maybe_moment(self.next_tick)
 
     @property
     def last_at(self) -> datetime | None:
         """The last tick for which it has enqueued a job."""
-        return _maybe_moment(self.last_tick)
+        return maybe_moment(self.last_tick)
 
     def upcoming(self, n: int = 5) -> list[datetime]:
         """Its next *n* ticks, or as many as there are, in its time zone."""
@@ -2910,7 +2818,7 @@ class _Nowhere:
         return ()
 
 
-NOWHERE: Final = _Nowhere()
+NOWHERE: Any = _Nowhere()
 
 
 @attrs.define(eq=False, repr=False)
@@ -3093,48 +3001,41 @@ define = Define()
 ################################################################################
 
 
-class Outcome(Exception):
-    """An outcome that a handler chooses by raising it, instead of returning or failing."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class Retry(Outcome):
+class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
     the limit of attempts), else as the job's backoff says."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
     ) -> None:
-        super().__init__(reason)
-        self.args = delay, reason  # By which it is pickled.
+        super().__init__(delay, reason)
         self.delay = None if delay is None else duration(delay, "delay")
 
+    def __str__(self) -> str:
+        return str(self.args[1])
 
-class Snooze(Outcome):
+
+class Snooze(Exception):
     """Not now: run again after *delay*. This costs no attempt."""
 
     def __init__(self, delay: Duration) -> None:
+        super().__init__(delay)
         self.delay = duration(delay, "delay")
-        super().__init__(f"snoozed for {self.delay}")
-        self.args = (delay,)
 
 
-class Fail(Outcome):
+class Fail(Exception):
     """The job failed for good: no attempts are left, whatever the limit."""
 
 
-class Cancel(Outcome):
+class Cancel(Exception):
     """The job need not be done any more."""
 
     def __init__(self, reason: str = "the handler cancelled it") -> None:
         super().__init__(reason)
 
+
+Outcome = Retry | Snooze | Fail | Cancel
+"""What a handler chooses by raising it, instead of returning or failing."""
 
 AroundRun = Callable[[Context[Any], Callable[[], Any]], Any]
 AroundEnqueue = Callable[
@@ -3290,7 +3191,7 @@ class Executor:
     registry: Registry
     state: Any = None
     clock: Clock = system_clock
-    source: _Source = NOWHERE
+    source: LiteJobs = NOWHERE
     rng: random.Random = attrs.field(factory=random.Random)
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
@@ -3298,14 +3199,15 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Executor._set_forked)
+        IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
+
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3315,21 +3217,17 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-        return contextvars.copy_context().run(self._run, claimed, asked, progress)
 
-    def _run(self, claimed: Claimed, asked: WhyAsked, progress: ReportProgress) -> Report:
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
-            value = attempt.call(self._compose)
-            if value is not None and inspect.iscoroutine(value):
-                value = self._await(value)
-            return attempt.returned(value)
-        except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    self._await(rest)
+            contextvars.copy_context().run(attempt.send, None)
+        except StopIteration as ended:
+            report: Report = ended.value
             return report
+        raise AssertionError("what never suspends was suspended")
+
+    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._await(coroutine)
 
     async def run_async(
         self,
@@ -3339,15 +3237,111 @@ class Executor:
     ) -> Report:
         """The same for a coroutine, in the event loop that runs. That its task is cancelled
         is in the report, too."""
-        attempt = _Attempt(self, claimed, asked, progress, self.clock(), time.perf_counter_ns())
+        return await self._attempt(claimed, asked, progress, compose_async, _same)
+
+    async def _attempt(
+        self,
+        claimed: Claimed,
+        asked: WhyAsked,
+        progress: ReportProgress,
+        compose: Callable[..., Any],
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    ) -> Report:
+        """One attempt, which is suspended only where *wait* is."""
+        started_at, began = self.clock(), time.perf_counter_ns()
+        fits = False  # Whether there is a definition, and the payload fits it.
+
+        def context() -> Context[Any]:
+            def why_asked() -> Reason | None:
+                if reason := asked():
+                    self.noticed.add(claimed[:2])
+                return reason
+
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            pass_on = functools.partial(progress, claimed)
+            return Context(job, self.state, deadline, why_asked, pass_on)
+
         try:
-            return attempt.returned(await attempt.call(compose_async))
+            body = self.registry.named(claimed.name).body
+            payload, shape = body.decode(claimed.payload), body.shape
+            fits = True
+            if self.around:
+                made = context()
+                handler = functools.partial(shape.call, payload, lambda: made)
+                value = compose(self.around, made, handler)
+            else:
+                value = shape.call(payload, context)
+            if value is not None and inspect.iscoroutine(value):
+                value = await wait(value)
+            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            result = None if given_back or shape.result is None else _result(shape.result, value)
+            if self.forked:
+                self._end_copy(claimed)
+            took = (time.perf_counter_ns() - began) // 1000
+            report = Report(started_at, self.clock(), took, result=result)
+            return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
-            report = attempt.raised(error)
-            with _logged(claimed):
-                if rest := attempt.on_failure(report, error):
-                    await rest
+            if self.forked:
+                self._end_copy(claimed, error)
+            took = (time.perf_counter_ns() - began) // 1000
+            given_back = self._broke_off(claimed, asked, error)
+            report = self._failed(claimed, error, fits, given_back)._replace(
+                started_at=started_at, finished_at=self.clock(), took=took
+            )
+            hook = self.registry.options(claimed.name).on_failure
+            # The supervisor decides about jobs that were asked to end, unless the node stops.
+            if hook is not None and report.state == "failed" and asked() in (None, "stop"):
+                try:
+                    rest = hook(context(), error)
+                    if inspect.iscoroutine(rest):
+                        await wait(rest)
+                except BaseException:
+                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
+
+    def _failed(
+        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+    ) -> Report:
+        """The report, without times, after an error of the handler or from before it began."""
+        options = self.registry.options(claimed.name)
+        try:
+            if not fits and isinstance(error, LitejobsError):
+                # Another attempt would find the same payload and the same definition.
+                report = Report(state="failed")
+            elif given_back:
+                report = GIVEN_BACK
+                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
+                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
+                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
+            else:
+                report = judge(error, claimed, options, self.rng)
+            kind = "cancelled" if isinstance(error, Cancel) else "exception"
+        except BaseException as worse:  # An isinstance() that asks the error's own code.
+            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            kind = "exception"
+        if not report.counted:
+            return report
+        name, message, trace = describe(error)
+        return report._replace(kind=kind, type=name, message=message, traceback=trace)
+
+    def _broke_off(
+        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+    ) -> bool:
+        """Whether it ended because its node stops, as its handler knew."""
+        noticed = claimed[:2] in self.noticed
+        self.noticed.discard(claimed[:2])
+        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+
+    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+        """Ends a process that the job has forked and that leaves the handler as its parent does:
+        it would report the outcome a second time, and read messages meant for its parent."""
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        logger.critical(problem, claimed.id, claimed.name, exc_info=error)
+        os._exit(1)
 
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
@@ -3419,124 +3413,15 @@ def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return apart.submit(act, *arguments).result()
 
 
-@contextlib.contextmanager
-def _logged(claimed: Claimed) -> Iterator[None]:
+def _result(codec: Codec[Any], value: object) -> str:
+    """The JSON text of what a handler returned."""
     try:
-        yield
-    except BaseException:
-        logger.exception("on_failure of %r failed for job %d", claimed.name, claimed.id)
-
-
-@attrs.define(eq=False, repr=False)
-class _Attempt:
-    """One attempt of one job, while it runs."""
-
-    executor: Executor
-    claimed: Claimed
-    asked: WhyAsked
-    progress: ReportProgress
-    started_at: int
-    began: int
-    shape: Shape | None = None
-    """What the handler takes and returns; set once the payload has turned out to fit."""
-
-    def call(self, compose: Callable[..., Any]) -> Any:
-        """Calls the handler, inside the middleware if there is any."""
-        claimed, executor = self.claimed, self.executor
-        body = executor.registry.named(claimed.name).body
-        payload, shape = body.decode(claimed.payload), body.shape
-        self.shape = shape
-        if not executor.around:
-            return shape.call(payload, self.context)
-        context = self.context()
-        handler = functools.partial(shape.call, payload, lambda: context)
-        return compose(executor.around, context, handler)
-
-    def context(self) -> Context[Any]:
-        """What the handler may know and use."""
-        claimed, now = self.claimed, self.started_at
-        job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.executor.source)
-        deadline = None if claimed.timeout is None else from_micros(now + claimed.timeout)
-        progress = functools.partial(self.progress, claimed)
-        return Context(job, self.executor.state, deadline, self._why_asked, progress)
-
-    def _why_asked(self) -> Reason | None:
-        if reason := self.asked():
-            self.executor.noticed.add(self.claimed[:2])
-        return reason
-
-    def returned(self, value: Any) -> Report:
-        """The report after the handler has returned."""
-        executor, result = self.executor, None
-        given_back = bool(executor.noticed) and self._broke_off()
-        if not given_back and (codec := self.shape.result) is not None:  # type: ignore[union-attr]
-            try:
-                result = codec.encode(value)
-            except Unfit as unfit:
-                raise Fail(f"its result cannot be kept: {'; '.join(unfit.problems)}") from None
-            if problem := excess_of(result):
-                raise Fail(f"its result has {problem}; return a path instead")
-        if executor.forked:
-            self._end_copy()
-        took = (time.perf_counter_ns() - self.began) // 1000
-        report = Report(self.started_at, executor.clock(), took, result=result)
-        return report._replace(state="pending", counted=False) if given_back else report
-
-    def raised(self, error: BaseException) -> Report:
-        """The report after an error, of the handler or from before it began."""
-        executor, claimed = self.executor, self.claimed
-        if executor.forked:
-            self._end_copy(error)
-        took = (time.perf_counter_ns() - self.began) // 1000
-        options = executor.registry.options(claimed.name)
-        facts: dict[str, Any] = {}
-        try:
-            if self.shape is None and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif self._broke_off(error):
-                report = GIVEN_BACK
-                if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
-                    problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
-                    logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
-            else:
-                report = judge(error, claimed, options, executor.rng)
-            if report.counted:
-                facts["kind"] = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, executor.rng), worse
-            facts["kind"] = "exception"
-        if facts:
-            facts |= zip(("type", "message", "traceback"), describe(error), strict=True)
-        return report._replace(
-            started_at=self.started_at, finished_at=executor.clock(), took=took, **facts
-        )
-
-    def on_failure(self, report: Report, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        """Calls the hook of a job that failed for good; returns what is left to await."""
-        hook = self.executor.registry.options(self.claimed.name).on_failure
-        # The outcome of a job that was asked to end is decided by the supervisor, except when
-        # its node stops.
-        if report.state != "failed" or hook is None or self.asked() not in (None, "stop"):
-            return None
-        rest = hook(self.context(), error)
-        return rest if inspect.iscoroutine(rest) else None
-
-    def _broke_off(self, error: BaseException | None = None) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
-        own = self.claimed[:2]
-        noticed = own in self.executor.noticed
-        self.executor.noticed.discard(own)
-        return noticed and self.asked() == "stop" and not isinstance(error, Outcome)
-
-    def _end_copy(self, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
-        if isinstance(error, SystemExit):
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
-        logger.critical(problem, self.claimed.id, self.claimed.name, exc_info=error)
-        os._exit(1)
+        result = codec.encode(value)
+    except Unfit as unfit:
+        raise Fail(f"its result cannot be kept: {unfit}") from None
+    if problem := excess_of(result):
+        raise Fail(f"its result has {problem}; return a path instead")
+    return result
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
@@ -3734,6 +3619,11 @@ HOLDS = """
 """
 """Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
 statement that is to use one of them repeats its text."""
+_DEFINED = ",\n        ".join(
+    f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
+    f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
+    for option in STORED
+)
 _FROM_DEFINITION = ", ".join(
     f"{option} = coalesce(NEW.{option}, known.{option})"
     for option in STORED
@@ -3846,13 +3736,7 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
-        queue        TEXT NOT NULL,
-        node         TEXT NOT NULL,
-        priority     INTEGER NOT NULL,
-        max_attempts INTEGER,
-        timeout      INTEGER,
-        backoff      TEXT,
-        retention    TEXT,
+        {_DEFINED},
         expires      INTEGER
     ) STRICT;
 
@@ -3920,33 +3804,27 @@ SCHEMA = f"""
     ) STRICT, WITHOUT ROWID;
 """
 SCHEMA_VERSION = 4
-_FROM_VERSION_3 = """
-    ALTER TABLE litejobs_job ADD COLUMN grace INTEGER;
-    ALTER TABLE litejobs_attempt ADD COLUMN omitted INTEGER;
-    ALTER TABLE litejobs_node ADD COLUMN recall INTEGER;
-    ALTER TABLE litejobs_queue ADD COLUMN rate_given TEXT;
-    ALTER TABLE litejobs_schedule ADD COLUMN covered TEXT NOT NULL DEFAULT '[]';
-"""
+"""Rises with every change of the schema; older files then get the columns that they lack."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """For other programs, in any language: an INSERT is completed, changes are counted, and
     numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
     whole transaction at once.) The name of each, and the rest of its statement."""
-
-    def count(job: str, change: str) -> str:
-        return f"""
+    added, removed = (
+        f"""
             INSERT INTO litejobs_count (state, queue, name, number)
                 SELECT {job}.state, {job}.queue, {job}.name, {change} 1
                 WHERE {job}.queue IS NOT NULL AND {job}.state NOT IN ('pending', 'running')
                 ON CONFLICT DO UPDATE SET number = number {change} 1;
         """
-
+        for job, change in (("NEW", "+"), ("OLD", "-"))
+    )
     changed = "AFTER UPDATE OF state, queue, name ON litejobs_job"
     forget = "DELETE FROM litejobs_attempt WHERE job = OLD.id;"
-    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {count('NEW', '+')} END"
-    yield "litejobs_changed", f"{changed} BEGIN {count('OLD', '-')} {count('NEW', '+')} END"
-    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {count('OLD', '-')} END"
+    yield "litejobs_added", f"AFTER INSERT ON litejobs_job BEGIN {added} END"
+    yield "litejobs_changed", f"{changed} BEGIN {removed} {added} END"
+    yield "litejobs_forget", f"AFTER DELETE ON litejobs_job BEGIN {forget} {removed} END"
     for table, columns in BOUNDS.items():
         cases = "".join(
             f" WHEN NEW.{column} NOT BETWEEN {low} AND {high}"
@@ -3978,48 +3856,50 @@ def _triggers() -> Iterator[tuple[str, str]]:
     )
 
 
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    if _is_outdated(connection, path):
-        connection.execute("BEGIN IMMEDIATE")
-        if _is_outdated(connection, path):  # Another process may have done it meanwhile.
-            _update_schema(connection)
-        connection.execute("COMMIT")
+@functools.cache
+def _expected_schema() -> Mapping[tuple[str, str], str]:
+    """The statements of our tables, indexes and triggers, by kind and name."""
+    made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
+    expected = {(kind.lower(), name): statement for statement, kind, name in made}
+    triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
+    return expected | triggers
 
 
-def _is_outdated(connection: Any, path: str) -> bool:
-    """Whether the schema is missing or older; a file that cannot be updated is refused."""
-    version = _schema_version(connection)
+def schema_version(connection: Any, path: str) -> int:
+    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
+    if connection.execute(exists).fetchone() is None:
+        return 0
+    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
+    version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
         problem = "written by a litejobs of before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
         raise FileError(path, f"{problem}: upgrade litejobs")
-    return version < SCHEMA_VERSION
+    return version
 
 
-def _schema_version(connection: Any) -> int:
-    exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
-    if connection.execute(exists).fetchone() is None:
-        return 0
-    row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
-    return row[0] if row and isinstance(row[0], int) else 0
-
-
-def _update_schema(connection: Any) -> None:
-    """Creates the schema or brings it up to date, within a transaction, statement by statement:
-    the standard sqlite3 commits before it runs a script."""
-    for statement in _statements(_FROM_VERSION_3 if _schema_version(connection) else SCHEMA):
-        connection.execute(statement)
-    for name, trigger in _triggers():
-        connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        connection.execute(f"CREATE TRIGGER {name} {trigger}")
+def update_schema(connection: Any, path: str) -> None:
+    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
+    by single statements, since the standard sqlite3 commits before it runs a script."""
+    if schema_version(connection, path) == SCHEMA_VERSION:
+        return
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    for (kind, name), statement in _expected_schema().items():
+        if kind == "trigger":
+            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        if kind == "trigger" or name not in there:
+            connection.execute(statement)
+        elif kind == "table":
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
+            for column, rest in columns:
+                if column not in known:
+                    connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
-
-
-def _statements(script: str) -> list[str]:
-    return [statement for statement in script.split(";\n") if statement.strip()]
 
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
@@ -4033,53 +3913,45 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     outdated = False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
-        if expected is not None and kind == "trigger" and outdated:
-            continue  # It is about to be created anew.
-        if expected is None or not re.fullmatch(expected, _squeezed(str(sql))):
+        if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
             # A newer litejobs makes what this one does not know.
-            outdated = _is_outdated(connection, path)
+            outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
-@functools.cache
-def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """For each table, index and trigger, by kind and name, the pattern of its statement. Tables
-    may have more columns, as users add them, and as steps do, unless those compute something."""
-    expected = {
-        ("trigger", name): re.escape(_squeezed(f"CREATE TRIGGER {name} {trigger}"))
-        for name, trigger in _triggers()
-    }
-    added = dict(re.findall(r"TABLE (\w+) ADD COLUMN (.*);", _FROM_VERSION_3))
-    for statement in _statements(SCHEMA):
-        text = _squeezed(statement)
-        for kind, name in re.findall(r"CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)", statement):
-            columns, rules = text, ""
-            if kind == "TABLE":
-                columns, rules = re.findall(r"(.*?)((?:,PRIMARYKEY\(.*)?\)STRICT.*)", text)[0]
-            own = columns.removesuffix(f",{_squeezed(added.get(name, '-'))}")
-            more = "(,[^()]*)?" if kind == "TABLE" else ""
-            expected[kind.lower(), name] = re.escape(own) + more + re.escape(rules)
-    return expected
-
-
-def _squeezed(sql: str) -> str:
-    """A statement without spaces and comments: SQLite may lay it out otherwise."""
-    return re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql)
+def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
+    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
+    any order, and tables may have more of them, as users add, unless those compute something."""
+    found, expected = (
+        re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
+    )
+    if found == expected or kind != "table":
+        return found == expected or (kind == "trigger" and outdated)
+    (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
+    (columns, _, rules), (our_columns, _, our_rules) = (
+        rest.rpartition(")"),
+        our_rest.rpartition(")"),
+    )
+    there, ours = {*columns.split(",")}, {*our_columns.split(",")}
+    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
+    return as_ours and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
     """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
     millions of jobs now, and SQLite would read all of them instead of using an index. Without
     statistics it assumes that every table is large, which is right here."""
-    for table in ("sqlite_stat1", "sqlite_stat4"):
-        exists = "SELECT 1 FROM sqlite_schema WHERE name = ? AND sql GLOB 'CREATE TABLE *'"
-        if connection.execute(exists, (table,)).get:
-            ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
-            if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
-                connection.execute(f"DELETE {ours}")
-                connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+    tables = connection.execute("""
+        SELECT name FROM sqlite_schema
+        WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
+    """)
+    for (table,) in tables.fetchall():
+        ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
+        if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
+            connection.execute(f"DELETE {ours}")
+            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
 
 
 ################################################################################
@@ -4348,7 +4220,8 @@ class File:
                 connection.config(setting, 0)
             _refuse_lost_wal(connection, place)
             _refuse_foreign_schema(connection, str(place))
-            if not self.create and _schema_version(connection) == 0:
+            version = schema_version(connection, str(place))
+            if not self.create and version == 0:
                 raise FileError(str(place), "holds no queue: name another file")
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
@@ -4360,7 +4233,10 @@ class File:
             # SQLite's own default: with 4,000 pages one commit in hundreds took 20 ms.
             connection.pragma("wal_autocheckpoint", 1000)
             connection.pragma("journal_size_limit", 64 * MEBIBYTE)
-            _migrate(connection, str(place))
+            if version < SCHEMA_VERSION:
+                connection.execute("BEGIN IMMEDIATE")
+                update_schema(connection, str(place))
+                connection.execute("COMMIT")
             _forget_statistics(connection)
         except BaseException:
             connection.close()
@@ -5433,7 +5309,7 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((counted, *parts))
 
 
-def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> list[Job[Any]]:
+def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
     """Several jobs, in the order of their ids."""
     ids = sorted(ids)
     if absent := next((id for id in ids if not 0 < id < 2**63), None):
@@ -5447,7 +5323,7 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: _Source = NOWHERE) -> 
 
 
 def find_jobs(
-    tx: Transaction, match: Match, limit: object, source: _Source = NOWHERE
+    tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
     """The jobs that match, the newest first."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
@@ -5668,8 +5544,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                     _check_no_other(file)
             ours = _begin_part(connection)
             try:
-                if _is_outdated(connection, str(file.path)):
-                    _update_schema(connection)
+                update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
@@ -5856,7 +5731,7 @@ class NewJob(NamedTuple):
         """By name, in the order of _COLUMNS; but the payload."""
         return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
 
-    def job(self, id: int, payload: str | bytes, source: _Source) -> Job[Any]:
+    def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
         options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
         return Job(
@@ -5924,7 +5799,7 @@ class Enqueued(Sequence[Job[Any]]):
 
     _ids: range
     _new: Sequence[NewJob]
-    _source: _Source
+    _source: LiteJobs
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -6075,7 +5950,7 @@ def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool
     return inserted
 
 
-def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: _Source) -> list[Job[Any]]:
+def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -> list[Job[Any]]:
     """The same; gives the jobs as they are then."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
     rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
@@ -7165,7 +7040,7 @@ def hold(path: str) -> contextlib.ExitStack:
         held = lock(path, alone=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    in_forks(held, contextlib.ExitStack.close)  # What a job forks does not keep its node alive.
+    IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
     return held
 
 
@@ -7212,10 +7087,47 @@ def gone(path: str) -> Iterator[bool | None]:
 # Metrics, the reasons why jobs wait, the problems of a queue, and copies of its file.
 ################################################################################
 
+Span = Literal["minute", "hour", "day"]
+SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+"""In microseconds."""
+MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
 SAMPLE = 8
 """How many jobs of an exchange are measured."""
 METRICS_KEPT = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
+
+
+@attrs.frozen
+class Metric:
+    """What nodes did in a minute, an hour or a day (of UTC). Times are estimated from a sample
+    of the jobs, to about 10 %; `None` if there was no job."""
+
+    start: datetime
+    completed: int
+    failed: int
+    retried: int
+    cancelled: int
+    waiting_median: timedelta | None
+    """Waiting is from when a job was due to when its last attempt began."""
+    waiting_p95: timedelta | None
+    running_median: timedelta | None
+    """Running is an attempt, whether it completed or failed."""
+    running_p95: timedelta | None
+
+
+def bucket_of(micros: int) -> int:
+    """The histogram bucket of a duration: four to an octave."""
+    return int(4 * math.log2(micros)) if micros > 1 else 0
+
+
+def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
+    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    left = share * sum(numbers.values())
+    for bucket in sorted(numbers):
+        left -= numbers[bucket]
+        if left <= 0:  # No bucket above 240, 36,000 years, was written by litejobs.
+            return timedelta(microseconds=round(2 ** (min(bucket + 0.5, 240) / 4)))
+    return None
 
 
 @attrs.define(eq=False, repr=False)
@@ -7296,8 +7208,9 @@ class Meter:
         """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
         last = self.file.clock() // length * length
-        spans: dict[int, dict[tuple[str, int], int]] = {
-            start: {} for start in range(last - (limit - 1) * length, last + 1, length)
+        spans: dict[int, defaultdict[str, dict[int, int]]] = {
+            start: defaultdict(dict)
+            for start in range(last - (limit - 1) * length, last + 1, length)
         }
         values = {
             "length": length, "first": min(spans), "end": last + length,
@@ -7316,8 +7229,13 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start in spans:
-                    spans[start][measure, sound_number(bucket) or 0] = sound_number(number) or 0
-        return [Metric.of(start, numbers) for start, numbers in spans.items()]
+                    spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+        metrics = []
+        for start, numbers in spans.items():
+            counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
+            times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
+            metrics.append(Metric(from_micros(start), *counts, *times))
+        return metrics
 
 
 def back_up(file: File, place: Path) -> Path:
@@ -8260,7 +8178,7 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        in_forks(self, Events._renew)
+        IN_FORKS[self] = Events._renew
 
     def _renew(self) -> None:
         """A forked child has neither the thread nor one that held the lock."""
@@ -8345,7 +8263,7 @@ class Events:
                 try:
                     listener(event)
                 except (Exception, SystemExit):
-                    logger.exception("the callback %r failed (%s)", listener, event)
+                    logger.exception("the callback %s failed (%s)", listener, event)
 
     def _warn_of_dropped(self) -> None:
         self._warned_at = time.monotonic()
@@ -8750,6 +8668,8 @@ class Channel:
 
 OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+OUTPUT_LIMIT = 4_096
+"""Bytes that are kept of what a job writes."""
 OUTPUT_RING = OUTPUT_LIMIT + 1
 """Bytes for what the running job writes: by the last one it shows that there was more."""
 REPORT = struct.Struct("=5q")
@@ -8758,6 +8678,12 @@ other fields, which follow if they are not the defaults."""
 _RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
 """Words of the board. From the last one on, there are two for each place of an async job: when it
 began, and which was asked to end; those of place 0 are of the plain jobs."""
+
+
+def last_lines(written: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 @attrs.define(eq=False, repr=False)
@@ -9438,6 +9364,10 @@ class Run:
     """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
+    frozen: float = 0.0
+    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    memory_at: float = 0.0
+    """When the memory of its worker is looked at."""
     announced: bool = False
     """Whether an event has said that it started."""
     slow_after: float = 0.0
@@ -9451,6 +9381,8 @@ class Worker:
     process: Any
     channel: Channel
     board: Board
+    free: list[int]
+    """The places on the board for further async jobs."""
     lifeline: Connection | None = None
     death: Any = None
     """What one waits for to learn of the death of a process, beside its channel."""
@@ -9462,8 +9394,6 @@ class Worker:
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
-    free: list[int] = attrs.field(init=False)
-    """The places on the board for further async jobs."""
     runs: dict[int, Run] = attrs.field(factory=dict)
     """What it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
@@ -9481,9 +9411,6 @@ class Worker:
     used: tuple[int | None, int | None] | None = None
     """What it had used in the end: see `used_by`."""
 
-    def __attrs_post_init__(self) -> None:
-        self.free = list(self.board.places)
-
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
@@ -9493,11 +9420,6 @@ class Worker:
     def pid(self) -> int:
         """The number of its process."""
         return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def exit_code(self) -> int | None:
-        """How its process ended; `None` if that is not known."""
-        return self.process.exitcode if self.is_process else 0
 
     @property
     def sources(self) -> list[Any]:
@@ -9519,10 +9441,8 @@ class Worker:
         # do that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except PermissionError:  # Its number belongs to somebody else.
-            return False
-        except ProcessLookupError:
-            return True
+        except OSError as error:  # Not permitted: its number belongs to somebody else.
+            return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
@@ -9557,14 +9477,9 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def kill(self) -> None:
-        """Kills it with all that it started; a thread goes on."""
-        if self.is_process:
-            self.used = self.used or used_by(self.pid)
-            kill_group(self.pid)
-
     def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived."""
+        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
+        jobs has written over what it sends."""
         messages: list[Any] = []
         reports: list[tuple[int, Report]] = []
         try:
@@ -9575,34 +9490,21 @@ class Worker:
                 else:
                     messages.append(message)
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
         try:
             reports += self.board.collect(dead)  # Later: the message that it has some is read.
         except GARBLED:
-            self._kill_broken()
+            self.broken = True
+        if self.broken and not self.dead:
+            self.kill()
         return messages, reports
 
-    def _kill_broken(self) -> None:
-        """Kills a worker that is gone, or one of whose jobs has written over what it sends."""
-        self.broken = True
-        if not self.dead:
-            self.kill()
-
-    def wait(self, patience: float) -> None:
-        """Waits until it has ended, at most so many seconds."""
-        if self.death is None:
-            self.process.join(max(0.0, patience))
-        else:
-            from multiprocessing.connection import wait
-
-            wait([self.death], max(0.0, patience))
-
-    def join(self) -> None:
-        """Sees it end, and what it has started."""
+    def kill(self) -> None:
+        """Kills it with all that it started; a thread goes on."""
         if self.is_process:
+            alive = not self.dead
             self.used = self.used or used_by(self.pid)
-            kill_group(self.pid, alive=not self.dead)
-        self.process.join()
+            kill_group(self.pid, alive)
 
     def close(self) -> None:
         """Gives back what it took to talk to it."""
@@ -9621,6 +9523,7 @@ class Worker:
 def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
     """Starts a worker with so many places for async jobs: a process that imports a program and
     holds the lock on the file *presence*; or a thread."""
+    free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
@@ -9630,7 +9533,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
             thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board)
+            return Worker(thread, Channel(ours), board, free)
         from multiprocessing import get_context
 
         context = get_context("spawn")
@@ -9641,14 +9544,14 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         with signals_blocked(), without_unimportable_main():
             process.start()
         opened.pop_all()
-        for end in (theirs, lifeline):
-            end.close()
+    theirs.close()
+    lifeline.close()
     try:
         death: int | None = os.pidfd_open(process.pid or 0)
     except (AttributeError, OSError):
         # A pipe, which stays open in what the process has forked; then the next look shows it.
         death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, held, death)
+    return Worker(process, Channel(ours), board, free, held, death)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9666,13 +9569,10 @@ def memory_of(pid: int) -> int:
 
     Raises:
         OptionError: that cannot be known without psutil here.
-        ProcessLookupError: there is no such process.
+        OSError: there is no such process.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(FileNotFoundError):
-            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-            return int(pages) * os.sysconf("SC_PAGE_SIZE")
-        raise ProcessLookupError(pid)
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     try:
         psutil = importlib.import_module("psutil")
     except ImportError:
@@ -9688,49 +9588,44 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    _code: Program | MakeExecutor
-    _size: int
-    _concurrency: int
-    """How many async jobs each may run at a time: 0, if there are none to run."""
-    _jobs_each: float
+    code: Program | MakeExecutor
+    """What they run: processes a program, threads an executor."""
+    size: int
+    concurrency: int
+    """How many async jobs each may run at a time."""
+    jobs_each: float
     """After so many a worker is replaced: a spare one stands by then."""
-    _grace: float
+    grace: float
     workers: list[Worker] = attrs.field(factory=list)
     had_any: bool = False
     """Whether one of them was ever ready."""
-    _failed_starts: int = 0
+    failed_starts: int = 0
+    """How many have failed since one was ready."""
     _failure: str = ""
     """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
-    _replaces: bool = attrs.field(init=False)
-    """Whether workers may be dismissed."""
-
-    def __attrs_post_init__(self) -> None:
-        self._replaces = self._jobs_each < math.inf
-        in_forks(self, WorkerPool.let_go)  # A fork must not hold its workers' lifelines.
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Starts workers up to the number there should be; they hold the lock on the file
         *presence*. A WorkerError says that none can be started."""
-        size = self._size + (self._jobs_each < math.inf)
+        if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
+            if not self.workers:
+                raise WorkerError(f"no worker can be started: {self._failure}")
+            if not any(worker.ready for worker in self.workers):
+                return  # Those that are starting now decide.
+        size = self.size + (self.jobs_each < math.inf)
         size += sum(worker.leaves_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
-        while len(self.workers) < size and starting < STARTING:
-            starting += 1
-            most = FAILED_STARTS * (1 + self.had_any)
-            if self._failed_starts >= most and not any(worker.ready for worker in self.workers):
-                if self.workers:
-                    return  # Those that are starting now decide.
-                raise WorkerError(f"no worker can be started: {self._failure}")
+        for _ in range(min(size - len(self.workers), STARTING - starting)):
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self._code, presence, self._concurrency)
+                worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error), RESTART_PAUSE)
-                continue
-            worker.left = self._jobs_each
+                return
+            worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
@@ -9740,49 +9635,39 @@ class WorkerPool:
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self._failed_starts, 6)
-            self._failed_starts += 1
+            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self.failed_starts += 1
             self._failure = problem
 
-    def ready(self, worker: Worker) -> None:
-        """One is ready to run jobs."""
-        worker.ready = self.had_any = True
-        self._failed_starts = 0
-
-    def dismiss(self) -> bool:
-        """Lets workers go that have run as many jobs as they may; says whether there were
-        any, whose places others can take."""
-        dismissed = False
-        for worker in self.workers if self._replaces else ():
+    def dismiss(self) -> None:
+        """Lets workers go that have run as many jobs as they may, and others take their places."""
+        for worker in self.workers:
             if worker.left > 0 or worker.runs:
                 continue
             if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self._grace
+                worker.leaves_by = time.monotonic() + self.grace
                 worker.channel.send("end")
-                dismissed = True
             elif time.monotonic() >= worker.leaves_by:
                 worker.kill()
-        return dismissed
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
         for worker in self.workers:
-            if worker.is_process:
-                self._replaces, worker.left = True, 0
+            worker.left = 0 if worker.is_process else worker.left
 
     def at_work(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        if not self._replaces:
-            return [worker for worker in self.workers if worker.ready]
-        here = [w for w in self.workers if w.ready and w.leaves_by == math.inf]
-        return [worker for worker in here[: self._size] if worker.left > 0]
+        here = [
+            worker for worker in self.workers if worker.ready and (worker.left > 0 or worker.runs)
+        ]
+        return [worker for worker in here[: self.size] if worker.left > 0]
 
     def runs(self) -> list[Run]:
         """What they have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def let_go(self) -> None:
-        """Closes this process's ends of what one talks to them through."""
+        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
@@ -9878,130 +9763,6 @@ ENOUGH, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
 
-class WorkerCrashed(LitejobsError):
-    """A worker died while it ran the job."""
-
-
-class JobTimedOut(LitejobsError):
-    """The job took longer than its timeout."""
-
-
-class TooMuchMemory(LitejobsError):
-    """The worker used more memory than the job may."""
-
-
-@attrs.define(eq=False, repr=False)
-class Settlements:
-    """What the next exchange settles, and the events of that."""
-
-    _registry: Registry
-    _clock: Clock
-    _rng: random.Random
-    _events: Events
-    _node: str
-    durations: dict[str, float] = attrs.field(factory=dict)
-    """Microseconds that jobs of each definition have been taking."""
-    pending: list[Settlement] = attrs.field(factory=list)
-    settle_by: float = math.inf
-    """When that should be in the file."""
-    run_again: bool = False
-    """Whether jobs are among them that will run again."""
-    wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
-    _ended: list[Event] = attrs.field(factory=list)
-
-    def started(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
-        if "started" in self.wanted and not run.announced:
-            run.announced = True
-            self._events.emit(attempt_started(run.claimed, at, run.worker.pid, self._node))
-
-    def reported(self, run: Run, report: Report) -> None:
-        """An attempt has ended. If the job was asked to end, that counts, and not how it did;
-        except when its node stops: then the worker knows."""
-        name, took = run.claimed.name, report.took
-        expected = self.durations.get(name, took)
-        self.durations[name] = expected + 0.2 * (took - expected)
-        self.started(run, report.started_at)
-        self._settle(run, report if run.reason is None else self.stopped(run, report))
-
-    def not_begun(self, run: Run, cancelled: bool) -> None:
-        """Makes a job ready again that was in hand and has not begun, unless it was cancelled."""
-        self._settle(run, not_begun(self._clock(), cancelled))
-
-    def died(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
-        worker, now = run.worker, self._clock()
-        began = worker.board.began(run)
-        took = (time.monotonic_ns() - began) // 1000
-        cpu, memory = worker.used or (None, None)
-        report = GIVEN_BACK._replace(
-            started_at=now - took, finished_at=now, took=took, memory=memory,
-            exit_code=worker.exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
-            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
-        )  # fmt: skip
-        self.started(run, report.started_at)
-        if run.reason not in (None, "stop"):
-            report = self.stopped(run, report)
-        elif not worker.blameless:
-            error = WorkerCrashed(exit_description(worker.exit_code))
-            report = self.failed(run, report, "crash", error)
-        self._settle(run, report)
-
-    def stopped(self, run: Run, report: Report) -> Report:
-        """The report of a job that was asked to end."""
-        if run.reason == "cancel":
-            return report._replace(
-                state="cancelled", counted=True, result=None,
-                kind="cancelled", type="Cancelled", message="cancelled while it ran",
-            )  # fmt: skip
-        if run.reason == "memory" and report.state != "completed":
-            limit = self._registry.options(run.claimed.name).max_memory or 0
-            error = TooMuchMemory(f"its worker used more than the {limit:,} bytes that it may")
-            return self.failed(run, report, "memory", error)
-        if run.reason == "timeout":
-            seconds = (run.claimed.timeout or 0) / 1e6
-            problem = f"it took longer than its timeout of {seconds:g} s"
-            late = JobTimedOut(f"{problem}, and was granted {run.grace:g} s more to end")
-            return self.failed(run, report, "timeout", late)
-        return report
-
-    def failed(self, run: Run, report: Report, kind: str, error: Exception) -> Report:
-        """The report of a job that failed by no error of its own."""
-        own = self._registry.options(run.claimed.name).backoff
-        judged = after_failure(run.claimed, own, self._rng)
-        type, message, _ = describe(error)
-        return report._replace(
-            state=judged.state, delay=judged.delay, counted=True, result=None,
-            kind=kind, type=type, message=message,
-        )  # fmt: skip
-
-    def _settle(self, run: Run, report: Report) -> None:
-        if report.kind or report.state in self.wanted:
-            report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self._node):
-                if event.kind in self.wanted:
-                    self._ended.append(event)
-        if report.state in WAITING:
-            self.run_again = True
-        if not self.pending:
-            self.settle_by = time.monotonic() + SETTLE_WITHIN
-        self.pending.append((run.claimed, report))
-
-    def clear(self) -> None:
-        """All is settled."""
-        self.pending, self.settle_by, self.run_again = [], math.inf, False
-
-    def emit(self) -> None:
-        """Emits the events of what is settled."""
-        ended, self._ended = self._ended, []
-        for event in ended:
-            self._events.emit(event)
-
-
 def not_begun(now: int, cancelled: bool) -> Report:
     """The report of a job that its node had claimed and no worker has begun."""
     report = GIVEN_BACK._replace(finished_at=now)
@@ -10009,6 +9770,42 @@ def not_begun(now: int, cancelled: bool) -> Report:
         return report
     message = "cancelled before it started"
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
+
+
+def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
+    """The report of a job that may have been asked to end: then that counts, and not how it ended;
+    except when its node stops, then the worker knows."""
+    claimed = run.claimed
+    if run.reason == "cancel":
+        return report._replace(
+            state="cancelled", counted=True, result=None,
+            kind="cancelled", type="Cancelled", message="cancelled while it ran",
+        )  # fmt: skip
+    if run.reason == "memory" and report.state != "completed":
+        limit = registry.options(claimed.name).max_memory or 0
+        problem = f"its worker used more than the {limit:,} bytes that it may"
+        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
+    if run.reason == "timeout":
+        problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
+        problem += f", and was granted {run.grace:g} s more to end"
+        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
+    return report
+
+
+def failed(
+    claimed: Claimed,
+    report: Report,
+    error: tuple[str, str, str],
+    registry: Registry,
+    rng: random.Random,
+) -> Report:
+    """The report of a job that failed by this error, which is none of its own."""
+    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
+    kind, type, message = error
+    return report._replace(
+        state=judged.state, delay=judged.delay, counted=True, result=None,
+        kind=kind, type=type, message=message,
+    )  # fmt: skip
 
 
 def exit_description(exitcode: int | None) -> str:
@@ -10022,9 +9819,19 @@ def exit_description(exitcode: int | None) -> str:
     return f"its worker ended with exit code {exitcode}"
 
 
-# Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that stops,
-# are asked to end, and have the grace for it; then their worker is killed, whatever it does.
+# The loop
 
+Until = Literal["empty"]
+LOCK_SLICE = 0.05
+"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+DRAINED = 256
+"""How many datagrams are taken from the wakeup socket at a time."""
+FALSE_WAKES, WAKE_REST = 8, 0.01
+"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+LAST_WAIT = 1.0
+"""Seconds for which a node that is to end at once waits for the write lock."""
+RETRY_PAUSE = 0.5
+"""Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
@@ -10037,200 +9844,6 @@ AGAIN = 0.05
 FROZEN = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
-UNRESPONSIVE = 5.0
-"""Seconds after which a worker that begins nothing of what it has in hand is replaced."""
-
-
-@attrs.define(eq=False, repr=False)
-class Watchdog:
-    """Asks jobs to end that must, and kills the workers of those that do not."""
-
-    _registry: Registry
-    _settlements: Settlements
-    _clock: Clock
-    _grace: float
-    cancelled: frozenset[int] = frozenset()
-    """The ids of jobs that were cancelled."""
-    stop_at: float = math.inf
-    """When a node that stops has waited long enough."""
-    due: float = math.inf
-    """When it must look again."""
-    unresponsive_after: float = UNRESPONSIVE
-    slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
-    _limits: Mapping[str, int] = attrs.field(init=False)
-    """Bytes that a worker may use, by the definitions that limit it."""
-    _checks_memory: bool = False
-    _memory_at: float = 0.0
-    """When memory is looked at again."""
-    _expected_at: float = attrs.field(factory=time.monotonic)
-    """By when the supervisor should have its next turn."""
-    _frozen: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=64))
-    """When it got none, from and until, by the monotonic clock."""
-
-    def __attrs_post_init__(self) -> None:
-        self._limits = {
-            own.name: own.options.max_memory for own in self._registry if own.options.max_memory
-        }
-
-    def expect(self, within: float) -> None:
-        """The supervisor should have its next turn in so many seconds."""
-        self._expected_at = time.monotonic() + within
-
-    def cancel(self, cancelled: Iterable[int], workers: list[Worker]) -> None:
-        """These were cancelled."""
-        self.cancelled = frozenset(cancelled)
-        if self.cancelled:
-            self._look_at_all(workers)
-
-    def stop(self, workers: list[Worker]) -> None:
-        """All that runs has to end within the grace."""
-        self.stop_at = time.monotonic() + self._grace
-        self._look_at_all(workers)
-
-    def _look_at_all(self, workers: list[Worker]) -> None:
-        self.due = 0.0
-        for worker in workers:
-            worker.look_at = 0.0
-
-    def notice_freeze(self, workers: list[Worker]) -> None:
-        """Makes up for time in which the supervisor got no turn."""
-        now, expected_at = time.monotonic(), self._expected_at
-        self._expected_at = now
-        if (missed := now - expected_at) >= FROZEN:
-            self._frozen.append((expected_at, now))
-            self.stop_at += missed
-            for worker in workers:
-                for run in worker.runs.values():
-                    run.kill_at += missed
-
-    def _missed(self, since: float) -> float:
-        """Seconds since then that count towards no timeout."""
-        return sum(end - max(begin, since) for begin, end in self._frozen if end > since)
-
-    def watch(self, workers: list[Worker], patience: float) -> list[Worker]:
-        """Asks and kills whatever must end. Returns the workers of which the running job is in the
-        way of others, for that many seconds, or has cancelled ones behind it."""
-        self.notice_freeze(workers)
-        now, self.due, blocked = time.monotonic(), math.inf, []
-        self._checks_memory = now >= self._memory_at
-        if self._checks_memory:
-            self._memory_at = now + MEMORY_CHECK
-        for worker in workers:
-            running = worker.runs.get(worker.board.running)
-            if running is not None:
-                self.due = min(self.due, self._watch(running, now))
-            elif worker.runs:
-                self._replace_if_unresponsive(worker)
-            if now >= worker.look_at:
-                beside = [run for run in worker.runs.values() if run.place]
-                worker.look_at = min((self._watch(run, now) for run in beside), default=math.inf)
-            self.due = min(self.due, worker.look_at)
-            if worker.plain > (running is not None):
-                self.due = min(self.due, now + SLOW)
-                if running is not None and (
-                    self._took(running, now) > patience
-                    or any(run.claimed.id in self.cancelled for run in worker.runs.values())
-                ):
-                    blocked.append(worker)
-        return blocked
-
-    def _took(self, run: Run, now: float) -> float:
-        """Seconds for which a job has been running."""
-        began = run.worker.board.began(run) / 1e9
-        return now - began - self._missed(began) if began else 0.0
-
-    def _watch(self, run: Run, now: float) -> float:
-        """Asks one job to end, or kills its worker; returns when something may be due with it."""
-        began, took = run.worker.board.began(run), self._took(run, now)
-        if began:
-            self._settlements.started(run, self._clock() - round(took * 1e6))
-            if took >= max(run.slow_after, self.slow_after):
-                run.slow_after = 2 * took
-                about = run.claimed.id, run.claimed.name, took
-                logger.warning("job %d (%s) has been running for %.3g s", *about)
-        if run.reason is None and (reason := self._reason(run, took)):
-            if not run.worker.board.ask(run.number, run.place, reason):
-                return now
-            self._asked(run, reason, now)
-        if now >= run.kill_at:
-            self._kill(run, now)
-        if run.reason is not None:
-            return run.kill_at
-        timeout, due = run.claimed.timeout, math.inf
-        if timeout is not None:
-            due = now + timeout / 1e6 - took
-        if run.claimed.name in self._limits:
-            due = min(due, self._memory_at)
-        if run.place:  # Does it begin, and has it been running for long?
-            due = min(due, now + (1.0 if began else 0.1))
-        return due
-
-    def _reason(self, run: Run, took: float) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
-        claimed, worker = run.claimed, run.worker
-        if claimed.id in self.cancelled:
-            return "cancel"
-        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
-            return "timeout"
-        limit = self._limits.get(claimed.name)
-        if limit and took and worker.is_process and self._checks_memory:
-            with contextlib.suppress(ProcessLookupError):
-                if memory_of(worker.pid) > limit:
-                    return "memory"
-        return "stop" if self.stop_at < math.inf else None
-
-    def _asked(self, run: Run, reason: Reason, now: float) -> None:
-        run.reason, run.kill_at = reason, now
-        if reason == "stop":
-            run.kill_at = self.stop_at
-        elif reason != "memory":
-            own = self._registry.options(run.claimed.name).grace
-            run.grace = self._grace if own is None else own.total_seconds()
-            if run.claimed.grace is not None:
-                run.grace = run.claimed.grace / 1e6
-            run.kill_at = now + run.grace
-        if run.place:
-            within = self.stop_at - now - LAST_PART * self._grace if reason == "stop" else 0.0
-            run.worker.channel.send("cancel", run.number, within)
-
-    def _kill(self, run: Run, now: float) -> None:
-        """Kills a worker if it still runs that job. Where it has its own turn at the board, a plain
-        job is over, and to kill it then might hit the next one: a moment later that is known."""
-        worker = run.worker
-        with worker.board.held() as locked:
-            sure = locked or run.place > 0
-            run.kill_at = math.inf if sure else now + AGAIN
-            if sure and worker.board.began(run):
-                worker.blameless = True
-                worker.kill()
-
-    def _replace_if_unresponsive(self, worker: Worker) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
-        since = max([worker.moved_at, *[end for _, end in self._frozen]])
-        if not worker.is_process or time.monotonic() < since + self.unresponsive_after:
-            return
-        with worker.board.held():  # Else it may begin one before it is dead.
-            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
-                return
-            worker.blameless = True
-            worker.kill()
-        logger.error("worker %d is replaced: it begins nothing", worker.pid)
-
-
-# The loop
-
-Until = Literal["empty"]
-LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
-DRAINED = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
-"""After so many datagrams without a commit, the socket is left alone for so many seconds."""
-LAST_WAIT = 1.0
-"""Seconds for which a node that is to end at once waits for the write lock."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -10239,39 +9852,45 @@ class Supervisor:
 
     store: Store
     registry: Registry
-    code: Program | MakeExecutor
-    """What its workers run: processes a program, threads an executor."""
+    pool: WorkerPool
     serves: Serves
-    size: int
-    concurrency: int
-    """How many async jobs each worker may run at a time."""
     until: Until | None
     grace: float
-    clock: Clock = system_clock
-    declared: tuple[Sequence[Schedule], str] = ((), "")
+    clock: Clock
+    declared: tuple[Sequence[Schedule], str]
     """The schedules of the program, and the program."""
-    rng: random.Random = attrs.field(factory=random.Random)
-    events: Events = attrs.field(factory=Events)
-    jobs_per_worker: float = math.inf
-    """After so many a worker is replaced: a spare one stands by then."""
+    events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
     """Set when the node is listed."""
-    pool: WorkerPool = attrs.field(init=False)
-    watchdog: Watchdog = attrs.field(init=False)
-    _settlements: Settlements = attrs.field(init=False)
+    unresponsive_after: float = 5.0
+    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    slow_after: float = 60.0
+    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Where datagrams arrive that wake the node; their content is never looked at."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
-    _presence_path: str = ""
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    _durations: dict[str, float] = attrs.field(factory=dict)
+    """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
+    _stop_at: float = math.inf
+    """When a node that stops has waited long enough for what runs."""
     _maybe_ready: bool = True
     """Whether there may be ready jobs that nobody has looked at."""
     _no_room: bool = False
     """Whether no worker had room for the next job, and none has got any since."""
+    _pending: list[Settlement] = attrs.field(factory=list)
+    """What the next exchange settles."""
+    _settle_by: float = math.inf
+    """When that should be in the file."""
+    _wanted: frozenset[EventKind] = frozenset()
+    """The kinds of events that are wanted, as of this round of the loop."""
+    _ended: list[Event] = attrs.field(factory=list)
+    """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
     _progress_by: float = math.inf
@@ -10280,8 +9899,6 @@ class Supervisor:
     """The number of others' commits that was seen."""
     _orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
-    _maybe_empty: bool = True
-    """Whether something was settled since the last look for jobs that are left."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
@@ -10289,31 +9906,31 @@ class Supervisor:
     _locked: bool = False
     """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
-    _false_wakes: int = 0
-    _rested_at: float = math.inf
-    """When it listens to the wakeup socket again."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
+    _false_wakes: int = 0
     _refill_at: float = math.inf
     """When the rate of a queue lets the next job start."""
-    _paused: frozenset[str] = frozenset()
+    _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
+    _cancelled: frozenset[int] = frozenset()
+    """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
+    _watch_at: float = math.inf
+    """When something is due with a job in hand."""
+    _expected_at: float = 0.0
+    """By when the supervisor should have its next turn."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
-        concurrency = self.concurrency if self._async_names else 0
-        self._settlements = Settlements(
-            self.registry, self.clock, self.rng, self.events, self.serves.node
-        )
-        self.pool = WorkerPool(self.code, self.size, concurrency, self.jobs_per_worker, self.grace)
-        self.watchdog = Watchdog(self.registry, self._settlements, self.clock, self.grace)
+        if not self._async_names:
+            self.pool.concurrency = 0
+        IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
             "requests": (math.inf, self._check_requests),
-            "refill": (math.inf, self._refill),
         }
         self._duties = Duties(
             self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
@@ -10328,19 +9945,24 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + BUSY_TIMEOUT
+            self.store.schedules.declare(*self.declared)
             self._join()
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
+            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
         self.joined.set()
         try:
             self._spawn()
-            self._unless_locked(self._attend)
+            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
                 self._listen()
                 self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._attend)
+                self._unless_locked(self._duties.attend)
         finally:
             self._leave()
 
@@ -10377,28 +9999,16 @@ class Supervisor:
     # Join and leave
 
     def _join(self) -> None:
-        self.store.schedules.declare(*self.declared)
-        self._enlist()
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._paused = self._paused_queues()
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        what = "workers" if isinstance(self.code, Program) else "threads"
-        logger.info("node %s started with %d %s", self.serves.node, self.size, what)
-        self._duties.emit("node_joined")
-
-    def _enlist(self) -> None:
-        name, known = self.serves.node, self.registry.listing()
-        port = int(self._wakeup.getsockname()[1])
-        self._node = self.store.nodes.join(name, port, self.size, self.serves, known)
-        self._presence_path = self.store.file.presence_path(self._node)
+        port, known = self._wakeup.getsockname()[1], self.registry.listing()
+        self._node = self.store.nodes.join(
+            self.serves.node, port, self.pool.size, self.serves, known
+        )
         self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
-        logger.error(
-            "node %s is not in the list any more: it ends its jobs, and joins anew",
-            self.serves.node,
-        )
+        problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
+        logger.error(problem, self.serves.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
@@ -10406,35 +10016,27 @@ class Supervisor:
                 worker.kill()
         self.pool.replace()
         self.store.nodes.let_go(self._node)
-        self._enlist()
+        self._join()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:
+        busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.code, Program) else 0.0
-            late = time.monotonic() > self.watchdog.stop_at + rest
-            return self._stops > 1 or late or not (self._settlements.pending or self.pool.runs())
-        if not self._nothing_left():
+            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
+        if self.until is None or self._maybe_ready or busy:
             return False
-        self._maybe_empty = False
         try:
             return not self.store.unserved(self.serves)
         except BusyError:
-            self._maybe_empty = True
             return False
-
-    def _nothing_left(self) -> bool:
-        """Whether it may be time to end: then the file is asked."""
-        if self.until is None or self._maybe_ready or self._settlements.pending:
-            return False
-        return not self.pool.runs()
 
     def _leave(self) -> None:
         now = time.monotonic()
-        by = min(now, self.watchdog.stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
+        by = min(now, self._stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
         self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
@@ -10443,7 +10045,7 @@ class Supervisor:
         give_up = time.monotonic() + 2.0
         for worker in list(self.pool.workers):
             if not (worker.runs and worker.ready):
-                worker.wait(give_up - time.monotonic())
+                worker.process.join(max(0.0, give_up - time.monotonic()))
             if worker.is_process or worker.dead:
                 self._reap(worker)
         if not self.pool.workers:
@@ -10466,71 +10068,59 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending = self._settlements.pending
-        self._settlements.clear()
-        if pending:
-            try:
+        pending, self._pending = self._pending, []
+        try:
+            if pending:
                 self.store.exchange(pending, self._node, lambda ready: [], self.serves)
-            except FileError:
-                logger.error(
-                    "%d results are lost: the next node runs these jobs again", len(pending)
-                )
-                raise
+        except FileError:
+            logger.error("%d results are lost: the next node runs these jobs again", len(pending))
+            raise
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
-            closing.callback(self._say_goodbye)
+            closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
+            closing.callback(self._duties.emit, "node_left")
+            closing.callback(logger.info, "node %s left", self.serves.node)
             for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node)
             self._keep_progress()
             self._settle_last()
-            self._settlements.emit()
+            self._emit_ended()
 
-    def _say_goodbye(self) -> None:
-        logger.info("node %s left", self.serves.node)
-        self._duties.emit("node_left")
-        self.events.close(max(self.grace, CLOSE_TIMEOUT))
-
-    # Spawn
+    # Spawn and listen
 
     def _spawn(self) -> None:
         """Starts workers up to the number there should be."""
-        if self.pool.dismiss():
-            self._look_for_jobs()
-        for worker in () if self._stops else self.pool.spawn(self._presence_path):
+        self.pool.dismiss()
+        presence = self.store.file.presence_path(self._node)
+        for worker in () if self._stops else self.pool.spawn(presence):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
-
-    # Listen
 
     def _listen(self) -> None:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
-        self._settlements.wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        if time.monotonic() >= self._rested_at:
-            self._rested_at, self._false_wakes = math.inf, 0
-            self._selector.register(self._wakeup, selectors.EVENT_READ)
+        self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         patience = self._patience()
-        self.watchdog.expect(patience)
+        self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        self.watchdog.notice_freeze(self.pool.workers)
+        if time.monotonic() >= self._refill_at:
+            self._refill_at = math.inf
+            self._look_for_jobs()
         if not self._locked:
             self._locked_since = math.inf
         self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        now = time.monotonic()
+        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
+        due.append(self._watch_at)
         if self._may_exchange():
-            return max(0.0, self._quiet_until - now)
-        if self._maybe_empty and self._nothing_left():
-            return 0.0
-        due = [self._duties.soonest, self._settlements.settle_by, self._progress_by]
-        due += [self._rested_at, self.watchdog.due]
-        if self._stops and not isinstance(self.code, Program):
-            due.append(self.watchdog.stop_at + 0.001)
-        return max(0.0, min(due) - now)
+            due.append(self._quiet_until)
+        if self._stops and not isinstance(self.pool.code, Program):
+            due.append(self._stop_at + 0.001)
+        return max(0.0, min(due) - time.monotonic())
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -10557,6 +10147,8 @@ class Supervisor:
 
     def _wake_up(self) -> None:
         """Looks for what was committed; a flood of datagrams is not worth a look each."""
+        if self._false_wakes >= FALSE_WAKES:
+            time.sleep(WAKE_REST)
         with contextlib.suppress(OSError):
             for _ in range(DRAINED):
                 self._wakeup.recv(16)
@@ -10566,16 +10158,14 @@ class Supervisor:
             raise
         except FileError:
             self._look_for_jobs()  # The next use of the file raises it again.
-        if self._false_wakes >= FALSE_WAKES:
-            self._selector.unregister(self._wakeup)
-            self._rested_at = time.monotonic() + WAKE_REST
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
         for message in messages:
             match message:
                 case ("ready",):
-                    self.pool.ready(worker)
+                    worker.ready = self.pool.had_any = True
+                    self.pool.failed_starts = 0
                     self._no_room = False
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
@@ -10589,11 +10179,18 @@ class Supervisor:
                     self._progress[id, claim] = text
         for number, report in reports:
             if run := worker.take(number):
-                self._settlements.reported(run, report)
+                name, took = run.claimed.name, report.took
+                expected = self._durations.get(name, took)
+                self._durations[name] = expected + 0.2 * (took - expected)
+                self._announce(run, report.started_at)
+                if run.reason is not None:
+                    report = asked_to_end(run, report, self.registry, self._rng)
+                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.join()
+        worker.kill()  # And what it has started.
+        worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
             worker.blameless = True
@@ -10601,9 +10198,9 @@ class Supervisor:
             self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
         for run in worker.runs.values():
             if worker.board.began(run):
-                self._settlements.died(run)
+                self._settle_died(run)
             else:
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         self.pool.workers.remove(worker)
         for source in worker.sources:
             self._selector.unregister(source)
@@ -10620,11 +10217,59 @@ class Supervisor:
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
 
-    # Exchange
+    # Settle and claim
+
+    def _settle(self, run: Run, report: Report) -> None:
+        """Has an attempt settled that has ended."""
+        if report.kind or report.state in self._wanted:
+            report = report._replace(worker=run.worker.pid)
+            for event in attempt_ended(run.claimed, report, self.serves.node):
+                if event.kind in self._wanted:
+                    self._ended.append(event)
+        if not self._pending:
+            self._settle_by = time.monotonic() + SETTLE_WITHIN
+        self._pending.append((run.claimed, report))
+
+    def _give_back(self, run: Run) -> None:
+        """Makes a job ready again that has not begun, unless it was cancelled."""
+        self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
+
+    def _settle_died(self, run: Run) -> None:
+        """The worker has died that ran the job, which failed, and so did each async job that had
+        begun there, since nobody can know which one was to blame. If the node has killed the
+        worker for one of them, the others are given back."""
+        worker, now = run.worker, self.clock()
+        began = worker.board.began(run)
+        took = (time.monotonic_ns() - began) // 1000
+        exit_code = worker.process.exitcode if worker.is_process else 0
+        cpu, memory = worker.used or (None, None)
+        report = GIVEN_BACK._replace(
+            started_at=now - took, finished_at=now, took=took, memory=memory,
+            exit_code=exit_code, output=worker.board.output_of(run.number),
+            # What async jobs used they used together.
+            cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
+        )  # fmt: skip
+        self._announce(run, report.started_at)
+        if run.reason in (None, "stop") and not worker.blameless:
+            error = "crash", "WorkerCrashed", exit_description(exit_code)
+            report = failed(run.claimed, report, error, self.registry, self._rng)
+        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+
+    def _announce(self, run: Run, at: int) -> None:
+        """Emits that a job has started, once."""
+        if "started" in self._wanted and not run.announced:
+            run.announced = True
+            pid, node = run.worker.pid, self.serves.node
+            self.events.emit(attempt_started(run.claimed, at, pid, node))
+
+    def _emit_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self.events.emit(event)
 
     def _keep_progress(self) -> None:
         """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._settlements.pending or time.monotonic() >= self._progress_by
+        due = self._pending or time.monotonic() >= self._progress_by
         if not self._progress or not due:
             return
         progress, self._progress, self._progress_by = self._progress, {}, math.inf
@@ -10642,7 +10287,7 @@ class Supervisor:
             return
         plan: dict[int, Worker] = {}
         workers = [] if self._stops else self.pool.at_work()
-        names, durations = self._async_names, self._settlements.durations
+        names, durations = self._async_names, self._durations
         short = False
 
         def choose(ready: Ready) -> list[int]:
@@ -10652,7 +10297,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._maybe_ready = self._no_room = True
+            self._no_room = True
             self._maybe_ready = assign(
                 plan, workers, ready, durations, names, self.serves.names - names
             )
@@ -10662,38 +10307,44 @@ class Supervisor:
 
         try:
             if self._orphans:
-                held = [run.claimed[:2] for run in self.pool.runs()]
                 # What has ended is held until that is in the file.
-                held += [claimed[:2] for claimed, _ in self._settlements.pending]
+                held = [run.claimed[:2] for run in self.pool.runs()]
+                held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
                 self._orphans = False
-            pending = self._settlements.pending
-            done = self.store.exchange(pending, self._node, choose, self.serves)
+            done = self.store.exchange(self._pending, self._node, choose, self.serves)
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            self._put_off(self._settle_each(error))
+            self._put_off(error)
             return
-        self._exchanged(done)
-        runs: dict[Worker, list[Run]] = {}
+        if done.late:
+            logger.warning("%d results came too late and were thrown away", done.late)
+        if done.again_at is not None:
+            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
+        if any(report.state in LATER for _, report in self._pending):
+            self._duties.call("stage")
+        if self._recall is not None:
+            self._duties.call("requests")
+        self._pending, self._settle_by = [], math.inf
+        runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
             place = worker.free.pop() if claimed.name in names else 0
             expected = estimate(claimed.name, durations)
-            run = Run(next(self._numbers), claimed, worker, expected, place)
-            runs.setdefault(worker, []).append(run)
+            runs[worker].append(Run(next(self._numbers), claimed, worker, expected, place))
         for worker, handed in runs.items():
             worker.hand_over(handed)
-        self._settlements.emit()
-        if short:
+        self._emit_ended()
+        if not short:
+            self._failing_since = math.inf
+        else:
             problem = "the disk is nearly full: no further jobs are started; free some space"
             self._put_off(FileError(str(self.store.file.path), problem))
-        else:
-            self._failing_since = math.inf
 
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
-        pending = len(self._settlements.pending)
+        pending = len(self._pending)
         if not pending and (self._stops or self._no_room or not self._maybe_ready):
             return False
         workers = self.pool.at_work()
@@ -10704,28 +10355,21 @@ class Supervisor:
             return True
         # While all are at work, more results will come along.
         if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settlements.settle_by
+            return pending >= ENOUGH or time.monotonic() >= self._settle_by
         return any(worker.free for worker in workers)
 
-    def _settle_each(self, error: FileError) -> FileError:
-        """Settles one at a time what could not be settled together: one that is to blame must not
-        keep the others, and a small transaction may fit where a large one does not. Returns the
-        last error."""
-        alone = isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError))
-        if alone and self._settlements.pending:
+    def _put_off(self, error: FileError) -> None:
+        """Settles one at a time what could not be settled together, as one that is to blame must
+        not keep the others, and a small transaction may fit where a large one does not. Then keeps
+        what is left, and tries again in a while; but not for ever, where the node is to end by
+        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             try:
-                self.store.settle_each(self._settlements.pending)
-                self._exchanged(Exchanged([], 0, None))
+                self.store.settle_each(self._pending)
             except BusyError:
                 raise
             except FileError as again:
-                return again
-        return error
-
-    def _put_off(self, error: FileError) -> None:
-        """Keeps what is to be settled, and tries again in a while; but not for ever, where the
-        node is to end by itself: if nothing has moved for BUSY_TIMEOUT, and nothing is running, the
-        error is raised."""
+                error = again
         now = time.monotonic()
         self._failing_since = min(self._failing_since, now)
         failing = now - self._failing_since
@@ -10734,34 +10378,119 @@ class Supervisor:
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
         self._look_for_jobs()
-        self._quiet_until = now + 0.5
+        self._duties.call("stage", "requests")
+        self._quiet_until = now + RETRY_PAUSE
+        self._settle_by = self._quiet_until if self._pending else math.inf
 
-    def _exchanged(self, done: Exchanged) -> None:
-        if done.late:
-            logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            left = (done.again_at - self.clock()) / 1e6
-            self._refill_at = time.monotonic() + left
-            self._duties.call("refill", within=left)
-        if self._settlements.run_again:
-            self._duties.call("stage")
-        if self._recall is not None:
-            self._duties.call("requests")
-        self._settlements.clear()
-        self._maybe_empty = True
-
-    # Watch
+    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
+    # stops, are asked to end, and have the grace for it; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills what is over time, and takes back what waits behind slow jobs."""
-        workers = self.pool.workers
-        if self._stops and self.watchdog.stop_at == math.inf:
-            self.watchdog.stop(workers)
+        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        workers, now = self.pool.workers, time.monotonic()
+        if (missed := now - self._expected_at) >= FROZEN:
+            self._stop_at += missed
+            for run in self.pool.runs():
+                run.kill_at += missed
+                if began := run.worker.board.began(run):
+                    run.frozen += now - max(began / 1e9, self._expected_at)
+                run.worker.moved_at = now
+        if self._stops and self._stop_at == math.inf:
+            self._stop_at = now + self.grace
             for worker in workers:
+                worker.look_at = 0.0
                 self._take_back(worker)
         idle = any(not worker.plain for worker in self.pool.at_work())
-        for worker in self.watchdog.watch(workers, SLOW if idle else VERY_SLOW):
-            self._take_back(worker)
+        self._watch_at = math.inf
+        for worker in workers:
+            running = worker.runs.get(worker.board.running)
+            if running is not None:
+                self._watch_at = min(self._watch_at, self._watch_run(running, now))
+            elif worker.runs:
+                self._replace_if_unresponsive(worker, now)
+            if now >= worker.look_at:
+                beside = [run for run in worker.runs.values() if run.place]
+                worker.look_at = min(
+                    (self._watch_run(run, now) for run in beside), default=math.inf
+                )
+            self._watch_at = min(self._watch_at, worker.look_at)
+            if worker.plain > (running is not None):
+                self._watch_at = min(self._watch_at, now + SLOW)
+                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
+                if running is not None and now > slow_at:
+                    self._take_back(worker)
+
+    def _watch_run(self, run: Run, now: float) -> float:
+        """Asks one job to end that must, and kills its worker if it does not; returns when
+        something may be due with it."""
+        claimed, worker, board = run.claimed, run.worker, run.worker.board
+        options = self.registry.options(claimed.name)
+        began = board.began(run) / 1e9
+        took = now - began - run.frozen if began else 0.0
+        if began:
+            self._announce(run, self.clock() - round(took * 1e6))
+            if took >= max(run.slow_after, self.slow_after):
+                run.slow_after = 2 * took
+                about = claimed.id, claimed.name, took
+                logger.warning("job %d (%s) has been running for %.3g s", *about)
+        if run.reason is None and (reason := self._reason(run, took, options.max_memory)):
+            if not board.ask(run.number, run.place, reason):
+                return now
+            run.reason, run.kill_at, within = reason, now, 0.0
+            if reason == "stop":
+                run.kill_at = self._stop_at
+                within = self._stop_at - now - LAST_PART * self.grace
+            elif reason != "memory":
+                run.grace = self.grace if options.grace is None else options.grace.total_seconds()
+                if claimed.grace is not None:
+                    run.grace = claimed.grace / 1e6
+                run.kill_at = now + run.grace
+            if run.place:
+                worker.channel.send("cancel", run.number, within)
+        if now >= run.kill_at:
+            # Where it has its own turn at the board, a plain job is over, and to kill it then
+            # might hit the next one: a moment later that is known.
+            with board.held() as locked:
+                sure = locked or run.place > 0
+                run.kill_at = math.inf if sure else now + AGAIN
+                if sure and board.began(run):
+                    worker.blameless = True
+                    worker.kill()
+        if run.reason is not None:
+            return run.kill_at
+        due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
+        if options.max_memory:
+            due = min(due, now + MEMORY_CHECK)
+        if run.place:  # Does it begin, and has it been running for long?
+            due = min(due, now + (1.0 if began else 0.1))
+        return due
+
+    def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
+        """Why a job that has run for so many seconds has to end, if it has."""
+        claimed, worker, now = run.claimed, run.worker, time.monotonic()
+        if claimed.id in self._cancelled:
+            return "cancel"
+        if claimed.timeout is not None and took * 1e6 >= claimed.timeout:
+            return "timeout"
+        if limit and took and worker.is_process and now >= run.memory_at:
+            run.memory_at = now + MEMORY_CHECK
+            with contextlib.suppress(OSError):
+                if memory_of(worker.pid) > limit:
+                    return "memory"
+        return "stop" if self._stop_at < math.inf else None
+
+    def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
+        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
+        have no timeout before they have begun: a thread that an earlier job has left there may
+        hold the interpreter."""
+        if not worker.is_process or now < worker.moved_at + self.unresponsive_after:
+            return
+        with worker.board.held():  # Else it may begin one before it is dead.
+            if worker.blameless or any(map(worker.board.began, worker.runs.values())):
+                return
+            worker.blameless = True
+            worker.kill()
+        logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
         """Makes those of a worker's plain jobs ready again that have not started; says whether
@@ -10772,14 +10501,10 @@ class Supervisor:
         for run in list(worker.runs.values()):
             if not run.place and run.number != running:
                 worker.take(run.number)
-                self._settlements.not_begun(run, run.claimed.id in self.watchdog.cancelled)
+                self._give_back(run)
         return True
 
-    # Attend
-
-    def _attend(self) -> None:
-        """Calls the duties that are due."""
-        self._duties.attend()
+    # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
         """Sees what was committed without a wake-up, and which workers died unnoticed."""
@@ -10790,7 +10515,7 @@ class Supervisor:
         if self.store.nodes.renew(self._node):
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence_path,
+                " their jobs, so that all hold it", self.store.file.presence_path(self._node),
             )  # fmt: skip
             self.pool.replace()
 
@@ -10802,35 +10527,31 @@ class Supervisor:
             self._join_again()
         self._changes = changes
         self._wake()
-        if self._settlements.wanted & {"queue_paused", "queue_resumed"}:
-            before, self._paused = self._paused, self._paused_queues()
-            for queue in sorted(self._paused - before):
+        if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
+            paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
+            before, self._paused = paused if self._paused is None else self._paused, paused
+            for queue in sorted(paused - before):
                 self._duties.emit("queue_paused", queue=queue)
-            for queue in sorted(before - self._paused):
+            for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
         return True
-
-    def _paused_queues(self) -> frozenset[str]:
-        return frozenset(terms.name for terms in self.store.queues().values() if terms.paused)
-
-    def _refill(self, duties: Duties) -> float | None:
-        """The rate of a queue lets the next job start."""
-        if (left := self._refill_at - time.monotonic()) > 0:
-            return left
-        self._look_for_jobs()
-        return None
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
         cancelled, recall = self.store.nodes.asked(self._node)
-        self.watchdog.cancel(cancelled, self.pool.workers)
-        if recall not in (None, self._recall):
-            holding = [worker for worker in self.pool.workers if worker.plain]
-            if not all(self._take_back(worker) for worker in holding):
-                return AGAIN
+        self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
+        taken_back = True
+        for worker in self.pool.workers:
+            if cancelled:
+                worker.look_at = self._watch_at = 0.0
+            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+                taken_back = self._take_back(worker) and taken_back
+        if not taken_back:
+            return AGAIN
+        if recalled:
             self._recall = recall
-        if recall is not None and not self._settlements.pending:
+        if recall is not None and not self._pending:
             self.store.nodes.recalled(self._node, recall)
             self._recall = None
         return None
@@ -11528,19 +11249,22 @@ class LiteJobs:
         store = Store(File(self.path, "fast", clock=self.clock))
         try:
             code, size = self._code_and_size(workers, threads)
+            serves = self._serves(queues, node)
+            at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
+            jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
+            seconds = duration(grace, "grace").total_seconds()
+            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            declared = self._declarations()
             return Supervisor(
                 store,
                 self.registry,
-                code,
-                self._serves(queues, node),
-                size,
-                at_least_one(concurrency, "concurrency", most=MOST_WORKERS),
+                pool,
+                serves,
                 until,
-                duration(grace, "grace").total_seconds(),
+                seconds,
                 self.clock,
-                declared=self._declarations(),
-                events=self.events,
-                jobs_per_worker=math.inf if jobs_per_worker is None else jobs_per_worker,
+                declared,
+                self.events,
             )
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error

@@ -314,7 +314,7 @@ class TestTheBoard:
 
 
 class TestTheRing:
-    @settings(max_examples=200)
+    @settings(max_examples=80)
     @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_RING).map(lambda n: "ab\xe9\n" * n)))
     def test_keeps_the_end_of_whatever_is_written(self, texts: list[str]) -> None:
         board = Board.make(0)

@@ -660,11 +660,11 @@ class TestTheLog:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         _, pool = at_work
-        usual, pool._supervisor.watchdog.slow_after = pool._supervisor.watchdog.slow_after, 0.3
+        usual, pool._supervisor.slow_after = pool._supervisor.slow_after, 0.3
         job = trouble.nap.enqueue(60)
         eventually(lambda: caplog.text.count("has been running for") >= 2)
         assert job.refresh().state == "running"
-        pool._supervisor.watchdog.slow_after = usual
+        pool._supervisor.slow_after = usual
         node.cancel(job.id)
         job.wait(PATIENT)
         slow = [r for r in caplog.records if "has been running" in r.message]

@@ -540,7 +540,7 @@ class TestKeys:
         enqueue(jobs, 3, start=50_000)
         assert steps() < 3 * few
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_never_run_more_and_never_stick(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

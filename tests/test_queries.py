@@ -31,7 +31,7 @@ from litejobs import (
 START = to_micros(NEW_YEAR)
 DAY = timedelta(days=1)
 MANY = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

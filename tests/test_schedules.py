@@ -707,17 +707,17 @@ class TestTicksAroundEachChangeOfTheClock:
         for name, year in ZONES:
             for change in changes(zoneinfo.ZoneInfo(name), year, year):
                 seen += 1
-                total += self.hold(name, change, MINUTE, 12, rng)
+                total += self.hold(name, change, MINUTE, 5, rng)
         assert seen >= 100
-        assert total > 10_000
+        assert total > 4_000
 
     def test_are_right_to_the_second(self) -> None:
         rng = random.Random(2026)
         total = 0
-        for name, year in rng.sample(ZONES, 12):
+        for name, year in rng.sample(ZONES, 6):
             for change in changes(zoneinfo.ZoneInfo(name), year, year):
                 total += self.hold(name, change, SECOND, 5, rng)
-        assert total > 500
+        assert total > 250
 
     @pytest.mark.skipif(not LONG, reason="takes minutes: set LITEJOBS_LONG")
     def test_are_right_in_all_zones_of_sixty_years(self) -> None:

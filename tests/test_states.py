@@ -308,7 +308,7 @@ class JobsAndPeople(RuleBasedStateMachine):
 
 
 TestJobsAndPeople = JobsAndPeople.TestCase
-TestJobsAndPeople.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestJobsAndPeople.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 def a_life(jobs: LiteJobs, clock: TurnedClock, *acts: Act) -> Iterator[State]:

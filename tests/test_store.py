@@ -1474,7 +1474,7 @@ def urgency(row: NewJob, id: int) -> tuple[int, int, int]:
 class TestClaims:
     @given(rows=rows)
     @settings(
-        max_examples=60,
+        max_examples=30,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
@@ -2428,7 +2428,7 @@ class TestCounting:
 
     @given(steps=st.lists(steps, max_size=12), match=matches)
     @settings(
-        max_examples=80,
+        max_examples=40,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )

@@ -7,6 +7,7 @@ and then on litejobs.py.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import symtable
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ class Section:
     body: tuple[ast.stmt, ...]
 
 
+@functools.cache
 def sections(source: str) -> list[Section]:
     """The sections of a file. Only whole banners count: a ruler, `# Noun`, prose, a ruler."""
     banner = re.compile(rf"^{RULER}\n# (.+)\n((?:#.*\n)*?){RULER}$", re.MULTILINE)

@@ -1514,7 +1514,7 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
     ever, for the file, and its timeout did not matter, since it had not begun."""
     jobs.register(misdeeds.leave_a_hog)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor.watchdog.unresponsive_after = 0.3
+        pool._supervisor.unresponsive_after = 0.3
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
         spent = used_by(worker)[0] or 0
@@ -1527,7 +1527,7 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
 def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, log: Path) -> None:
     jobs.register(misdeeds.leave_a_hog, surroundings.look_aside)
     with jobs.start(workers=1, grace=GRACE) as pool:
-        pool._supervisor.watchdog.unresponsive_after = 1.0
+        pool._supervisor.unresponsive_after = 1.0
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
         spent = used_by(worker)[0] or 0
@@ -1621,10 +1621,10 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
             while len(replaced) < 4:
                 assert rounds < 100, "none is replaced"
                 rounds += 1
-                pool._supervisor.watchdog.unresponsive_after = 0.0
+                pool._supervisor.unresponsive_after = 0.0
                 work = jobs.enqueue_many(naps)
                 eventually(lambda: len(replaced) >= 4 or jobs.count(state="pending") == 0)
-                pool._supervisor.watchdog.unresponsive_after = FAR
+                pool._supervisor.unresponsive_after = FAR
                 jobs.wait_all(work, timeout=PATIENT)
     finally:
         logging.getLogger("litejobs").removeHandler(slow)

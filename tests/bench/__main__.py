@@ -35,6 +35,7 @@ BENCHES: tuple[Bench, ...] = (
     large.rates,
     large.queries,
     large.growth,
+    peers.enqueue_beside_huey,
     peers.peers,
 )
 
@@ -61,7 +62,7 @@ def main() -> None:
     print(machine(), flush=True)
     figures: list[Figure] = []
     # The peers install themselves first: in a hurry, only when named.
-    hurried = set(names) - {"peers"} if options.quick else set(names)
+    hurried = set(names) - {"enqueue_beside_huey", "peers"} if options.quick else set(names)
     for bench in BENCHES:
         if bench.__name__ in (options.names or hurried):
             print(f"\n{bench.__name__}: {(bench.__doc__ or '').splitlines()[0]}", flush=True)

@@ -22,7 +22,7 @@ import attrs
 
 from litejobs import LiteJobs
 
-from .measure import Figure, number
+from .measure import Figure, number, queue
 
 PROGRAMS = Path(__file__).with_name("peer")
 NOTE = struct.Struct("=qq")
@@ -141,6 +141,42 @@ def _or_left_out(peer: Peer) -> Iterator[None]:
         yield
     except (LeftOut, OSError, ValueError) as error:
         print(f"{peer.title} ({peer.how}) is left out: {error}", flush=True)
+
+
+def enqueue_beside_huey(quick: bool) -> Iterator[Figure]:
+    """One job a call, each call durable (synchronous=FULL), in turns in one process with huey."""
+    peer = PEERS[0]
+    with _or_left_out(peer):
+        folder = _installed(peer, _install_from_pypi)
+        sys.path += [str(path) for path in folder.glob("lib/python*/site-packages")]
+        from huey import SqliteHuey
+
+        with queue("full") as jobs:
+            from .work import noop
+
+            file = Path(jobs.path).with_name("huey.db")
+            huey = SqliteHuey(filename=str(file), fsync=True)
+
+            @huey.task()  # type: ignore[untyped-decorator]
+            def task(n: int) -> None:
+                pass
+
+            rates: list[tuple[float, float]] = []
+            for _ in range(40 if quick else 120):
+                rates.append((rate(noop.enqueue), rate(task)))
+            huey.storage.close()
+        ours, theirs = zip(*rates, strict=True)
+        what = "enqueue, one by one, durability full"
+        yield Figure(what, "jobs/s", ours, f"{peer.title}, fsync", theirs, ("at least", 1))
+
+
+def rate(enqueue: Callable[[int], object]) -> float:
+    """Jobs a second, one by one, of a hundred after a first one."""
+    enqueue(0)
+    began = time.perf_counter()
+    for n in range(100):
+        enqueue(n)
+    return 100 / (time.perf_counter() - began)
 
 
 # Figures

@@ -65,12 +65,12 @@ from litejobs import (
     Retention,
     Retry,
     ScheduleNotFoundError,
-    Settlements,
     Snooze,
     TurnedClock,
     Unique,
-    WorkerCrashed,
+    asked_to_end,
     define,
+    failed,
     not_begun,
     store_backoff,
     store_progress,
@@ -1129,11 +1129,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         """Two programs start."""
         self.programs = [self._program(), self._program()]
         self.comparison = Comparison(self.path)
-        registry = self.programs[0].registry
-        self.executor = Executor(registry, self.acts, self.clock)
-        self.settlements = Settlements(
-            registry, self.clock, random.Random(0), litejobs.Events(), "model"
-        )
+        self.registry, self.rng = self.programs[0].registry, random.Random(0)
+        self.executor = Executor(self.registry, self.acts, self.clock)
 
     def _program(self) -> LiteJobs:
         jobs = LiteJobs(self.path, durability="fast", clock=self.clock)
@@ -1231,18 +1228,14 @@ class LifeOfJobs(RuleBasedStateMachine):
         self.acts[claimed.id] = act
         report = self.executor.run(claimed, lambda: "stop" if act == "stop" else None)
         if act == "crash":
-            crashed = WorkerCrashed("of course")
-            return self.settlements.failed(self._run(claimed), report, "crash", crashed)
+            crashed = "crash", "WorkerCrashed", "of course"
+            return failed(claimed, report, crashed, self.registry, self.rng)
         if act in ("timeout", "asked"):
-            run = self._run(claimed)
+            nobody: Any = None
+            run = litejobs.Run(0, claimed, nobody, 0.0)
             run.reason = "cancel" if act == "asked" else "timeout"
-            return self.settlements.stopped(run, report)
+            return asked_to_end(run, report, self.registry, self.rng)
         return report
-
-    def _run(self, claimed: Claimed) -> litejobs.Run:
-        """The job in hand of a worker that need not exist."""
-        nobody: Any = None
-        return litejobs.Run(0, claimed, nobody, 0.0)
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
         """Settles and claims, in one transaction, with results that nobody wants any more."""
