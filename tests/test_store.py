@@ -2310,7 +2310,7 @@ class TestAFullDisk:
     PROGRAM = """
 import os, resource, sys
 from pathlib import Path
-from litejobs import FileError, LiteJobs, Store
+from litejobs import File, FileError, LiteJobs, Store
 store = Store(File(Path(sys.argv[1])))
 store.queues()
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
