@@ -2167,7 +2167,7 @@ class Context(Generic[S]):
             Interrupted: the job has been asked to end. Let it pass.
         """
         if reason := self._asked():
-            raise Interrupted(_WHY_ASKED[reason])
+            raise Interrupted(f"the job has been asked to end: {reason}")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2175,13 +2175,6 @@ class Context(Generic[S]):
         about = {"job": self.job.id, "definition": self.job.name, "attempt": self.attempt}
         return logging.LoggerAdapter(logging.getLogger(f"litejobs.{self.job.name}"), about)
 
-
-_WHY_ASKED: Mapping[Reason, str] = {
-    "timeout": "its timeout has passed",
-    "cancel": "it was cancelled",
-    "stop": "its node stops",
-    "memory": "it uses too much memory",
-}
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -2246,33 +2239,10 @@ def _optional(check: Check) -> Check:
     return lambda value, what: None if value is None else check(value, what)
 
 
-def _is_priority(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
-
-
-def _is_backoff(value: object) -> bool:
-    return isinstance(value, Curve) or (callable(value) and not isinstance(value, type))
-
-
 def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_expires(value: Duration | datetime, what: str) -> timedelta | datetime:
-    return aware(value, what) if isinstance(value, datetime) else duration(value, what)
-
-
-def _check_key(value: object, what: str) -> str | Callable[..., Any]:
-    return value if callable(value) else check_name(value, what)
-
-
-def _check_headers(value: Any, what: str) -> Mapping[str, str]:
-    texts = isinstance(value, Mapping) and [*value, *value.values()]
-    if texts is False or any(type(text) is not str for text in texts):
-        raise OptionError(what, f"expected texts by their names, got {value!r}")
-    return dict(value)
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2305,10 +2275,22 @@ def _store_length(length: timedelta | None) -> int | None:
 
 
 _check_attempts = _optional(functools.partial(at_least_one, also=", or None for ever"))
-_check_priority = _accept(_is_priority, "an integer of 32 bits")
-_check_backoff = _accept(_is_backoff, f"{', '.join(CURVES)} or a function from attempt to delay")
+_check_priority = _accept(
+    lambda value: isinstance(value, int) and type(value) is not bool and -(2**31) <= value < 2**31,
+    "an integer of 32 bits",
+)
+_check_backoff = _accept(
+    lambda value: isinstance(value, Curve) or (callable(value) and not isinstance(value, type)),
+    f"{', '.join(CURVES)} or a function from attempt to delay",
+)
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
+_check_headers = _accept(
+    lambda value: (
+        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
+    ),
+    "texts by their names",
+)
 _check_function = _accept(callable, "a function")
 
 
@@ -2333,9 +2315,14 @@ class Options:
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
-    expires: timedelta | datetime | None = _option(None, _check_expires)
+    expires: timedelta | datetime | None = _option(
+        None,
+        lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
+    )
     unique: Unique | None = _option(None, _check_unique)
-    key: str | Callable[..., Any] | None = _option(None, _check_key)
+    key: str | Callable[..., Any] | None = _option(
+        None, lambda value, what: value if callable(value) else check_name(value, what)
+    )
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
@@ -2361,9 +2348,8 @@ class Options:
     def changed(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
-            if option == "name" or (option in OPTIONS and option not in CHOICES):
-                problem = "belongs to the definition: no row can keep it for one job"
-                raise OptionError(option, problem)
+            if option not in CHOICES and option in ("name", *OPTIONS):
+                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
@@ -2419,20 +2405,12 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 """The options of which every row has a column, and nodes store the definition's; with what makes
 the column's value."""
 CHOICES = tuple(Choices.__annotations__)
-OWN_CHOICES = ("queue", "priority", "max_attempts", "backoff", "timeout")
-"""The options that an instance may choose by its attributes."""
 MARK = "__litejobs_definition__"
 
 
-@attrs.frozen(eq=False, repr=False)
-class Shape:
-    """How a payload becomes a call, and a return value a result."""
-
-    payload: Codec[Any]
-    result: Codec[Any] | None
-    """`None` where the code says that it returns nothing."""
-    call: Callable[[Any, Callable[[], Context[Any]]], Any]
-    """From the payload object, and a context made on demand, to the return value."""
+Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
+"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
+calls the code with a payload object and a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2463,55 +2441,59 @@ class Body:
     def shape(self) -> Shape:
         """Compiled when first used, so that annotations may name what comes later."""
         try:
-            shape = _shape(self.code)
+            payload, result, call = _shape(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else shape.payload, shape.result):
+        for codec in (None if self.options.encode else payload, result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return shape
+        return payload, result, call
+
+    @property
+    def kind(self) -> Any:
+        """The class of its payload objects."""
+        return self.shape[0].kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            shape = self.shape
-            fields = attrs.fields(attrs.resolve_types(shape.payload.kind))
+            payload, result, _ = self.shape
+            fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
-        return frozenset(found | {"result"} if shape.result and hides(shape.result.kind) else found)
+        return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object that arguments make."""
-        make = self.shape.payload.kind
+        make = self.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(inspect.signature(make).parameters)
-                problem = (
-                    f"{self.name}() takes no more than {most} arguments, {len(args)} were given"
-                )
+                most = len(attrs.fields(make))
+                problem = f"takes no more than {most} arguments, {len(args)} were given"
+                problem = f"{self.name}() {problem}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec = self.shape.payload
-        if self.options.encode is None:
-            try:
-                made: str | bytes = codec.encode(payload)
-            except Unfit as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
-        else:
-            try:
-                made = self.options.encode(payload if self.is_class else fields_of(payload))
-            except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
-            if type(made) is not bytes:
-                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        codec, encode = self.shape[0], self.options.encode
+        made: str | bytes
+        try:
+            if encode is None:
+                made = codec.encode(payload)
+            else:
+                made = encode(payload if self.is_class else fields_of(payload))
+        except Exception as error:
+            if encode is None and isinstance(error, Unfit):
+                raise PayloadError(self.name, error.problems) from None
+            raise self._unfit(f"encode raised {_shown_error(error)}") from error
+        if encode is not None and type(made) is not bytes:
+            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2519,7 +2501,7 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape.payload, self.options.decode
+        codec, decode = self.shape[0], self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
@@ -2608,9 +2590,8 @@ def _shape(code: Any) -> Shape:
     returned = hints.get("return", Any)
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
-    return Shape(
-        Codec(payload, omit_defaults=not is_class), result, call_plainly if plain else call
-    )
+    codec = Codec[Any](payload, omit_defaults=not is_class)
+    return codec, result, call_plainly if plain else call
 
 
 @attrs.define(eq=False, repr=False)
@@ -2657,7 +2638,7 @@ class Definition(Generic[P, R, C]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape.call(self.body.arguments(args, kwargs), _no_job)
+        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
@@ -2710,8 +2691,9 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     """A job made of an instance of a definition's class; the instance may choose its
     own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
     named."""
-    chosen = {option: getattr(instance, option, None) for option in OWN_CHOICES}
-    own: Any = {option: value for option, value in chosen.items() if value is not None}
+    names = ("queue", "priority", "max_attempts", "backoff", "timeout")
+    chosen = {name: getattr(instance, name, None) for name in names}
+    own: Any = {name: value for name, value in chosen.items() if value is not None}
     key = getattr(instance, "unique_key", None)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
@@ -2745,7 +2727,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     else:
         raw = _from_json(bound.payload)
         if unique.fields is not None:
-            known = [field.alias for field in attrs.fields(body.shape.payload.kind)]
+            known = [field.alias for field in attrs.fields(body.kind)]
             for field in unique.fields:
                 if field not in known:
                     problem = f"{body.name!r} has no field {field!r}{did_you_mean(field, known)}"
@@ -2782,7 +2764,7 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
     try:
         if body.is_class:
             return body.encode(merge(old, new))
-        return body.encode(body.shape.payload.kind(**merge(fields_of(old), fields_of(new))))
+        return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
     except TypeError as error:
         raise PayloadError(body.name, (f"merged: {error}",)) from error
     except PayloadError as error:
@@ -2806,19 +2788,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-class _Nowhere:
-    """The source of jobs that are in no file, or that cannot be looked up."""
-
-    def get(self, id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
-        raise JobNotFoundError(id.id if isinstance(id, Job) else id)
-
-    wait = why = result = get
-
-    def errors(self, id: int) -> tuple[Failure, ...]:
-        return ()
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+    raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
-NOWHERE: Any = _Nowhere()
+NOWHERE: Any = types.SimpleNamespace(
+    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+)
+"""The source of jobs that are in no file, or that cannot be looked up."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2827,7 +2804,6 @@ class Registry:
     what is added then."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    by_class: dict[object, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
 
     def add(self, definition: AnyDefinition) -> None:
@@ -2838,7 +2814,7 @@ class Registry:
         if taken := self.by_name.get(body.name):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
-        self.by_name[body.name] = self.by_class[body.code] = definition
+        self.by_name[body.name] = definition
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2849,7 +2825,8 @@ class Registry:
 
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
-        if definition := self.by_class.get(type(instance)):
+        definition = definition_of(type(instance))
+        if definition is not None and self.by_name.get(definition.name) is definition:
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2861,19 +2838,24 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        rows = []
-        for definition in self:
-            expires = definition.options.expires
-            row = {
-                "name": definition.name,
-                "expires": _store_length(expires) if isinstance(expires, timedelta) else None,
-                "hidden": definition.body.hidden,
+        return [
+            {
+                **own.options.columns,
+                "name": own.name,
+                "expires": None
+                if isinstance(own.options.expires, datetime)
+                else _store_length(own.options.expires),
+                "hidden": own.body.hidden,
             }
-            rows.append({**definition.options.columns, **row})
-        return rows
+            for own in self
+        ]
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
+
+
+_Async = Coroutine[Any, Any, R]
+_Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2887,33 +2869,21 @@ class Define:
     """Called with each definition or class, also with one that is defined already."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, code: Definition[P, R, C], /
-    ) -> Definition[P, R, C]: ...
-    @overload
-    def __call__(self, code: type[T], /) -> type[T]: ...  # type: ignore[overload-overlap]
+    def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
-        self, code: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+        self, code: Callable[Concatenate[Context[Any], P], _Async[R]], /
+    ) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(
         self, code: Callable[Concatenate[Context[Any], P], R], /
     ) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self, code: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Definition[P, R, Coroutine[Any, Any, R]]: ...
+    def __call__(self, code: Callable[P, _Async[R]], /) -> Definition[P, R, _Async[R]]: ...
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        **options: Unpack[Rules],
-    ) -> Define: ...
+    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2927,18 +2897,15 @@ class Define:
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
-            made = attrs.evolve(
-                self,
-                name=self._name if name is None else name,
-                options=self._options.ruled(typing.cast(Rules, options)),
-            )
+            name = self._name if name is None else name
+            changed = self._options.ruled(typing.cast(Rules, options))
+            made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
         if self._then is None or definition_of(code) is None:
-            body = _body(code, self._name, self._options)
-            definition: AnyDefinition = Definition(body, self._options)
+            definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
-            if body.is_class:
+            if isinstance(code, type):
                 setattr(code, MARK, definition)
             else:
                 done = definition
@@ -2946,17 +2913,20 @@ class Define:
             self._then(done)
         return done
 
-
-def _body(code: Any, name: str | None, options: Options) -> Body:
-    if isinstance(code, Definition):
-        raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-    given = getattr(code, "__name__", None)
-    if name is None and (given is None or given == "<lambda>"):
-        raise DefinitionError(repr(code), "has no name of its own: write a function, or give name=")
-    name = check_name(given if name is None else name, "name")
-    if problem := _problem_of(code):
-        raise DefinitionError(name, problem)
-    return Body(name, code, _place(code), code.__module__, options)
+    def _body(self, code: Any) -> Body:
+        if isinstance(code, Definition):
+            raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
+        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
+        name = check_name(given, "name")
+        if name == "<lambda>":
+            reason = "has no name of its own: write a function, or give name="
+            raise DefinitionError(repr(code), reason)
+        if problem := _problem_of(code):
+            raise DefinitionError(name, problem)
+        function: Any = code if inspect.isfunction(code) else code.run
+        function = inspect.unwrap(function).__code__
+        place = f"{function.co_filename}:{function.co_firstlineno}"
+        return Body(name, code, place, code.__module__, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -2980,13 +2950,6 @@ def _problem_of(code: Any) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return "a generator: its body would never run"
     return None
-
-
-def _place(code: Any) -> str:
-    try:
-        return f"{inspect.getsourcefile(code)}:{inspect.getsourcelines(code)[1]}"
-    except (OSError, TypeError):
-        return f"{code.__module__}.{code.__qualname__}"
 
 
 define = Define()
@@ -3265,18 +3228,18 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, shape = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
                 made = context()
-                handler = functools.partial(shape.call, payload, lambda: made)
+                handler = functools.partial(call, payload, lambda: made)
                 value = compose(self.around, made, handler)
             else:
-                value = shape.call(payload, context)
+                value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._broke_off(claimed, asked)
-            result = None if given_back or shape.result is None else _result(shape.result, value)
+            result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
                 self._end_copy(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -4846,19 +4809,16 @@ BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
 _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
-_FAILURE_BINDINGS = ", ".join(f":{field.name}" for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits only until it is due and its key has room."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire."""
-_KEPT: Mapping[str, int] = {
-    state: kept // MICROSECOND
+_KEPT_BY_DEFAULT = " ".join(
+    f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
-    if kept is not None
-}
-_KEPT_BY_DEFAULT = " ".join(f"WHEN '{state}' THEN {kept}" for state, kept in _KEPT.items())
+)
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
 # Bounded, since a sum that overflows would be refused, whatever somebody has written there.
@@ -4876,24 +4836,37 @@ def _kept_for(state: str) -> str:
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
 
+_CANCELLED = f"""
+    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    prune_at = :now + {_kept_for("'cancelled'")}
+"""
+
+
 def _expiry(ids: str) -> str:
     """Cancels those of some jobs that have not been started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
-            state = 'cancelled', finished_at = :now, expires_at = NULL,
+            {_CANCELLED}, expires_at = NULL,
             error = 'Expired: not started by '
-                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch'),
-            prune_at = :now + {_kept_for("'cancelled'")}
+                || strftime('%F %T UTC', expires_at / 1e6, 'unixepoch')
         WHERE {_UNSTARTED} AND id {ids}
     """
 
 
 def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
-    if row is None or not _fits(kind, tuple(map(type, row))):
+    if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
         raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
+
+
+@functools.cache
+def _column_types(kind: Any) -> list[Any]:
+    hints = typing.get_type_hints(kind.__init__, globals())
+    hints.pop("return", None)
+    plain = [str if typing.get_origin(hint) is Literal else hint for hint in hints.values()]
+    return [object if hint is Any else hint for hint in plain]
 
 
 def sound_number(value: Any) -> int | None:
@@ -4901,23 +4874,6 @@ def sound_number(value: Any) -> int | None:
     if value is not None and type(value) is not int:
         raise Damaged(f"expected an integer, found {shown(value)}")
     return value
-
-
-@functools.lru_cache
-def _fits(kind: Any, there: tuple[type, ...]) -> bool:
-    made_by = kind.__new__ if issubclass(kind, tuple) else kind.__init__
-    hints = typing.get_type_hints(made_by, globals())
-    hints.pop("return", None)
-    return all(one in _types_in(hint) for one, hint in zip(there, hints.values(), strict=False))
-
-
-def _types_in(hint: Any) -> tuple[Any, ...]:
-    if hint is Any:
-        return str, bytes, int, float, types.NoneType
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    found = typing.get_args(hint) or (hint,)
-    return (*found, int) if float in found or bool in found else found
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
@@ -4928,8 +4884,7 @@ def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
     """The number that a query gives, if it gives one."""
-    row = connection.execute(sql, bindings).fetchone()
-    return None if row is None else sound_number(row[0])
+    return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
@@ -4991,16 +4946,11 @@ def cancel_returned(tx: Transaction) -> None:
     """Cancels jobs that were asked to end while they ran, and that came back to be tried again
     before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
-    change_jobs(
-        tx,
-        _column(tx, returned),
-        f"""
-        UPDATE litejobs_job SET
-            state = 'cancelled', cancel_at = NULL, finished_at = :now,
-            prune_at = :now + {_kept_for("'cancelled'")}
-        WHERE id IN carray(:ids)
-        """,
-    )
+    change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
+
+
+def _set(values: str, term: str = "TRUE") -> str:
+    return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
@@ -5059,11 +5009,6 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-_UNCOUNTED: tuple[tuple[str, State], ...] = (
-    ("litejobs_ready", "pending"),
-    ("litejobs_held", "running"),
-)
-"""The states that are not counted, and their indexes."""
 FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
@@ -5086,69 +5031,6 @@ class Filters(TypedDict, total=False):
     payload: Annotated[Mapping[str, str | int | float | bool | None], FIELDS]
 
 
-@attrs.frozen
-class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
-
-    ids: tuple[int, ...] | None = None
-    name: str | None = None
-    queue: str | None = None
-    states: tuple[State, ...] | None = None
-    before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
-    payload: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """Names that lead into the payload, and the JSON of the scalars that should be there."""
-
-    others: Mapping[str, Any] = attrs.field(factory=dict)
-    """What the terms of FILTERS refer to."""
-
-    @property
-    def group(self) -> str:
-        """The terms on queue and name."""
-        given = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
-        return " AND ".join(given) or "TRUE"
-
-    def among(self, states: Iterable[State]) -> str:
-        """The term on the state. The states stand in it as text, checked, since a bound
-        value would hide the partial indexes."""
-        if self.states is None:
-            return "TRUE"
-        chosen = ", ".join(f"'{state}'" for state in states if state in self.states)
-        return f"state IN ({chosen})" if chosen else "FALSE"
-
-    @property
-    def unindexed(self) -> list[str]:
-        """The terms for which the jobs have to be looked at one by one."""
-        return [FILTERS[name][1] for name in self.others] + [
-            _payload_term(place) for place in range(len(self.payload))
-        ]
-
-    @property
-    def further(self) -> str:
-        """The term of the cursor, and those without an index."""
-        return " AND ".join(("id < :before", *self.unindexed))
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given: dict[str, Any] = {**self.others, "queue": self.queue, "name": self.name}
-        for place, (names, value) in enumerate(self.payload):
-            path = "$" + "".join(f".{json.dumps(name)}" for name in names)
-            given |= {f"path{place}": path, f"value{place}": value}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
-        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return (given,) if one else tuple(given)
-
-
-def _states(given: Any, what: str) -> tuple[State, ...]:
-    return tuple(check_one_of(state, STATES, what) for state in _several(given))
-
-
 def id_of(job: object, what: str = "id") -> int:
     """The id of a job, which may stand for it."""
     if isinstance(job, Job):
@@ -5158,73 +5040,117 @@ def id_of(job: object, what: str = "id") -> int:
     raise OptionError(what, f"expected a job or its id, got {reprlib.repr(job)}")
 
 
-def name_of(value: object, what: str = "name") -> str | None:
-    """The name of a definition or class, which may stand for it."""
-    if (definition := definition_of(value)) is not None:
-        return definition.name
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+def _several(check: Check) -> Check:
+    def checked(given: Any, what: str) -> tuple[Any, ...]:
+        one = isinstance(given, str) or not isinstance(given, Iterable)
+        return tuple(check(each, what) for each in ([given] if one else given))
+
+    return checked
 
 
-def text_of(value: object, what: str) -> str | None:
-    """A text, or None."""
-    if value is None or isinstance(value, str):
-        return value
-    raise OptionError(what, f"expected a text, got {value!r}")
+def _check_name_of(value: object, what: str) -> str:
+    """A name, for which a definition or its class may stand."""
+    name = definition.name if (definition := definition_of(value)) else value
+    if not isinstance(name, str):
+        raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
+    return name
 
 
-def _micros(value: object, what: str) -> int:
-    return to_micros(aware(value, what))
-
-
-def _payload_filter(wanted: object, what: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The names on the way to each field, and the JSON that should be there."""
+def _check_fields(wanted: object, what: str) -> str:
+    """JSON: the path to each field, and the value that should be there."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
-    terms = []
+    paths = {}
     for field, value in wanted.items():
         if not isinstance(field, str) or "\0" in field:  # SQLite ends a path at a NUL.
             raise OptionError(what, f"expected the name of a field, without NUL, got {field!r}")
-        try:
-            if not (value is None or isinstance(value, str | int | float)):
-                raise ValueError
-            terms.append((tuple(field.split(".")), json.dumps(value, allow_nan=False)))
-        except ValueError:
+        if not (value is None or isinstance(value, str | int | float)):
             problem = f"expected a text, number, boolean or None for {field!r}, got {value!r}"
-            raise OptionError(what, problem) from None
-    return tuple(terms)
+            raise OptionError(what, problem)
+        paths["$" + "".join(f".{json.dumps(name)}" for name in field.split("."))] = value
+    try:
+        return json.dumps(paths, allow_nan=False)
+    except ValueError as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
 
 
+_check_text = _accept(lambda value: isinstance(value, str), "a text")
+
+
+def _check_moment(value: object, what: str) -> int:
+    return to_micros(aware(value, what))
+
+
+# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+_HAS_FIELDS = """
+    CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:payload) AS wanted
+        WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
+            OR replace(json_type(payload, wanted.key), 'real', 'integer')
+                IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
 FILTERS: Mapping[str, tuple[Check, str]] = {
-    **{
-        name: (text_of, f"{name} = :{name}")
-        for name in Filters.__annotations__
-        if name not in ("id", "name", "queue", "state", "payload")
-    },
-    "schedule": (name_of, "schedule = :schedule"),
-    "enqueued_after": (_micros, "enqueued_at >= :enqueued_after"),
-    "enqueued_before": (_micros, "enqueued_at < :enqueued_before"),
-    "finished_after": (_micros, "finished_at >= :finished_after"),
-    "finished_before": (_micros, "finished_at < :finished_before"),
+    **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
+    "id": (_several(id_of), ""),
+    "name": (_check_name_of, ""),
+    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "schedule": (_check_name_of, "schedule = :schedule"),
+    "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
+    "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
+    "finished_after": (_check_moment, "finished_at >= :finished_after"),
+    "finished_before": (_check_moment, "finished_at < :finished_before"),
+    "payload": (_check_fields, _HAS_FIELDS),
 }
-"""Filters for which there is no index: a check that gives what is bound, and a term. Those that
-say nothing else compare the column of their name with a text."""
+"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+
+
+@attrs.frozen
+class Match:
+    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+
+    ids: tuple[int, ...] | None = None
+    name: str | None = None
+    queue: str | None = None
+    states: tuple[State, ...] | None = None
+    others: Mapping[str, Any] = attrs.field(factory=dict)
+    """By the filters for which there is no index: what is bound."""
+    before: int | None = None
+    """Only jobs with a lower id: the cursor to the next page."""
+
+    @property
+    def where(self) -> str:
+        """The term on queue, name and state. The states stand in it as text, since a bound value
+        would hide the partial indexes."""
+        terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
+        if self.states is not None:
+            states = ", ".join(f"'{state}'" for state in self.states)
+            terms.append(f"state IN ({states})")
+        return " AND ".join(terms) or "TRUE"
+
+    @property
+    def uncounted(self) -> list[tuple[State, str]]:
+        """Those of the states that are not counted, with their indexes."""
+        indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
+        return [each for each in indexes.items() if self.states is None or each[0] in self.states]
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """What the terms refer to."""
+        given = {**self.others, "queue": self.queue, "name": self.name}
+        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
+        return given | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
     """The jobs that all filters choose."""
-    check_known(filters, Filters.__annotations__, "no such filter")
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    others = {name: FILTERS[name][0](given[name], name) for name in FILTERS if name in given}
-    return Match(
-        tuple(map(id_of, _several(given["id"]))) if "id" in given else None,
-        name_of(given.get("name")),
-        text_of(given.get("queue"), "queue"),
-        _states(given["state"], "state") if "state" in given else None,
-        payload=_payload_filter(given["payload"], "payload") if "payload" in given else (),
-        others=others,
-    )
+    check_known(filters, FILTERS, "no such filter")
+    others = {
+        name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
+    }
+    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5238,75 +5164,58 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
     return match
 
 
-def _payload_term(place: int) -> str:
-    # 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
-    path, wanted = f":path{place}", f":value{place}, '$'"
-    return f"""
-        CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN
-            replace(json_type(payload, {path}), 'real', 'integer')
-                = replace(json_type({wanted}), 'real', 'integer')
-            AND json_extract({wanted}) IS json_extract(payload, {path})
-        END"""
-
-
-_NEWEST = "ORDER BY id DESC LIMIT :limit"
-
-
 def _ids_of(match: Match) -> str:
-    """A query for the ids of at least the first *limit* jobs that match, below *before* and
-    the newest first, which reads little however many jobs there are."""
+    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
+    first, which reads little however many jobs there are."""
+    where = match.where
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
-        return f"""
-            SELECT id FROM litejobs_job WHERE id IN (SELECT value FROM json_each(:ids))
-                AND {match.further} AND {match.group} AND {match.among(STATES)}
+        found = f"""
+            SELECT id FROM litejobs_job
+            WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    if match.group == "TRUE" and match.states is None:
-        return f"SELECT id FROM (SELECT id FROM litejobs_job WHERE {match.further} {_NEWEST})"
-    parts = (
-        f"""
-        SELECT id FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])}
-            AND {match.further} {_NEWEST}
+    elif where == "TRUE":
+        found = f"SELECT id FROM litejobs_job WHERE {further}"
+    else:
+        mine = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+                AND {further} ORDER BY id DESC
         """
-        for index, state in _UNCOUNTED
-    )
-    return " UNION ALL ".join(
-        f"SELECT id FROM ({part})" for part in (*parts, _in_counted_states(match))
-    )
-
-
-def _in_counted_states(match: Match) -> str:
-    """The same for jobs in the counted states. Only groups whose newest job is among the
-    newest can matter; the others take one step into the index each."""
-    mine = f"""
-        SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-        WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
-            AND {match.further} ORDER BY id DESC
-    """
-    return f"""
-        WITH newest AS MATERIALIZED (
-            SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
-            WHERE {match.group} AND {match.among(COUNTED_STATES)} {_NEWEST}
+        # Only groups whose newest job is among the newest can matter; the others take one step
+        # into the index each.
+        counted = f"""
+            WITH newest AS MATERIALIZED (
+                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                WHERE {where} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
+            ON job.id IN ({mine} LIMIT :limit)
+        """
+        found = " UNION ALL ".join(
+            [
+                f"SELECT id FROM ({counted})",
+                *(
+                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
+                    f" WHERE state = '{state}' AND {where} AND {further}"
+                    for state, index in match.uncounted
+                ),
+            ]
         )
-        SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-        ON job.id IN ({mine} LIMIT :limit)
-    """
+    return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
 def _counts_of(match: Match) -> str:
     """A query for how many jobs match, by state, queue and name."""
-    counted = f"""
-        SELECT state, queue, name, number FROM litejobs_count
-        WHERE {match.group} AND {match.among(COUNTED_STATES)}
-    """
-    parts = (
+    counted = f"SELECT state, queue, name, number FROM litejobs_count WHERE {match.where}"
+    others = (
         f"""
         SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY {index}
-        WHERE state = '{state}' AND {match.group} AND {match.among([state])} GROUP BY queue, name
+        WHERE state = '{state}' AND {match.where} GROUP BY queue, name
         """
-        for index, state in _UNCOUNTED
+        for state, index in match.uncounted
     )
-    return " UNION ALL ".join((counted, *parts))
+    return " UNION ALL ".join((counted, *others))
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5331,8 +5240,7 @@ def find_jobs(
     # CROSS, here and there: with statistics SQLite would go through all jobs instead.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job
-        ORDER BY id DESC LIMIT :limit
+        SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
@@ -5341,18 +5249,10 @@ def find_jobs(
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
     sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
-    if match.ids is not None or match.unindexed:
+    if match.ids is not None or match.others:
         sql = f"SELECT count(*) FROM ({_ids_of(match)})"
     number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
     return number
-
-
-class Counted(NamedTuple):
-    """How many jobs of a queue are in a state."""
-
-    queue: str
-    state: State
-    number: int
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5362,8 +5262,9 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
         SELECT queue, state, sum(number) AS number FROM ({_counts_of(Match())})
         GROUP BY queue, state HAVING sum(number) > 0
     """
-    for row in tx.execute(sql):
-        queue, state, number = sound(Counted, row)
+    for queue, state, number in tx.execute(sql):
+        if (type(queue), type(state), type(number)) != (str, str, int):
+            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5393,116 +5294,73 @@ DELETION = (
     "DELETE FROM litejobs_job WHERE id IN carray(:ids)",
 )
 """Deletes jobs with their history."""
-Step = tuple[tuple[State, ...], tuple[str, ...]]
-"""States, and the statements for jobs that are in one of them."""
-VERBS: Mapping[str, tuple[Step, ...]] = {
-    "cancel": (
-        (
-            WAITING,
-            (
-                f"""
-                UPDATE litejobs_job SET
-                    state = 'cancelled', finished_at = :now, error = 'cancelled',
-                    prune_at = :now + {_kept_for("'cancelled'")}
-                WHERE id IN carray(:ids)
-                """,
-            ),
+Steps = Mapping[tuple[State, ...], tuple[str, ...]]
+"""The statements for jobs in some states."""
+VERBS: Mapping[str, Steps] = {
+    "cancel": {
+        WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
+        ("running",): (_set("cancel_at = :now", "cancel_at IS NULL"),),
+    },
+    "retry": {
+        ("failed", "cancelled"): (
+            # Their unique keys are taken from others that have held them for long enough, or have
+            # expired.
+            f"""
+            UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
+            WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
+                AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
+            """,
+            # Or ignore: the unique key may be another job's by now.
+            f"""
+            UPDATE OR IGNORE litejobs_job SET
+                state = {_READY}, run_at = :now, attempt = 0, lost = 0,
+                finished_at = NULL, prune_at = NULL, error = NULL,
+                unique_key = iif(unique_until <= :now, NULL, unique_key)
+            WHERE id IN carray(:ids)
+            """,
         ),
-        (
-            ("running",),
-            (
-                """
-                UPDATE litejobs_job SET cancel_at = :now
-                WHERE id IN carray(:ids) AND cancel_at IS NULL
-                """,
-            ),
-        ),
-    ),
-    "retry": (
-        (
-            ("failed", "cancelled"),
-            (
-                # Their unique keys are taken from others that have held them for long enough, or
-                # have expired.
-                f"""
-                UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
-                WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
-                    AND unique_key IN (
-                        SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids)
-                    )
-                """,
-                # Or ignore: the unique key may be another job's by now.
-                f"""
-                UPDATE OR IGNORE litejobs_job SET
-                    state = {_READY}, run_at = :now, attempt = 0, lost = 0,
-                    finished_at = NULL, prune_at = NULL, error = NULL,
-                    unique_key = iif(unique_until <= :now, NULL, unique_key)
-                WHERE id IN carray(:ids)
-                """,
-            ),
-        ),
-        (
-            ("retrying",),
-            (f"UPDATE litejobs_job SET state = {_READY}, run_at = :now WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "delete": (((*WAITING, *FINISHED), DELETION),),
-    "hold": (
-        (
-            tuple(state for state in WAITING if state != "paused"),
-            ("UPDATE litejobs_job SET state = 'paused' WHERE id IN carray(:ids)",),
-        ),
-    ),
-    "release": (
-        (("paused",), (f"UPDATE litejobs_job SET state = {_WAITS} WHERE id IN carray(:ids)",)),
-    ),
+        ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+    },
+    "delete": {(*WAITING, *FINISHED): DELETION},
+    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
+Rework = Callable[[str, object], str | bytes]
+"""Makes a new payload, from a definition's name and the old one."""
 
 
 def bulk(
-    file: File,
-    match: Match,
-    steps: Iterable[Step],
-    prepare: Callable[[Transaction, Sequence[int]], None] = lambda tx, ids: None,
-    **bindings: Any,
+    file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
     """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *prepare* raises, the
-    jobs that it was called with stay as they were."""
+    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
+    their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        matching = count_jobs(tx, match)
+        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
     moved = 0
-    for states, statements in steps:
-        chosen = tuple(state for state in states if match.states is None or state in match.states)
-        pages = [attrs.evolve(match, states=chosen)]
-        if match.unindexed and match.ids is None:
-            # Looking through all jobs takes long: it is done once, and before anybody waits for
-            # the write lock.
-            with file.transaction(read_only=True) as tx:
-                ids = _column(tx, _ids_of(pages[0]), {**pages[0].bindings, "limit": -1})
-            starts = range(0, len(ids), BATCH)
-            pages = [attrs.evolve(pages[0], ids=tuple(ids[n : n + BATCH])) for n in starts]
-        while pages:
-            page = pages.pop(0)
-            with file.transaction() as tx:
-                find = f"{_ids_of(page)} {_NEWEST}"
-                ids = _column(tx, find, {**page.bindings, "limit": BATCH})
-                prepare(tx, ids)
-                moved += change_jobs(tx, ids, *statements, **bindings)
-            if len(ids) == BATCH:
-                pages.insert(0, attrs.evolve(page, before=ids[-1]))
+    for start in range(0, len(ids), BATCH):
+        page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
+        with file.transaction() as tx:
+            for states, statements in steps.items():
+                chosen = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(chosen))
+                found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
+                if rework is not None:
+                    sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
+                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    tx.connection.executemany(
+                        "UPDATE litejobs_job SET payload = ? WHERE id = ?",
+                        [(rework(name, payload), id) for name, payload, id in rows],
+                    )
+                moved += change_jobs(tx, found, *statements, **bindings)
     file.notify_nodes()
-    return Moved(moved, max(0, matching - moved))
-
-
-Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+    return Moved(moved, max(0, len(ids) - moved))
 
 
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values. *rework* makes their new payloads."""
+    """Gives waiting jobs other values, and payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5510,17 +5368,7 @@ def change_options(
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
             ELSE {_WAITS.replace("run_at", ":run_at")} END""")
-
-    def rework_payloads(tx: Transaction, ids: Sequence[int]) -> None:
-        if rework is not None:
-            find = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-            tx.connection.executemany(
-                "UPDATE litejobs_job SET payload = ? WHERE id = ?",
-                [(rework(*row), id) for *row, id in tx.execute(find, (_carray(ids),)).fetchall()],
-            )
-
-    sql = f"UPDATE litejobs_job SET {', '.join(sets)} WHERE id IN carray(:ids)"
-    return bulk(file, match, ((WAITING, (sql,)),), rework_payloads, **columns)
+    return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
 ################################################################################
@@ -8050,7 +7898,7 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
         tx.execute(
             f"""
             INSERT INTO litejobs_attempt (job, {_FAILURE})
-            SELECT id, {_FAILURE_BINDINGS} FROM litejobs_job
+            SELECT id, :{_FAILURE.replace(", ", ", :")} FROM litejobs_job
             WHERE id = :id AND claim = :claim AND state = 'running'
             """,
             {**facts, "id": claimed.id, "claim": claimed.claim},
@@ -8477,9 +8325,8 @@ class Program:
     """By relative path of a file: the absolute one, since workers may start in another folder."""
     log_level: int | None = None
 
-    def executor(self) -> tuple[Executor, contextlib.ExitStack]:
-        """Imports the modules, and makes the executor of the program's jobs in this process, with
-        a state of its own, and what closes that."""
+    def executor(self) -> contextlib.AbstractContextManager[Executor]:
+        """Imports the modules, and makes the executor of the program's jobs in this process."""
         registry = Registry()
         use_relative_paths(self.paths)
         token = IMPORTING.set(True)
@@ -8492,18 +8339,26 @@ class Program:
             body.home = body.home or self.home()
         if self.log_level is not None:
             log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        state, closing = make_state(self.state)
-        return Executor(registry, state, self.clock, around=self.around), closing
+        return executor(registry, self.state, self.clock, NOWHERE, self.around)
 
 
-def make_state(factory: Callable[[], Any] | None) -> tuple[Any, contextlib.ExitStack]:
-    """The state that a program's factory makes, and what closes it: a context manager is
-    entered, and left then."""
-    closing = contextlib.ExitStack()
-    state = None if factory is None else factory()
-    if isinstance(state, contextlib.AbstractContextManager):
-        state = closing.enter_context(state)
-    return state, closing
+@contextlib.contextmanager
+def executor(
+    registry: Registry,
+    make_state: Callable[[], Any] | None,
+    clock: Clock,
+    source: LiteJobs,
+    around: tuple[AroundRun, ...],
+) -> Iterator[Executor]:
+    """What runs jobs in this process, with a state of its own: a context manager is entered, and
+    left at the end."""
+    with contextlib.ExitStack() as closing:
+        state = None if make_state is None else make_state()
+        if isinstance(state, contextlib.AbstractContextManager):
+            state = closing.enter_context(state)
+        made = Executor(registry, state, clock, source, around=around)
+        closing.callback(made.close)
+        yield made
 
 
 def log_to_stderr(level: int) -> None:
@@ -8583,23 +8438,6 @@ def check_frozen() -> None:
     raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
-@contextlib.contextmanager
-def without_unimportable_main() -> Iterator[None]:
-    """Hides from multiprocessing a main program that was read from standard input or a pipe: new
-    processes cannot import it. One that is missing may be about to be replaced, and is not
-    hidden."""
-    main = sys.modules["__main__"]
-    file = str(getattr(main, "__file__", None) or "")
-    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    if hidden:
-        del main.__file__
-    try:
-        yield
-    finally:
-        if hidden:
-            main.__file__ = file
-
-
 ################################################################################
 # Worker
 #
@@ -8670,58 +8508,39 @@ OUTBOX = 2**18
 """Bytes for reports that the supervisor has not read; larger ones go through the channel."""
 OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
-OUTPUT_RING = OUTPUT_LIMIT + 1
-"""Bytes for what the running job writes: by the last one it shows that there was more."""
+OUTPUT_KEPT = OUTPUT_LIMIT + 1
+"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
 REPORT = struct.Struct("=5q")
 """A report on the board: the number of the job, the three times of a Report, and the bytes of its
 other fields, which follow if they are not the defaults."""
-_RUNNING, _BEGAN, _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _CPU_AT, _ASYNC = range(9)
-"""Words of the board. From the last one on, there are two for each place of an async job: when it
-began, and which was asked to end; those of place 0 are of the plain jobs."""
+_REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
+"""Words of the board. The last three are of the plain job that runs; three more follow for each
+place of an async job: its number, when it began, and which one was asked to end."""
 
 
-def last_lines(written: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
-    text = written[-OUTPUT_LIMIT:].decode(errors="ignore")
-    return text if len(written) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
-
-
-@attrs.define(eq=False, repr=False)
 class Board:
     """The memory that a worker and its supervisor share. The worker writes what it runs, its
     reports, and facts about an attempt that it may not survive; the supervisor writes what is
     revoked and which job is asked to end."""
 
-    _memory: Any
-    _lock: Any
-    _words: memoryview = attrs.field(init=False)
-    _outbox: memoryview = attrs.field(init=False)
-    _ring: memoryview = attrs.field(init=False)
-    _taken: bytes = attrs.field(default=b"", init=False)
-    """Reports that the supervisor has taken away and not returned yet."""
-
-    def __attrs_post_init__(self) -> None:
-        view = memoryview(self._memory).cast("B")
+    def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
+        """Of a worker with so many places for async jobs: a thread, or a process of this
+        multiprocessing context, in which memory and lock are *shared* already."""
+        size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
+        if shared is None and context is None:
+            shared = bytearray(size), threading.Lock()
+        elif shared is None:
+            shared = context.RawArray("B", size), context.Lock()
+        self.places = range(1, concurrency + 1)
+        self._shared, self._lock = shared, shared[1]
+        view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
-        self._outbox, self._ring = view[:OUTBOX], view[-OUTPUT_RING:]
-        self._words = view[OUTBOX:-OUTPUT_RING].cast("q")
-
-    @classmethod
-    def make(cls, concurrency: int, context: Any = None) -> Board:
-        """A board for a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context."""
-        size = 8 * (_ASYNC + 2 + 2 * concurrency) + OUTBOX + OUTPUT_RING
-        if context is None:
-            return cls(bytearray(size), threading.Lock())
-        return cls(context.RawArray("B", size), context.Lock())
+        self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
+        self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
+        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (self._memory, self._lock)
-
-    @property
-    def places(self) -> range:
-        """The places for async jobs."""
-        return range(1, (len(self._words) - _ASYNC) // 2)
+        return Board, (len(self.places), None, self._shared)
 
     # The worker's side
 
@@ -8732,98 +8551,72 @@ class Board:
         words = self._words
         with self._lock:
             if report:
-                self._append(report)
+                start = words[_USED]
+                self._outbox[start : start + len(report)] = report
+                words[_USED] = start + len(report)  # Last: the process may be killed in between.
             if number < words[_REVOKED]:
                 began = number = 0
             words[_BEGAN] = began
-            words[_RUNNING] = number
+            words[_NUMBER] = number
         return began
 
-    def leave(self, report: bytes) -> bool:
-        """Leaves the report of an async job; false if there is no room for it."""
-        with self._lock:
-            if fits := self.fits(report):
-                self._append(report)
-        return fits
+    def begin(self, number: int, place: int) -> None:
+        """Says that an async job runs from now."""
+        self._words[_BEGAN + 3 * place] = time.monotonic_ns()
+        self._words[_NUMBER + 3 * place] = number
 
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def _append(self, report: bytes) -> None:
-        start = self._words[_USED]
-        end = start + len(report)
-        self._outbox[start:end] = report
-        self._words[_USED] = end  # Last: the process may be killed in between.
-
     def unless_running(self, act: Callable[[], object]) -> None:
         """Calls a function while no plain job can begin; not while one runs."""
         with self._lock:
-            if not self._words[_RUNNING]:
+            if not self._words[_NUMBER]:
                 act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
-        asked, why = divmod(self._words[_ASYNC + 1 + 2 * place], len(REASONS))
+        asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
         """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, some may be lost."""
-        words, ring = self._words, self._ring
-        if not (number := words[_RUNNING]):
-            return
-        if words[_WRITER] != number:
-            words[_WRITTEN] = 0
-            words[_WRITER] = number
-        data = text[-OUTPUT_RING:].encode(errors="backslashreplace")[-OUTPUT_RING:]
-        place = words[_WRITTEN] % OUTPUT_RING
-        first, rest = data[: OUTPUT_RING - place], data[OUTPUT_RING - place :]
-        ring[place : place + len(first)] = first
-        ring[: len(rest)] = rest
-        words[_WRITTEN] += len(data)
+        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        words = self._words
+        if number := words[_NUMBER]:
+            before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
+            output = end_of(bytes(before), text)
+            self._output[: len(output)] = output
+            words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
         """Notes how many nanoseconds of CPU time were spent until now."""
-        self._words[_CPU], self._words[_CPU_AT] = spent, time.monotonic_ns()
+        self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
         """The last lines that a job wrote; none, if another has written since."""
-        words, ring = self._words, self._ring
-        if words[_WRITER] != number:
-            return ""
-        place = words[_WRITTEN] % OUTPUT_RING
-        start = bytes(ring[place:]) if words[_WRITTEN] >= OUTPUT_RING else b""
-        return last_lines(start + bytes(ring[:place]))
+        own = number and self._words[_WRITER] == number
+        return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
         """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
         the mark there were only short jobs before it, which count as all work."""
-        before = self._words[_CPU] + began - self._words[_CPU_AT]
-        return int(max(0, spent - before) // 1000)
+        return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
 
     @property
     def running(self) -> int:
         """The number of the plain job that runs; 0: none."""
-        return int(self._words[_RUNNING])
-
-    def running_since(self) -> int:
-        """When it began, in nanoseconds of the monotonic clock."""
-        return int(self._words[_BEGAN]) if self._words[_RUNNING] else 0
+        return int(self._words[_NUMBER])
 
     def began(self, run: Run) -> int:
-        """When a job began; 0 if it does not run."""
-        if run.place:
-            return int(self._words[_ASYNC + 2 * run.place])
-        return self.running_since() if self._words[_RUNNING] == run.number else 0
-
-    def set_began(self, place: int, began: int) -> None:
-        """Says when the async job in this place began: 0, before it is handed over."""
-        self._words[_ASYNC + 2 * place] = began
+        """When a job began, in nanoseconds of the monotonic clock; 0 if it does not run."""
+        place = 3 * run.place
+        return int(self._words[_BEGAN + place]) if self._words[_NUMBER + place] == run.number else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
@@ -8869,8 +8662,7 @@ class Board:
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
-            asked = number * len(REASONS) + REASONS.index(why)
-            self._words[_ASYNC + 1 + 2 * place] = asked
+            self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
 
 
@@ -8884,10 +8676,19 @@ def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
     """The job's number, its report, and the place behind it."""
     number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
     place += REPORT.size
-    if not length:
-        return number, Report(started_at, finished_at, took), place
-    rest = marshal.loads(data[place : place + length])
+    rest = marshal.loads(data[place : place + length]) if length else ()
     return number, Report(started_at, finished_at, took, *rest), place + length
+
+
+def end_of(output: bytes, text: str) -> bytes:
+    """What is kept of an output after more text."""
+    return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
+
+
+def last_lines(output: bytes) -> str:
+    """The end of an output, from the beginning of a line if a whole one fits."""
+    text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
+    return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
@@ -8904,6 +8705,8 @@ def peak_memory(pid: int) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+# The life of a worker
+
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8911,76 +8714,60 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 def keep_output(stream: Any, board: Board) -> None:
     """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
     same object, since others, such as handlers of logging, may have it already."""
-    write = getattr(stream, "write", None)
-    if write is None:
-        return  # As pythonw.exe has it.
+    write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
-        count = write(text)
+        count = write(text)  # type: ignore[misc]
         if (own := OUTPUT.get()) is None:
             board.keep_output(text)
         else:
-            data = text[-OUTPUT_RING:].encode(errors="backslashreplace")
-            own[:] = [b"".join((*own, data))[-OUTPUT_RING:]]
+            own[0] = end_of(own[0], text)
         return count
 
     with contextlib.suppress(AttributeError):  # Of a stream of another kind.
         stream.write = write_and_keep
 
 
-# The life of a worker
+@contextlib.contextmanager
+def spawning() -> Iterator[None]:
+    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
+    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
+    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
+    since new processes cannot import it; one that is missing may be about to be replaced."""
+    main = sys.modules["__main__"]
+    file = str(getattr(main, "__file__", None) or "")
+    hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
+    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    if hidden:
+        del main.__file__
+    try:
+        yield
+    finally:
+        if hidden:
+            main.__file__ = file
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*."""
-    _become_worker(lifeline)
-    for stream in {sys.stdout, sys.stderr}:
-        keep_output(stream, board)
-    share = hold(presence)
-    _serve(connection, board, program.executor, time.process_time_ns)
-    share.close()
-
-
-MakeExecutor = Callable[[], tuple[Executor, contextlib.ExitStack]]
-
-
-def work_in_thread(connection: socket.socket, board: Board, make: MakeExecutor) -> None:
-    """The whole life of a worker that is a thread."""
-    with connection:
-        _serve(connection, board, make, time.thread_time_ns)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has
-    become a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback
-    of what the worker is just importing."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield  # On Windows.
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(lifeline: Connection) -> None:
-    """Makes the process die with its supervisor, and of nothing else by mistake."""
+    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
+    with its supervisor, and of nothing else by mistake."""
     if hasattr(os, "setpgid"):
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
+    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
+        if hasattr(os, "register_at_fork"):
+            # What a job forks can be ended like any other process.
+            os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if hasattr(os, "register_at_fork"):
-        # What a job forks can be ended like any other process.
-        os.register_at_fork(after_in_child=_reset_signals)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes: the thread, which is the
         # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
@@ -8999,11 +8786,10 @@ def _become_worker(lifeline: Connection) -> None:
         kill_group(os.getpid())
 
     threading.Thread(target=end_with_supervisor, daemon=True).start()
-
-
-def _reset_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in {sys.stdout, sys.stderr}:
+        keep_output(stream, board)
+    with hold(presence):
+        work(connection, board, program.executor, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
@@ -9019,30 +8805,35 @@ def kill_group(pid: int, alive: bool = True) -> None:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
 
-def _serve(
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
+
+
+def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    try:
-        executor, closing = make()
-    except BaseException as error:
-        channel.send("broken", *describe(error))
-        return
-    with closing:
-        own_process = threading.current_thread() is threading.main_thread()
-        restore, to_folder = surroundings(connection, own_process)
-        runner = JobRunner(channel, board, executor, restore, cpu_clock)
-        beside = AsyncRunner(runner, to_folder, own_process) if board.places else None
-        batches = runner.batches() if beside is None else beside.read()
+    own_process = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as closing:
+        if not own_process:
+            closing.enter_context(connection)
+        try:
+            executor = closing.enter_context(make())
+            restore, to_folder = surroundings(connection, own_process)
+            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            if board.places:
+                beside = AsyncRunner(runner, to_folder, own_process)
+                batches = beside.read()
+                closing.callback(beside.close)
+        except BaseException as error:
+            channel.send("broken", *describe(error))
+            return
         channel.send("ready")
         for batch in batches:
             if not runner.run(batch):
                 break
-        if beside is not None:
-            beside.close()
-    executor.close()
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
@@ -9067,12 +8858,8 @@ class JobRunner:
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
 
-    def batches(self) -> Iterator[Any]:
-        """The plain jobs that the supervisor hands over, until no more will come."""
-        return (jobs for _, jobs in self.messages())
-
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends."""
+        """What the supervisor sends, until no more will come."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -9081,10 +8868,15 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore = self.channel, self.board, self._restore
+        channel, board, restore, cpu_clock = (
+            self.channel,
+            self.board,
+            self._restore,
+            self._cpu_clock,
+        )
         if not restore(True):
             return False
-        board.mark_cpu(self._cpu_clock())
+        board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
             began = board.step(report, number)
@@ -9098,7 +8890,11 @@ class JobRunner:
             asked = functools.partial(board.asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
-                made = self._with_usage(made, number, began)
+                if made.kind or asked():  # The supervisor will say that it failed.
+                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+                    output = board.output_of(number)
+                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                board.mark_cpu(cpu_clock())
             report = write_report(number, made)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
@@ -9110,18 +8906,6 @@ class JobRunner:
         board.step(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
-
-    def _with_usage(self, report: Report, number: int, began: int) -> Report:
-        """The report of an attempt that was not short, or failed: with what it used, if it
-        failed, or will be said to have."""
-        if report.kind or self.board.asked(number):
-            report = report._replace(
-                cpu=self.board.cpu_since(began, self._cpu_clock()),
-                memory=peak_memory(os.getpid()),
-                output=self.board.output_of(number),
-            )
-        self.board.mark_cpu(self._cpu_clock())
-        return report
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
         """Sends the progress of a job, now or soon; called from any of its threads."""
@@ -9158,7 +8942,7 @@ def surroundings(
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
     # Not that of signal, which takes ten times as long, for an enum of each.
     handler_of = importlib.import_module("_signal").getsignal
-    handlers = list(map(handler_of, SIGNALS))
+    handlers = [(each, handler_of(each)) for each in SIGNALS]
     masks = own_process and hasattr(signal, "pthread_sigmask")
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
@@ -9181,10 +8965,9 @@ def surroundings(
                 if masks:
                     signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if list(map(handler_of, SIGNALS)) != handlers:
-                for signal_number, handler in zip(SIGNALS, handlers, strict=True):
-                    if handler_of(signal_number) != handler:
-                        signal.signal(signal_number, handler)
+            for each, handler in handlers:
+                if handler_of(each) != handler:
+                    signal.signal(each, handler)
             to_folder()
         except BaseException:  # Also what the last job's handler of a signal raises.
             return False
@@ -9201,55 +8984,23 @@ class AsyncRunner:
     _jobs: JobRunner
     _to_folder: Callable[[], object]
     _own_process: bool
-    _batches: Any = None
-    """A SimpleQueue of batches for the JobRunner."""
-    _runner: Any = None
-    """An asyncio.Runner, made with the first job: few programs need asyncio."""
-    _thread: threading.Thread | None = None
-    _tasks: dict[int, Any] = attrs.field(factory=dict)
-    _begun: dict[int, tuple[Any, ...]] = attrs.field(factory=dict)
-    """Id and claim, by number."""
-    _notifies: bool = False
+    _runner: Any = attrs.field(init=False)
+    """An asyncio.Runner."""
+    _thread: threading.Thread = attrs.field(init=False)
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number."""
     _closed: bool = False
 
     def read(self) -> Iterator[Any]:
-        """Begins to read; returns the batches of plain jobs."""
+        """Begins to run and to read; returns the batches of plain jobs."""
+        import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
-        self._batches = SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        return iter(self._batches.get, None)
-
-    def _read(self) -> None:
-        for what, *fields in self._jobs.messages():
-            if what == "run":
-                self._batches.put(*fields)
-                continue
-            while not self._closed:
-                try:
-                    self._take(what, *fields)
-                    break
-                except BaseException:  # Out of descriptors, threads or memory.
-                    logger.exception("a worker cannot run its async jobs")
-                    if self._own_process:
-                        os._exit(1)
-                    time.sleep(1.0)  # Threads of a program are not ended: it may have room later.
-        self._batches.put(None)
-
-    def _take(self, what: str, *fields: Any) -> None:
-        if self._thread is None:
-            self._start_loop()
-        act = self._begin if what == "begin" else self._cancel
-        self._runner.get_loop().call_soon_threadsafe(act, *fields)
-
-    def _start_loop(self) -> None:
-        import asyncio
-
-        self._runner = self._runner or asyncio.Runner()
+        batches: SimpleQueue[Any] = SimpleQueue()
+        self._runner = asyncio.Runner()
         loop = self._runner.get_loop()
 
         def run_loop() -> None:
-            asyncio.set_event_loop(loop)
             while not self._closed:
                 try:
                     loop.run_forever()
@@ -9257,71 +9008,77 @@ class AsyncRunner:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
-        thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        thread.start()
-        self._thread = thread
+        def read() -> None:
+            try:
+                for what, *fields in self._jobs.messages():
+                    if what == "run":
+                        batches.put(*fields)
+                    else:
+                        act = self._begin if what == "begin" else self._cancel
+                        loop.call_soon_threadsafe(act, *fields)
+            except BaseException:  # Out of memory, say.
+                logger.exception("a worker cannot run its async jobs")
+                if self._own_process:
+                    os._exit(1)
+            batches.put(None)
+
+        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+        self._thread.start()
+        threading.Thread(target=read, daemon=True).start()
+        return iter(batches.get, None)
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+        if not self._tasks:
+            with contextlib.suppress(OSError):
+                self._jobs.board.unless_running(self._to_folder)
         for number, place, fields in jobs:
-            run = self._run(number, place, Claimed._make(fields))
-            self._tasks[number] = task = self._runner.get_loop().create_task(run)
+            claimed = Claimed._make(fields)
+            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
             self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
-        elif number in self._begun and self._tasks[number].cancel():
-            self._jobs.executor.noticed.add(self._begun[number])
+        elif number in self._tasks:
+            task, claimed = self._tasks[number]
+            if task.cancel():
+                self._jobs.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report | None:
+    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
         jobs = self._jobs
         asked = functools.partial(jobs.board.asked, number, place)
         if asked():
-            return None
-        if not self._begun:
-            with contextlib.suppress(OSError):
-                jobs.board.unless_running(self._to_folder)
-        self._begun[number] = claimed[:2]
-        jobs.board.set_began(place, time.monotonic_ns())
-        written: list[bytes] = []
-        OUTPUT.set(written)
+            return GIVEN_BACK
+        jobs.board.begin(number, place)
+        OUTPUT.set(written := [b""])
         report = await jobs.executor.run_async(claimed, asked, jobs.progress)
         if report.kind or asked():
-            output = last_lines(b"".join(written))
-            report = report._replace(memory=peak_memory(os.getpid()), output=output)
+            memory, output = peak_memory(os.getpid()), last_lines(written[0])
+            report = report._replace(memory=memory, output=output)
         return report
 
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        made: Report | None = None if task.cancelled() else task.result()
-        if made is None:
-            now = self._jobs.executor.clock()
-            made = GIVEN_BACK._replace(started_at=now, finished_at=now)
-        del self._tasks[number]
-        id, _ = self._begun.pop(number, (0, 0))
-        report = write_report(number, made)
-        if self._jobs.end_progress(id) or not self._jobs.board.leave(report):
-            self._jobs.channel.send("report", report)
-        elif not self._notifies:
-            self._notifies = True
-            self._runner.get_loop().call_soon(self._notify)
-
-    def _notify(self) -> None:
-        """Notifies the supervisor once of all that have ended in this turn of the loop."""
-        self._notifies = False
-        self._jobs.channel.send("reports")
+        jobs = self._jobs
+        report = GIVEN_BACK if task.cancelled() else task.result()
+        if not report.finished_at:
+            now = jobs.executor.clock()
+            report = report._replace(started_at=now, finished_at=now)
+        _, claimed = self._tasks.pop(number)
+        jobs.executor.noticed.discard(claimed[:2])
+        jobs.end_progress(claimed.id)
+        jobs.channel.send("report", write_report(number, report))
 
     def close(self) -> None:
         """Ends the loop; what still runs in it is cancelled."""
         self._closed = True
-        if self._thread is not None:
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._runner.close()
-            self._notify()
+        loop = self._runner.get_loop()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
 
 
 ################################################################################
@@ -9454,7 +9211,6 @@ class Worker:
         for run in runs:
             self.runs[run.number] = run
             if run.place:
-                self.board.set_began(run.place, 0)
                 beside.append((run.number, run.place, run.claimed[:]))
             else:
                 self.load += run.expected
@@ -9528,9 +9284,9 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
         if not isinstance(code, Program):
-            board = Board.make(concurrency)
-            arguments = theirs, board, code
-            thread = threading.Thread(target=work_in_thread, args=arguments, daemon=True)
+            board = Board(concurrency)
+            arguments = theirs, board, code, time.thread_time_ns
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
             return Worker(thread, Channel(ours), board, free)
@@ -9538,10 +9294,10 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
-        board = Board.make(concurrency, context)
+        board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, code
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
-        with signals_blocked(), without_unimportable_main():
+        with spawning():
             process.start()
         opened.pop_all()
     theirs.close()
@@ -9744,7 +9500,8 @@ def estimate(name: str, durations: Mapping[str, float]) -> float:
 def load_of(worker: Worker) -> float:
     """Microseconds of work in a worker's hands; a job that has run for longer than expected may
     well run for as long again."""
-    began = worker.board.running_since()
+    running = worker.runs.get(worker.board.running)
+    began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
@@ -10416,8 +10173,8 @@ class Supervisor:
             self._watch_at = min(self._watch_at, worker.look_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
-                slow_at = worker.board.running_since() / 1e9 + (SLOW if idle else VERY_SLOW)
-                if running is not None and now > slow_at:
+                slow = SLOW if idle else VERY_SLOW
+                if running is not None and now > worker.board.began(running) / 1e9 + slow:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
@@ -10872,7 +10629,9 @@ class LiteJobs:
         """
         check_one_of(span, SPANS, "span")
         at_least_one(limit, "limit", most=10_000)
-        return self.store.meter.read(span, text_of(queue, "queue"), name_of(name), limit)
+        filters: Any = {"queue": queue, "name": name}
+        match = matching(filters)
+        return self.store.meter.read(span, match.queue, match.name, limit)
 
     def nodes(self) -> list[Node]:
         """The nodes at work on this file."""
@@ -10949,7 +10708,7 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape.result if definition else None
+        codec = definition.body.shape[1] if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (Unfit, ValueError) as error:
@@ -11284,12 +11043,10 @@ class LiteJobs:
         workers = (os.cpu_count() or 1) if workers is None else workers
         return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
 
-    def _executor(self) -> tuple[Executor, contextlib.ExitStack]:
+    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
-        state, closing = make_state(self.state)
-        around = self.middleware.runs
-        return Executor(self.registry, state, self.clock, self, around=around), closing
+        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> Program:
         if self.tested:
@@ -11324,9 +11081,8 @@ class LiteJobs:
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
-        executor, closing = self._executor()
-        with closing:
-            closing.callback(executor.close)
+        with contextlib.ExitStack() as closing:
+            executor = closing.enter_context(self._executor())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -11936,7 +11692,7 @@ class Recorder:
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
             definition = found.name
-        kind: Any = self.jobs.registry.named(definition).body.shape.payload.kind
+        kind: Any = self.jobs.registry.named(definition).body.kind
         known = [field.alias for field in attrs.fields(kind)]
         check_known(fields, known, f"{definition} has no such field")
         return definition
@@ -12048,18 +11804,24 @@ Output = tuple[Any, str, int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    lists = [value for name, value in vars(options).items() if isinstance(value, list)]
-    if any([] in (value, *value) for value in lists if value is not vars(options).get("ids")):
-        # Some versions of argparse read --name=-- as no value, not as a text.
-        parser.error("expected a value, got '--'")
+    given: dict[str, Any] = {"to": {}}
+    for place, value in vars(_parser().parse_args(arguments)).items():
+        group, _, name = place.rpartition(".")
+        fields = name == "payload" and isinstance(value, list)
+        (given[group] if group else given)[name] = dict(value) if fields else value
+    verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        target = [_target(options.target)] if "target" in options else []
-        value, text, code = options.command(*target, options)
-        if getattr(options, "json", False):
+        run, _, *columns = _COMMANDS[verb]
+        jobs = [_target(given.pop("target"))] if "target" in given else []
+        given |= {"to": to} if verb in ("change", "queue") else {}
+        done = run(*jobs, *given.pop("ids", ()), **given)
+        if columns:
+            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
+            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
+        value, text, code = done
+        if as_json:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
@@ -12080,6 +11842,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
+    hold, and what can only be given by name is an option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12091,412 +11855,300 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[..., Output], about: str, **more: Any) -> Any:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(command=run, **more)
-        place = "module:attribute or file.py:attribute"
-        if run is _run:
-            made.add_argument("target", metavar="PROGRAM", help=f"where the LiteJobs is: {place}")
-        elif run is not _new:
-            about = f"the queue's file, or a program: {place}"
-            made.add_argument("target", metavar="TARGET", help=about)
-            made.add_argument("--json", action="store_true", help="print JSON")
-        return made
-
-    _add_job_commands(add)
-    _add_other_commands(add)
+    for verb, (run, about, *_) in _COMMANDS.items():
+        command = commands.add_parser(verb, help=about, description=about)
+        command.set_defaults(verb=verb)
+        if verb != "new":
+            file = "" if verb == "run" else "the queue's file, or "
+            place = f"{file}a program: module:attribute or file.py:attribute"
+            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+        if verb not in ("new", "run"):
+            command.add_argument("--json", action="store_true", help="print JSON")
+        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
+        parameters = inspect.signature(run, eval_str=True).parameters.values()
+        for each in list(parameters)[verb != "new" :]:
+            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+            group = "to." if each.name == "to" else ""
+            options = typed and typing.get_type_hints(typed, include_extras=True)
+            for name, hint in (options or {each.name: each.annotation}).items():
+                settings = _settings(name, hint, removable=bool(group))
+                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                    several = each.kind is each.VAR_POSITIONAL
+                    optional = several or each.default is not each.empty
+                    number = "*" if several else "?" if optional else None
+                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                elif settings:
+                    where = flags if settings.get("action") == "store_true" else command
+                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
-def _add_job_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", _run, "run jobs until stopped")
-    run.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    _add_options(run, NodeOptions, queues="--queue")
-    level = run.add_mutually_exclusive_group()
-    for flag, least, about in (
-        ("--verbose", logging.DEBUG, "log each job that starts and ends, too"),
-        ("--quiet", logging.WARNING, "log only warnings and errors"),
-    ):
-        level.add_argument(flag, action="store_const", const=least, dest="log_level", help=about)
-    run.set_defaults(log_level=logging.INFO)
-    enqueue = add("enqueue", _enqueue, "put a job into the file")
-    enqueue.add_argument("name", help="the definition")
-    enqueue.add_argument("payload", nargs="?", default="{}", help="JSON object of the parameters")
-    _add_options(enqueue, Choices)
-    listing = add("list", _list, "list jobs, the newest first")
-    _add_options(listing, Filters)
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--before", type=int, metavar="ID", help="only jobs with a lower id")
-    show = add("show", _show, "show one job with its failed attempts")
-    show.add_argument("id", type=int)
-    show.add_argument("--all", action="store_true", help="all that are kept, not only the last 5")
-    add("why", _why, "say why a job is not running").add_argument("id", type=int)
-    for verb, done, about in (
-        ("retry", "to start again", "let failed and cancelled jobs start again"),
-        ("cancel", "cancelled", "cancel jobs that wait or run"),
-        ("delete", "deleted", "delete jobs that do not run"),
-        ("hold", "held", "keep jobs that wait from running"),
-        ("release", "released", "let held jobs wait for their turn again"),
-        ("change", "changed", "give jobs that wait other values"),
-    ):
-        bulk = add(verb, _bulk, about, verb=verb, done=done)
-        bulk.add_argument("ids", type=int, nargs="*", metavar="ID")
-        # The node is what a change is most often about: so that is what --node gives there.
-        _add_options(bulk, Filters, node="--from-node" if verb == "change" else "--node")
-    changes = {"queue": "--to-queue", "payload": "--to-payload"}
-    _add_options(bulk, Changes, "to_", removable=True, **changes)
+_FLAGS = {
+    "run queues": "queue",
+    # The node is what a change is most often about: so that is what --node gives there.
+    "change node": "from-node",
+    "change to.queue": "to-queue",
+    "change to.payload": "to-payload",
+}
+"""Options that are not called as their parameters."""
 
 
-def _add_other_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    add("stats", _stats, "count jobs by queue and state")
-    add("queues", _queues, "list the queues that have settings")
-    queue = add("queue", _queue, "show, pause, resume and set a queue")
-    queue.add_argument("name", help="the queue")
-    state = queue.add_mutually_exclusive_group()
-    state.add_argument("--pause", action="store_true", help="let no more of its jobs start")
-    state.add_argument("--resume", action="store_true", help="let its jobs start again")
-    state.add_argument("--reset", action="store_true", help="take all its settings away")
-    _add_options(queue, QueueChoices, removable=True)
-    add("nodes", _list_nodes, "list the nodes")
-    metrics = add("metrics", _metrics, "what nodes did by minute, hour or day")
-    metrics.add_argument("--span", choices=SPANS, default="minute")
-    metrics.add_argument("--limit", type=int, default=24, help="how many; the last one is now")
-    metrics.add_argument("--queue")
-    metrics.add_argument("--name")
-    add("schedules", _schedules, "list schedules with their last and next times")
-    add("fire", _fire, "enqueue one job of a schedule now").add_argument("name")
-    for verb, done, about in (
-        ("pause", "paused", "let a schedule, or all, fire nothing until resumed"),
-        ("resume", "resumed", "let a schedule, or all, fire again"),
-    ):
-        switch = add(f"{verb}-schedule", _switch_schedules, about, verb=verb, done=done)
-        switch.add_argument("name", nargs="?", help="default: all")
-    backup = add("backup", _backup, "copy the file while jobs run")
-    backup.add_argument("path", help="the copy: nothing may be there yet")
-    add("compact", _compact, "give free space in the file back")
-    doctor = add("doctor", _doctor, "say what is wrong, with advice")
-    doctor.add_argument("--repair", action="store_true", help="mend the file's own books first")
-    new = add("new", _new, "write a definition and a test of it")
-    new.add_argument("name", metavar="NAME", help="such as reports:generate")
-    new.add_argument("--queue", help="the queue of its jobs")
-    new.add_argument("--dir", default=".", help="the folder to write to (default: this one)")
-
-
-def _add_options(
-    parser: argparse.ArgumentParser,
-    typed: type,
-    prefix: str = "",
-    *,
-    removable: bool = False,
-    **flags: str,
-) -> None:
-    """Adds an argument for each option of a TypedDict that a text can be read as. Where
-    options are *removable*, a zero or an empty text stands for None."""
-    import argparse
-
-    texts = {
-        name: hint.__metadata__[0]
-        for kind in (Choices, typed)
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        if typing.get_origin(hint) is Annotated
-    }
-    for name, hint in typing.get_type_hints(typed).items():
-        kinds = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        about, flag = texts.get(name), flags.get(name, f"--{name.replace('_', '-')}")
-        settings: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS}
-        readers: list[Any] = [reader for kind, *reader in _READERS if kind in kinds]
-        if literals := [kind for kind in kinds if typing.get_origin(kind) is Literal]:
-            settings |= {"choices": typing.get_args(literals[0])}
-        elif name == "payload":
-            settings |= {"type": _field, "metavar": "FIELD=JSON"}
-        elif readers and name != "id":
-            read, metavar = readers[0]
-            if removable and type(None) in kinds:
-                # A node may be named 0, and a grace of no seconds is one.
-                zero = "" if name in ("node", "grace") else "0"
-                read = functools.partial(_read_unless, (zero, ""), read)
-                about = f"{about}; {zero or repr(zero)} takes it away"
-            settings |= {"type": read, "metavar": metavar or flag.rpartition("-")[2].upper()}
-        else:
-            continue
-        if any(typing.get_origin(kind) in (Iterable, Sequence, Mapping) for kind in kinds):
-            settings["action"] = "append"
-        parser.add_argument(flag, help=about, **settings)
-
-
-def _given(options: argparse.Namespace, typed: type, prefix: str = "") -> Any:
-    """The options of a TypedDict that the command line gives."""
-    names = [name for name in typed.__annotations__ if prefix + name in options]
-    given = {name: getattr(options, prefix + name) for name in names}
-    return given | ({"payload": dict(given["payload"])} if "payload" in given else {})
-
-
-def _read_unless(none: Sequence[str], read: Callable[[str], Any], text: str) -> Any:
-    return None if text in none else read(text)
-
-
-def _moment(text: str) -> datetime:
-    import argparse
-
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is not an ISO time such as 2026-12-24T18:00+01:00"
-        raise argparse.ArgumentTypeError(problem) from None
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows."""
+    hint = hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+    return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """A field of a payload, with its value."""
+    name, _, value = text.partition("=")
+    return name, load_json(value)
+
+
+_READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
+    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
+    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    int: ("NUMBER", int, "invalid int value: {!r}"),
+    float: ("NUMBER", float, "invalid float value: {!r}"),
+    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    str: ("", str, ""),
+    Iterable: ("", str, ""),
+}
+"""What a value of a type is called in the help, how it is read, and what is said of a text that is
+none."""
+
+
+def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
+    """How argparse reads an option; empty if a text cannot be read as one. Where options are
+    *removable*, a zero or an empty text stands for None."""
     import argparse
 
-    name, _, value = text.partition("=")
-    try:
-        return name, load_json(value)
-    except ValueError:
-        problem = "expected a field and JSON, such as to='\"ada\"' or customer.id=12"
-        raise argparse.ArgumentTypeError(f"{problem}, for {name!r}") from None
+    kinds = _kinds(hint)
+    plain = [typing.get_origin(kind) or kind for kind in kinds]
+    texts: Any = hint, typing.get_type_hints(Choices, include_extras=True).get(name)
+    about = next((text.__metadata__[0] for text in texts if hasattr(text, "__metadata__")), None)
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about}
+    if bool in plain:
+        return settings | {"action": "store_true"}
+    if {Iterable, Sequence, Mapping}.intersection(plain):
+        settings["action"] = "append"
+    if Literal in plain:
+        return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
+    if name == "headers" or not (
+        known := [reader for kind, reader in _READERS.items() if kind in plain]
+    ):
+        return {}
+    metavar, read, problem = known[0]
+    none: Sequence[str] = ()
+    if removable and type(None) in kinds:
+        # A node may be named 0, and a grace of no seconds is one.
+        none = ("",) if name in ("node", "grace") else ("0", "")
+        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
 
+    def checked(text: str) -> Any:
+        try:
+            return None if text in none else read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(problem.format(text)) from None
 
-_READERS: tuple[tuple[Any, Callable[[str], Any], str], ...] = (
-    (timedelta, float, "SECONDS"),
-    (datetime, _moment, "TIME"),
-    (int, int, "NUMBER"),
-    (float, float, "NUMBER"),
-    (str, str, ""),
-    (Iterable[str], str, ""),
-)
-"""How a value of a type is read from a command line, and what it is called in the help."""
+    return settings | {"type": checked, "metavar": metavar or name.upper()}
 
 
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
-    if colon and attribute.isidentifier() and not os.path.exists(text):
-        return _program_at(place, attribute)
-    if not os.path.exists(text):
-        raise FileError(text, "no such file; a program is named module:attribute")
-    jobs = LiteJobs(text)
-    jobs.store.file.create = False
-    return jobs
-
-
-def _program_at(place: str, attribute: str) -> LiteJobs:
-    name, folder, is_file = place, os.getcwd(), place.endswith(".py")
+    if not (colon and attribute.isidentifier()) or os.path.exists(text):
+        if not os.path.exists(text):
+            raise FileError(text, "no such file; a program is named module:attribute")
+        jobs = LiteJobs(text)
+        jobs.store.file.create = False
+        return jobs
+    name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
-        name, folder = Path(place).stem, str(Path(place).parent.resolve())
-    sys.path.insert(0, folder)
+        name, folder = Path(place).stem, Path(place).parent.resolve()
+    sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
-        raise OptionError(f"{place}:{attribute}", problem) from error
+        raise OptionError(text, problem) from error
     found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
-        problem = f"another module has the name {name!r} already: rename the file"
-    elif not isinstance(found, LiteJobs):
+        raise OptionError(text, f"another module has the name {name!r} already: rename the file")
+    if not isinstance(found, LiteJobs):
         problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-    else:
-        found.target = module.__file__
-        return found
-    raise OptionError(f"{place}:{attribute}", problem)
+        raise OptionError(text, problem)
+    found.target = module.__file__
+    return found
 
 
-def _run(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _run(
+    jobs: LiteJobs,
+    *,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    quiet: Annotated[bool, "log only warnings and errors"] = False,
+    **options: Unpack[NodeOptions],
+) -> Output:
     if jobs.target is None:
-        raise OptionError(options.target, "a file has no code to run: name module:attribute")
-    jobs.log_level = options.log_level
-    log_to_stderr(options.log_level)
-    jobs.work(options.workers, **_given(options, NodeOptions))
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    log_to_stderr(jobs.log_level)
+    jobs.work(workers, **options)
     return None, "", 0
 
 
-def _enqueue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    choices: Choices = _given(options, Choices)
+def _enqueue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the definition"],
+    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    **choices: Unpack[Choices],
+) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(options.name), options.payload, choices))
+        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
     else:
         try:
-            payload = json_of_any.encode(json_of_any.decode(options.payload))
+            payload = json_of_any.encode(json_of_any.decode(payload))
         except Unfit as unfit:
-            raise PayloadError(options.name, unfit.problems) from None
-        name = check_name(options.name, "name")
+            raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
-            id = insert_unknown(tx, name, payload, columns)
+            id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
-
-
-def _list(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.find(limit=options.limit, before=options.before, **_given(options, Filters))
-    columns: _Columns = {
-        **{name: name for name in ("id", "name", "queue", "state", "priority")},
-        "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-        "run at (UTC)": "run_at",
-        "error": lambda job: (job["error"] or "")[:80],
-    }
-    return _listing(_values(jobs, found), columns)
 
 
 SHOWN_FAILURES = 5
 
 
-def _show(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.get(options.id)
+def _show(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    all: Annotated[bool, "all that are kept, not only the last 5"] = False,
+) -> Output:
+    job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    if job.stored_progress is not None:
-        try:
-            shown["progress"] = str(job.progress)
-        except OptionError as error:  # Another program has written it.
-            shown["progress"] = f"({error})"
+    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+        shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
         for key, value in shown.items()
     ]
-    first = 0 if options.all else max(0, len(errors) - SHOWN_FAILURES)
+    first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
-    lines += [line for failure in errors[first:] for line in _failure_lines(failure)]
+    for failure in errors[first:]:
+        if failure.omitted:
+            lines.append(f"\n{failure.omitted} failed attempts are not kept")
+        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
+        # Indented: a line of what an exception says must not look like one of ours.
+        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+        lines.append("    " + message.replace("\n", "\n    "))
+        measured = {
+            "exit code": failure.exit_code,
+            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "peak memory": failure.memory and _bytes(failure.memory),
+        }
+        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+        lines += [", ".join(known)] if known else []
+        if failure.output:
+            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _failure_lines(failure: Failure) -> Iterator[str]:
-    if failure.omitted:
-        yield f"\n{failure.omitted} failed attempts are not kept"
-    when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
-    yield "\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})")
-    # Indented: a line of what an exception says must not look like one of ours.
-    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-    yield "    " + message.replace("\n", "\n    ")
-    measured = {
-        "exit code": failure.exit_code,
-        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-        "peak memory": None if failure.memory is None else _bytes(failure.memory),
-    }
-    if known := [f"{what}: {value}" for what, value in measured.items() if value is not None]:
-        yield ", ".join(known)
-    if failure.output:
-        yield "output:\n    " + failure.output.rstrip().replace("\n", "\n    ")
-
-
-def _bulk(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    filters = _given(options, Filters)
-    to = {"to": _given(options, Changes, "to_")} if options.verb == "change" else {}
-    moved = getattr(jobs, options.verb)(*options.ids, **filters, **to)
-    text = f"{moved.moved} {options.done}, {moved.left} left as they are"
-    missing = len(set(options.ids)) - moved.moved - moved.left if options.ids else 0
-    if missing > 0 and not filters:
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+    moved = getattr(jobs, verb)(*ids, **filters)
+    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
+    if missing > 0 and not filters.keys() - {"to"}:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
-def _why(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    why = jobs.why(options.id)
-    return {"id": options.id, "why": why}, why, 0
+_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _stats(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
+    given: Any = {**filters, "to": to}
+    return _bulk("change", jobs, *ids, **given)
+
+
+def _why(jobs: LiteJobs, id: int) -> Output:
+    why = jobs.why(id)
+    return {"id": id, "why": why}, why, 0
+
+
+def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
-    lines = [[queue, *(counts[queue].get(s, 0) for s in states)] for queue in sorted(counts)]
-    return counts, _table([["queue", *states], *lines]), 0
+    none = dict.fromkeys(states, 0)
+    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
+    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
 
 
-def _queues(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    return *_listing(list(map(_queue_values, jobs.queues())), _QUEUE_COLUMNS)[:2], 0
-
-
-def _queue(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    queue = jobs.queue(options.name)
-    if options.reset:
+def _queue(
+    jobs: LiteJobs,
+    name: Annotated[str, "the queue"],
+    *,
+    pause: Annotated[bool, "let no more of its jobs start"] = False,
+    resume: Annotated[bool, "let its jobs start again"] = False,
+    reset: Annotated[bool, "take all its settings away"] = False,
+    to: QueueChoices,
+) -> Output:
+    queue = jobs.queue(name)
+    if reset:
         queue.reset()
-    if given := _given(options, QueueChoices):
-        queue.set(**given)
-    if options.pause or options.resume:
-        (queue.pause if options.pause else queue.resume)()
-    values = _queue_values(queue.settings)
-    return values, _listing([values], _QUEUE_COLUMNS)[1], 0
+    if to:
+        queue.set(**to)
+    if pause or resume:
+        (queue.pause if pause else queue.resume)()
+    rows = _values(jobs, [queue.settings], _QUEUES)
+    return rows[0], _table(rows, _QUEUES), 0
 
 
-def _queue_values(settings: QueueSettings) -> dict[str, Any]:
-    values = {**attrs.asdict(settings), **settings.defaults}
-    hidden = ("defaults", "backoff", "stored_defaults", "per_second")
-    return {key: _json_value(value) for key, value in values.items() if key not in hidden}
-
-
-def _schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = (
-        "name", "definition", "expression", "timezone", "state", "next_at", "last_at", "last_job",
-        "misfire", "overlap", "origin", "problem", "words", "payload",
-    )  # fmt: skip
-    columns: _Columns = {
-        "name": "name", "expression": "expression", "in words": "words", "zone": "timezone",
-        "last (UTC)": "last_at", "next (UTC)": "next_at", "state": "state",
-    }  # fmt: skip
-    return _listing(_values(jobs, jobs.schedules(), names), columns)
-
-
-def _fire(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    job = jobs.schedule(options.name).fire()
+def _fire(jobs: LiteJobs, name: str) -> Output:
+    job = jobs.schedule(name).fire()
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch_schedules(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    changed = getattr(jobs.store.schedules, options.verb)(options.name)
-    return {options.done: changed}, f"{changed} {options.done}", int(not changed)
+def _switch(
+    verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
+) -> Output:
+    changed = getattr(jobs.store.schedules, verb)(name)
+    return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _list_nodes(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    names = ("id", "name", "pid", "started_at", "workers", "queues", "running")
-    columns: _Columns = {
-        "name": "name", "pid": "pid", "since (UTC)": "started_at", "workers": "workers",
-        "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-        "running jobs": "running",
-    }  # fmt: skip
-    return _listing([{name: getattr(n, name) for name in names} for n in jobs.nodes()], columns)
-
-
-def _metrics(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    found = jobs.metrics(options.span, queue=options.queue, name=options.name, limit=options.limit)
-    names = [field.name for field in attrs.fields(Metric) if field.name != "start"]
-    columns: _Columns = {
-        "start (UTC)": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
-        **{name.replace("_", " "): name for name in names},
-    }
-    return _listing(list(map(attrs.asdict, found)), columns)
-
-
-def _backup(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    place = jobs.backup(options.path)
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+    place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
     return {"path": storable(str(place)), "bytes": size}, text, 0
 
 
-def _compact(jobs: LiteJobs, options: argparse.Namespace) -> Output:
+def _compact(jobs: LiteJobs) -> Output:
     done = jobs.compact()
     return attrs.asdict(done), f"{_bytes(done.before)} before, {_bytes(done.after)} now", 0
 
 
-def _doctor(jobs: LiteJobs, options: argparse.Namespace) -> Output:
-    if options.repair:
+def _doctor(
+    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+) -> Output:
+    if repair:
         jobs.repair()
     found = jobs.doctor()
     lines = [f"{one.level}: {one.subject}: {one.problem}\n    {one.advice}" for one in found]
-    return (
-        list(map(attrs.asdict, found)),
-        "\n".join(lines or ["nothing is wrong"]),
-        int(bool(found)),
-    )
+    text = "\n".join(lines or ["nothing is wrong"])
+    return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
 _DEFINITION = '''\
@@ -12539,48 +12191,38 @@ Put the work into {function}(). Where your LiteJobs is, add:
 Try it: {python} -m pytest {test}"""
 
 
-def _new(options: argparse.Namespace) -> Output:
+def _new(
+    name: Annotated[str, "such as reports:generate"],
+    *,
+    queue: Annotated[str | None, "the queue of its jobs"] = None,
+    dir: Annotated[str, "the folder to write to (default: this one)"] = ".",
+) -> Output:
     import keyword
 
-    name, folder = check_name(options.name, "NAME"), Path(options.dir)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*([:.-][a-z0-9_]+)*", check_name(name, "NAME")):
         problem = f"expected lower-case words joined by : . - or _, got {name!r}"
         raise OptionError("NAME", problem)
     function = re.sub("[:.-]", "_", name)
     if keyword.iskeyword(function) or function in {*sys.stdlib_module_names, __name__}:
         raise OptionError("NAME", f"{function!r} means something else already: add a word")
     chosen = {} if name == function else {"name": name}
-    if options.queue is not None:
-        chosen["queue"] = check_name(options.queue, "--queue")
+    if queue is not None:
+        chosen["queue"] = check_name(queue, "--queue")
     # What is printable looks the same in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
-    path, test = folder / f"{function}.py", folder / f"test_{function}.py"
+    path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
         "name": name, "function": function, "options": f"({', '.join(given)})" if given else "",
         "path": path, "test": test, "python": Path(sys.executable).name,
     }  # fmt: skip
-    try:
-        with contextlib.ExitStack() as undo:  # Both files are written, or none.
-            for place, template in ((path, _DEFINITION), (test, _TEST)):
-                with place.open("x", encoding="utf-8") as file:
-                    undo.callback(place.unlink)
-                    file.write(template.format(**texts))
-            undo.pop_all()
-    except FileExistsError as error:
-        raise OptionError(str(error.filename), "is there already, and stays as it is") from None
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OptionError(str(error.filename), "there is no such folder") from None
+    if not os.path.isdir(dir):
+        raise OptionError(str(path), "there is no such folder")
+    if there := next(filter(os.path.lexists, (path, test)), None):
+        raise OptionError(str(there), "is there already, and stays as it is")
+    for place, template in ((path, _DEFINITION), (test, _TEST)):
+        with place.open("x", encoding="utf-8") as file:
+            file.write(template.format(**texts))
     return None, _NEXT.format(**texts), 0
-
-
-def _redacted(stored: object, hidden: frozenset[str], what: str = "payload") -> Any:
-    """A payload, progress or result as JSON values, with what is hidden replaced."""
-    plain = _read_json(stored)
-    if plain is None or not (inside := {path for path in hidden if path.startswith(what)}):
-        return plain
-    if what in inside or not isinstance(plain, dict) or isinstance(stored, bytes):
-        return HIDDEN
-    return {key: HIDDEN if f"{what}.{key}" in inside else value for key, value in plain.items()}
 
 
 _JOB_VALUES = tuple(
@@ -12591,48 +12233,81 @@ _JOB_VALUES = tuple(
 
 
 def _values(
-    jobs: LiteJobs, things: Iterable[Job[Any] | Schedule], names: Sequence[str] = _JOB_VALUES
+    jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs or schedules, without what is hidden: as the program says, or nodes
-    have stored."""
-    hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+    """These values of jobs, schedules or the like, without what is hidden: as the program
+    says, or nodes have stored."""
+    all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
+
+    computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
-        if name in ("payload", "progress", "result"):
-            definition = thing.definition if isinstance(thing, Schedule) else thing.name
-            not_shown = hidden.get(definition, frozenset())
-            return _redacted(getattr(thing, f"stored_{name}"), not_shown, name)
         if name == "words":
             # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
-        return getattr(thing, name)
+        if name not in computed:
+            return getattr(thing, name)
+        stored = getattr(thing, f"stored_{name}")
+        plain = _read_json(stored)
+        definition = thing.name if isinstance(thing, Job) else thing.definition
+        hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
+        if plain is None or not hidden:
+            return plain
+        if name in hidden or not isinstance(plain, dict) or isinstance(stored, bytes):
+            return HIDDEN
+        return {key: HIDDEN if f"{name}.{key}" in hidden else plain[key] for key in plain}
 
-    return [{name: value(thing, name) for name in names} for thing in things]
-
-
-_Columns = Mapping[str, str | Callable[[Mapping[str, Any]], object]]
-"""What a listing shows as a table: for each heading the name of a value in JSON, or a function
-of all of them."""
-_QUEUE_COLUMNS: _Columns = {
-    "queue": "name",
-    "state": lambda queue: "paused" if queue["paused"] else "open",
-    **{name.replace("_", " "): name for name in QueueChoices.__annotations__ if name != "backoff"},
-    "max attempts": lambda queue: (
-        "inf" if queue.get("max_attempts", 0) is None else queue.get("max_attempts")
-    ),
-}
-
-
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    """All values of rows for JSON, these columns as a table, and whether there is no row."""
-    lines = [
-        [cell(row) if callable(cell) else row.get(cell) for cell in columns.values()]
-        for row in rows
+    return [
+        {name: value(thing, name) for name in names if name in computed or hasattr(thing, name)}
+        | {name: set for name, set in getattr(thing, "defaults", {}).items() if name != "backoff"}
+        for thing in things
     ]
-    return rows, _table([list(columns), *lines]), int(not rows)
 
 
-def _table(lines: Sequence[Sequence[object]]) -> str:
+_Columns = Mapping[str, str]
+"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+_JOBS: _Columns = {
+    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
+    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+}  # fmt: skip
+_QUEUES: _Columns = {
+    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
+    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
+    "timeout": "timeout",
+}  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
+    "queues": "queues", "running": "running jobs",
+}  # fmt: skip
+_SCHEDULES: _Columns = {
+    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
+    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
+}  # fmt: skip
+_METRICS: _Columns = {
+    "start": "start (UTC)",
+    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
+}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job: (job["error"] or "")[:80],
+    "paused": lambda queue: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
+    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue: _json_value(queue["ageing"]),
+    "timeout": lambda queue: _json_value(queue["timeout"]),
+    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+}
+"""What tables show for some values."""
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
+    shown = {name: heading for name, heading in columns.items() if heading}
+    lines: list[list[object]] = [[*shown.values()]]
+    for row in rows:
+        lines.append(
+            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
+        )
     texts = [[printable(_cell(cell)) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
@@ -12662,6 +12337,37 @@ def _json_value(value: Any) -> Any:
 
 def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
+
+
+_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
+_COMMANDS: Mapping[str, tuple[Any, ...]] = {
+    "run": (_run, "run jobs until stopped"),
+    "enqueue": (_enqueue, "put a job into the file"),
+    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "show": (_show, "show one job with its failed attempts"),
+    "why": (_why, "say why a job is not running"),
+    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
+    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
+    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
+    "change": (_change, "give jobs that wait other values"),
+    "stats": (_stats, "count jobs by queue and state"),
+    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queue": (_queue, "show, pause, resume and set a queue"),
+    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
+    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
+    "fire": (_fire, "enqueue one job of a schedule now"),
+    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "backup": (_backup, "copy the file while jobs run"),
+    "compact": (_compact, "give free space in the file back"),
+    "doctor": (_doctor, "say what is wrong, with advice"),
+    "new": (_new, "write a definition and a test of it"),
+}
+"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
+what it lists."""
 
 
 if __name__ == "__main__":

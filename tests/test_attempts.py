@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from programs import Programs, wordy
 
 from litejobs import (
+    OUTPUT_KEPT,
     OUTPUT_LIMIT,
-    OUTPUT_RING,
     Board,
     Bound,
     Constant,
@@ -300,7 +300,7 @@ class TestTheBoard:
     def test_tells_of_what_has_ended_in_the_moment_in_which_the_rest_is_taken_back(self) -> None:
         """A worker that was stopped right after that, with the lock of its board in hand, kept its
         reports from being read: what they were about ran again, although it had returned."""
-        board = Board.make(0)
+        board = Board(0)
         assert board.step(b"", 1)
         brief, long = Report(1, 2, 5), Report(1, 2, 5, result="at length")
         assert board.step(write_report(1, brief), 2)
@@ -315,9 +315,9 @@ class TestTheBoard:
 
 class TestTheRing:
     @settings(max_examples=80)
-    @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_RING).map(lambda n: "ab\xe9\n" * n)))
+    @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_KEPT).map(lambda n: "ab\xe9\n" * n)))
     def test_keeps_the_end_of_whatever_is_written(self, texts: list[str]) -> None:
-        board = Board.make(0)
+        board = Board(0)
         board.step(b"", 7)
         for text in texts:
             board.keep_output(text)
@@ -326,13 +326,13 @@ class TestTheRing:
         assert board.output_of(8) == ""
 
     def test_shows_lone_surrogates_as_escapes(self) -> None:
-        board = Board.make(0)
+        board = Board(0)
         board.step(b"", 7)
         board.keep_output("caf\udce9")
         assert board.output_of(7) == "caf\\udce9"
 
     def test_keeps_nothing_of_what_is_written_between_jobs(self) -> None:
-        board = Board.make(0)
+        board = Board(0)
         board.step(b"", 7)
         board.step(b"", 0)
         board.keep_output("lost")

@@ -194,7 +194,7 @@ class TestFilters:
         for match in (Match(), Match(queue="slow"), Match(states=("failed",)), Match(ids=(1,))):
             for words in ("payload", "enqueued", "node", "key", "schedule"):
                 assert words not in litejobs._ids_of(match)
-        assert "payload" in litejobs._ids_of(Match(payload=((("a",), "1"),)))
+        assert "payload" in litejobs._ids_of(Match(others={"payload": "{}"}))
 
     def test_find_numbers_of_any_size_and_texts_that_are_no_unicode(self, jobs: LiteJobs) -> None:
         for value in (2**70, 1e300, "\ud800", "é"):
