@@ -7187,7 +7187,7 @@ _MISCOUNTED = f"""
 _UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
 _PENDING = "litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'"
 _PAUSED = "SELECT name FROM litejobs_queue WHERE paused"
-_JOBS, _WAITING_JOBS = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
+_JOB_COUNT, _WAITING_COUNT = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
 PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "error", "job {0!r}", "its {1} is out of bounds",
@@ -7213,7 +7213,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "the next node at work takes its jobs over: `litejobs run …`",
         f"""
         SELECT name, pid,
-            (SELECT {_JOBS} FROM litejobs_job WHERE state = 'running' AND holder = node.id)
+            (SELECT {_JOB_COUNT} FROM litejobs_job WHERE state = 'running' AND holder = node.id)
         FROM litejobs_node AS node WHERE id NOT IN (SELECT value FROM json_each(:live))
         """,
     ),
@@ -7226,7 +7226,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "definition {0!r}", "{who} has it, for {1}",
         "start a program that defines it, or `litejobs cancel … --name` them",
         f"""
-        SELECT name, {_WAITING_JOBS} FROM ({_counts_of(Match(states=WAITING))})
+        SELECT name, {_WAITING_COUNT} FROM ({_counts_of(Match(states=WAITING))})
         WHERE {_UNKNOWN.format("name")} GROUP BY name HAVING sum(number) > 0
         """,
     ),
@@ -7243,7 +7243,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "{1}, such as {2}, put off until {3} at the latest by a clock that was ahead",
         "give them another time, such as `litejobs change … ID --delay 0`",
         f"""
-        SELECT name, {_JOBS}, min(id), strftime('%F %T UTC', max(run_at) / 1e6, 'unixepoch')
+        SELECT name, {_JOB_COUNT}, min(id), strftime('%F %T UTC', max(run_at) / 1e6, 'unixepoch')
         FROM litejobs_job AS it
         WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
             coalesce(started_at, enqueued_at) > :soon
@@ -7255,7 +7255,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "node {0!r}", "is not at work, with {1} for it alone",
         "start it, or `litejobs change … --from-node {quoted} --node ''`",
         f"""
-        SELECT node, {_JOBS} FROM {_PENDING}
+        SELECT node, {_JOB_COUNT} FROM {_PENDING}
             AND node <> '' AND node NOT IN (SELECT value FROM json_each(:names)) GROUP BY node
         """,
     ),
@@ -7271,7 +7271,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "error", "key {0!r}", "held by no job, with {2} waiting for it, such as {1}",
         "`litejobs doctor … --repair` lets the first one in",
         f"""
-        SELECT key, min(id), {_JOBS} FROM litejobs_job AS blocked
+        SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
         WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
@@ -7281,7 +7281,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "warning", "queue {0!r}", "{2} late, the first since {1}{idle}", "{hurry}",
         f"""
-        SELECT queue, strftime('%F %T UTC', min(run_at) / 1e6, 'unixepoch'), {_JOBS}
+        SELECT queue, strftime('%F %T UTC', min(run_at) / 1e6, 'unixepoch'), {_JOB_COUNT}
         FROM {_PENDING} AND run_at < :late AND queue NOT IN ({_PAUSED}) GROUP BY queue
         """,
     ),
