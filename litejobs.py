@@ -49,6 +49,7 @@ from __future__ import annotations
 import array
 import atexit
 import base64
+import bisect
 import contextlib
 import contextvars
 import dataclasses
@@ -1011,9 +1012,8 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
-            expected = "return, raise, replace or a function that merges two payloads"
-            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
+        if not callable(self.on_conflict):
+            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -1062,13 +1062,7 @@ ALIASES: Mapping[str, str] = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-UNITS: Mapping[str, tuple[str, timedelta]] = {
-    "d": ("day", timedelta(days=1)),
-    "h": ("hour", timedelta(hours=1)),
-    "m": ("minute", timedelta(minutes=1)),
-    "s": ("second", timedelta(seconds=1)),
-    "ms": ("millisecond", timedelta(milliseconds=1)),
-}
+UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "millisecond"}
 
 
 @attrs.frozen
@@ -1085,18 +1079,19 @@ class Every:
     @property
     def words(self) -> str:
         """Such as "Every 1 hour and 30 minutes"."""
-        parts = [
-            f"{count:g} {UNITS[unit][0]}{'s' * (count != 1)}"
+        *parts, last = [
+            f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        if len(parts) == 1:
-            return f"Every {parts[0].removeprefix('1 ')}"
-        return f"Every {', '.join(parts[:-1])} and {parts[-1]}"
+        return (
+            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
+        )
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
-    for unit, (_, size) in UNITS.items():
-        count, length = divmod(length, size) if unit != "ms" else (length / size, timedelta())
+    for unit, word in UNITS.items():
+        size = timedelta(**{f"{word}s": 1})
+        count, length = divmod(length, size) if unit != "ms" else (length / size, length)
         if count:
             yield count, unit
 
@@ -1114,16 +1109,11 @@ class Cron:
     cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
     ticks of the past, it treats all six-field expressions as real time, and where the
     clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times. It reads `9-9/2` as `9/2`, so it is given `9`.
+    used for local times.
     """
 
     fields: str
-    timezone: str
-
-    @functools.cached_property
-    def zone(self) -> tzinfo:
-        """The rules of the time zone."""
-        return time_zone(self.timezone)
+    zone: tzinfo
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1133,50 +1123,41 @@ class Cron:
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        local = from_micros(moment).astimezone(self.zone).replace(tzinfo=None)
-        for wall in _cronsim().CronSim(self.fields, local):
-            # Those of a repeated hour that came at their first time are passed over.
-            if (tick := self._once(wall)) > moment:
+        for wall in self._walls(moment, self._offset(moment)):
+            # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
+            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._change(second, first)
+            if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
 
-    def _once(self, wall: datetime) -> int:
-        """When a local time comes first; the end of the gap if it does not come."""
-        first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=fold)) for fold in (0, 1))
-        # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-        return first if first <= second else self._change(second, first)
-
     def _next_moment(self, moment: int) -> int | None:
-        while True:
-            # While the clock does not change, local time is real time and an offset.
-            start = moment // SECOND * SECOND + SECOND
-            offset = self._offset(start)
-            local = from_micros(start + offset - SECOND).replace(tzinfo=None)
-            wall = next(_cronsim().CronSim(self.fields, local), None)
-            if wall is None:
-                return None
-            tick = to_micros(wall.replace(tzinfo=UTC)) - offset
-            # No zone has changed its clock twice within six days since 1970.
-            for day in range(start, tick, DAY):
-                if self._offset(end := min(day + DAY, tick)) != offset:
-                    moment = self._change(day, end) - SECOND
-                    break
-            else:
-                return tick
+        start = moment // SECOND * SECOND + SECOND
+        offset = self._offset(start)
+        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+            return None
+        # That is right if the clock does not change until then. No zone has changed its clock
+        # twice within six days since 1970.
+        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        for day in range(start, tick, DAY):
+            if self._offset(end := min(day + DAY, tick)) != offset:
+                return self._next_moment(self._change(day, end) - SECOND)
+        return tick
+
+    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment."""
+        local = from_micros(moment + offset).replace(tzinfo=None)
+        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        return walls
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
     def _change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
-        offset = self._offset(before)
-        while after - before > SECOND:
-            middle = (before + after) // (2 * SECOND) * SECOND
-            if self._offset(middle) == offset:
-                before = middle
-            else:
-                after = middle
-        return after
+        seconds, offset = range(before, after, SECOND), self._offset(before)
+        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + place * SECOND
 
     @property
     def words(self) -> str:
@@ -1205,35 +1186,22 @@ def time_zone(name: str) -> tzinfo:
         return UTC  # Known even where no time zone data is installed.
     import zoneinfo  # Late: few programs need it.
 
-    try:
-        if not re.fullmatch(r"[\w+-]+(/[\w+-]+)*", name, re.ASCII):
-            raise ValueError("not a zone's name, and possibly a path to another file")
+    with contextlib.suppress(KeyError, ValueError, OSError, TypeError, AttributeError):
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError, AttributeError):
-        known = zoneinfo.available_timezones()
-    if not known:
+    if not (known := zoneinfo.available_timezones()):
         problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
         raise OptionError("timezone", f"{name!r} {problem}")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
-    near = difflib.get_close_matches(str(name).lower(), words, n=1)
+    near = difflib.get_close_matches(f"{name}".lower(), words, n=1)
     hint = f"did you mean {words[near[0]]!r}?" if near else "names look like 'Europe/Berlin'"
     raise OptionError("timezone", f"there is no time zone {name!r}; {hint}")
 
 
-_ONE_IN_STEPS = re.compile(r"(?<![^, ])(\w+)-(\w+)/0*[1-9]\d*(?![^, ])", re.ASCII)
-_NAMED = {
-    name: f"{number}"
-    for names, first in (("SUNMONTUEWEDTHUFRISAT", 0), ("JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC", 1))
-    for number, name in enumerate(re.findall("...", names), first)
-}
-
-
-def _single_value(match: re.Match[str]) -> str:
-    """A range with a step, such as `9-9/2`; its value, if it has but one."""
-    first, last = (_NAMED.get(text.upper(), text).lstrip("0") for text in match.groups())
-    return match[1] if first == last else match[0]
+# cronsim reads `9-9/2` as `9/2`.
+_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1241,41 +1209,30 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     example = "write cron fields such as '0 3 * * MON-FRI', '@daily' or '@every 1h30m'"
     if not isinstance(expression, str) or len(expression) > 200:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
-    text = expression.strip()
-    word, _, length = text.partition(" ")
-    if word == "@every":
-        return Every(_interval(length, expression))
-    if word.startswith("@") and text not in ALIASES:
+    text = " ".join(expression.split())
+    if text.split(" ")[0] == "@every":
+        try:
+            counts = _EVERY.fullmatch(text.replace(" ", ""))
+            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
+            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+        except (ValueError, OverflowError):
+            length = timedelta()
+        if timedelta(milliseconds=100) <= length <= LONGEST:
+            return Every(length)
+        problem = "this is no length from a tenth of a second to a hundred years"
+        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
+    if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    fields = re.sub(_ONE_IN_STEPS, _single_value, " ".join(ALIASES.get(text, text).split()))
-    cron = Cron(fields, timezone)
+    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
     cronsim = _cronsim()
-    _ = cron.zone  # Or the error that says what is wrong with its name.
     try:
-        ticks = cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None))
+        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+            raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
-        problem = str(error)[:1].lower() + str(error)[1:]
+        problem = f"{error}"[:1].lower() + f"{error}"[1:]
         raise OptionError("cron", f"{expression!r}: {problem}; {example}") from None
-    if next(ticks, None) is None:
-        raise OptionError("cron", f"{expression!r}: there is no such day; {example}")
     return cron
-
-
-def _interval(text: str, expression: str) -> timedelta:
-    units = "".join(f"(?:([0-9.]+){unit})?" for unit in UNITS)
-    parts = re.fullmatch(units, "".join(text.split()))
-    example = "write a time such as '@every 30s', '@every 1h30m' or '@every 1d'"
-    try:
-        counts = [float(part or 0) for part in parts.groups()] if parts and text else [math.nan]
-        sizes = (size for _, size in UNITS.values())
-        length = sum(map(operator.mul, sizes, counts), timedelta())
-    except (ValueError, OverflowError):
-        raise OptionError("cron", f"{expression!r}: {text!r} is no length; {example}") from None
-    if not timedelta(milliseconds=100) <= length <= LONGEST:
-        problem = "not from a tenth of a second to a hundred years"
-        raise OptionError("cron", f"{expression!r}: {problem}; {example}")
-    return length
 
 
 def every_expression(interval: Duration) -> str:
@@ -1342,15 +1299,15 @@ class Schedule:
     @property
     def words(self) -> str:
         """The expression in words, with the zone: "At 03:00 every day (Europe/Berlin)"."""
-        zone = "" if isinstance(self.timetable, Every) else f" ({self.timezone})"
-        return f"{self.timetable.words}{zone}"
+        words = self.timetable.words
+        return f"{words} ({self.timezone})" if isinstance(self.timetable, Cron) else words
 
     @property
     def programs(self) -> dict[str, str]:
         """The programs that declared it when they last started, each with the module; empty if
         it was made at run time."""
         try:
-            return {} if self.stored_origin is None else dict(load_json(self.stored_origin))
+            return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
             return {"": str(self.stored_origin)}
 
@@ -1447,8 +1404,7 @@ class Schedule:
         else:
             # It is new, or the clock was set back to before everything that is recorded.
             after, periods = now, [*periods, (now, now)]
-        next_tick = self._first_uncovered(periods, after, self.next_tick or now)
-        return attrs.evolve(self, next_at=next_tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
+        return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
@@ -1470,39 +1426,33 @@ class Schedule:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
+        start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        if current and ticks[:1] == [first]:
+        # Should the clock have been ahead, those that were missed are still to come.
+        if current and start == first:
             periods.remove(current)
-            periods.append((current[0], last))
-        else:  # Should the clock have been ahead, those that were missed are still to come.
-            periods.append((ticks[0] if ticks else now, last))
-        if tick is not None:
-            tick = self._first_uncovered(periods, tick - 1, first)
-        covered = json.dumps(periods[-PERIODS_KEPT:])
-        return ticks, attrs.evolve(self, next_at=tick, covered=covered)
+            start = current[0]
+        return ticks, self._covered([*periods, (start, last)], last, first)
 
-    def _first_uncovered(self, periods: Iterable[Period], after: int, anchor: int) -> int | None:
-        """The first tick after a moment that is in none of these periods."""
+    def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
+        """This schedule once these periods were handled; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
         ):
             tick = self.next_after(max(ends), anchor)
-        return tick
+        return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
     def _last_until(self, now: int, tick: int) -> int:
         """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
         has missed 600,000 ticks of every second."""
-        low, high = tick, now
-        while high > low:
-            middle = (low + high) // 2
-            later = self.next_after(middle, tick)
-            if later is None or later > high:
-                high = middle
-            else:
-                low = later
-        return low
+
+        def is_last(moment: int) -> bool:
+            following = self.next_after(moment, tick)
+            return following is None or following > now
+
+        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
 
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
@@ -1524,14 +1474,12 @@ def make_schedule(
 ) -> Schedule:
     """A schedule that is due at these times, of no definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
-    columns: dict[str, Any] = {}
-    for option, value in how.items():
-        if option in ("grace", "jitter"):
-            columns[option] = duration(typing.cast(Any, value), option) // MICROSECOND
-        elif option in ("start", "end"):
-            columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
-        else:
-            columns[option] = value
+    columns: dict[str, Any] = {**how}
+    for option in how.keys() & {"grace", "jitter"}:
+        columns[option] = duration(columns[option], option) // MICROSECOND
+    for option in how.keys() & {"start", "end"}:
+        value = columns.pop(option)
+        columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
     _ = schedule.timetable  # Or the error that says what cannot be used.

@@ -219,7 +219,8 @@ def drawn_fields(rng: random.Random) -> str:
             if more and rng.random() < 0.3:
                 return rng.choice(more)
             first, text = pick(low)
-            _, last = pick(first)
+            number, last = pick(first)
+            last = text if number == first else last
             step = rng.choice((1, 2, 2, 3, 5, 10, 15))
             whole = f"{low}-{high}"
             ranges = f"{text}-{last}", f"{text}-{text}", whole
@@ -345,7 +346,7 @@ class TestExpressionsMadeUpByChance:
             ("0 0 */2 * 1-5", "At 00:00 on every second day of month if it's on Monday through"
              " Friday"),
             ("0 9-9/2 * * *", "At 09:00 every day"),
-            ("0 0 * * MON-1/2", "At 00:00 on Monday"),
+            ("0 0 * * MON-MON/2", "At 00:00 on Monday"),
             ("0 0 1 jan,jul *", "At 00:00 on the first day of January and July"),
             ("0 9 L * *", "At 09:00 on the last day of every month"),
             ("*/15 9-17 * * *", "Every 15th minute from 09:00 through 17:59"),
