@@ -3879,13 +3879,11 @@ Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
 """Device and inode, which tell a file from others of the same name; zeros: there is none."""
 MEBIBYTE = 2**20
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for the write lock."""
-CHECK_INTERVAL = 0.01
-"""Seconds between two checks of the paths while a process only reads."""
+BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
+"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; that it is there is checked
-with each commit. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
+is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
 """Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
@@ -3902,6 +3900,8 @@ NOT_THERE = FileNotFoundError, NotADirectoryError
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
+_FROM_NODE: dict[Path, Path] = {}
+"""In a worker: where relative paths lead in the program of its node."""
 
 
 class Damaged(Exception):
@@ -3915,28 +3915,22 @@ _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.FullError: "the disk is full: nothing was written; free some space",
     apsw.CantOpenError: "cannot be opened: is it readable, and its folder writable?",
     apsw.NoMemError: "SQLite got no memory for it: let it have more, or do less at once",
+    apsw.BusyError: "locked by another process for too long: who holds a transaction open on it?",
 }
 
 
-def _translated(error: FailedReading | OSError, path: str) -> FileError:
+def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case Damaged() | UnicodeDecodeError():
-            return FileError(path, f"is damaged ({error}): see `litejobs doctor …`")
+            problem = f"is damaged ({error}): see `litejobs doctor …`"
         case OSError():
-            return FileError(path, f"cannot be used: {error.strerror}")
-        case apsw.BusyError():
-            problem = "locked by another process for too long"
-            return BusyError(path, f"{problem}: who holds a transaction open on it?")
+            problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
-            return FileError(path, f"cannot be written: {error}")
-    return FileError(path, _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}")
-
-
-def _code(error: Exception) -> int:
-    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
-    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
-    return code
+            problem = f"cannot be written: {error}"
+        case _:
+            problem = _PROBLEMS.get(type(error)) or f"{type(error).__name__}: {error}"
+    return (BusyError if isinstance(error, apsw.BusyError) else FileError)(str(path), problem)
 
 
 @contextlib.contextmanager
@@ -3945,12 +3939,18 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
-        raise _translated(error, str(path)) from error
+        raise _translated(error, path) from error
 
 
 def _unknown_outcome(file: File, error: Exception) -> OutcomeUnknownError:
     problem = f"a commit failed ({error}); what it wrote may be there or not"
     return OutcomeUnknownError(str(file.path), problem)
+
+
+def _code(error: Exception) -> int:
+    """SQLite's extended result code in an error of apsw or the standard sqlite3; else 0."""
+    code: int = getattr(error, "extendedresult", 0) or getattr(error, "sqlite_errorcode", 0)
+    return code
 
 
 def _stat_id(found: os.stat_result) -> FileId:
@@ -3962,10 +3962,6 @@ def _file_id(path: str) -> FileId:
         return _stat_id(os.stat(path))
     except OSError:
         return 0, 0
-
-
-def _within_timeout(waited: float) -> bool:
-    return waited < BUSY_TIMEOUT
 
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
@@ -3982,8 +3978,10 @@ class File:
     """Held by the thread that uses the connection."""
     joined: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
-    may_wait: Callable[[float], bool] = _within_timeout
+    may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
+    opened: int = 0
+    """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
     warned: bool = False
@@ -3991,11 +3989,9 @@ class File:
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
-    _opened: int = 0
-    """Rises so much with each connection that no version comes again."""
-    _paths: tuple[str, str, str] = ("", "", "")
+    _paths: tuple[str, ...] = ("", "", "")
     """Of the open file, its WAL and its shared memory."""
-    _ids: list[FileId] = attrs.field(factory=list)
+    _ids: tuple[FileId, ...] = ((0, 0),) * 3
     """Of these three, when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
@@ -4003,11 +3999,10 @@ class File:
     _wal_checked_at: float = 0.0
     _size: int = 0
     """Bytes, when the paths were checked."""
-    _page_size: int = 0
     _ample_until: float = 0.0
     """Until when the disk has ample space, without another look."""
     _socket: socket.socket | None = None
-    _close_socket: Callable[[], object] | None = None
+    _close_socket: Callable[[], object] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         if str(self.given).startswith((":memory:", "file:")):
@@ -4020,10 +4015,6 @@ class File:
     def presence_path(self, node: int | str) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
-
-    def is_open_as(self, found: FileId) -> bool:
-        """Whether this process would lose locks of SQLite's by closing that file."""
-        return self._connection is not None and found in self._ids[::2]
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
@@ -4049,14 +4040,12 @@ class File:
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
 
-    def notify_nodes(self) -> None:
-        """Wakes all nodes, as after a commit."""
-        with self.transaction(read_only=True) as tx:
-            ports = _ports(tx)
-        self.notify(ports)
-
-    def notify(self, ports: Iterable[int]) -> None:
-        """Sends one datagram to each port. It has no content, and losing it is harmless."""
+    def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
+        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
+        content, and losing it is harmless."""
+        if ports is None:
+            with self.transaction(read_only=True) as tx:
+                ports = _ports(tx)
         for port in ports:
             with contextlib.suppress(OSError, OverflowError):
                 if (sender := self._socket) is None:
@@ -4072,43 +4061,34 @@ class File:
             # It belongs to the parent: even to close it would break the parent's locks.
             self._abandoned.append(self._connection)
             self._connection = None
-        if self._connection is None:
-            if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
-                problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
-                raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-            _keep_others_out()
-            with _as_ours(self.path):
-                fill_standard_streams()
-            with _OPENING:
-                self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> apsw.Connection:
-        with _as_ours(self.path):
-            if self.joined and (self._lost or not self._is_there()):
-                raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        place = _locate(self.path, self.create)
-        with _as_ours(place):
+        if self._connection is not None:
+            return self._connection
+        if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
+            problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
+            raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
+        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
+        _keep_others_out()
+        with _OPENING, _as_ours(self.path):
+            place = _locate(self.path, self.create)
+            fill_standard_streams()
             opened = _stat_id(os.stat(place))
             _refuse_beside_others(place, opened)
-        may_go_on = _busy_handler(self.may_wait)
-        for tries in itertools.count():
-            try:
-                connection = self._connect(place, "full" if self.durability == "full" else "normal")
-                break
-            except apsw.BusyError:  # The switch to WAL does not wait for others that do the same.
-                if not may_go_on(tries):
-                    raise
-        try:
+            may_go_on = _busy_handler(self.may_wait)
+            for tries in itertools.count():
+                try:
+                    synchronous = "full" if self.durability == "full" else "normal"
+                    connection = self._connect(place, synchronous)
+                    break
+                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                    if not may_go_on(tries):
+                        raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = [opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])]
-        except OSError as error:
-            connection.close()
-            raise _translated(error, str(place)) from error
-        self._page_size = connection.pragma("page_size")
-        self._pid, self._opened = os.getpid(), self._opened + 2**32
-        self._checked_at = self._wal_checked_at = 0.0
-        self.path, self._lost = place, False
+            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self.path, self._lost = place, False
+            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._checked_at = self._wal_checked_at = 0.0
+            self._connection = connection
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
@@ -4157,51 +4137,36 @@ class File:
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
         with self.turn:
-            if self._close_socket is not None:
-                self._close_socket()
-                self._socket = self._close_socket = None
+            self._close_socket()
+            self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
-            with contextlib.suppress(apsw.Error, OSError):
+            with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._links(fully=True):
+                    # A checkpoint could overwrite what others have written since.
+                    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
-                    self._leave_without_checkpoint(connection)
+                    with contextlib.suppress(apsw.Error):
+                        if not connection.in_transaction:
+                            # Whoever is writing may have made its check before this happened: the
+                            # file must not be opened again, and written in the same places, sooner.
+                            connection.execute("BEGIN IMMEDIATE")
+                        connection.execute("ROLLBACK")
+                    if _file_id(self._paths[0]) != self._ids[0]:
+                        _put_wal_aside(self._paths[0], self._ids)
             connection.close()
-
-    def _leave_without_checkpoint(self, connection: apsw.Connection) -> None:
-        """Prepares the closing of a connection whose paths lead elsewhere: a checkpoint could
-        overwrite what others have written since, and a WAL of that name may be theirs."""
-        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with contextlib.suppress(apsw.Error):
-            if not connection.in_transaction:
-                # A process that is writing may have made its check before this happened: until it
-                # has ended, the file must not be opened again and written in the same places.
-                connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        if not self._is_there():
-            _put_wal_aside(self._paths[0], self._ids[1:])
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
-        lock."""
-        if self._connection is None:
-            return
-        try:
-            links = self._links()
-        except OSError as error:
-            raise _translated(error, str(self.path)) from error
+        lock; those that only read, now and then."""
+        links = 1 if self._connection is None else self._links()
         if links > 1:
             raise FileError(str(self.path), LINKED)
         if not links:
             self.close()
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
-
-    def check_now_and_then(self) -> None:
-        """The same for transactions that only read: not each time."""
-        if time.monotonic() - self._checked_at > CHECK_INTERVAL:
-            self.check()
 
     def _links(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. What the
@@ -4212,36 +4177,21 @@ class File:
             found, memory = os.stat(path), os.stat(shm)
             fully = fully or now - self._wal_checked_at > WAL_CHECK_INTERVAL
             if fully or not os.access(wal, os.F_OK):
-                seen = os.stat(wal)
-                if _stat_id(seen) != self._ids[1]:
+                if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
         except NOT_THERE:
             return 0
+        except OSError as error:
+            raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
-        if not here or not found.st_size:  # SQLite never makes it empty.
-            return 0
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink
-
-    def _is_there(self) -> bool:
-        """Whether the file still has its name, and is not empty."""
-        try:
-            found = os.stat(self._paths[0])
-        except NOT_THERE:
-            return False
-        return _stat_id(found) == self._ids[0] and found.st_size > 0
-
-    def version(self, connection: apsw.Connection) -> int:
-        """A number for the content, in a transaction: it rises by one with a commit of our own,
-        and by at least one with those of others."""
-        return self._opened + connection.data_version()
+        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
 
     def changes(self) -> int:
         """A number that changes when others have committed, or the file was opened again."""
         with self.transaction(read_only=True) as tx:
-            version: int = tx.execute("PRAGMA data_version").get
-            return self._opened + version
+            return self.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4249,56 +4199,48 @@ class File:
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
         """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*.
-
-        Quotas, and file systems that promise more than they have, are not seen by this.
-        """
+        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
+        systems that promise more than they have, are not seen by this."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages: int = connection.execute("PRAGMA page_count").get
-        growth = max(0, pages * self._page_size - self._size)
+        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
-            free = _free_space(self._paths[0])
-            if free is None or free >= growth + self._wal_room + reserve + AMPLE_SPACE:
+            if sys.platform == "win32":
+                import shutil
+
+                free = shutil.disk_usage(self.path.parent).free
+            else:
+                disk = os.statvfs(self._paths[0])
+                # A file system that does not say how large it is has room.
+                free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
+            if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
-                return None
-            wal_growth = max(0, self._wal_room - os.path.getsize(self._paths[1]))
+            if free < needed:
+                needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
             return None  # The commit says what is wrong with it.
-        return None if free >= growth + wal_growth + reserve else free
-
-    @property
-    def _wal_room(self) -> int:
-        """Bytes of `WAL_ROOM` pages, each with its header."""
-        return WAL_ROOM * (self._page_size + 24)
+        return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then.
-
-        SQLite writes the pages of a transaction that is then rolled back behind the last valid
-        frame, under the write lock, and the WAL keeps its size.
-        """
+        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
+        a transaction that is then rolled back behind the last valid frame, under the write lock,
+        and the WAL keeps its size."""
         with self.turn, _as_ours(self.path):
             connection = self.connection()
-            if os.stat(self._paths[1]).st_size >= self._wal_room:
+            size = connection.pragma("page_size")
+            if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            size = WAL_ROOM * self._page_size
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
                 connection.execute("CREATE TABLE litejobs_room (content)")
-                connection.execute("INSERT INTO litejobs_room VALUES (zeroblob(?))", (size,))
+                room = "INSERT INTO litejobs_room VALUES (zeroblob(?))"
+                connection.execute(room, (WAL_ROOM * size,))
                 connection.cache_flush()
             finally:
                 self.roll_back()
-
-    def empty_wal(self) -> None:
-        """Moves the WAL's content into the file, as far as no reader needs it, so that the next
-        transaction finds room there."""
-        with self.turn, contextlib.suppress(apsw.Error):
-            if self._connection is not None:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def roll_back(self) -> None:
         """Ends the transaction, if there still is one; closes the connection if that fails."""
@@ -4318,12 +4260,9 @@ class File:
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all. (As a generator with
-    `contextmanager` it took longer than SQLite does.)
-
-    It is on the connection of the file, which threads take turns with; or on the caller's, who
-    has begun it and commits it.
-    """
+    """Statements that are committed together, or not at all: on the connection of the file, which
+    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
+    with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4335,7 +4274,9 @@ class Transaction:
     execute: Callable[..., Any] = attrs.field(init=False)
     now: int = attrs.field(init=False)
     """The time at its beginning."""
-    _version: int = -1
+    version: int = attrs.field(init=False)
+    """A number for the file's content at the beginning: it rises by one with a commit of our own,
+    and by at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4348,10 +4289,11 @@ class Transaction:
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
-            if self._read_only:
-                file.check_now_and_then()
-            else:
+            if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
+                file.check()
+                self.version = file.opened + self.connection.data_version()
+            elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
         except BaseException as error:
@@ -4365,48 +4307,38 @@ class Transaction:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        file = self.file
         ports: Sequence[int] = ()
         try:
             if error is None and not self._read_only:
                 ports = self.cached(_ports) if self._notify else ()
-                if self._enqueues:
-                    self._require_space()
+                if self._enqueues and (
+                    (free := file.lacks_space(self.connection, DISK_RESERVE)) is not None
+                ):
+                    problem = "the disk is nearly full: nothing was written; free some space"
+                    left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
+                    raise FileError(str(file.path), f"{problem} ({left})")
                 self._commit()
             elif not self._read_only:
-                self.file.roll_back()
+                file.roll_back()
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
-            self.file.roll_back()
+            file.roll_back()
             self._raise_as_ours(failed)
             raise
         finally:
-            self.file.turn.release()
+            file.turn.release()
         self._raise_as_ours(error)
-        if ports:
-            self.file.notify(ports)
-
-    @property
-    def version(self) -> int:
-        """A number for the file's content at the beginning: it rises by one with a commit of our
-        own, and by at least one with those of others."""
-        if self._version < 0:
-            self._version = self.file.version(self.connection)
-        return self._version
+        file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
         """What *read* gives, which is called only if others have committed since it last was. The
         transaction must not change what it has read by this."""
-        version, known = self.version, self.file.cache.get(read)
-        value = read(self) if known is None or known[0] != version else known[1]
+        version, value = self.file.cache.get(read, (-1, None))
+        if version != self.version:
+            value = read(self)
         self._used[read] = value
         return typing.cast(T, value)
-
-    def _require_space(self) -> None:
-        """Refuses to enqueue unless `DISK_RESERVE` is left for settling."""
-        if (free := self.file.lacks_space(self.connection, DISK_RESERVE)) is not None:
-            problem = "the disk is nearly full: nothing was written; free some space"
-            left = f"{free / 1e6:.1f} MB are left, which running jobs need to end"
-            raise FileError(str(self.file.path), f"{problem} ({left})")
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -4421,27 +4353,29 @@ class Transaction:
                 file.close()
             raise _unknown_outcome(file, error) from error
         for read, value in self._used.items():
-            file.cache[read] = self._version + 1, value
+            file.cache[read] = self.version + 1, value
         try:
-            if os.access(wal, os.F_OK) or os.stat(wal):
-                return
+            if not os.access(wal, os.F_OK):
+                os.stat(wal)
         except NOT_THERE:
             file.close()
             problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
-            problem = f"whether a commit went to the file of that name is unknown: {error.strerror}"
-            raise OutcomeUnknownError(str(file.path), problem) from error
+            raise _unknown_outcome(file, error) from error
 
     def _raise_as_ours(self, error: BaseException | None) -> None:
-        if isinstance(error, apsw.FullError):
-            self.file.empty_wal()
+        file = self.file
+        if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
+            # As far as no reader needs the WAL, the next transaction finds room there.
+            with file.turn, contextlib.suppress(apsw.Error):
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, FailedReading):
             try:
-                self.file.check()
+                file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
                 raise reason from error
-            raise _translated(error, str(self.file.path)) from error
+            raise _translated(error, file.path) from error
 
 
 def _ports(tx: Transaction) -> Sequence[int]:
@@ -4468,48 +4402,40 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user.
-
-    It is created with O_EXCL, and never opened here once it exists: closing any
-    descriptor of a file drops all POSIX locks that this process has on it.
-    """
+    """The real path of the file, which then exists, private to its user. It is created with
+    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
+    locks that this process has on it."""
     try:
-        place = _real_path(path)
+        place = real_path(path)
         if create:
             with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), [_file_id(f"{place}{end}") for end in ENDINGS])
+                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+                    _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
     except NotADirectoryError:
         problem = f"{path.parent} is not a folder"
     except FileNotFoundError:
-        problem = f"the folder {path.parent} does not exist: create it"
-        if path.parent.is_dir():
-            problem = "does not exist"
+        folder = f"the folder {path.parent} does not exist: create it"
+        problem = "does not exist" if path.parent.is_dir() else folder
     except OSError as error:
         problem = f"cannot be created: {error.strerror}"
     except ValueError as error:
         problem = f"is not a valid file name: {error}"
     else:
-        if stat.S_ISREG(found.st_mode):
-            if found.st_nlink == 1:
-                return place
-            problem = LINKED
-        elif stat.S_ISLNK(found.st_mode):
-            problem = "is a symbolic link: name the file that it leads to"
-        elif stat.S_ISDIR(found.st_mode):
-            problem = "is a folder: name a file in it"
-        else:
-            problem = "is not a regular file"
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return place
+        problem = {
+            stat.S_IFREG: LINKED,
+            stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
+            stat.S_IFDIR: "is a folder: name a file in it",
+        }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
     raise FileError(str(path), problem) from None
 
 
-ENDINGS = "-wal", "-shm"
-
-
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
     # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
     place = Path(os.path.realpath(path.parent, strict=True), path.name)
@@ -4521,8 +4447,8 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
-    wal, shm = (f"{place}{end}" for end in ENDINGS)
-    if not any(map(any, left)):
+    _, wal, shm = left
+    if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
         # Of two processes, none renames the new file of the other. Folders need not be readable,
@@ -4530,46 +4456,41 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
-        if any(left[1]) and _file_id(shm) == left[1]:
-            os.unlink(shm)
-        if any(left[0]) and _file_id(wal) == left[0]:
-            aside = f"{wal}-{left[0][1]}"
-            os.rename(wal, aside)
-            problem = "%s belongs to a file that is not there any more: it is kept as %s"
-            logger.warning(problem, wal, aside)
+        if any(shm) and _file_id(f"{place}-shm") == shm:
+            os.unlink(f"{place}-shm")
+        if any(wal) and _file_id(f"{place}-wal") == wal:
+            aside = f"{place}-wal-{wal[1]}"
+            os.rename(f"{place}-wal", aside)
+            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            logger.warning(problem, place, aside)
 
 
 def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
     """Locks a file, alone or with others, until what it returns is closed or the process ends;
     `None` if the locks of others still forbid that after *wait* seconds."""
     give_up = time.monotonic() + wait
-    while (locked := _try_lock(path, alone)) is None and time.monotonic() < give_up:
-        time.sleep(0.001)
-    return locked
-
-
-def _try_lock(path: str, alone: bool) -> contextlib.ExitStack | None:
-    with contextlib.ExitStack() as locked:
-        if sys.platform == "win32":
-            os.lstat(path)  # An error of SQLite's would not say that it is missing.
-            # A lock of SQLite's on an empty file.
-            connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-            locked.callback(connection.close)
-            connection.pragma("journal_mode", "memory")
-            with contextlib.suppress(apsw.BusyError):
+    while True:
+        busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
+        with contextlib.ExitStack() as locked, busy:
+            if sys.platform == "win32":
+                os.lstat(path)  # An error of SQLite's would not say that it is missing.
+                # A lock of SQLite's on an empty file.
+                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+                locked.callback(connection.close)
+                connection.pragma("journal_mode", "memory")
                 connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
-            return None
-        import fcntl
+            import fcntl
 
-        # Read-only: a job that writes into every open descriptor must not damage it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        locked.callback(os.close, descriptor)
-        with contextlib.suppress(BlockingIOError):
+            # Read-only: a job that writes into every open descriptor must not damage it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            locked.callback(os.close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
-    return None
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.001)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -4592,16 +4513,6 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
-def _free_space(path: str) -> int | None:
-    """Bytes that the disk of a file has left for this user; `None` if it does not say."""
-    if sys.platform == "win32":
-        import shutil
-
-        return shutil.disk_usage(os.path.dirname(path)).free
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
 def fill_standard_streams() -> None:
     """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
     file gets their number, and is written to by what is printed."""
@@ -4610,25 +4521,16 @@ def fill_standard_streams() -> None:
     os.close(number)
 
 
-_FROM_NODE: dict[Path, Path] = {}
-"""In a worker: where relative paths lead in the program of its node."""
-
-
-def _files_here() -> list[File]:
+def files_here() -> list[File]:
     """The files of this process, which other threads may be creating."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
-def relative_paths() -> dict[Path, Path]:
-    """Where relative paths of files lead in this program."""
-    return {file.given: file.path for file in _files_here() if not file.given.is_absolute()}
-
-
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there, also those of files that the import of the main program
-    has created already, in whatever folder the worker was started."""
+    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
+    of files that the import of the main program has created already."""
     _FROM_NODE.update(paths)
-    for file in _files_here():
+    for file in files_here():
         if file.given in paths:
             file.close()
             file.path = paths[file.given]
@@ -4641,19 +4543,16 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits."""
-
-    def hold(lock: threading.RLock) -> None:
-        lock.acquire()
-        _HELD_BY_FORK.append(lock)
-
+    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
+    a thread that holds a lock, to wait for: so no other thread may."""
+    files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    hold(_FORKS)
-    for file in _files_here():
-        hold(file.turn)
+    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+        held.acquire()
+        _HELD_BY_FORK.append(held)
+    for file in files:
         with contextlib.suppress(apsw.Error):
             file.close()
-    hold(_OPENING)  # A child has no copy of a thread that holds it, to wait for.
 
 
 def _release_after_fork() -> None:
@@ -4696,41 +4595,40 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if any(found) and _litejobs_has(found):
+    if litejobs_has(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
 def _refuse_beside_others(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process."""
+    """Refuses a file that something else than our SQLite has open in this process; where that
+    matters, and can be known."""
+    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
+        return
     give_up = time.monotonic() + 0.5
-    # Connections that other threads are just opening or closing are not listed.
-    while _has_descriptors_of(found) and not (
-        _litejobs_has(found) or _apsw_has(place, if_busy=True)
-    ):
+    while True:
+        there = set()
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                there.add(_stat_id(os.fstat(int(number))))
+        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+            return
+        # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
             problem = "something else in this process has the file open, sqlite3 it may be"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
-def _litejobs_has(found: FileId) -> bool:
-    return any(file.is_open_as(found) for file in _files_here())
+def litejobs_has(found: FileId) -> bool:
+    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    return any(found) and any(
+        file._connection is not None and found in file._ids[::2] for file in files_here()
+    )
 
 
-def _has_descriptors_of(found: FileId) -> bool:
-    """Whether a file is open in this process; where that matters, and can be known."""
-    if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
-        return False
-    for number in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):
-            if _stat_id(os.fstat(int(number))) == found:
-                return True
-    return False
-
-
-def _apsw_has(place: Path, if_busy: bool) -> bool:
+def apsw_has(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -5477,7 +5375,7 @@ def _check_no_other(file: File) -> None:
     """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
     the two libraries closes the file, the locks of the other are gone."""
     with _as_ours(file.path):
-        taken = _litejobs_has(_file_id(str(file.path))) or _apsw_has(file.path, if_busy=False)
+        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -7526,13 +7424,16 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         serves: Serves,
+        progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
-        """Settles jobs, and claims those that *choose* picks from the ready ones, in one
-        transaction."""
+        """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
+        in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
         with self.file.transaction() as tx:
+            if progress:
+                _keep_progress(tx, progress)
             settled, groups, again = _settle(tx, settlements)
             if again:
                 ready.version = None
@@ -7574,13 +7475,7 @@ class Store:
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
-            tx.connection.executemany(
-                """
-                UPDATE litejobs_job SET progress = ?
-                WHERE id = ? AND claim = ? AND state = 'running'
-                """,
-                [(text, *claim) for claim, text in progress.items()],
-            )
+            _keep_progress(tx, progress)
 
     # Stage, expire, admit and prune
 
@@ -7758,6 +7653,13 @@ class Store:
             names = json.dumps(sorted(serves.names))
             bindings = {"names": names, "queues": queues, "node": serves.node}
             return tx.execute(sql, bindings).get is not None
+
+
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+    tx.connection.executemany(
+        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
+        [(text, *claim) for claim, text in progress.items()],
+    )
 
 
 def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
@@ -9033,7 +8935,7 @@ class AsyncRunner:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, listen, exchange, watch, attend. Each job in hand is one Run. It never runs
+# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
@@ -9084,13 +8986,14 @@ class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
     process: Any
+    pid: int
     channel: Channel
     board: Board
     free: list[int]
     """The places on the board for further async jobs."""
+    sources: list[Any]
+    """What is waited for to notice it: its socket, and what tells of the death of a process."""
     lifeline: Connection | None = None
-    death: Any = None
-    """What one waits for to learn of the death of a process, beside its channel."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     left: float = math.inf
@@ -9114,22 +9017,12 @@ class Worker:
     broken: bool = False
     """Whether nothing more can be heard of it."""
     used: tuple[int | None, int | None] | None = None
-    """What it had used in the end: see `used_by`."""
+    """By the end; see `used_by`."""
 
     @property
     def is_process(self) -> bool:
         """Whether it can be killed."""
         return self.lifeline is not None
-
-    @property
-    def pid(self) -> int:
-        """The number of its process."""
-        return int(self.process.pid) if self.is_process else os.getpid()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What is waited for to notice it."""
-        return [source for source in (self.channel.socket, self.death) if source is not None]
 
     @property
     def dead(self) -> bool:
@@ -9216,8 +9109,9 @@ class Worker:
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
-            if self.death not in (None, self.process.sentinel):
-                os.close(self.death)
+            for source in self.sources[1:]:
+                if source != self.process.sentinel:
+                    os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
                 self.process._popen.returncode = UNKNOWN
@@ -9237,7 +9131,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
-            return Worker(thread, Channel(ours), board, free)
+            return Worker(thread, os.getpid(), Channel(ours), board, free, [ours])
         from multiprocessing import get_context
 
         context = get_context("spawn")
@@ -9250,12 +9144,14 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         opened.pop_all()
     theirs.close()
     lifeline.close()
+    pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        death: int | None = os.pidfd_open(process.pid or 0)
+        sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
-        # A pipe, which stays open in what the process has forked; then the next look shows it.
-        death = None if sys.platform == "win32" else process.sentinel
-    return Worker(process, Channel(ours), board, free, held, death)
+        if sys.platform != "win32":
+            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            sources.append(process.sentinel)
+    return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def used_by(pid: int) -> tuple[int | None, int | None]:
@@ -9304,15 +9200,22 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many have failed since one was ready."""
+    """How many in a row."""
     _failure: str = ""
-    """Why the last start failed."""
     _start_at: float = 0.0
     """When the next one may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Starts workers up to the number there should be; they hold the lock on the file
-        *presence*. A WorkerError says that none can be started."""
+        """Lets workers go that have run as many jobs as they may, and starts others, up to the
+        number there should be; they hold the lock on the file *presence*. A WorkerError says that
+        none can be started."""
+        for worker in self.workers:
+            if worker.left <= 0 and not worker.runs:
+                if worker.leaves_by == math.inf:
+                    worker.leaves_by = time.monotonic() + self.grace
+                    worker.channel.send("end")
+                elif time.monotonic() >= worker.leaves_by:
+                    worker.kill()
         if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
@@ -9327,32 +9230,21 @@ class WorkerPool:
             try:
                 worker = start_worker(self.code, presence, self.concurrency)
             except OSError as error:
-                self.start_failed(str(error), RESTART_PAUSE)
+                self.start_failed(str(error))
                 return
             worker.left = self.jobs_each
             self.workers.append(worker)
             yield worker
 
-    def start_failed(self, problem: str, pause: float) -> None:
+    def start_failed(self, problem: str) -> None:
         """The system lacks what a worker takes, or its source files are just being replaced:
         that may be different later. Those that fail during the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
-            self._start_at = now + pause * 2 ** min(self.failed_starts, 6)
+            self._start_at = now + RESTART_PAUSE * 2 ** min(self.failed_starts, 6)
             self.failed_starts += 1
             self._failure = problem
-
-    def dismiss(self) -> None:
-        """Lets workers go that have run as many jobs as they may, and others take their places."""
-        for worker in self.workers:
-            if worker.left > 0 or worker.runs:
-                continue
-            if worker.leaves_by == math.inf:
-                worker.leaves_by = time.monotonic() + self.grace
-                worker.channel.send("end")
-            elif time.monotonic() >= worker.leaves_by:
-                worker.kill()
 
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
@@ -9398,18 +9290,14 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
     other_names: frozenset[str],
-) -> bool:
+) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id, and says whether more may be ready."""
+    *plan*, by id."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
-    passed_over = False
-    while workers:
-        if (job := ready.peek()) is None:
-            # There may be more than what was read ahead.
-            return passed_over or ready.version is None
+    while workers and (job := ready.peek()):
         id, name = job
         more = estimate(name, durations)
         if is_async := name in async_names:
@@ -9422,9 +9310,8 @@ def assign(
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
-                break
+                return
             ready.pass_over(async_names if is_async else other_names)
-            passed_over = True
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9436,7 +9323,6 @@ def assign(
         worker.left -= 1
         if worker.left <= 0:
             del workers[which], loads[which], counts[which], places[which]
-    return True
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
@@ -9477,39 +9363,32 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def asked_to_end(run: Run, report: Report, registry: Registry, rng: random.Random) -> Report:
-    """The report of a job that may have been asked to end: then that counts, and not how it ended;
-    except when its node stops, then the worker knows."""
-    claimed = run.claimed
+def judged(
+    run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
+) -> Report:
+    """The report of a job that may have been asked to end, which counts more than how it ended;
+    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
             kind="cancelled", type="Cancelled", message="cancelled while it ran",
         )  # fmt: skip
-    if run.reason == "memory" and report.state != "completed":
-        limit = registry.options(claimed.name).max_memory or 0
-        problem = f"its worker used more than the {limit:,} bytes that it may"
-        return failed(claimed, report, ("memory", "TooMuchMemory", problem), registry, rng)
     if run.reason == "timeout":
+        kind, type = "timeout", "JobTimedOut"
         problem = f"it took longer than its timeout of {(claimed.timeout or 0) / 1e6:g} s"
         problem += f", and was granted {run.grace:g} s more to end"
-        return failed(claimed, report, ("timeout", "JobTimedOut", problem), registry, rng)
-    return report
-
-
-def failed(
-    claimed: Claimed,
-    report: Report,
-    error: tuple[str, str, str],
-    registry: Registry,
-    rng: random.Random,
-) -> Report:
-    """The report of a job that failed by this error, which is none of its own."""
-    judged = after_failure(claimed, registry.options(claimed.name).backoff, rng)
-    kind, type, message = error
+    elif run.reason == "memory" and report.state != "completed":
+        kind, type = "memory", "TooMuchMemory"
+        problem = f"its worker used more than the {options.max_memory or 0:,} bytes that it may"
+    elif crash:
+        kind, type, problem = "crash", "WorkerCrashed", crash
+    else:
+        return report
+    failed = after_failure(claimed, options.backoff, rng)
     return report._replace(
-        state=judged.state, delay=judged.delay, counted=True, result=None,
-        kind=kind, type=type, message=message,
+        state=failed.state, delay=failed.delay, counted=True, result=None,
+        kind=kind, type=type, message=problem,
     )  # fmt: skip
 
 
@@ -9584,22 +9463,18 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _maybe_ready: bool = True
-    """Whether there may be ready jobs that nobody has looked at."""
-    _no_room: bool = False
-    """Whether no worker had room for the next job, and none has got any since."""
+    _look_due: bool = True
+    """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
-    _settle_by: float = math.inf
-    """When that should be in the file."""
+    _exchange_by: float = math.inf
+    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
     _ended: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
-    _progress_by: float = math.inf
-    """When it should be."""
     _changes: int = 0
     """The number of others' commits that was seen."""
     _orphans: bool = False
@@ -9608,14 +9483,12 @@ class Supervisor:
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
     """Since when nothing could be claimed or settled."""
-    _locked: bool = False
-    """Whether others held the write lock in this turn, and since when they have in each."""
     _locked_since: float = math.inf
+    """Since when others have held the write lock, in each turn."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    _refill_at: float = math.inf
-    """When the rate of a queue lets the next job start."""
+    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9635,6 +9508,7 @@ class Supervisor:
         IN_FORKS[self.pool] = WorkerPool.let_go
         own: dict[str, tuple[float, Duty]] = {
             "look": (POLL_INTERVAL, self._look),
+            "see_workers": (POLL_INTERVAL, self._see_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9660,14 +9534,11 @@ class Supervisor:
         self._give_up_at = math.inf
         self.joined.set()
         try:
-            self._spawn()
-            self._unless_locked(self._duties.attend)
             while not self._done():
                 self._spawn()
-                self._listen()
-                self._unless_locked(self._keep_progress, self._exchange)
                 self._watch()
-                self._unless_locked(self._duties.attend)
+                self._listen()
+                self._unless_locked(self._duties.attend, self._exchange)
         finally:
             self._leave()
 
@@ -9687,19 +9558,21 @@ class Supervisor:
         only for a slice in each turn."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
-        return waited < LOCK_SLICE and not self._locked
+        return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
         """Takes steps that need the write lock; if others hold it, they stay to be done."""
-        try:
-            for step in steps:
+        busy: BusyError | None = None
+        for step in steps:
+            try:
                 step()
-        except BusyError as error:
-            now = time.monotonic()
-            self._locked, self._locked_since = True, min(self._locked_since, now)
-            if now - self._locked_since > BUSY_TIMEOUT:
-                logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, error)
-                self._locked_since = now
+            except BusyError as error:
+                busy = error
+        now = time.monotonic()
+        self._locked_since = min(self._locked_since, now) if busy else math.inf
+        if now - self._locked_since > BUSY_TIMEOUT:
+            logger.error("nothing was claimed or settled for %.0f s: %s", BUSY_TIMEOUT, busy)
+            self._locked_since = now
 
     # Join and leave
 
@@ -9732,7 +9605,7 @@ class Supervisor:
             # not keep it for ever.
             rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._maybe_ready or busy:
+        if self.until is None or self._look_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -9773,10 +9646,11 @@ class Supervisor:
             logger.error("what threads that were left behind did is lost: %s", error)
 
     def _settle_last(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, progress = self._pending, self._progress
+        self._pending, self._progress = [], {}
         try:
-            if pending:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves)
+            if pending or progress:
+                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9789,15 +9663,12 @@ class Supervisor:
             for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node)
-            self._keep_progress()
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        """Starts workers up to the number there should be."""
-        self.pool.dismiss()
         presence = self.store.file.presence_path(self._node)
         for worker in () if self._stops else self.pool.spawn(presence):
             for source in worker.sources:
@@ -9810,19 +9681,11 @@ class Supervisor:
         patience = self._patience()
         self._expected_at = time.monotonic() + patience
         self._receive_all(patience)
-        if time.monotonic() >= self._refill_at:
-            self._refill_at = math.inf
-            self._look_for_jobs()
-        if not self._locked:
-            self._locked_since = math.inf
-        self._locked = False
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._duties.soonest, self._settle_by, self._progress_by, self._refill_at]
-        due.append(self._watch_at)
-        if self._may_exchange():
-            due.append(self._quiet_until)
+        exchange_at = 0.0 if self._may_exchange() else self._exchange_by
+        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and not isinstance(self.pool.code, Program):
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
@@ -9844,25 +9707,17 @@ class Supervisor:
         for key, _ in selected:
             worker = key.data
             if worker is None:
-                self._wake_up()
+                with contextlib.suppress(OSError):
+                    for _ in range(DRAINED):
+                        self._wakeup.recv(16)
+                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                    time.sleep(WAKE_REST)
+                self._false_wakes += 1
+                self._duties.call("look")
             elif worker in self.pool.workers:
                 self._receive(worker)
-                if (worker.broken or key.fileobj == worker.death) and worker.dead:
+                if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
                     self._reap(worker)
-
-    def _wake_up(self) -> None:
-        """Looks for what was committed; a flood of datagrams is not worth a look each."""
-        if self._false_wakes >= FALSE_WAKES:
-            time.sleep(WAKE_REST)
-        with contextlib.suppress(OSError):
-            for _ in range(DRAINED):
-                self._wakeup.recv(16)
-        try:
-            self._false_wakes = 0 if self._see_changes() else self._false_wakes + 1
-        except FileReplacedError:
-            raise
-        except FileError:
-            self._look_for_jobs()  # The next use of the file raises it again.
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
         messages, reports = worker.receive(dead)
@@ -9871,7 +9726,7 @@ class Supervisor:
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
-                    self._no_room = False
+                    self._look_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
@@ -9879,9 +9734,9 @@ class Supervisor:
                     if not self.pool.had_any:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
-                    if not self._progress:
-                        self._progress_by = time.monotonic() + PROGRESS_INTERVAL
                     self._progress[id, claim] = text
+                    soon = time.monotonic() + PROGRESS_INTERVAL
+                    self._exchange_by = min(self._exchange_by, soon)
         for number, report in reports:
             if run := worker.take(number):
                 name, took = run.claimed.name, report.took
@@ -9889,7 +9744,7 @@ class Supervisor:
                 self._durations[name] = expected + 0.2 * (took - expected)
                 self._announce(run, report.started_at)
                 if run.reason is not None:
-                    report = asked_to_end(run, report, self.registry, self._rng)
+                    report = judged(run, report, self.registry, self._rng)
                 self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
@@ -9900,7 +9755,7 @@ class Supervisor:
         if self._stops > 1:
             worker.blameless = True
         if not worker.ready and not self._stops:
-            self.pool.start_failed(worker.failure, RESTART_PAUSE if self.pool.had_any else 0.0)
+            self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
                 self._settle_died(run)
@@ -9911,13 +9766,9 @@ class Supervisor:
             self._selector.unregister(source)
         worker.close()
 
-    def _look_for_jobs(self) -> None:
-        """There may be ready jobs, and room for them."""
-        self._maybe_ready, self._no_room = True, False
-
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -9932,7 +9783,7 @@ class Supervisor:
                 if event.kind in self._wanted:
                     self._ended.append(event)
         if not self._pending:
-            self._settle_by = time.monotonic() + SETTLE_WITHIN
+            self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
 
     def _give_back(self, run: Run) -> None:
@@ -9955,10 +9806,8 @@ class Supervisor:
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
-        if run.reason in (None, "stop") and not worker.blameless:
-            error = "crash", "WorkerCrashed", exit_description(exit_code)
-            report = failed(run.claimed, report, error, self.registry, self._rng)
-        self._settle(run, asked_to_end(run, report, self.registry, self._rng))
+        crash = "" if worker.blameless else exit_description(exit_code)
+        self._settle(run, judged(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -9971,20 +9820,6 @@ class Supervisor:
         ended, self._ended = self._ended, []
         for event in ended:
             self.events.emit(event)
-
-    def _keep_progress(self) -> None:
-        """Stores the progress of jobs: soon, and before they are settled."""
-        due = self._pending or time.monotonic() >= self._progress_by
-        if not self._progress or not due:
-            return
-        progress, self._progress, self._progress_by = self._progress, {}, math.inf
-        try:
-            self.store.keep_progress(progress)
-        except (BusyError, FileReplacedError):
-            self._progress, self._progress_by = progress, time.monotonic()
-            raise
-        except FileError as error:
-            logger.error("the progress of %d jobs could not be kept: %s", len(progress), error)
 
     def _exchange(self) -> None:
         """Settles all that came back and claims all that fits, in one transaction."""
@@ -10002,10 +9837,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            self._no_room = True
-            self._maybe_ready = assign(
-                plan, workers, ready, durations, names, self.serves.names - names
-            )
+            assign(plan, workers, ready, durations, names, self.serves.names - names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10017,7 +9849,9 @@ class Supervisor:
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
                 self._orphans = False
-            done = self.store.exchange(self._pending, self._node, choose, self.serves)
+            done = self.store.exchange(
+                self._pending, self._node, choose, self.serves, self._progress
+            )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
@@ -10025,13 +9859,14 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if done.again_at is not None:
-            self._refill_at = time.monotonic() + (done.again_at - self.clock()) / 1e6
         if any(report.state in LATER for _, report in self._pending):
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._pending, self._settle_by = [], math.inf
+        self._look_due, self._pending, self._progress = False, [], {}
+        self._exchange_by = math.inf
+        if done.again_at is not None:
+            self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
         runs = defaultdict[Worker, list[Run]](list)
         for claimed in done.claimed:
             worker = plan[claimed.id]
@@ -10050,18 +9885,16 @@ class Supervisor:
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if not pending and (self._stops or self._no_room or not self._maybe_ready):
+        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+            return True
+        if not pending and (self._stops or not self._look_due):
             return False
         workers = self.pool.at_work()
         for worker in workers:
             if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
                 return True
-        if self._stops:
-            return True
         # While all are at work, more results will come along.
-        if pending:
-            return pending >= ENOUGH or time.monotonic() >= self._settle_by
-        return any(worker.free for worker in workers)
+        return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _put_off(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
@@ -10069,6 +9902,7 @@ class Supervisor:
         what is left, and tries again in a while; but not for ever, where the node is to end by
         itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
+            self._progress.clear()
             try:
                 self.store.settle_each(self._pending)
             except BusyError:
@@ -10082,10 +9916,9 @@ class Supervisor:
             raise error
         self._duties.log("the exchange", error)
         self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_for_jobs()
+        self._look_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
-        self._settle_by = self._quiet_until if self._pending else math.inf
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
     # stops, are asked to end, and have the grace for it; then their worker is killed.
@@ -10212,25 +10045,12 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _look(self, duties: Duties) -> None:
-        """Sees what was committed without a wake-up, and which workers died unnoticed."""
-        for worker in list(self.pool.workers):
-            if worker.dead:
-                self._reap(worker)
-        self._see_changes()
-        if self.store.nodes.renew(self._node):
-            logger.error(
-                "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self.store.file.presence_path(self._node),
-            )  # fmt: skip
-            self.pool.replace()
-
-    def _see_changes(self) -> bool:
-        """Whether others have committed something since the last look."""
+        """Looks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
-            return False
+            return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
-        self._changes = changes
+        self._changes, self._false_wakes = changes, 0
         self._wake()
         if self.events.wants("queue_paused") or self.events.wants("queue_resumed"):
             paused = frozenset(each.name for each in self.store.queues().values() if each.paused)
@@ -10239,7 +10059,18 @@ class Supervisor:
                 self._duties.emit("queue_paused", queue=queue)
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
-        return True
+
+    def _see_workers(self, duties: Duties) -> None:
+        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        for worker in list(self.pool.workers):
+            if worker.dead:
+                self._reap(worker)
+        if self.store.nodes.renew(self._node):
+            logger.error(
+                "%s was removed, and is made anew: workers are replaced when they have ended"
+                " their jobs, so that all hold it", self.store.file.presence_path(self._node),
+            )  # fmt: skip
+            self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
@@ -11002,7 +10833,8 @@ class LiteJobs:
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
-        paths = {**relative_paths(), self.store.file.given: self.path}
+        paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
+        paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
         program = Program(places, self.state, home, self.clock, around, paths, level)
         for layer in (*self.middleware.runs, *self.middleware.enqueues):

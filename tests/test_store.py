@@ -1204,7 +1204,9 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
                 patched.setattr(os, "stat", out_of_order)
                 patched.setattr(os, "access", lambda *path: False)
 
-            with pytest.raises(OutcomeUnknownError, match=r"jobs\.db: whether a commit went to"):
+            with pytest.raises(
+                OutcomeUnknownError, match=r"jobs\.db: a commit failed .*may be there or not"
+            ):
                 store.group_commit.commit(enqueue_and_go_blind)
             with pytest.raises(FileError, match=r"jobs\.db: .*Input/output error"):
                 put(store, [new()])

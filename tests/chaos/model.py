@@ -68,9 +68,8 @@ from litejobs import (
     Snooze,
     TurnedClock,
     Unique,
-    asked_to_end,
     define,
-    failed,
+    judged,
     not_begun,
     store_backoff,
     store_progress,
@@ -1227,14 +1226,12 @@ class LifeOfJobs(RuleBasedStateMachine):
             return not_begun(self.clock(), cancelled=False)
         self.acts[claimed.id] = act
         report = self.executor.run(claimed, lambda: "stop" if act == "stop" else None)
-        if act == "crash":
-            crashed = "crash", "WorkerCrashed", "of course"
-            return failed(claimed, report, crashed, self.registry, self.rng)
-        if act in ("timeout", "asked"):
+        if act in ("crash", "timeout", "asked"):
             nobody: Any = None
             run = litejobs.Run(0, claimed, nobody, 0.0)
-            run.reason = "cancel" if act == "asked" else "timeout"
-            return asked_to_end(run, report, self.registry, self.rng)
+            reasons: dict[str, Any] = {"timeout": "timeout", "asked": "cancel"}
+            run.reason = reasons.get(act)
+            return judged(run, report, self.registry, self.rng, "of course")
         return report
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
