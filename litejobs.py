@@ -74,7 +74,6 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -3038,17 +3037,11 @@ class Report(NamedTuple):
     output: str = ""
 
     @property
-    def brief(self) -> bool:
-        """Whether only the times differ from the defaults."""
-        return self[3:] == _DEFAULTS
-
-    @property
     def error(self) -> str | None:
         """Type and first line of what went wrong."""
         return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
 
 
-_DEFAULTS = Report()[3:]
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
@@ -7996,16 +7989,17 @@ def rescue(duties: Duties) -> None:
         for id, name, pid in order:
             if duties.store.nodes.is_alive(id):
                 break
-            _rescue(duties, id, name, pid)
+            take_over(duties, id, name, pid)
 
 
 def rescue_from_unlisted(duties: Duties) -> None:
     """Takes over the jobs of nodes that are neither alive nor listed."""
     for id in duties.store.nodes.unlisted():
-        _rescue(duties, id, str(id), 0)
+        take_over(duties, id, str(id), 0)
 
 
-def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
+def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
+    """Takes over the jobs of a node, if none of its processes is left."""
     if not (lost := duties.store.nodes.rescue(id)):
         return
     logger.warning("rescued %d jobs of node %s (pid %d)", len(lost), node, pid)
@@ -8018,22 +8012,6 @@ def _rescue(duties: Duties, id: int, node: str, pid: int) -> None:
             duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
-def fire(duties: Duties) -> float | None:
-    """Enqueues the jobs of schedules that are due."""
-
-    def emit(schedule: Schedule, jobs: list[int]) -> None:
-        for job in jobs:
-            duties.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
-
-    return duties.do_due(lambda now: duties.store.schedules.fire(now, emit))
-
-
-def admit(duties: Duties) -> None:
-    """Makes blocked jobs ready whose key became free unnoticed."""
-    if duties.store.admit():
-        duties.on_ready()
-
-
 def prune(duties: Duties) -> float | None:
     """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
     time, with pauses nine times as long for others to write."""
@@ -8042,22 +8020,23 @@ def prune(duties: Duties) -> float | None:
     return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
 
 
-def fold_metrics(duties: Duties) -> float | None:
-    """Adds up old minutes of metrics into hours, one at a time."""
-    return 1.0 if duties.store.meter.fold(duties.store.clock()) else None
-
-
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
     "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
-    "fire": (60.0, fire),
+    "fire": (
+        60.0,
+        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+    ),
     "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, admit),
+    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (600.0, fold_metrics),
+    "fold_metrics": (
+        600.0,
+        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+    ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
 """By name: an interval in seconds, and what is done."""
@@ -8075,13 +8054,10 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
-    _due: dict[str, float] = attrs.field(init=False)
+    _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
     """By what failed: when it may be logged again, and the interval before that."""
-
-    def __attrs_post_init__(self) -> None:
-        self._due = dict.fromkeys(self.table, 0.0)
 
     def do(self, *names: str) -> None:
         """Does these now."""
@@ -8097,15 +8073,14 @@ class Duties:
     @property
     def soonest(self) -> float:
         """When the next one is due."""
-        return min(self._due.values())
+        return min(self._due[name] for name in self.table)
 
     def attend(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
         soon = time.monotonic() + EARLIEST
-        for name, due in list(self._due.items()):
-            if due > soon:
+        for name, (interval, duty) in self.table.items():
+            if self._due[name] > soon:
                 continue
-            interval, duty = self.table[name]
             try:
                 wanted = duty(self)
             except (BusyError, FileReplacedError):
@@ -8123,6 +8098,11 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def fired(self, schedule: Schedule, jobs: list[int]) -> None:
+        """Emits that a schedule has enqueued jobs."""
+        for job in jobs:
+            self.emit("schedule_fired", job=job, name=schedule.definition, schedule=schedule.name)
 
     def emit(self, kind: EventKind, **fields: Any) -> None:
         """Emits an event of this node, with these fields of `Event`."""
@@ -8159,37 +8139,38 @@ THAW = (
 )
 
 
-@attrs.frozen
-class Program:
-    """The code of a program, as its workers find it."""
-
-    places: dict[str, tuple[str, str]]
-    """By name of the definition: its module, and its path in there."""
-    state: Callable[[], Any] | None
-    home: Callable[[], Any]
-    """Makes the queue for definitions that no import has registered."""
-    clock: Clock
-    around: tuple[AroundRun, ...] = ()
-    """The middleware around every run."""
-    paths: Mapping[Path, Path] = {}
-    """By relative path of a file: the absolute one, since workers may start in another folder."""
-    log_level: int | None = None
-
-    def executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """Imports the modules, and makes the executor of the program's jobs in this process."""
-        registry = Registry()
-        use_relative_paths(self.paths)
-        token = IMPORTING.set(True)
-        for name, (module, path) in self.places.items():
-            registry.add(_definition_at(importlib.import_module(module), path, name))
-        IMPORTING.reset(token)
-        registry.frozen = True
-        gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
-        for body in {definition.body for definition in registry}:
-            body.home = body.home or self.home()
-        if self.log_level is not None:
-            log_to_stderr(self.log_level)  # Unless the program has set up logging itself.
-        return executor(registry, self.state, self.clock, NOWHERE, self.around)
+def load_program(
+    places: Mapping[str, tuple[str, str]],
+    make_state: Callable[[], Any] | None,
+    home: Callable[[], Any],
+    clock: Clock,
+    around: tuple[AroundRun, ...],
+    paths: Mapping[Path, Path],
+    log_level: int | None,
+) -> contextlib.AbstractContextManager[Executor]:
+    """What runs a program's jobs in a worker process. Imports the modules of its definitions:
+    *places* has by name the module, and the path in there. *home* makes the queue for those that
+    no import has registered. *paths* leads from relative paths of files to absolute ones, since
+    workers may start in another folder."""
+    registry = Registry()
+    use_relative_paths(paths)
+    token = IMPORTING.set(True)
+    for name, (module, path) in places.items():
+        found = _at(importlib.import_module(module), path)
+        definition, holder = definition_of(found), getattr(found, "registry", None)
+        if definition is None or definition.name != name:
+            definition = holder.by_name.get(name) if isinstance(holder, Registry) else None
+        if definition is None:
+            raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
+        registry.add(definition)
+    IMPORTING.reset(token)
+    registry.frozen = True
+    gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    for body in {definition.body for definition in registry}:
+        body.home = body.home or home()
+    if log_level is not None:
+        log_to_stderr(log_level)  # Unless the program has set up logging itself.
+    return executor(registry, make_state, clock, NOWHERE, around)
 
 
 @contextlib.contextmanager
@@ -8214,17 +8195,6 @@ def executor(
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-
-
-def _definition_at(module: ModuleType, path: str, name: str) -> AnyDefinition:
-    found = _at(module, path)
-    definition = definition_of(found)
-    if definition is not None and definition.name == name:
-        return definition
-    registry = getattr(found, "registry", None)
-    if isinstance(registry, Registry) and (definition := registry.by_name.get(name)):
-        return definition
-    raise DefinitionError(name, f"not at {module.__name__}.{path} when a worker looked there")
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -8280,12 +8250,8 @@ def check_frozen() -> None:
         if name.partition(".")[0] not in {*sys.stdlib_module_names, __name__}:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
-    for code in codes:  # It grows meanwhile.
-        if isinstance(code, types.CodeType):
-            if "freeze_support" in code.co_names:
-                return
-            codes.extend(code.co_consts)
-    raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+    if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
 
 
 ################################################################################
@@ -8297,10 +8263,32 @@ def check_frozen() -> None:
 # and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a node to end. Its workers leave that to it."""
+STOP_SIGNALS: Mapping[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
 LONGEST_MESSAGE = 2**30
 """Bytes: a message that claims to be longer was written into the channel by a job."""
+
+
+def pack(*message: Any) -> bytes:
+    """A message, after its length."""
+    packed = marshal.dumps(message)
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Takes the whole messages out of what has arrived."""
+    while len(arrived) >= 4:
+        end = 4 + int.from_bytes(arrived[:4], "big")
+        if end > LONGEST_MESSAGE:
+            raise ValueError("not a message of litejobs")
+        if len(arrived) < end:
+            return
+        message = marshal.loads(arrived[4:end])
+        del arrived[:end]
+        yield message
 
 
 @attrs.define(eq=False, repr=False)
@@ -8313,11 +8301,10 @@ class Channel:
     _received: bytearray = attrs.field(factory=bytearray)
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
-    def send(self, what: str, *fields: Any) -> None:
-        """Sends a message after its length, or keeps what the socket does not take."""
-        message = marshal.dumps((what, *fields))
+    def send(self, *message: Any) -> None:
+        """Sends a message, or keeps what the socket does not take."""
         with self._lock:
-            self.unsent += len(message).to_bytes(4, "big") + message
+            self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
@@ -8332,7 +8319,6 @@ class Channel:
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
         """The messages that arrive; on the supervisor's end, those that have arrived."""
-        arrived = self._received
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8340,16 +8326,8 @@ class Channel:
                 return
             if not data:
                 raise EOFError
-            arrived += data
-            while len(arrived) >= 4:
-                end = 4 + int.from_bytes(arrived[:4], "big")
-                if end > LONGEST_MESSAGE:
-                    raise ValueError("not a message of litejobs")
-                if len(arrived) < end:
-                    break
-                message = marshal.loads(arrived[4:end])
-                del arrived[:end]
-                yield message
+            self._received += data
+            yield from unpack(self._received)
 
 
 # The board
@@ -8360,9 +8338,6 @@ OUTPUT_LIMIT = 4_096
 """Bytes that are kept of what a job writes."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
 """Bytes that are kept meanwhile: by the first one it shows that there was more."""
-REPORT = struct.Struct("=5q")
-"""A report on the board: the number of the job, the three times of a Report, and the bytes of its
-other fields, which follow if they are not the defaults."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
 """Words of the board. The last three are of the plain job that runs; three more follow for each
 place of an async job: its number, when it began, and which one was asked to end."""
@@ -8377,20 +8352,19 @@ class Board:
         """Of a worker with so many places for async jobs: a thread, or a process of this
         multiprocessing context, in which memory and lock are *shared* already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
-        if shared is None and context is None:
-            shared = bytearray(size), threading.Lock()
-        elif shared is None:
-            shared = context.RawArray("B", size), context.Lock()
-        self.places = range(1, concurrency + 1)
+        if shared is None:
+            memory = context.RawArray("B", size) if context else bytearray(size)
+            shared = memory, (context or threading).Lock()
+        self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
         # First the outbox: a job that writes to all that it finds open writes to the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = b""  # Reports that the supervisor has taken away and not returned yet.
+        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Board, (len(self.places), None, self._shared)
+        return Board, (self.concurrency, None, self._shared)
 
     # The worker's side
 
@@ -8418,12 +8392,6 @@ class Board:
     def fits(self, report: bytes) -> bool:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
-
-    def unless_running(self, act: Callable[[], object]) -> None:
-        """Calls a function while no plain job can begin; not while one runs."""
-        with self._lock:
-            if not self._words[_NUMBER]:
-                act()
 
     def asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
@@ -8479,22 +8447,16 @@ class Board:
             if locked:
                 self._lock.release()
 
-    def collect(self, dead: bool = False) -> list[tuple[int, Report]]:
-        """Takes the reports away, each with the number of its job."""
+    def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Takes the reports away: messages, as in the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
-                    self._take()
-        taken, self._taken = self._taken, b""
-        place, reports = 0, []
-        while place < len(taken):
-            number, report, place = read_report(taken, place)
-            reports.append((number, report))
-        return reports
-
-    def _take(self) -> None:
-        self._taken += bytes(self._outbox[: self._words[_USED]])
-        self._words[_USED] = 0
+                    self._taken += self._outbox[: self._words[_USED]]
+                    self._words[_USED] = 0
+        yield from unpack(self._taken)
+        if self._taken:
+            raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
         """Takes back all plain jobs with lower numbers that have not started; returns the number
@@ -8503,8 +8465,10 @@ class Board:
         with self.held() as locked:
             if not locked:
                 return None
-            self._words[_REVOKED] = until
-            self._take()
+            words = self._words
+            words[_REVOKED] = until
+            self._taken += self._outbox[: words[_USED]]
+            words[_USED] = 0
             return self.running
 
     def ask(self, number: int, place: int, why: Reason) -> bool:
@@ -8514,20 +8478,6 @@ class Board:
                 return False
             self._words[_ASKED + 3 * place] = number * len(REASONS) + REASONS.index(why)
         return True
-
-
-def write_report(number: int, report: Report) -> bytes:
-    """A report as it stands on the board."""
-    rest = b"" if report.brief else marshal.dumps(report[3:])
-    return REPORT.pack(number, *report[:3], len(rest)) + rest
-
-
-def read_report(data: bytes, place: int) -> tuple[int, Report, int]:
-    """The job's number, its report, and the place behind it."""
-    number, started_at, finished_at, took, length = REPORT.unpack_from(data, place)
-    place += REPORT.size
-    rest = marshal.loads(data[place : place + length]) if length else ()
-    return number, Report(started_at, finished_at, took, *rest), place + length
 
 
 def end_of(output: bytes, text: str) -> bytes:
@@ -8557,6 +8507,7 @@ def peak_memory(pid: int) -> int | None:
 
 # The life of a worker
 
+MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 """What the async job that runs here has written: it is not the job that the board knows."""
 
@@ -8601,7 +8552,7 @@ def spawning() -> Iterator[None]:
 
 
 def work_in_child(
-    connection: socket.socket, lifeline: Connection, board: Board, presence: str, program: Program
+    connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
     """The whole life of a worker process, which holds the lock on the file *presence*. It dies
     with its supervisor, and of nothing else by mistake."""
@@ -8609,8 +8560,7 @@ def work_in_child(
         # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
         # whatever the job starts can be killed with it.
         os.setpgid(0, 0)
-    defaults: Any = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
+    for number, default in STOP_SIGNALS.items():
         # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
@@ -8639,23 +8589,18 @@ def work_in_child(
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
     with hold(presence):
-        work(connection, board, program.executor, time.process_time_ns)
+        work(connection, board, make, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
     """Kills a worker with all that it started, at once; or, if it is not *alive*, what
     it left behind (another process may have its number by now)."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if alive:
-                os.kill(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill) if alive else (os.killpg,):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
-
-
-MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 
 
 def work(
@@ -8664,19 +8609,15 @@ def work(
     """Makes what jobs need, says so, and runs them until no more will come."""
     connection.setblocking(True)  # Whatever default the program has set for sockets.
     channel = Channel(connection)
-    own_process = threading.current_thread() is threading.main_thread()
     with contextlib.ExitStack() as closing:
-        if not own_process:
+        if threading.current_thread() is not threading.main_thread():
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            restore, to_folder = surroundings(connection, own_process)
-            runner = JobRunner(channel, board, executor, restore, cpu_clock)
+            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
-            if board.places:
-                beside = AsyncRunner(runner, to_folder, own_process)
-                batches = beside.read()
-                closing.callback(beside.close)
+            if board.concurrency:
+                batches = closing.enter_context(runner.beside())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8698,15 +8639,19 @@ putting back what jobs change 2.)"""
 
 @attrs.define(eq=False, repr=False)
 class JobRunner:
-    """Runs a worker's plain jobs, one after another, and reports on all of them."""
+    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
+    in a thread with an event loop."""
 
     channel: Channel
     board: Board
     executor: Executor
-    _restore: Callable[[bool], bool]
-    _cpu_clock: Callable[[], int]
+    restore: Callable[[], bool]
+    cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
     """By the job's id, of those that have reported progress."""
+    _loop: Any = None
+    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
+    """By number, of async jobs."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """What the supervisor sends, until no more will come."""
@@ -8718,13 +8663,8 @@ class JobRunner:
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
         """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
-        channel, board, restore, cpu_clock = (
-            self.channel,
-            self.board,
-            self._restore,
-            self._cpu_clock,
-        )
-        if not restore(True):
+        channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
+        if not restore():
             return False
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
@@ -8745,12 +8685,13 @@ class JobRunner:
                     output = board.output_of(number)
                     made = made._replace(cpu=used[0], memory=used[1], output=output)
                 board.mark_cpu(cpu_clock())
-            report = write_report(number, made)
+            message = "report", number, made[:]
+            report = pack(*message)
             if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
                 # Through the channel it comes after the last progress of the job.
-                channel.send("report", report)
+                channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore(took > SHORT_RUN):
+            if took > HARMLESS and not restore():
                 board.step(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
         board.step(report, 0)
@@ -8771,139 +8712,75 @@ class JobRunner:
         reporter.close()
         return True
 
-
-SIGNALS = tuple(
-    int(getattr(signal, f"SIG{name}"))
-    for name in ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
-    if hasattr(signal, f"SIG{name}")
-)
-"""Those whose handlers are the same for each job that a worker runs."""
-
-
-def surroundings(
-    connection: socket.socket, own_process: bool
-) -> tuple[Callable[[bool], bool], Callable[[], object]]:
-    """Two functions that put back what jobs have changed of their process. One puts back signal
-    handlers and folder, or *all*, as is done for each batch and after jobs that were not short;
-    false, if that, the connection or the standard streams are not as they were. The other one puts
-    back the folder alone. Threads have none of these of their own."""
-    number, look = connection.fileno(), os.fstat
-    file = None if sys.platform == "win32" else _stat_id(look(number))
-    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not that of signal, which takes ten times as long, for an enum of each.
-    handler_of = importlib.import_module("_signal").getsignal
-    handlers = [(each, handler_of(each)) for each in SIGNALS]
-    masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
-    umask = os.umask(0o077) if own_process else 0
-    # By descriptor it takes half as long, and finds a folder that was renamed.
-    by_number = hasattr(os, "fchdir")
-    enter: Any = (os.fchdir, os.open(".", os.O_RDONLY)) if by_number else (os.chdir, os.getcwd())
-    to_folder = functools.partial(*enter) if own_process else (lambda: None)
-
-    def restore(all: bool) -> bool:
-        try:
-            for stream in streams:
-                if stream.closed:
-                    return False
-            if file is not None and _stat_id(look(number)) != file:
-                return False
-            if not own_process:
-                return True
-            if all:
-                os.umask(umask)
-                if masks:
-                    signal.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for each, handler in handlers:
-                if handler_of(each) != handler:
-                    signal.signal(each, handler)
-            to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
-            return False
-        return True
-
-    return restore, to_folder
-
-
-@attrs.define(eq=False, repr=False)
-class AsyncRunner:
-    """Runs a worker's async jobs, many at a time, in a thread with an event loop. Another thread
-    reads the channel, also while a job blocks the loop."""
-
-    _jobs: JobRunner
-    _to_folder: Callable[[], object]
-    _own_process: bool
-    _runner: Any = attrs.field(init=False)
-    """An asyncio.Runner."""
-    _thread: threading.Thread = attrs.field(init=False)
-    _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number."""
-    _closed: bool = False
-
-    def read(self) -> Iterator[Any]:
-        """Begins to run and to read; returns the batches of plain jobs."""
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Iterator[Any]]:
+        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
+        channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
-        self._runner = asyncio.Runner()
-        loop = self._runner.get_loop()
+        closed = threading.Event()
 
         def run_loop() -> None:
-            while not self._closed:
+            while not closed.is_set():
                 try:
-                    loop.run_forever()
+                    self._loop.run_forever()
                 except BaseException:
                     # What a handler's own task raises must not end those of others.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
             try:
-                for what, *fields in self._jobs.messages():
+                for what, *fields in self.messages():
                     if what == "run":
                         batches.put(*fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
-                        loop.call_soon_threadsafe(act, *fields)
+                        self._loop.call_soon_threadsafe(act, *fields)
             except BaseException:  # Out of memory, say.
-                logger.exception("a worker cannot run its async jobs")
-                if self._own_process:
-                    os._exit(1)
+                logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        self._thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
-        self._thread.start()
-        threading.Thread(target=read, daemon=True).start()
-        return iter(batches.get, None)
+        with asyncio.Runner() as runner:  # It cancels what still runs.
+            self._loop = runner.get_loop()
+            thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
+            thread.start()
+            try:
+                threading.Thread(target=read, daemon=True).start()
+                yield iter(batches.get, None)
+            finally:
+                closed.set()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join()
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with contextlib.suppress(OSError):
-                self._jobs.board.unless_running(self._to_folder)
+            with self.board.held():  # No plain job begins meanwhile.
+                if not self.board.running:
+                    self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._runner.get_loop().create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
         """Cancels a task that was asked to end, in so many seconds."""
         if within > 0:
-            self._runner.get_loop().call_later(within, self._cancel, number, 0.0)
+            self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
             task, claimed = self._tasks[number]
             if task.cancel():
-                self._jobs.executor.noticed.add(claimed[:2])
+                self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        jobs = self._jobs
-        asked = functools.partial(jobs.board.asked, number, place)
+        asked = functools.partial(self.board.asked, number, place)
         if asked():
             return GIVEN_BACK
-        jobs.board.begin(number, place)
+        self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await jobs.executor.run_async(claimed, asked, jobs.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -8912,23 +8789,60 @@ class AsyncRunner:
     def _ended(self, number: int, task: Any) -> None:
         """A task is over. If it never began its job, that was asked to end already, or another
         job's handler has cancelled all the tasks that it found."""
-        jobs = self._jobs
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
-            now = jobs.executor.clock()
+            now = self.executor.clock()
             report = report._replace(started_at=now, finished_at=now)
         _, claimed = self._tasks.pop(number)
-        jobs.executor.noticed.discard(claimed[:2])
-        jobs.end_progress(claimed.id)
-        jobs.channel.send("report", write_report(number, report))
+        self.executor.noticed.discard(claimed[:2])
+        self.end_progress(claimed.id)
+        self.channel.send("report", number, report[:])
 
-    def close(self) -> None:
-        """Ends the loop; what still runs in it is cancelled."""
-        self._closed = True
-        loop = self._runner.get_loop()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        self._runner.close()
+
+def surroundings(connection: socket.socket) -> Callable[[], bool]:
+    """Makes a function that puts back what jobs have changed of their process: signal handlers and
+    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
+    done, or if the connection or a standard stream is not as it was."""
+    number = connection.fileno()
+    file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
+    streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
+    # Not the module signal, which takes ten times as long, for an enum of each.
+    plain = importlib.import_module("_signal")
+    names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
+    numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
+    handlers = [(each, plain.getsignal(each)) for each in numbers if each]
+    own_process = threading.current_thread() is threading.main_thread()
+    masks = own_process and hasattr(signal, "pthread_sigmask")
+    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    umask = os.umask(0o077) if own_process else 0
+    if hasattr(os, "fchdir"):
+        # By descriptor it takes half as long, and finds a folder that was renamed.
+        to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
+    else:
+        to_folder = functools.partial(os.chdir, os.getcwd())
+
+    def restore() -> bool:
+        try:
+            for stream in streams:
+                if stream.closed:
+                    return False
+            if file is not None and _stat_id(os.fstat(number)) != file:
+                return False
+            if not own_process:
+                return True
+            os.umask(umask)
+            if masks:
+                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for each, handler in handlers:
+                if plain.getsignal(each) != handler:
+                    plain.signal(each, handler)
+            to_folder()
+        except BaseException:  # Also what the last job's handler of a signal raises.
+            return False
+        return True
+
+    return restore
 
 
 ################################################################################
@@ -8949,7 +8863,7 @@ ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
 UNKNOWN = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError, struct.error
+GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -9074,27 +8988,21 @@ class Worker:
                 self.load = self.load - run.expected if self.plain else 0.0
         return run
 
-    def receive(self, dead: bool) -> tuple[list[Any], list[tuple[int, Report]]]:
-        """The messages and reports that have arrived. It is killed if it is gone, or if one of its
-        jobs has written over what it sends."""
-        messages: list[Any] = []
-        reports: list[tuple[int, Report]] = []
-        try:
-            self.channel.flush()
-            for message in self.channel.receive():
-                if message[0] == "report":
-                    reports.append(read_report(message[1], 0)[:2])
-                else:
+    def receive(self, dead: bool) -> list[tuple[Any, ...]]:
+        """The messages that have arrived, reports on the board included. It is killed if it is
+        gone, or if one of its jobs has written over what it sends."""
+        messages = []
+        self.channel.flush()
+        # The board comes later: the message that something is there has been read then.
+        for arrived in (self.channel.receive(), self.board.collect(dead)):
+            try:
+                for message in arrived:
                     messages.append(message)
-        except GARBLED:
-            self.broken = True
-        try:
-            reports += self.board.collect(dead)  # Later: the message that it has some is read.
-        except GARBLED:
-            self.broken = True
+            except GARBLED:
+                self.broken = True
         if self.broken and not self.dead:
             self.kill()
-        return messages, reports
+        return messages
 
     def kill(self) -> None:
         """Kills it with all that it started; a thread goes on."""
@@ -9118,16 +9026,16 @@ class Worker:
             self.process.close()
 
 
-def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that imports a program and
-    holds the lock on the file *presence*; or a thread."""
+def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
+    """Starts a worker with so many places for async jobs: a process that holds the lock on the
+    file *presence*; or a thread."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
         ours.setblocking(False)
-        if not isinstance(code, Program):
+        if presence is None:
             board = Board(concurrency)
-            arguments = theirs, board, code, time.thread_time_ns
+            arguments = theirs, board, make, time.thread_time_ns
             thread = threading.Thread(target=work, args=arguments, daemon=True)
             thread.start()
             opened.pop_all()
@@ -9137,7 +9045,7 @@ def start_worker(code: Program | MakeExecutor, presence: str, concurrency: int) 
         context = get_context("spawn")
         lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
         board = Board(concurrency, context)
-        handed = theirs, lifeline, board, presence, code
+        handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
         with spawning():
             process.start()
@@ -9188,8 +9096,9 @@ def memory_of(pid: int) -> int:
 class WorkerPool:
     """The workers of a node, as many as there should be."""
 
-    code: Program | MakeExecutor
-    """What they run: processes a program, threads an executor."""
+    make: MakeExecutor
+    threads: bool
+    """Whether its workers are threads, instead of processes."""
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
@@ -9228,7 +9137,8 @@ class WorkerPool:
             if time.monotonic() < self._start_at:
                 return
             try:
-                worker = start_worker(self.code, presence, self.concurrency)
+                held = None if self.threads else presence
+                worker = start_worker(self.make, held, self.concurrency)
             except OSError as error:
                 self.start_failed(str(error))
                 return
@@ -9527,7 +9437,7 @@ class Supervisor:
             self.store.schedules.declare(*self.declared)
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
-            what = "workers" if isinstance(self.pool.code, Program) else "threads"
+            what = "threads" if self.pool.threads else "workers"
             logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
@@ -9603,7 +9513,7 @@ class Supervisor:
         if self._stops:
             # Threads that do not end, and what cannot be settled, with a full disk say, must
             # not keep it for ever.
-            rest = self.grace + 1.0 if isinstance(self.pool.code, Program) else 0.0
+            rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._look_due or busy:
             return False
@@ -9686,7 +9596,7 @@ class Supervisor:
         """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
-        if self._stops and not isinstance(self.pool.code, Program):
+        if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         return max(0.0, min(due) - time.monotonic())
 
@@ -9720,9 +9630,17 @@ class Supervisor:
                     self._reap(worker)
 
     def _receive(self, worker: Worker, dead: bool = False) -> None:
-        messages, reports = worker.receive(dead)
-        for message in messages:
+        for message in worker.receive(dead):
             match message:
+                case ("report", number, fields):
+                    if run := worker.take(number):
+                        name, report = run.claimed.name, Report(*fields)
+                        expected = self._durations.get(name, report.took)
+                        self._durations[name] = expected + 0.2 * (report.took - expected)
+                        self._announce(run, report.started_at)
+                        if run.reason is not None:
+                            report = judged(run, report, self.registry, self._rng)
+                        self._settle(run, report)
                 case ("ready",):
                     worker.ready = self.pool.had_any = True
                     self.pool.failed_starts = 0
@@ -9737,15 +9655,6 @@ class Supervisor:
                     self._progress[id, claim] = text
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
-        for number, report in reports:
-            if run := worker.take(number):
-                name, took = run.claimed.name, report.took
-                expected = self._durations.get(name, took)
-                self._durations[name] = expected + 0.2 * (took - expected)
-                self._announce(run, report.started_at)
-                if run.reason is not None:
-                    report = judged(run, report, self.registry, self._rng)
-                self._settle(run, report)
 
     def _reap(self, worker: Worker) -> None:
         """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
@@ -10786,12 +10695,12 @@ class LiteJobs:
         fill_standard_streams()
         store = Store(File(self.path, "fast", clock=self.clock))
         try:
-            code, size = self._code_and_size(workers, threads)
+            make, size = self._make_and_size(workers, threads)
             serves = self._serves(queues, node)
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
-            pool = WorkerPool(code, size, concurrency, jobs_each, seconds)
+            pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             declared = self._declarations()
             return Supervisor(
                 store,
@@ -10807,9 +10716,7 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _code_and_size(
-        self, workers: int | None, threads: int | None
-    ) -> tuple[Program | MakeExecutor, int]:
+    def _make_and_size(self, workers: int | None, threads: int | None) -> tuple[MakeExecutor, int]:
         """What workers run, and how many there are."""
         if threads is not None:
             if workers is not None:
@@ -10827,7 +10734,7 @@ class LiteJobs:
         self.middleware.frozen = True
         return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
-    def _program(self) -> Program:
+    def _program(self) -> MakeExecutor:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
         self.middleware.frozen = True
@@ -10836,7 +10743,9 @@ class LiteJobs:
         paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
         paths[self.store.file.given] = self.path
         around, level = self.middleware.runs, self.log_level
-        program = Program(places, self.state, home, self.clock, around, paths, level)
+        program = functools.partial(
+            load_program, places, self.state, home, self.clock, around, paths, level
+        )
         for layer in (*self.middleware.runs, *self.middleware.enqueues):
             _check_findable("middleware", layer)
         _check_findable("state or clock", program)

@@ -31,7 +31,7 @@ from litejobs import (
     Report,
     last_lines,
     main,
-    write_report,
+    pack,
 )
 
 PATIENT = 60.0
@@ -301,16 +301,16 @@ class TestTheBoard:
         """A worker that was stopped right after that, with the lock of its board in hand, kept its
         reports from being read: what they were about ran again, although it had returned."""
         board = Board(0)
+        reports = [("report", number, Report(1, 2, 5)[:]) for number in (1, 2, 3)]
         assert board.step(b"", 1)
-        brief, long = Report(1, 2, 5), Report(1, 2, 5, result="at length")
-        assert board.step(write_report(1, brief), 2)
-        assert board.step(write_report(2, long), 3)
+        assert board.step(pack(*reports[0]), 2)
+        assert board.step(pack(*reports[1]), 3)
         assert board.revoke(9) == 3
         with board.held():
-            assert board.collect() == [(1, brief), (2, long)]
+            assert list(board.collect()) == reports[:2]
             assert board.revoke(12) is None
-        assert not board.step(write_report(3, brief), 4), "it was taken back"
-        assert board.collect() == [(3, brief)]
+        assert not board.step(pack(*reports[2]), 4), "it was taken back"
+        assert list(board.collect()) == reports[2:]
 
 
 class TestTheRing:

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import logging
-import marshal
 import math
 import os
 import random
@@ -50,6 +49,7 @@ from litejobs import (
     LiteJobs,
     Moved,
     WorkerError,
+    pack,
     used_by,
 )
 
@@ -1497,8 +1497,7 @@ def test_a_message_that_stops_half_way_is_not_waited_for() -> None:
     theirs, ours = socket.socketpair()
     ours.setblocking(False)
     channel = Channel(ours)
-    hello = marshal.dumps(("hello",))
-    message = len(hello).to_bytes(4, "big") + hello
+    message = pack("hello")
     theirs.sendall(message + message[:6])
     assert list(channel.receive()) == [("hello",)]
     theirs.sendall(message[6:] + message)
@@ -1537,15 +1536,15 @@ def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, 
         assert (job.refresh().attempt, job.errors) == (1, ())
 
 
-def test_coroutines_run_in_another_worker_if_a_job_has_used_up_the_descriptors_of_theirs(
+def test_coroutines_run_although_a_job_has_used_up_the_descriptors_of_their_worker(
     jobs: LiteJobs,
 ) -> None:
     """The thread that takes them had died, and they were running for ever, for the file."""
     jobs.register(surroundings.use_up_descriptors, surroundings.look_aside)
     with jobs.start(workers=1, grace=GRACE):
-        worker = surroundings.use_up_descriptors.enqueue().result(PATIENT)
+        surroundings.use_up_descriptors.enqueue().result(PATIENT)
         job = surroundings.look_aside.using(max_attempts=1).enqueue()
-        assert job.result(PATIENT)[0] != worker
+        job.result(PATIENT)
         assert (job.refresh().attempt, job.errors) == (1, ())
 
 
